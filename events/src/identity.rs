@@ -1,0 +1,87 @@
+//! Who and which: the derivation of ids. All of it is fixed for ever, since stored rows were keyed by it.
+
+use uuid::Uuid;
+
+use crate::event::{EventId, ProjectId, UserId};
+
+/// The protocol a client speaks. Ids that are no UUIDs are only unique within one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Dialect {
+    /// `/v1/events`.
+    Native,
+    /// `/v1/pixel.gif`.
+    Pixel,
+    /// Segment's routes.
+    Segment,
+}
+
+impl Dialect {
+    /// Returns the dialect's name, for counters and namespaces.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Dialect::Native => "native",
+            Dialect::Pixel => "pixel",
+            Dialect::Segment => "segment",
+        }
+    }
+
+    /// Returns the UUIDv5 namespace of the dialect's event ids: UUIDv5 of the OID namespace and `weir:event:{dialect}`.
+    /// The pixel shares the native one, so that an event sent by both counts once.
+    fn namespace(self) -> Uuid {
+        match self {
+            Dialect::Native | Dialect::Pixel => Uuid::from_u128(0xdf9194fa_a293_5e92_9a52_95a888b89abd),
+            Dialect::Segment => Uuid::from_u128(0x59d9dd02_8af1_5d4b_bd67_ed8e1d1006d1),
+        }
+    }
+}
+
+/// Reads a UUID in its hyphenated form of 36 characters, any case; other texts are no UUIDs here.
+pub fn hyphenated_uuid(text: &str) -> Option<Uuid> {
+    if text.len() == 36 { Uuid::try_parse(text).ok() } else { None }
+}
+
+/// Returns the event id of a client's text: the UUID itself, else the UUIDv5 of its exact bytes in the dialect's namespace.
+pub fn event_id(dialect: Dialect, text: &str) -> EventId {
+    EventId(hyphenated_uuid(text).unwrap_or_else(|| Uuid::new_v5(&dialect.namespace(), text.as_bytes())))
+}
+
+/// Returns the user id of a client's text: the UUID itself, else UUIDv5(OID namespace, `weir:user:{project_id}:{text}`).
+/// The same person has the same id in every dialect, and another one in every project.
+pub fn user_id(project: ProjectId, text: &str) -> UserId {
+    UserId(
+        hyphenated_uuid(text).unwrap_or_else(|| {
+            Uuid::new_v5(&Uuid::NAMESPACE_OID, format!("weir:user:{}:{text}", project.0.hyphenated()).as_bytes())
+        }),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn namespaces_are_what_they_say() {
+        for dialect in [Dialect::Native, Dialect::Segment] {
+            let name = format!("weir:event:{}", dialect.as_str());
+            assert_eq!(dialect.namespace(), Uuid::new_v5(&Uuid::NAMESPACE_OID, name.as_bytes()), "{name}");
+        }
+    }
+
+    #[test]
+    fn uuids_stay_and_texts_become_uuid5() {
+        let uuid = "6BA7B812-9dad-11d1-80b4-00c04fd430c8";
+        assert_eq!(event_id(Dialect::Segment, uuid).0, Uuid::try_parse(uuid).expect("a constant"));
+        assert_eq!(event_id(Dialect::Native, "msg-1").0.get_version_num(), 5);
+        assert_ne!(event_id(Dialect::Native, "msg-1"), event_id(Dialect::Segment, "msg-1"));
+        // 32 digits without hyphens, braces or a URN are texts like any other.
+        assert_eq!(event_id(Dialect::Native, &uuid.replace('-', "")).0.get_version_num(), 5);
+    }
+
+    #[test]
+    fn users_are_the_projects_own() {
+        let [one, two] = [ProjectId(Uuid::from_u128(1)), ProjectId(Uuid::from_u128(2))];
+        assert_ne!(user_id(one, "alice"), user_id(two, "alice"));
+        let name = b"weir:user:00000000-0000-0000-0000-000000000001:alice";
+        assert_eq!(user_id(one, "alice").0, Uuid::new_v5(&Uuid::NAMESPACE_OID, name));
+    }
+}
