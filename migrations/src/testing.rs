@@ -1,0 +1,128 @@
+//! A private Postgres for tests: started once for each test process, gone with it; each test has a database of its own.
+//!
+//! The server belongs to a shell that reads from this process. When the process ends, in whatever way, the shell reads
+//! the end of its input, ends the server and removes its folder.
+
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
+use tokio::sync::OnceCell;
+
+/// A migrated, empty database.
+pub struct TestDatabase {
+    /// What to connect to.
+    pub url: String,
+}
+
+struct Server {
+    folder: PathBuf,
+    /// Ends the shell, and by it the server, when this process ends.
+    _input: ChildStdin,
+    _shell: Child,
+}
+
+static SERVER: OnceCell<Server> = OnceCell::const_new();
+static NUMBER: AtomicU32 = AtomicU32::new(0);
+
+impl TestDatabase {
+    /// Makes a database with the present schema.
+    /// # Panics
+    /// If there is no Postgres 15 or later, or it does not start: a test cannot go on without.
+    pub async fn create() -> Self {
+        let server = SERVER.get_or_init(Server::start).await;
+        let name = format!("test_{}", NUMBER.fetch_add(1, Ordering::Relaxed));
+        let mut connection = PgConnection::connect(&server.url("postgres")).await.expect("the private postgres answers");
+        let statement = format!("CREATE DATABASE {name} TEMPLATE migrated STRATEGY file_copy");
+        sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut connection).await.expect("a database is made");
+        TestDatabase { url: server.url(&name) }
+    }
+
+    /// Opens a connection.
+    /// # Panics
+    /// If that fails.
+    pub async fn connect(&self) -> PgConnection {
+        PgConnection::connect(&self.url).await.expect("the private postgres answers")
+    }
+}
+
+impl Server {
+    async fn start() -> Server {
+        let folder = std::env::temp_dir().join(format!("weir-test-pg-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&folder);
+        std::fs::DirBuilder::new().mode(0o700).create(&folder).expect("a folder for the private postgres");
+        let mut shell = Command::new("sh");
+        // The server refuses to run as root.
+        if std::fs::metadata(&folder).expect("just made").uid() == 0 {
+            let (uid, gid) =
+                system_user("postgres").expect("root needs the system user postgres, of Debian's package postgresql-15");
+            std::os::unix::fs::chown(&folder, Some(uid), Some(gid)).expect("root may");
+            shell.gid(gid).uid(uid);
+        }
+        let script = r#"
+            cd "$2" && "$1/initdb" -D data -U weir -A trust -E UTF8 --locale=C.UTF-8 --no-sync >initdb.log 2>&1 || exit 1
+            "$1/postgres" -D data -k "$2" -c listen_addresses= -c fsync=off -c max_connections=200 -c shared_buffers=128MB \
+                >server.log 2>&1 </dev/null &
+            cat >/dev/null; kill -QUIT $!; wait $!; cd / && rm -rf "$2""#;
+        let mut child = shell
+            .args(["-c", script, "sh"])
+            .arg(binaries())
+            .arg(&folder)
+            .stdin(Stdio::piped())
+            .process_group(0)
+            .spawn()
+            .expect("sh starts");
+        let input = child.stdin.take().expect("was piped");
+        let server = Server { folder, _input: input, _shell: child };
+        server.migrate().await;
+        server
+    }
+
+    fn url(&self, database: &str) -> String {
+        let host = self.folder.display().to_string().replace('/', "%2F");
+        format!("postgresql://weir@{host}/{database}")
+    }
+
+    async fn migrate(&self) {
+        let mut tries = 0;
+        let mut connection = loop {
+            match PgConnection::connect(&self.url("postgres")).await {
+                Ok(connection) => break connection,
+                Err(error) if tries == 300 => {
+                    panic!("the private postgres did not start, see {}: {error}", self.folder.display())
+                }
+                Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+            }
+            tries += 1;
+        };
+        sqlx::raw_sql("CREATE DATABASE migrated").execute(&mut connection).await.expect("a database is made");
+        let mut migrated = PgConnection::connect(&self.url("migrated")).await.expect("just made");
+        crate::MIGRATOR.run(&mut migrated).await.expect("the migrations fit together");
+        migrated.close().await.expect("a template has no connections");
+    }
+}
+
+fn system_user(name: &str) -> Option<(u32, u32)> {
+    let users = std::fs::read_to_string("/etc/passwd").ok()?;
+    let fields: Vec<&str> = users.lines().map(|line| line.split(':').collect::<Vec<_>>()).find(|fields| fields[0] == name)?;
+    Some((fields.get(2)?.parse().ok()?, fields.get(3)?.parse().ok()?))
+}
+
+/// The newest installed server's folder, Debian's layout first, else whatever the path finds.
+fn binaries() -> PathBuf {
+    let debian = Path::new("/usr/lib/postgresql");
+    let versions = std::fs::read_dir(debian).into_iter().flatten().flatten();
+    let newest =
+        versions.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok()).filter(|version| *version >= 15).max();
+    if let Some(version) = newest {
+        return debian.join(version.to_string()).join("bin");
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .find(|folder| folder.join("initdb").exists() && folder.join("postgres").exists())
+        .expect("tests need the server of Postgres 15 or later (Debian: postgresql-15)")
+}
