@@ -1,0 +1,404 @@
+//! What an experiment is made of, and which values are accepted. Nothing here knows the database.
+
+use events::{Micros, Money};
+
+use super::experiments::{Experiment, Variant};
+use super::{AdminError, check_name, texts};
+
+/// More arms than anybody compares; each is a row in every answer.
+const VARIANTS_MAX: usize = 100;
+/// The same for metrics.
+const METRICS_MAX: usize = 100;
+/// Days, 10 years: as far back as anything is accepted.
+const WINDOW_DAYS_MAX: i32 = 3_650;
+
+texts! {
+    /// Which variant a conversion is credited to.
+    AttributionMethod {
+        /// That of the first eligible impression.
+        FirstExposure = "first_exposure",
+        /// That of the last eligible impression before the conversion.
+        LastExposure = "last_exposure",
+    }
+}
+
+texts! {
+    /// What a metric computes per user.
+    Aggregation {
+        /// Whether there was a conversion.
+        ConversionRate = "conversion_rate",
+        /// The sum of values.
+        ValuePerUser = "value_per_user",
+        /// The number of conversions.
+        CountPerUser = "count_per_user",
+    }
+}
+
+texts! {
+    /// Which way is better.
+    Direction {
+        /// Up.
+        Increase = "increase",
+        /// Down.
+        Decrease = "decrease",
+    }
+}
+
+texts! {
+    /// What a metric decides.
+    Role {
+        /// Whether the experiment is a success.
+        Primary = "primary",
+        /// Nothing alone.
+        Secondary = "secondary",
+        /// Whether harm was done.
+        Guardrail = "guardrail",
+    }
+}
+
+/// An experiment to be made. What is `None` gets the default of the schema.
+#[derive(Clone, Debug, Default)]
+pub struct NewExperiment {
+    /// Unique in the project, for ever.
+    pub name: String,
+    /// For people.
+    pub description: Option<String>,
+    /// At least one.
+    pub variants: Vec<NewVariant>,
+    /// None at all: the default metrics of the query service.
+    pub metrics: Vec<NewMetric>,
+    /// Users over all variants.
+    pub target_sample_size: Option<i32>,
+    /// 0.80 to 0.99, 2 decimals.
+    pub confidence_level: Option<String>,
+    /// Relative, above 0 and below 10, 4 decimals.
+    pub minimum_detectable_effect: Option<String>,
+    /// 0 to 3650.
+    pub conversion_window_days: Option<i32>,
+    /// Default: first exposure.
+    pub attribution_method: Option<AttributionMethod>,
+    /// Three capital letters; default: the only one seen.
+    pub currency: Option<String>,
+    /// Whether it runs at once.
+    pub start: bool,
+    /// From when on exposures count; default: the time of the start. Only together with `start`.
+    pub started_at: Option<Micros>,
+}
+
+/// One arm.
+#[derive(Clone, Debug, Default)]
+pub struct NewVariant {
+    /// Unique in the experiment, for ever.
+    pub name: String,
+    /// Share of the traffic, in any unit, at most 6 decimals. All variants have one, or none.
+    pub weight: Option<String>,
+    /// Whether the others are compared with this one; at most one.
+    pub is_control: bool,
+}
+
+/// One thing that is measured.
+#[derive(Clone, Debug)]
+pub struct NewMetric {
+    /// Unique in the experiment.
+    pub name: String,
+    /// The conversions that count; `None`: all.
+    pub conversion_type: Option<String>,
+    /// What is computed of them.
+    pub aggregation: Aggregation,
+    /// Which way is better.
+    pub direction: Direction,
+    /// What it decides.
+    pub role: Role,
+    /// Of a guardrail: the relative loss that is bearable, 4 decimals.
+    pub margin: Option<String>,
+    /// Days after the first exposure; `None`: the experiment's.
+    pub window_days: Option<i32>,
+    /// One user's sum counts up to here.
+    pub cap: Option<String>,
+}
+
+impl NewExperiment {
+    /// Checks every value. What passes is taken by every check of the schema, without rounding.
+    pub(super) fn check(&self) -> Result<(), AdminError> {
+        check_name("name", &self.name)?;
+        if self.description.as_deref().is_some_and(|text| text.contains('\0')) {
+            return Err(AdminError::invalid("description", "found the character U+0000, which Postgres cannot hold"));
+        }
+        self.check_variants()?;
+        self.check_metrics()?;
+        if let Some(size) = self.target_sample_size.filter(|size| *size <= 0) {
+            return Err(AdminError::invalid("target_sample_size", format!("found {size}; users over all variants, at least 1")));
+        }
+        decimal("confidence_level", self.confidence_level.as_deref(), "0.80 to 0.99 with 2 decimals", 2, |level| {
+            (800_000..=990_000).contains(&level)
+        })?;
+        let accepted = "a relative effect above 0 and below 10 with 4 decimals, such as 0.05 for 5 %";
+        decimal("minimum_detectable_effect", self.minimum_detectable_effect.as_deref(), accepted, 4, |effect| {
+            (1..10_000_000).contains(&effect)
+        })?;
+        window("conversion_window_days", self.conversion_window_days)?;
+        if let Some(currency) = &self.currency
+            && (currency.len() != 3 || !currency.bytes().all(|byte| byte.is_ascii_uppercase()))
+        {
+            return Err(AdminError::invalid(
+                "currency",
+                format!("found {currency:?}; three capital letters such as EUR are accepted"),
+            ));
+        }
+        match self.started_at {
+            Some(_) if !self.start => {
+                Err(AdminError::invalid("started_at", "the experiment is not started; a time is accepted together with a start"))
+            }
+            // Postgres' own times reach further back, but no event does.
+            Some(time) if time < Micros::MIN || time > Micros::MAX => {
+                Err(AdminError::invalid("started_at", format!("found {time}; years 1 to 9999 are accepted")))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn check_variants(&self) -> Result<(), AdminError> {
+        if self.variants.is_empty() || self.variants.len() > VARIANTS_MAX {
+            return Err(AdminError::invalid(
+                "variants",
+                format!("found {}; 1 to {VARIANTS_MAX} are accepted", self.variants.len()),
+            ));
+        }
+        for (index, variant) in self.variants.iter().enumerate() {
+            let field = format!("variants[{index}]");
+            check_name(&format!("{field}.name"), &variant.name)?;
+            if self.variants[..index].iter().any(|other| other.name == variant.name) {
+                return Err(AdminError::invalid(
+                    format!("{field}.name"),
+                    format!("found {:?} twice; each name once", variant.name),
+                ));
+            }
+            if variant.is_control && self.variants[..index].iter().any(|other| other.is_control) {
+                return Err(AdminError::invalid(field, "a second control; at most one is accepted"));
+            }
+            if variant.weight.is_none() != self.variants[0].weight.is_none() {
+                return Err(AdminError::invalid(
+                    format!("{field}.weight"),
+                    "some variants have a weight and some have none; all or none is accepted",
+                ));
+            }
+            let accepted = "0 to 999999 with at most 6 decimals";
+            decimal(&format!("{field}.weight"), variant.weight.as_deref(), accepted, 6, |weight| {
+                (0..1_000_000_000_000).contains(&weight)
+            })?;
+        }
+        let all_zero = |variant: &NewVariant| variant.weight.as_deref().and_then(millionths) == Some(0);
+        if self.variants.iter().all(all_zero) {
+            return Err(AdminError::invalid("variants", "all weights are 0; at least one above 0 is accepted"));
+        }
+        Ok(())
+    }
+
+    fn check_metrics(&self) -> Result<(), AdminError> {
+        if self.metrics.len() > METRICS_MAX {
+            return Err(AdminError::invalid(
+                "metrics",
+                format!("found {}; at most {METRICS_MAX} are accepted", self.metrics.len()),
+            ));
+        }
+        for (index, metric) in self.metrics.iter().enumerate() {
+            let field = format!("metrics[{index}]");
+            check_name(&format!("{field}.name"), &metric.name)?;
+            if self.metrics[..index].iter().any(|other| other.name == metric.name) {
+                return Err(AdminError::invalid(
+                    format!("{field}.name"),
+                    format!("found {:?} twice; each name once", metric.name),
+                ));
+            }
+            if let Some(conversion) = &metric.conversion_type {
+                check_name(&format!("{field}.conversion_type"), conversion)?;
+            }
+            if metric.margin.is_some() && metric.role != Role::Guardrail {
+                return Err(AdminError::invalid(
+                    format!("{field}.margin"),
+                    format!("found with the role {}; only a guardrail has a margin", metric.role.as_str()),
+                ));
+            }
+            decimal(&format!("{field}.margin"), metric.margin.as_deref(), "0 to 9.9999 with 4 decimals", 4, |margin| {
+                (0..10_000_000).contains(&margin)
+            })?;
+            window(&format!("{field}.window_days"), metric.window_days)?;
+            let accepted = "an amount above 0 with at most 6 decimals";
+            decimal(&format!("{field}.cap"), metric.cap.as_deref(), accepted, 6, |cap| cap > 0)?;
+        }
+        Ok(())
+    }
+
+    /// Returns whether an answer can tell the control: the marked one, else one of the usual names.
+    pub fn has_control(&self) -> bool {
+        const USUAL: [&str; 5] = ["control", "baseline", "original", "off", "false"];
+        let is_usual = |variant: &NewVariant| USUAL.contains(&variant.name.to_lowercase().as_str());
+        self.variants.iter().any(|variant| variant.is_control || is_usual(variant))
+    }
+}
+
+/// Checks a variant that is added to `experiment`, as it would have been checked among the others from the start.
+pub(super) fn check_added(experiment: &Experiment, new: &NewVariant) -> Result<(), AdminError> {
+    if new.is_control {
+        return Err(AdminError::invalid("variant", "found a control; what the others are compared with is chosen at the start"));
+    }
+    let as_new = |variant: &Variant| NewVariant {
+        name: variant.name.clone(),
+        weight: variant.weight.clone(),
+        is_control: variant.is_control,
+    };
+    let mut variants: Vec<NewVariant> = experiment.variants.iter().map(as_new).collect();
+    variants.push(new.clone());
+    NewExperiment { name: experiment.name.clone(), variants, ..NewExperiment::default() }.check()
+}
+
+fn window(field: &str, days: Option<i32>) -> Result<(), AdminError> {
+    match days {
+        Some(days) if !(0..=WINDOW_DAYS_MAX).contains(&days) => {
+            Err(AdminError::invalid(field, format!("found {days}; 0 to {WINDOW_DAYS_MAX} days are accepted")))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn millionths(text: &str) -> Option<i128> {
+    text.parse::<Money>().ok().map(Money::millionths)
+}
+
+/// Checks a decimal text, of which no digit may be lost in a column with `decimals` digits after the point.
+fn decimal(
+    field: &str,
+    text: Option<&str>,
+    accepted: &str,
+    decimals: u32,
+    in_range: impl Fn(i128) -> bool,
+) -> Result<(), AdminError> {
+    let Some(text) = text else { return Ok(()) };
+    let fits = |value: i128| in_range(value) && value % 10i128.pow(6 - decimals) == 0;
+    match millionths(text) {
+        Some(value) if fits(value) => Ok(()),
+        _ => Err(AdminError::invalid(field, format!("found {text:?}; accepted: {accepted}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn variant(name: &str, weight: Option<&str>, is_control: bool) -> NewVariant {
+        NewVariant { name: name.into(), weight: weight.map(Into::into), is_control }
+    }
+
+    fn metric(name: &str) -> NewMetric {
+        NewMetric {
+            name: name.into(),
+            conversion_type: None,
+            aggregation: Aggregation::ConversionRate,
+            direction: Direction::Increase,
+            role: Role::Primary,
+            margin: None,
+            window_days: None,
+            cap: None,
+        }
+    }
+
+    fn valid() -> NewExperiment {
+        NewExperiment {
+            name: "checkout".into(),
+            variants: vec![variant("a", Some("50"), true), variant("b", Some("50"), false)],
+            metrics: vec![metric("m")],
+            ..NewExperiment::default()
+        }
+    }
+
+    #[test]
+    fn each_value_is_checked() {
+        let check = |change: &dyn Fn(&mut NewExperiment), expected: &str| {
+            let mut experiment = valid();
+            change(&mut experiment);
+            let found = experiment.check().err().map(|error| error.to_string()).unwrap_or_default();
+            assert_eq!(found, expected);
+        };
+        check(&|_| {}, "");
+        check(&|e| e.name = String::new(), r#"name: found "", which is empty; a name is accepted"#);
+        check(&|e| e.description = Some("\0".into()), "description: found the character U+0000, which Postgres cannot hold");
+        check(&|e| e.variants.clear(), "variants: found 0; 1 to 100 are accepted");
+        check(&|e| e.variants[1].name = "a".into(), r#"variants[1].name: found "a" twice; each name once"#);
+        check(&|e| e.variants[1].is_control = true, "variants[1]: a second control; at most one is accepted");
+        check(
+            &|e| e.variants[1].weight = None,
+            "variants[1].weight: some variants have a weight and some have none; all or none is accepted",
+        );
+        let weight = |text: &str| format!("variants[1].weight: found {text:?}; accepted: 0 to 999999 with at most 6 decimals");
+        for text in ["-1", "x", "", "1000000", "0.0000001", "1e400"] {
+            check(&|e| e.variants[1].weight = Some(text.into()), &weight(text));
+        }
+        check(&|e| e.variants[1].weight = Some("0.000001".into()), "");
+        check(&|e| e.variants.iter_mut().for_each(|v| v.weight = None), "");
+        check(
+            &|e| e.variants.iter_mut().for_each(|v| v.weight = Some("0.0".into())),
+            "variants: all weights are 0; at least one above 0 is accepted",
+        );
+        check(&|e| e.metrics.push(metric("m")), r#"metrics[1].name: found "m" twice; each name once"#);
+        check(
+            &|e| e.metrics[0].conversion_type = Some(String::new()),
+            r#"metrics[0].conversion_type: found "", which is empty; a name is accepted"#,
+        );
+        check(
+            &|e| e.metrics[0].margin = Some("0.02".into()),
+            "metrics[0].margin: found with the role primary; only a guardrail has a margin",
+        );
+        check(&|e| e.metrics[0].window_days = Some(3_651), "metrics[0].window_days: found 3651; 0 to 3650 days are accepted");
+        check(
+            &|e| e.metrics[0].cap = Some("0".into()),
+            r#"metrics[0].cap: found "0"; accepted: an amount above 0 with at most 6 decimals"#,
+        );
+        check(&|e| e.target_sample_size = Some(0), "target_sample_size: found 0; users over all variants, at least 1");
+        for text in ["0.79", "1", "0.955"] {
+            let expected = format!("confidence_level: found {text:?}; accepted: 0.80 to 0.99 with 2 decimals");
+            check(&|e| e.confidence_level = Some(text.into()), &expected);
+        }
+        check(&|e| e.confidence_level = Some("0.9".into()), "");
+        for text in ["0", "10", "0.00001"] {
+            let expected = format!(
+                "minimum_detectable_effect: found {text:?}; accepted: a relative effect above 0 and below 10 with 4 decimals, \
+                 such as 0.05 for 5 %"
+            );
+            check(&|e| e.minimum_detectable_effect = Some(text.into()), &expected);
+        }
+        check(&|e| e.conversion_window_days = Some(-1), "conversion_window_days: found -1; 0 to 3650 days are accepted");
+        for text in ["eur", "EU", "ÄB"] {
+            let expected = format!("currency: found {text:?}; three capital letters such as EUR are accepted");
+            check(&|e| e.currency = Some(text.into()), &expected);
+        }
+        check(
+            &|e| e.started_at = Some(Micros(0)),
+            "started_at: the experiment is not started; a time is accepted together with a start",
+        );
+    }
+
+    #[test]
+    fn the_control_is_marked_or_has_a_usual_name() {
+        let check = |name: &str, is_control: bool, expected: bool| {
+            let experiment =
+                NewExperiment { variants: vec![variant(name, None, is_control), variant("b", None, false)], ..valid() };
+            assert_eq!(experiment.has_control(), expected, "{name}");
+        };
+        check("a", true, true);
+        check("a", false, false);
+        check("Control", false, true);
+        check("OFF", false, true);
+        check("controls", false, false);
+    }
+
+    #[test]
+    fn texts_are_those_of_the_schema() {
+        for text in AttributionMethod::TEXTS {
+            assert_eq!(text.parse::<AttributionMethod>().map(AttributionMethod::as_str), Ok(*text));
+        }
+        assert_eq!(
+            "mean".parse::<Aggregation>(),
+            Err(r#"found "mean"; accepted: conversion_rate, value_per_user, count_per_user"#.to_owned())
+        );
+    }
+}

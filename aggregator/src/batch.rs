@@ -1,0 +1,107 @@
+//! A batch: consecutive records of some log partitions, and what they turned out to be.
+
+use std::collections::BTreeSet;
+
+use bytes::Bytes;
+use eventlog::{Offset, StoredRecord};
+use events::{Event, wire};
+use uuid::Uuid;
+
+/// A half-open range of one log partition: the progress that a commit claims.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Slice {
+    pub partition: u32,
+    /// Of the lease under which it was read.
+    pub epoch: i64,
+    pub from: Offset,
+    pub to: Offset,
+    /// CRC-32C of the last record's bytes.
+    pub last_crc: u32,
+}
+
+/// A record that is an event.
+#[derive(Debug)]
+pub(crate) struct Decoded {
+    pub partition: u32,
+    pub offset: Offset,
+    pub bytes: Bytes,
+    pub event: Event,
+}
+
+/// A record that could not be applied. It is stored with its bytes, in the transaction that passes it.
+#[derive(Clone, Debug)]
+pub(crate) struct DeadLetter {
+    pub partition: u32,
+    pub offset: Offset,
+    pub bytes: Bytes,
+    pub project: Option<Uuid>,
+    pub code: &'static str,
+    pub subject: Option<String>,
+    pub reason: String,
+    pub sqlstate: Option<String>,
+}
+
+impl DeadLetter {
+    /// Makes a dead letter of an event.
+    pub(crate) fn of(decoded: &Decoded, code: &'static str, reason: String) -> Self {
+        DeadLetter {
+            partition: decoded.partition,
+            offset: decoded.offset,
+            bytes: decoded.bytes.clone(),
+            project: Some(decoded.event.project_id.0),
+            code,
+            subject: None,
+            reason,
+            sqlstate: None,
+        }
+    }
+}
+
+/// Consecutive records of some log partitions, at most one slice of each, decoded.
+#[derive(Debug, Default)]
+pub(crate) struct Batch {
+    /// Ascending by log partition.
+    pub slices: Vec<Slice>,
+    pub events: Vec<Decoded>,
+    /// What is no event at all.
+    pub undecodable: Vec<DeadLetter>,
+}
+
+impl Batch {
+    /// Adds the records that were read from one log partition, in order and without a gap.
+    pub(crate) fn add(&mut self, partition: u32, epoch: i64, records: Vec<StoredRecord>) {
+        let (Some(first), Some(last)) = (records.first(), records.last()) else { return };
+        self.slices.push(Slice {
+            partition,
+            epoch,
+            from: first.offset,
+            to: last.offset + 1,
+            last_crc: crc32c::crc32c(&last.bytes),
+        });
+        for StoredRecord { offset, bytes } in records {
+            match wire::decode(&bytes) {
+                Ok(event) => self.events.push(Decoded { partition, offset, bytes, event }),
+                Err(error) => self.undecodable.push(DeadLetter {
+                    partition,
+                    offset,
+                    bytes,
+                    project: None,
+                    code: "undecodable",
+                    subject: None,
+                    reason: error.to_string(),
+                    sqlstate: None,
+                }),
+            }
+        }
+    }
+
+    /// Returns the number of records.
+    pub(crate) fn len(&self) -> usize {
+        self.events.len() + self.undecodable.len()
+    }
+
+    /// Returns whose events these are, ascending, as locks are taken.
+    pub(crate) fn projects(&self) -> BTreeSet<Uuid> {
+        self.events.iter().map(|decoded| decoded.event.project_id.0).collect()
+    }
+}

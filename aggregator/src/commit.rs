@@ -1,0 +1,240 @@
+//! One batch, one transaction: its steps in their order.
+//!
+//! The staging table is filled first, outside of the transaction, so that no lock waits for bytes from a client. Then:
+//!
+//! 1. every checkpoint moves, by comparison: another owner of a log partition shows here, and nothing is committed;
+//! 2. the catalogue's versions and the horizon are read under the projects' shared locks: if names moved, all starts over;
+//! 3. new facts are inserted, ordered by key, so that two workers never wait for each other in a circle;
+//! 4. participation and attribution of the touched keys are recomputed; 5. daily sums grow (in the statement of 3);
+//! 6. dead letters are stored; 7. commit.
+
+pub(crate) mod checkpoint;
+pub(crate) mod copy;
+mod dead_letter;
+mod facts;
+pub(crate) mod participation;
+mod refused;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeSet;
+
+use events::{Kind, Micros};
+use sqlx::{PgConnection, Row};
+use uuid::Uuid;
+
+pub(crate) use facts::{Inserted, TABLES};
+
+use crate::batch::{Batch, DeadLetter, Decoded};
+use crate::catalogue::{Catalogue, Resolved};
+use crate::database::{catalogue_lock, row_fault};
+use crate::partitions::Months;
+
+/// An event with its ids, on its way into the staging table.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct StagedRow<'a> {
+    pub decoded: &'a Decoded,
+    pub ids: Resolved,
+}
+
+/// What a batch became.
+#[derive(Debug)]
+pub(crate) struct Stored {
+    pub inserted: Inserted,
+    pub duplicates: u64,
+    pub unattributed: u64,
+    pub dead: Vec<DeadLetter>,
+}
+
+/// Why a batch was not stored, or not surely.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CommitError {
+    /// Another worker owns the log partition; nothing was changed, and nothing may be read on.
+    #[error("log partition {partition}: the checkpoint or the epoch is not the one this batch starts from; another owner has it")]
+    NotOwner {
+        /// The log partition.
+        partition: u32,
+    },
+    /// The reply to COMMIT was lost; the checkpoint tells whether it happened.
+    #[error("the reply to COMMIT was lost: {0}")]
+    Unknown(sqlx::Error),
+    /// Anything else; nothing was changed. The connection is not to be used again.
+    #[error(transparent)]
+    Postgres(#[from] sqlx::Error),
+    /// A count that must hold does not. Nothing was changed.
+    #[error("staged {staged} rows of {sent}: the staging table does not hold what was sent to it")]
+    Staging {
+        /// Found.
+        staged: i64,
+        /// Expected.
+        sent: usize,
+    },
+}
+
+/// How one attempt ended.
+enum Attempt {
+    Stored { inserted: Inserted, unattributed: u64 },
+    CatalogueMoved,
+    HorizonMoved(Micros),
+}
+
+/// What a worker keeps from commit to commit.
+#[derive(Debug, Default)]
+pub(crate) struct Memory {
+    pub catalogue: Catalogue,
+    pub months: Months,
+    pub horizon: Option<Micros>,
+}
+
+/// Stores a batch, whatever it holds: what Postgres refuses in a row becomes that row's dead letter, and the rest goes on.
+pub(crate) async fn commit(
+    connection: &mut PgConnection,
+    memory: &mut Memory,
+    log_id: Uuid,
+    batch: &Batch,
+) -> Result<Stored, CommitError> {
+    let projects = batch.projects();
+    let mut refused: Vec<DeadLetter> = Vec::new();
+    loop {
+        memory.catalogue.know(connection, &projects).await?;
+        let (rows, unapplied) = resolve(connection, memory, batch, &refused).await?;
+        let dead: Vec<DeadLetter> = batch.undecodable.iter().chain(&refused).chain(&unapplied).cloned().collect();
+        memory.months.make(connection, rows.iter().map(|row| &row.decoded.event)).await?;
+
+        match attempt(connection, memory, log_id, batch, &projects, &rows, &dead).await {
+            Ok(Attempt::Stored { inserted, unattributed }) => {
+                let duplicates = rows.len() as u64 - inserted.total();
+                return Ok(Stored { inserted, duplicates, unattributed, dead });
+            }
+            Ok(Attempt::CatalogueMoved) => memory.catalogue.forget(&projects),
+            Ok(Attempt::HorizonMoved(horizon)) => memory.horizon = Some(horizon),
+            Err(CommitError::Postgres(error)) if row_fault(&error).is_some() => {
+                sqlx::raw_sql("ROLLBACK").execute(&mut *connection).await?;
+                let found = refused::find(connection, log_id, &rows).await?;
+                if found.is_empty() {
+                    return Err(CommitError::Postgres(error)); // refused only once: transient after all
+                }
+                refused.extend(found);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Gives every event its ids, registering names where a project wants that. What stays unknown, lies before the horizon
+/// or was refused before becomes a dead letter.
+async fn resolve<'a>(
+    connection: &mut PgConnection,
+    memory: &mut Memory,
+    batch: &'a Batch,
+    refused: &[DeadLetter],
+) -> Result<(Vec<StagedRow<'a>>, Vec<DeadLetter>), sqlx::Error> {
+    let refused: BTreeSet<(u32, u64)> = refused.iter().map(|letter| (letter.partition, letter.offset)).collect();
+    let (rows, dead) = resolve_with(memory, batch, &refused);
+    if dead.iter().all(|letter| letter.subject.is_none())
+        || !memory.catalogue.register(connection, batch.events.iter().map(|decoded| &decoded.event)).await?
+    {
+        return Ok((rows, dead));
+    }
+    Ok(resolve_with(memory, batch, &refused))
+}
+
+fn resolve_with<'a>(memory: &Memory, batch: &'a Batch, refused: &BTreeSet<(u32, u64)>) -> (Vec<StagedRow<'a>>, Vec<DeadLetter>) {
+    let mut rows = Vec::with_capacity(batch.events.len());
+    let mut dead = Vec::new();
+    for decoded in &batch.events {
+        if refused.contains(&(decoded.partition, decoded.offset)) {
+            continue;
+        }
+        if let Some(horizon) = memory.horizon.filter(|horizon| decoded.event.claimed_at < *horizon) {
+            let reason = format!("claimed at {}, before {horizon}: that month is no longer kept here", decoded.event.claimed_at);
+            dead.push(DeadLetter::of(decoded, "before_horizon", reason));
+            continue;
+        }
+        match memory.catalogue.resolve(&decoded.event) {
+            Ok(ids) => rows.push(StagedRow { decoded, ids }),
+            Err(unknown) => {
+                dead.push(DeadLetter { subject: Some(unknown.subject), ..DeadLetter::of(decoded, unknown.code, unknown.reason) })
+            }
+        }
+    }
+    (rows, dead)
+}
+
+/// The transaction. After an error other than [`CommitError::Unknown`] nothing of it is left.
+async fn attempt(
+    connection: &mut PgConnection,
+    memory: &Memory,
+    log_id: Uuid,
+    batch: &Batch,
+    projects: &BTreeSet<Uuid>,
+    rows: &[StagedRow<'_>],
+    dead: &[DeadLetter],
+) -> Result<Attempt, CommitError> {
+    copy::fill(connection, rows).await?;
+    sqlx::raw_sql("BEGIN ISOLATION LEVEL READ COMMITTED").execute(&mut *connection).await?;
+
+    for slice in &batch.slices {
+        let newest =
+            rows.iter().filter(|row| row.decoded.partition == slice.partition).map(|row| row.decoded.event.event_time).max();
+        if !checkpoint::advance(connection, log_id, slice, newest).await? {
+            sqlx::raw_sql("ROLLBACK").execute(&mut *connection).await?;
+            return Err(CommitError::NotOwner { partition: slice.partition });
+        }
+    }
+    let seen = lock_catalogue(connection, projects).await?;
+    if seen.staged != rows.len() as i64 {
+        return Err(CommitError::Staging { staged: seen.staged, sent: rows.len() });
+    }
+    if seen.versions.iter().any(|(project, version)| memory.catalogue.version(*project) != *version) {
+        sqlx::raw_sql("ROLLBACK").execute(&mut *connection).await?;
+        return Ok(Attempt::CatalogueMoved);
+    }
+    if let Some(horizon) = seen.horizon.filter(|horizon| Some(*horizon) != memory.horizon) {
+        sqlx::raw_sql("ROLLBACK").execute(&mut *connection).await?;
+        return Ok(Attempt::HorizonMoved(horizon));
+    }
+
+    let kinds = kinds(rows);
+    if rows.iter().any(|row| row.decoded.event.is_known_by_id_alone()) {
+        facts::drop_known_ids(connection).await?;
+    }
+    let inserted = facts::insert(connection, log_id, &kinds).await?;
+    let touches = inserted.by_kind().any(|(kind, _)| matches!(kind, Kind::Impression | Kind::Conversion));
+    let unattributed = if touches { participation::follow_touched(connection).await? } else { 0 };
+    dead_letter::insert(connection, log_id, dead).await?;
+    sqlx::raw_sql("COMMIT").execute(connection).await.map_err(CommitError::Unknown)?;
+    Ok(Attempt::Stored { inserted, unattributed })
+}
+
+fn kinds(rows: &[StagedRow<'_>]) -> Vec<Kind> {
+    Kind::ALL.into_iter().filter(|kind| rows.iter().any(|row| row.decoded.event.kind() == *kind)).collect()
+}
+
+struct Seen {
+    versions: Vec<(Uuid, i64)>,
+    horizon: Option<Micros>,
+    staged: i64,
+}
+
+/// Takes the projects' shared locks, ascending, and then reads: what is read stays true until the commit.
+async fn lock_catalogue(connection: &mut PgConnection, projects: &BTreeSet<Uuid>) -> Result<Seen, sqlx::Error> {
+    let mut locks: Vec<i64> = projects.iter().map(|project| catalogue_lock(*project)).collect();
+    locks.sort_unstable();
+    for lock in locks {
+        sqlx::query("SELECT pg_advisory_xact_lock_shared($1)").bind(lock).execute(&mut *connection).await?;
+    }
+    let ids: Vec<Uuid> = projects.iter().copied().collect();
+    let row = sqlx::query(
+        "SELECT (SELECT count(*) FROM staging),
+                (SELECT (extract(epoch FROM until) * 1000000)::bigint FROM horizon),
+                coalesce((SELECT array_agg(project_id) FROM catalogue_versions WHERE project_id = ANY ($1)), '{}'),
+                coalesce((SELECT array_agg(version) FROM catalogue_versions WHERE project_id = ANY ($1)), '{}')",
+    )
+    .bind(&ids)
+    .fetch_one(connection)
+    .await?;
+    let horizon: Option<i64> = row.try_get(1)?;
+    let (projects, versions): (Vec<Uuid>, Vec<i64>) = (row.try_get(2)?, row.try_get(3)?);
+    Ok(Seen { versions: projects.into_iter().zip(versions).collect(), horizon: horizon.map(Micros), staged: row.try_get(0)? })
+}

@@ -1,0 +1,210 @@
+//! Participation and attribution of the keys that new facts touch, recomputed from the raw rows of those keys.
+//!
+//! A key is (project, user, experiment). Both tables are pure functions of raw rows and catalogue, so any order, batching
+//! or repetition of the same records gives the same rows. Frozen experiments are left alone: some of their rows may be gone.
+
+use sqlx::{PgConnection, Row};
+use uuid::Uuid;
+
+/// Fills `keys` from `touched`.
+const TOUCHED_KEYS: &str = "
+    INSERT INTO keys
+    SELECT t.project_id, t.user_id, t.experiment_id FROM touched t
+    JOIN experiments e ON e.project_id = t.project_id AND e.id = t.experiment_id AND e.frozen_at IS NULL
+    UNION
+    SELECT i.project_id, i.user_id, i.experiment_id
+    FROM (SELECT DISTINCT project_id, user_id FROM touched WHERE experiment_id IS NULL) t
+    JOIN impressions i ON i.project_id = t.project_id AND i.user_id = t.user_id
+    JOIN experiments e ON e.project_id = i.project_id AND e.id = i.experiment_id AND e.frozen_at IS NULL";
+
+/// Fills `eligible` from the raw rows of `keys`. `position` counts a key's eligible impressions in their order:
+/// (`event_time`, `event_id`, `claimed_at`); the one at 1 is *first*.
+const ELIGIBLE: &str = "
+    INSERT INTO eligible
+    SELECT k.project_id, k.user_id, k.experiment_id,
+           row_number() OVER (PARTITION BY k.project_id, k.user_id, k.experiment_id ORDER BY i.event_time, i.id, i.claimed_at),
+           i.variant_id, i.event_time, i.id
+    FROM keys k
+    JOIN experiments e ON e.project_id = k.project_id AND e.id = k.experiment_id
+    JOIN impressions i ON i.project_id = k.project_id AND i.user_id = k.user_id AND i.experiment_id = k.experiment_id
+    JOIN variants v ON v.project_id = k.project_id AND v.experiment_id = k.experiment_id AND v.id = i.variant_id
+    WHERE e.status <> 'draft' AND i.user_was_eligible IS NOT FALSE AND NOT i.is_bot
+      AND (e.started_at IS NULL OR i.event_time >= e.started_at) AND (e.ended_at IS NULL OR i.event_time < e.ended_at)";
+
+/// Makes `conversion_attribution` right for `keys`. Returns the number of rows changed.
+///
+/// A conversion that is no bot's and names the experiment or none gets a row if first <= t <= first + window. `shares`
+/// counts, for each conversion and variant, the eligible impressions up to t; the credited variant is the one that holds
+/// *first*, or the greatest position up to t.
+const ATTRIBUTION: &str = "
+    WITH candidates AS (
+        SELECT f.project_id, f.user_id, f.experiment_id, f.event_time AS first_time, e.attribution_method,
+               c.id, c.claimed_at, c.event_time, c.conversion_type, c.conversion_value, c.currency
+        FROM eligible f
+        JOIN experiments e ON e.project_id = f.project_id AND e.id = f.experiment_id
+        JOIN conversions c ON c.project_id = f.project_id AND c.user_id = f.user_id
+         AND (c.experiment_id IS NULL OR c.experiment_id = f.experiment_id) AND NOT c.is_bot
+         AND c.event_time >= f.event_time
+         AND c.event_time <= f.event_time + e.conversion_window_days * interval '86400 seconds'
+        WHERE f.position = 1
+    ), shares AS (
+        SELECT c.project_id, c.user_id, c.experiment_id, c.id, c.claimed_at, l.variant_id,
+               count(*) AS k, min(l.position) AS earliest, max(l.position) AS latest
+        FROM candidates c
+        JOIN eligible l ON l.project_id = c.project_id AND l.user_id = c.user_id AND l.experiment_id = c.experiment_id
+         AND l.event_time <= c.event_time
+        GROUP BY 1, 2, 3, 4, 5, 6
+    ), totals AS (
+        SELECT *, (sum(k) OVER (PARTITION BY project_id, user_id, experiment_id, id, claimed_at))::bigint AS n FROM shares
+    ), wanted AS MATERIALIZED (
+        SELECT DISTINCT ON (c.project_id, c.user_id, c.experiment_id, c.id, c.claimed_at) c.*, s.variant_id,
+               ((200 * s.k + s.n) / (2 * s.n))::numeric / 100 AS confidence,
+               floor(extract(epoch FROM c.event_time - c.first_time) / 3600)::integer AS hours
+        FROM candidates c
+        JOIN totals s ON s.project_id = c.project_id AND s.user_id = c.user_id AND s.experiment_id = c.experiment_id
+         AND s.id = c.id AND s.claimed_at = c.claimed_at
+        ORDER BY c.project_id, c.user_id, c.experiment_id, c.id, c.claimed_at,
+                 CASE c.attribution_method WHEN 'last_exposure' THEN -s.latest ELSE s.earliest END
+    ), removed AS (
+        DELETE FROM conversion_attribution a USING keys k
+        WHERE a.project_id = k.project_id AND a.user_id = k.user_id AND a.experiment_id = k.experiment_id
+          AND NOT EXISTS (
+              SELECT 1 FROM wanted w
+              WHERE w.project_id = a.project_id AND w.user_id = a.user_id AND w.experiment_id = a.experiment_id
+                AND w.id = a.conversion_id AND w.claimed_at = a.conversion_claimed_at)
+        RETURNING 1
+    ), stored AS (
+        INSERT INTO conversion_attribution AS a (
+            project_id, id, user_id, conversion_id, conversion_claimed_at, conversion_time, conversion_type, experiment_id,
+            variant_id, attribution_method, attribution_confidence, time_to_conversion_hours, conversion_value_attributed, currency)
+        SELECT project_id,
+               uuid_generate_v5(uuid_ns_oid(), concat_ws(':', 'weir:attribution', project_id, id,
+                   (extract(epoch FROM claimed_at) * 1000000)::bigint, experiment_id)),
+               user_id, id, claimed_at, event_time, conversion_type, experiment_id, variant_id, attribution_method, confidence,
+               hours, conversion_value, currency
+        FROM wanted
+        ON CONFLICT (project_id, experiment_id, user_id, conversion_id, conversion_claimed_at) DO UPDATE SET
+            conversion_time = excluded.conversion_time, conversion_type = excluded.conversion_type,
+            variant_id = excluded.variant_id, attribution_method = excluded.attribution_method,
+            attribution_confidence = excluded.attribution_confidence,
+            time_to_conversion_hours = excluded.time_to_conversion_hours,
+            conversion_value_attributed = excluded.conversion_value_attributed, currency = excluded.currency,
+            updated_at = now()
+        WHERE (a.conversion_time, a.conversion_type, a.variant_id, a.attribution_method, a.attribution_confidence,
+               a.time_to_conversion_hours, a.conversion_value_attributed, a.currency)
+            IS DISTINCT FROM (excluded.conversion_time, excluded.conversion_type, excluded.variant_id,
+               excluded.attribution_method, excluded.attribution_confidence, excluded.time_to_conversion_hours,
+               excluded.conversion_value_attributed, excluded.currency)
+        RETURNING 1
+    )
+    SELECT (SELECT count(*) FROM removed) + (SELECT count(*) FROM stored)";
+
+/// Makes `user_experiment_participation` right for `keys`, after attribution. Returns the number of rows changed.
+const PARTICIPATION: &str = "
+    WITH counted AS (
+        SELECT project_id, user_id, experiment_id, count(*) AS total, array_agg(DISTINCT variant_id ORDER BY variant_id) AS seen
+        FROM eligible GROUP BY 1, 2, 3
+    ), converted AS (
+        SELECT f.project_id, f.user_id, f.experiment_id, min(c.event_time) AS first_conversion
+        FROM eligible f
+        JOIN conversions c ON c.project_id = f.project_id AND c.user_id = f.user_id
+         AND (c.experiment_id IS NULL OR c.experiment_id = f.experiment_id) AND c.event_time >= f.event_time
+        WHERE f.position = 1 GROUP BY 1, 2, 3
+    ), wanted AS MATERIALIZED (
+        SELECT f.project_id, f.user_id, f.experiment_id, f.variant_id, f.event_time AS first_time, f.id AS first_id,
+               n.total, n.seen, c.first_conversion,
+               EXISTS (SELECT 1 FROM conversion_attribution a WHERE a.project_id = f.project_id
+                       AND a.experiment_id = f.experiment_id AND a.user_id = f.user_id) AS within_window
+        FROM eligible f
+        JOIN counted n ON n.project_id = f.project_id AND n.user_id = f.user_id AND n.experiment_id = f.experiment_id
+        LEFT JOIN converted c ON c.project_id = f.project_id AND c.user_id = f.user_id AND c.experiment_id = f.experiment_id
+        WHERE f.position = 1
+    ), removed AS (
+        DELETE FROM user_experiment_participation p USING keys k
+        WHERE p.project_id = k.project_id AND p.user_id = k.user_id AND p.experiment_id = k.experiment_id
+          AND NOT EXISTS (
+              SELECT 1 FROM wanted w
+              WHERE w.project_id = p.project_id AND w.user_id = p.user_id AND w.experiment_id = p.experiment_id)
+        RETURNING 1
+    ), stored AS (
+        INSERT INTO user_experiment_participation AS p (
+            project_id, id, user_id, experiment_id, variant_id, first_exposure_date, first_impression_id, total_impressions,
+            variants_seen, has_converted, first_conversion_date, conversion_within_window)
+        SELECT project_id,
+               uuid_generate_v5(uuid_ns_oid(), concat_ws(':', 'weir:participation', project_id, experiment_id, user_id)),
+               user_id, experiment_id, variant_id, first_time, first_id, total, seen, first_conversion IS NOT NULL,
+               first_conversion, within_window
+        FROM wanted
+        ON CONFLICT (project_id, experiment_id, user_id) DO UPDATE SET
+            variant_id = excluded.variant_id, first_exposure_date = excluded.first_exposure_date,
+            first_impression_id = excluded.first_impression_id, total_impressions = excluded.total_impressions,
+            variants_seen = excluded.variants_seen, has_converted = excluded.has_converted,
+            first_conversion_date = excluded.first_conversion_date,
+            conversion_within_window = excluded.conversion_within_window, updated_at = now()
+        WHERE (p.variant_id, p.first_exposure_date, p.first_impression_id, p.total_impressions, p.variants_seen,
+               p.has_converted, p.first_conversion_date, p.conversion_within_window)
+            IS DISTINCT FROM (excluded.variant_id, excluded.first_exposure_date, excluded.first_impression_id,
+               excluded.total_impressions, excluded.variants_seen, excluded.has_converted, excluded.first_conversion_date,
+               excluded.conversion_within_window)
+        RETURNING 1
+    )
+    SELECT (SELECT count(*) FROM removed) + (SELECT count(*) FROM stored)";
+
+/// New conversions that no experiment was credited with.
+const UNATTRIBUTED: &str = "
+    SELECT count(*) FROM touched t WHERE t.conversion_id IS NOT NULL AND NOT EXISTS (
+        SELECT 1 FROM keys k
+        JOIN conversion_attribution a ON a.project_id = k.project_id AND a.experiment_id = k.experiment_id AND a.user_id = k.user_id
+        WHERE k.project_id = t.project_id AND k.user_id = t.user_id
+          AND a.conversion_id = t.conversion_id AND a.conversion_claimed_at = t.conversion_claimed_at)";
+
+/// Rows that a computation changed, inserted or removed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Differences {
+    /// In `user_experiment_participation`.
+    pub participation: u64,
+    /// In `conversion_attribution`.
+    pub attribution: u64,
+}
+
+/// Brings both tables up to date with the facts that `touched` names. Returns the number of new conversions that stay
+/// without attribution.
+pub(crate) async fn follow_touched(connection: &mut PgConnection) -> Result<u64, sqlx::Error> {
+    sqlx::raw_sql(TOUCHED_KEYS).execute(&mut *connection).await?;
+    follow_keys(connection).await?;
+    count(connection, UNATTRIBUTED).await
+}
+
+/// Brings both tables up to date for one whole experiment: every user who has a raw impression of it, or a row that may
+/// have to go. The caller holds all checkpoints and the catalogue.
+pub(crate) async fn follow_experiment(
+    connection: &mut PgConnection,
+    project: Uuid,
+    experiment: Uuid,
+) -> Result<Differences, sqlx::Error> {
+    sqlx::query(
+        "INSERT INTO keys
+         SELECT project_id, user_id, experiment_id FROM impressions WHERE project_id = $1 AND experiment_id = $2
+         UNION SELECT project_id, user_id, experiment_id FROM user_experiment_participation
+               WHERE project_id = $1 AND experiment_id = $2
+         UNION SELECT project_id, user_id, experiment_id FROM conversion_attribution
+               WHERE project_id = $1 AND experiment_id = $2",
+    )
+    .bind(project)
+    .bind(experiment)
+    .execute(&mut *connection)
+    .await?;
+    follow_keys(connection).await
+}
+
+async fn follow_keys(connection: &mut PgConnection) -> Result<Differences, sqlx::Error> {
+    sqlx::raw_sql(ELIGIBLE).execute(&mut *connection).await?;
+    let attribution = count(connection, ATTRIBUTION).await?;
+    let participation = count(connection, PARTICIPATION).await?;
+    Ok(Differences { participation, attribution })
+}
+
+async fn count(connection: &mut PgConnection, statement: &'static str) -> Result<u64, sqlx::Error> {
+    let count: i64 = sqlx::query(statement).fetch_one(connection).await?.try_get(0)?;
+    Ok(count as u64)
+}

@@ -1,0 +1,54 @@
+//! Which rows Postgres refuses: found by halving, in a transaction that is rolled back.
+
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use crate::batch::DeadLetter;
+use crate::commit::{StagedRow, copy, facts, kinds};
+use crate::database::row_fault;
+
+/// Returns a dead letter for each row that Postgres refuses by itself; 2 log2(n) statements more for each of them.
+///
+/// Nothing is left of the search, neither a fact nor an id in `untimed_ids`: the batch is committed afterwards, without
+/// the rows that were found. Rows are searched ordered by key, as they are inserted.
+pub(super) async fn find(
+    connection: &mut PgConnection,
+    log_id: Uuid,
+    rows: &[StagedRow<'_>],
+) -> Result<Vec<DeadLetter>, sqlx::Error> {
+    let mut ordered = rows.to_vec();
+    ordered.sort_by_key(|row| {
+        let event = &row.decoded.event;
+        (event.project_id, event.event_id, event.claimed_at, row.decoded.partition, row.decoded.offset)
+    });
+    let mut found = Vec::new();
+    let mut ranges = Vec::from([0..ordered.len()]);
+    sqlx::raw_sql("BEGIN").execute(&mut *connection).await?;
+    while let Some(range) = ranges.pop() {
+        sqlx::raw_sql("SAVEPOINT half; DELETE FROM staging").execute(&mut *connection).await?;
+        let outcome = insert(connection, log_id, &ordered[range.clone()]).await;
+        let fault = match outcome {
+            Ok(()) => None,
+            Err(error) => Some(row_fault(&error).ok_or(error)?),
+        };
+        sqlx::raw_sql("ROLLBACK TO SAVEPOINT half; RELEASE SAVEPOINT half").execute(&mut *connection).await?;
+        let Some((sqlstate, message)) = fault else { continue };
+        if range.len() == 1 {
+            let reason = format!("postgres refuses the row: {message}");
+            let letter = DeadLetter::of(ordered[range.start].decoded, "pg_refused", reason);
+            found.push(DeadLetter { sqlstate: Some(sqlstate), ..letter });
+        } else {
+            let middle = range.start + range.len() / 2;
+            ranges.extend([range.start..middle, middle..range.end]);
+        }
+    }
+    sqlx::raw_sql("ROLLBACK").execute(connection).await?;
+    Ok(found)
+}
+
+async fn insert(connection: &mut PgConnection, log_id: Uuid, rows: &[StagedRow<'_>]) -> Result<(), sqlx::Error> {
+    copy::send(connection, rows).await?;
+    facts::drop_known_ids(connection).await?;
+    facts::insert(connection, log_id, &kinds(rows)).await?;
+    Ok(())
+}

@@ -1,0 +1,475 @@
+//! Batches against a real Postgres, without a log: what a commit does, in any order, batching and repetition.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use eventlog::{LogIdentity, StoredRecord};
+use events::rules::{self, Door};
+use events::testing::{conversion, door, exposure, minted};
+use events::{Details, Draft, EventId, ProjectId, Record};
+use migrations::testing::TestDatabase;
+use proptest::prelude::*;
+use sqlx::PgConnection;
+use sqlx::Row;
+use uuid::Uuid;
+
+use super::{CommitError, Memory, Stored, commit};
+use crate::batch::Batch;
+use crate::commit::copy;
+use crate::{database, lease, recompute};
+
+/// A project of its own on a log of its own: cases share a database and never meet.
+struct Case {
+    url: String,
+    connection: PgConnection,
+    memory: Memory,
+    log_id: Uuid,
+    project: Uuid,
+    next: BTreeMap<u32, u64>,
+}
+
+impl Case {
+    async fn new(database: &TestDatabase) -> Case {
+        let mut connection = database::connect(&database.url, "test").await.expect("connects");
+        let (project, log_id) = (Uuid::new_v4(), Uuid::new_v4());
+        sqlx::query("INSERT INTO projects (id, name, auto_register) VALUES ($1, $1::text, true)")
+            .bind(project)
+            .execute(&mut connection)
+            .await
+            .expect("a project");
+        lease::know_log(&mut connection, LogIdentity { log_id, partitions: 8 }, true).await.expect("a log");
+        copy::make_tables(&mut connection).await.expect("temporary tables");
+        Case { url: database.url.clone(), connection, memory: Memory::default(), log_id, project, next: BTreeMap::new() }
+    }
+
+    fn record(&self, draft: Draft) -> Record {
+        let door = Door { project: ProjectId(self.project), ..door() };
+        Record::encode(&rules::admit(draft, &door, EventId(Uuid::new_v4())).expect("a valid event"))
+    }
+
+    /// Puts records behind each other in their log partitions, as a log would, and reads them as one batch.
+    fn batch(&mut self, records: impl IntoIterator<Item = Record>) -> Batch {
+        let mut partitions: BTreeMap<u32, Vec<StoredRecord>> = BTreeMap::new();
+        for record in records {
+            let partition = record.bucket().log_partition(8);
+            let next = self.next.entry(partition).or_default();
+            partitions.entry(partition).or_default().push(StoredRecord { offset: *next, bytes: record.bytes().clone() });
+            *next += 1;
+        }
+        let mut batch = Batch::default();
+        for (partition, records) in partitions {
+            batch.add(partition, 0, records);
+        }
+        batch
+    }
+
+    async fn commit(&mut self, batch: &Batch) -> Result<Stored, CommitError> {
+        commit(&mut self.connection, &mut self.memory, self.log_id, batch).await
+    }
+
+    async fn store(&mut self, drafts: Vec<Draft>) -> Stored {
+        let records: Vec<Record> = drafts.into_iter().map(|draft| self.record(draft)).collect();
+        let batch = self.batch(records);
+        self.commit(&batch).await.expect("commits")
+    }
+
+    async fn execute(&mut self, statement: &str) {
+        let statement = statement.replace("$project", &format!("'{}'", self.project));
+        sqlx::raw_sql(sqlx::AssertSqlSafe(statement)).execute(&mut self.connection).await.expect("executes");
+    }
+
+    /// Rows of a query as texts, in its order.
+    async fn rows(&mut self, query: &str) -> Vec<String> {
+        let query = query.replace("$project", &format!("'{}'", self.project));
+        let statement = format!("SELECT r::text FROM ({query}) r");
+        let rows = sqlx::query(sqlx::AssertSqlSafe(statement)).fetch_all(&mut self.connection).await.expect("answers");
+        rows.iter().map(|row| row.get(0)).collect()
+    }
+
+    /// Both derived tables, with names for the ids that differ between projects.
+    async fn derived(&mut self) -> (Vec<String>, Vec<String>) {
+        (self.rows(PARTICIPATION).await, self.rows(ATTRIBUTION).await)
+    }
+
+    /// The same, computed from the raw rows by plain statements that share nothing with the commit.
+    async fn expected(&mut self) -> (Vec<String>, Vec<String>) {
+        (self.rows(&with_eligible(EXPECTED_PARTICIPATION)).await, self.rows(&with_eligible(EXPECTED_ATTRIBUTION)).await)
+    }
+}
+
+const PARTICIPATION: &str = "
+    SELECT p.user_id, e.name AS experiment, v.name AS variant, p.first_exposure_date, p.first_impression_id, p.total_impressions,
+           (SELECT string_agg(s.name, ',' ORDER BY s.name) FROM variants s
+            WHERE s.project_id = p.project_id AND s.id = ANY (p.variants_seen)) AS seen,
+           p.has_converted, p.first_conversion_date, p.conversion_within_window
+    FROM user_experiment_participation p
+    JOIN experiments e ON e.project_id = p.project_id AND e.id = p.experiment_id
+    JOIN variants v ON v.project_id = p.project_id AND v.experiment_id = p.experiment_id AND v.id = p.variant_id
+    WHERE p.project_id = $project ORDER BY 1, 2";
+
+const ATTRIBUTION: &str = "
+    SELECT a.user_id, a.conversion_id, a.conversion_claimed_at, e.name AS experiment, v.name AS variant, a.attribution_method,
+           a.attribution_confidence, a.time_to_conversion_hours, a.conversion_value_attributed, a.currency, a.conversion_time
+    FROM conversion_attribution a
+    JOIN experiments e ON e.project_id = a.project_id AND e.id = a.experiment_id
+    JOIN variants v ON v.project_id = a.project_id AND v.experiment_id = a.experiment_id AND v.id = a.variant_id
+    WHERE a.project_id = $project ORDER BY 1, 2, 3, 4";
+
+/// Puts the definition of an eligible impression, word for word, before a query.
+fn with_eligible(query: &str) -> String {
+    format!(
+        "WITH eligible AS (
+             SELECT i.*, e.name AS experiment, v.name AS variant, e.conversion_window_days AS days, e.attribution_method AS method
+             FROM impressions i, experiments e, variants v
+             WHERE i.project_id = $project AND e.project_id = $project AND v.project_id = $project
+               AND i.experiment_id = e.id AND v.experiment_id = e.id AND v.id = i.variant_id
+               AND coalesce(i.user_was_eligible, true) AND i.is_bot = false AND e.status != 'draft'
+               AND i.event_time >= coalesce(e.started_at, '-infinity') AND i.event_time < coalesce(e.ended_at, 'infinity')
+         ), first AS (
+             SELECT f.* FROM eligible f WHERE NOT EXISTS (
+                 SELECT 1 FROM eligible b WHERE b.user_id = f.user_id AND b.experiment_id = f.experiment_id
+                 AND (b.event_time, b.id, b.claimed_at) < (f.event_time, f.id, f.claimed_at))
+         ), converting AS (
+             SELECT f.user_id, f.experiment_id, f.experiment, f.variant, f.event_time AS first_time, f.days, f.method,
+                    c.id, c.claimed_at, c.event_time, c.conversion_value, c.currency, c.is_bot
+             FROM first f, conversions c
+             WHERE c.project_id = $project AND c.user_id = f.user_id AND c.event_time >= f.event_time
+               AND (c.experiment_id IS NULL OR c.experiment_id = f.experiment_id)
+         ), attributed AS (
+             SELECT c.*, CASE method WHEN 'first_exposure' THEN c.variant ELSE (
+                        SELECT l.variant FROM eligible l
+                        WHERE l.user_id = c.user_id AND l.experiment_id = c.experiment_id AND l.event_time <= c.event_time
+                        ORDER BY l.event_time DESC, l.id DESC, l.claimed_at DESC LIMIT 1) END AS credited
+             FROM converting c
+             WHERE NOT c.is_bot AND c.event_time - c.first_time <= make_interval(hours => 24 * c.days)
+         ) {query}"
+    )
+}
+
+const EXPECTED_PARTICIPATION: &str = "
+    SELECT f.user_id, f.experiment, f.variant, f.event_time, f.id,
+           (SELECT count(*) FROM eligible n WHERE n.user_id = f.user_id AND n.experiment_id = f.experiment_id),
+           (SELECT string_agg(DISTINCT n.variant, ',' ORDER BY n.variant) FROM eligible n
+            WHERE n.user_id = f.user_id AND n.experiment_id = f.experiment_id),
+           EXISTS (SELECT 1 FROM converting c WHERE c.user_id = f.user_id AND c.experiment_id = f.experiment_id),
+           (SELECT min(event_time) FROM converting c WHERE c.user_id = f.user_id AND c.experiment_id = f.experiment_id),
+           EXISTS (SELECT 1 FROM attributed a WHERE a.user_id = f.user_id AND a.experiment_id = f.experiment_id)
+    FROM first f ORDER BY 1, 2";
+
+const EXPECTED_ATTRIBUTION: &str = "
+    SELECT a.user_id, a.id, a.claimed_at, a.experiment, a.credited, a.method,
+           (SELECT floor((200 * count(*) FILTER (WHERE l.variant = a.credited) + count(*))::numeric / (2 * count(*))) / 100
+            FROM eligible l WHERE l.user_id = a.user_id AND l.experiment_id = a.experiment_id
+            AND l.event_time <= a.event_time)::numeric(3, 2),
+           trunc(extract(epoch FROM a.event_time - a.first_time) / 3600)::integer, a.conversion_value, a.currency, a.event_time
+    FROM attributed a ORDER BY 1, 2, 3, 4";
+
+/// Users by UUID, so that they are the same in every project.
+fn user(number: u8) -> String {
+    Uuid::from_u128(u128::from(number) << 64 | 0x8000_0000_0000_0000).to_string()
+}
+
+/// Times that often meet: multiples of 4 hours over 5 days.
+fn at(step: u8) -> String {
+    format!("2026-02-{:02}T{:02}:00:00Z", 10 + step / 6, step % 6 * 4)
+}
+
+fn any_event() -> impl Strategy<Value = Draft> {
+    let experiments = prop_oneof![Just("checkout"), Just("banner")];
+    let variants = prop_oneof![Just("control"), Just("b")];
+    let shared = (0..40u8, 0..3u8, 0..30u8, any::<bool>());
+    (shared, experiments, variants, 0..10u8).prop_map(|((id, who, step, named), experiment, variant, choice)| {
+        let (id, who, when) = (Uuid::from_u128(u128::from(id)).to_string(), user(who), at(step));
+        let is_bot = choice == 9;
+        if choice < 5 || is_bot {
+            let mut draft = exposure(&id, &who, &when, experiment, variant);
+            if let (0, Details::Impression(details)) = (choice, &mut draft.details) {
+                details.user_was_eligible = Some(false);
+            }
+            Draft { is_bot, ..draft }
+        } else {
+            let value = if choice == 5 { "-19.90" } else { "10.5" };
+            let draft = conversion(&id, &who, &when, "purchase", value);
+            Draft { experiment: named.then(|| experiment.to_owned()), is_bot: choice == 8, ..draft }
+        }
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 40, max_shrink_iters: 200, ..ProptestConfig::default() })]
+
+    /// Any order, any cut into batches, any repetition, and workers side by side give the same derived tables, and these
+    /// are what plain SQL computes from the raw rows. Of different events with one identity only one is sent here.
+    #[test]
+    fn derived_tables_do_not_depend_on_order(
+        drafts in prop::collection::vec(any_event(), 1..60),
+        window in 0..4i32,
+        last_exposure: bool,
+        seed: u64,
+    ) {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
+        runtime.block_on(async {
+            let drafts = one_of_each_identity(drafts);
+            let database = DATABASE.get_or_init(TestDatabase::create).await;
+            let mut straight = Case::new(database).await;
+            let mut shuffled = Case::new(database).await;
+            for case in [&mut straight, &mut shuffled] {
+                case.store(vec![exposure("seed", &user(250), &at(3), "checkout", "control")]).await;
+                case.store(vec![exposure("seed-2", &user(250), &at(3), "banner", "control")]).await;
+                let method = if last_exposure { "last_exposure" } else { "first_exposure" };
+                case.execute(&format!(
+                    "UPDATE experiments SET conversion_window_days = {window}, attribution_method = '{method}',
+                     started_at = '2026-02-10T08:00:00Z', ended_at = '2026-02-14T00:00:00Z' WHERE project_id = $project"
+                )).await;
+            }
+            straight.store(drafts.clone()).await;
+
+            let mut order = Shuffle(seed);
+            let mut repeated = drafts.clone();
+            repeated.extend(drafts.iter().filter(|_| order.next().is_multiple_of(3)).cloned().collect::<Vec<_>>());
+            order.shuffle(&mut repeated);
+            let mut two = two_workers(&mut shuffled).await;
+            while !repeated.is_empty() {
+                let cut = (1 + order.next() as usize % 9).min(repeated.len());
+                let records: Vec<Record> = repeated.drain(..cut).map(|draft| shuffled.record(draft)).collect();
+                let (even, odd): (Vec<_>, Vec<_>) = records.into_iter().partition(|record| record.bucket().number() % 2 == 0);
+                let (even, odd) = (shuffled.batch(even), shuffled.batch(odd));
+                let log_id = shuffled.log_id;
+                let (first, second) = tokio::join!(
+                    commit(&mut shuffled.connection, &mut shuffled.memory, log_id, &even),
+                    commit(&mut two.0, &mut two.1, log_id, &odd),
+                );
+                first.expect("commits");
+                second.expect("commits");
+            }
+
+            let found = straight.derived().await;
+            prop_assert_eq!(&found, &straight.expected().await);
+            prop_assert_eq!(&shuffled.derived().await, &found);
+            // And a recomputation of every experiment finds nothing to do.
+            let experiments = sqlx::query_scalar("SELECT id FROM experiments WHERE project_id = $1")
+                .bind(shuffled.project).fetch_all(&mut shuffled.connection).await.expect("answers");
+            for experiment in experiments {
+                let changed = recompute::recompute(&mut shuffled.connection, shuffled.project, experiment).await.expect("recomputes");
+                prop_assert_eq!(changed, recompute::Differences::default());
+            }
+            Ok(())
+        })?;
+    }
+}
+
+static DATABASE: tokio::sync::OnceCell<TestDatabase> = tokio::sync::OnceCell::const_new();
+
+async fn two_workers(case: &mut Case) -> (PgConnection, Memory) {
+    let mut connection = database::connect(&case.url, "second").await.expect("connects");
+    copy::make_tables(&mut connection).await.expect("temporary tables");
+    (connection, Memory::default())
+}
+
+/// Of different events with one identity the first committed stays, so their order matters; here there is one of each.
+fn one_of_each_identity(drafts: Vec<Draft>) -> Vec<Draft> {
+    let mut seen = std::collections::HashSet::new();
+    let identity = |draft: &Draft| (draft.details.kind(), draft.event_id.clone(), format!("{:?}", draft.timestamp));
+    drafts.into_iter().filter(|draft| seen.insert(identity(draft))).collect()
+}
+
+/// SplitMix64. Source: Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators".
+struct Shuffle(u64);
+
+impl Shuffle {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn shuffle<T>(&mut self, items: &mut [T]) {
+        for last in (1..items.len()).rev() {
+            items.swap(last, self.next() as usize % (last + 1));
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_same_batch_twice_is_refused_and_changes_nothing() {
+    let database = TestDatabase::create().await;
+    let mut case = Case::new(&database).await;
+    let record = case.record(conversion("c", &user(1), &at(3), "purchase", "5"));
+    let batch = case.batch([record]);
+    assert_eq!(case.commit(&batch).await.expect("commits").inserted.total(), 1);
+    let again = case.commit(&batch).await;
+    assert!(matches!(again, Err(CommitError::NotOwner { .. })), "{again:?}");
+    assert_eq!(case.rows("SELECT count(*) FROM conversions WHERE project_id = $project").await, ["(1)"]);
+}
+
+#[tokio::test]
+async fn an_old_epoch_commits_nothing() {
+    let database = TestDatabase::create().await;
+    let mut case = Case::new(&database).await;
+    let record = case.record(conversion("c", &user(1), &at(3), "purchase", "5"));
+    let batch = case.batch([record]);
+    sqlx::raw_sql("UPDATE checkpoints SET epoch = epoch + 1").execute(&mut case.connection).await.expect("executes");
+    assert!(matches!(case.commit(&batch).await, Err(CommitError::NotOwner { .. })));
+    assert_eq!(case.rows("SELECT count(*) FROM conversions").await, ["(0)"]);
+}
+
+/// The first retry of an event without a time has another receipt, hence another identity: the id alone tells.
+#[tokio::test]
+async fn untimed_events_with_a_clients_id_are_stored_once() {
+    let database = TestDatabase::create().await;
+    let mut case = Case::new(&database).await;
+    let receive = |case: &Case, seconds: i64| {
+        let received_at = events::Micros(door().received_at.0 + seconds * events::Micros::SECOND);
+        let door = Door { project: ProjectId(case.project), received_at, ..door() };
+        let draft = Draft { timestamp: Default::default(), ..conversion("order-7", &user(1), "", "purchase", "5") };
+        Record::encode(&rules::admit(draft, &door, minted()).expect("valid"))
+    };
+    // Twice in one batch, and once more in a later one.
+    let records = [receive(&case, 0), receive(&case, 1)];
+    let batch = case.batch(records);
+    let stored = case.commit(&batch).await.expect("commits");
+    assert_eq!((stored.inserted.total(), stored.duplicates), (1, 1));
+    let records = [receive(&case, 2)];
+    let batch = case.batch(records);
+    let stored = case.commit(&batch).await.expect("commits");
+    assert_eq!((stored.inserted.total(), stored.duplicates), (0, 1));
+    let received = case.rows("SELECT received_at::timestamptz AT TIME ZONE 'UTC' FROM conversions").await;
+    assert_eq!(received, ["(\"2026-03-01 12:00:00\")"]);
+}
+
+/// Records that other programs wrote, past the collector's rules: each bad row becomes a dead letter, its neighbours land.
+#[tokio::test]
+async fn what_postgres_refuses_is_set_apart_row_by_row() {
+    let database = TestDatabase::create().await;
+    let mut case = Case::new(&database).await;
+    let good: Vec<Record> =
+        (0..97).map(|n| case.record(conversion(&format!("good-{n}"), &user(n), &at(n % 30), "purchase", "5"))).collect();
+    let of = |record: &Record, from: &str, to: &str| {
+        let text = String::from_utf8(record.bytes().to_vec()).expect("JSON is UTF-8");
+        assert!(text.contains(from), "{text}");
+        Bytes::from(text.replace(from, to))
+    };
+    let sample = case.record(Draft {
+        properties: Some(events::JsonObject::parse(r#"{"k":"v"}"#.into(), "").expect("valid")),
+        ..conversion("bad", &user(7), &at(1), "purchase", "5")
+    });
+    let bad = [
+        of(&sample, r#""k":"v""#, r#""k":"\u0000""#), // 22P05: jsonb has no such character
+        of(&sample, r#""name":"purchase","#, r#""name":"a\u0000b","#), // 22021: nor has text
+        of(&sample, r#""name":"purchase","#, ""),     // 23502: a conversion without a name
+        of(&sample, "EUR", "eur"),                    // 23514: the currency's check
+        Bytes::from_static(b"not JSON at all"),
+    ];
+    let mut batch = case.batch(good);
+    let mut rest: Vec<StoredRecord> = Vec::new();
+    for bytes in bad {
+        let next = case.next.entry(7).or_default();
+        rest.push(StoredRecord { offset: *next, bytes });
+        *next += 1;
+    }
+    // Log partition 7 may be in the batch already: a second batch then takes the rest.
+    let mut second = Batch::default();
+    second.add(7, 0, rest);
+    assert_eq!(case.commit(&batch).await.expect("commits").inserted.total(), 97);
+    batch = second;
+    let stored = case.commit(&batch).await.expect("commits");
+    assert_eq!((stored.inserted.total(), stored.dead.len()), (0, 5));
+    let letters = case.rows("SELECT code, sqlstate FROM dead_letters ORDER BY log_offset").await;
+    let expected = ["(pg_refused,22P05)", "(pg_refused,22021)", "(pg_refused,23502)", "(pg_refused,23514)", "(undecodable,)"];
+    assert_eq!(letters, expected);
+}
+
+/// A clock that is wrong by months puts rows into the default table partition; the month is made later all the same.
+#[tokio::test]
+async fn rows_in_the_default_do_not_stop_their_month() {
+    let database = TestDatabase::create().await;
+    let mut case = Case::new(&database).await;
+    let skewed = Door {
+        project: ProjectId(case.project),
+        sent_at: Some(events::Micros::parse("2026-06-15T12:00:00Z").expect("a constant")),
+        ..door()
+    };
+    let draft = conversion("early", &user(1), "2026-06-15T11:59:00Z", "purchase", "5");
+    let record = Record::encode(&rules::admit(draft, &skewed, minted()).expect("the skew explains it"));
+    let batch = case.batch([record]);
+    case.commit(&batch).await.expect("commits");
+    assert_eq!(case.rows("SELECT tableoid::regclass FROM conversions").await, ["(conversions_default)"]);
+
+    let june = Door { received_at: events::Micros::parse("2026-06-20T00:00:00Z").expect("a constant"), sent_at: None, ..skewed };
+    let draft = conversion("late", &user(1), "2026-06-19T00:00:00Z", "purchase", "5");
+    let record = Record::encode(&rules::admit(draft, &june, minted()).expect("valid"));
+    let batch = case.batch([record]);
+    case.commit(&batch).await.expect("commits");
+    let tables = case.rows("SELECT tableoid::regclass FROM conversions ORDER BY claimed_at").await;
+    assert_eq!(tables, ["(conversions_2026_06)", "(conversions_2026_06)"]);
+}
+
+#[tokio::test]
+async fn unknown_names_wait_where_the_project_does_not_register() {
+    let database = TestDatabase::create().await;
+    let mut case = Case::new(&database).await;
+    case.execute("UPDATE projects SET auto_register = false WHERE id = $project").await;
+    let stored = case
+        .store(vec![exposure("1", &user(1), &at(1), "nowhere", "b"), conversion("2", &user(1), &at(2), "purchase", "5")])
+        .await;
+    assert_eq!((stored.inserted.total(), stored.dead.len(), stored.unattributed), (1, 1, 1));
+    let letters = case.rows("SELECT code, subject FROM dead_letters WHERE project_id = $project").await;
+    assert_eq!(letters, ["(unknown_experiment,nowhere)"]);
+}
+
+/// An admin change between the resolution and the commit: the batch starts over with the new catalogue.
+#[tokio::test]
+async fn a_catalogue_that_moved_is_read_again() {
+    let database = TestDatabase::create().await;
+    let mut case = Case::new(&database).await;
+    case.execute("UPDATE projects SET auto_register = false WHERE id = $project").await;
+    case.store(vec![exposure("1", &user(1), &at(1), "later", "b")]).await;
+    assert_eq!(case.rows("SELECT code FROM dead_letters WHERE project_id = $project").await, ["(unknown_experiment)"]);
+    case.execute(
+        "INSERT INTO experiments (project_id, id, name, status) VALUES ($project, '00000000-0000-0000-0000-00000000000e', 'later', 'running');
+         INSERT INTO variants (project_id, experiment_id, name) VALUES ($project, '00000000-0000-0000-0000-00000000000e', 'b');
+         INSERT INTO catalogue_versions VALUES ($project, 1)",
+    )
+    .await;
+    let stored = case.store(vec![exposure("2", &user(1), &at(1), "later", "b")]).await;
+    assert_eq!((stored.inserted.total(), stored.dead.len()), (1, 0));
+}
+
+#[tokio::test]
+async fn before_the_horizon_nothing_is_stored() {
+    let database = TestDatabase::create().await;
+    let mut case = Case::new(&database).await;
+    case.execute("UPDATE horizon SET until = '2026-02-12T00:00:00Z'").await;
+    let drafts = vec![
+        conversion("old", &user(1), "2026-02-11T23:59:59.999999Z", "purchase", "5"),
+        conversion("new", &user(1), "2026-02-12T00:00:00Z", "purchase", "5"),
+    ];
+    let stored = case.store(drafts).await;
+    assert_eq!(stored.inserted.total(), 1);
+    assert_eq!(case.rows("SELECT code FROM dead_letters").await, ["(before_horizon)"]);
+}
+
+/// Every column of every fact table, through binary COPY and back as text.
+#[tokio::test]
+async fn every_field_arrives_in_its_column() {
+    let database = TestDatabase::create().await;
+    let mut case = Case::new(&database).await;
+    sqlx::query("INSERT INTO projects (id, name, auto_register) VALUES ($1, 'samples', true)")
+        .bind(door().project.0)
+        .execute(&mut case.connection)
+        .await
+        .expect("a project");
+    let records: Vec<Record> = events::testing::one_of_each_kind().iter().map(Record::encode).collect();
+    let batch = case.batch(records);
+    assert_eq!(case.commit(&batch).await.expect("commits").inserted.total(), 5);
+    let mut found = String::new();
+    for table in ["campaign_events", "conversions", "engagement_events", "identity_events", "impressions"] {
+        let query = format!("SELECT jsonb_strip_nulls(to_jsonb(t) - 'log_id')::text FROM {table} t");
+        let row: String = sqlx::query_scalar(sqlx::AssertSqlSafe(query)).fetch_one(&mut case.connection).await.expect("answers");
+        found.push_str(&format!("{table} {row}\n"));
+    }
+    let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/rows.txt");
+    assert_eq!(found, std::fs::read_to_string(golden).unwrap_or_default(), "{golden}");
+}

@@ -1,0 +1,49 @@
+//! Settings of the aggregator.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+/// Settings of the aggregator. The flags' variables are named in `--help`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Config {
+    /// Where the aggregator serves /livez, /readyz and /metrics
+    #[arg(long, env = "WEIR_AGGREGATOR", default_value = "127.0.0.1:8082", value_name = "ADDR")]
+    pub aggregator: SocketAddr,
+
+    /// How many workers store events; each has a connection of its own
+    #[arg(long, env = "WEIR_WORKERS", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub workers: u32,
+
+    /// Events in one transaction, at most
+    #[arg(long, env = "WEIR_BATCH_EVENTS_MAX", default_value_t = 20_000, value_name = "EVENTS",
+          value_parser = clap::value_parser!(u32).range(1..=200_000))]
+    pub batch_events_max: u32,
+
+    /// Milliseconds that an event waits for others before its transaction starts, at most
+    #[arg(long, env = "WEIR_BATCH_AGE_MS_MAX", default_value_t = 50, value_name = "MS",
+          value_parser = clap::value_parser!(u32).range(0..=60_000))]
+    pub batch_age_ms_max: u32,
+
+    /// Begin with another log than the one this database was fed from; what the old one still held is given up
+    #[arg(long, env = "WEIR_ADOPT_LOG")]
+    pub adopt_log: bool,
+
+    /// The database, set by the command that composes the service.
+    #[arg(skip)]
+    pub database_url: String,
+}
+
+impl Config {
+    /// Bytes of records in one transaction, at most: bounds a worker's memory.
+    pub const BATCH_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+    /// Settings with the defaults of the flags.
+    pub fn new(aggregator: SocketAddr, database_url: String) -> Self {
+        Config { aggregator, workers: 2, batch_events_max: 20_000, batch_age_ms_max: 50, adopt_log: false, database_url }
+    }
+
+    /// How long an event waits for others.
+    pub fn batch_age_max(&self) -> Duration {
+        Duration::from_millis(u64::from(self.batch_age_ms_max))
+    }
+}

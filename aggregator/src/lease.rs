@@ -1,0 +1,266 @@
+//! Who stores which log partition.
+//!
+//! A lease is a row of its own, never the checkpoint's: a heartbeat must not wait for a transaction. Its owner raises the
+//! counter every 3 s on a connection that does nothing else. A candidate takes a lease over when it was given back, when
+//! the counter stood still for 15 s of the candidate's own monotonic clock, or at once when the log itself proves that no
+//! other process can read it. Taking over ends the old owner's writing backend and raises the epoch, here and in the
+//! checkpoint: a commit under the old epoch changes nothing. No wall clock decides anything.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use eventlog::{LogIdentity, Read};
+use sqlx::{Connection, PgConnection, Row};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use crate::config::Config;
+use crate::status::Status;
+use crate::{StartError, database};
+
+const HEARTBEAT: Duration = Duration::from_secs(3);
+const STANDS_STILL: Duration = Duration::from_secs(15);
+
+/// The log partitions that this process owns, with the epoch of each lease.
+pub(crate) type Held = BTreeMap<u32, i64>;
+
+/// Records the log in the database at first use, and compares it after that.
+/// # Errors
+/// [`StartError::OtherLog`] and [`StartError::OtherPartitions`]: nothing may be read then.
+pub(crate) async fn know_log(connection: &mut PgConnection, log: LogIdentity, adopt: bool) -> Result<(), StartError> {
+    let mut transaction = connection.begin().await?;
+    sqlx::raw_sql("LOCK TABLE logs IN SHARE ROW EXCLUSIVE MODE").execute(&mut *transaction).await?;
+    let logs =
+        sqlx::query("SELECT log_id, log_partitions FROM logs ORDER BY last_used_at DESC").fetch_all(&mut *transaction).await?;
+    let mut known = None;
+    let mut newest = None;
+    for row in &logs {
+        let (id, partitions): (Uuid, i32) = (row.try_get(0)?, row.try_get(1)?);
+        newest = newest.or(Some(id));
+        known = known.or((id == log.log_id).then_some(partitions as u32));
+    }
+    match (known, newest) {
+        (Some(partitions), _) if partitions != log.partitions => {
+            return Err(StartError::OtherPartitions { log_id: log.log_id, found: log.partitions, known: partitions });
+        }
+        (None, Some(newest)) if !adopt => return Err(StartError::OtherLog { found: log.log_id, known: newest }),
+        _ => {}
+    }
+    sqlx::query(
+        "INSERT INTO logs (log_id, log_partitions) VALUES ($1, $2)
+         ON CONFLICT (log_id) DO UPDATE SET last_used_at = clock_timestamp()",
+    )
+    .bind(log.log_id)
+    .bind(log.partitions as i32)
+    .execute(&mut *transaction)
+    .await?;
+    // Rows of a log that is known exist: looking whether they do would wait for an owner that is frozen in a transaction.
+    let tables: &[&str] = if known.is_none() { &["checkpoints", "leases"] } else { &[] };
+    for table in tables {
+        let statement =
+            format!("INSERT INTO {table} (log_id, log_partition) SELECT $1, generate_series(0, $2 - 1) ON CONFLICT DO NOTHING");
+        sqlx::query(sqlx::AssertSqlSafe(statement))
+            .bind(log.log_id)
+            .bind(log.partitions as i32)
+            .execute(&mut *transaction)
+            .await?;
+    }
+    transaction.commit().await?;
+    Ok(())
+}
+
+/// Keeps leases until `stopped` and until every worker has dropped its receiver; then gives them back.
+pub(crate) fn keep(
+    tasks: &mut JoinSet<()>,
+    config: &Config,
+    log: Arc<dyn Read>,
+    status: Arc<Status>,
+    stopped: watch::Receiver<bool>,
+) -> watch::Receiver<Held> {
+    let (sender, receiver) = watch::channel(Held::new());
+    let keeper = Keeper {
+        owner: Uuid::new_v4(),
+        url: config.database_url.clone(),
+        log_id: log.identity().log_id,
+        exclusive: log.is_exclusive(),
+        held: sender,
+        observed: HashMap::new(),
+        status,
+    };
+    tasks.spawn(keeper.run(stopped));
+    receiver
+}
+
+/// Writes the backend of a worker's connection into the lease, before its first transaction under that lease.
+/// Returns false if the lease is no longer held under this epoch.
+pub(crate) async fn sign(connection: &mut PgConnection, log_id: Uuid, partition: u32, epoch: i64) -> Result<bool, sqlx::Error> {
+    let signed = sqlx::query(
+        "UPDATE leases SET writer_pid = a.pid, writer_start = a.backend_start
+         FROM pg_stat_activity a WHERE a.pid = pg_backend_pid() AND log_id = $1 AND log_partition = $2 AND epoch = $3",
+    )
+    .bind(log_id)
+    .bind(partition as i32)
+    .bind(epoch)
+    .execute(connection)
+    .await?;
+    Ok(signed.rows_affected() == 1)
+}
+
+/// Another owner's lease as it was last seen to change.
+#[derive(PartialEq, Eq)]
+struct Observed {
+    owner: Uuid,
+    epoch: i64,
+    counter: i64,
+    since: Instant,
+}
+
+struct Keeper {
+    owner: Uuid,
+    url: String,
+    log_id: Uuid,
+    exclusive: bool,
+    held: watch::Sender<Held>,
+    observed: HashMap<u32, Observed>,
+    status: Arc<Status>,
+}
+
+impl Keeper {
+    async fn run(mut self, mut stopped: watch::Receiver<bool>) {
+        let mut connection: Option<PgConnection> = None;
+        loop {
+            let outcome = match connection.take() {
+                Some(open) => Ok(open),
+                None => self.connect().await,
+            };
+            let outcome = match outcome {
+                Ok(mut open) => self.round(&mut open).await.map(|()| open),
+                Err(error) => Err(error),
+            };
+            let pause = match outcome {
+                Ok(open) => {
+                    self.status.postgres(None);
+                    connection = Some(open);
+                    HEARTBEAT
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "leases cannot be kept now; trying again");
+                    self.status.postgres(Some(error.to_string()));
+                    self.observed.clear(); // nothing was seen meanwhile, so nobody was seen to stand still
+                    Duration::from_millis(500)
+                }
+            };
+            let draining = *stopped.borrow();
+            let workers_ended = tokio::select! {
+                () = tokio::time::sleep(pause) => false,
+                _ = stopped.wait_for(|stopped| *stopped), if !draining => false,
+                () = self.held.closed(), if draining => true,
+            };
+            if workers_ended {
+                if let Some(mut open) = connection {
+                    self.give_back(&mut open).await;
+                }
+                return;
+            }
+        }
+    }
+
+    /// A heartbeat never waits long: whoever holds a lease's row longer than this is not one of us.
+    async fn connect(&self) -> Result<PgConnection, sqlx::Error> {
+        let mut connection = database::connect(&self.url, "leases").await?;
+        sqlx::raw_sql("SET lock_timeout = '6s'").execute(&mut connection).await?;
+        Ok(connection)
+    }
+
+    async fn round(&mut self, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+        let mut held = Held::new();
+        let beat = "UPDATE leases SET counter = counter + 1 WHERE log_id = $1 AND owner = $2 RETURNING log_partition, epoch";
+        for row in sqlx::query(beat).bind(self.log_id).bind(self.owner).fetch_all(&mut *connection).await? {
+            let partition: i32 = row.try_get(0)?;
+            held.insert(partition as u32, row.try_get(1)?);
+        }
+        let others = "SELECT log_partition, owner, epoch, counter FROM leases
+                      WHERE log_id = $1 AND owner IS DISTINCT FROM $2 ORDER BY log_partition";
+        for row in sqlx::query(others).bind(self.log_id).bind(self.owner).fetch_all(&mut *connection).await? {
+            let partition = row.try_get::<i32, _>(0)? as u32;
+            let owner: Option<Uuid> = row.try_get(1)?;
+            let (epoch, counter): (i64, i64) = (row.try_get(2)?, row.try_get(3)?);
+            if self.may_take(partition, owner, epoch, counter)
+                && let Some(epoch) = self.take(connection, partition, owner, epoch, counter).await?
+            {
+                self.observed.remove(&partition);
+                held.insert(partition, epoch);
+            }
+        }
+        self.status.held(held.len());
+        self.held.send_if_modified(|present| {
+            let changed = *present != held;
+            *present = held;
+            changed
+        });
+        Ok(())
+    }
+
+    fn may_take(&mut self, partition: u32, owner: Option<Uuid>, epoch: i64, counter: i64) -> bool {
+        let Some(owner) = owner.filter(|_| !self.exclusive) else { return true };
+        let now = Instant::now();
+        let seen = self.observed.entry(partition).or_insert(Observed { owner, epoch, counter, since: now });
+        if (seen.owner, seen.epoch, seen.counter) != (owner, epoch, counter) {
+            *seen = Observed { owner, epoch, counter, since: now };
+        }
+        now - seen.since >= STANDS_STILL
+    }
+
+    /// Takes a lease as it was seen, and returns its new epoch; none if it has changed meanwhile.
+    async fn take(
+        &self,
+        connection: &mut PgConnection,
+        partition: u32,
+        owner: Option<Uuid>,
+        epoch: i64,
+        counter: i64,
+    ) -> Result<Option<i64>, sqlx::Error> {
+        if owner.is_some() {
+            // Nothing less frees the locks of a client that is frozen inside a transaction.
+            sqlx::query(
+                "SELECT pg_terminate_backend(a.pid, 5000) FROM leases l
+                 JOIN pg_stat_activity a ON a.pid = l.writer_pid AND a.backend_start = l.writer_start
+                 WHERE l.log_id = $1 AND l.log_partition = $2 AND l.epoch = $3 AND l.counter = $4",
+            )
+            .bind(self.log_id)
+            .bind(partition as i32)
+            .bind(epoch)
+            .bind(counter)
+            .execute(&mut *connection)
+            .await?;
+        }
+        let taken = sqlx::query(
+            "WITH taken AS (
+                 UPDATE leases SET owner = $3, epoch = epoch + 1, counter = counter + 1, writer_pid = NULL, writer_start = NULL
+                 WHERE log_id = $1 AND log_partition = $2 AND owner IS NOT DISTINCT FROM $4 AND epoch = $5 AND counter = $6
+                 RETURNING log_id, log_partition, epoch
+             )
+             UPDATE checkpoints c SET epoch = t.epoch FROM taken t
+             WHERE c.log_id = t.log_id AND c.log_partition = t.log_partition RETURNING c.epoch",
+        )
+        .bind(self.log_id)
+        .bind(partition as i32)
+        .bind(self.owner)
+        .bind(owner)
+        .bind(epoch)
+        .bind(counter)
+        .fetch_optional(connection)
+        .await?;
+        taken.map(|row| row.try_get(0)).transpose()
+    }
+
+    async fn give_back(&self, connection: &mut PgConnection) {
+        let give = "UPDATE leases SET owner = NULL, writer_pid = NULL, writer_start = NULL WHERE log_id = $1 AND owner = $2";
+        if let Err(error) = sqlx::query(give).bind(self.log_id).bind(self.owner).execute(connection).await {
+            tracing::warn!(%error, "leases were not given back; others take them after {} s", STANDS_STILL.as_secs());
+        }
+    }
+}

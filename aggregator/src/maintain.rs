@@ -1,0 +1,90 @@
+//! Upkeep beside the flow: months ahead of time, and replays of dead letters.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use eventlog::Append;
+use events::Record;
+use sqlx::{Connection, PgConnection, Row};
+use tokio::sync::watch;
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use crate::config::Config;
+use crate::{database, partitions};
+
+const MONTHS_EVERY: Duration = Duration::from_secs(3_600);
+const REPLAYS_EVERY: Duration = Duration::from_secs(1);
+const REPLAYS_AT_ONCE: i64 = 500;
+
+/// Runs until `stopped`.
+pub(crate) async fn run(config: Config, log: Arc<dyn Append>, mut stopped: watch::Receiver<bool>) {
+    let mut connection: Option<PgConnection> = None;
+    let mut months_at = Instant::now() + MONTHS_EVERY;
+    while !*stopped.borrow() {
+        let outcome = upkeep(&config, &mut connection, log.as_ref(), &mut months_at).await;
+        if let Err(error) = outcome {
+            tracing::warn!(error = %error, "upkeep failed; trying again");
+            connection = None;
+        }
+        tokio::select! {
+            () = tokio::time::sleep(REPLAYS_EVERY) => {}
+            _ = stopped.wait_for(|stopped| *stopped) => {}
+        }
+    }
+}
+
+async fn upkeep(
+    config: &Config,
+    connection: &mut Option<PgConnection>,
+    log: &dyn Append,
+    months_at: &mut Instant,
+) -> Result<(), sqlx::Error> {
+    let open = match connection {
+        Some(open) => open,
+        None => connection.insert(database::connect(&config.database_url, "upkeep").await?),
+    };
+    if Instant::now() >= *months_at {
+        partitions::make_usual_months(open).await?;
+        *months_at = Instant::now() + MONTHS_EVERY;
+    }
+    while replay(open, log).await? == REPLAYS_AT_ONCE as usize {}
+    Ok(())
+}
+
+/// Appends the original bytes of dead letters marked `replay` to the log again, and marks them `replayed`. A crash in
+/// between appends them twice, which deduplication absorbs. Returns how many there were.
+async fn replay(connection: &mut PgConnection, log: &dyn Append) -> Result<usize, sqlx::Error> {
+    let mut transaction = connection.begin().await?;
+    let rows = sqlx::query(
+        "SELECT id, bytes FROM dead_letters WHERE status = 'replay' ORDER BY created_at, id LIMIT $1 FOR UPDATE SKIP LOCKED",
+    )
+    .bind(REPLAYS_AT_ONCE)
+    .fetch_all(&mut *transaction)
+    .await?;
+    let mut records = Vec::new();
+    let mut replayed: Vec<Uuid> = Vec::new();
+    let mut refused: Vec<Uuid> = Vec::new();
+    for row in &rows {
+        let (id, bytes): (Uuid, Vec<u8>) = (row.try_get(0)?, row.try_get(1)?);
+        match Record::from_bytes(bytes.into()) {
+            Ok(record) => {
+                records.push(record);
+                replayed.push(id);
+            }
+            Err(_) => refused.push(id), // no event to this version either
+        }
+    }
+    if !records.is_empty()
+        && let Err(error) = log.append(records).await
+    {
+        tracing::warn!(%error, letters = replayed.len(), "dead letters are not replayed yet");
+        transaction.rollback().await?;
+        return Ok(0);
+    }
+    let mark = "UPDATE dead_letters SET status = $2, changed_at = now() WHERE id = ANY ($1)";
+    sqlx::query(mark).bind(&replayed).bind("replayed").execute(&mut *transaction).await?;
+    sqlx::query(mark).bind(&refused).bind("open").execute(&mut *transaction).await?;
+    transaction.commit().await?;
+    Ok(rows.len())
+}

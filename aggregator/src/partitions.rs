@@ -1,0 +1,121 @@
+//! Table partitions: a month of `claimed_at` each, made before rows need them, and a default for what lies far off.
+//!
+//! A month is made in one transaction: a free-standing table, the rows of that month out of the default, then the attachment.
+//! So a row that went into the default never stops its month from being made later.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use chrono::{DateTime, Datelike, Months as CalendarMonths, NaiveDate, Utc};
+use events::rules::limits;
+use events::{Event, Micros};
+use sqlx::{AssertSqlSafe, PgConnection};
+
+use crate::commit::TABLES;
+
+/// One for all makers of table partitions.
+const LOCK: i64 = 0x7765_6972_6d6f_6e74; // "weirmont"
+const ATTEMPTS: u32 = 25;
+
+/// A calendar month, UTC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Month(NaiveDate);
+
+impl Month {
+    fn of(time: Micros) -> Option<Self> {
+        let date = DateTime::<Utc>::from_timestamp_micros(time.0)?.date_naive();
+        date.with_day(1).map(Month)
+    }
+
+    fn table(self, fact_table: &str) -> String {
+        format!("{fact_table}_{:04}_{:02}", self.0.year(), self.0.month())
+    }
+
+    fn bounds(self) -> (String, String) {
+        let next = self.0.checked_add_months(CalendarMonths::new(1)).unwrap_or(NaiveDate::MAX);
+        (format!("{} 00:00:00+00", self.0), format!("{next} 00:00:00+00"))
+    }
+}
+
+/// The months that a worker knows to exist.
+#[derive(Debug, Default)]
+pub(crate) struct Months(BTreeSet<Month>);
+
+impl Months {
+    /// Makes the months of these events that are missing. Times that only a skewed clock explains get no month: their
+    /// rows go to the default, and so do rows whose month cannot be made now because its lock is taken.
+    pub(crate) async fn make(
+        &mut self,
+        connection: &mut PgConnection,
+        events: impl Iterator<Item = &Event>,
+    ) -> Result<(), sqlx::Error> {
+        let plausible = |event: &&Event| {
+            let age = event.received_at.0 - event.claimed_at.0;
+            (-limits::AHEAD_MAX..=limits::BACKFILL_AGE_MAX).contains(&age)
+        };
+        let months: BTreeSet<Month> = events.filter(plausible).filter_map(|event| Month::of(event.claimed_at)).collect();
+        for month in months {
+            if !self.0.contains(&month) {
+                make_month(connection, month).await?;
+                self.0.insert(month);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Makes the months around the present: the last one, this one, the next one.
+pub(crate) async fn make_usual_months(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+    let now = Micros::now();
+    for days in [-31, 0, 28] {
+        if let Some(month) = Month::of(Micros(now.0 + days * Micros::DAY)) {
+            make_month(connection, month).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn make_month(connection: &mut PgConnection, month: Month) -> Result<(), sqlx::Error> {
+    for (fact_table, _) in TABLES {
+        let table = month.table(fact_table);
+        let exists: bool =
+            sqlx::query_scalar("SELECT to_regclass($1) IS NOT NULL").bind(&table).fetch_one(&mut *connection).await?;
+        if !exists && !make_table(connection, fact_table, &table, month).await? {
+            tracing::warn!(table, "its locks are taken; rows of that month go to the default table partition for now");
+        }
+    }
+    Ok(())
+}
+
+/// Returns whether the table partition exists now.
+async fn make_table(connection: &mut PgConnection, fact_table: &str, table: &str, month: Month) -> Result<bool, sqlx::Error> {
+    let (from, to) = month.bounds();
+    // The names are made of a constant and two numbers.
+    let statement = format!(
+        "BEGIN;
+         SET LOCAL lock_timeout = '200ms';
+         SELECT pg_advisory_xact_lock({LOCK});
+         CREATE TABLE IF NOT EXISTS {table} (LIKE {fact_table} INCLUDING ALL);
+         LOCK TABLE {fact_table}_default IN ACCESS EXCLUSIVE MODE;
+         WITH moved AS (
+             DELETE FROM {fact_table}_default WHERE claimed_at >= '{from}' AND claimed_at < '{to}' RETURNING *
+         ) INSERT INTO {table} SELECT * FROM moved;
+         ALTER TABLE {fact_table} ATTACH PARTITION {table} FOR VALUES FROM ('{from}') TO ('{to}');
+         COMMIT"
+    );
+    for attempt in 1..=ATTEMPTS {
+        let Err(error) = sqlx::raw_sql(AssertSqlSafe(statement.as_str())).execute(&mut *connection).await else {
+            tracing::info!(table, "made a table partition");
+            return Ok(true);
+        };
+        sqlx::raw_sql("ROLLBACK").execute(&mut *connection).await?;
+        let code = error.as_database_error().and_then(|error| error.code()).unwrap_or_default().into_owned();
+        match code.as_str() {
+            "55P03" | "40P01" | "23514" => tokio::time::sleep(Duration::from_millis(u64::from(attempt) * 10)).await,
+            // Another worker made it: it is attached, so it cannot be attached again.
+            "42809" | "42P17" | "42P07" => return Ok(true),
+            _ => return Err(error),
+        }
+    }
+    Ok(false)
+}

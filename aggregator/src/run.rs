@@ -1,0 +1,265 @@
+//! The path of a batch: read, decode, commit, acknowledge.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use eventlog::{Offset, Read, ReadBound, ReadError};
+use events::Micros;
+use futures_util::future::select_all;
+use sqlx::PgConnection;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::batch::Batch;
+use crate::commit::{self, CommitError, Memory, Stored};
+use crate::config::Config;
+use crate::lease::{self, Held};
+use crate::metrics::Metrics;
+use crate::status::{Halt, Status};
+use crate::{commit::checkpoint, commit::copy, database};
+
+/// One worker: a connection of its own, and every n-th of the log partitions that this process holds.
+pub(crate) struct Worker {
+    pub number: u32,
+    pub config: Config,
+    pub log: Arc<dyn Read>,
+    pub held: watch::Receiver<Held>,
+    pub metrics: Arc<Metrics>,
+    pub status: Arc<Status>,
+}
+
+/// Where a worker stands in a log partition.
+#[derive(Clone, Copy, Debug)]
+struct Position {
+    epoch: i64,
+    next: Offset,
+}
+
+type Positions = BTreeMap<u32, Position>;
+
+impl Worker {
+    /// Works until `stopped`, and then until the log's end. After any error the connection is closed, and everything that
+    /// was known from it is read again: the checkpoint in Postgres is the only progress there is.
+    pub(crate) async fn run(mut self, mut stopped: watch::Receiver<bool>) {
+        let mut pause = Duration::from_millis(100);
+        loop {
+            let began = Instant::now();
+            match self.work(&mut stopped).await {
+                Ok(()) => return,
+                Err(error) => {
+                    match &error {
+                        CommitError::NotOwner { .. } => self.metrics.fenced.increment(1),
+                        CommitError::Unknown(_) => self.metrics.unknown_commits.increment(1),
+                        CommitError::Postgres(_) | CommitError::Staging { .. } => {}
+                    }
+                    tracing::warn!(worker = self.number, %error, "starting again from the checkpoint");
+                }
+            }
+            if *stopped.borrow() {
+                return; // what is left stays in the log
+            }
+            pause = if began.elapsed() > Duration::from_secs(30) { Duration::from_millis(100) } else { pause * 2 };
+            tokio::time::sleep(pause.min(Duration::from_secs(2))).await;
+        }
+    }
+
+    async fn work(&mut self, stopped: &mut watch::Receiver<bool>) -> Result<(), CommitError> {
+        let log_id = self.log.identity().log_id;
+        let mut connection = database::connect(&self.config.database_url, "writer").await?;
+        copy::make_tables(&mut connection).await?;
+        let mut memory = Memory::default();
+        let mut positions = Positions::new();
+        let mut ahead = Batch::default();
+        loop {
+            self.follow_leases(&mut connection, &mut positions).await?;
+            let draining = *stopped.borrow();
+            let mut batch = std::mem::take(&mut ahead);
+            if batch.len() == 0 {
+                if !draining {
+                    self.wait(&positions, stopped).await;
+                }
+                batch = self.read(&mut positions).await;
+            }
+            if batch.len() == 0 {
+                if draining {
+                    return Ok(());
+                }
+                continue;
+            }
+            // Behind a full batch there is more: it is read and decoded while Postgres works on this one.
+            let full = batch.len() >= self.share_of_batch(&positions);
+            let began = Instant::now();
+            let (stored, next) = tokio::join!(commit::commit(&mut connection, &mut memory, log_id, &batch), async {
+                if full { self.read(&mut positions).await } else { Batch::default() }
+            });
+            self.acknowledge(&batch, &stored?, began.elapsed()).await;
+            ahead = next;
+        }
+    }
+
+    /// Takes up log partitions that became ours, after comparing the checkpoint with the log; drops those that were lost.
+    async fn follow_leases(&mut self, connection: &mut PgConnection, positions: &mut Positions) -> Result<(), sqlx::Error> {
+        let mine = |partition: u32| partition % self.config.workers == self.number;
+        let held: Held = self.held.borrow_and_update().iter().map(|(p, e)| (*p, *e)).filter(|(p, _)| mine(*p)).collect();
+        positions.retain(|partition, position| held.get(partition) == Some(&position.epoch));
+        let log_id = self.log.identity().log_id;
+        let halts = self.status.halts();
+        for (partition, epoch) in held {
+            if positions.contains_key(&partition) || halts.contains_key(&partition) {
+                continue;
+            }
+            if !lease::sign(connection, log_id, partition, epoch).await? {
+                continue; // lost again; the keeper will tell
+            }
+            let checkpoint = checkpoint::read(connection, log_id, partition).await?;
+            match self.compare(partition, checkpoint).await {
+                Ok(None) => {
+                    positions.insert(partition, Position { epoch, next: checkpoint.next_offset });
+                }
+                Ok(Some(halt)) => self.halt(partition, halt),
+                Err(error) => tracing::warn!(partition, %error, "the log cannot be compared with the checkpoint now"),
+            }
+        }
+        Ok(())
+    }
+
+    /// Compares a checkpoint with the log: its place, and the record before it. Where the log begins at the checkpoint
+    /// there is no such record, and the log's identity alone decides.
+    async fn compare(&self, partition: u32, checkpoint: checkpoint::Checkpoint) -> Result<Option<Halt>, ReadError> {
+        let offsets = self.log.offsets(partition).await?;
+        let next = checkpoint.next_offset;
+        if next < offsets.start {
+            let error = ReadError::BelowStart { partition, offset: next, start: offsets.start };
+            return Ok(halt_of(&error));
+        }
+        if next > offsets.end {
+            let error = ReadError::AboveEnd { partition, offset: next, end: offsets.end };
+            return Ok(halt_of(&error));
+        }
+        let (Some(expected), true) = (checkpoint.last_crc, next > offsets.start) else { return Ok(None) };
+        let bound = ReadBound { records_max: 1, bytes_max: 1, wait_max: Duration::ZERO };
+        match self.log.read(partition, next - 1, bound).await {
+            Ok(records) => {
+                let found = records.first().map(|record| crc32c::crc32c(&record.bytes));
+                let text = format!(
+                    "the record before offset {next} has checksum {found:?}, the checkpoint {expected}: these are not the \
+                     records that were stored. Bring the log back that this database was fed from"
+                );
+                Ok((found != Some(expected)).then_some(Halt { state: "log_differs", text }))
+            }
+            Err(error) => halt_of(&error).map_or(Err(error), |halt| Ok(Some(halt))),
+        }
+    }
+
+    /// Waits until one of the log partitions has a record, and then as long as a batch may grow.
+    async fn wait(&mut self, positions: &Positions, stopped: &mut watch::Receiver<bool>) {
+        let bound = ReadBound { records_max: 1, bytes_max: 1, wait_max: Duration::from_secs(1) };
+        let log = &self.log;
+        let reads: Vec<_> =
+            positions.iter().map(|(partition, position)| Box::pin(log.read(*partition, position.next, bound))).collect();
+        let arrival = async {
+            if reads.is_empty() {
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            } else {
+                // An error shows again when the batch is read, and is handled there.
+                let _ = select_all(reads).await;
+                tokio::time::sleep(self.config.batch_age_max()).await;
+            }
+        };
+        tokio::select! {
+            () = arrival => {}
+            _ = self.held.changed() => {}
+            _ = stopped.wait_for(|stopped| *stopped) => {}
+        }
+    }
+
+    /// Reads what there is, each log partition up to its share of a batch, and moves the positions behind it. A log
+    /// partition that cannot be read halts by itself.
+    async fn read(&self, positions: &mut Positions) -> Batch {
+        let bound = ReadBound {
+            records_max: self.share_of_batch(positions),
+            bytes_max: Config::BATCH_BYTES_MAX / positions.len().max(1),
+            wait_max: Duration::ZERO,
+        };
+        let mut batch = Batch::default();
+        let mut unreadable = Vec::new();
+        for (partition, position) in positions.iter_mut() {
+            match self.log.read(*partition, position.next, bound).await {
+                Ok(records) => {
+                    position.next += records.len() as u64;
+                    batch.add(*partition, position.epoch, records);
+                }
+                Err(error) => unreadable.push((*partition, error)),
+            }
+        }
+        for (partition, error) in unreadable {
+            match halt_of(&error) {
+                Some(halt) => {
+                    positions.remove(&partition);
+                    self.halt(partition, halt);
+                }
+                None => tracing::warn!(partition, %error, "the log cannot be read now; trying again"),
+            }
+        }
+        batch
+    }
+
+    /// Tells the log that a batch is stored, and counts.
+    async fn acknowledge(&self, batch: &Batch, stored: &Stored, took: Duration) {
+        for slice in &batch.slices {
+            self.log.release(slice.partition, slice.to).await;
+            if let Ok(offsets) = self.log.offsets(slice.partition).await {
+                self.metrics.lag(slice.partition, offsets.end.saturating_sub(slice.to));
+            }
+        }
+        self.metrics.read.increment(batch.len() as u64);
+        self.metrics.duplicates.increment(stored.duplicates);
+        self.metrics.unattributed.increment(stored.unattributed);
+        self.metrics.commit_seconds.record(took.as_secs_f64());
+        for (kind, count) in stored.inserted.by_kind() {
+            self.metrics.stored(kind, count);
+        }
+        for letter in &stored.dead {
+            self.metrics.dead_letter(letter.code);
+            tracing::warn!(
+                partition = letter.partition,
+                offset = letter.offset,
+                code = letter.code,
+                "a record became a dead letter"
+            );
+        }
+        if let Some(oldest) = batch.events.iter().map(|decoded| decoded.event.received_at).min() {
+            let age = Micros::now().0.saturating_sub(oldest.0).max(0);
+            self.metrics.stored_age_seconds.record(age as f64 / Micros::SECOND as f64);
+        }
+    }
+
+    fn share_of_batch(&self, positions: &Positions) -> usize {
+        (self.config.batch_events_max as usize / positions.len().max(1)).max(1)
+    }
+
+    fn halt(&self, partition: u32, halt: Halt) {
+        self.metrics.halted(partition, true);
+        if self.status.halt(partition, Some(halt.clone())) {
+            tracing::error!(partition, state = halt.state, reason = halt.text, "log partition halted; nothing is skipped");
+        }
+    }
+}
+
+/// Returns the state that a log partition halts under, for errors that do not pass by themselves.
+fn halt_of(error: &ReadError) -> Option<Halt> {
+    let (state, advice) = match error {
+        ReadError::BelowStart { .. } => (
+            "offset_below_log_start",
+            "records were deleted before they were stored; bring them back, or accept the loss by moving the checkpoint",
+        ),
+        ReadError::AboveEnd { .. } => (
+            "offset_above_log_end",
+            "the log has lost records, or is another one; bring the log back that this database was fed from",
+        ),
+        ReadError::Corrupt { .. } => ("log_corrupt", "look at the log file; acknowledged records in it are damaged"),
+        ReadError::Unavailable(_) => return None,
+    };
+    Some(Halt { state, text: format!("{error}; {advice}") })
+}

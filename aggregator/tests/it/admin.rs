@@ -1,0 +1,435 @@
+//! What operators change: rows, locks, versions, audit, and nothing by halves.
+
+use std::time::Duration;
+
+use aggregator::admin::dead_letters::{self, Count, Filter, Marked, Selection, Status};
+use aggregator::admin::experiments::{self, Aggregation, Direction, Experiment, NewExperiment, NewMetric, NewVariant, Role};
+use aggregator::admin::{AdminError, Project, campaigns, find_project};
+use aggregator::recompute::Differences;
+use events::{Micros, Record, testing};
+use migrations::testing::TestDatabase;
+use sqlx::{Connection, PgConnection};
+use uuid::Uuid;
+
+/// The project of `events::testing`.
+const PROJECT: Uuid = Uuid::from_u128(1);
+const LOG: Uuid = Uuid::from_u128(2);
+
+async fn database() -> (TestDatabase, PgConnection, Project) {
+    let database = TestDatabase::create().await;
+    let mut conn = database.connect().await;
+    sqlx::query("INSERT INTO projects (id, name) VALUES ($1, 'shop'), ($2, 'other')")
+        .bind(PROJECT)
+        .bind(Uuid::from_u128(9))
+        .execute(&mut conn)
+        .await
+        .expect("two projects");
+    sqlx::query("INSERT INTO logs (log_id, log_partitions) VALUES ($1, 1)").bind(LOG).execute(&mut conn).await.expect("a log");
+    sqlx::query("INSERT INTO checkpoints (log_id, log_partition) VALUES ($1, 0)")
+        .bind(LOG)
+        .execute(&mut conn)
+        .await
+        .expect("a checkpoint");
+    let project = find_project(&mut conn, "shop").await.expect("just made");
+    (database, conn, project)
+}
+
+fn variant(name: &str, weight: Option<&str>) -> NewVariant {
+    NewVariant { name: name.into(), weight: weight.map(Into::into), is_control: name == "control" }
+}
+
+fn checkout() -> NewExperiment {
+    NewExperiment {
+        name: "checkout".into(),
+        variants: vec![variant("control", Some("50")), variant("b", Some("50.5"))],
+        ..NewExperiment::default()
+    }
+}
+
+async fn version(conn: &mut PgConnection) -> i64 {
+    let version =
+        sqlx::query_scalar("SELECT coalesce(max(version), 0) FROM catalogue_versions WHERE project_id = $1").bind(PROJECT);
+    version.fetch_one(conn).await.expect("a number")
+}
+
+async fn audited(conn: &mut PgConnection) -> Vec<(String, String)> {
+    let rows = sqlx::query_as("SELECT action, subject FROM audit WHERE project_id = $1 AND actor LIKE '_% as weir' ORDER BY id");
+    rows.bind(PROJECT).fetch_all(conn).await.expect("rows")
+}
+
+/// Stores a dead letter and returns its id.
+async fn letter(conn: &mut PgConnection, offset: i64, project: Option<Uuid>, code: &str, subject: &str, bytes: &[u8]) -> Uuid {
+    sqlx::query_scalar(
+        "INSERT INTO dead_letters (project_id, log_id, log_partition, log_offset, code, subject, reason, bytes) \
+         VALUES ($1, $2, 0, $3, $4, $5, 'a reason', $6) RETURNING id",
+    )
+    .bind(project)
+    .bind(LOG)
+    .bind(offset)
+    .bind(code)
+    .bind(subject)
+    .bind(bytes)
+    .fetch_one(conn)
+    .await
+    .expect("a dead letter")
+}
+
+async fn status_of(conn: &mut PgConnection, id: Uuid) -> String {
+    sqlx::query_scalar("SELECT status FROM dead_letters WHERE id = $1").bind(id).fetch_one(conn).await.expect("a status")
+}
+
+/// The bytes of an exposure to a variant of an experiment.
+fn exposure(experiment: &str, variant: &str) -> Vec<u8> {
+    let draft = testing::exposure("e-1", "alice", "2026-03-01T10:00:00Z", experiment, variant);
+    Record::encode(&testing::admitted(draft)).bytes().to_vec()
+}
+
+/// Stores a raw impression of user number `user`, this far from now.
+async fn impression(conn: &mut PgConnection, experiment: &Experiment, user: u128, from_now: &str) {
+    sqlx::query(
+        "INSERT INTO impressions (project_id, id, user_id, claimed_at, event_time, received_at, untimed, is_bot, log_id, \
+             log_partition, log_offset, experiment_id, variant_id) \
+         VALUES ($1, gen_random_uuid(), $2, now() + $3::interval, now() + $3::interval, now(), false, false, $4, 0, 0, $5, $6)",
+    )
+    .bind(PROJECT)
+    .bind(Uuid::from_u128(user))
+    .bind(from_now)
+    .bind(LOG)
+    .bind(experiment.id)
+    .bind(experiment.variants[0].id)
+    .execute(conn)
+    .await
+    .expect("an impression");
+}
+
+async fn participants(conn: &mut PgConnection) -> i64 {
+    sqlx::query_scalar("SELECT count(*) FROM user_experiment_participation").fetch_one(conn).await.expect("a number")
+}
+
+fn text(error: &AdminError) -> String {
+    error.to_string()
+}
+
+#[tokio::test]
+async fn an_experiment_is_made_with_all_its_parts() {
+    let (_database, mut conn, project) = database().await;
+    let metric = NewMetric {
+        name: "refunds".into(),
+        conversion_type: Some("refund".into()),
+        aggregation: Aggregation::CountPerUser,
+        direction: Direction::Decrease,
+        role: Role::Guardrail,
+        margin: Some("0.02".into()),
+        window_days: Some(7),
+        cap: Some("3".into()),
+    };
+    let new = NewExperiment {
+        description: Some("one page or two".into()),
+        metrics: vec![metric],
+        target_sample_size: Some(40_000),
+        confidence_level: Some("0.9".into()),
+        minimum_detectable_effect: Some("0.015".into()),
+        conversion_window_days: Some(14),
+        attribution_method: Some("last_exposure".parse().expect("accepted")),
+        currency: Some("EUR".into()),
+        start: true,
+        started_at: Some(Micros::parse("2026-03-01T00:00:00.000001Z").expect("a time")),
+        ..checkout()
+    };
+    let made = experiments::create(&mut conn, &project, &new).await.expect("made").experiment;
+    let shown = experiments::show(&mut conn, &project, &made.id.to_string().to_uppercase()).await.expect("found by its id");
+    let mut json = serde_json::to_value(&shown).expect("JSON");
+    for (pointer, id) in [("", made.id), ("/variants/0", made.variants[0].id), ("/variants/1", made.variants[1].id)] {
+        let id = serde_json::Value::from(id.to_string());
+        assert_eq!(json.pointer_mut(pointer).and_then(|part| part.as_object_mut()?.remove("id")), Some(id));
+    }
+    assert!(json.as_object_mut().expect("an object").remove("created_at").is_some());
+    let expected = serde_json::json!({
+        "name": "checkout", "description": "one page or two", "status": "running", "started_at": "2026-03-01T00:00:00.000001Z",
+        "ended_at": null, "target_sample_size": 40_000, "confidence_level": "0.90", "minimum_detectable_effect": "0.0150",
+        "conversion_window_days": 14, "attribution_method": "last_exposure", "currency": "EUR", "frozen_at": null,
+        "auto_registered": false,
+        "variants": [{ "name": "b", "is_control": false, "weight": "50.5" }, { "name": "control", "is_control": true, "weight": "50" }],
+        "metrics": [{ "name": "refunds", "conversion_type": "refund", "aggregation": "count_per_user", "direction": "decrease",
+                      "role": "guardrail", "margin": "0.02", "window_days": 7, "cap": "3" }],
+    });
+    assert_eq!(json, expected);
+    assert_eq!(version(&mut conn).await, 1);
+    assert_eq!(audited(&mut conn).await, [("experiment.create".to_owned(), "checkout".to_owned())]);
+}
+
+#[tokio::test]
+async fn what_is_left_out_gets_the_defaults_of_the_schema() {
+    let (_database, mut conn, project) = database().await;
+    let made = experiments::create(&mut conn, &project, &checkout()).await.expect("made").experiment;
+    assert_eq!((made.status.as_str(), made.started_at, made.confidence_level.as_str()), ("draft", None, "0.95"));
+    assert_eq!((made.minimum_detectable_effect.as_str(), made.conversion_window_days), ("0.0500", 30));
+    assert_eq!((made.attribution_method.as_str(), made.currency, made.target_sample_size), ("first_exposure", None, None));
+    let before = Micros::now();
+    let new = NewExperiment { name: "next".into(), start: true, ..checkout() };
+    let running = experiments::create(&mut conn, &project, &new).await.expect("made").experiment;
+    let started_at = running.started_at.expect("started");
+    assert!(started_at.0 >= before.0 - Micros::SECOND && started_at <= Micros::now(), "{started_at}");
+    let names: Vec<_> = experiments::list(&mut conn, &project).await.expect("a list").into_iter().map(|e| e.name).collect();
+    assert_eq!(names, ["checkout", "next"]);
+}
+
+#[tokio::test]
+async fn refusals_say_what_was_found_and_change_nothing() {
+    let (_database, mut conn, project) = database().await;
+    let unknown = experiments::show(&mut conn, &project, "x").await.expect_err("there is none");
+    assert_eq!(text(&unknown), r#"experiment "x": there is none of this name or id in project "shop"; there is none at all yet"#);
+    let made = experiments::create(&mut conn, &project, &checkout()).await.expect("made").experiment;
+    let taken = experiments::create(&mut conn, &project, &checkout()).await.expect_err("taken");
+    let expected =
+        format!(r#"experiment "checkout": the name is taken by {}, and is never given twice; choose another one"#, made.id);
+    assert_eq!(text(&taken), expected);
+    let unknown = experiments::start(&mut conn, &project, "x").await.expect_err("there is none");
+    assert_eq!(text(&unknown), r#"experiment "x": there is none of this name or id in project "shop"; there is "checkout""#);
+    let never_ran = experiments::stop(&mut conn, &project, "checkout").await.expect_err("a draft");
+    assert_eq!(text(&never_ran), r#"experiment "checkout" is draft; it was never started, so there is nothing to end"#);
+    let unknown = find_project(&mut conn, "shops").await.expect_err("there is none");
+    assert_eq!(text(&unknown), r#"project "shops": there is none of this name or id in this database; there is "other", "shop""#);
+    assert_eq!(version(&mut conn).await, 1);
+    assert_eq!(audited(&mut conn).await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_change_that_cannot_be_audited_is_not_made() {
+    let (_database, mut conn, project) = database().await;
+    experiments::create(&mut conn, &project, &checkout()).await.expect("made");
+    sqlx::raw_sql("ALTER TABLE audit RENAME TO elsewhere").execute(&mut conn).await.expect("renamed");
+    let new = NewExperiment { name: "next".into(), ..checkout() };
+    assert_eq!(experiments::create(&mut conn, &project, &new).await.expect_err("no audit").code(), "database");
+    assert_eq!(experiments::start(&mut conn, &project, "checkout").await.expect_err("no audit").code(), "database");
+    let experiments = experiments::list(&mut conn, &project).await.expect("a list");
+    assert_eq!(experiments.iter().map(|e| (e.name.as_str(), e.status.as_str())).collect::<Vec<_>>(), [("checkout", "draft")]);
+    assert_eq!(version(&mut conn).await, 1);
+}
+
+#[tokio::test]
+async fn start_and_stop_compute_the_experiment_again() {
+    let (_database, mut conn, project) = database().await;
+    let made = experiments::create(&mut conn, &project, &checkout()).await.expect("made").experiment;
+    impression(&mut conn, &made, 1, "-1 hour").await;
+    impression(&mut conn, &made, 2, "1 hour").await;
+    impression(&mut conn, &made, 3, "2 hours").await;
+    assert_eq!(participants(&mut conn).await, 0);
+
+    let started = experiments::start(&mut conn, &project, "checkout").await.expect("started");
+    assert_eq!(started.experiment.status, "running");
+    assert!(started.experiment.started_at.is_some());
+    assert_eq!(started.recomputed, Some(Differences { participation: 2, attribution: 0 }));
+    let again = experiments::start(&mut conn, &project, "checkout").await.expect("runs already");
+    assert_eq!((again.recomputed, again.experiment.started_at), (None, started.experiment.started_at));
+
+    let stopped = experiments::stop(&mut conn, &project, &made.id.to_string()).await.expect("stopped");
+    assert_eq!(stopped.experiment.status, "completed");
+    assert!(stopped.experiment.ended_at.is_some());
+    assert_eq!(stopped.recomputed, Some(Differences { participation: 2, attribution: 0 }));
+    assert_eq!(participants(&mut conn).await, 0);
+    assert_eq!(experiments::stop(&mut conn, &project, "checkout").await.expect("ended already").recomputed, None);
+
+    let resumed = experiments::start(&mut conn, &project, "checkout").await.expect("runs again").experiment;
+    assert_eq!((resumed.started_at, resumed.ended_at), (started.experiment.started_at, None));
+    assert_eq!(participants(&mut conn).await, 2);
+    // Created, started, stopped, started again; what changed nothing raised nothing.
+    assert_eq!(version(&mut conn).await, 4);
+    let actions: Vec<_> = audited(&mut conn).await.into_iter().map(|(action, _)| action).collect();
+    assert_eq!(actions, ["experiment.create", "experiment.start", "experiment.stop", "experiment.start"]);
+}
+
+#[tokio::test]
+async fn a_registered_experiment_keeps_its_open_start() {
+    let (_database, mut conn, project) = database().await;
+    let made = experiments::create(&mut conn, &project, &checkout()).await.expect("made").experiment;
+    sqlx::raw_sql("UPDATE experiments SET status = 'running', auto_registered = true").execute(&mut conn).await.expect("changed");
+    impression(&mut conn, &made, 1, "-1 hour").await;
+    let recomputed = experiments::recompute(&mut conn, &project, "checkout").await.expect("recomputed").recomputed;
+    assert_eq!(recomputed, Some(Differences { participation: 1, attribution: 0 }));
+    let stopped = experiments::stop(&mut conn, &project, "checkout").await.expect("stopped").experiment;
+    assert_eq!(stopped.started_at, None);
+    let resumed = experiments::start(&mut conn, &project, "checkout").await.expect("started").experiment;
+    assert_eq!((resumed.started_at, participants(&mut conn).await), (None, 1));
+}
+
+#[tokio::test]
+async fn recompute_repairs_and_reports() {
+    let (_database, mut conn, project) = database().await;
+    let new = NewExperiment { start: true, ..checkout() };
+    let made = experiments::create(&mut conn, &project, &new).await.expect("made").experiment;
+    impression(&mut conn, &made, 1, "1 hour").await;
+    let mut differences = async || experiments::recompute(&mut conn, &project, "checkout").await.expect("recomputed").recomputed;
+    assert_eq!(differences().await, Some(Differences { participation: 1, attribution: 0 }));
+    assert_eq!(differences().await, Some(Differences::default()));
+    sqlx::raw_sql("UPDATE user_experiment_participation SET total_impressions = 7").execute(&mut conn).await.expect("spoilt");
+    let repaired = experiments::recompute(&mut conn, &project, "checkout").await.expect("recomputed").recomputed;
+    assert_eq!(repaired, Some(Differences { participation: 1, attribution: 0 }));
+}
+
+#[tokio::test]
+async fn a_frozen_experiment_stays_as_it_is() {
+    let (_database, mut conn, project) = database().await;
+    experiments::create(&mut conn, &project, &checkout()).await.expect("made");
+    sqlx::raw_sql("UPDATE experiments SET frozen_at = '2026-03-01T00:00:00Z'").execute(&mut conn).await.expect("frozen");
+    let check = |error: AdminError| {
+        assert_eq!(error.code(), "experiment_frozen");
+        assert!(
+            text(&error).starts_with(r#"experiment_frozen: experiment "checkout" is frozen since 2026-03-01T00:00:00Z, "#),
+            "{error}"
+        );
+    };
+    check(experiments::start(&mut conn, &project, "checkout").await.expect_err("frozen"));
+    check(experiments::stop(&mut conn, &project, "checkout").await.expect_err("frozen"));
+    check(experiments::recompute(&mut conn, &project, "checkout").await.expect_err("frozen"));
+    check(experiments::add_variant(&mut conn, &project, "checkout", &variant("c", Some("1"))).await.expect_err("frozen"));
+}
+
+#[tokio::test]
+async fn a_change_waits_for_commits_and_takes_checkpoints_first() {
+    let (database, mut conn, project) = database().await;
+    experiments::create(&mut conn, &project, &checkout()).await.expect("made");
+    let mut aggregator = database.connect().await;
+    let mut commit = aggregator.begin().await.expect("begun");
+    sqlx::query("UPDATE checkpoints SET next_offset = 1").execute(&mut *commit).await.expect("the aggregator's first step");
+
+    let task =
+        tokio::spawn(async move { experiments::start(&mut conn, &project, "checkout").await.map(|done| done.experiment.status) });
+    let mut observer = database.connect().await;
+    let waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    while sqlx::query_scalar::<_, i64>(waiting).fetch_one(&mut observer).await.expect("a number") == 0 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    // The catalogue is still free: the aggregator, which holds the checkpoint, can take its next step.
+    let locked: bool =
+        sqlx::query_scalar("SELECT pg_try_advisory_xact_lock_shared(0)").fetch_one(&mut *commit).await.expect("a lock");
+    assert!(locked && !task.is_finished());
+    commit.commit().await.expect("committed");
+    assert_eq!(task.await.expect("no panic").expect("started"), "running");
+}
+
+#[tokio::test]
+async fn a_new_experiment_has_its_dead_letters_replayed() {
+    let (_database, mut conn, project) = database().await;
+    let known = exposure("checkout", "b");
+    let named = letter(&mut conn, 0, Some(PROJECT), "unknown_experiment", "checkout", &known).await;
+    let other_name = letter(&mut conn, 1, Some(PROJECT), "unknown_experiment", "checkout2", &known).await;
+    let other_project = letter(&mut conn, 2, Some(Uuid::from_u128(9)), "unknown_experiment", "checkout", &known).await;
+    let other_code = letter(&mut conn, 3, Some(PROJECT), "unknown_campaign", "checkout", &known).await;
+    let unknown_variant = letter(&mut conn, 4, Some(PROJECT), "unknown_variant", "c", &exposure("checkout", "c")).await;
+    let variant_elsewhere = letter(&mut conn, 5, Some(PROJECT), "unknown_variant", "c", &exposure("pricing", "c")).await;
+    let created = experiments::create(&mut conn, &project, &checkout()).await.expect("made");
+    assert_eq!(created.dead_letters, 1);
+    assert_eq!(status_of(&mut conn, named).await, "replay");
+    for id in [other_name, other_project, other_code, unknown_variant, variant_elsewhere] {
+        assert_eq!(status_of(&mut conn, id).await, "open");
+    }
+
+    let refused = experiments::add_variant(&mut conn, &project, "checkout", &variant("c", None)).await.expect_err("no weight");
+    let expected = "variants[2].weight: some variants have a weight and some have none; all or none is accepted";
+    assert_eq!(text(&refused), expected);
+    let taken = experiments::add_variant(&mut conn, &project, "checkout", &variant("b", Some("1"))).await.expect_err("taken");
+    assert_eq!(taken.code(), "name_taken");
+    let added = experiments::add_variant(&mut conn, &project, "checkout", &variant("c", Some("1"))).await.expect("added");
+    assert_eq!((added.dead_letters, added.experiment.variants.len()), (1, 3));
+    assert_eq!(status_of(&mut conn, unknown_variant).await, "replay");
+    assert_eq!(status_of(&mut conn, variant_elsewhere).await, "open");
+    assert_eq!(version(&mut conn).await, 2);
+}
+
+#[tokio::test]
+async fn a_new_campaign_has_its_dead_letters_replayed() {
+    let (_database, mut conn, project) = database().await;
+    let waiting = letter(&mut conn, 0, Some(PROJECT), "unknown_campaign", "spring", b"{}").await;
+    let component = |name: &str| campaigns::NewComponent { name: name.into(), kind: campaigns::ComponentType::HeroSection };
+    let new = campaigns::NewCampaign {
+        name: "spring".into(),
+        kind: Some(campaigns::CampaignType::Funnel),
+        components: vec![component("hero"), component("foot")],
+        ..campaigns::NewCampaign::default()
+    };
+    let created = campaigns::create(&mut conn, &project, &new).await.expect("made");
+    assert_eq!((created.dead_letters, status_of(&mut conn, waiting).await.as_str()), (1, "replay"));
+    let shown = campaigns::show(&mut conn, &project, "spring").await.expect("found");
+    assert_eq!((shown.id, shown.status.as_str(), shown.kind.as_deref()), (created.campaign.id, "active", Some("funnel")));
+    assert_eq!(shown.components.iter().map(|part| part.name.as_str()).collect::<Vec<_>>(), ["foot", "hero"]);
+    assert_eq!(campaigns::list(&mut conn, &project).await.expect("a list").len(), 1);
+    assert_eq!(campaigns::create(&mut conn, &project, &new).await.expect_err("taken").code(), "name_taken");
+    let twice = campaigns::NewCampaign { name: "x".into(), components: vec![component("a"), component("a")], ..new };
+    let refused = campaigns::create(&mut conn, &project, &twice).await.expect_err("twice");
+    assert_eq!(text(&refused), r#"components[1].name: found "a" twice; each name once"#);
+    let unknown = campaigns::show(&mut conn, &project, "x").await.expect_err("was refused");
+    assert_eq!(text(&unknown), r#"campaign "x": there is none of this name or id in project "shop"; there is "spring""#);
+}
+
+#[tokio::test]
+async fn dead_letters_are_listed_counted_and_shown() {
+    let (_database, mut conn, _project) = database().await;
+    let bytes = exposure("checkout", "b");
+    let first = letter(&mut conn, 0, Some(PROJECT), "unknown_experiment", "checkout", &bytes).await;
+    letter(&mut conn, 1, Some(PROJECT), "unknown_experiment", "pricing", &bytes).await;
+    letter(&mut conn, 2, None, "not_an_event", "", b"\xff").await;
+    let filter = |project, code: Option<&str>, status| Filter { project, code: code.map(Into::into), status };
+    let mut listed = async |filter: &Filter, limit| dead_letters::list(&mut conn, filter, limit).await.expect("a list").len();
+    assert_eq!(listed(&Filter::default(), 10).await, 3);
+    assert_eq!(listed(&Filter::default(), 2).await, 2);
+    assert_eq!(listed(&filter(Some(PROJECT), None, None), 10).await, 2);
+    assert_eq!(listed(&filter(None, Some("not_an_event"), None), 10).await, 1);
+    assert_eq!(listed(&filter(None, None, Some(Status::Replayed)), 10).await, 0);
+
+    let counts = dead_letters::counts(&mut conn, &Filter::default()).await.expect("counts");
+    let numbers: Vec<_> =
+        counts.iter().map(|Count { status, code, count, .. }| (status.as_str(), code.as_str(), *count)).collect();
+    assert_eq!(numbers, [("open", "not_an_event", 1), ("open", "unknown_experiment", 2)]);
+    assert!(counts[1].oldest < counts[1].newest);
+
+    let (shown, record) = dead_letters::show(&mut conn, first).await.expect("found");
+    assert_eq!((shown.log_offset, shown.subject.as_deref(), record), (0, Some("checkout"), bytes));
+    let unknown = dead_letters::show(&mut conn, Uuid::nil()).await.expect_err("there is none");
+    assert_eq!(unknown.code(), "unknown");
+}
+
+#[tokio::test]
+async fn dead_letters_named_by_id_are_changed_together_or_not_at_all() {
+    let (_database, mut conn, _project) = database().await;
+    let event = exposure("checkout", "b");
+    let good = letter(&mut conn, 0, Some(PROJECT), "unknown_experiment", "checkout", &event).await;
+    let bad = letter(&mut conn, 1, None, "not_an_event", "", b"\xff").await;
+    let refused = dead_letters::replay(&mut conn, &Selection::Ids(vec![good, bad])).await.expect_err("no event");
+    assert!(text(&refused).starts_with(&format!("dead letter {bad} is not readable (not an event: ")), "{refused}");
+    assert_eq!(status_of(&mut conn, good).await, "open");
+
+    let discarded = dead_letters::discard(&mut conn, &Selection::Ids(vec![good, bad])).await.expect("discarded");
+    assert_eq!(discarded, Marked { marked: 2, unreadable: 0 });
+    let replayed = dead_letters::replay(&mut conn, &Selection::Ids(vec![good])).await.expect("a mind may change");
+    assert_eq!((replayed.marked, status_of(&mut conn, good).await.as_str()), (1, "replay"));
+    sqlx::query("UPDATE dead_letters SET status = 'replayed' WHERE id = $1")
+        .bind(good)
+        .execute(&mut conn)
+        .await
+        .expect("appended");
+    assert_eq!(dead_letters::discard(&mut conn, &Selection::Ids(vec![good])).await.expect_err("too late").code(), "wrong_state");
+    assert_eq!(dead_letters::replay(&mut conn, &Selection::Ids(vec![Uuid::nil()])).await.expect_err("none").code(), "unknown");
+    // The first one named letters of two projects, so it belongs to none.
+    let actions: Vec<_> = audited(&mut conn).await.into_iter().map(|(action, _)| action).collect();
+    assert_eq!(actions, ["dead_letters.replay"]);
+}
+
+#[tokio::test]
+async fn open_dead_letters_are_changed_by_project_and_code() {
+    let (_database, mut conn, _project) = database().await;
+    let event = exposure("checkout", "b");
+    // More than one chunk of them.
+    for offset in 0..501 {
+        letter(&mut conn, offset, Some(PROJECT), "unknown_experiment", "checkout", &event).await;
+    }
+    let bad = letter(&mut conn, 501, Some(PROJECT), "unknown_experiment", "checkout", b"{}").await;
+    let other = letter(&mut conn, 502, Some(Uuid::from_u128(9)), "unknown_experiment", "checkout", &event).await;
+    let of = |code: &str| Selection::Open(Filter { project: Some(PROJECT), code: Some(code.into()), status: None });
+    assert_eq!(dead_letters::replay(&mut conn, &of("other")).await.expect("none"), Marked::default());
+    let replayed = dead_letters::replay(&mut conn, &of("unknown_experiment")).await.expect("marked");
+    assert_eq!(replayed, Marked { marked: 501, unreadable: 1 });
+    assert_eq!((status_of(&mut conn, bad).await, status_of(&mut conn, other).await), ("open".into(), "open".into()));
+    let discarded = dead_letters::discard(&mut conn, &Selection::Open(Filter::default())).await.expect("marked");
+    assert_eq!(discarded, Marked { marked: 2, unreadable: 0 });
+}

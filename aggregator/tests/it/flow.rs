@@ -1,0 +1,167 @@
+//! From the log to the tables, over restarts, replays and halts.
+
+use std::time::Duration;
+
+use aggregator::StartError;
+use eventlog::memory::MemoryLog;
+use events::Draft;
+use events::testing::{conversion, exposure};
+
+use crate::pipeline::Pipeline;
+
+fn journey() -> Vec<Draft> {
+    let mut drafts = Vec::new();
+    for number in 0..200 {
+        let (user, variant) = (format!("user-{number}"), if number % 2 == 0 { "control" } else { "b" });
+        drafts.push(exposure(&format!("i-{number}"), &user, "2026-02-20T10:00:00Z", "checkout", variant));
+        if number % 5 == 0 {
+            drafts.push(conversion(&format!("c-{number}"), &user, "2026-02-20T11:30:00Z", "purchase", &format!("{number}.5")));
+        }
+    }
+    drafts
+}
+
+#[tokio::test]
+async fn what_the_log_holds_is_stored_once_over_restarts_and_numbers_of_workers() {
+    let mut straight = Pipeline::new().await;
+    straight.append(journey()).await;
+    let aggregator = straight.start(2).await;
+    straight.drained().await;
+    aggregator.stop().await;
+    let expected = straight.derived().await;
+    assert_eq!(straight.scalar::<i64>("SELECT count(*) FROM user_experiment_participation").await, 200);
+    assert_eq!(straight.scalar::<i64>("SELECT count(*) FROM conversion_attribution").await, 40);
+    let sum = "SELECT sum(conversion_value_attributed)::text FROM conversion_attribution";
+    // 0.5 + 5.5 + .. + 195.5
+    assert_eq!(straight.scalar::<String>(sum).await, "3920.000000");
+    let rolled = "SELECT string_agg(format('%s %s %s', kind, events, value), ', ' ORDER BY kind)
+                  FROM (SELECT kind, sum(events) AS events, sum(value) AS value FROM daily_rollups GROUP BY kind) r";
+    assert_eq!(straight.scalar::<String>(rolled).await, "conversion 40 3920.000000, impression 200 0");
+
+    let mut restarted = Pipeline::new().await;
+    for (number, part) in journey().chunks(50).enumerate() {
+        // Every part twice: the second is a repetition by a client.
+        restarted.append(part.to_vec()).await;
+        restarted.append(part.to_vec()).await;
+        let aggregator = restarted.start(1 + number as u32 % 3).await;
+        aggregator.stop().await;
+    }
+    let aggregator = restarted.start(1).await;
+    restarted.drained().await;
+    aggregator.stop().await;
+    assert_eq!(restarted.derived().await, expected);
+}
+
+#[tokio::test]
+async fn a_dead_letter_is_replayed_through_the_log() {
+    let mut pipeline = Pipeline::new().await;
+    pipeline.execute("UPDATE projects SET auto_register = false").await;
+    pipeline.append(vec![exposure("i", "alice", "2026-02-20T10:00:00Z", "later", "b")]).await;
+    let aggregator = pipeline.start(1).await;
+    pipeline.drained().await;
+    assert_eq!(pipeline.scalar::<String>("SELECT code FROM dead_letters").await, "unknown_experiment");
+    pipeline
+        .execute(
+            "UPDATE projects SET auto_register = true; INSERT INTO catalogue_versions SELECT id, 1 FROM projects;
+             UPDATE dead_letters SET status = 'replay'",
+        )
+        .await;
+    pipeline.until("SELECT count(*) = 1 FROM user_experiment_participation", Duration::from_secs(20)).await;
+    pipeline.until("SELECT status = 'replayed' FROM dead_letters", Duration::from_secs(20)).await;
+    aggregator.stop().await;
+}
+
+#[tokio::test]
+async fn another_log_is_refused_until_it_is_adopted() {
+    let mut pipeline = Pipeline::new().await;
+    pipeline.start(1).await.stop().await;
+    pipeline.log = MemoryLog::new(8);
+    let read = std::sync::Arc::new(pipeline.log.clone());
+    let refused = aggregator::Aggregator::start(pipeline.config(1), read.clone(), read.clone()).await;
+    assert!(matches!(refused, Err(StartError::OtherLog { .. })));
+    let config = aggregator::Config { adopt_log: true, ..pipeline.config(1) };
+    aggregator::Aggregator::start(config, read.clone(), read).await.expect("adopted").stop().await;
+}
+
+/// The log lost what the checkpoint has seen: nothing is read, the page says so by name.
+#[tokio::test]
+async fn a_checkpoint_above_the_logs_end_halts() {
+    let mut pipeline = Pipeline::new().await;
+    pipeline.start(1).await.stop().await;
+    pipeline.execute("UPDATE checkpoints SET next_offset = 1000, last_crc = 1 WHERE log_partition = 3").await;
+    let aggregator = pipeline.start(2).await;
+    let page = format!("http://{}/readyz", aggregator.address());
+    let mut found = String::new();
+    for _ in 0..200 {
+        found = get(&page).await;
+        if found.contains("offset_above_log_end") {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(found.starts_with("HTTP/1.1 503") && found.contains("log partition 3: offset_above_log_end"), "{found}");
+    // The other log partitions go on.
+    pipeline
+        .append((0..50).map(|n| conversion(&format!("c-{n}"), &format!("u-{n}"), "2026-02-20T10:00:00Z", "purchase", "1")))
+        .await;
+    pipeline.until("SELECT count(*) > 30 FROM conversions", Duration::from_secs(20)).await;
+    aggregator.stop().await;
+}
+
+/// Same length, other records: the record before the checkpoint tells.
+#[tokio::test]
+async fn other_records_in_front_of_the_checkpoint_halt() {
+    let mut pipeline = Pipeline::new().await;
+    pipeline.append(vec![conversion("c", "alice", "2026-02-20T10:00:00Z", "purchase", "1")]).await;
+    let aggregator = pipeline.start(1).await;
+    pipeline.drained().await;
+    aggregator.stop().await;
+    pipeline.execute("UPDATE checkpoints SET last_crc = last_crc # 1 WHERE next_offset > 0").await;
+    let aggregator = pipeline.start(1).await;
+    let page = format!("http://{}/readyz", aggregator.address());
+    let mut found = String::new();
+    for _ in 0..200 {
+        found = get(&page).await;
+        if found.contains("log_differs") {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(found.contains("log_differs"), "{found}");
+    aggregator.stop().await;
+}
+
+#[tokio::test]
+async fn the_page_shows_its_own_numbers() {
+    let mut pipeline = Pipeline::new().await;
+    pipeline.append(journey()).await;
+    let aggregator = pipeline.start(1).await;
+    pipeline.drained().await;
+    let address = aggregator.address();
+    let mut page = String::new();
+    for _ in 0..100 {
+        page = get(&format!("http://{address}/metrics")).await;
+        if page.contains("weir_aggregator_read_total 240") {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(page.contains("weir_aggregator_stored_total{kind=\"impression\"} 200"), "{page}");
+    assert!(page.contains("weir_aggregator_stored_total{kind=\"conversion\"} 40"), "{page}");
+    assert!(get(&format!("http://{address}/livez")).await.starts_with("HTTP/1.1 200"));
+    assert!(get(&format!("http://{address}/readyz")).await.starts_with("HTTP/1.1 200"));
+    assert!(get(&format!("http://{address}/nowhere")).await.starts_with("HTTP/1.1 404"));
+    aggregator.stop().await;
+}
+
+/// The whole answer of a GET, as text.
+async fn get(url: &str) -> String {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let (address, path) = url.trim_start_matches("http://").split_once('/').expect("a path");
+    let mut stream = tokio::net::TcpStream::connect(address).await.expect("connects");
+    let request = format!("GET /{path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.expect("writes");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.expect("reads");
+    answer
+}

@@ -1,0 +1,55 @@
+//! Who may store: takeovers, and what a late owner can still do, which is nothing.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use events::testing::conversion;
+
+use crate::pipeline::{Pipeline, SharedLog};
+
+#[tokio::test]
+async fn a_lease_that_was_given_back_is_taken_at_once() {
+    let mut pipeline = Pipeline::new().await;
+    let log = Arc::new(SharedLog(pipeline.log.clone()));
+    pipeline.start_on(log.clone(), 1).await.stop().await;
+    assert_eq!(pipeline.scalar::<i64>("SELECT count(*) FROM leases WHERE owner IS NULL").await, 8);
+    pipeline.append(vec![conversion("c", "alice", "2026-02-20T10:00:00Z", "purchase", "1")]).await;
+    let began = Instant::now();
+    let aggregator = pipeline.start_on(log, 1).await;
+    pipeline.drained().await;
+    assert!(began.elapsed() < Duration::from_secs(10));
+    aggregator.stop().await;
+}
+
+/// The owner is frozen inside its transaction and its heartbeat stands still. The candidate ends its backend, which
+/// frees the checkpoint's lock, and goes on from where the owner had committed.
+#[tokio::test]
+async fn a_frozen_owner_is_ended_and_replaced() {
+    let mut pipeline = Pipeline::new().await;
+    let log = Arc::new(SharedLog(pipeline.log.clone()));
+    pipeline.start_on(log.clone(), 1).await.stop().await;
+    pipeline
+        .append((0..100).map(|n| conversion(&format!("c-{n}"), &format!("u-{n}"), "2026-02-20T10:00:00Z", "purchase", "1")))
+        .await;
+
+    // Stands for the frozen process: it owns every lease, has signed them, and holds every checkpoint in a transaction.
+    let mut frozen = pipeline.database.connect().await;
+    let owned = "UPDATE checkpoints SET epoch = epoch + 1;
+         UPDATE leases SET owner = '00000000-0000-0000-0000-0000000000ff', epoch = epoch + 1, writer_pid = a.pid,
+                writer_start = a.backend_start
+         FROM pg_stat_activity a WHERE a.pid = pg_backend_pid()";
+    for statements in [owned, "BEGIN; UPDATE checkpoints SET next_offset = next_offset + 1"] {
+        sqlx::raw_sql(statements).execute(&mut frozen).await.expect("executes");
+    }
+
+    let began = Instant::now();
+    let aggregator = pipeline.start_on(log, 2).await;
+    pipeline.drained().await;
+    let took = began.elapsed();
+    assert!(took > Duration::from_secs(14), "taken over after {took:?}, before it was sure that the owner stands still");
+    assert!(took < Duration::from_secs(30), "taken over after {took:?}");
+    assert_eq!(pipeline.scalar::<i64>("SELECT count(*) FROM conversions").await, 100);
+    let late = sqlx::raw_sql("COMMIT").execute(&mut frozen).await;
+    assert!(late.is_err(), "the frozen owner's backend has ended");
+    aggregator.stop().await;
+}

@@ -1,0 +1,6 @@
+//! The aggregator as a service: a log on one side, a private Postgres on the other.
+
+mod admin;
+mod flow;
+mod leases;
+mod pipeline;

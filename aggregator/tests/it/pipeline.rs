@@ -1,0 +1,123 @@
+//! A log, a database, and aggregators between them.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use aggregator::{Aggregator, Config};
+use async_trait::async_trait;
+use eventlog::memory::MemoryLog;
+use eventlog::{Append, LogIdentity, Offset, Read, ReadBound, ReadError, StoredRecord};
+use events::rules::{self, Door};
+use events::testing::door;
+use events::{Draft, EventId, Record};
+use migrations::testing::TestDatabase;
+use sqlx::{AssertSqlSafe, PgConnection};
+use uuid::Uuid;
+
+/// A memory log that does not claim to be this process's alone: leases then have to be waited for.
+#[derive(Clone)]
+pub(crate) struct SharedLog(pub MemoryLog);
+
+#[async_trait]
+impl Read for SharedLog {
+    fn identity(&self) -> LogIdentity {
+        Read::identity(&self.0)
+    }
+
+    fn is_exclusive(&self) -> bool {
+        false
+    }
+
+    async fn offsets(&self, partition: u32) -> Result<Range<Offset>, ReadError> {
+        self.0.offsets(partition).await
+    }
+
+    async fn read(&self, partition: u32, from: Offset, bound: ReadBound) -> Result<Vec<StoredRecord>, ReadError> {
+        self.0.read(partition, from, bound).await
+    }
+
+    async fn release(&self, partition: u32, offset: Offset) {
+        self.0.release(partition, offset).await;
+    }
+}
+
+pub(crate) struct Pipeline {
+    pub database: TestDatabase,
+    pub connection: PgConnection,
+    pub log: MemoryLog,
+}
+
+impl Pipeline {
+    /// With the project that [`door`] admits to, which registers names by itself.
+    pub(crate) async fn new() -> Self {
+        let database = TestDatabase::create().await;
+        let mut connection = database.connect().await;
+        sqlx::query("INSERT INTO projects (id, name, auto_register) VALUES ($1, 'default', true)")
+            .bind(door().project.0)
+            .execute(&mut connection)
+            .await
+            .expect("a project");
+        Pipeline { database, connection, log: MemoryLog::new(8) }
+    }
+
+    pub(crate) fn config(&self, workers: u32) -> Config {
+        let any_port = "127.0.0.1:0".parse().expect("a constant");
+        Config { workers, batch_age_ms_max: 5, ..Config::new(any_port, self.database.url.clone()) }
+    }
+
+    pub(crate) async fn start(&self, workers: u32) -> Aggregator {
+        self.start_on(Arc::new(self.log.clone()), workers).await
+    }
+
+    pub(crate) async fn start_on(&self, read: Arc<dyn Read>, workers: u32) -> Aggregator {
+        Aggregator::start(self.config(workers), read, Arc::new(self.log.clone())).await.expect("the aggregator starts")
+    }
+
+    pub(crate) async fn append(&self, drafts: impl IntoIterator<Item = Draft>) {
+        let encode = |draft| {
+            let door = Door { ..door() };
+            Record::encode(&rules::admit(draft, &door, EventId(Uuid::new_v4())).expect("a valid event"))
+        };
+        self.log.append(drafts.into_iter().map(encode).collect()).await.expect("memory takes all");
+    }
+
+    /// Waits until all that the log holds is stored.
+    pub(crate) async fn drained(&mut self) {
+        let mut end = 0;
+        for partition in 0..8 {
+            end += self.log.offsets(partition).await.expect("memory answers").end as i64;
+        }
+        self.until(&format!("SELECT coalesce(sum(next_offset), 0) = {end} FROM checkpoints"), Duration::from_secs(60)).await;
+    }
+
+    /// Waits until a query answers true.
+    pub(crate) async fn until(&mut self, query: &str, limit: Duration) {
+        let began = std::time::Instant::now();
+        while !self.scalar::<bool>(query).await {
+            assert!(began.elapsed() < limit, "{query} was not true within {limit:?}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    pub(crate) async fn scalar<T>(&mut self, query: &str) -> T
+    where
+        T: for<'r> sqlx::Decode<'r, sqlx::Postgres> + sqlx::Type<sqlx::Postgres> + Send + Unpin,
+    {
+        sqlx::query_scalar(AssertSqlSafe(query)).fetch_one(&mut self.connection).await.expect("answers")
+    }
+
+    pub(crate) async fn execute(&mut self, statement: &str) {
+        sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut self.connection).await.expect("executes");
+    }
+
+    /// All derived rows as one text, without what differs from run to run.
+    pub(crate) async fn derived(&mut self) -> String {
+        let table = |name: &str| {
+            format!("(SELECT string_agg((to_jsonb(t) - 'created_at' - 'updated_at')::text, E'\\n' ORDER BY id) FROM {name} t)")
+        };
+        let query =
+            format!("SELECT concat_ws('|', {}, {})", table("user_experiment_participation"), table("conversion_attribution"));
+        self.scalar(&query).await
+    }
+}
