@@ -1,0 +1,114 @@
+//! The rules of the house that the compiler does not check.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Who may import whom. Services never import services; a reader finds each thing where these arrows say.
+const MAY_IMPORT: [(&str, &[&str]); 9] = [
+    ("events", &[]),
+    ("eventlog", &["events"]),
+    ("ingest", &["events", "eventlog"]),
+    ("aggregator", &["events", "eventlog", "segments"]),
+    ("segments", &["events"]),
+    ("query", &["segments"]),
+    ("migrations", &[]),
+    ("weir", &["events", "eventlog", "ingest", "aggregator", "segments", "query", "migrations"]),
+    ("benches", &["events", "eventlog", "ingest", "aggregator", "segments", "query", "migrations"]),
+];
+
+/// Heavy dependencies, and the only crates that may have them.
+const HEAVY: [(&str, &[&str]); 4] = [
+    ("datafusion", &["query"]),
+    ("arrow", &["query", "segments", "weir"]),
+    ("rdkafka", &["eventlog"]),
+    ("sqlx", &["aggregator", "ingest", "query", "migrations", "weir", "benches"]),
+];
+
+const LINES_MAX: usize = 700;
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace").to_owned()
+}
+
+/// The dependencies of each member, by section of its manifest.
+fn manifests() -> BTreeMap<String, Vec<(String, String)>> {
+    let workspace = fs::read_to_string(root().join("Cargo.toml")).expect("the workspace's manifest");
+    let members = workspace.lines().find(|line| line.starts_with("members")).expect("a list of members on one line");
+    let members = members.split('"').skip(1).step_by(2);
+    members.map(|member| (member.to_owned(), dependencies(&root().join(member).join("Cargo.toml")))).collect()
+}
+
+fn dependencies(manifest: &Path) -> Vec<(String, String)> {
+    let text = fs::read_to_string(manifest).expect("a member's manifest");
+    let mut section = String::new();
+    let mut found = Vec::new();
+    for line in text.lines() {
+        if let Some(name) = line.strip_prefix('[') {
+            section = name.trim_end_matches(']').to_owned();
+        } else if section.ends_with("dependencies")
+            && let Some((name, _)) = line.split_once(['.', ' ', '='])
+            && !line.starts_with('#')
+        {
+            found.push((section.clone(), name.to_owned()));
+        }
+    }
+    found
+}
+
+#[test]
+fn crates_import_only_whom_they_may() {
+    let names: Vec<&str> = MAY_IMPORT.iter().map(|(name, _)| *name).collect();
+    for (member, dependencies) in manifests() {
+        let (_, allowed) =
+            MAY_IMPORT.iter().find(|(name, _)| *name == member).unwrap_or_else(|| panic!("{member} is not in the table"));
+        for (section, dependency) in dependencies {
+            // Tests need a schema; nothing else does.
+            let of_tests = section == "dev-dependencies" && (dependency == "migrations" || dependency == member);
+            if names.contains(&dependency.as_str()) && !of_tests {
+                assert!(allowed.contains(&dependency.as_str()), "{member} must not import {dependency} ([{section}])");
+            }
+            // A second edge of the same crate in dev-dependencies may add features, not reach further.
+            if let Some((heavy, holders)) = HEAVY.iter().find(|(heavy, _)| *heavy == dependency) {
+                assert!(holders.contains(&member.as_str()), "{heavy} is kept in {holders:?}, but {member} has it");
+            }
+        }
+    }
+}
+
+#[test]
+fn one_version_of_what_must_not_be_twice() {
+    let lock = fs::read_to_string(root().join("Cargo.lock")).expect("the lock file");
+    for name in ["arrow", "parquet", "object_store", "datafusion", "rdkafka-sys", "rustls", "hyper", "sqlx"] {
+        let count = lock.lines().filter(|line| *line == format!("name = \"{name}\"")).count();
+        assert!(count <= 1, "{count} versions of {name} in Cargo.lock");
+    }
+    for name in ["openssl", "openssl-sys", "native-tls", "aws-lc-rs"] {
+        assert!(
+            !lock.lines().any(|line| line == format!("name = \"{name}\"")),
+            "{name} is in Cargo.lock: rustls with ring is the one TLS stack"
+        );
+    }
+}
+
+#[test]
+fn no_file_becomes_a_place_where_all_owners_meet() {
+    for file in sources(&root()) {
+        let lines = fs::read_to_string(&file).expect("a source file").lines().count();
+        assert!(lines <= LINES_MAX, "{} has {lines} lines; split it by subject", file.display());
+    }
+}
+
+fn sources(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).expect("a folder").flatten() {
+        let path = entry.path();
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if path.is_dir() && name != "target" && !name.starts_with('.') {
+            found.extend(sources(&path));
+        } else if name.ends_with(".rs") {
+            found.push(path);
+        }
+    }
+    found
+}
