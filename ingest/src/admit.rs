@@ -1,0 +1,257 @@
+//! Who may send what: the first step of the path.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use base64::Engine as _;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+use events::Micros;
+use events::identity::{Dialect, hyphenated_uuid};
+use hyper::body::Incoming;
+use hyper::header::{AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, COOKIE, EXPECT, HeaderMap, USER_AGENT};
+use hyper::{Request, http};
+
+use crate::body::{self, Body, BodyFault};
+use crate::collect::{App, beside};
+use crate::keys::{Access, Found};
+use crate::request::{self, Text, query};
+use crate::respond::Refusal;
+use crate::route::Route;
+
+/// A request that may be looked into.
+pub(crate) struct Admitted {
+    pub(crate) route: Route,
+    pub(crate) access: Arc<Access>,
+    pub(crate) received_at: Micros,
+    pub(crate) query: String,
+    /// Its label promises one event per line.
+    pub(crate) is_lines: bool,
+    /// Of a person's client, not of a server that sends others' events.
+    pub(crate) user_agent: Option<String>,
+    /// The browser's device id, if it has one.
+    pub(crate) cookie: Option<String>,
+    /// The device id that it gets if it needs one; empty on other routes.
+    pub(crate) fresh_cookie: String,
+}
+
+/// Lets a request in: its key first, then its rate, then its body. What a key does not allow is never inflated, except
+/// where the dialect keeps the key in the body.
+pub(crate) async fn admit(app: &Arc<App>, route: Route, request: Request<Incoming>) -> Result<(Admitted, Body), Refusal> {
+    let (head, mut body) = request.into_parts();
+    let admitted = admit_parts(app, route, &head, &mut body).await;
+    if let Err(refusal) = &admitted {
+        // A client that waits for leave to send its body hears the answer without.
+        if refusal.leaves_body() && !head.headers.contains_key(EXPECT) {
+            body::discard(&mut body).await;
+        }
+    }
+    admitted
+}
+
+async fn admit_parts(
+    app: &Arc<App>,
+    route: Route,
+    head: &http::request::Parts,
+    body: &mut Incoming,
+) -> Result<(Admitted, Body), Refusal> {
+    let received_at = (app.clock)();
+    let uri_bytes = head.uri.path_and_query().map_or(0, |target| target.as_str().len());
+    if uri_bytes > app.limits.uri_bytes_max {
+        return Err(Refusal::UriTooLong(uri_bytes));
+    }
+    let is_gzip = is_gzip(&head.headers)?;
+    let query = head.uri.query().unwrap_or_default();
+    let (key, is_settled) = key(route.dialect(), &head.headers, query);
+    let mut access = None;
+    if is_settled {
+        access = Some(authenticate(app, key.as_deref(), received_at).await?);
+    }
+
+    let mut body = body::receive(body, &app.limits, &app.memory).await.map_err(|fault| body_fault(app, fault))?;
+    app.metrics.body_bytes.record(body.bytes.len() as f64);
+    if body.is_gzip() || (is_gzip && looks_binary(&body.bytes)) {
+        // What is small may still inflate to a thousand times its size.
+        let is_short = body.bytes.len() <= 1024;
+        body = beside(app, is_short, move |app| body.inflate(&app.limits).map_err(|fault| body_fault(app, fault))).await?;
+        app.metrics.decoded_bytes.record(body.bytes.len() as f64);
+    }
+    let access = match access {
+        Some(access) => access,
+        None => {
+            let in_body = request::write_key(Text::new(&body.bytes).as_str());
+            authenticate(app, in_body.or(key).as_deref(), received_at).await?
+        }
+    };
+
+    let header = |name| head.headers.get(name).and_then(|value| value.to_str().ok());
+    let is_pixel = route == Route::Pixel;
+    let user_agent = header(USER_AGENT).filter(|text| is_pixel || text.starts_with("Mozilla/"));
+    let admitted = Admitted {
+        route,
+        access,
+        received_at,
+        query: query.to_owned(),
+        is_lines: header(CONTENT_TYPE)
+            .is_some_and(|label| label.contains("ndjson") || label.contains("jsonl") || label.contains("json-l")),
+        user_agent: user_agent.map(str::to_owned),
+        cookie: if is_pixel { header(COOKIE).and_then(cookie) } else { None },
+        fresh_cookie: if is_pixel { uuid::Uuid::new_v4().to_string() } else { String::new() },
+    };
+    Ok((admitted, body))
+}
+
+/// Returns whether the body is labelled as gzip.
+fn is_gzip(headers: &HeaderMap) -> Result<bool, Refusal> {
+    let mut is_gzip = false;
+    for label in headers.get_all(CONTENT_ENCODING) {
+        match label.as_bytes() {
+            b"" => {}
+            label if label.eq_ignore_ascii_case(b"identity") => {}
+            label if !is_gzip && (label.eq_ignore_ascii_case(b"gzip") || label.eq_ignore_ascii_case(b"x-gzip")) => is_gzip = true,
+            // Also gzip in gzip: nobody sends that by accident.
+            _ => return Err(Refusal::BadEncoding),
+        }
+    }
+    Ok(is_gzip)
+}
+
+/// A body that is labelled gzip and is text was inflated by a proxy on the way that forgot the label.
+fn looks_binary(bytes: &[u8]) -> bool {
+    !matches!(bytes.trim_ascii_start().first(), None | Some(b'{' | b'['))
+}
+
+/// Finds the key in the head. The second value says whether the body may name another one, which then counts.
+fn key(dialect: Dialect, headers: &HeaderMap, query: &str) -> (Option<String>, bool) {
+    let in_query = |name| query::parameter(query, name).map(|key| key.into_owned());
+    let authorization = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let (scheme, credentials) = authorization.and_then(|value| value.split_once(' ')).unwrap_or_default();
+    let credentials = credentials.trim();
+    let basic = || scheme.eq_ignore_ascii_case("basic").then(|| user_name(credentials)).flatten();
+    let bearer = || (scheme.eq_ignore_ascii_case("bearer") && !credentials.is_empty()).then(|| credentials.to_owned());
+    match dialect {
+        Dialect::Native | Dialect::Pixel => (bearer().or_else(basic).or_else(|| in_query("key")), true),
+        Dialect::Segment => match basic() {
+            Some(key) => (Some(key), true),
+            None => {
+                let header = headers.get("x-write-key").and_then(|value| value.to_str().ok());
+                // Some clients write `key:secret` there; the key is what they mean.
+                let header = header.and_then(|value| value.split(':').next()).filter(|key| !key.is_empty()).map(str::to_owned);
+                let found = bearer().or(header).or_else(|| in_query("writeKey")).or_else(|| in_query("key"));
+                (found, false)
+            }
+        },
+    }
+}
+
+/// Reads the user name of Basic authentication; the colon behind it may be missing.
+fn user_name(credentials: &str) -> Option<String> {
+    const LENIENT: GeneralPurposeConfig = GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
+    const STANDARD: GeneralPurpose = GeneralPurpose::new(&base64::alphabet::STANDARD, LENIENT);
+    let text = String::from_utf8(STANDARD.decode(credentials).ok()?).ok()?;
+    let user = text.split(':').next().unwrap_or_default();
+    (!user.is_empty()).then(|| user.to_owned())
+}
+
+async fn authenticate(app: &App, key: Option<&str>, now: Micros) -> Result<Arc<Access>, Refusal> {
+    let Some(key) = key else {
+        app.metrics.key_refused.increment(1);
+        return Err(Refusal::NoKey);
+    };
+    let access = match app.keys.look_up(key, now).await {
+        Found::Access(access) => access,
+        Found::Unknown => {
+            app.metrics.key_refused.increment(1);
+            return Err(Refusal::BadKey);
+        }
+        Found::Unavailable => {
+            app.metrics.key_unavailable.increment(1);
+            return Err(Refusal::KeysUnavailable);
+        }
+    };
+    app.metrics.key_known.increment(1);
+    if let Some(limiter) = &access.requests {
+        limiter.take(1, Instant::now()).map_err(|wait| too_fast(app, wait))?;
+    }
+    Ok(access)
+}
+
+pub(crate) fn too_fast(app: &App, wait: Duration) -> Refusal {
+    app.metrics.over_rate.increment(1);
+    Refusal::TooFast(wait.as_secs_f64().ceil().max(1.0) as u64)
+}
+
+pub(crate) fn body_fault(app: &App, fault: BodyFault) -> Refusal {
+    if matches!(fault, BodyFault::NoMemory) {
+        app.metrics.over_memory.increment(1);
+    }
+    Refusal::Body(fault)
+}
+
+/// Reads the device id from a browser's cookies; one that is no UUID is not ours.
+fn cookie(header: &str) -> Option<String> {
+    let pair = |cookie: &str| {
+        let (name, value) = cookie.trim().split_once('=')?;
+        (name == request::COOKIE && hyphenated_uuid(value).is_some()).then(|| value.to_owned())
+    };
+    header.split(';').find_map(pair)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
+        let pair = |(name, value): &(&'static str, &'static str)| {
+            (http::HeaderName::from_static(name), http::HeaderValue::from_static(value))
+        };
+        pairs.iter().map(pair).collect()
+    }
+
+    #[test]
+    fn keys_are_found_where_each_dialect_keeps_them() {
+        let check = |dialect, pairs: &[(&'static str, &'static str)], query, expected: Option<&str>, is_settled| {
+            let (found, settled) = key(dialect, &headers(pairs), query);
+            assert_eq!((found.as_deref(), settled), (expected, is_settled), "{pairs:?} {query}");
+        };
+        // `k:` with and without padding, `k`, `k:secret`, and none.
+        let basic = |text| [("authorization", text)];
+        check(Dialect::Native, &basic("Bearer k"), "key=other", Some("k"), true);
+        check(Dialect::Native, &basic("bearer  k"), "", Some("k"), true);
+        check(Dialect::Native, &basic("Basic azo="), "", Some("k"), true);
+        check(Dialect::Native, &basic("Basic azo"), "", Some("k"), true);
+        check(Dialect::Native, &basic("Basic aw=="), "", Some("k"), true);
+        check(Dialect::Native, &basic("Basic azpzZWNyZXQ="), "", Some("k"), true);
+        check(Dialect::Native, &basic("Basic !"), "key=q", Some("q"), true);
+        check(Dialect::Native, &basic("Bearer"), "key=%71", Some("q"), true);
+        check(Dialect::Native, &[], "keys=q", None, true);
+        check(Dialect::Pixel, &[], "type=impression&key=q", Some("q"), true);
+        check(Dialect::Segment, &basic("Basic azo="), "writeKey=q", Some("k"), true);
+        check(Dialect::Segment, &basic("Basic Og=="), "writeKey=q", Some("q"), false);
+        check(Dialect::Segment, &basic("Bearer b"), "writeKey=q", Some("b"), false);
+        check(Dialect::Segment, &[("x-write-key", "h:secret")], "writeKey=q", Some("h"), false);
+        check(Dialect::Segment, &[], "", None, false);
+    }
+
+    #[test]
+    fn one_compression_is_accepted() {
+        let check = |values: &[&'static str], expected: Option<bool>| {
+            let pairs: Vec<_> = values.iter().map(|value| ("content-encoding", *value)).collect();
+            assert_eq!(is_gzip(&headers(&pairs)).ok(), expected, "{values:?}");
+        };
+        check(&[], Some(false));
+        check(&["identity"], Some(false));
+        check(&["GZIP"], Some(true));
+        check(&["x-gzip"], Some(true));
+        check(&["gzip, gzip"], None);
+        check(&["gzip", "gzip"], None);
+        check(&["br"], None);
+        check(&["zstd"], None);
+    }
+
+    #[test]
+    fn cookies_of_others_are_left_alone() {
+        let id = "6ba7b812-9dad-41d1-80b4-00c04fd430c8";
+        assert_eq!(cookie(&format!("a=b; weir_id={id};c")), Some(id.to_owned()));
+        assert_eq!(cookie("weir_id=1; xweir_id=2"), None);
+    }
+}

@@ -1,0 +1,142 @@
+//! What an operator sets, and every limit with its unit and its reason.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// How a collector runs.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Config {
+    /// Address that takes events
+    #[arg(long, env = "WEIR_COLLECTOR", value_name = "ADDR", default_value = "127.0.0.1:8080")]
+    pub collector: SocketAddr,
+    /// Address of `/metrics`, `/livez` and `/readyz` alone; none: the page is on `collector` too.
+    #[arg(skip)]
+    pub metrics: Option<SocketAddr>,
+    /// Take events under any key into the project `default`; only on a loopback address
+    #[arg(long, env = "WEIR_ANY_KEY", value_parser = clap::builder::FalseyValueParser::new())]
+    pub any_key: bool,
+    /// Postgres, which knows the keys.
+    #[arg(skip)]
+    pub database_url: String,
+    /// Folder of `keys.json`, by which known keys go on while Postgres is down; empty: nothing is kept.
+    #[arg(skip)]
+    pub data_dir: PathBuf,
+    /// What one client may use.
+    #[arg(skip)]
+    pub limits: Limits,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            collector: SocketAddr::from(([127, 0, 0, 1], 8080)),
+            metrics: None,
+            any_key: false,
+            database_url: String::new(),
+            data_dir: PathBuf::new(),
+            limits: Limits::default(),
+        }
+    }
+}
+
+/// What one client, and all of them together, may use.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Open connections; more wait in the kernel's queue.
+    pub connections_max: u32,
+    /// Bytes of a body as it is sent.
+    pub body_bytes_max: usize,
+    /// Bytes of a body once it is decompressed; counted while inflating, so that a bomb stops here.
+    pub decoded_bytes_max: usize,
+    /// Bytes of all bodies being worked on; beyond it requests are refused with `Retry-After`.
+    pub in_flight_bytes_max: usize,
+    /// Events of one request.
+    pub events_max: usize,
+    /// Bytes of a request target.
+    pub uri_bytes_max: usize,
+    /// Bytes of a request's head.
+    pub head_bytes_max: usize,
+    /// Headers of a request.
+    pub headers_max: usize,
+    /// How long a request's head may take from its first byte on.
+    pub head_wait_max: Duration,
+    /// How long a body may take.
+    pub body_wait_max: Duration,
+    /// After how long a body must keep to `body_rate_min`.
+    pub body_rate_grace: Duration,
+    /// Bytes per second of a body that is still worth waiting for.
+    pub body_rate_min: usize,
+    /// How long a connection may be idle.
+    pub idle_max: Duration,
+    /// How long an append may take before the client is told to try again. Longer than the log's own deadline, since
+    /// what is stored after a refusal is stored twice after the retry, until deduplication.
+    pub append_wait_max: Duration,
+    /// How long requests are still taken after `/readyz` says that the collector stops.
+    pub linger: Duration,
+    /// How long [`crate::Collector::stop`] may take.
+    pub stop_wait_max: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            connections_max: 16_384,
+            body_bytes_max: 2 * 1024 * 1024,
+            decoded_bytes_max: 10 * 1024 * 1024,
+            in_flight_bytes_max: 256 * 1024 * 1024,
+            events_max: 2_500,
+            uri_bytes_max: 4 * 1024,
+            head_bytes_max: 16 * 1024,
+            headers_max: 64,
+            head_wait_max: Duration::from_secs(10),
+            body_wait_max: Duration::from_secs(30),
+            body_rate_grace: Duration::from_secs(5),
+            body_rate_min: 1024,
+            idle_max: Duration::from_secs(65),
+            append_wait_max: Duration::from_secs(60),
+            linger: Duration::from_millis(250),
+            stop_wait_max: Duration::from_secs(8),
+        }
+    }
+}
+
+/// Why a collector did not start. Nothing is left running.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// `--any-key` on an address that others can reach.
+    #[error("--any-key takes events from everybody, so it needs a loopback address such as 127.0.0.1:8080; found {0}")]
+    AnyKeyInPublic(SocketAddr),
+    /// No database URL that can be read.
+    #[error("database URL: {0}; expected postgres://user:password@host:port/database")]
+    DatabaseUrl(String),
+    /// An address that cannot be listened on.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// What was asked for.
+        address: SocketAddr,
+        /// What the system said.
+        source: std::io::Error,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        config: Config,
+    }
+
+    #[test]
+    fn flags_become_values() {
+        let config = Cli::try_parse_from(["weir", "--collector", "127.0.0.1:0", "--any-key"]).expect("parses").config;
+        assert_eq!((config.collector.port(), config.any_key), (0, true));
+        let config = Cli::try_parse_from(["weir"]).expect("parses").config;
+        assert_eq!((config.collector, config.any_key), (Config::default().collector, false));
+        assert!(Cli::try_parse_from(["weir", "--collector", "here"]).is_err());
+    }
+}

@@ -1,0 +1,280 @@
+//! Who may send: keys as they were last read from Postgres. The request path reads a snapshot in memory and never waits
+//! for the database, except for a key that is not in it: one that was just made works at once.
+
+mod limiter;
+mod refresh;
+mod stored;
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use events::rules::Unit;
+use events::{Micros, ProjectId};
+use sha2::{Digest as _, Sha256};
+use subtle::ConstantTimeEq as _;
+use tokio::sync::{Notify, watch};
+
+use crate::metrics::Metrics;
+use limiter::Limiter;
+pub(crate) use refresh::refresh;
+
+/// SHA-256 of a key's text. The text itself is kept nowhere.
+pub(crate) type Digest = [u8; 32];
+
+/// Longer texts are nobody's key.
+const KEY_BYTES_MAX: usize = 512;
+/// How long a request with an unknown key waits for the keys to be read again.
+const WAIT_MAX: Duration = Duration::from_secs(2);
+
+/// What a key allows, and to whom.
+#[derive(Debug)]
+pub(crate) struct Access {
+    pub(crate) project: ProjectId,
+    pub(crate) unit: Unit,
+    /// Whether history may be sent: of server keys.
+    pub(crate) backfill: bool,
+    /// Names of tracks that count as conversions.
+    pub(crate) conversions: Vec<String>,
+    pub(crate) expires_at: Option<Micros>,
+    pub(crate) requests: Option<Limiter>,
+    pub(crate) events: Option<Limiter>,
+}
+
+/// All keys at one moment.
+#[derive(Debug, Default)]
+pub(crate) struct Snapshot {
+    /// By the first bytes of the digest; the rest is compared in constant time.
+    by_digest: HashMap<u64, Vec<(Digest, Arc<Access>)>>,
+    /// The project `default`, which `--any-key` gives everybody.
+    pub(crate) default: Option<Arc<Access>>,
+    /// End of the newest month that was detached.
+    pub(crate) horizon: Option<Micros>,
+}
+
+impl Snapshot {
+    fn insert(&mut self, digest: Digest, access: Arc<Access>) {
+        self.by_digest.entry(head(&digest)).or_default().push((digest, access));
+    }
+
+    fn find(&self, digest: &Digest) -> Option<&Arc<Access>> {
+        let candidates = self.by_digest.get(&head(digest))?;
+        candidates.iter().find(|(known, _)| bool::from(known.ct_eq(digest))).map(|(_, access)| access)
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.by_digest.values().map(Vec::len).sum()
+    }
+}
+
+fn head(digest: &Digest) -> u64 {
+    u64::from_le_bytes([digest[0], digest[1], digest[2], digest[3], digest[4], digest[5], digest[6], digest[7]])
+}
+
+/// Returns the digest of a key's text.
+pub(crate) fn digest(key: &str) -> Digest {
+    Sha256::digest(key.as_bytes()).into()
+}
+
+/// What is known of a key.
+#[derive(Clone, Debug)]
+pub(crate) enum Found {
+    /// It may send.
+    Access(Arc<Access>),
+    /// It may not, and Postgres said so after the request came.
+    Unknown,
+    /// Nobody can say: Postgres does not answer.
+    Unavailable,
+}
+
+/// The end of the last reading from Postgres.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Reading {
+    started: Instant,
+    succeeded: bool,
+}
+
+/// The keys, shared by all requests.
+pub(crate) struct Keys {
+    /// None until they were loaded once, from Postgres or from the file.
+    snapshot: RwLock<Option<Arc<Snapshot>>>,
+    readings: watch::Sender<Option<Reading>>,
+    /// Asks for a reading before the next is due.
+    wanted: Notify,
+    any_key: bool,
+    /// Where the keys are kept for a start without Postgres.
+    file: Option<PathBuf>,
+}
+
+impl Keys {
+    /// Makes the cache, filled from `keys.json` if there is one.
+    pub(crate) fn new(any_key: bool, file: Option<PathBuf>) -> Self {
+        let snapshot = file.as_deref().and_then(stored::load).map(Arc::new);
+        Keys { snapshot: RwLock::new(snapshot), readings: watch::Sender::new(None), wanted: Notify::new(), any_key, file }
+    }
+
+    /// Returns the present keys, none if they were never loaded.
+    pub(crate) fn snapshot(&self) -> Option<Arc<Snapshot>> {
+        self.snapshot.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn replace(&self, snapshot: Snapshot) {
+        *self.snapshot.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(snapshot));
+    }
+
+    /// Returns why no event can be taken, if that is so; for `/readyz`.
+    pub(crate) fn ready(&self) -> Result<(), &'static str> {
+        match self.snapshot() {
+            None => Err("the keys were never read from Postgres"),
+            Some(snapshot) if self.any_key && snapshot.default.is_none() => Err("there is no project named default"),
+            Some(_) => Ok(()),
+        }
+    }
+
+    /// Looks a key up, in memory; one that is not there after another reading from Postgres. Unknown, revoked and expired are the same.
+    pub(crate) async fn look_up(&self, key: &str, now: Micros) -> Found {
+        if key.len() > KEY_BYTES_MAX {
+            return Found::Unknown;
+        }
+        let digest = digest(key);
+        if let Some(access) = self.find(&digest, now) {
+            return Found::Access(access);
+        }
+        if !self.read_again().await {
+            return Found::Unavailable;
+        }
+        match self.find(&digest, now) {
+            Some(access) => Found::Access(access),
+            // Everybody may send, only the project is not there yet.
+            None if self.any_key => Found::Unavailable,
+            None => Found::Unknown,
+        }
+    }
+
+    fn find(&self, digest: &Digest, now: Micros) -> Option<Arc<Access>> {
+        let snapshot = self.snapshot()?;
+        let is_valid = |access: &&Arc<Access>| access.expires_at.is_none_or(|until| now < until);
+        let found = snapshot.find(digest).filter(is_valid);
+        found.or(snapshot.default.as_ref().filter(|_| self.any_key)).cloned()
+    }
+
+    /// Waits for a reading that starts after this call; requests that wait together share one. Returns whether it succeeded.
+    async fn read_again(&self) -> bool {
+        let asked = Instant::now();
+        let mut readings = self.readings.subscribe();
+        // While Postgres is down its return is noticed in the background; nobody waits for it.
+        if readings.borrow().is_some_and(|last| !last.succeeded) {
+            return false;
+        }
+        self.wanted.notify_one();
+        let reading = readings.wait_for(|last| last.is_some_and(|last| last.started >= asked || !last.succeeded));
+        match tokio::time::timeout(WAIT_MAX, reading).await {
+            Ok(Ok(last)) => last.is_some_and(|last| last.succeeded),
+            _ => false,
+        }
+    }
+
+    /// Waits until Postgres was asked once, whatever it said.
+    pub(crate) async fn first_reading(&self) {
+        let mut readings = self.readings.subscribe();
+        // Fails only if the sender is gone, which `self` owns.
+        let _ = readings.wait_for(Option::is_some).await;
+    }
+
+    fn note(&self, started: Instant, succeeded: bool, metrics: &Metrics) {
+        self.readings.send_replace(Some(Reading { started, succeeded }));
+        if succeeded {
+            metrics.keys.set(self.snapshot().map_or(0, |snapshot| snapshot.len()) as f64);
+        } else {
+            metrics.key_readings_failed.increment(1);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn access(expires_at: Option<Micros>) -> Arc<Access> {
+        let project = ProjectId(uuid::Uuid::from_u128(1));
+        Arc::new(Access {
+            project,
+            unit: Unit::User,
+            backfill: false,
+            conversions: Vec::new(),
+            expires_at,
+            requests: None,
+            events: None,
+        })
+    }
+
+    /// A cache that holds `known`, and `old` until 10.
+    fn filled(any_key: bool) -> Keys {
+        let keys = Keys::new(any_key, None);
+        let mut snapshot = Snapshot { default: Some(access(None)), ..Snapshot::default() };
+        snapshot.insert(digest("known"), access(None));
+        snapshot.insert(digest("old"), access(Some(Micros(10))));
+        keys.replace(snapshot);
+        keys
+    }
+
+    async fn check(keys: &Keys, key: &str, now: i64, expected: &str) {
+        let found = match keys.look_up(key, Micros(now)).await {
+            Found::Access(_) => "access",
+            Found::Unknown => "unknown",
+            Found::Unavailable => "unavailable",
+        };
+        assert_eq!(found, expected, "{key} at {now}");
+    }
+
+    /// A reading that ended just now.
+    fn read(keys: &Keys, succeeded: bool) {
+        keys.note(Instant::now(), succeeded, &Metrics::new());
+    }
+
+    #[tokio::test]
+    async fn known_keys_need_no_postgres_and_others_are_not_guessed() {
+        let keys = filled(false);
+        read(&keys, false);
+        check(&keys, "known", 0, "access").await;
+        check(&keys, "old", 9, "access").await;
+        check(&keys, "old", 10, "unavailable").await;
+        check(&keys, "other", 0, "unavailable").await;
+        check(&keys, &"x".repeat(KEY_BYTES_MAX + 1), 0, "unknown").await;
+    }
+
+    #[tokio::test]
+    async fn an_unknown_key_waits_for_one_reading() {
+        let keys = Arc::new(filled(false));
+        read(&keys, true);
+        let waiting = tokio::spawn({
+            let keys = keys.clone();
+            async move { keys.look_up("new", Micros(0)).await }
+        });
+        keys.wanted.notified().await;
+        let mut snapshot = Snapshot::default();
+        snapshot.insert(digest("new"), access(None));
+        keys.replace(snapshot);
+        read(&keys, true);
+        assert!(matches!(waiting.await, Ok(Found::Access(_))));
+
+        let waiting = tokio::spawn({
+            let keys = keys.clone();
+            async move { keys.look_up("known", Micros(0)).await }
+        });
+        keys.wanted.notified().await;
+        read(&keys, true);
+        assert!(matches!(waiting.await, Ok(Found::Unknown)));
+    }
+
+    #[tokio::test]
+    async fn any_key_is_the_default_projects() {
+        check(&filled(true), "whatever", 0, "access").await;
+        assert_eq!(Keys::new(true, None).ready(), Err("the keys were never read from Postgres"));
+        let keys = filled(true);
+        assert_eq!(keys.ready(), Ok(()));
+        keys.replace(Snapshot::default());
+        assert_eq!(keys.ready(), Err("there is no project named default"));
+    }
+}

@@ -1,0 +1,128 @@
+//! Reading the keys from Postgres: one task with one connection of its own, so that no pool can be exhausted under it.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use sqlx::postgres::{PgConnectOptions, PgConnection};
+use sqlx::{Connection as _, Row as _};
+
+use super::Keys;
+use super::stored::{self, Key, Project, Stored, to_hex};
+use crate::metrics::Metrics;
+
+/// A change of keys is visible after this time at the latest.
+const EVERY: Duration = Duration::from_secs(5);
+/// Readings that requests ask for are no closer than this.
+const APART_MIN: Duration = Duration::from_millis(250);
+/// How long Postgres may take.
+const ANSWER_MAX: Duration = Duration::from_secs(5);
+/// Between attempts while Postgres is down: doubled from the first to the last.
+const BACK_OFF: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(4));
+
+// Times become microseconds here, where Postgres knows its infinities: a key that expires at infinity does not expire.
+const KEYS: &str = "\
+SELECT k.digest, k.project_id, p.unit = 'device' AS by_device, p.conversion_events, k.kind = 'server' AS server,
+       k.requests_per_second, k.events_per_second,
+       CASE WHEN isfinite(k.expires_at) THEN (extract(epoch FROM k.expires_at) * 1000000)::bigint END AS expires_at
+FROM keys k JOIN projects p ON p.id = k.project_id
+WHERE k.kind IN ('write', 'server') AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > now())
+ORDER BY k.id";
+const DEFAULT: &str = "\
+SELECT id AS project_id, unit = 'device' AS by_device, conversion_events FROM projects WHERE name = 'default'";
+const HORIZON: &str = "\
+SELECT CASE WHEN isfinite(until) THEN (extract(epoch FROM until) * 1000000)::bigint END AS until FROM horizon";
+
+/// Reads the keys every few seconds, and when a request asks for it. Runs until it is aborted.
+pub(crate) async fn refresh(keys: Arc<Keys>, options: PgConnectOptions, metrics: Arc<Metrics>) {
+    let mut connection = None;
+    let mut back_off = BACK_OFF.0;
+    let mut kept = None;
+    let mut was_up = None;
+    loop {
+        let started = Instant::now();
+        let result = read(&mut connection, &options).await;
+        let succeeded = result.is_ok();
+        match result {
+            Ok(stored) => {
+                let before = keys.snapshot();
+                keys.replace(stored.snapshot(before.as_deref()));
+                if kept.as_ref() != Some(&stored) {
+                    keep(&keys, stored, &mut kept).await;
+                }
+                if was_up != Some(true) {
+                    tracing::info!(keys = keys.snapshot().map_or(0, |snapshot| snapshot.len()), "keys read from Postgres");
+                }
+                back_off = BACK_OFF.0;
+            }
+            Err(error) => {
+                connection = None;
+                if was_up != Some(false) {
+                    tracing::warn!(error = %error, "keys cannot be read from Postgres; known ones go on");
+                }
+            }
+        }
+        was_up = Some(succeeded);
+        keys.note(started, succeeded, &metrics);
+        if succeeded {
+            tokio::time::sleep(APART_MIN.saturating_sub(started.elapsed())).await;
+            // Either way it is time; a wish that came meanwhile is kept by `wanted` and ends the wait at once.
+            let _ = tokio::time::timeout(EVERY, keys.wanted.notified()).await;
+        } else {
+            tokio::time::sleep(back_off).await;
+            back_off = (back_off * 2).min(BACK_OFF.1);
+        }
+    }
+}
+
+async fn keep(keys: &Keys, stored: Stored, kept: &mut Option<Stored>) {
+    let Some(file) = keys.file.clone() else { return };
+    let saved = tokio::task::spawn_blocking(move || stored::save(&file, &stored).map(|()| stored)).await;
+    match saved {
+        Ok(Ok(stored)) => *kept = Some(stored),
+        Ok(Err(error)) => tracing::warn!(%error, "known keys cannot be kept for a start without Postgres"),
+        Err(error) => tracing::error!(%error, "keeping the known keys panicked"),
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+enum ReadError {
+    #[error(transparent)]
+    Postgres(#[from] sqlx::Error),
+    #[error("no answer within {ANSWER_MAX:?}")]
+    Timeout,
+}
+
+async fn read(connection: &mut Option<PgConnection>, options: &PgConnectOptions) -> Result<Stored, ReadError> {
+    let reading = async {
+        let connection = match connection {
+            Some(connection) => connection,
+            None => connection.insert(PgConnection::connect_with(options).await?),
+        };
+        let mut keys = Vec::new();
+        for row in sqlx::query(KEYS).fetch_all(&mut *connection).await? {
+            let rate = |name| row.try_get::<Option<i32>, _>(name).map(|rate| rate.map(i32::unsigned_abs));
+            keys.push(Key {
+                digest: to_hex(row.try_get::<&[u8], _>("digest")?),
+                project: project(&row)?,
+                server: row.try_get("server")?,
+                requests_per_second: rate("requests_per_second")?,
+                events_per_second: rate("events_per_second")?,
+                expires_at: row.try_get("expires_at")?,
+            });
+        }
+        let default = sqlx::query(DEFAULT).fetch_optional(&mut *connection).await?;
+        let default = default.as_ref().map(project).transpose()?;
+        let horizon = sqlx::query(HORIZON).fetch_optional(&mut *connection).await?;
+        let horizon = horizon.map(|row| row.try_get::<Option<i64>, _>("until")).transpose()?.flatten();
+        Ok(Stored::new(keys, default, horizon))
+    };
+    tokio::time::timeout(ANSWER_MAX, reading).await.unwrap_or(Err(ReadError::Timeout))
+}
+
+fn project(row: &sqlx::postgres::PgRow) -> Result<Project, sqlx::Error> {
+    Ok(Project {
+        project_id: row.try_get("project_id")?,
+        by_device: row.try_get("by_device")?,
+        conversion_events: row.try_get("conversion_events")?,
+    })
+}

@@ -1,0 +1,207 @@
+//! `keys.json`: the keys as they were last read, so that a collector starts while Postgres is down. Digests only, mode 0600.
+
+use std::fs::{File, OpenOptions};
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use events::rules::Unit;
+use events::{Micros, ProjectId};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::{Access, Digest, Limiter, Snapshot};
+
+const VERSION: u32 = 1;
+
+/// What is read from Postgres, and kept.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Stored {
+    v: u32,
+    pub(super) keys: Vec<Key>,
+    /// The project `default`, where everybody may send.
+    pub(super) default: Option<Project>,
+    /// Microseconds since 1970.
+    pub(super) horizon: Option<i64>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Key {
+    /// 64 hexadecimal digits.
+    pub(super) digest: String,
+    #[serde(flatten)]
+    pub(super) project: Project,
+    pub(super) server: bool,
+    pub(super) requests_per_second: Option<u32>,
+    pub(super) events_per_second: Option<u32>,
+    /// Microseconds since 1970.
+    pub(super) expires_at: Option<i64>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Project {
+    pub(super) project_id: Uuid,
+    /// Whether its unit is the device, not the user.
+    pub(super) by_device: bool,
+    pub(super) conversion_events: Vec<String>,
+}
+
+impl Stored {
+    pub(super) fn new(keys: Vec<Key>, default: Option<Project>, horizon: Option<i64>) -> Self {
+        Stored { v: VERSION, keys, default, horizon }
+    }
+
+    /// Makes the snapshot of it. Limiters go on from where they were in `before`.
+    pub(super) fn snapshot(&self, before: Option<&Snapshot>) -> Snapshot {
+        let now = Instant::now();
+        let mut snapshot =
+            Snapshot { default: self.default.as_ref().map(|project| Arc::new(project.access())), ..Snapshot::default() };
+        snapshot.horizon = self.horizon.map(Micros);
+        for key in &self.keys {
+            let Some(digest) = from_hex(&key.digest) else { continue };
+            let before = before.and_then(|before| before.find(&digest));
+            let limiter = |rate: Option<u32>, before: Option<&Limiter>| {
+                rate.map(|rate| before.map_or_else(|| Limiter::new(rate, now), |before| before.with_rate(rate)))
+            };
+            snapshot.insert(
+                digest,
+                Arc::new(Access {
+                    backfill: key.server,
+                    expires_at: key.expires_at.map(Micros),
+                    requests: limiter(key.requests_per_second, before.and_then(|before| before.requests.as_ref())),
+                    events: limiter(key.events_per_second, before.and_then(|before| before.events.as_ref())),
+                    ..key.project.access()
+                }),
+            );
+        }
+        snapshot
+    }
+}
+
+impl Project {
+    fn access(&self) -> Access {
+        Access {
+            project: ProjectId(self.project_id),
+            unit: if self.by_device { Unit::Device } else { Unit::User },
+            backfill: false,
+            conversions: self.conversion_events.clone(),
+            expires_at: None,
+            requests: None,
+            events: None,
+        }
+    }
+}
+
+/// Reads the file. One that cannot be read is no reason not to start: Postgres has all of it.
+pub(super) fn load(file: &Path) -> Option<Snapshot> {
+    let bytes = match std::fs::read(file) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return None,
+        Err(error) => {
+            tracing::warn!(file = %file.display(), %error, "known keys cannot be read, waiting for Postgres");
+            return None;
+        }
+    };
+    match serde_json::from_slice::<Stored>(&bytes) {
+        Ok(stored) if stored.v == VERSION => Some(stored.snapshot(None)),
+        Ok(stored) => {
+            tracing::warn!(file = %file.display(), version = stored.v, "known keys are of another version, waiting for Postgres");
+            None
+        }
+        Err(error) => {
+            tracing::warn!(file = %file.display(), %error, "known keys are damaged, waiting for Postgres");
+            None
+        }
+    }
+}
+
+/// Replaces the file: written beside it, synced, renamed, so that there is always a whole one.
+pub(super) fn save(file: &Path, stored: &Stored) -> std::io::Result<()> {
+    let beside = file.with_extension("json.new");
+    let mut out = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
+    out.write_all(&serde_json::to_vec_pretty(stored)?)?;
+    out.sync_all()?;
+    std::fs::rename(&beside, file)?;
+    match file.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+        Some(folder) => File::open(folder)?.sync_all(),
+        None => Ok(()),
+    }
+}
+
+/// Writes a digest as 64 hexadecimal digits.
+pub(super) fn to_hex(digest: &[u8]) -> String {
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn from_hex(text: &str) -> Option<Digest> {
+    let mut digest = [0; 32];
+    if text.len() != 64 || !text.is_ascii() {
+        return None;
+    }
+    for (at, byte) in digest.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(&text[2 * at..2 * at + 2], 16).ok()?;
+    }
+    Some(digest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt as _;
+
+    fn stored() -> Stored {
+        let project =
+            Project { project_id: Uuid::from_u128(7), by_device: true, conversion_events: vec!["Signed Up".to_owned()] };
+        let key = Key {
+            digest: to_hex(&super::super::digest("k")),
+            project: project.clone(),
+            server: true,
+            requests_per_second: Some(3),
+            events_per_second: None,
+            expires_at: Some(5),
+        };
+        Stored::new(vec![key], Some(project), Some(9))
+    }
+
+    #[test]
+    fn what_is_saved_is_loaded() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("keys.json");
+        assert!(load(&file).is_none());
+        save(&file, &stored()).expect("saved");
+        assert_eq!(std::fs::metadata(&file).expect("is there").permissions().mode() & 0o777, 0o600);
+        let snapshot = load(&file).expect("loaded");
+        let access = snapshot.find(&super::super::digest("k")).expect("known");
+        assert_eq!((access.project.0, access.unit, access.backfill), (Uuid::from_u128(7), Unit::Device, true));
+        assert_eq!((access.requests.is_some(), access.events.is_some()), (true, false));
+        assert_eq!((access.expires_at, snapshot.horizon), (Some(Micros(5)), Some(Micros(9))));
+        assert!(snapshot.default.is_some());
+        let text = std::fs::read_to_string(&file).expect("is there");
+        std::fs::write(&file, text.replace("\"v\": 1", "\"v\": 2")).expect("written");
+        assert!(load(&file).is_none());
+        std::fs::write(&file, "{").expect("written");
+        assert!(load(&file).is_none());
+    }
+
+    #[test]
+    fn a_reading_does_not_fill_the_bucket() {
+        let now = Instant::now();
+        let first = stored().snapshot(None);
+        let take = |snapshot: &Snapshot| {
+            let access = snapshot.find(&super::super::digest("k")).expect("known").clone();
+            access.requests.as_ref().map(|limiter| limiter.take(6, now).is_ok())
+        };
+        assert_eq!(take(&first), Some(true));
+        assert_eq!(take(&stored().snapshot(Some(&first))), Some(false));
+    }
+
+    #[test]
+    fn digests_are_hexadecimal() {
+        let digest = super::super::digest("k");
+        assert_eq!(from_hex(&to_hex(&digest)), Some(digest));
+        assert_eq!(from_hex("é".repeat(32).as_str()), None);
+        assert_eq!(from_hex("00"), None);
+    }
+}

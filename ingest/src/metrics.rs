@@ -1,0 +1,243 @@
+//! Counters of the collector, on a page of its own: collector and aggregator may share a process, and each page shows
+//! only its own. No key, id or user agent is ever a label.
+//!
+//! For all requests together, `events_received_total` = `events_appended_total` + `events_duplicate_total` + the sum of
+//! `events_rejected_total`; what was refused for the client to send again is in `events_deferred_total` and in none of these.
+
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use events::Code;
+use metrics::{Counter, Gauge, Histogram, Key, KeyName, Label, Level, Metadata, Recorder, SharedString, Unit};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
+
+use crate::route::Route;
+
+const SECONDS: [f64; 14] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0];
+const BYTES: [f64; 9] = [256.0, 1024.0, 4096.0, 16384.0, 65536.0, 262_144.0, 1_048_576.0, 4_194_304.0, 10_485_760.0];
+const EVENTS: [f64; 9] = [1.0, 5.0, 20.0, 50.0, 100.0, 250.0, 500.0, 1000.0, 2500.0];
+/// The statuses that [`crate::respond`] uses.
+const STATUSES: [u16; 13] = [200, 204, 400, 401, 404, 405, 408, 413, 414, 415, 429, 500, 503];
+
+/// All metrics of one collector.
+#[allow(missing_docs)] // Each is described where it is made.
+pub(crate) struct Metrics {
+    recorder: PrometheusRecorder,
+    page: PrometheusHandle,
+    pub(crate) received: Counter,
+    pub(crate) appended: Counter,
+    pub(crate) duplicate: Counter,
+    rejected: Vec<Counter>,
+    pub(crate) deferred: Counter,
+    pub(crate) bots: Counter,
+    requests: Vec<[OnceLock<Counter>; STATUSES.len()]>,
+    durations: Vec<Histogram>,
+    pub(crate) in_flight: Gauge,
+    pub(crate) in_flight_bytes: Gauge,
+    pub(crate) body_bytes: Histogram,
+    pub(crate) decoded_bytes: Histogram,
+    pub(crate) batch_events: Histogram,
+    pub(crate) append_seconds: Histogram,
+    pub(crate) append_failed: [Counter; 4],
+    pub(crate) key_known: Counter,
+    pub(crate) key_refused: Counter,
+    pub(crate) key_unavailable: Counter,
+    pub(crate) keys: Gauge,
+    pub(crate) key_readings_failed: Counter,
+    pub(crate) connections: Gauge,
+    pub(crate) connections_accepted: Counter,
+    pub(crate) connections_timed_out: Counter,
+    pub(crate) over_memory: Counter,
+    pub(crate) over_rate: Counter,
+    pub(crate) panics: Counter,
+    pub(crate) ready: Gauge,
+}
+
+struct Maker<'a>(&'a PrometheusRecorder);
+
+const METADATA: Metadata<'static> = Metadata::new("ingest", Level::INFO, None);
+
+impl Maker<'_> {
+    fn describe(&self, name: &'static str, help: &'static str) -> (KeyName, Option<Unit>, SharedString) {
+        (KeyName::from_const_str(name), None, SharedString::const_str(help))
+    }
+
+    fn counter(&self, name: &'static str, help: &'static str) -> Counter {
+        let (key, unit, help) = self.describe(name, help);
+        self.0.describe_counter(key, unit, help);
+        self.0.register_counter(&Key::from_static_name(name), &METADATA)
+    }
+
+    fn counters(&self, name: &'static str, help: &'static str, label: &'static str, values: &[&'static str]) -> Vec<Counter> {
+        let (key, unit, help) = self.describe(name, help);
+        self.0.describe_counter(key, unit, help);
+        let one =
+            |value: &&'static str| self.0.register_counter(&Key::from_parts(name, vec![Label::new(label, *value)]), &METADATA);
+        values.iter().map(one).collect()
+    }
+
+    fn gauge(&self, name: &'static str, help: &'static str) -> Gauge {
+        let (key, unit, help) = self.describe(name, help);
+        self.0.describe_gauge(key, unit, help);
+        self.0.register_gauge(&Key::from_static_name(name), &METADATA)
+    }
+
+    fn histogram(&self, name: &'static str, help: &'static str) -> Histogram {
+        let (key, unit, help) = self.describe(name, help);
+        self.0.describe_histogram(key, unit, help);
+        self.0.register_histogram(&Key::from_static_name(name), &METADATA)
+    }
+}
+
+const REQUESTS: &str = "weir_collector_requests_total";
+const DURATIONS: &str = "weir_collector_request_duration_seconds";
+
+impl Metrics {
+    /// Makes all of them, at zero.
+    pub(crate) fn new() -> Self {
+        // Fails for empty bucket lists only, and these are not.
+        let buckets = |builder: PrometheusBuilder, suffix: &str, buckets: &[f64]| {
+            builder.set_buckets_for_metric(Matcher::Suffix(suffix.to_owned()), buckets)
+        };
+        let builder = buckets(PrometheusBuilder::new(), "_seconds", &SECONDS)
+            .and_then(|builder| buckets(builder, "_bytes", &BYTES))
+            .and_then(|builder| buckets(builder, "_batch_events", &EVENTS))
+            .unwrap_or_else(|_| PrometheusBuilder::new());
+        let recorder = builder.build_recorder();
+        let page = recorder.handle();
+        let make = Maker(&recorder);
+        let codes: Vec<_> = Code::ALL.iter().map(|code| code.as_str()).collect();
+
+        let (key, unit, help) = make.describe(REQUESTS, "Answers by route and status.");
+        recorder.describe_counter(key, unit, help);
+        let (key, unit, help) = make.describe(DURATIONS, "Time from a request's head to its answer, by route.");
+        recorder.describe_histogram(key, unit, help);
+        let durations = Route::NAMES
+            .map(|route| recorder.register_histogram(&Key::from_parts(DURATIONS, vec![Label::new("route", route)]), &METADATA));
+        let kinds = ["unavailable", "unknown", "stopped", "timeout"];
+        let failed = make.counters(
+            "weir_collector_append_failures_total",
+            "Appends that failed, by what is known of the records: none is there, or some may be.",
+            "kind",
+            &kinds,
+        );
+        let keys = make.counters(
+            "weir_collector_keys_presented_total",
+            "Requests by what was found of their key.",
+            "result",
+            &["known", "refused", "unavailable"],
+        );
+        let pressure = make.counters(
+            "weir_collector_backpressure_total",
+            "Requests refused for the client to send again, by reason.",
+            "reason",
+            &["memory", "rate"],
+        );
+
+        let metrics = Metrics {
+            received: make.counter("weir_collector_events_received_total", "Events of requests that were answered for good."),
+            appended: make.counter("weir_collector_events_appended_total", "Events that are durable in the log."),
+            duplicate: make.counter("weir_collector_events_duplicate_total", "Events that repeat another one of their request."),
+            rejected: make.counters(
+                "weir_collector_events_rejected_total",
+                "Events that break a rule, by the first rule they break.",
+                "code",
+                &codes,
+            ),
+            deferred: make
+                .counter("weir_collector_events_deferred_total", "Events of requests that the client was told to send again."),
+            bots: make.counter("weir_collector_events_of_bots_total", "Appended events that are no person's."),
+            requests: Route::NAMES.iter().map(|_| Default::default()).collect(),
+            durations: durations.into(),
+            in_flight: make.gauge("weir_collector_requests_in_flight", "Requests being worked on."),
+            in_flight_bytes: make.gauge("weir_collector_bodies_in_flight_bytes", "Bytes reserved for bodies being worked on."),
+            body_bytes: make.histogram("weir_collector_request_body_bytes", "Size of bodies as they are sent."),
+            decoded_bytes: make.histogram("weir_collector_request_decoded_bytes", "Size of compressed bodies once inflated."),
+            batch_events: make.histogram("weir_collector_batch_events", "Events per request."),
+            append_seconds: make
+                .histogram("weir_collector_append_duration_seconds", "Time until the log says that it has a batch."),
+            append_failed: std::array::from_fn(|at| failed[at].clone()),
+            key_known: keys[0].clone(),
+            key_refused: keys[1].clone(),
+            key_unavailable: keys[2].clone(),
+            keys: make.gauge("weir_collector_keys", "Keys that may send."),
+            key_readings_failed: make
+                .counter("weir_collector_key_readings_failed_total", "Failed readings of the keys from Postgres."),
+            connections: make.gauge("weir_collector_connections", "Open connections."),
+            connections_accepted: make.counter("weir_collector_connections_accepted_total", "Connections taken."),
+            connections_timed_out: make
+                .counter("weir_collector_connections_timed_out_total", "Connections closed for being idle or too slow."),
+            over_memory: pressure[0].clone(),
+            over_rate: pressure[1].clone(),
+            panics: make.counter("weir_collector_panics_total", "Requests that met a bug and were answered 500."),
+            ready: make.gauge("weir_collector_ready", "1 if an event could be taken now, else 0."),
+            page,
+            recorder,
+        };
+        // Gauges and histograms are on the page from the start.
+        for gauge in [&metrics.in_flight, &metrics.in_flight_bytes, &metrics.keys, &metrics.connections, &metrics.ready] {
+            gauge.set(0.0);
+        }
+        metrics
+    }
+
+    /// Counts one rejected event.
+    pub(crate) fn reject(&self, code: Code) {
+        if let Some(at) = Code::ALL.iter().position(|known| *known == code) {
+            self.rejected[at].increment(1);
+        }
+    }
+
+    /// Counts one answer.
+    pub(crate) fn answer(&self, route: Option<Route>, status: u16, took: Duration) {
+        let route = Route::index(route);
+        self.durations[route].record(took.as_secs_f64());
+        let Some(at) = STATUSES.iter().position(|known| *known == status) else { return };
+        let counter = self.requests[route][at].get_or_init(|| {
+            let labels = vec![Label::new("route", Route::NAMES[route]), Label::new("status", STATUSES[at].to_string())];
+            self.recorder.register_counter(&Key::from_parts(REQUESTS, labels), &METADATA)
+        });
+        counter.increment(1);
+    }
+
+    /// Returns the page that Prometheus scrapes.
+    pub(crate) fn render(&self) -> String {
+        self.page.render()
+    }
+
+    /// Moves what was recorded into the histograms; without it they grow until the next scrape.
+    pub(crate) fn upkeep(&self) {
+        self.page.run_upkeep();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The rules of `promtool check metrics` that concern names, and one help text for each.
+    #[test]
+    fn the_page_is_well_formed() {
+        let metrics = Metrics::new();
+        metrics.received.increment(3);
+        metrics.reject(Code::TooDeep);
+        metrics.append_seconds.record(0.002);
+        metrics.answer(Some(Route::Events), 200, Duration::from_millis(2));
+        metrics.upkeep();
+        let page = metrics.render();
+        assert!(page.contains("weir_collector_events_received_total 3\n"), "{page}");
+        assert!(page.contains("weir_collector_events_rejected_total{code=\"too_deep\"} 1\n"), "{page}");
+        assert!(page.contains("weir_collector_requests_total{route=\"events\",status=\"200\"} 1\n"), "{page}");
+        assert!(page.contains("weir_collector_append_duration_seconds_bucket{le=\"0.0025\"} 1\n"), "{page}");
+        let mut names = 0;
+        for line in page.lines().filter_map(|line| line.strip_prefix("# TYPE ")) {
+            let (name, kind) = line.split_once(' ').expect("a name and a type");
+            assert!(page.contains(&format!("# HELP {name} ")), "{name} has no help");
+            assert!(name.starts_with("weir_collector_"), "{name}");
+            assert_eq!(kind == "counter", name.ends_with("_total"), "{name} is a {kind}");
+            assert_ne!(kind, "summary", "{name} has no buckets");
+            names += 1;
+        }
+        assert!(names > 20, "{page}");
+    }
+}

@@ -1,0 +1,466 @@
+//! The native dialect: `{"events":[..]}`, a bare array, one event, or a line per event.
+
+use std::fmt;
+
+use events::{Code, ConversionDetails, Details, Draft, IdentityDetails, ImpressionDetails, Kind, Micros, Rejection};
+use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde_json::value::RawValue;
+
+use super::members::{Key, Member, Value, cut, members};
+use super::metadata::Metadata;
+use super::slot::{SLOTS, Slot};
+use super::{EnvelopeFault, Shaped};
+
+/// What a body contains, each event still as it was written.
+#[derive(Debug)]
+pub(crate) struct Batch<'a> {
+    /// In the body's order; a line that is no JSON has its rejection already.
+    pub(super) events: Vec<Result<&'a RawValue, (&'a str, Rejection)>>,
+    pub(super) sent_at: Option<Micros>,
+}
+
+/// Takes a body apart. `lines` says that its label promises one event per line; several lines are recognised without it.
+/// # Errors
+/// [`EnvelopeFault`] if there is no telling where the events are, or if there are more than `events_max`.
+pub(super) fn batch(body: &str, lines: bool, events_max: usize) -> Result<Batch<'_>, EnvelopeFault> {
+    let start = body.trim_ascii_start();
+    match start.as_bytes().first() {
+        None => Err(EnvelopeFault::Unreadable("the body is empty; {\"events\":[..]} is accepted".to_owned())),
+        Some(b'{') if !lines => match read(start, Top { events_max }) {
+            Ok(top) => top.into_batch(start, events_max),
+            Err(_) if is_first_of_lines(start) => by_lines(start, events_max),
+            Err(error) => Err(unreadable(&error)),
+        },
+        Some(b'[') => {
+            let elements = read(start, Elements { events_max }).map_err(|error| unreadable(&error))?;
+            elements.into_batch(None, events_max)
+        }
+        Some(b'{') => by_lines(start, events_max),
+        Some(_) if lines => by_lines(start, events_max),
+        Some(_) => {
+            Err(EnvelopeFault::Unreadable("the body is no JSON; {\"events\":[..]} or one event per line is accepted".to_owned()))
+        }
+    }
+}
+
+/// Reads one JSON value that is the whole of a text.
+fn read<'a, S: DeserializeSeed<'a>>(text: &'a str, seed: S) -> serde_json::Result<S::Value> {
+    let mut deserializer = serde_json::Deserializer::from_str(text);
+    let value = seed.deserialize(&mut deserializer)?;
+    deserializer.end()?;
+    Ok(value)
+}
+
+pub(super) fn unreadable(error: &serde_json::Error) -> EnvelopeFault {
+    EnvelopeFault::Unreadable(format!("the body is no valid JSON: {error}"))
+}
+
+/// Returns whether the first line alone is an object and others follow.
+fn is_first_of_lines(text: &str) -> bool {
+    text.split_once('\n').is_some_and(|(first, rest)| {
+        !rest.trim_ascii().is_empty() && serde_json::from_str::<&RawValue>(first).is_ok_and(|raw| raw.get().starts_with('{'))
+    })
+}
+
+fn by_lines(text: &str, events_max: usize) -> Result<Batch<'_>, EnvelopeFault> {
+    let lines = || text.split('\n').map(str::trim_ascii).filter(|line| !line.is_empty());
+    let count = lines().count();
+    if count > events_max {
+        return Err(EnvelopeFault::TooManyEvents(count));
+    }
+    let event = |line| {
+        serde_json::from_str::<&RawValue>(line).map_err(|error| {
+            let text = error.to_string();
+            let reason = text.split(" at line ").next().unwrap_or_default();
+            let message = format!("not valid JSON at column {} of its line: {reason}", error.column());
+            (line, Rejection::new(Code::InvalidJson, "", message))
+        })
+    };
+    Ok(Batch { events: lines().map(event).collect(), sent_at: None })
+}
+
+/// Reads an envelope: an object with `events` and perhaps `sent_at`.
+struct Top {
+    events_max: usize,
+}
+
+struct TopFound<'a> {
+    events: Option<ElementsFound<'a>>,
+    sent_at: Option<&'a RawValue>,
+}
+
+impl<'a> TopFound<'a> {
+    fn into_batch(self, text: &'a str, events_max: usize) -> Result<Batch<'a>, EnvelopeFault> {
+        let Some(events) = self.events else {
+            // One event alone. It was valid just now, so that it is valid again.
+            let event = serde_json::from_str(text).map_err(|error| unreadable(&error))?;
+            return Ok(Batch { events: vec![Ok(event)], sent_at: None });
+        };
+        let sent_at = self.sent_at.map(Value::Json).filter(|value| !value.is_absent());
+        let sent_at = sent_at.map(|value| value.time("sent_at")).transpose();
+        let sent_at = sent_at.map_err(|fault| EnvelopeFault::Unreadable(format!("{}: {}", fault.field, fault.message)))?;
+        events.into_batch(sent_at, events_max)
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for Top {
+    type Value = TopFound<'de>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Top {
+    type Value = TopFound<'de>;
+
+    fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str("an object with `events`")
+    }
+
+    fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Self::Value, M::Error> {
+        let mut found = TopFound { events: None, sent_at: None };
+        while let Some(Key(key)) = map.next_key::<Key<'de>>()? {
+            match key.as_ref() {
+                "events" if found.events.is_some() => return Err(M::Error::custom("`events` stands twice")),
+                "events" => found.events = Some(map.next_value_seed(Elements { events_max: self.events_max })?),
+                "sent_at" => found.sent_at = Some(map.next_value()?),
+                _ => drop(map.next_value::<IgnoredAny>()?),
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// Reads an array, and of its elements no more than accepted: the rest is only counted.
+pub(super) struct Elements {
+    pub(super) events_max: usize,
+}
+
+pub(super) struct ElementsFound<'a> {
+    pub(super) elements: Vec<&'a RawValue>,
+    pub(super) count: usize,
+}
+
+impl<'a> ElementsFound<'a> {
+    fn into_batch(self, sent_at: Option<Micros>, events_max: usize) -> Result<Batch<'a>, EnvelopeFault> {
+        if self.count > events_max {
+            return Err(EnvelopeFault::TooManyEvents(self.count));
+        }
+        Ok(Batch { events: self.elements.into_iter().map(Ok).collect(), sent_at })
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for Elements {
+    type Value = ElementsFound<'de>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_seq(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Elements {
+    type Value = ElementsFound<'de>;
+
+    fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str("an array of events")
+    }
+
+    fn visit_seq<S: SeqAccess<'de>>(self, mut seq: S) -> Result<Self::Value, S::Error> {
+        let mut found = ElementsFound { elements: Vec::new(), count: 0 };
+        while found.count < self.events_max {
+            let Some(element) = seq.next_element()? else { return Ok(found) };
+            found.elements.push(element);
+            found.count += 1;
+        }
+        while seq.next_element::<IgnoredAny>()?.is_some() {
+            found.count += 1;
+        }
+        Ok(found)
+    }
+}
+
+/// Reads one event.
+/// # Errors
+/// What keeps it from being read at all; faults of single fields are in [`Shaped::faults`].
+pub(super) fn shape(raw: &RawValue) -> Result<Shaped, Rejection> {
+    shape_members(&members(raw)?)
+}
+
+/// Reads one event from its members, or from the parameters that stand for them.
+pub(super) fn shape_members(members: &[Member<'_>]) -> Result<Shaped, Rejection> {
+    let kind = kind(members)?;
+    let details = match kind {
+        Kind::Impression => Details::Impression(ImpressionDetails::default()),
+        Kind::Conversion => Details::Conversion(ConversionDetails::default()),
+        Kind::CampaignEvent => Details::CampaignEvent,
+        Kind::Engagement => Details::Engagement,
+        Kind::Identity => Details::Identity(IdentityDetails::default()),
+    };
+    let mut shaped = Shaped { draft: Draft::new(details), sent_at: None, is_bot: None, faults: Vec::new() };
+    let mut taken: [Option<&str>; SLOTS] = [None; SLOTS];
+    let mut properties = None;
+    let mut rest: Vec<&Member<'_>> = Vec::new();
+    for member in members {
+        let key = member.key.as_ref();
+        let slot = Slot::of(key).filter(|slot| slot.is_carried_by(kind)).or(match (key, kind) {
+            ("revenue", Kind::CampaignEvent) => Some(Slot::Value),
+            _ => None,
+        });
+        let Some(slot) = slot else {
+            rest.push(member);
+            continue;
+        };
+        match taken[slot as usize] {
+            Some(other) if other == key => {
+                let message = "the key stands twice in the event; once is accepted";
+                shaped.faults.push(Rejection::new(Code::DuplicateKey, key, message));
+            }
+            // The other name of a field that has its value: kept, beside all that is not ours.
+            Some(_) => rest.push(member),
+            None => {
+                if key == "metadata" && !is_object(&member.value) {
+                    rest.push(member);
+                    continue;
+                }
+                taken[slot as usize] = Some(key);
+                if member.value.is_absent() {
+                    continue;
+                }
+                if slot == Slot::Properties {
+                    properties = Some(member);
+                } else if let Err(fault) = fill(&mut shaped, slot, member) {
+                    shaped.faults.push(fault);
+                }
+            }
+        }
+    }
+    match metadata(properties, &rest) {
+        Ok(metadata) => shaped.draft.properties = metadata,
+        Err(fault) => shaped.faults.push(fault),
+    }
+    Ok(shaped)
+}
+
+fn is_object(value: &Value<'_>) -> bool {
+    match value {
+        Value::Json(raw) => raw.get().starts_with('{'),
+        Value::Parameter(text) => text.starts_with('{'),
+    }
+}
+
+fn kind(members: &[Member<'_>]) -> Result<Kind, Rejection> {
+    let accepted = || Kind::ALL.map(Kind::as_str).join(", ");
+    let Some(member) = members.iter().find(|member| member.key == "type" && !member.value.is_absent()) else {
+        return Err(Rejection::new(Code::UnknownType, "type", format!("missing; one of {} is accepted", accepted())));
+    };
+    let text = member.value.text("type")?;
+    Kind::ALL.into_iter().find(|kind| kind.as_str() == text).ok_or_else(|| {
+        let message = format!("found {:?}; one of {} is accepted", cut(&text), accepted());
+        Rejection::new(Code::UnknownType, "type", message)
+    })
+}
+
+fn metadata(properties: Option<&Member<'_>>, rest: &[&Member<'_>]) -> Result<Option<events::JsonObject>, Rejection> {
+    let name = properties.map_or("properties", |member| member.key.as_ref());
+    let properties = properties.map(|member| member.value.object(name)).transpose()?;
+    if rest.is_empty() {
+        return Ok(properties);
+    }
+    let mut metadata = Metadata::default();
+    if let Some(properties) = &properties {
+        metadata.object(properties.get());
+    }
+    for member in rest {
+        metadata.member(member);
+    }
+    metadata.finish(name)
+}
+
+/// Reads a value into its field of the draft.
+fn fill(shaped: &mut Shaped, slot: Slot, member: &Member<'_>) -> Result<(), Rejection> {
+    let field = member.key.as_ref();
+    let value = &member.value;
+    let text = || value.text(field).map(Some);
+    let draft = &mut shaped.draft;
+    let context = &mut draft.context;
+    match slot {
+        // Read before the others, and among the last.
+        Slot::Type | Slot::Properties => {}
+        Slot::EventId => draft.event_id = text()?,
+        Slot::UserId => draft.user_id = text()?,
+        Slot::AnonymousId => draft.anonymous_id = text()?,
+        Slot::Timestamp => draft.timestamp = value.claimed_time(field)?,
+        Slot::SentAt => shaped.sent_at = Some(value.time(field)?),
+        Slot::IsBot => shaped.is_bot = Some(value.boolean(field)?),
+        Slot::SessionId => draft.session_id = text()?,
+        Slot::Name => draft.name = text()?,
+        Slot::Experiment => draft.experiment = text()?,
+        Slot::Variant => draft.variant = text()?,
+        Slot::Campaign => draft.campaign = text()?,
+        Slot::Component => draft.component = text()?,
+        Slot::Value => draft.value = Some(value.decimal(field)?),
+        Slot::Currency => draft.currency = text()?,
+        Slot::PageUrl => context.page_url = text()?,
+        Slot::Referrer => context.referrer = text()?,
+        Slot::UserAgent => context.user_agent = text()?,
+        Slot::Language => context.language = text()?,
+        Slot::TimeZone => context.time_zone = text()?,
+        Slot::Screen => context.screen = text()?,
+        Slot::Viewport => context.viewport = text()?,
+        Slot::Connection => context.connection = text()?,
+        Slot::UtmSource => context.utm_source = text()?,
+        Slot::UtmMedium => context.utm_medium = text()?,
+        Slot::UtmCampaign => context.utm_campaign = text()?,
+        Slot::Country => context.country = text()?,
+        Slot::Region => context.region = text()?,
+        Slot::City => context.city = text()?,
+        Slot::DeviceType => context.device_type = text()?,
+        _ => return fill_details(&mut draft.details, slot, value, field),
+    }
+    Ok(())
+}
+
+/// Reads a value into what only events of one kind carry.
+fn fill_details(details: &mut Details, slot: Slot, value: &Value<'_>, field: &str) -> Result<(), Rejection> {
+    let text = || value.text(field).map(Some);
+    let whole = || value.whole(field).map(Some);
+    let boolean = || value.boolean(field).map(Some);
+    let object = || value.object(field).map(Some);
+    match details {
+        Details::Impression(impression) => match slot {
+            Slot::TimeOnPage => impression.time_on_page = whole()?,
+            Slot::ScrollDepthPercent => impression.scroll_depth_percent = whole()?,
+            Slot::PageLoadTime => impression.page_load_time = whole()?,
+            Slot::Bounce => impression.bounce = boolean()?,
+            Slot::IsFirstExposure => impression.is_first_exposure = boolean()?,
+            Slot::UserWasEligible => impression.user_was_eligible = boolean()?,
+            Slot::UserEligibilityStatus => impression.user_eligibility_status = object()?,
+            Slot::UserContext => impression.user_context = object()?,
+            _ => {}
+        },
+        Details::Conversion(conversion) => match slot {
+            Slot::TimeToConvert => conversion.time_to_convert = whole()?,
+            Slot::IsFirstConversion => conversion.is_first_conversion_for_experiment = boolean()?,
+            Slot::AttributionSource => conversion.conversion_attribution_source = text()?,
+            Slot::ConversionWindowDays => conversion.conversion_window_days = whole()?,
+            Slot::OriginalExposureDate => conversion.original_exposure_date = Some(value.time(field)?),
+            Slot::EligibilityVerified => conversion.conversion_eligibility_verified = boolean()?,
+            Slot::Source => conversion.source = text()?,
+            Slot::Medium => conversion.medium = text()?,
+            Slot::Details => conversion.details = object()?,
+            Slot::ConversionContext => conversion.conversion_context = object()?,
+            _ => {}
+        },
+        Details::Identity(identity) => match slot {
+            Slot::PreviousId => identity.previous_id = text()?,
+            Slot::GroupId => identity.group_id = text()?,
+            _ => {}
+        },
+        Details::CampaignEvent | Details::Engagement => {}
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The number of events found in a body, or the fault's beginning.
+    fn check(body: &str, expected: Result<usize, &str>) {
+        match (batch(body, false, 3), expected) {
+            (Ok(batch), Ok(count)) => assert_eq!(batch.events.len(), count, "{body}"),
+            (Err(EnvelopeFault::Unreadable(text)), Err(expected)) => assert!(text.starts_with(expected), "{body}: {text}"),
+            (Err(EnvelopeFault::TooManyEvents(count)), Err(expected)) => assert_eq!(count.to_string(), expected),
+            (found, expected) => panic!("{body}: {found:?}, expected {expected:?}"),
+        }
+    }
+
+    #[test]
+    fn bodies_are_taken_apart() {
+        check(r#"{"events":[]}"#, Ok(0));
+        check(r#" {"sent_at":null,"x":{"events":[1]},"events":[1,{},"a"]} "#, Ok(3));
+        check(r#"{"events":[1,2,3,4]}"#, Err("4"));
+        check("[{},{}]", Ok(2));
+        check("[1,2,3,4,5]", Err("5"));
+        check(r#"{"type":"impression"}"#, Ok(1));
+        check("{\"a\":1}\n\n {\"b\":2}\r\n", Ok(2));
+        check("{\"a\":1}\n{\"b\":\n{}", Ok(3));
+        check("{}\n{}\n{}\n{}", Err("4"));
+        check("", Err("the body is empty"));
+        check("hello", Err("the body is no JSON"));
+        check(r#"{"events":{}}"#, Err("the body is no valid JSON: invalid type: map, expected an array of events at line 1"));
+        check(r#"{"events":[],"events":[]}"#, Err("the body is no valid JSON: `events` stands twice"));
+        check(r#"{"events":[{]}"#, Err("the body is no valid JSON: "));
+        check(r#"{"events":[],"sent_at":1}"#, Err("sent_at: found the number 1; "));
+        check(r#"{"events":[],"sent_at":"now"}"#, Err("sent_at: found \"now\"; "));
+    }
+
+    #[test]
+    fn nesting_costs_no_stack() {
+        let body = format!("{{\"events\":[{}1{}]}}", "[".repeat(100_000), "]".repeat(100_000));
+        check(&body, Ok(1));
+        check(&"[".repeat(100_000), Err("the body is no valid JSON: "));
+        let deep = format!("{{\"type\":\"impression\",\"x\":{}1{}}}", "[".repeat(100_000), "]".repeat(100_000));
+        let batch = batch(&deep, false, 3).expect("valid JSON");
+        let shaped = shape(batch.events[0].as_ref().expect("valid JSON")).expect("an object");
+        assert_eq!(shaped.faults[0].code, Code::TooDeep);
+    }
+
+    #[test]
+    fn what_has_no_column_stays_in_the_metadata() {
+        let check = |event: &str, expected: &str| {
+            let raw = serde_json::from_str(event).expect("a constant");
+            let shaped = shape(raw).expect("an object");
+            let found = match shaped.faults.first() {
+                Some(fault) => format!("{} {}", fault.code.as_str(), fault.field),
+                None => shaped.draft.properties.map_or(String::new(), |metadata| metadata.to_string()),
+            };
+            assert_eq!(found, expected, "{event}");
+        };
+        check(r#"{"type":"impression","user_id":null}"#, "");
+        check(r#"{"type":"impression","properties":{ "a" : 1 }}"#, r#"{ "a" : 1 }"#);
+        check(r#"{"type":"impression","x":1,"properties":{"a":1},"name":"n"}"#, r#"{"a":1,"x":1,"name":"n"}"#);
+        check(r#"{"type":"impression","x\n":null,"properties":{}}"#, r#"{"x\n":null}"#);
+        check(r#"{"type":"impression","project_id":"p","ip":"::1"}"#, r#"{"project_id":"p","ip":"::1"}"#);
+        check(r#"{"type":"impression","country":"DE","country_code":"FR"}"#, r#"{"country_code":"FR"}"#);
+        check(r#"{"type":"engagement","value":18446744073709551616.0}"#, r#"{"value":18446744073709551616.0}"#);
+        check(r#"{"type":"impression","x":1,"properties":{"x":1}}"#, "duplicate_key x");
+        check(r#"{"type":"impression","x":[{"y":"\u0000"}]}"#, "nul_byte x[0].y");
+        check(r#"{"type":"impression","properties":{"y":"\u0000"},"x":1}"#, "nul_byte properties.y");
+        check(r#"{"type":"impression","user_id":"a","user_id":"b"}"#, "duplicate_key user_id");
+        check(r#"{"type":"impression","properties":[]}"#, "wrong_type properties");
+    }
+
+    #[test]
+    fn each_type_is_named_when_it_is_wrong() {
+        let check = |member: &str, expected: &str| {
+            let event = format!(r#"{{"type":"conversion","name":"x",{member}}}"#);
+            let shaped = shape(serde_json::from_str(&event).expect("a constant")).expect("an object");
+            let found: Vec<_> = shaped.faults.iter().map(|fault| fault.to_string()).collect();
+            assert_eq!(found, [expected], "{member}");
+        };
+        check(r#""user_id":7"#, "user_id: found the number 7; a string is accepted (wrong_type)");
+        check(
+            r#""timestamp":1772366400"#,
+            "timestamp: found the number 1772366400; ISO 8601 in a string, such as \"2026-03-01T12:30:00.25Z\", is accepted (wrong_type)",
+        );
+        check(r#""value":{}"#, "value: found an object; a number, or a string such as \"19.90\", is accepted (wrong_type)");
+        check(r#""is_bot":"yes""#, "is_bot: found a string; true or false is accepted (wrong_type)");
+        check(r#""time_to_convert":1.5"#, "time_to_convert: found 1.5; whole numbers up to 2147483647 are accepted (bad_value)");
+        check(r#""details":"x""#, "details: found a string; an object is accepted (wrong_type)");
+        check(r#""country":"\ud800""#, "country: a \\u escape is half of a surrogate pair (bad_unicode)");
+    }
+
+    #[test]
+    fn values_keep_their_digits() {
+        let check = |value: &str, expected: &str| {
+            let event = format!(r#"{{"type":"conversion","name":"x","value":{value}}}"#);
+            let shaped = shape(serde_json::from_str(&event).expect("a constant")).expect("an object");
+            assert_eq!(shaped.draft.value.as_deref(), Some(expected));
+        };
+        check("0.1000000000000000055511151231257827", "0.1000000000000000055511151231257827");
+        check("-1e2", "-1e2");
+        check("\"19.90\"", "19.90");
+    }
+}

@@ -1,0 +1,98 @@
+//! The pixel: one event in the parameters of a query, or of a form.
+
+use events::{Code, Rejection};
+
+use super::members::{Member, Value};
+use super::{Shaped, native, query};
+
+/// The cookie by which a browser stays the same device: ours, first-party, only set where no id is given.
+pub(crate) const COOKIE: &str = "weir_id";
+
+/// The device of a browser that asks for the pixel.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Device<'a> {
+    /// What its cookie says, from an earlier event.
+    pub(crate) known: Option<&'a str>,
+    /// What a cookie will say if it has none and the event names nobody.
+    pub(crate) fresh: &'a str,
+}
+
+/// One event, still as parameters.
+pub(crate) struct Hit<'a> {
+    members: Vec<Member<'a>>,
+    /// Names of parameters whose values are not UTF-8.
+    damaged: Vec<String>,
+    device: Device<'a>,
+}
+
+/// Takes the parameters of an event; the key is none of them.
+pub(super) fn hit<'a>(query: &'a str, form: &'a str, device: Device<'a>) -> Hit<'a> {
+    let mut hit = Hit { members: Vec::new(), damaged: Vec::new(), device };
+    for (key, value) in query::parameters(query).chain(query::parameters(form.trim_ascii())) {
+        match value {
+            _ if key == "key" => {}
+            Some(value) => hit.members.push(Member { key, value: Value::Parameter(value) }),
+            None => hit.damaged.push(key.into_owned()),
+        }
+    }
+    hit
+}
+
+impl Hit<'_> {
+    /// Reads the event by the rules of the native one.
+    pub(super) fn shape(&self) -> Result<Shaped, Rejection> {
+        if let Some(field) = self.damaged.first() {
+            return Err(Rejection::new(Code::BadUtf8, field, "contains bytes that are not UTF-8"));
+        }
+        let mut shaped = native::shape_members(&self.members)?;
+        if shaped.draft.anonymous_id.as_ref().is_none_or(String::is_empty) {
+            // A user that is named is no reason to forget the device; but nobody becomes a device who has a name.
+            let device = self.device.known.or(self.needs_cookie().then_some(self.device.fresh));
+            shaped.draft.anonymous_id = device.map(str::to_owned);
+        }
+        Ok(shaped)
+    }
+
+    /// Returns whether the event names neither user nor device, and the browser has no cookie of ours.
+    pub(crate) fn needs_cookie(&self) -> bool {
+        let names_somebody =
+            |member: &Member<'_>| matches!(member.key.as_ref(), "user_id" | "anonymous_id") && !member.value.is_absent();
+        self.device.known.is_none() && !self.members.iter().any(names_somebody)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What `user_id`, `anonymous_id` and the need of a cookie come to.
+    fn check(query: &str, known: Option<&str>, expected: (Option<&str>, Option<&str>, bool)) {
+        let hit = hit(query, "", Device { known, fresh: "fresh" });
+        let draft = hit.shape().expect("can be read").draft;
+        assert_eq!((draft.user_id.as_deref(), draft.anonymous_id.as_deref(), hit.needs_cookie()), expected, "{query}");
+    }
+
+    #[test]
+    fn nobody_becomes_a_device() {
+        check("type=impression", None, (None, Some("fresh"), true));
+        check("type=impression&user_id=&anonymous_id=", None, (None, Some("fresh"), true));
+        check("type=impression", Some("known"), (None, Some("known"), false));
+        check("type=impression&user_id=u", None, (Some("u"), None, false));
+        check("type=impression&user_id=u", Some("known"), (Some("u"), Some("known"), false));
+        check("type=impression&anonymous_id=a", Some("known"), (None, Some("a"), false));
+    }
+
+    #[test]
+    fn parameters_have_types() {
+        let query = "key=k&type=impression&scroll_depth_percent=80&bounce=false&user_context=%7B%22a%22:1%7D&slot=3&is_bot=1";
+        let shaped = hit(query, "x=%22", Device { known: None, fresh: "f" }).shape().expect("can be read");
+        assert!(shaped.faults.is_empty(), "{:?}", shaped.faults);
+        assert_eq!((shaped.is_bot, shaped.draft.properties.expect("has a rest").get()), (Some(true), r#"{"slot":"3","x":"\""}"#));
+        let events::Details::Impression(details) = shaped.draft.details else { panic!("an impression") };
+        assert_eq!((details.scroll_depth_percent, details.bounce), (Some(80), Some(false)));
+        assert_eq!(details.user_context.expect("given").get(), r#"{"a":1}"#);
+        let refused = |query| hit(query, "", Device { known: None, fresh: "f" }).shape().map(|shaped| shaped.faults.len());
+        assert_eq!(refused("type=impression&city=%ff").expect_err("damaged").code, Code::BadUtf8);
+        assert_eq!(refused("type=impression&bounce=maybe&time_on_page=x").expect("can be read"), 2);
+    }
+}

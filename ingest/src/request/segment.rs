@@ -1,0 +1,482 @@
+//! Segment's dialect: `track`, `page`, `identify` and their siblings, one by one or in batches.
+//!
+//! Its clients do not read what is said about single events, so the reading is lenient where Segment's own is: what has
+//! an unexpected type outside of ids and times stays in the metadata.
+
+mod context;
+
+use std::fmt;
+
+use events::rules::limits::KEYS_MAX;
+use events::{Code, ConversionDetails, Details, Draft, IdentityDetails, ImpressionDetails, Micros, Money, Rejection};
+use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
+use serde_json::value::RawValue;
+
+use super::members::{Key, Member, Value, cut, is_number, members};
+use super::metadata::Metadata;
+use super::native::{Elements, unreadable};
+use super::{EnvelopeFault, Shaped};
+use context::Context;
+
+/// What a client calls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)] // Segment's own names.
+pub(crate) enum Call {
+    Track,
+    Page,
+    Screen,
+    Identify,
+    Group,
+    Alias,
+}
+
+impl Call {
+    /// All calls, in Segment's order.
+    pub(crate) const ALL: [Call; 6] = [Call::Identify, Call::Track, Call::Page, Call::Screen, Call::Group, Call::Alias];
+
+    /// Returns the name in paths and in `type`.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Call::Track => "track",
+            Call::Page => "page",
+            Call::Screen => "screen",
+            Call::Identify => "identify",
+            Call::Group => "group",
+            Call::Alias => "alias",
+        }
+    }
+
+    fn of(text: &str) -> Option<Call> {
+        Call::ALL.into_iter().find(|call| call.as_str() == text)
+    }
+}
+
+/// What a body contains, each event still as it was written.
+#[derive(Debug)]
+pub(crate) struct Batch<'a> {
+    pub(super) items: Vec<&'a RawValue>,
+    pub(super) sent_at: Option<Micros>,
+    /// The route's, or none if each item names its own.
+    call: Option<Call>,
+    /// The batch's own, which lie under each item's.
+    context: Option<&'a RawValue>,
+    integrations: Option<&'a RawValue>,
+}
+
+impl Batch<'_> {
+    pub(super) fn place(&self, index: usize) -> String {
+        if self.call.is_some() { String::new() } else { format!("batch[{index}]") }
+    }
+}
+
+/// Takes a body apart.
+/// # Errors
+/// [`EnvelopeFault`] if there is no telling where the events are, or if there are more than `events_max`.
+pub(super) fn batch(body: &str, call: Option<Call>, events_max: usize) -> Result<Batch<'_>, EnvelopeFault> {
+    if body.trim_ascii().is_empty() {
+        return Err(EnvelopeFault::Unreadable("the body is empty; a JSON object is accepted".to_owned()));
+    }
+    let top = top(body, events_max).map_err(|error| unreadable(&error))?;
+    // Segment ignores a time of sending that it cannot read, and so do its clients.
+    let sent_at = top.sent_at.and_then(|raw| Value::Json(raw).time("sentAt").ok());
+    if call.is_some() {
+        let item = serde_json::from_str(body).map_err(|error| unreadable(&error))?;
+        return Ok(Batch { items: vec![item], sent_at, call, context: None, integrations: None });
+    }
+    // What lies under every item is copied into every event: a large one would make a small request a huge one.
+    let shared = top.context.into_iter().chain(top.integrations).map(|raw| raw.get().len()).sum::<usize>();
+    if shared > SHARED_BYTES_MAX {
+        let message =
+            format!("context and integrations of the batch have {shared} bytes; at most {SHARED_BYTES_MAX} are accepted");
+        return Err(EnvelopeFault::Unreadable(message));
+    }
+    let Some((items, count)) = top.batch else {
+        return Err(EnvelopeFault::Unreadable("found no `batch`; {\"batch\":[..]} is accepted".to_owned()));
+    };
+    if count > events_max {
+        return Err(EnvelopeFault::TooManyEvents(count));
+    }
+    Ok(Batch { items, sent_at, call, context: top.context, integrations: top.integrations })
+}
+
+/// Reads the key that a body carries, if it does.
+pub(crate) fn write_key(body: &str) -> Option<String> {
+    let raw = top(body, 0).ok()?.write_key?;
+    Value::Json(raw).text("writeKey").ok().filter(|key| !key.is_empty())
+}
+
+#[derive(Default)]
+struct Top<'a> {
+    batch: Option<(Vec<&'a RawValue>, usize)>,
+    sent_at: Option<&'a RawValue>,
+    write_key: Option<&'a RawValue>,
+    context: Option<&'a RawValue>,
+    integrations: Option<&'a RawValue>,
+}
+
+fn top(body: &str, events_max: usize) -> serde_json::Result<Top<'_>> {
+    struct Walk {
+        events_max: usize,
+    }
+
+    impl<'de> DeserializeSeed<'de> for Walk {
+        type Value = Top<'de>;
+
+        fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+            deserializer.deserialize_map(self)
+        }
+    }
+
+    impl<'de> Visitor<'de> for Walk {
+        type Value = Top<'de>;
+
+        fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+            out.write_str("an object")
+        }
+
+        fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Self::Value, M::Error> {
+            let mut top = Top::default();
+            while let Some(Key(key)) = map.next_key::<Key<'de>>()? {
+                match key.as_ref() {
+                    "batch" if top.batch.is_some() => return Err(M::Error::custom("`batch` stands twice")),
+                    "batch" => {
+                        let found = map.next_value_seed(Elements { events_max: self.events_max })?;
+                        top.batch = Some((found.elements, found.count));
+                    }
+                    "sentAt" => top.sent_at = Some(map.next_value()?),
+                    "writeKey" => top.write_key = Some(map.next_value()?),
+                    "context" => top.context = Some(map.next_value()?),
+                    "integrations" => top.integrations = Some(map.next_value()?),
+                    _ => drop(map.next_value::<IgnoredAny>()?),
+                }
+            }
+            Ok(top)
+        }
+    }
+
+    let mut deserializer = serde_json::Deserializer::from_str(body);
+    let top = Walk { events_max }.deserialize(&mut deserializer)?;
+    deserializer.end()?;
+    Ok(top)
+}
+
+/// Bytes of what a batch says for all its items; libraries send one to two thousand.
+const SHARED_BYTES_MAX: usize = 16 * 1024;
+/// Names under which experiments announce an exposure.
+const EXPOSURES: [&str; 5] =
+    ["Experiment Viewed", "experiment_viewed", "$experiment_viewed", "$$experiment_viewed", "$experiment_exposure"];
+/// The name of the purchase in Segment's e-commerce events.
+const ORDER_COMPLETED: &str = "Order Completed";
+
+/// Reads one event. `conversions` are the names of tracks that the project counts as conversions.
+/// # Errors
+/// What keeps it from being read at all; faults of single fields are in [`Shaped::faults`].
+pub(super) fn shape(batch: &Batch<'_>, raw: &RawValue, conversions: &[String]) -> Result<Shaped, Rejection> {
+    let all = few(members(raw)?, "")?;
+    for (at, member) in all.iter().enumerate() {
+        if all[..at].iter().any(|earlier| earlier.key == member.key) {
+            let message = "the key stands twice in the event; once is accepted";
+            return Err(Rejection::new(Code::DuplicateKey, member.key.as_ref(), message));
+        }
+    }
+    let item = Item(all);
+    let call = match batch.call {
+        Some(call) => call,
+        None => item.call()?,
+    };
+    let mut faults = Vec::new();
+    let mut note = |found: Result<Option<String>, Rejection>| {
+        found.unwrap_or_else(|fault| {
+            faults.push(fault);
+            None
+        })
+    };
+
+    let name = note(item.text(if call == Call::Track { "event" } else { "name" }));
+    let properties = item.object(if matches!(call, Call::Identify | Call::Group) { "traits" } else { "properties" })?;
+    let mut draft = match call {
+        Call::Track => track(name.as_deref(), &properties, conversions)?,
+        Call::Page | Call::Screen => Draft { name: Some(call.as_str().to_owned()), ..Draft::new(Details::Engagement) },
+        Call::Identify | Call::Alias | Call::Group => {
+            let details = IdentityDetails {
+                previous_id: note(item.id("previousId")).filter(|_| call == Call::Alias),
+                group_id: note(item.id("groupId")).filter(|_| call == Call::Group),
+            };
+            Draft { name: Some(call.as_str().to_owned()), ..Draft::new(Details::Identity(details)) }
+        }
+    };
+    draft.event_id = note(item.id("messageId"));
+    draft.user_id = note(item.id("userId"));
+    draft.anonymous_id = note(item.id("anonymousId"));
+    // Servers send `timestamp`; what relays have corrected keeps the client's own word beside it.
+    let time = ["originalTimestamp", "timestamp"].into_iter().find_map(|key| item.get(key).map(|value| (key, value)));
+    if let Some((key, value)) = time {
+        match value.claimed_time(key) {
+            Ok(timestamp) => draft.timestamp = timestamp,
+            Err(fault) => faults.push(fault),
+        }
+    }
+    let sent_at = item.get("sentAt").and_then(|value| value.time("sentAt").ok());
+
+    let mut context = Context::new(item.raw("context"), batch.context)?;
+    context.take_known(&mut draft);
+    let is_bot = context.take("", "bot").and_then(|value| value.boolean("bot").ok());
+    draft.session_id = context.take_text("", "sessionId");
+
+    match metadata(&item, call, batch, &properties, &context) {
+        Ok(metadata) => draft.properties = metadata,
+        Err(fault) => faults.push(fault),
+    }
+    Ok(Shaped { draft, sent_at, is_bot, faults })
+}
+
+/// Refuses what the metadata would refuse later, before members are compared with each other.
+fn few<'a>(members: Vec<Member<'a>>, field: &str) -> Result<Vec<Member<'a>>, Rejection> {
+    if members.len() <= KEYS_MAX {
+        return Ok(members);
+    }
+    Err(Rejection::new(
+        Code::TooManyKeys,
+        field,
+        format!("{} keys in one object; at most {KEYS_MAX} are accepted", members.len()),
+    ))
+}
+
+/// Decides what a track is: an exposure, a conversion, or anything else.
+fn track(name: Option<&str>, properties: &Properties<'_>, conversions: &[String]) -> Result<Draft, Rejection> {
+    let event = name.unwrap_or_default();
+    let name = name.map(str::to_owned);
+    if EXPOSURES.contains(&event) {
+        let experiment =
+            properties.first_text(&["experiment_id", "experimentId", "experiment", "experiment_name", "experimentName"]);
+        if experiment.is_none() {
+            let message = format!("{event} needs an experiment_id or an experiment_name");
+            return Err(Rejection::new(Code::MissingField, "properties.experiment_id", message));
+        }
+        let ids = ["variation_id", "variationId", "variant_id", "variantId"];
+        let variant = properties
+            .first_string(&ids)
+            // An id that is a number is an index; the key beside it is what the experiment calls the variant.
+            .or_else(|| properties.first_text(&["variation_key", "variationKey"]))
+            .or_else(|| properties.first_text(&ids))
+            .or_else(|| {
+                properties.first_text(&["variation", "variant", "variation_name", "variationName", "variant_name", "variantName"])
+            });
+        return Ok(Draft { experiment, variant, ..Draft::new(Details::Impression(ImpressionDetails::default())) });
+    }
+    let is_order = event == ORDER_COMPLETED;
+    let value = ["revenue", "value"].into_iter().find_map(|key| properties.amount(key));
+    if is_order || value.is_some() || conversions.iter().any(|conversion| conversion == event) {
+        let value = value.or_else(|| properties.amount("total"));
+        return Ok(Draft {
+            name,
+            value,
+            currency: properties.first_string(&["currency"]),
+            experiment: properties.first_text(&["experiment_id", "experimentId"]),
+            variant: properties
+                .first_text(&["experiment_id", "experimentId"])
+                .and_then(|_| properties.first_text(&["variation_id", "variationId", "variant_id", "variantId"])),
+            ..Draft::new(Details::Conversion(ConversionDetails::default()))
+        });
+    }
+    Ok(Draft { name, ..Draft::new(Details::Engagement) })
+}
+
+/// The members of one call.
+struct Item<'a>(Vec<Member<'a>>);
+
+impl<'a> Item<'a> {
+    fn get(&self, key: &str) -> Option<&Value<'a>> {
+        self.0.iter().find(|member| member.key == key).map(|member| &member.value).filter(|value| !value.is_absent())
+    }
+
+    fn raw(&self, key: &str) -> Option<&'a RawValue> {
+        match self.get(key) {
+            Some(Value::Json(raw)) => Some(raw),
+            _ => None,
+        }
+    }
+
+    fn text(&self, key: &str) -> Result<Option<String>, Rejection> {
+        self.get(key).map(|value| value.text(key)).transpose()
+    }
+
+    /// An id; an empty one is what some clients write for nobody.
+    fn id(&self, key: &str) -> Result<Option<String>, Rejection> {
+        let id = self.get(key).map(|value| value.text_or_number(key)).transpose()?;
+        Ok(id.filter(|id| !id.is_empty()))
+    }
+
+    fn call(&self) -> Result<Call, Rejection> {
+        let accepted = || Call::ALL.map(Call::as_str).join(", ");
+        let Some(text) = self.text("type")? else {
+            return Err(Rejection::new(Code::UnknownType, "type", format!("missing; one of {} is accepted", accepted())));
+        };
+        Call::of(&text).ok_or_else(|| {
+            let message = format!("found {:?}; one of {} is accepted", cut(&text), accepted());
+            Rejection::new(Code::UnknownType, "type", message)
+        })
+    }
+
+    /// The object at the heart of a call; without it the call has none.
+    fn object(&self, key: &'static str) -> Result<Properties<'a>, Rejection> {
+        match self.raw(key) {
+            None => Ok(Properties { key, raw: None, members: Vec::new() }),
+            Some(raw) => match members(raw) {
+                Ok(members) => Ok(Properties { key, raw: Some(raw), members: few(members, key)? }),
+                Err(fault) if fault.code == Code::InvalidJson => Err(Rejection::new(Code::WrongType, key, fault.message)),
+                Err(fault) => Err(Rejection::new(fault.code, key, fault.message)),
+            },
+        }
+    }
+}
+
+/// `properties` of a track, page or screen; `traits` of an identify or group.
+struct Properties<'a> {
+    key: &'static str,
+    raw: Option<&'a RawValue>,
+    members: Vec<Member<'a>>,
+}
+
+impl<'a> Properties<'a> {
+    fn get(&self, key: &str) -> Option<&'a RawValue> {
+        self.members.iter().find(|member| member.key == key).and_then(|member| match member.value {
+            Value::Json(raw) if raw.get() != "null" => Some(raw),
+            _ => None,
+        })
+    }
+
+    /// The first of several that is a string with something in it.
+    fn first_string(&self, keys: &[&str]) -> Option<String> {
+        let string = |key: &&str| self.get(key).and_then(|raw| Value::Json(raw).text(key).ok());
+        keys.iter().filter_map(string).find(|text| !text.is_empty())
+    }
+
+    /// The first of several that is such a string or a number.
+    fn first_text(&self, keys: &[&str]) -> Option<String> {
+        let text = |key: &&str| self.get(key).and_then(|raw| Value::Json(raw).text_or_number(key).ok());
+        keys.iter().filter_map(text).find(|text| !text.is_empty())
+    }
+
+    /// A number, or a string that is one.
+    fn amount(&self, key: &str) -> Option<String> {
+        let raw = self.get(key)?;
+        let text = Value::Json(raw).decimal(key).ok()?;
+        let is_decimal = || !matches!(text.parse::<Money>(), Err(events::MoneyError::NotADecimal));
+        (is_number(raw) || is_decimal()).then_some(text)
+    }
+}
+
+/// Gathers what no column takes: the properties or traits at the top, then what is left of the context under `context`,
+/// then members of the call that are nobody's.
+fn metadata(
+    item: &Item<'_>,
+    call: Call,
+    batch: &Batch<'_>,
+    properties: &Properties<'_>,
+    context: &Context<'_>,
+) -> Result<Option<events::JsonObject>, Rejection> {
+    let mut metadata = Metadata::default();
+    if let Some(raw) = properties.raw {
+        metadata.object(raw.get());
+    }
+    // What the properties say has its name; another value under the same name gets one that tells where it stood.
+    let mut add = |key: &str, json: &str| match properties.get(key) {
+        None if properties.members.iter().all(|member| member.key != key) => metadata.json(key, json),
+        Some(raw) if raw.get() == json => {}
+        _ => metadata.json(&format!("{}_{key}", call.as_str()), json),
+    };
+    if let Some(rest) = context.rest() {
+        add("context", &rest);
+    }
+    let integrations = item.raw("integrations").or(batch.integrations).map(RawValue::get);
+    if let Some(integrations) = integrations.filter(|text| !matches!(*text, "{}" | "null")) {
+        add("integrations", integrations);
+    }
+    for member in &item.0 {
+        let known = match member.key.as_ref() {
+            "type" | "messageId" | "userId" | "anonymousId" | "timestamp" | "originalTimestamp" | "sentAt" | "context"
+            | "integrations" | "writeKey" => true,
+            "event" => call == Call::Track,
+            "previousId" => call == Call::Alias,
+            "groupId" => call == Call::Group,
+            key => key == properties.key,
+        };
+        if let (false, Value::Json(raw)) = (known || member.value.is_absent(), &member.value) {
+            add(&member.key, raw.get());
+        }
+    }
+    metadata.finish(properties.key)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use events::Kind;
+
+    fn shaped(call: &str, conversions: &[&str]) -> Shaped {
+        let body = format!(r#"{{"batch":[{call}],"context":{{"library":{{"name":"x"}}}}}}"#);
+        let batch = batch(&body, None, 10).expect("valid JSON");
+        let conversions: Vec<_> = conversions.iter().map(|name| (*name).to_owned()).collect();
+        shape(&batch, batch.items[0], &conversions).expect("can be read")
+    }
+
+    #[test]
+    fn calls_become_kinds() {
+        let check = |call: &str, kind: Kind, name: Option<&str>, value: Option<&str>| {
+            let draft = shaped(call, &["Signed Up"]).draft;
+            let found = (draft.details.kind(), draft.name.as_deref(), draft.value.as_deref());
+            assert_eq!(found, (kind, name, value), "{call}");
+        };
+        let track = |event: &str, properties: &str| format!(r#"{{"type":"track","event":"{event}","properties":{properties}}}"#);
+        check(&track("Song Played", r#"{"value":"loud"}"#), Kind::Engagement, Some("Song Played"), None);
+        check(&track("Song Bought", r#"{"value":1,"revenue":2.50}"#), Kind::Conversion, Some("Song Bought"), Some("2.50"));
+        check(&track("Song Bought", r#"{"value":"1.5"}"#), Kind::Conversion, Some("Song Bought"), Some("1.5"));
+        check(&track("Signed Up", "{}"), Kind::Conversion, Some("Signed Up"), None);
+        check(&track("Order Completed", r#"{"total":7}"#), Kind::Conversion, Some("Order Completed"), Some("7"));
+        check(&track("Song Played", r#"{"total":7}"#), Kind::Engagement, Some("Song Played"), None);
+        check(&track("Experiment Viewed", r#"{"experiment_id":"e"}"#), Kind::Impression, None, None);
+        check(r#"{"type":"page","name":"Home"}"#, Kind::Engagement, Some("page"), None);
+        check(r#"{"type":"identify","traits":{"a":1}}"#, Kind::Identity, Some("identify"), None);
+        check(r#"{"type":"alias","previousId":"p"}"#, Kind::Identity, Some("alias"), None);
+    }
+
+    #[test]
+    fn exposures_name_experiment_and_variant() {
+        let check = |properties: &str, experiment: &str, variant: Option<&str>| {
+            let call = format!(r#"{{"type":"track","event":"$$experiment_viewed","properties":{properties}}}"#);
+            let draft = shaped(&call, &[]).draft;
+            assert_eq!((draft.experiment.as_deref(), draft.variant.as_deref()), (Some(experiment), variant), "{properties}");
+        };
+        check(r#"{"experimentId":"e","variationId":"b"}"#, "e", Some("b"));
+        check(r#"{"experiment_id":"1","experiment_name":"e","variation_id":"2","variation_name":"b"}"#, "1", Some("2"));
+        check(r#"{"experiment_name":"e","variation_name":"b"}"#, "e", Some("b"));
+        check(r#"{"experiment_id":"e","variation_id":0,"variation_key":"control"}"#, "e", Some("control"));
+        check(r#"{"experiment_id":17,"variation_id":0}"#, "17", Some("0"));
+        check(r#"{"experiment_id":null,"experiment":"e"}"#, "e", None);
+    }
+
+    #[test]
+    fn context_goes_to_columns_and_the_rest_to_metadata() {
+        let call = r#"{"type":"page","name":"Home","category":"Docs","anonymousId":7,"messageId":"m",
+            "properties":{"name":"Home","category":"x","path":"/"},"channel":"web","userId":null,
+            "context":{"page":{"url":"u","referrer":"r","title":"t"},"userAgent":"ua","locale":"de","timezone":"tz",
+            "screen":{"width":1,"height":2,"density":3},"campaign":{"name":"n","source":"s","medium":"m"},
+            "location":{"city":"c"},"device":{"type":"ios"},"network":{"wifi":true,"carrier":"k"},"locale2":[]}}"#;
+        let draft = shaped(call, &[]).draft;
+        let context = &draft.context;
+        let text = |field: &Option<String>| field.clone().unwrap_or_default();
+        let found =
+            [&context.page_url, &context.user_agent, &context.screen, &context.utm_campaign, &context.city, &context.connection];
+        assert_eq!(found.map(text), ["u", "ua", "1x2", "n", "c", "wifi"]);
+        assert_eq!((draft.anonymous_id.as_deref(), draft.user_id), (Some("7"), None));
+        assert_eq!(
+            draft.properties.expect("has a rest").get(),
+            concat!(
+                r#"{"name":"Home","category":"x","path":"/","#,
+                r#""context":{"page":{"title":"t"},"screen":{"density":3},"network":{"carrier":"k"},"locale2":[],"library":{"name":"x"}},"#,
+                r#""page_category":"Docs","channel":"web"}"#
+            )
+        );
+    }
+}

@@ -1,0 +1,9 @@
+//! Tests of the collector from the outside: bytes in at its socket, records out of its log.
+
+mod hostile;
+mod keys;
+mod lifecycle;
+mod limits;
+mod rejections;
+mod requests;
+mod support;
