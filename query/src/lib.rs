@@ -1,1 +1,165 @@
-//! placeholder
+//! The query service: answers over what the aggregator has stored. It only ever reads.
+//!
+//! - Experiments: participation -> moments -> statistics -> answer ([`experiment`]).
+//! - Funnels: definition -> level per user -> counts ([`funnel`]).
+//! - SQL: guard -> plan -> rows ([`sql`]).
+//!
+//! Each answer is computed on one [`snapshot`] of Postgres, for the one project of the request's token, and says by
+//! `as_of` how far the log was stored then. Tables reach DataFusion through [`scan`], which puts the project into the
+//! SQL below anything that a client can write.
+
+pub mod answer;
+pub mod app;
+pub mod cells;
+mod config;
+pub mod copy;
+pub mod engine;
+pub mod error;
+pub mod experiment;
+pub mod filter;
+pub mod funnel;
+pub mod guard;
+mod metrics;
+pub mod moments_udaf;
+mod routes;
+pub mod scan;
+mod server;
+mod slots;
+pub mod snapshot;
+pub mod sql;
+pub mod statistics;
+pub mod tables;
+mod tokens;
+
+use std::net::SocketAddr;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+pub use config::{Config, Limits};
+
+use app::App;
+use engine::Engine;
+use metrics::Metrics;
+use routes::Door;
+use slots::Slots;
+use tokens::Tokens;
+
+/// Why the service did not start. Nothing is left running.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The address of Postgres cannot be read.
+    #[error("the database url is not understood: {0}")]
+    DatabaseUrl(#[source] sqlx::Error),
+    /// An address is taken or not of this machine.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// DataFusion refused a function or rule of ours: a fault of this build.
+    #[error("the query engine does not start: {0}")]
+    Engine(#[from] datafusion::common::DataFusionError),
+}
+
+/// A running query service.
+pub struct Query {
+    app: Arc<App>,
+    address: SocketAddr,
+    metrics_address: Option<SocketAddr>,
+    stop: watch::Sender<bool>,
+    servers: Vec<JoinHandle<()>>,
+}
+
+impl Query {
+    /// Starts the service. Postgres need not answer yet: until it does, `/readyz` says so and queries get 503.
+    /// # Errors
+    /// [`StartError`].
+    pub async fn start(config: Config) -> Result<Query, StartError> {
+        let options = PgConnectOptions::from_str(&config.database_url)
+            .map_err(StartError::DatabaseUrl)?
+            .application_name("weir query")
+            .options([
+                // Literals are written for this; see `filter`.
+                ("standard_conforming_strings", "on"),
+                ("TimeZone", "UTC"),
+                ("default_transaction_read_only", "on"),
+                // Scans are simple; compiling their plans costs more than it saves.
+                ("jit", "off"),
+                // A client that vanished must not keep a scan running.
+                ("client_connection_check_interval", "5s"),
+            ]);
+        let pool = PgPoolOptions::new()
+            .max_connections(config.limits.postgres_connections())
+            .acquire_timeout(Duration::from_secs(5))
+            .idle_timeout(Duration::from_secs(60))
+            .connect_lazy_with(options);
+        let metrics = Arc::new(Metrics::new());
+        let listener = listen(config.query).await?;
+        let metrics_listener = match config.metrics {
+            Some(address) => Some(listen(address).await?),
+            None => None,
+        };
+        let limits = config.limits;
+        let app = Arc::new(App {
+            engine: Engine::new(&limits)?,
+            tokens: Tokens::new(pool.clone(), limits.token_age_max),
+            slots: Slots::new(limits.queries_running_max, limits.queries_waiting_max, metrics.clone()),
+            pool,
+            metrics,
+            is_stopping: AtomicBool::new(false),
+            limits,
+        });
+        let (stop, stopped) = watch::channel(false);
+        let local = |listener: &TcpListener, asked: SocketAddr| listener.local_addr().unwrap_or(asked);
+        let address = local(&listener, config.query);
+        let metrics_address = metrics_listener.as_ref().zip(config.metrics).map(|(listener, asked)| local(listener, asked));
+        let door = Door::Public { metrics: metrics_listener.is_none() };
+        let mut servers = vec![tokio::spawn(server::serve(app.clone(), listener, door, stopped.clone()))];
+        if let Some(listener) = metrics_listener {
+            servers.push(tokio::spawn(server::serve(app.clone(), listener, Door::Metrics, stopped)));
+        }
+        tracing::info!(%address, "the query service answers");
+        Ok(Query { app, address, metrics_address, stop, servers })
+    }
+
+    /// Returns the address that answers queries, with the port that the system chose if it was asked to.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Returns the address of the metrics, if they have their own.
+    pub fn metrics_address(&self) -> Option<SocketAddr> {
+        self.metrics_address
+    }
+
+    /// Stops: no new connections, running requests end, at most `stop_wait_max`; then what is left is dropped.
+    pub async fn stop(self) {
+        self.app.is_stopping.store(true, Ordering::Relaxed);
+        // Nobody listens if the servers have ended already.
+        let _ = self.stop.send(true);
+        let aborts: Vec<_> = self.servers.iter().map(JoinHandle::abort_handle).collect();
+        let ended = async {
+            for server in self.servers {
+                let _ = server.await;
+            }
+        };
+        if tokio::time::timeout(self.app.limits.stop_wait_max, ended).await.is_err() {
+            tracing::warn!("requests were still running at the end of the time to stop; they were dropped");
+            aborts.iter().for_each(tokio::task::AbortHandle::abort);
+        }
+        let _ = tokio::time::timeout(Duration::from_secs(1), self.app.pool.close()).await;
+    }
+}
+
+async fn listen(address: SocketAddr) -> Result<TcpListener, StartError> {
+    TcpListener::bind(address).await.map_err(|source| StartError::Listen { address, source })
+}

@@ -1,0 +1,104 @@
+//! What an operator sets, and every limit with its unit and its reason.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+/// How a query service runs.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Config {
+    /// Address that answers queries
+    #[arg(long, env = "WEIR_QUERY", value_name = "ADDR", default_value = "127.0.0.1:8081")]
+    pub query: SocketAddr,
+    /// Address of `/metrics`, `/livez` and `/readyz` alone; none: the page is on `query` too.
+    #[arg(skip)]
+    pub metrics: Option<SocketAddr>,
+    /// Postgres, which holds everything.
+    #[arg(skip)]
+    pub database_url: String,
+    /// What one query, and all of them together, may use.
+    #[arg(skip)]
+    pub limits: Limits,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            query: SocketAddr::from(([127, 0, 0, 1], 8081)),
+            metrics: None,
+            database_url: String::new(),
+            limits: Limits::default(),
+        }
+    }
+}
+
+/// What one query, and all of them together, may use.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Open connections; more wait in the kernel's queue.
+    pub connections_max: usize,
+    /// Bytes of a request's body: a longest SQL text with its escapes.
+    pub body_bytes_max: usize,
+    /// How long a request's head may take, a connection idle between requests included.
+    pub head_wait_max: Duration,
+    /// How long a request's body may take.
+    pub body_wait_max: Duration,
+    /// Bytes of a SQL text.
+    pub sql_bytes_max: usize,
+    /// Operators, list items and keywords that nest, of a SQL text: planning recurses over them.
+    pub sql_operators_max: usize,
+    /// Parentheses within parentheses.
+    pub sql_depth_max: usize,
+    /// Tables that one query reads, a table read twice counted twice. Each needs a connection.
+    pub sql_relations_max: usize,
+    /// How long one query may take, waiting not included.
+    pub query_time_max: Duration,
+    /// Bytes that one query may hold in sorts, joins and aggregates. Advisory: not everything in the engine counts itself.
+    pub query_memory_bytes_max: usize,
+    /// Rows of an answer; more are cut, and the answer says so.
+    pub rows_max: usize,
+    /// Bytes of an answer's rows; more are cut, and the answer says so.
+    pub answer_bytes_max: usize,
+    /// Queries that run at one time.
+    pub queries_running_max: usize,
+    /// Queries that wait for those; more are refused.
+    pub queries_waiting_max: usize,
+    /// Threads of one query.
+    pub query_threads: usize,
+    /// For how long a token is believed; a revoked one works no longer than this.
+    pub token_age_max: Duration,
+    /// How long [`crate::Query::stop`] may take.
+    pub stop_wait_max: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            connections_max: 1_024,
+            body_bytes_max: 256 * 1_024,
+            head_wait_max: Duration::from_secs(10),
+            body_wait_max: Duration::from_secs(30),
+            sql_bytes_max: 64 * 1_024,
+            sql_operators_max: 500,
+            sql_depth_max: 50,
+            sql_relations_max: 9,
+            query_time_max: Duration::from_secs(30),
+            query_memory_bytes_max: 512 * 1_024 * 1_024,
+            rows_max: 100_000,
+            answer_bytes_max: 64 * 1_024 * 1_024,
+            queries_running_max: 2,
+            queries_waiting_max: 16,
+            query_threads: 2,
+            token_age_max: Duration::from_secs(5),
+            stop_wait_max: Duration::from_secs(10),
+        }
+    }
+}
+
+impl Limits {
+    /// Returns the connections to Postgres that can ever be needed at one time: per query the keeper of its snapshot and one
+    /// per scan; and a few for tokens and health. With fewer, queries could wait for each other for ever.
+    pub(crate) fn postgres_connections(&self) -> u32 {
+        let scans = self.sql_relations_max.max(crate::engine::STREAMS_MAX);
+        u32::try_from(self.queries_running_max * (1 + scans) + 3).unwrap_or(u32::MAX)
+    }
+}

@@ -1,0 +1,215 @@
+//! DataFusion as this service uses it: one session per answer, on one snapshot, for one project, within limits.
+
+use std::sync::Arc;
+
+use arrow::array::RecordBatch;
+use datafusion::catalog::{CatalogProvider, CatalogProviderList, SchemaProvider};
+use datafusion::catalog::{MemoryCatalogProvider, MemoryCatalogProviderList, MemorySchemaProvider};
+use datafusion::common::DataFusionError;
+use datafusion::datasource::TableProvider;
+use datafusion::execution::FunctionRegistry;
+use datafusion::execution::SendableRecordBatchStream;
+use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
+use datafusion::execution::memory_pool::GreedyMemoryPool;
+use datafusion::execution::runtime_env::RuntimeEnvBuilder;
+use datafusion::execution::session_state::{SessionState, SessionStateBuilder};
+use datafusion::logical_expr::{AggregateUDF, LogicalPlan};
+use datafusion::physical_plan::{ExecutionPlan, execute_stream};
+use datafusion::prelude::SessionConfig;
+use futures_util::TryStreamExt;
+use tokio::sync::oneshot;
+
+use crate::config::Limits;
+use crate::error::Refusal;
+use crate::funnel::udaf::WindowFunnel;
+use crate::moments_udaf::ExactMoments;
+use crate::scan::{Scan, ScanError};
+use crate::snapshot::Snapshot;
+use crate::tables::{TABLES, Table};
+
+/// Connections that one scan uses at most: one per fact table.
+pub const STREAMS_MAX: usize = 5;
+/// Planning recurses; the usual 2 MiB end the whole process in a stack overflow.
+const PLANNING_STACK_BYTES: usize = 16 * 1_024 * 1_024;
+const CATALOG: &str = "weir";
+const SCHEMA: &str = "public";
+
+/// Functions that make much from little, outside of what the memory pool counts.
+const AMPLIFIERS: [&str; 7] = ["repeat", "lpad", "rpad", "range", "generate_series", "array_repeat", "array_resize"];
+
+/// What all sessions have in common.
+pub struct Engine {
+    base: SessionState,
+    limits: Limits,
+}
+
+/// A session: tables of one project on one snapshot.
+pub struct Session {
+    state: SessionState,
+    tables: Arc<MemorySchemaProvider>,
+}
+
+impl Engine {
+    /// Prepares functions and rules.
+    /// # Errors
+    /// Those of DataFusion, when it refuses one of our functions.
+    pub fn new(limits: &Limits) -> Result<Self, DataFusionError> {
+        let config = SessionConfig::new()
+            .with_target_partitions(limits.query_threads)
+            .with_information_schema(false)
+            .with_create_default_catalog_and_schema(false)
+            .with_default_catalog_and_schema(CATALOG, SCHEMA);
+        let mut base = SessionStateBuilder::new_with_default_features().with_config(config).build();
+        datafusion_functions_json::register_all(&mut base)?;
+        for name in AMPLIFIERS {
+            base.deregister_udf(name)?;
+        }
+        let functions: Vec<String> = base.table_functions().keys().cloned().collect();
+        for name in functions {
+            base.deregister_udtf(&name)?;
+        }
+        base.register_udaf(Arc::new(AggregateUDF::from(WindowFunnel::default())))?;
+        Ok(Engine { base, limits: limits.clone() })
+    }
+
+    /// Makes a session without tables.
+    /// # Errors
+    /// Those of DataFusion.
+    pub fn session(&self) -> Result<Session, DataFusionError> {
+        let runtime = RuntimeEnvBuilder::new()
+            .with_memory_pool(Arc::new(GreedyMemoryPool::new(self.limits.query_memory_bytes_max)))
+            .with_disk_manager_builder(DiskManagerBuilder::default().with_mode(DiskManagerMode::Disabled))
+            .build_arc()?;
+        let tables = Arc::new(MemorySchemaProvider::new());
+        let catalog = MemoryCatalogProvider::new();
+        catalog.register_schema(SCHEMA, tables.clone())?;
+        let catalogs = MemoryCatalogProviderList::new();
+        catalogs.register_catalog(CATALOG.to_owned(), Arc::new(catalog));
+        let state = SessionStateBuilder::new_from_existing(self.base.clone())
+            .with_runtime_env(runtime)
+            .with_catalog_list(Arc::new(catalogs))
+            .build();
+        Ok(Session { state, tables })
+    }
+
+    /// Makes a session with all tables that SQL may read. `relations` is how many of them the query reads: with few, each
+    /// scan gets several connections.
+    /// # Errors
+    /// Those of DataFusion.
+    pub fn session_of_tables(&self, snapshot: &Arc<Snapshot>, relations: usize) -> Result<Session, DataFusionError> {
+        let session = self.session()?;
+        let streams = if relations * STREAMS_MAX <= self.limits.sql_relations_max.max(STREAMS_MAX) { STREAMS_MAX } else { 1 };
+        for table in TABLES.iter() {
+            session.add(table.name, Arc::new(Scan::new(table.clone(), snapshot.clone(), streams)))?;
+        }
+        Ok(session)
+    }
+}
+
+impl Session {
+    /// Adds a table.
+    /// # Errors
+    /// Those of DataFusion, for a name that is taken.
+    pub fn add(&self, name: &str, table: Arc<dyn TableProvider>) -> Result<(), DataFusionError> {
+        self.tables.register_table(name.to_owned(), table).map(|_| ())
+    }
+
+    /// Makes a scan of a table of ours.
+    pub fn scan_of(table: Table, snapshot: &Arc<Snapshot>) -> Arc<dyn TableProvider> {
+        Arc::new(Scan::new(table, snapshot.clone(), STREAMS_MAX))
+    }
+
+    /// Adds the aggregate `exact_moments`, which only routes of this service use.
+    /// # Errors
+    /// Those of DataFusion.
+    pub fn add_moments(&mut self) -> Result<(), DataFusionError> {
+        self.state.register_udaf(Arc::new(AggregateUDF::from(ExactMoments::default()))).map(|_| ())
+    }
+
+    /// Returns DataFusion's state.
+    pub fn state(&self) -> &SessionState {
+        &self.state
+    }
+
+    /// Turns a logical plan into rows.
+    /// # Errors
+    /// Those of DataFusion.
+    pub async fn run(&self, plan: LogicalPlan) -> Result<SendableRecordBatchStream, DataFusionError> {
+        let plan = self.state.create_physical_plan(&plan).await?;
+        self.execute(plan)
+    }
+
+    /// Runs a physical plan.
+    /// # Errors
+    /// Those of DataFusion.
+    pub fn execute(&self, plan: Arc<dyn ExecutionPlan>) -> Result<SendableRecordBatchStream, DataFusionError> {
+        execute_stream(plan, self.state.task_ctx())
+    }
+
+    /// Runs SQL of this service's own to its end.
+    /// # Errors
+    /// Those of DataFusion.
+    pub async fn collect(&self, sql: &str) -> Result<Vec<RecordBatch>, DataFusionError> {
+        let plan = self.state.create_logical_plan(sql).await?;
+        self.run(plan).await?.try_collect().await
+    }
+}
+
+/// Runs a future on a thread of its own with a large stack. What is dropped halfway still runs to its end there.
+/// # Errors
+/// [`Refusal::internal`] if it panicked.
+pub async fn on_large_stack<T, F>(work: F) -> Result<T, Refusal>
+where
+    T: Send + 'static,
+    F: Future<Output = T> + Send + 'static,
+{
+    let (sender, receiver) = oneshot::channel();
+    let runtime = tokio::runtime::Handle::current();
+    let thread = std::thread::Builder::new().name("weir-planning".to_owned()).stack_size(PLANNING_STACK_BYTES);
+    let started = thread.spawn(move || {
+        // Nobody may be waiting any more.
+        let _ = sender.send(runtime.block_on(work));
+    });
+    if let Err(error) = started {
+        tracing::error!(%error, "no thread for planning");
+        return Err(Refusal::internal());
+    }
+    // The sender is only dropped unsent by a panic, which the thread has reported.
+    receiver.await.map_err(|_| Refusal::internal())
+}
+
+/// Turns a failure of DataFusion into what the client is told. What is not the request's fault is logged here.
+pub fn refusal(error: DataFusionError) -> Refusal {
+    match error.find_root() {
+        DataFusionError::External(inner) => match inner.downcast_ref::<ScanError>() {
+            Some(ScanError::Postgres(error)) => database_refusal(error),
+            _ => internal(&error),
+        },
+        DataFusionError::ResourcesExhausted(message) => {
+            let message = format!("the query needs more memory than it may use: {}", first_line(message));
+            Refusal::limit("query_memory", message)
+        }
+        DataFusionError::Internal(_) | DataFusionError::IoError(_) | DataFusionError::ExecutionJoin(_) => internal(&error),
+        // The caller's SQL is at fault: a name, a type, a division by zero.
+        _ => Refusal::bad_sql(first_line(&error.strip_backtrace())),
+    }
+}
+
+/// Turns a failure of Postgres into what the client is told, and logs it.
+pub fn database_refusal(error: &sqlx::Error) -> Refusal {
+    let code = error.as_database_error().and_then(|error| error.code());
+    if code.as_deref() == Some("57014") {
+        return Refusal::limit("query_timeout", "postgres stopped the query at its time limit");
+    }
+    tracing::warn!(%error, "postgres failed a query");
+    Refusal::unavailable("the database cannot answer now")
+}
+
+fn internal(error: &DataFusionError) -> Refusal {
+    tracing::error!(%error, "a query failed");
+    Refusal::internal()
+}
+
+fn first_line(text: &str) -> String {
+    text.lines().next().unwrap_or_default().chars().take(600).collect()
+}

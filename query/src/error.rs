@@ -1,0 +1,97 @@
+//! What a client is told when there is no answer, and what the log is told.
+
+use hyper::StatusCode;
+
+/// A request without an answer. The message is public: it holds no secret and nothing of another project.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{code}: {message}")]
+pub struct Refusal {
+    /// The HTTP status.
+    pub status: StatusCode,
+    /// The stable code, for programs.
+    pub code: &'static str,
+    /// For people: where, what was found, what is accepted.
+    pub message: String,
+    /// The field of the request at fault, such as `steps[1].where`.
+    pub field: Option<String>,
+    /// After how many seconds trying again may help.
+    pub retry_after_s: Option<u32>,
+}
+
+impl Refusal {
+    fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
+        Refusal { status, code, message: message.into(), field: None, retry_after_s: None }
+    }
+
+    /// Names the field at fault.
+    pub fn at(mut self, field: impl Into<String>) -> Self {
+        self.field = Some(field.into());
+        self
+    }
+
+    /// The request cannot be understood.
+    pub fn bad_request(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "bad_request", message)
+    }
+
+    /// The request asks for something that is defined elsewhere but not here.
+    pub fn unsupported(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "unsupported_option", message)
+    }
+
+    /// The SQL is refused, or means nothing.
+    pub fn bad_sql(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "bad_sql", message)
+    }
+
+    /// The token is missing, unknown, revoked or expired: the same answer for all, so that nothing can be found out.
+    pub fn unauthorized() -> Self {
+        let message = "a read token is needed: send the header `authorization: Bearer TOKEN` with one that is valid";
+        Self::new(StatusCode::UNAUTHORIZED, "unauthorized", message)
+    }
+
+    /// What was named is not there.
+    pub fn not_found(code: &'static str, message: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, code, message)
+    }
+
+    /// The route exists, the method does not.
+    pub fn method_not_allowed(accepted: &str) -> Self {
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", format!("accepted here: {accepted}"))
+    }
+
+    /// The request is larger than accepted.
+    pub fn too_large(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", message)
+    }
+
+    /// The answer would take more than is accepted; asking for less helps, asking again does not.
+    pub fn limit(code: &'static str, message: impl Into<String>) -> Self {
+        Self::new(StatusCode::UNPROCESSABLE_ENTITY, code, message)
+    }
+
+    /// Nothing is wrong with the request; try again.
+    pub fn unavailable(message: impl Into<String>) -> Self {
+        let mut refusal = Self::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", message);
+        refusal.retry_after_s = Some(1);
+        refusal
+    }
+
+    /// As many requests wait as may wait.
+    pub fn busy() -> Self {
+        let mut refusal = Self::unavailable("too many queries are running and waiting");
+        refusal.code = "busy";
+        refusal
+    }
+
+    /// The time limit passed.
+    pub fn timeout(seconds: f64) -> Self {
+        let message = format!("the query took longer than {seconds} s and was stopped");
+        Self::new(StatusCode::GATEWAY_TIMEOUT, "query_timeout", message)
+    }
+
+    /// A fault of this service; the reason is in its log.
+    pub fn internal() -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the query service failed; its log says why")
+    }
+}

@@ -1,0 +1,313 @@
+//! Requests: which route, who asks, and how an answer or a refusal is written.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use hyper::body::Incoming;
+use hyper::header::{ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
+use hyper::{HeaderMap, Method, Request, Response, StatusCode};
+use serde::Serialize;
+use serde_json::json;
+
+use crate::app::App;
+use crate::error::Refusal;
+use crate::{experiment, funnel, sql};
+
+type Answer = Response<Full<Bytes>>;
+
+/// What an address serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Door {
+    /// Queries, health, and the metrics too if they have no address of their own.
+    Public {
+        /// Whether `/metrics` is answered here.
+        metrics: bool,
+    },
+    /// Metrics and health only.
+    Metrics,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Route {
+    Live,
+    Ready,
+    Metrics,
+    Experiments,
+    Results(String),
+    Funnels,
+    Sql,
+}
+
+impl Route {
+    fn of(path: &str) -> Option<Route> {
+        Some(match path {
+            "/livez" => Route::Live,
+            "/readyz" => Route::Ready,
+            "/metrics" => Route::Metrics,
+            "/v1/experiments" => Route::Experiments,
+            "/v1/funnels" => Route::Funnels,
+            "/v1/sql" => Route::Sql,
+            other => {
+                let name = other.strip_prefix("/v1/experiments/")?.strip_suffix("/results")?;
+                if name.is_empty() || name.contains('/') {
+                    return None;
+                }
+                Route::Results(unescape(name, false)?)
+            }
+        })
+    }
+
+    fn label(&self) -> &'static str {
+        match self {
+            Route::Live => "livez",
+            Route::Ready => "readyz",
+            Route::Metrics => "metrics",
+            Route::Experiments => "experiments",
+            Route::Results(_) => "results",
+            Route::Funnels => "funnels",
+            Route::Sql => "sql",
+        }
+    }
+
+    fn method(&self) -> Method {
+        match self {
+            Route::Funnels | Route::Sql => Method::POST,
+            _ => Method::GET,
+        }
+    }
+
+    fn needs_token(&self) -> bool {
+        !matches!(self, Route::Live | Route::Ready | Route::Metrics)
+    }
+}
+
+/// Decodes the percent escapes of a path or a query; `None` if they make no UTF-8.
+fn unescape(text: &str, is_query: bool) -> Option<String> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((byte, tail)) = rest.split_first() {
+        rest = tail;
+        bytes.push(match (byte, tail) {
+            (b'%', [high, low, after @ ..]) => {
+                rest = after;
+                let digit = |byte: u8| char::from(byte).to_digit(16);
+                (digit(*high)? * 16 + digit(*low)?) as u8
+            }
+            (b'%', _) => return None,
+            (b'+', _) if is_query => b' ',
+            (byte, _) => *byte,
+        });
+    }
+    String::from_utf8(bytes).ok()
+}
+
+/// Answers one request. A panic in it ends this request alone.
+pub(crate) async fn answer(app: Arc<App>, door: Door, request: Request<Incoming>) -> Answer {
+    let start = Instant::now();
+    let route = Route::of(request.uri().path()).filter(|route| match door {
+        Door::Public { metrics } => metrics || *route != Route::Metrics,
+        Door::Metrics => !route.needs_token(),
+    });
+    let label = route.as_ref().map_or("none", Route::label);
+    let task = tokio::spawn({
+        let app = app.clone();
+        async move { dispatch(&app, route, request).await }
+    });
+    // Dropped with its connection, the request ends: nobody waits for its answer.
+    let mut guard = AbortOnDrop(task);
+    let answer = match (&mut guard.0).await {
+        Ok(Ok(answer)) => answer,
+        Ok(Err(refusal)) => refuse(&refusal),
+        Err(error) => {
+            tracing::error!(%error, route = label, "a request panicked");
+            refuse(&Refusal::internal())
+        }
+    };
+    app.metrics.answer(label, answer.status().as_u16(), start.elapsed());
+    answer
+}
+
+struct AbortOnDrop(tokio::task::JoinHandle<Result<Answer, Refusal>>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+async fn dispatch(app: &Arc<App>, route: Option<Route>, request: Request<Incoming>) -> Result<Answer, Refusal> {
+    let Some(route) = route else {
+        let message = format!("there is no route {}", request.uri().path().chars().take(200).collect::<String>());
+        return Err(Refusal::not_found("unknown_route", message));
+    };
+    let method = route.method();
+    if *request.method() != method && !(method == Method::GET && *request.method() == Method::HEAD) {
+        return Err(Refusal::method_not_allowed(method.as_str()));
+    }
+    if !route.needs_token() {
+        return Ok(health(app, &route).await);
+    }
+    let project = app.tokens.project(request.headers()).await?;
+    match route {
+        Route::Experiments => Ok(json_answer(&experiment::list(app, project).await?)),
+        Route::Results(name) => {
+            let baseline = query_field(request.uri().query(), "baseline")?;
+            Ok(json_answer(&experiment::results(app, project, &name, baseline.as_deref()).await?))
+        }
+        Route::Funnels => {
+            let body = body(app, request).await?;
+            Ok(json_answer(&funnel::answer(app, project, &body).await?))
+        }
+        Route::Sql => {
+            let format = accepted(request.headers());
+            let statement = sql::parse(&body(app, request).await?)?;
+            let rows = sql::answer(app, project, statement, format).await?;
+            let content_type = match format {
+                sql::Format::Json => "application/json",
+                sql::Format::Csv => "text/csv; charset=utf-8; header=present",
+            };
+            let mut answer = respond(StatusCode::OK, content_type, rows.body);
+            if format == sql::Format::Csv {
+                // JSON holds both itself.
+                let as_of = HeaderValue::from_str(&json!(rows.as_of).to_string()).map_err(|_| Refusal::internal())?;
+                answer.headers_mut().insert("x-weir-as-of", as_of);
+                answer
+                    .headers_mut()
+                    .insert("x-weir-truncated", HeaderValue::from_static(if rows.truncated { "true" } else { "false" }));
+            }
+            Ok(answer)
+        }
+        // Answered above.
+        Route::Live | Route::Ready | Route::Metrics => Err(Refusal::internal()),
+    }
+}
+
+async fn health(app: &App, route: &Route) -> Answer {
+    match route {
+        Route::Ready => {
+            let ready = app.ready().await;
+            app.metrics.ready.set(if ready.is_ok() { 1.0 } else { 0.0 });
+            match ready {
+                Ok(()) => respond(StatusCode::OK, "text/plain; charset=utf-8", b"ready\n".to_vec()),
+                Err(reason) => {
+                    respond(StatusCode::SERVICE_UNAVAILABLE, "text/plain; charset=utf-8", format!("{reason}\n").into_bytes())
+                }
+            }
+        }
+        Route::Metrics => {
+            app.metrics.ready.set(if app.ready().await.is_ok() { 1.0 } else { 0.0 });
+            respond(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", app.metrics.render().into_bytes())
+        }
+        _ => respond(StatusCode::OK, "text/plain; charset=utf-8", b"live\n".to_vec()),
+    }
+}
+
+/// Returns a field of the query string. Fields that are not known are refused: a misspelled one would be ignored in silence.
+fn query_field(query: Option<&str>, name: &str) -> Result<Option<String>, Refusal> {
+    let mut found = None;
+    for pair in query.unwrap_or_default().split('&').filter(|pair| !pair.is_empty()) {
+        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+        if key != name {
+            let message = format!("the query field is not known here; accepted: {name}");
+            return Err(Refusal::unsupported(message).at(key.chars().take(100).collect::<String>()));
+        }
+        let value = unescape(value, true).ok_or_else(|| Refusal::bad_request("the escapes make no UTF-8").at(name))?;
+        found = Some(value);
+    }
+    Ok(found)
+}
+
+fn accepted(headers: &HeaderMap) -> sql::Format {
+    let accept = headers.get(ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
+    if accept.split(',').any(|part| part.trim().split(';').next() == Some("text/csv")) {
+        sql::Format::Csv
+    } else {
+        sql::Format::Json
+    }
+}
+
+async fn body(app: &App, request: Request<Incoming>) -> Result<Bytes, Refusal> {
+    let limit = app.limits.body_bytes_max;
+    let collected = tokio::time::timeout(app.limits.body_wait_max, Limited::new(request.into_body(), limit).collect()).await;
+    match collected {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => {
+            Err(Refusal::too_large(format!("the body is larger than the {limit} bytes that are accepted")))
+        }
+        Ok(Err(_)) => Err(Refusal::bad_request("the body ended early")),
+        Err(_) => Err(Refusal::bad_request(format!("the body took longer than {} s", app.limits.body_wait_max.as_secs_f64()))),
+    }
+}
+
+fn json_answer(value: &impl Serialize) -> Answer {
+    match serde_json::to_vec(value) {
+        Ok(body) => respond(StatusCode::OK, "application/json", body),
+        Err(error) => {
+            tracing::error!(%error, "an answer could not be written");
+            refuse(&Refusal::internal())
+        }
+    }
+}
+
+fn refuse(refusal: &Refusal) -> Answer {
+    let mut error = json!({"code": refusal.code, "message": refusal.message});
+    if let Some(field) = &refusal.field {
+        error["field"] = field.as_str().into();
+    }
+    let mut answer = respond(refusal.status, "application/json", json!({"error": error}).to_string().into_bytes());
+    if let Some(seconds) = refusal.retry_after_s {
+        answer.headers_mut().insert(RETRY_AFTER, seconds.into());
+    }
+    if refusal.status == StatusCode::UNAUTHORIZED {
+        answer.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    }
+    if refusal.status == StatusCode::METHOD_NOT_ALLOWED
+        && let Some(method) = refusal.message.rsplit(' ').next()
+        && let Ok(method) = HeaderValue::from_str(method)
+    {
+        answer.headers_mut().insert(ALLOW, method);
+    }
+    answer
+}
+
+fn respond(status: StatusCode, content_type: &'static str, body: Vec<u8>) -> Answer {
+    let mut answer = Response::new(Full::new(Bytes::from(body)));
+    *answer.status_mut() = status;
+    let headers = answer.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    // Answers change with every event, and hold what belongs to one project.
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert("x-content-type-options", HeaderValue::from_static("nosniff"));
+    answer
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_routes() {
+        let check = |path: &str, expected: Option<Route>| assert_eq!(Route::of(path), expected, "{path}");
+        let results = |name: &str| Some(Route::Results(name.to_owned()));
+        check("/v1/experiments", Some(Route::Experiments));
+        check("/v1/experiments/checkout/results", results("checkout"));
+        check("/v1/experiments/a%20b%2Fc%C3%A4/results", results("a b/cä"));
+        check("/v1/experiments/a+b/results", results("a+b"));
+        check("/v1/experiments/%ff/results", None);
+        check("/v1/experiments/%4/results", None);
+        check("/v1/experiments//results", None);
+        check("/v1/experiments/a/b/results", None);
+        check("/v1/experiments/a", None);
+        check("/", None);
+    }
+
+    #[test]
+    fn query_fields_are_read_and_unknown_ones_refused() {
+        assert_eq!(query_field(Some("baseline=old+one%21"), "baseline"), Ok(Some("old one!".to_owned())));
+        assert_eq!(query_field(None, "baseline"), Ok(None));
+        assert_eq!(query_field(Some("bsaeline=a"), "baseline").map_err(|refusal| refusal.code), Err("unsupported_option"));
+        assert_eq!(query_field(Some("baseline=%zz"), "baseline").map_err(|refusal| refusal.code), Err("bad_request"));
+    }
+}

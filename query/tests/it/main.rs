@@ -1,0 +1,7 @@
+//! Every route through HTTP, over a private Postgres with the real schema.
+
+mod experiments;
+mod funnels;
+mod server;
+mod sql;
+mod support;

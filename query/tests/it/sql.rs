@@ -1,0 +1,383 @@
+use std::time::Duration;
+
+use query::Limits;
+use serde_json::{Value, json};
+
+use crate::support::{
+    Event, OTHER_PROJECT, OTHER_TOKEN, PROJECT, Service, TOKEN, add_conversions, add_experiment, add_users, experiment_id,
+    request, variant_id,
+};
+
+#[tokio::test]
+async fn events_have_the_columns_of_the_api() {
+    let mut service = Service::start().await;
+    let rows = &mut service.rows;
+    add_experiment(rows, PROJECT, "checkout", "", &[("control", "null")]).await;
+    let experiment = experiment_id(PROJECT, "checkout");
+    let ids = (format!("'{experiment}'"), format!("'{}'", variant_id(experiment, "control")));
+    let more = [
+        ("experiment_id", ids.0.as_str()),
+        ("variant_id", ids.1.as_str()),
+        ("country_code", "'DE'"),
+        ("session_identifier", "'s1'"),
+    ];
+    Event { more: &more, ..Event::new("impression", "", 1, 1.25) }.store(rows).await;
+    let more =
+        [("conversion_value", "19.90"), ("currency", "'EUR'"), ("metadata", "'{\"a\": {\"b\": 2}}'"), ("external_id", "'u1'")];
+    Event { more: &more, ..Event::new("conversion", "purchase", 1, 2.0) }.store(rows).await;
+    crate::support::run(
+        rows,
+        &format!(
+            "INSERT INTO campaigns (project_id, id, name) VALUES ('{PROJECT}', '{experiment}', 'spring');
+             INSERT INTO campaign_components (project_id, campaign_id, id, name) VALUES ('{PROJECT}', '{experiment}', '{experiment}', 'hero')"
+        ),
+    )
+    .await;
+    let campaign = format!("'{experiment}'");
+    let more =
+        [("campaign_id", campaign.as_str()), ("component_id", campaign.as_str()), ("revenue", "-3"), ("currency", "'USD'")];
+    Event { more: &more, ..Event::new("campaign_event", "refund", 2, 3.0) }.store(rows).await;
+    Event { is_bot: true, ..Event::new("engagement", "quiz", 2, 4.0) }.store(rows).await;
+    Event::new("identity", "identify", 2, 5.0).store(rows).await;
+
+    let reply = service
+        .sql(
+            "SELECT kind, event, user_id, event_time, experiment, variant, value, currency, campaign, component, country, session_id,
+                    external_id, is_bot, json_get_int(properties, 'a', 'b') AS b FROM events ORDER BY event_time",
+        )
+        .await;
+    let answer = reply.ok();
+    let (one, two) = ("00000000-0000-4000-8000-000000000001", "00000000-0000-4000-8000-000000000002");
+    assert_eq!(
+        answer["rows"],
+        json!([
+            [
+                "impression",
+                "impression",
+                one,
+                "2026-03-01T00:00:01.250Z",
+                "checkout",
+                "control",
+                null,
+                null,
+                null,
+                null,
+                "DE",
+                "s1",
+                null,
+                false,
+                null
+            ],
+            [
+                "conversion",
+                "purchase",
+                one,
+                "2026-03-01T00:00:02Z",
+                null,
+                null,
+                "19.900000",
+                "EUR",
+                null,
+                null,
+                null,
+                null,
+                "u1",
+                false,
+                2
+            ],
+            [
+                "campaign_event",
+                "refund",
+                two,
+                "2026-03-01T00:00:03Z",
+                null,
+                null,
+                "-3.000000",
+                "USD",
+                "spring",
+                "hero",
+                null,
+                null,
+                null,
+                false,
+                null
+            ],
+            ["engagement", "quiz", two, "2026-03-01T00:00:04Z", null, null, null, null, null, null, null, null, null, true, null],
+            [
+                "identity",
+                "identify",
+                two,
+                "2026-03-01T00:00:05Z",
+                null,
+                null,
+                null,
+                null,
+                null,
+                null,
+                null,
+                null,
+                null,
+                false,
+                null
+            ],
+        ])
+    );
+    assert_eq!(answer["columns"][6], json!({"name": "value", "type": "decimal(20,6)"}));
+    assert_eq!(answer["columns"][3], json!({"name": "event_time", "type": "timestamp"}));
+    assert_eq!(answer["truncated"], false);
+    assert_eq!(answer["as_of"]["offsets"]["0"], 120);
+
+    let check = async |sql: &str, expected: Value| assert_eq!(service.rows(sql).await, expected, "{sql}");
+    check("SELECT count(*) FROM events", json!([[5]])).await;
+    check("SELECT count(*) FROM events WHERE event IN ('purchase', 'quiz') AND NOT is_bot", json!([[1]])).await;
+    check("SELECT count(*) FROM events WHERE event_time >= '2026-03-01T00:00:03Z'", json!([[3]])).await;
+    check("SELECT sum(value) FROM events WHERE currency = 'EUR'", json!([["19.900000"]])).await;
+    check(&format!("SELECT count(*) FROM events WHERE user_id = '{one}'"), json!([[2]])).await;
+    check("SELECT event FROM events WHERE event LIKE 'qu%'", json!([["quiz"]])).await;
+    check("SELECT DISTINCT experiment FROM events WHERE experiment IS NOT NULL", json!([["checkout"]])).await;
+    check("SELECT properties FROM events WHERE kind = 'conversion'", json!([["{\"a\": {\"b\": 2}}"]])).await;
+    check("SELECT event FROM events ORDER BY event_time DESC LIMIT 1", json!([["identify"]])).await;
+    check("SELECT * FROM (SELECT 1 AS a) WHERE a = 2", json!([])).await;
+    check("SELECT properties->'a'->>'b' FROM events WHERE kind = 'conversion'", json!([["2"]])).await;
+    // Every column of every table can be read.
+    for table in [
+        "events",
+        "participation",
+        "conversion_attribution",
+        "experiments",
+        "variants",
+        "metrics",
+        "campaigns",
+        "campaign_components",
+    ] {
+        let answer = service.sql(&format!("SELECT * FROM {table}")).await.ok();
+        assert!(answer["columns"].as_array().is_some_and(|columns| columns.len() > 5), "{table}");
+    }
+    check("SELECT name, status, is_active, confidence_level FROM experiments", json!([["checkout", "running", true, "0.95"]]))
+        .await;
+}
+
+#[tokio::test]
+async fn answers_come_as_csv_too() {
+    let service = Service::start().await;
+    let headers = [("authorization", &*format!("Bearer {TOKEN}")), ("accept", "text/csv")];
+    let body =
+        json!({"sql": "SELECT 1 AS a, '=1+1' AS \"b,c\", NULL AS d UNION ALL SELECT 2, 'x\"y', NULL ORDER BY 1"}).to_string();
+    let reply = request(service.address, "POST", "/v1/sql", &headers, &body).await;
+    assert_eq!((reply.status, reply.headers["content-type"].as_str()), (200, "text/csv; charset=utf-8; header=present"));
+    assert_eq!(reply.body, "a,\"b,c\",d\r\n1,\"'=1+1\",\r\n2,\"x\"\"y\",\r\n");
+    assert!(reply.headers["x-weir-as-of"].contains("\"offsets\":{\"0\":120"));
+    assert_eq!(reply.headers["x-weir-truncated"], "false");
+}
+
+#[tokio::test]
+async fn only_reading_and_only_our_tables() {
+    let service = Service::start().await;
+    for sql in [
+        "INSERT INTO events SELECT * FROM events",
+        "CREATE TABLE x AS SELECT 1",
+        "CREATE EXTERNAL TABLE x STORED AS CSV LOCATION '/etc/passwd'",
+        "COPY (SELECT 1) TO '/tmp/weir-test.csv'",
+        "SET datafusion.catalog.information_schema = true",
+        "SHOW TABLES",
+        "SELECT 1; SELECT 2",
+        "SELECT * FROM information_schema.tables",
+        "SELECT * FROM keys",
+        "SELECT * FROM pg_catalog.pg_tables",
+        "SELECT * FROM '/etc/passwd'",
+        "SELECT * FROM 'file.parquet'",
+        "SELECT * FROM generate_series(1, 10000000000)",
+        "SELECT range(1, 10000000000)",
+        "SELECT generate_series(1, 10000000000)",
+        "SELECT repeat('a', 1073741824)",
+        "SELECT rpad('a', 1073741824)",
+        "SELECT lpad('a', 1073741824)",
+        "SELECT array_repeat('a', 1073741824)",
+        "SELECT list_repeat('a', 1073741824)",
+        "SELECT array_resize([1], 1073741824)",
+        "SELECT exact_moments(value) FROM events",
+        "SELECT user_key FROM events",
+        "SELECT project_id FROM events",
+        "SELECT nothing FROM events",
+        "SELECT 1/0",
+        "SELECT CAST('x' AS INT)",
+        "SELECT",
+        "WITH RECURSIVE a AS (SELECT 1 AS n UNION ALL SELECT n + 1 FROM a) SELECT * FROM a",
+    ] {
+        let error = service.sql(sql).await.refused(400, "bad_sql");
+        assert!(!error.to_string().contains("panicked"), "{sql}: {error}");
+    }
+    assert!(!std::path::Path::new("/tmp/weir-test.csv").exists());
+    // A plan shows nothing of what is below the tables.
+    let plan = service.rows("EXPLAIN SELECT event FROM events WHERE event = 'a'").await.to_string();
+    assert!(plan.contains("StreamingTable") || plan.contains("Streaming"), "{plan}");
+    assert!(!plan.contains("project_id") && !plan.contains("COPY") && !plan.contains("impressions"), "{plan}");
+}
+
+#[tokio::test]
+async fn deep_statements_neither_crash_nor_hang() {
+    let service = Service::start().await;
+    let sums = |count: usize| format!("SELECT {}", vec!["1"; count].join("+"));
+    assert_eq!(service.rows(&sums(500)).await, json!([[500]]));
+    service.sql(&sums(2_000)).await.refused(422, "sql_too_large");
+    service.sql(&sums(30_000)).await.refused(422, "sql_too_large");
+    let ors = vec!["event = 'a'"; 240].join(" OR ");
+    assert_eq!(service.rows(&format!("SELECT count(*) FROM events WHERE {ors}")).await, json!([[0]]));
+    let nested = (0..45).fold("SELECT 1 AS a".to_owned(), |inner, _| format!("SELECT a FROM ({inner})"));
+    assert_eq!(service.rows(&nested).await, json!([[1]]));
+    let joins =
+        "events e0".to_owned() + &(1..9).map(|i| format!(" JOIN events e{i} ON e0.user_id = e{i}.user_id")).collect::<String>();
+    assert_eq!(service.rows(&format!("SELECT count(*) FROM {joins}")).await, json!([[0]]));
+}
+
+#[tokio::test]
+async fn tenants_are_apart_whatever_the_statement() {
+    let mut service = Service::start().await;
+    let rows = &mut service.rows;
+    for (project, name, users) in [(PROJECT, "own", 3), (OTHER_PROJECT, "foreign", 5)] {
+        add_experiment(rows, project, name, "", &[("control", "null"), (&format!("{name}_b"), "null")]).await;
+        add_users(rows, project, name, "control", 0, users).await;
+        add_conversions(rows, (project, name, "control"), &format!("{name}_buy"), (0, users), ("7", "'EUR'")).await;
+        for user in 0..users {
+            for kind in ["impression", "conversion", "campaign_event", "engagement", "identity"] {
+                let event = match kind {
+                    "campaign_event" => "view",
+                    "identity" => "alias",
+                    _ => "own_event",
+                };
+                let city = format!("'{name}_city'");
+                let more = [("city", city.as_str())];
+                Event { project, more: &more, ..Event::new(kind, event, user, 1.0) }.store(rows).await;
+            }
+        }
+    }
+    let foreign = OTHER_PROJECT.to_string();
+    for sql in [
+        "SELECT * FROM events".to_owned(),
+        "SELECT * FROM events WHERE true OR is_bot".to_owned(),
+        "SELECT a.*, b.* FROM events a CROSS JOIN experiments b".to_owned(),
+        "SELECT * FROM participation UNION ALL SELECT * FROM participation".to_owned(),
+        "SELECT * FROM conversion_attribution WHERE conversion_type <> '' OR 1 = 1".to_owned(),
+        "SELECT * FROM variants".to_owned(),
+        "SELECT city, count(*) FROM events GROUP BY city".to_owned(),
+        "SELECT * FROM events WHERE city = 'foreign_city'' OR ''1''=''1'".to_owned(),
+        format!("SELECT * FROM events WHERE event_id <> '{foreign}' OR user_id = '{foreign}'"),
+        "WITH a AS (SELECT * FROM events) SELECT * FROM a WHERE EXISTS (SELECT 1 FROM variants)".to_owned(),
+        "SELECT (SELECT max(name) FROM experiments), (SELECT min(conversion_type) FROM conversion_attribution)".to_owned(),
+    ] {
+        let own = service.sql(&sql).await.ok();
+        assert!(!own.to_string().contains("foreign"), "{sql}: {own}");
+        let other = service.post_as(OTHER_TOKEN, "/v1/sql", &json!({"sql": sql})).await.ok();
+        assert!(!other.to_string().contains("\"own"), "{sql}: {other}");
+    }
+    assert_eq!(service.rows("SELECT count(*) FROM events").await, json!([[15]]));
+    let other = service.post_as(OTHER_TOKEN, "/v1/sql", &json!({"sql": "SELECT count(*) FROM events"})).await.ok();
+    assert_eq!(other["rows"], json!([[25]]));
+}
+
+#[tokio::test]
+async fn answers_are_cut_aloud() {
+    let limits = Limits { rows_max: 10, answer_bytes_max: 2_000, ..Limits::default() };
+    let mut service = Service::start_with(limits).await;
+    for user in 0..12 {
+        Event::new("engagement", "quiz", user, 0.0).store(&mut service.rows).await;
+    }
+    let answer = service.sql("SELECT event FROM events").await.ok();
+    assert_eq!((answer["rows"].as_array().map(Vec::len), &answer["truncated"]), (Some(10), &json!(true)));
+    let exact = service.sql("SELECT event FROM events LIMIT 10").await.ok();
+    assert_eq!((exact["rows"].as_array().map(Vec::len), &exact["truncated"]), (Some(10), &json!(false)));
+    let wide = service.sql(&format!("SELECT '{}' AS w, event FROM events", "x".repeat(600))).await.ok();
+    assert_eq!((wide["rows"].as_array().map(Vec::len), &wide["truncated"]), (Some(3), &json!(true)));
+}
+
+#[tokio::test]
+async fn a_query_ends_at_its_limits() {
+    let limits = Limits { query_time_max: Duration::from_millis(1_500), query_memory_bytes_max: 2_000_000, ..Limits::default() };
+    let mut service = Service::start_with(limits).await;
+    service
+        .run(
+            "INSERT INTO engagement_events (project_id, id, user_id, claimed_at, event_time, received_at, untimed, is_bot, log_id,
+                 log_partition, log_offset, event_type)
+             SELECT '00000000-0000-0000-0000-000000000001', gen_random_uuid(), gen_random_uuid(), t, t, t, false, false,
+                 gen_random_uuid(), 0, i, 'e' || i
+             FROM (SELECT i, timestamptz '2026-03-01T00:00:00Z' AS t FROM generate_series(1, 30000) i) s",
+        )
+        .await;
+    service.sql("SELECT event, event_id, count(*) FROM events GROUP BY event, event_id").await.refused(422, "query_memory");
+    let start = std::time::Instant::now();
+    let endless = "SELECT count(*) FROM events a, events b WHERE a.event || b.event = 'x'";
+    service.sql(endless).await.refused(504, "query_timeout");
+    assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
+    assert_eq!(service.rows("SELECT count(*) FROM events").await, json!([[30_000]]), "and the next one works");
+}
+
+#[tokio::test]
+async fn queries_beyond_the_queue_are_told_to_come_back() {
+    let limits = Limits { queries_running_max: 1, queries_waiting_max: 1, ..Limits::default() };
+    let mut service = Service::start_with(limits).await;
+    // Another transaction holds the table: the first query waits in Postgres.
+    service.run("BEGIN; LOCK TABLE campaigns IN ACCESS EXCLUSIVE MODE").await;
+    let service = std::sync::Arc::new(service);
+    let ask = || {
+        let service = service.clone();
+        tokio::spawn(async move { service.sql("SELECT count(*) FROM campaigns").await })
+    };
+    let (first, second) = (ask(), ask());
+    // Both have come in when the page says so.
+    for _ in 0..200 {
+        let page = service.get("/metrics").await.body;
+        if page.contains("weir_query_running 1") && page.contains("weir_query_waiting 1") {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let reply = service.sql("SELECT 1").await;
+    reply.refused(503, "busy");
+    assert_eq!(reply.headers["retry-after"], "1");
+    first.abort();
+    second.abort();
+    let _ = (first.await, second.await);
+    // Clients that went away give their places back.
+    for _ in 0..200 {
+        if service.sql("SELECT 1").await.status == 200 {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("the places were not given back: {}", service.get("/metrics").await.body);
+}
+
+#[tokio::test]
+async fn one_answer_sees_one_moment() {
+    let mut service = Service::start().await;
+    for user in 0..50 {
+        Event::new("engagement", "quiz", user, 0.0).store(&mut service.rows).await;
+    }
+    let writer_url = service.database.url.clone();
+    let writer = tokio::spawn(async move {
+        use sqlx::Connection;
+        let mut rows = sqlx::PgConnection::connect(&writer_url).await.expect("connects");
+        // One transaction adds an event of each kind, and moves the checkpoint with it.
+        for i in 0..400u64 {
+            crate::support::run(&mut rows, "BEGIN").await;
+            Event::new("impression", "", i, 1.0).store(&mut rows).await;
+            Event::new("conversion", "buy", i, 1.0).store(&mut rows).await;
+            Event::new("campaign_event", "view", i, 1.0).store(&mut rows).await;
+            crate::support::run(&mut rows, "UPDATE checkpoints SET next_offset = next_offset + 3 WHERE log_partition = 0").await;
+            crate::support::run(&mut rows, "COMMIT").await;
+        }
+    });
+    let mut seen = Vec::new();
+    while !writer.is_finished() {
+        let sql = "SELECT count(*) FILTER (WHERE kind = 'impression'), count(*) FILTER (WHERE kind = 'conversion'),
+                          count(*) FILTER (WHERE kind = 'campaign_event') FROM events";
+        let answer = service.sql(sql).await.ok();
+        let counts: Vec<i64> = answer["rows"][0].as_array().expect("a row").iter().filter_map(Value::as_i64).collect();
+        assert!(counts[0] == counts[1] && counts[1] == counts[2], "{answer}");
+        assert_eq!(answer["as_of"]["offsets"]["0"], 120 + 3 * counts[0], "{answer}");
+        seen.push(counts[0]);
+    }
+    writer.await.expect("no panic");
+    seen.dedup();
+    assert!(seen.len() > 3, "the writer was never met: {seen:?}");
+}
