@@ -1,0 +1,256 @@
+//! A small HTTP client for the query service and for health pages.
+
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
+use hyper::{Method, Request, StatusCode, Uri};
+use hyper_util::client::legacy;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use serde_json::Value;
+
+/// How long a connection may take.
+const CONNECT_MAX: Duration = Duration::from_secs(5);
+/// How long an answer may take: the service gives up on a question long before.
+const ANSWER_MAX: Duration = Duration::from_secs(120);
+/// Bytes of an answer that are held in memory.
+const ANSWER_BYTES_MAX: usize = 256 << 20;
+
+/// Asks one service.
+pub(crate) struct Client {
+    inner: legacy::Client<HttpConnector, Full<Bytes>>,
+    base: String,
+    authorization: Option<HeaderValue>,
+}
+
+/// What a service said.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    /// The status.
+    pub(crate) status: StatusCode,
+    /// The body.
+    pub(crate) body: Bytes,
+}
+
+impl Client {
+    /// Makes a client; nothing is sent yet.
+    /// # Errors
+    /// If the URL is none, or is none that this client speaks, or the token cannot stand in a header.
+    pub(crate) fn new(base: &str, token: Option<&str>) -> anyhow::Result<Self> {
+        let base = base.trim_end_matches('/');
+        let uri: Uri =
+            base.parse().with_context(|| format!("{base:?} is no URL; one such as http://127.0.0.1:8081 is accepted"))?;
+        match uri.scheme_str() {
+            Some("http") if uri.host().is_some() => {}
+            Some("https") => bail!("{base}: this client does not speak TLS; give the service's own http:// address"),
+            _ => bail!("{base:?}: a URL such as http://127.0.0.1:8081 is accepted"),
+        }
+        let bearer = |token: &str| {
+            let mut value =
+                HeaderValue::from_str(&format!("Bearer {token}")).context("the token holds characters that no header takes")?;
+            value.set_sensitive(true);
+            anyhow::Ok(value)
+        };
+        let mut connector = HttpConnector::new();
+        connector.set_connect_timeout(Some(CONNECT_MAX));
+        connector.set_nodelay(true);
+        let inner = legacy::Client::builder(TokioExecutor::new()).build(connector);
+        Ok(Client { inner, base: base.to_owned(), authorization: token.map(bearer).transpose()? })
+    }
+
+    /// Gets a page, whatever its status.
+    /// # Errors
+    /// If there is no answer, or it is too long.
+    pub(crate) async fn get(&self, path: &str) -> anyhow::Result<Answer> {
+        self.send(Method::GET, path, None, ANSWER_MAX).await
+    }
+
+    /// Gets a page that is small and there at once, if the service is.
+    /// # Errors
+    /// If there is no answer within `within`.
+    pub(crate) async fn probe(&self, path: &str, within: Duration) -> anyhow::Result<Answer> {
+        self.send(Method::GET, path, None, within).await
+    }
+
+    /// Asks for an answer in JSON.
+    /// # Errors
+    /// If there is none; else what the service says, with its code.
+    pub(crate) async fn get_json(&self, path: &str) -> anyhow::Result<Value> {
+        self.get(path).await?.json(&self.base)
+    }
+
+    /// Asks with a body of JSON for an answer in JSON.
+    /// # Errors
+    /// If there is none; else what the service says, with its code.
+    pub(crate) async fn post_json(&self, path: &str, body: &Value) -> anyhow::Result<Value> {
+        self.send(Method::POST, path, Some(body.to_string()), ANSWER_MAX).await?.json(&self.base)
+    }
+
+    async fn send(&self, method: Method, path: &str, body: Option<String>, within: Duration) -> anyhow::Result<Answer> {
+        let url = format!("{}{path}", self.base);
+        let mut request = Request::builder().method(method).uri(&url);
+        if let Some(authorization) = &self.authorization {
+            request = request.header(AUTHORIZATION, authorization);
+        }
+        if body.is_some() {
+            request = request.header(CONTENT_TYPE, "application/json");
+        }
+        let request = request.body(Full::new(Bytes::from(body.unwrap_or_default()))).with_context(|| format!("{url:?}"))?;
+        let answer = async {
+            let response = self.inner.request(request).await.map_err(|error| anyhow::anyhow!("{}", innermost(&error)))?;
+            let status = response.status();
+            let body = match Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await {
+                Ok(body) => body.to_bytes(),
+                Err(error) if error.is::<LengthLimitError>() => {
+                    bail!("the answer is longer than {ANSWER_BYTES_MAX} bytes; ask for less")
+                }
+                Err(error) => bail!("the answer broke off: {error}"),
+            };
+            anyhow::Ok(Answer { status, body })
+        };
+        tokio::time::timeout(within, answer)
+            .await
+            .unwrap_or_else(|_| bail!("no answer within {} s", within.as_secs_f64()))
+            .with_context(|| self.base.clone())
+    }
+}
+
+/// The reason below the layers of a client: connection refused, no such name.
+fn innermost<'a>(error: &'a (dyn std::error::Error + 'static)) -> &'a (dyn std::error::Error + 'static) {
+    let mut innermost = error;
+    while let Some(source) = innermost.source() {
+        innermost = source;
+    }
+    innermost
+}
+
+impl Answer {
+    fn json(self, base: &str) -> anyhow::Result<Value> {
+        let parsed: Result<Value, _> = serde_json::from_slice(&self.body);
+        if self.status.is_success() {
+            return parsed.with_context(|| format!("{base}: the answer is no JSON; is this the query service?"));
+        }
+        let error = parsed.ok().and_then(|answer| answer.get("error").cloned()).unwrap_or_default();
+        let text = |member: &str| error.get(member).and_then(Value::as_str).map(crate::commands::printable);
+        match (text("code"), text("message"), text("field")) {
+            (Some(code), Some(message), Some(field)) => bail!("{code}: {field}: {message}"),
+            (Some(code), Some(message), None) => bail!("{code}: {message}"),
+            _ => bail!("{base}: {}; is this the query service?", self.status),
+        }
+    }
+
+    /// Returns the body as a text of one line, 300 characters at most.
+    pub(crate) fn line(&self) -> String {
+        let text = String::from_utf8_lossy(&self.body);
+        crate::commands::printable(text.trim()).chars().take(300).collect()
+    }
+}
+
+/// Writes a name so that it is one segment of a path.
+/// Source: RFC 3986 section 2.3.
+pub(crate) fn segment(name: &str) -> String {
+    let mut out = String::with_capacity(name.len());
+    for byte in name.bytes() {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'~' => out.push(char::from(byte)),
+            // A segment of dots alone would be another path.
+            _ => out.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    #[test]
+    fn names_become_one_segment() {
+        let check = |name: &str, expected: &str| assert_eq!(segment(name), expected);
+        check("checkout-v2_b~", "checkout-v2_b~");
+        check("a/b?c#d e", "a%2Fb%3Fc%23d%20e");
+        check("..", "%2E%2E");
+        check("Prüfung", "Pr%C3%BCfung");
+    }
+
+    #[test]
+    fn urls_are_checked_before_anything_is_sent() {
+        let check = |base: &str, token: &str, expected: &str| {
+            let found = Client::new(base, Some(token)).err().map(|error| error.to_string()).unwrap_or_default();
+            assert_eq!(found, expected);
+        };
+        check("http://127.0.0.1:8081/", "t", "");
+        check(
+            "https://q.example",
+            "t",
+            "https://q.example: this client does not speak TLS; give the service's own http:// address",
+        );
+        check("ftp://q", "t", r#""ftp://q": a URL such as http://127.0.0.1:8081 is accepted"#);
+        check("a b", "t", r#""a b" is no URL; one such as http://127.0.0.1:8081 is accepted"#);
+        check("http://q", "t\n", "the token holds characters that no header takes");
+    }
+
+    #[test]
+    fn errors_of_the_service_are_told_and_escaped() {
+        let check = |status: u16, body: &str, expected: Result<Value, &str>| {
+            let status = StatusCode::from_u16(status).expect("a status");
+            let found = Answer { status, body: Bytes::from(body.to_owned()) }.json("http://q");
+            assert_eq!(found.map_err(|error| error.to_string()), expected.map_err(str::to_owned));
+        };
+        check(200, r#"{"a":1}"#, Ok(serde_json::json!({ "a": 1 })));
+        check(200, "<html>", Err("http://q: the answer is no JSON; is this the query service?"));
+        check(
+            404,
+            r#"{"error":{"code":"unknown_experiment","message":"no \u001b[2J here"}}"#,
+            Err("unknown_experiment: no \\u{1b}[2J here"),
+        );
+        check(400, r#"{"error":{"code":"bad_value","message":"m","field":"steps"}}"#, Err("bad_value: steps: m"));
+        check(502, "Bad Gateway", Err("http://q: 502 Bad Gateway; is this the query service?"));
+    }
+
+    /// Answers one request, whose body is an object, with `answer`; returns where, and the request.
+    async fn serve(answer: &'static str) -> (String, tokio::task::JoinHandle<String>) {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let base = format!("http://{}", listener.local_addr().expect("has one"));
+        let task = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.expect("a client");
+            let mut request = Vec::new();
+            while !request.ends_with(b"}") {
+                assert_ne!(stream.read_buf(&mut request).await.expect("a request"), 0);
+            }
+            stream.write_all(answer.as_bytes()).await.expect("an answer");
+            String::from_utf8(request).expect("text")
+        });
+        (base, task)
+    }
+
+    #[tokio::test]
+    async fn a_question_travels_with_its_token() {
+        let (base, task) = serve("HTTP/1.1 200 OK\r\ncontent-length: 7\r\n\r\n{\"a\":1}").await;
+        let client = Client::new(&base, Some("rt_1")).expect("a client");
+        let answer = client.post_json("/v1/sql", &serde_json::json!({ "sql": "SELECT 1" })).await.expect("an answer");
+        assert_eq!(answer, serde_json::json!({ "a": 1 }));
+        let request = task.await.expect("served");
+        assert!(request.starts_with("POST /v1/sql HTTP/1.1\r\n"), "{request}");
+        assert!(request.contains("authorization: Bearer rt_1\r\n"), "{request}");
+        assert!(request.ends_with(r#"{"sql":"SELECT 1"}"#), "{request}");
+    }
+
+    #[tokio::test]
+    async fn silence_and_refusal_are_told_apart() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let base = format!("http://{}", listener.local_addr().expect("has one"));
+        let client = Client::new(&base, None).expect("a client");
+        let text = |error: anyhow::Error| format!("{error:#}");
+        let silent = client.probe("/readyz", Duration::from_millis(50)).await.map(|_| ()).map_err(text);
+        assert_eq!(silent, Err(format!("{base}: no answer within 0.05 s")));
+        drop(listener);
+        let refused = client.get("/readyz").await.map(|_| ()).map_err(text).expect_err("nobody is there");
+        assert!(refused.starts_with(&format!("{base}: Connection refused")), "{refused}");
+    }
+}

@@ -1,0 +1,301 @@
+//! `weir admin key`: write keys, server keys, read tokens.
+
+use aggregator::admin::{Project, audit};
+use anyhow::bail;
+use clap::ValueEnum;
+use serde::Serialize;
+use serde_json::json;
+use sqlx::{Connection, FromRow, PgConnection};
+use uuid::Uuid;
+
+use super::InProject;
+use crate::commands::text::{Side, table};
+use crate::commands::{ListFormat, print, print_list};
+use crate::keys::{self, Kind};
+
+/// What is done with keys.
+#[derive(Clone, Debug, clap::Subcommand)]
+pub(super) enum Command {
+    /// Make a key and show it, this once
+    Create(Create),
+    /// Show the keys of a project, without their secrets
+    List {
+        #[command(flatten)]
+        project: InProject,
+        /// How the list is printed
+        #[arg(long, value_enum, default_value_t)]
+        format: ListFormat,
+    },
+    /// Make a key worthless, within 5 seconds
+    Revoke {
+        /// Its id, or the first characters that a list shows
+        key: String,
+        #[command(flatten)]
+        project: InProject,
+    },
+}
+
+/// The arguments of `weir admin key create`.
+#[derive(Clone, Debug, clap::Args)]
+pub(super) struct Create {
+    /// What it is good for
+    #[arg(long, value_enum, default_value_t = Purpose::Write)]
+    kind: Purpose,
+    /// What a list calls it
+    #[arg(long, default_value = "")]
+    name: String,
+    /// Requests that it may make in a second; without it as many as it likes
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(1..))]
+    requests_per_second: Option<i32>,
+    /// Events that it may send in a second; without it as many as it likes
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(1..))]
+    events_per_second: Option<i32>,
+    /// Days until it is worthless; without it it never is
+    #[arg(long, value_name = "DAYS", value_parser = clap::value_parser!(i32).range(1..=3650))]
+    expires_in_days: Option<i32>,
+    #[command(flatten)]
+    project: InProject,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Purpose {
+    /// Sends what happens now; may stand in a page
+    Write,
+    /// Sends history too; stays on servers
+    Server,
+    /// Asks the query service
+    Read,
+}
+
+impl Purpose {
+    fn kind(self) -> Kind {
+        match self {
+            Purpose::Write => Kind::Write,
+            Purpose::Server => Kind::Server,
+            Purpose::Read => Kind::Read,
+        }
+    }
+
+    /// What `weir up` calls it.
+    fn word(self) -> &'static str {
+        match self {
+            Purpose::Write => "write_key",
+            Purpose::Server => "server_key",
+            Purpose::Read => "read_token",
+        }
+    }
+}
+
+/// A key without its secret.
+#[derive(Clone, Debug, Serialize, FromRow)]
+struct Key {
+    id: Uuid,
+    kind: String,
+    name: String,
+    prefix: String,
+    requests_per_second: Option<i32>,
+    events_per_second: Option<i32>,
+    created_at: String,
+    expires_at: Option<String>,
+    revoked_at: Option<String>,
+    is_expired: bool,
+}
+
+/// Does what was asked.
+pub(super) async fn run(command: Command, conn: &mut PgConnection) -> anyhow::Result<()> {
+    match command {
+        Command::Create(args) => {
+            let project = args.project.find(conn).await?;
+            let text = create(conn, &project, &args).await?;
+            print(&format!("{} {text}\n", args.kind.word()))
+        }
+        Command::List { project, format } => {
+            let project = project.find(conn).await?;
+            print_list(&list(conn, &project).await?, format, |list| render_list(list))
+        }
+        Command::Revoke { key, project } => {
+            let project = project.find(conn).await?;
+            let id = revoke(conn, &project, &key).await?;
+            print(&format!("key {id} is revoked; services notice within 5 seconds\n"))
+        }
+    }
+}
+
+/// Makes a key and returns its text, which is stored nowhere.
+async fn create(conn: &mut PgConnection, project: &Project, args: &Create) -> anyhow::Result<String> {
+    if args.name.contains('\0') || args.name.len() > 512 {
+        bail!("--name: up to 512 bytes without the character U+0000 are accepted");
+    }
+    let text = keys::mint(args.kind.kind())?;
+    let mut tx = conn.begin().await?;
+    keys::add(&mut tx, project.id, args.kind.kind(), &args.name, &text).await?;
+    sqlx::query(
+        "UPDATE keys SET requests_per_second = $2, events_per_second = $3, expires_at = now() + make_interval(days => $4) \
+         WHERE digest = $1",
+    )
+    .bind(keys::digest(&text))
+    .bind(args.requests_per_second)
+    .bind(args.events_per_second)
+    .bind(args.expires_in_days)
+    .execute(&mut *tx)
+    .await?;
+    tx.commit().await?;
+    Ok(text)
+}
+
+async fn list(conn: &mut PgConnection, project: &Project) -> anyhow::Result<Vec<Key>> {
+    let keys = sqlx::query_as(
+        "SELECT id, kind, name, prefix, requests_per_second, events_per_second, \
+             to_char(created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"') AS created_at, \
+             to_char(expires_at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"') AS expires_at, \
+             to_char(revoked_at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"') AS revoked_at, \
+             coalesce(expires_at <= now(), false) AS is_expired \
+         FROM keys WHERE project_id = $1 ORDER BY keys.created_at, kind, id",
+    );
+    Ok(keys.bind(project.id).fetch_all(conn).await?)
+}
+
+/// Revokes the one key that has this id, or whose prefix begins so.
+async fn revoke(conn: &mut PgConnection, project: &Project, key: &str) -> anyhow::Result<Uuid> {
+    let mut tx = conn.begin().await?;
+    // Somebody who pastes the whole key means it, too.
+    let found: Vec<(Uuid, String, bool)> = sqlx::query_as(
+        "SELECT id, prefix, revoked_at IS NOT NULL FROM keys \
+         WHERE project_id = $1 AND (id::text = lower($2) OR digest = $3 OR starts_with(prefix, $2)) \
+         ORDER BY created_at, id FOR UPDATE",
+    )
+    .bind(project.id)
+    .bind(key)
+    .bind(keys::digest(key))
+    .fetch_all(&mut *tx)
+    .await?;
+    let (id, prefix) = match found.as_slice() {
+        [] => bail!("key {key:?}: {project} has none of this id or beginning; `weir admin key list` shows them"),
+        [(id, _, true)] => bail!("key {id} is revoked already"),
+        [(id, prefix, false)] => (*id, prefix),
+        several => {
+            let ids: Vec<_> = several.iter().map(|(id, ..)| id.to_string()).collect();
+            bail!("key {key:?}: {} keys begin so; name one by its id: {}", several.len(), ids.join(", "))
+        }
+    };
+    sqlx::query("UPDATE keys SET revoked_at = now() WHERE id = $1").bind(id).execute(&mut *tx).await?;
+    audit(&mut tx, Some(project.id), "key.revoke", &id.to_string(), &json!({ "prefix": prefix })).await?;
+    tx.commit().await?;
+    Ok(id)
+}
+
+fn render_list(keys: &[Key]) -> String {
+    if keys.is_empty() {
+        return "no keys\n".to_owned();
+    }
+    let row = |key: &Key| {
+        let rate = |rate: Option<i32>| rate.map(|rate| rate.to_string()).unwrap_or_default();
+        let state = match (&key.revoked_at, &key.expires_at) {
+            (Some(time), _) => format!("revoked {time}"),
+            (None, Some(time)) if key.is_expired => format!("expired {time}"),
+            (None, Some(time)) => format!("until {time}"),
+            (None, None) => "valid".to_owned(),
+        };
+        vec![
+            key.kind.clone(),
+            format!("{}..", key.prefix),
+            key.name.clone(),
+            state,
+            rate(key.requests_per_second),
+            rate(key.events_per_second),
+            key.created_at.clone(),
+            key.id.to_string(),
+        ]
+    };
+    let columns = [
+        ("kind", Side::Left),
+        ("begins", Side::Left),
+        ("name", Side::Left),
+        ("state", Side::Left),
+        ("requests/s", Side::Right),
+        ("events/s", Side::Right),
+        ("made", Side::Left),
+        ("id", Side::Left),
+    ];
+    table(&columns, &keys.iter().map(row).collect::<Vec<_>>())
+}
+
+#[cfg(test)]
+mod tests {
+    use aggregator::admin::find_project;
+    use migrations::testing::TestDatabase;
+
+    use super::*;
+
+    fn args(kind: Purpose, name: &str) -> Create {
+        Create {
+            kind,
+            name: name.into(),
+            requests_per_second: None,
+            events_per_second: None,
+            expires_in_days: None,
+            project: InProject { project: "default".into() },
+        }
+    }
+
+    async fn database() -> (PgConnection, Project) {
+        let mut conn = TestDatabase::create().await.connect().await;
+        sqlx::raw_sql("INSERT INTO projects (name) VALUES ('default')").execute(&mut conn).await.expect("a project");
+        let project = find_project(&mut conn, "default").await.expect("just made");
+        (conn, project)
+    }
+
+    #[tokio::test]
+    async fn a_key_is_shown_once_and_stored_as_a_digest() {
+        let (mut conn, project) = database().await;
+        let limited = Create {
+            requests_per_second: Some(10),
+            events_per_second: Some(20),
+            expires_in_days: Some(30),
+            ..args(Purpose::Read, "ana")
+        };
+        let text = create(&mut conn, &project, &limited).await.expect("made");
+        assert!(text.starts_with("rt_") && text.len() == 46, "{text}");
+        let stored: Vec<u8> = sqlx::query_scalar("SELECT digest FROM keys").fetch_one(&mut conn).await.expect("one key");
+        assert_eq!(stored, keys::digest(&text));
+        let days: i32 = sqlx::query_scalar("SELECT (expires_at::date - created_at::date) FROM keys")
+            .fetch_one(&mut conn)
+            .await
+            .expect("days");
+        assert_eq!(days, 30);
+        let listed = list(&mut conn, &project).await.expect("a list");
+        let key = &listed[0];
+        assert_eq!((key.kind.as_str(), key.name.as_str(), key.prefix.as_str()), ("read", "ana", &text[..8]));
+        assert_eq!((key.requests_per_second, key.events_per_second, key.is_expired), (Some(10), Some(20), false));
+        let line = render_list(&listed);
+        assert!(!line.contains(&text) && line.contains(&format!("{}..", &text[..8])), "{line}");
+    }
+
+    #[tokio::test]
+    async fn a_key_is_revoked_by_what_names_only_it() {
+        let (mut conn, project) = database().await;
+        let first = create(&mut conn, &project, &args(Purpose::Write, "")).await.expect("made");
+        let second = create(&mut conn, &project, &args(Purpose::Server, "")).await.expect("made");
+        create(&mut conn, &project, &args(Purpose::Server, "")).await.expect("made");
+        let revoke =
+            async |conn: &mut PgConnection, key: &str| revoke(conn, &project, key).await.map_err(|error| error.to_string());
+        let ambiguous = revoke(&mut conn, "sk_").await.expect_err("two begin so");
+        assert!(ambiguous.starts_with(r#"key "sk_": 2 keys begin so; name one by its id: "#), "{ambiguous}");
+        let unknown = revoke(&mut conn, "x").await.expect_err("none");
+        assert_eq!(unknown, r#"key "x": project "default" has none of this id or beginning; `weir admin key list` shows them"#);
+        let id = revoke(&mut conn, "wk_").await.expect("one begins so");
+        assert_eq!(revoke(&mut conn, &id.to_string()).await, Err(format!("key {id} is revoked already")));
+        revoke(&mut conn, &second).await.expect("the whole key names it");
+        let valid: i64 = sqlx::query_scalar("SELECT count(*) FROM keys WHERE revoked_at IS NULL")
+            .fetch_one(&mut conn)
+            .await
+            .expect("a number");
+        assert_eq!(valid, 1);
+        let revoked: Vec<u8> =
+            sqlx::query_scalar("SELECT digest FROM keys WHERE id = $1").bind(id).fetch_one(&mut conn).await.expect("it");
+        assert_eq!(revoked, keys::digest(&first));
+        let audited: Vec<String> =
+            sqlx::query_scalar("SELECT action FROM audit ORDER BY id").fetch_all(&mut conn).await.expect("rows");
+        assert_eq!(audited, ["key.create", "key.create", "key.create", "key.revoke", "key.revoke"]);
+    }
+}

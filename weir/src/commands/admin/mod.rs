@@ -1,0 +1,64 @@
+//! `weir admin`: what operators look at and change in Postgres. Each change is audited in its own transaction.
+
+mod campaign;
+mod dead_letters;
+mod experiment;
+mod key;
+mod recompute;
+
+use aggregator::admin::{Project, find_project};
+use sqlx::PgConnection;
+
+use super::places::connect;
+use crate::cli::Globals;
+
+/// The arguments of `weir admin`.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Clone, Debug, clap::Subcommand)]
+enum Command {
+    /// Make, look at, start and stop experiments
+    #[command(subcommand)]
+    Experiment(experiment::Command),
+    /// Make and look at campaigns
+    #[command(subcommand)]
+    Campaign(campaign::Command),
+    /// Make, look at and revoke write keys, server keys and read tokens
+    #[command(subcommand)]
+    Key(key::Command),
+    /// Look at records that could not be stored; have them tried again, or give them up
+    #[command(subcommand)]
+    DeadLetters(dead_letters::Command),
+    /// Compute participation and attribution of an experiment again, and report what differed
+    Recompute(recompute::Args),
+}
+
+/// Which project.
+#[derive(Clone, Debug, clap::Args)]
+struct InProject {
+    /// The project, by name or id
+    #[arg(long, value_name = "PROJECT", env = "WEIR_PROJECT", default_value = crate::keys::PROJECT)]
+    project: String,
+}
+
+impl InProject {
+    async fn find(&self, conn: &mut PgConnection) -> anyhow::Result<Project> {
+        Ok(find_project(conn, &self.project).await?)
+    }
+}
+
+/// Connects and does what was asked.
+pub(crate) async fn run(args: Args, globals: &Globals) -> anyhow::Result<()> {
+    let mut conn = connect(globals).await?;
+    match args.command {
+        Command::Experiment(command) => experiment::run(command, &mut conn).await,
+        Command::Campaign(command) => campaign::run(command, &mut conn).await,
+        Command::Key(command) => key::run(command, &mut conn).await,
+        Command::DeadLetters(command) => dead_letters::run(command, &mut conn).await,
+        Command::Recompute(args) => recompute::run(args, &mut conn).await,
+    }
+}

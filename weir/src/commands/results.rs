@@ -1,0 +1,498 @@
+//! `weir results`: what an experiment has shown so far.
+
+use serde_json::Value;
+
+use super::text::{
+    NOTHING, Side, count, decimals, elements, interval, number, p_value, percent, plain, printable, signed, table, text_of,
+};
+use super::{Endpoint, Format, print_answer};
+use crate::cli::Globals;
+use crate::client::segment;
+
+/// Characters of a drawn interval.
+const DRAWN_WIDTH: usize = 33;
+
+/// The arguments of `weir results`.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Name or id of the experiment
+    experiment: String,
+    /// The variant that the others are compared with, by name or id; without it the control
+    #[arg(long, value_name = "VARIANT")]
+    baseline: Option<String>,
+    /// How the answer is printed
+    #[arg(long, value_enum, default_value_t)]
+    format: Format,
+    #[command(flatten)]
+    endpoint: Endpoint,
+}
+
+/// Asks and prints.
+pub(crate) async fn run(args: Args, globals: &Globals) -> anyhow::Result<()> {
+    let client = args.endpoint.client(globals)?;
+    let baseline = args.baseline.as_deref().map(|variant| format!("?baseline={}", segment(variant))).unwrap_or_default();
+    let path = format!("/v1/experiments/{}/results{baseline}", segment(&args.experiment));
+    let answer = client.get_json(&path).await?;
+    print_answer(&answer, args.format, render, csv)
+}
+
+/// Writes an answer for people: what to beware of first, then each metric with a row for each arm.
+/// What the service did not compute is not shown; a status is shown in its words, never as a number.
+pub(crate) fn render(answer: &Value) -> String {
+    let mut out = head(answer);
+    for warning in warnings(answer) {
+        out.push_str(&format!("warning: {}\n", printable(&warning)));
+    }
+    for metric in elements(answer, "/metrics") {
+        out.push('\n');
+        out.push_str(&render_metric(answer, metric));
+    }
+    if let Some(status) = text_of(answer, "/decision/status") {
+        let why: Vec<_> =
+            elements(answer, "/decision/why").iter().filter_map(|why| text_of(why, "/fact")).map(printable).collect();
+        let why = if why.is_empty() { String::new() } else { format!(": {}", why.join("; ")) };
+        out.push_str(&format!("\ndecision: {}{why}\n", printable(status)));
+    }
+    out.push_str(&as_of(answer));
+    out
+}
+
+/// The experiment and its state.
+fn head(answer: &Value) -> String {
+    let name = text_of(answer, "/experiment/name").or(text_of(answer, "/experiment/id")).unwrap_or("without a name");
+    let mut parts = Vec::new();
+    parts.extend(text_of(answer, "/experiment/status").map(str::to_owned));
+    parts.extend(text_of(answer, "/experiment/started_at").map(|time| format!("since {time}")));
+    parts.extend(text_of(answer, "/experiment/ended_at").map(|time| format!("until {time}")));
+    parts.extend(answer.pointer("/experiment/days_running").and_then(number).map(|days| format!("{days:.1} days")));
+    parts.extend(
+        answer.pointer("/experiment/confidence_level").and_then(number).map(|level| format!("{:.0} % confidence", level * 100.0)),
+    );
+    let parts = if parts.is_empty() { String::new() } else { format!(": {}", printable(&parts.join(", "))) };
+    let users = |pointer: &str| answer.pointer(pointer).map(count).filter(|users| !users.is_empty());
+    let mut out = format!("experiment {}{parts}\n", printable(name));
+    if let Some(exposed) = users("/population/exposed_users") {
+        let excluded = |member: &str, text: &str| {
+            let found = answer.pointer(&format!("/population/excluded/{member}"))?;
+            (number(found)? > 0.0).then(|| format!("{} {text}", count(found)))
+        };
+        let mut parts: Vec<String> = Vec::new();
+        parts.extend(users("/population/analysed_users").map(|analysed| format!("{analysed} analysed")));
+        parts.extend(excluded("multi_exposed", "left out, who saw several variants"));
+        parts.extend(excluded("outside_phase", "left out, exposed outside of its time"));
+        parts.extend(excluded("unknown_variant", "left out, with an unknown variant"));
+        out.push_str(&format!("{}\n", [vec![format!("{exposed} users exposed")], parts].concat().join(", ")));
+    }
+    out
+}
+
+/// What to beware of: the answer's own warnings, and checks that did not pass.
+fn warnings(answer: &Value) -> Vec<String> {
+    let mut warnings = Vec::new();
+    for warning in elements(answer, "/warnings") {
+        warnings.push(match (text_of(warning, "/code"), text_of(warning, "/message")) {
+            (Some(code), Some(message)) => format!("{code}: {message}"),
+            (Some(text), None) | (None, Some(text)) => text.to_owned(),
+            (None, None) => plain(warning),
+        });
+    }
+    for check in elements(answer, "/health/checks") {
+        let Some(level) = text_of(check, "/level").filter(|level| *level != "ok") else { continue };
+        let id = text_of(check, "/id").unwrap_or("a check");
+        // A warning of the same name says it in words.
+        if elements(answer, "/warnings").iter().any(|warning| text_of(warning, "/code") == Some(id)) {
+            continue;
+        }
+        let mut facts = Vec::new();
+        facts.extend(text_of(check, "/message").map(str::to_owned));
+        facts.extend(p_of(check).map(|p| format!("p = {p}")));
+        facts.extend(check.get("share").and_then(number).map(percent));
+        facts.extend(
+            check.get("lag_seconds").and_then(number).map(|seconds| format!("{} behind", super::text::duration(seconds))),
+        );
+        let facts = if facts.is_empty() { String::new() } else { format!(", {}", facts.join(", ")) };
+        warnings.push(format!("{id}: {level}{facts}"));
+    }
+    warnings
+}
+
+fn p_of(test: &Value) -> Option<String> {
+    let member = |name: &str| test.get(name).and_then(number);
+    p_value(member("p_value"), member("log10_p"))
+}
+
+/// How a metric's means are written.
+#[derive(Clone, Copy)]
+enum Scale {
+    Share,
+    Amount,
+}
+
+impl Scale {
+    fn of(metric: &Value) -> Scale {
+        match text_of(metric, "/type") {
+            Some("proportion" | "conversion_rate") => Scale::Share,
+            _ => Scale::Amount,
+        }
+    }
+
+    fn mean(self, mean: f64) -> String {
+        match self {
+            Scale::Share => percent(mean),
+            Scale::Amount => decimals(mean, 4),
+        }
+    }
+
+    /// A difference of means; of shares in percentage points.
+    fn difference(self, value: f64) -> String {
+        match self {
+            Scale::Share => signed(value * 100.0, 2),
+            Scale::Amount => signed(value, 4),
+        }
+    }
+
+    fn unit(self) -> &'static str {
+        match self {
+            Scale::Share => " pp",
+            Scale::Amount => "",
+        }
+    }
+}
+
+fn render_metric(answer: &Value, metric: &Value) -> String {
+    let scale = Scale::of(metric);
+    let name = text_of(metric, "/name").or(text_of(metric, "/id")).unwrap_or("metric without a name");
+    let mut facts: Vec<String> = Vec::new();
+    facts.extend(text_of(metric, "/role").map(str::to_owned));
+    facts.extend(text_of(metric, "/direction").map(|direction| match direction {
+        "increase" => "higher is better".to_owned(),
+        "decrease" => "lower is better".to_owned(),
+        other => other.to_owned(),
+    }));
+    facts.extend(metric.get("window_days").and_then(number).map(|days| format!("window {days} days")));
+    facts.extend(metric.get("cap").map(cap_text).filter(|cap| !cap.is_empty()).map(|cap| format!("capped at {cap}")));
+    facts.extend(text_of(metric, "/currency").map(str::to_owned));
+    let facts = if facts.is_empty() { String::new() } else { format!(": {}", facts.join(", ")) };
+    let mut out = format!("{}\n", printable(&format!("{name}{facts}")));
+    if let Some(status) = text_of(metric, "/status").filter(|status| *status != "ok") {
+        out.push_str(&format!("{}\n", printable(status)));
+    }
+
+    let comparisons = elements(metric, "/comparisons");
+    let drawn = drawn_scale(comparisons);
+    let mut rows = Vec::new();
+    for arm in elements(metric, "/arms") {
+        let id = arm_id(arm);
+        let comparison = comparisons.iter().find(|comparison| id.is_some() && arm_id(comparison) == id);
+        rows.push(row(answer, scale, arm, comparison, drawn));
+    }
+    let has_sums = elements(metric, "/arms").iter().any(|arm| arm.get("sum").is_some());
+    let numerator = match scale {
+        Scale::Share => "converted",
+        Scale::Amount if has_sums => "sum",
+        Scale::Amount => "number",
+    };
+    let columns = [
+        ("variant", Side::Left),
+        ("users", Side::Right),
+        (numerator, Side::Right),
+        (if matches!(scale, Scale::Share) { "rate" } else { "mean" }, Side::Right),
+        ("difference", Side::Left),
+        ("lift", Side::Left),
+        ("p", Side::Right),
+        ("adjusted p", Side::Right),
+        ("chance to win", Side::Right),
+        ("verdict", Side::Left),
+        ("interval of the lift", Side::Left),
+    ];
+    if rows.is_empty() {
+        out.push_str("no arms\n");
+    } else {
+        out.push_str(&table(&columns, &rows));
+    }
+    for comparison in comparisons {
+        if let Some(plain) = text_of(comparison, "/plain") {
+            out.push_str(&format!("{}\n", printable(plain)));
+        }
+        if let Some(state) = text_of(comparison, "/guardrail/state") {
+            let arm = name_of(answer, comparison);
+            out.push_str(&format!("{}\n", printable(&format!("guardrail: {arm} is {state}"))));
+        }
+    }
+    out
+}
+
+fn cap_text(cap: &Value) -> String {
+    match cap {
+        Value::Object(members) => members.get("value").map(plain).unwrap_or_default(),
+        Value::Array(_) | Value::Bool(_) => String::new(),
+        other => plain(other),
+    }
+}
+
+fn arm_id(value: &Value) -> Option<&str> {
+    text_of(value, "/variant_id").or(text_of(value, "/variant")).or(text_of(value, "/name"))
+}
+
+/// The name of an arm, as the list of variants has it.
+fn name_of<'a>(answer: &'a Value, arm: &'a Value) -> &'a str {
+    let id = arm_id(arm);
+    let listed = elements(answer, "/variants").iter().find(|variant| id.is_some() && text_of(variant, "/id") == id);
+    listed.and_then(|variant| text_of(variant, "/name")).or(text_of(arm, "/name")).or(id).unwrap_or("without a name")
+}
+
+fn is_control(answer: &Value, arm: &Value) -> bool {
+    let id = arm_id(arm);
+    let listed = elements(answer, "/variants").iter().find(|variant| id.is_some() && text_of(variant, "/id") == id);
+    let marked = |value: &Value| value.get("is_control").and_then(Value::as_bool) == Some(true);
+    let chosen = text_of(answer, "/experiment/control_variant_id");
+    match chosen {
+        Some(chosen) => id == Some(chosen),
+        None => marked(arm) || listed.is_some_and(marked),
+    }
+}
+
+fn row(answer: &Value, scale: Scale, arm: &Value, comparison: Option<&Value>, drawn: Option<(f64, f64)>) -> Vec<String> {
+    let mean = arm.get("mean").and_then(number).map_or(NOTHING.to_owned(), |mean| scale.mean(mean));
+    let numerator = match scale {
+        Scale::Share => arm.get("numerator").or(arm.get("converters")),
+        Scale::Amount => arm.get("sum").or(arm.get("numerator")),
+    };
+    let control = if is_control(answer, arm) { " *" } else { "" };
+    let counted = |value: Option<&Value>| value.map(count).filter(|text| !text.is_empty()).unwrap_or_else(|| NOTHING.to_owned());
+    let mut cells = vec![format!("{}{control}", name_of(answer, arm)), counted(arm.get("users")), counted(numerator), mean];
+    let Some(comparison) = comparison else {
+        cells.resize(11, String::new());
+        return cells;
+    };
+    let status = text_of(comparison, "/status").unwrap_or("ok");
+    cells.push(effect(comparison.get("absolute"), "/estimate", |value| scale.difference(value), scale.unit(), status));
+    cells.push(effect(comparison.get("relative"), "/lift", |value| signed(value * 100.0, 1), " %", status));
+    cells.push(test_text(comparison).unwrap_or_else(|| NOTHING.to_owned()));
+    cells.push(comparison.get("adjusted").and_then(p_of).unwrap_or_default());
+    let chance = comparison.pointer("/bayesian/chance_to_win").and_then(number);
+    cells.push(chance.map(|chance| format!("{:.1} %", chance * 100.0)).unwrap_or_default());
+    cells.push(text_of(comparison, "/verdict").unwrap_or_default().to_owned());
+    let ends = comparison.get("relative").and_then(ends);
+    let estimate = comparison.pointer("/relative/lift").and_then(number);
+    cells.push(match (ends, estimate, drawn) {
+        (Some((low, high)), Some(estimate), Some(drawn)) => interval(low, estimate, high, drawn, DRAWN_WIDTH),
+        _ => String::new(),
+    });
+    cells
+}
+
+/// The p-value that decides: of the exact test where the approximation does not hold.
+fn test_text(comparison: &Value) -> Option<String> {
+    let exact = comparison.pointer("/test/p_fisher").and_then(number);
+    match exact {
+        Some(p) if text_of(comparison, "/approximation") == Some("exact") => {
+            p_value(Some(p), None).map(|p| format!("{p} (exact)"))
+        }
+        _ => comparison.get("test").and_then(p_of),
+    }
+}
+
+/// Both ends of an interval, if it has both.
+fn ends(effect: &Value) -> Option<(f64, f64)> {
+    match elements(effect, "/ci") {
+        [low, high] => Some((number(low)?, number(high)?)),
+        _ => None,
+    }
+}
+
+/// An effect with its interval; in the words of its status where there is none.
+fn effect(effect: Option<&Value>, estimate: &str, write: impl Fn(f64) -> String, unit: &str, status: &str) -> String {
+    let own_status = effect.and_then(|effect| text_of(effect, "/status")).filter(|status| *status != "ok");
+    let reason = own_status.or((status != "ok").then_some(status));
+    let Some(value) = effect.and_then(|effect| effect.pointer(estimate)).and_then(number) else {
+        return reason.unwrap_or(NOTHING).to_owned();
+    };
+    match effect.and_then(ends) {
+        Some((low, high)) => format!("{}{unit} [{}, {}]", write(value), write(low), write(high)),
+        None => format!("{}{unit} [{}]", write(value), reason.unwrap_or("no interval")),
+    }
+}
+
+/// One scale for all intervals of a metric, zero included.
+fn drawn_scale(comparisons: &[Value]) -> Option<(f64, f64)> {
+    let ends: Vec<_> = comparisons.iter().filter_map(|comparison| comparison.get("relative").and_then(ends)).collect();
+    if ends.is_empty() {
+        return None;
+    }
+    let low = ends.iter().fold(0.0, |low: f64, (end, _)| low.min(*end));
+    let high = ends.iter().fold(0.0, |high: f64, (_, end)| high.max(*end));
+    Some((low, high))
+}
+
+/// Up to where the answer reaches.
+pub(super) fn as_of(answer: &Value) -> String {
+    let Some(as_of) = answer.get("as_of").filter(|as_of| !as_of.is_null()) else { return String::new() };
+    let Some(log_id) = text_of(as_of, "/log_id") else { return "\nno event was ever stored\n".to_owned() };
+    let offsets = as_of.get("offsets").and_then(Value::as_object);
+    let mut offsets: Vec<(u64, String)> =
+        offsets.into_iter().flatten().map(|(partition, offset)| (partition.parse().unwrap_or(u64::MAX), count(offset))).collect();
+    offsets.sort();
+    let offsets: Vec<_> = offsets.into_iter().map(|(partition, offset)| format!("{partition}:{offset}")).collect();
+    let time = text_of(as_of, "/event_time").map(|time| format!("{time}, ")).unwrap_or_default();
+    let offsets = if offsets.is_empty() { String::new() } else { format!(" at {}", offsets.join(" ")) };
+    format!("\nas of {}\n", printable(&format!("{time}log {log_id}{offsets}")))
+}
+
+/// Writes one line for each metric and arm, numbers as the service gave them.
+pub(crate) fn csv(answer: &Value) -> Vec<Vec<String>> {
+    const COLUMNS: [(&str, &str); 14] = [
+        ("status", "/status"),
+        ("difference", "/absolute/estimate"),
+        ("difference_low", "/absolute/ci/0"),
+        ("difference_high", "/absolute/ci/1"),
+        ("lift", "/relative/lift"),
+        ("lift_low", "/relative/ci/0"),
+        ("lift_high", "/relative/ci/1"),
+        ("test", "/test/name"),
+        ("p_value", "/test/p_value"),
+        ("log10_p", "/test/log10_p"),
+        ("p_fisher", "/test/p_fisher"),
+        ("adjusted_p_value", "/adjusted/p_value"),
+        ("chance_to_win", "/bayesian/chance_to_win"),
+        ("verdict", "/verdict"),
+    ];
+    let mut header: Vec<String> =
+        ["metric", "variant", "is_control", "users", "numerator", "denominator", "sum", "mean"].map(Into::into).into();
+    header.extend(COLUMNS.map(|(name, _)| name.to_owned()));
+    let mut lines = vec![header];
+    for metric in elements(answer, "/metrics") {
+        for arm in elements(metric, "/arms") {
+            let id = arm_id(arm);
+            let comparison = elements(metric, "/comparisons").iter().find(|comparison| id.is_some() && arm_id(comparison) == id);
+            let cell = |value: &Value, pointer: &str| value.pointer(pointer).map(plain).unwrap_or_default();
+            let metric_name = text_of(metric, "/name").or(text_of(metric, "/id")).unwrap_or_default();
+            let mut line = vec![metric_name.to_owned(), name_of(answer, arm).to_owned(), is_control(answer, arm).to_string()];
+            line.extend(["/users", "/numerator", "/denominator", "/sum", "/mean"].map(|pointer| cell(arm, pointer)));
+            line.extend(COLUMNS.map(|(_, pointer)| comparison.map(|comparison| cell(comparison, pointer)).unwrap_or_default()));
+            lines.push(line);
+        }
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn sample() -> Value {
+        json!({
+            "experiment": { "id": "e-1", "name": "checkout", "status": "running", "started_at": "2026-03-01T00:00:00Z", "ended_at": null,
+                            "days_running": 12.0, "confidence_level": 0.95, "control_variant_id": "v-1" },
+            "as_of": { "log_id": "l-1", "offsets": { "10": 7, "2": 1234 }, "event_time": "2026-03-13T00:00:00Z" },
+            "population": { "exposed_users": 2010, "analysed_users": 2000,
+                            "excluded": { "multi_exposed": 10, "outside_phase": 0, "unknown_variant": 0 } },
+            "health": { "overall": "warn", "checks": [
+                { "id": "srm", "level": "fail", "p_value": 0.0003, "log10_p": -3.5 },
+                { "id": "multi_exposure", "level": "ok", "share": 0.005 },
+                { "id": "windows_incomplete", "level": "warn" },
+                { "id": "freshness", "level": "warn", "lag_seconds": 90 } ] },
+            "variants": [{ "id": "v-1", "name": "control", "is_control": true }, { "id": "v-2", "name": "b\u{1b}[31m" }],
+            "metrics": [
+                { "id": "conversion_rate", "type": "proportion", "role": "primary", "direction": "increase", "window_days": 30, "cap": null,
+                  "arms": [{ "variant_id": "v-1", "users": 1000, "numerator": 100, "mean": 0.1 },
+                           { "variant_id": "v-2", "users": 1000, "numerator": 110, "mean": 0.11 }],
+                  "comparisons": [{ "variant_id": "v-2", "status": "ok", "approximation": "t",
+                      "absolute": { "estimate": 0.01, "ci": [-0.016, 0.036] },
+                      "relative": { "lift": 0.1, "ci": [-0.148, 0.413] },
+                      "test": { "name": "welch_t", "p_value": 0.4657, "log10_p": -0.33 },
+                      "adjusted": { "method": "holm", "p_value": 0.9314 },
+                      "bayesian": { "chance_to_win": 0.767 },
+                      "verdict": "inconclusive", "plain": "b converts 11.0% vs 10.0%." }] },
+                { "id": "value_per_user", "type": "mean", "role": "guardrail", "direction": "decrease", "currency": "EUR",
+                  "arms": [{ "variant_id": "v-1", "users": 1000, "sum": "0.00", "mean": "0" },
+                           { "variant_id": "v-2", "users": 1000, "sum": "1990.50", "mean": 1.9905 }],
+                  "comparisons": [{ "variant_id": "v-2", "status": "zero_baseline",
+                      "absolute": { "estimate": "1.9905", "ci": ["0.5", "3.481"] },
+                      "test": { "p_value": 1e-20, "log10_p": -20.0 },
+                      "guardrail": { "margin": 0.02, "state": "inconclusive" } }] },
+                { "id": "few", "type": "proportion", "arms": [{ "variant_id": "v-2", "users": 10, "numerator": 1, "mean": 0.1 }],
+                  "comparisons": [{ "variant_id": "v-2", "status": "ok", "approximation": "exact",
+                      "absolute": { "estimate": 0.1, "ci": [null, null], "status": "insufficient_sample" },
+                      "relative": { "lift": 0.5, "ci": [null, null], "status": "unbounded_relative_ci" },
+                      "test": { "p_value": 0.2, "p_fisher": 0.31 } }] },
+                { "id": "empty", "status": "no_data" } ],
+            "decision": { "status": "unhealthy", "why": [{ "rule": "health", "fact": "srm failed" }] },
+            "warnings": [{ "code": "windows_incomplete", "message": "43 % of the users have had their whole window" }],
+        })
+    }
+
+    #[test]
+    fn an_answer_becomes_tables() {
+        let expected = "\
+experiment checkout: running, since 2026-03-01T00:00:00Z, 12.0 days, 95 % confidence
+2,010 users exposed, 2,000 analysed, 10 left out, who saw several variants
+warning: windows_incomplete: 43 % of the users have had their whole window
+warning: srm: fail, p = 0.0003
+warning: freshness: warn, 1.5 min behind
+
+conversion_rate: primary, higher is better, window 30 days
+variant      users  converted     rate  difference               lift                         p  adjusted p  chance to win  verdict       interval of the lift
+control *    1,000        100  10.00 %
+b\\u{1b}[31m  1,000        110  11.00 %  +1.00 pp [-1.60, +3.60]  +10.0 % [-14.8, +41.3]  0.4657      0.9314         76.7 %  inconclusive  [-------|-----o-----------------]
+b converts 11.0% vs 10.0%.
+
+value_per_user: guardrail, lower is better, EUR
+variant      users       sum    mean  difference                  lift                 p
+control *    1,000      0.00  0.0000
+b\\u{1b}[31m  1,000  1,990.50  1.9905  +1.9905 [+0.5000, +3.4810]  zero_baseline  1.0e-20
+guardrail: b\\u{1b}[31m is inconclusive
+
+few
+variant      users  converted     rate  difference                       lift                                          p
+b\\u{1b}[31m     10          1  10.00 %  +10.00 pp [insufficient_sample]  +50.0 % [unbounded_relative_ci]  0.3100 (exact)
+
+empty
+no_data
+no arms
+
+decision: unhealthy: srm failed
+
+as of 2026-03-13T00:00:00Z, log l-1 at 2:1,234 10:7
+";
+        let found = render(&sample());
+        assert_eq!(found, expected, "{found}");
+    }
+
+    #[test]
+    fn what_is_absent_is_no_number() {
+        let check = |answer: Value, expected: &str| {
+            let found = render(&answer);
+            assert_eq!(found, expected, "{found}");
+        };
+        check(json!({}), "experiment without a name\n");
+        check(json!(null), "experiment without a name\n");
+        check(json!({ "as_of": {} }), "experiment without a name\n\nno event was ever stored\n");
+        let arms = json!([{ "variant_id": "a" }, { "variant_id": "b", "users": 3, "mean": null }]);
+        let comparisons = json!([{ "variant_id": "b", "status": "insufficient_sample" }]);
+        check(
+            json!({ "experiment": { "id": "e-1" }, "metrics": [{ "id": "m", "type": "mean", "arms": arms, "comparisons": comparisons }] }),
+            "experiment e-1\n\nm\nvariant  users  number  mean  difference           lift                 p\n\
+             a            -       -     -\n\
+             b            3       -     -  insufficient_sample  insufficient_sample  -\n",
+        );
+        check(
+            json!({ "warnings": ["as a text", { "code": "no_control" }, 7] }),
+            "experiment without a name\nwarning: as a text\nwarning: no_control\nwarning: 7\n",
+        );
+    }
+
+    #[test]
+    fn csv_has_a_line_for_each_arm_of_each_metric() {
+        let lines = csv(&sample());
+        assert_eq!(lines.len(), 1 + 2 + 2 + 1);
+        assert!(lines.iter().all(|line| line.len() == lines[0].len()));
+        let row: Vec<_> = lines[0].iter().zip(&lines[4]).filter(|(_, cell)| !cell.is_empty()).collect();
+        let row: Vec<_> = row.into_iter().map(|(name, cell)| format!("{name}={cell}")).collect();
+        let expected = "metric=value_per_user variant=b\u{1b}[31m is_control=false users=1000 sum=1990.50 mean=1.9905 \
+                        status=zero_baseline difference=1.9905 difference_low=0.5 difference_high=3.481 p_value=1e-20 log10_p=-20.0";
+        assert_eq!(row.join(" "), expected);
+    }
+}

@@ -1,0 +1,52 @@
+//! `weir migrate`: brings the schema up to date.
+
+use std::time::Duration;
+
+use anyhow::Context;
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{Connection, PgConnection};
+use tokio::time::Instant;
+
+use crate::cli::Globals;
+
+/// How long a database may take that is starting too.
+const CONNECT_MAX: Duration = Duration::from_secs(30);
+
+/// Runs the command.
+/// # Errors
+/// If the database cannot be reached, refuses, or is newer than this build.
+pub(crate) async fn run(globals: &Globals) -> anyhow::Result<()> {
+    let connection = migrated(&globals.any_database_url()?).await?;
+    connection.close().await?;
+    tracing::info!(versions = ::migrations::MIGRATOR.iter().count(), "the schema is up to date");
+    Ok(())
+}
+
+/// Connects, waiting for a database that is not up yet, and applies the migrations that are missing.
+/// # Errors
+/// As of [`run`].
+pub(crate) async fn migrated(url: &str) -> anyhow::Result<PgConnection> {
+    let options: PgConnectOptions = url.parse().context("database URL: expected postgres://user:password@host:port/database")?;
+    let until = Instant::now() + CONNECT_MAX;
+    let mut connection = loop {
+        match PgConnection::connect_with(&options).await {
+            Ok(connection) => break connection,
+            Err(error) if is_transient(&error) && Instant::now() < until => {
+                tracing::debug!(%error, "the database does not answer yet");
+                tokio::time::sleep(Duration::from_millis(300)).await;
+            }
+            Err(error) => return Err(error).context("the database cannot be reached"),
+        }
+    };
+    ::migrations::MIGRATOR.run(&mut connection).await.context("the schema cannot be brought up to date")?;
+    Ok(connection)
+}
+
+/// Nobody listens, or a server that is starting or ending (class 57P).
+fn is_transient(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Io(_) => true,
+        sqlx::Error::Database(error) => error.code().is_some_and(|code| code.starts_with("57P")),
+        _ => false,
+    }
+}

@@ -1,0 +1,113 @@
+//! `weir query`: the query service alone, as a container, or as the child of `weir up`.
+
+use std::io::Write;
+use std::net::SocketAddr;
+use std::process::Stdio;
+
+use anyhow::Context;
+use rustix::process::Signal;
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::{ChildStdin, Command};
+use tokio::sync::{oneshot, watch};
+
+use crate::children::{Process, Program};
+use crate::cli::{Flags, Globals};
+use crate::signals::EndSignals;
+
+#[derive(clap::Args)]
+#[group(skip)]
+pub(crate) struct QueryArgs {
+    #[command(flatten)]
+    query: Flags<::query::Config>,
+    /// End when stdin does: the process that started this one is gone then
+    #[arg(long)]
+    pub(crate) until_stdin_closes: bool,
+}
+
+/// Runs the command until a signal, or the end of stdin where that is asked for. Prints the line `query URL`.
+/// # Errors
+/// If the service does not start.
+pub(crate) async fn run(args: QueryArgs, globals: &Globals) -> anyhow::Result<()> {
+    let mut signals = EndSignals::listen()?;
+    let Flags(mut config) = args.query;
+    config.database_url = globals.any_database_url()?;
+    let service = ::query::Query::start(config).await?;
+    // Whoever started this may have closed its end.
+    let _ = writeln!(std::io::stdout(), "query http://{}", service.address());
+    tokio::select! {
+        () = signals.next() => {}
+        () = stdin_closes(), if args.until_stdin_closes => {}
+    }
+    service.stop().await;
+    Ok(())
+}
+
+async fn stdin_closes() {
+    let (closed, closes) = oneshot::channel();
+    // A thread of its own: a read cannot be cancelled, and the process must not wait for it at its end.
+    std::thread::spawn(move || {
+        let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+        let _ = closed.send(());
+    });
+    let _ = closes.await;
+}
+
+/// The query service as a child: a process of its own, so that no question can harm the collector.
+pub(crate) struct QueryChild {
+    database_url: String,
+    /// The address asked for; from the first answer on the one that it got, so that it stays.
+    address: watch::Sender<SocketAddr>,
+    /// Its stdin: while it is open, the child runs.
+    open: Option<ChildStdin>,
+}
+
+impl QueryChild {
+    /// Describes a child that listens on an address and asks a database.
+    pub(crate) fn new(address: SocketAddr, database_url: String) -> Self {
+        QueryChild { database_url, address: watch::Sender::new(address), open: None }
+    }
+}
+
+impl Program for QueryChild {
+    type First = SocketAddr;
+    const NAME: &'static str = "weir query";
+
+    fn start(&mut self) -> anyhow::Result<Process> {
+        let mut child = Command::new(std::env::current_exe().context("the path of this program")?)
+            .args(["query", "--until-stdin-closes", "--query", &self.address.borrow().to_string()])
+            // Not among the arguments, which every user of the machine can read.
+            .env("WEIR_DATABASE_URL", &self.database_url)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .process_group(0)
+            .spawn()
+            .context("the query service's process")?;
+        self.open = child.stdin.take();
+        if let Some(stdout) = child.stdout.take() {
+            let address = self.address.clone();
+            tokio::spawn(async move {
+                let mut lines = BufReader::new(stdout).lines();
+                while let Ok(Some(line)) = lines.next_line().await {
+                    let found = line.strip_prefix("query http://").and_then(|text| text.parse::<SocketAddr>().ok());
+                    if let Some(found) = found {
+                        address.send_replace(found);
+                    }
+                }
+            });
+        }
+        Ok(Process::Child(child))
+    }
+
+    async fn answers(&mut self) -> anyhow::Result<SocketAddr> {
+        let mut address = self.address.subscribe();
+        address.mark_unchanged();
+        address.changed().await.context("the query service's address")?;
+        Ok(*address.borrow())
+    }
+
+    fn ask_to_end(&mut self, process: &Process) {
+        // It runs only while its stdin is open; the signal is for one that has lost it.
+        self.open = None;
+        process.signal(Signal::TERM);
+    }
+}

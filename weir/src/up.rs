@@ -1,0 +1,231 @@
+//! `weir up`: everything on this machine, in two processes of Weir and a Postgres.
+//!
+//! Collector and aggregator share the process that owns the log. The query service and Postgres are children that are started
+//! again when they die; meanwhile the collector goes on, since nothing it does for a request needs them.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use aggregator::Aggregator;
+use anyhow::{Context, bail};
+use eventlog::embedded::{EmbeddedLog, Options};
+use events::Micros;
+use hyper::StatusCode;
+use ingest::Collector;
+use sqlx::Connection;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, timeout_at};
+
+use crate::children::Kept;
+use crate::cli::{Flags, Globals};
+use crate::client::Client;
+use crate::data::{DataFolder, WeirJson};
+use crate::postgres::Postgres;
+use crate::query_service::QueryChild;
+use crate::signals::EndSignals;
+use crate::{keys, migrate};
+
+/// How long the services may take to be ready, the database being up.
+const READY_MAX: Duration = Duration::from_secs(60);
+/// How long one look at a service may take.
+const PROBE_MAX: Duration = Duration::from_secs(5);
+/// How long the query service's process may take to listen.
+const QUERY_START_MAX: Duration = Duration::from_secs(30);
+/// At the end, when each part must be done, counted from the signal. Ten seconds in all, the last one for force.
+const COLLECTOR_ENDS: Duration = Duration::from_millis(2_500);
+const AGGREGATOR_ENDS: Duration = Duration::from_millis(6_500);
+const QUERY_ENDS: Duration = Duration::from_millis(7_500);
+const POSTGRES_ENDS: Duration = Duration::from_millis(8_800);
+
+#[derive(clap::Args, Clone)]
+#[group(skip)]
+pub(crate) struct UpArgs {
+    #[command(flatten)]
+    pub(crate) collector: Flags<ingest::Config>,
+    #[command(flatten)]
+    pub(crate) query: Flags<::query::Config>,
+    #[command(flatten)]
+    pub(crate) aggregator: Flags<aggregator::Config>,
+}
+
+/// Runs the command until a signal.
+/// # Errors
+/// If a part does not start; what had started is ended.
+pub(crate) async fn run(args: UpArgs, globals: &Globals) -> anyhow::Result<()> {
+    let mut signals = EndSignals::listen()?;
+    let folder = DataFolder::open(&globals.folder()?)?;
+    let Some(running) = Running::start(folder, globals.database_url(), args, &mut signals).await? else { return Ok(()) };
+    print(&running.shown);
+    signals.next().await;
+    running.end().await;
+    Ok(())
+}
+
+/// Scripts read these lines; nobody need read them.
+fn print(shown: &WeirJson) {
+    let mut out = std::io::stdout().lock();
+    let _ = writeln!(
+        out,
+        "collector {}\nquery {}\npostgres {}\nwrite_key {}\nread_token {}\nserver_key {}\nready",
+        shown.collector, shown.query, shown.postgres, shown.write_key, shown.read_token, shown.server_key
+    );
+    let _ = out.flush();
+}
+
+/// All that runs.
+pub(crate) struct Running {
+    /// Where it is and what opens it.
+    pub(crate) shown: WeirJson,
+    parts: Parts,
+}
+
+/// What has been started so far, in the order of its end.
+struct Parts {
+    folder: Arc<DataFolder>,
+    collector: Option<Collector>,
+    aggregator: Option<Aggregator>,
+    query: Option<Kept>,
+    /// A task, so that its end is not missed when the start of the rest is given up.
+    postgres: Option<JoinHandle<anyhow::Result<Postgres>>>,
+    postgres_up: Option<Postgres>,
+}
+
+impl Running {
+    /// Starts all parts and waits until they are ready. None if a signal came before that.
+    /// # Errors
+    /// If a part does not start. Then, and after a signal, what had started is ended.
+    pub(crate) async fn start(
+        folder: DataFolder,
+        database_url: Option<String>,
+        args: UpArgs,
+        signals: &mut EndSignals,
+    ) -> anyhow::Result<Option<Self>> {
+        let mut parts =
+            Parts { folder: Arc::new(folder), collector: None, aggregator: None, query: None, postgres: None, postgres_up: None };
+        let started = tokio::select! {
+            started = parts.start(database_url, args) => Some(started),
+            () = signals.next() => None,
+        };
+        match started {
+            Some(Ok(shown)) => Ok(Some(Running { shown, parts })),
+            Some(Err(error)) => {
+                parts.end().await;
+                Err(error)
+            }
+            None => {
+                parts.end().await;
+                Ok(None)
+            }
+        }
+    }
+
+    /// Ends all of it in order, within ten seconds: no more events are taken, the log is stored as far as time allows, then the
+    /// query service and Postgres end.
+    pub(crate) async fn end(self) {
+        self.parts.end().await;
+    }
+
+    /// Returns the data folder.
+    pub(crate) fn folder(&self) -> PathBuf {
+        self.parts.folder.path().to_owned()
+    }
+}
+
+impl Parts {
+    async fn start(&mut self, database_url: Option<String>, args: UpArgs) -> anyhow::Result<WeirJson> {
+        let folder = Arc::clone(&self.folder);
+        let before = WeirJson::read(folder.path())?;
+        let log = EmbeddedLog::open(&folder.path().join("log"), Options::default())?;
+        let database_url = match database_url {
+            Some(url) => url,
+            None => self.start_postgres().await?,
+        };
+        let mut connection = migrate::migrated(&database_url).await?;
+        let keys = keys::ensure(&mut connection, before.as_ref()).await?;
+        connection.close().await?;
+
+        let Flags(mut config) = args.collector;
+        config.database_url.clone_from(&database_url);
+        config.data_dir = folder.path().to_owned();
+        config.limits.stop_wait_max = COLLECTOR_ENDS;
+        let collector = Collector::start(config, Arc::new(log.clone()), Arc::new(Micros::now)).await?;
+        let collector_address = self.collector.insert(collector).address();
+
+        let Flags(mut config) = args.aggregator;
+        config.database_url.clone_from(&database_url);
+        let aggregator = Aggregator::start(config, Arc::new(log.clone()), Arc::new(log)).await?;
+        let aggregator_address = self.aggregator.insert(aggregator).address();
+
+        let child = QueryChild::new(args.query.0.query, database_url.clone());
+        let (kept, query_address) = Kept::start(child, QUERY_START_MAX).await?;
+        self.query = Some(kept);
+
+        let shown = WeirJson {
+            collector: format!("http://{collector_address}"),
+            query: format!("http://{query_address}"),
+            aggregator: format!("http://{aggregator_address}"),
+            postgres: database_url,
+            write_key: keys.write,
+            read_token: keys.read,
+            server_key: keys.server,
+        };
+        let until = Instant::now() + READY_MAX;
+        for url in [&shown.aggregator, &shown.collector, &shown.query] {
+            wait_until_ready(url, until).await?;
+        }
+        shown.write(folder.path())?;
+        tracing::info!(folder = %folder.path().display(), "ready");
+        Ok(shown)
+    }
+
+    async fn start_postgres(&mut self) -> anyhow::Result<String> {
+        let folder = Arc::clone(&self.folder);
+        let task = self.postgres.insert(tokio::spawn(async move { Postgres::start(&folder).await }));
+        let started = task.await.context("the start of postgres");
+        self.postgres = None;
+        Ok(self.postgres_up.insert(started??).url().to_owned())
+    }
+
+    async fn end(self) {
+        let begun = Instant::now();
+        if let Some(collector) = self.collector {
+            tracing::info!("ending: no more events are taken");
+            if timeout_at(begun + COLLECTOR_ENDS + Duration::from_millis(200), collector.stop()).await.is_err() {
+                tracing::warn!("the collector did not end in time; requests without an answer are the client's to send again");
+            }
+        }
+        if let Some(aggregator) = self.aggregator
+            && timeout_at(begun + AGGREGATOR_ENDS, aggregator.stop()).await.is_err()
+        {
+            tracing::warn!("the aggregator did not end in time; what is left stays in the log for the next start");
+        }
+        if let Some(query) = self.query {
+            query.end(begun + QUERY_ENDS).await;
+        }
+        let mut postgres = self.postgres_up;
+        if let Some(starting) = self.postgres {
+            postgres = timeout_at(begun + QUERY_ENDS, starting).await.ok().and_then(Result::ok).and_then(Result::ok);
+        }
+        if let Some(postgres) = postgres {
+            postgres.end(begun + POSTGRES_ENDS).await;
+        }
+        tracing::info!(milliseconds = begun.elapsed().as_millis(), "ended");
+    }
+}
+
+async fn wait_until_ready(url: &str, until: Instant) -> anyhow::Result<()> {
+    let client = Client::new(url, None)?;
+    loop {
+        let answer = match client.probe("/readyz", PROBE_MAX).await {
+            Ok(answer) if answer.status == StatusCode::OK => return Ok(()),
+            Ok(answer) => format!("{} {}", answer.status, answer.line()),
+            Err(error) => format!("{error:#}"),
+        };
+        if Instant::now() >= until {
+            bail!("{url}/readyz: not ready after {} s: {answer}", READY_MAX.as_secs());
+        }
+        tokio::time::sleep(Duration::from_millis(25)).await;
+    }
+}

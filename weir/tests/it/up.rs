@@ -1,0 +1,251 @@
+//! `weir up` and its children, through starts, ends and deaths.
+
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::ExitStatusExt;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Signal, kill_process};
+use serde_json::Value;
+
+use crate::harness::{END_MAX, Folder, Up, children, is_running, purchases, send, until, weir};
+
+/// A start on a folder that has been used must be quick.
+const RESTART_MAX: Duration = Duration::from_secs(10);
+
+#[tokio::test]
+async fn it_says_where_it_is_and_a_new_start_finds_all_again() {
+    let folder = Folder::new();
+    let up = Up::start(&folder);
+    let names: Vec<&str> = up.lines().keys().map(String::as_str).collect();
+    assert_eq!(names, ["collector", "postgres", "query", "read_token", "server_key", "write_key"]);
+    let file = folder.path().join("weir.json");
+    assert_eq!(std::fs::metadata(&file).expect("is there").permissions().mode() & 0o777, 0o600);
+    let written: Value = serde_json::from_slice(&std::fs::read(&file).expect("reads")).expect("is JSON");
+    for (name, value) in up.lines() {
+        assert_eq!(written[name], Value::String(value.clone()), "{name}");
+    }
+    let keys = |up: &Up| ["write_key", "read_token", "server_key"].map(|name| up.line(name).to_owned());
+    let first_keys = keys(&up);
+    for (key, prefix) in first_keys.iter().zip(["wk_", "rt_", "sk_"]) {
+        assert_eq!(key.strip_prefix(prefix).map(str::len), Some(43), "{key}");
+    }
+
+    up.accepted(purchases(20)).await;
+    up.until_stored(20).await;
+    let ended = Instant::now();
+    assert!(up.end(Signal::TERM).success());
+    assert!(ended.elapsed() < END_MAX);
+    assert_eq!(folder.postmaster(), None, "postgres has ended too");
+
+    let up = Up::start(&folder);
+    assert!(up.ready_after < RESTART_MAX, "{:?}", up.ready_after);
+    assert_eq!(keys(&up), first_keys);
+    up.accepted(purchases(1)).await;
+    up.until_stored(21).await;
+    assert!(up.end(Signal::INT).success());
+}
+
+#[tokio::test]
+async fn an_orderly_end_stores_all_that_was_accepted_before_postgres_ends() {
+    let folder = Folder::new();
+    let up = Up::start(&folder);
+    for _ in 0..5 {
+        up.accepted(purchases(2_000)).await;
+    }
+    assert!(up.end(Signal::TERM).success());
+    // A session that Postgres had to end itself would have been one that was still working.
+    let log = folder.postgres_log();
+    assert!(!log.contains("terminating connection due to administrator command"), "{log}");
+    assert_eq!(log.matches("received fast shutdown request").count(), 1, "{log}");
+    let up = Up::start(&folder);
+    up.until_stored(10_000).await;
+}
+
+#[test]
+fn a_second_one_on_the_folder_is_refused() {
+    let folder = Folder::new();
+    let up = Up::start(&folder);
+    let second = weir().args(["up", "--collector", "127.0.0.1:0"]).arg("--data").arg(folder.path()).output().expect("starts");
+    assert!(!second.status.success());
+    let said = String::from_utf8_lossy(&second.stderr);
+    let expected = format!("another weir has this data folder, process {}", up.pid().as_raw_pid());
+    assert!(said.contains(&expected), "{said}");
+    assert!(second.stdout.is_empty());
+    assert!(up.end(Signal::TERM).success(), "the first one goes on undisturbed");
+}
+
+#[tokio::test]
+async fn a_killed_one_loses_nothing_and_its_postgres_is_adopted() {
+    let folder = Folder::new();
+    let up = Up::start(&folder);
+    let query = up.children(" query ");
+    assert_eq!(query.len(), 1);
+    for _ in 0..3 {
+        up.accepted(purchases(1_000)).await;
+    }
+    let (postgres, url) = (folder.postmaster().expect("runs"), up.line("postgres").to_owned());
+    up.kill();
+    until("the query service ends", Duration::from_secs(10), || !is_running(query[0]));
+    assert!(is_running(postgres), "postgres survives");
+
+    let up = Up::start(&folder);
+    assert!(up.ready_after < RESTART_MAX, "{:?}", up.ready_after);
+    assert_eq!((folder.postmaster(), up.line("postgres")), (Some(postgres), url.as_str()), "{}", folder.log());
+    up.until_stored(3_000).await;
+    assert!(up.end(Signal::TERM).success());
+    assert!(!is_running(postgres), "an adopted one is ended too");
+}
+
+#[tokio::test]
+async fn after_the_death_of_all_a_stale_pid_file_is_no_obstacle() {
+    let folder = Folder::new();
+    let up = Up::start(&folder);
+    up.accepted(purchases(500)).await;
+    let postgres = folder.postmaster().expect("runs");
+    let mut all = children(postgres);
+    all.push(postgres);
+    all.extend(up.children(" query "));
+    // The session's own parent first, so that nothing is started again meanwhile.
+    up.kill();
+    for pid in &all {
+        let _ = kill_process(*pid, Signal::KILL);
+    }
+    until("all are dead", Duration::from_secs(10), || !all.iter().any(|pid| is_running(*pid)));
+    assert_eq!(folder.postmaster(), Some(postgres), "the file is stale");
+
+    let up = Up::start(&folder);
+    assert_ne!(folder.postmaster(), Some(postgres));
+    up.until_stored(500).await;
+    assert!(up.end(Signal::TERM).success());
+}
+
+#[tokio::test]
+async fn with_postgres_dead_events_are_taken_and_it_comes_back() {
+    let folder = Folder::new();
+    let up = Up::start(&folder);
+    up.accepted(purchases(10)).await;
+    up.until_stored(10).await;
+    let postgres = folder.postmaster().expect("runs");
+    kill_process(postgres, Signal::KILL).expect("runs");
+    for _ in 0..10 {
+        up.accepted(purchases(10)).await;
+    }
+    let url = up.line("postgres").to_owned();
+    up.until_stored(110).await;
+    assert_ne!(folder.postmaster().expect("runs again"), postgres);
+    assert_eq!(up.line("postgres"), url);
+    assert!(up.end(Signal::TERM).success());
+}
+
+#[tokio::test]
+async fn a_dead_query_service_comes_back_at_its_address() {
+    let folder = Folder::new();
+    let up = Up::start(&folder);
+    let query = up.children(" query ");
+    kill_process(query[0], Signal::KILL).expect("runs");
+    up.accepted(purchases(7)).await;
+    up.until_stored(7).await;
+    assert_ne!(up.children(" query "), query);
+    assert!(up.end(Signal::TERM).success());
+}
+
+#[tokio::test]
+async fn ctrl_c_in_a_terminal_reaches_weir_only() {
+    use std::io::Write;
+    let folder = Folder::new();
+    // A terminal of its own, whose foreground process group gets the signal, children of the same group included.
+    let program = weir().get_program().to_string_lossy().into_owned();
+    let stderr = folder.path().join("stderr");
+    let command = format!(
+        "exec {program} up --data {} --collector 127.0.0.1:0 --query 127.0.0.1:0 --aggregator 127.0.0.1:0 2>{}",
+        folder.path().display(),
+        stderr.display()
+    );
+    let mut terminal = std::process::Command::new("script");
+    terminal.args(["--quiet", "--return", "--command", &command, "/dev/null"]).env("SHELL", "/bin/sh");
+    terminal.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let (mut up, keyboard) = Up::spawned_with_stdin(&mut terminal);
+    let mut keyboard = keyboard.expect("was piped");
+    up.accepted(purchases(2_000)).await;
+    keyboard.write_all(b"\x03").expect("the terminal takes keys");
+    let status = up.wait();
+    assert_eq!((status.code(), status.signal()), (Some(0), None), "{}", folder.log());
+    assert_eq!(folder.postmaster(), None);
+    let log = folder.postgres_log();
+    assert!(!log.contains("terminating connection due to administrator command"), "{log}");
+    let up = Up::start(&folder);
+    up.until_stored(2_000).await;
+}
+
+#[tokio::test]
+async fn keys_of_the_environment_are_taken_on_any_start() {
+    let folder = Folder::new();
+    let first = Up::start(&folder);
+    let first_key = first.line("write_key").to_owned();
+    assert!(first.end(Signal::TERM).success());
+    let up = Up::start_with(&folder, |command| {
+        command.env("WEIR_WRITE_KEY", "key-of-the-test").env("WEIR_READ_TOKEN", "token-of-the-test");
+    });
+    assert_eq!((up.line("write_key"), up.line("read_token")), ("key-of-the-test", "token-of-the-test"));
+    up.accepted(purchases(3)).await;
+    up.until_stored(3).await;
+    let url = format!("{}/v1/events", up.line("collector"));
+    let body = serde_json::json!({ "events": purchases(1) });
+    let (status, _) = send(hyper::Method::POST, &url, &first_key, Some(body)).await.expect("answers");
+    assert_eq!(status, 200, "the former key goes on working");
+    assert!(up.end(Signal::TERM).success());
+
+    let refused = weir().arg("up").arg("--data").arg(folder.path()).env("WEIR_WRITE_KEY", "a b").output().expect("starts");
+    assert!(!refused.status.success());
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(said.contains("WEIR_WRITE_KEY: 3 bytes; 8 to 512 are accepted"), "{said}");
+    assert_eq!(folder.postmaster(), None, "what had started is ended");
+}
+
+#[tokio::test]
+async fn a_database_that_is_given_is_used() {
+    let database = migrations::testing::TestDatabase::create().await;
+    let folder = Folder::new();
+    let up = Up::start_with(&folder, |command| {
+        command.env("DATABASE_URL", &database.url);
+    });
+    assert_eq!(up.line("postgres"), database.url);
+    assert!(!folder.path().join("postgres").exists());
+    up.accepted(purchases(5)).await;
+    up.until_stored(5).await;
+    assert!(up.end(Signal::TERM).success());
+}
+
+#[test]
+fn a_folder_that_the_database_cannot_reach_is_refused_with_a_way_out() {
+    if !rustix::process::geteuid().is_root() {
+        // Whoever is not root runs the database as himself.
+        return;
+    }
+    let outer = Folder::new();
+    let closed = outer.path().join("closed");
+    std::fs::create_dir(&closed).expect("makes a folder");
+    std::fs::set_permissions(&closed, PermissionsExt::from_mode(0o700)).expect("closes it");
+    std::fs::set_permissions(outer.path(), PermissionsExt::from_mode(0o755)).expect("opens it");
+    let refused = weir().arg("up").arg("--data").arg(closed.join("data")).output().expect("starts");
+    assert!(!refused.status.success());
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(said.contains(&format!("and {} is closed to that user", closed.display())), "{said}");
+    assert!(said.contains("--data, such as /var/lib/weir"), "{said}");
+}
+
+#[test]
+fn the_demo_shows_results_and_ends() {
+    let folder = Folder::new();
+    let output = weir().args(["demo", "--users", "2000", "--exit"]).arg("--data").arg(folder.path()).output().expect("starts");
+    let (out, said) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{said}");
+    // The title of the results, a row of them, rows of the funnel, and how to go on.
+    for expected in
+        ["experiment checkout_button: running", "\ncontrol *", "1  visit     2,000", "4  purchase", "write_key wk_", "/v1/events"]
+    {
+        assert!(out.contains(expected), "{expected} is not in:\n{out}");
+    }
+    assert_eq!(folder.postmaster(), None);
+}
