@@ -1,0 +1,55 @@
+#!/bin/sh
+# Measures everything and keeps the pages in benches/runs. Wants a machine with nothing else to do, and about half an hour.
+# DATABASE_URL: a server whose user may make databases and run CHECKPOINT. Without it a private one is started from the
+# installed binaries, with fsync on, as a server in earnest has it.
+# PROFILE: of cargo; release if not given.
+set -eu
+cd "$(dirname "$0")/.."
+profile=${PROFILE:-release}
+folder=$(mktemp -d "${TMPDIR:-/tmp}/weir-bench.XXXXXX")
+chmod 711 "$folder"
+server=
+finish() {
+    if [ -n "$server" ]; then kill -INT "$server"; wait "$server" || true; fi
+    rm -rf "$folder"
+}
+trap finish EXIT
+trap 'exit 1' INT TERM
+
+cargo build --profile "$profile" -p benches
+benches=${CARGO_TARGET_DIR:-target}/$profile/benches
+
+if [ -z "${DATABASE_URL:-}" ]; then
+    binaries=$(ls -d /usr/lib/postgresql/*/bin 2>/dev/null | sort -t/ -k5 -n | tail -n 1)
+    [ -n "$binaries" ] || binaries=$(dirname "$(command -v postgres)")
+    mkdir -m 700 "$folder/postgres"
+    # The server refuses to run as root.
+    as=
+    if [ "$(id -u)" = 0 ]; then
+        chown postgres: "$folder/postgres"
+        as="setpriv --reuid=postgres --regid=postgres --clear-groups"
+    fi
+    (cd "$folder/postgres" && $as "$binaries/initdb" -D data -U weir -A trust -E UTF8 --locale=C.UTF-8 >initdb.log)
+    cd "$folder/postgres"
+    $as "$binaries/postgres" -D data -k "$folder/postgres" -c listen_addresses= -c shared_buffers=512MB -c max_wal_size=8GB \
+        >server.log 2>&1 &
+    server=$!
+    cd - >/dev/null
+    until $as "$binaries/pg_isready" -q -h "$folder/postgres" -U weir; do
+        kill -0 "$server" || exit 1
+        sleep 0.2
+    done
+    DATABASE_URL="postgresql://weir@$(printf %s "$folder/postgres" | sed 's,/,%2F,g')/postgres"
+    export DATABASE_URL
+fi
+
+mkdir "$folder/files"
+kept="--folder $folder/files --save benches/runs"
+# shellcheck disable=SC2086 # the options are meant to be split, and their folders are named above
+{
+    "$benches" door $kept
+    "$benches" copy $kept
+    "$benches" pipeline --name pipeline-20k --rate 20000 $kept
+    "$benches" pipeline --name pipeline-60k --rate 60000 $kept
+    "$benches" pipeline --name pipeline-closed --rate 0 $kept
+}

@@ -1,0 +1,312 @@
+//! The aggregator against COPY: the same rows, into the same tables with the same indexes, on the same server.
+//!
+//! A first round, which is not measured, stores the events with the aggregator and reads the rows back as COPY writes them,
+//! in the order of the log. So both sides of each later round begin with an equal, empty database that knows the
+//! experiment, and end with equal fact rows. COPY has its bytes ready in memory: it neither decodes, nor checks, nor
+//! deduplicates, nor derives anything.
+
+use std::net::SocketAddr;
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+use async_trait::async_trait;
+use eventlog::embedded::{EmbeddedLog, Options as LogOptions};
+use eventlog::{LogIdentity, Offset, Read, ReadBound, ReadError, StoredRecord};
+use events::identity::Dialect;
+use events::rules::{self, Door, Unit};
+use events::{EventId, Micros, ProjectId, Record};
+use futures_util::TryStreamExt as _;
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
+use uuid::Uuid;
+
+use crate::database::{Counted, Database, Databases, count, project, stored};
+use crate::machine;
+use crate::payload::{Mix, Plan};
+use crate::report::{Figures, Page};
+
+/// Settings of the comparison.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Options {
+    /// Events in each round
+    #[arg(long, default_value_t = 500_000)]
+    pub events: u64,
+    /// How many users they belong to
+    #[arg(long, default_value_t = 200_000)]
+    pub users: u64,
+    /// How many in 100 events are conversions, where there are any
+    #[arg(long, default_value_t = 5)]
+    pub conversions_percent: u64,
+    /// Workers of the aggregator
+    #[arg(long, default_value_t = 1)]
+    pub workers: u32,
+    /// How often each side runs
+    #[arg(long, default_value_t = 3)]
+    pub rounds: u32,
+    /// Server to measure on, whose user may make databases and run CHECKPOINT; none: a private one, with fsync off
+    #[arg(long, env = "DATABASE_URL")]
+    pub database_url: Option<String>,
+    /// Folder for the log's files
+    #[arg(long)]
+    pub folder: Option<PathBuf>,
+    /// Folder of runs in which the result is kept
+    #[arg(long)]
+    pub save: Option<PathBuf>,
+}
+
+/// What one side of one round took.
+struct Cost {
+    seconds: f64,
+    own_cpu: f64,
+    postgres_cpu: f64,
+}
+
+#[derive(Default)]
+struct Side {
+    rates: Figures,
+    own_cpu: Figures,
+    postgres_cpu: Figures,
+}
+
+impl Side {
+    fn push(&mut self, events: u64, cost: &Cost) {
+        let millions = events as f64 / 1e6;
+        self.rates.push(events as f64 / cost.seconds);
+        self.own_cpu.push(cost.own_cpu / millions);
+        self.postgres_cpu.push(cost.postgres_cpu / millions);
+    }
+
+    fn row(&self, name: &str, ratio: Option<Figures>) -> Vec<String> {
+        let ratio = ratio.map_or_else(|| "1".to_owned(), |ratio| ratio.spread(2));
+        vec![name.to_owned(), self.rates.spread(0), ratio, self.own_cpu.spread(2), self.postgres_cpu.spread(2)]
+    }
+}
+
+/// Runs the comparison and returns its page.
+/// # Errors
+/// Whatever fails first, and rows that are not what was sent.
+pub async fn run(options: &Options) -> anyhow::Result<String> {
+    let folder = crate::folder(options.folder.as_deref())?;
+    let mut databases = Databases::open(options.database_url.as_deref()).await?;
+    let facts = vec![databases.facts().await?];
+    let mut page = Page::new("copy", "The aggregator against COPY BINARY of the same rows", folder.path(), facts);
+    page.say(&format!(
+        "{} events of {} users in each round, {} worker(s), from the embedded log. Both sides use the same server, begin with \
+         an empty database of the same schema and end with the same fact rows; the order of the two turns round each time, \
+         with a CHECKPOINT before each. Own CPU is that of this process, the server's not included. \
+         Least / **median** / most of {} rounds.",
+        options.events, options.users, options.workers, options.rounds
+    ));
+    let parts = [
+        ("Rows alone (engagement)", Mix::Engagement),
+        ("With participation, attribution and daily sums", Mix::Exposures { conversions_percent: options.conversions_percent }),
+    ];
+    for (number, (title, mix)) in parts.into_iter().enumerate() {
+        let plan = Plan { seed: 1 + number as u64, users: options.users, mix };
+        let log = Log::open(folder.path().join(format!("log-{number}")))?;
+        let (aggregator, copy) = compare(options, &mut databases, plan, log).await.with_context(|| title.to_owned())?;
+        let head = ["", "rows/s", "ratio", "own CPU s per million", "Postgres CPU s per million"];
+        page.say(&format!("## {title}"));
+        page.table(&[
+            head.map(str::to_owned).to_vec(),
+            copy.row("COPY BINARY, one stream", None),
+            aggregator.row("aggregator", Some(aggregator.rates.ratio_to(&copy.rates))),
+        ]);
+    }
+    page.finish(options.save.as_deref())
+}
+
+async fn compare(options: &Options, databases: &mut Databases, plan: Plan, log: Log) -> anyhow::Result<(Side, Side)> {
+    let template = databases.create(None).await?;
+    let mut connection = template.connect().await?;
+    let expected = fill(&log, plan, options.events, project(&mut connection).await?).await?;
+    store(options, databases, &template, &log).await?;
+    check(&mut connection, expected).await?;
+    let rows = Rows::read(&mut connection).await?;
+    sqlx::raw_sql(AssertSqlSafe(format!("TRUNCATE {}", EMPTIED.join(", ")))).execute(&mut connection).await?;
+    connection.close().await?;
+
+    let (mut aggregator, mut copy) = (Side::default(), Side::default());
+    for round in 0..options.rounds {
+        for turn in 0..2 {
+            let is_copy = (round + turn) % 2 == 0;
+            let database = databases.create(Some(&template)).await?;
+            databases.settle().await?;
+            let cost = if is_copy {
+                rows.write(databases, &database).await?
+            } else {
+                store(options, databases, &database, &log).await?
+            };
+            let side = if is_copy { &mut copy } else { &mut aggregator };
+            side.push(options.events, &cost);
+            let mut connection = database.connect().await?;
+            check(&mut connection, expected).await?;
+            connection.close().await?;
+            databases.remove(database).await?;
+        }
+    }
+    databases.remove(template).await?;
+    Ok((aggregator, copy))
+}
+
+/// What a round fills; the catalogue stays.
+const EMPTIED: [&str; 13] = [
+    "impressions",
+    "conversions",
+    "campaign_events",
+    "engagement_events",
+    "identity_events",
+    "untimed_ids",
+    "dead_letters",
+    "user_experiment_participation",
+    "conversion_attribution",
+    "daily_rollups",
+    "leases",
+    "checkpoints",
+    "logs",
+];
+
+async fn check(connection: &mut PgConnection, expected: Counted) -> anyhow::Result<()> {
+    let found = count(connection).await?;
+    if found != expected {
+        bail!("stored {found:?}, but sent {expected:?}");
+    }
+    Ok(())
+}
+
+/// Appends the plan's events as the collector would: admitted by the same rules, encoded by the same code.
+async fn fill(log: &Log, plan: Plan, events: u64, project: Uuid) -> anyhow::Result<Counted> {
+    use eventlog::Append as _;
+    let received_at = Micros::now();
+    let door = Door {
+        project: ProjectId(project),
+        unit: Unit::User,
+        backfill: false,
+        horizon: None,
+        dialect: Dialect::Native,
+        received_at,
+        sent_at: None,
+    };
+    let mut weight = 0;
+    let mut batch = Vec::with_capacity(5_000);
+    for number in 0..events {
+        // A steady stream that ends now.
+        let at = Micros(received_at.0 - (events - number) as i64 * 50);
+        let event = rules::admit(plan.draft(number, at), &door, EventId(Uuid::now_v7()))
+            .map_err(|rejections| anyhow::anyhow!("event {number} is refused: {rejections:?}"))?;
+        batch.push(Record::encode(&event));
+        weight += u128::from(plan.facts(number).weight);
+        if batch.len() == 5_000 || number + 1 == events {
+            log.0.append(std::mem::replace(&mut batch, Vec::with_capacity(5_000))).await?;
+        }
+    }
+    Ok(Counted { rows: events, weight })
+}
+
+/// Runs the aggregator over the log until all of it is stored.
+async fn store(options: &Options, databases: &Databases, database: &Database, log: &Log) -> anyhow::Result<Cost> {
+    let mut connection = database.connect().await?;
+    let address = SocketAddr::from(([127, 0, 0, 1], 0));
+    let config = aggregator::Config { workers: options.workers, ..aggregator::Config::new(address, database.url.clone()) };
+    let (own, postgres) = (machine::own_cpu_seconds(), databases.cpu_seconds());
+    let began = Instant::now();
+    let aggregator = aggregator::Aggregator::start(config, Arc::new(log.clone()), Arc::new(log.0.clone())).await?;
+    let mut last = (0, began);
+    while last.0 < options.events {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        let now = stored(&mut connection).await?;
+        if now > last.0 {
+            last = (now, Instant::now());
+        } else if last.1.elapsed() > Duration::from_secs(60) {
+            bail!("stored {now} of {} events, and nothing more for a minute", options.events);
+        }
+    }
+    let cost = Cost {
+        seconds: began.elapsed().as_secs_f64(),
+        own_cpu: machine::own_cpu_seconds() - own,
+        postgres_cpu: databases.cpu_seconds() - postgres,
+    };
+    aggregator.stop().await;
+    connection.close().await?;
+    Ok(cost)
+}
+
+/// The fact rows of all events, as COPY reads and writes them.
+struct Rows(Vec<(&'static str, Vec<Vec<u8>>)>);
+
+impl Rows {
+    async fn read(connection: &mut PgConnection) -> anyhow::Result<Self> {
+        const CHUNK_BYTES: usize = 1 << 20;
+        let mut tables = Vec::new();
+        for table in ["conversions", "engagement_events", "impressions"] {
+            let statement = format!("COPY (SELECT * FROM {table} ORDER BY log_offset, log_partition) TO STDOUT (FORMAT BINARY)");
+            let mut stream = connection.copy_out_raw(&statement).await?;
+            let mut chunks: Vec<Vec<u8>> = vec![Vec::with_capacity(CHUNK_BYTES + 4096)];
+            while let Some(bytes) = stream.try_next().await? {
+                match chunks.last_mut() {
+                    Some(last) if last.len() < CHUNK_BYTES => last.extend_from_slice(&bytes),
+                    _ => {
+                        let mut next = Vec::with_capacity(CHUNK_BYTES + 4096);
+                        next.extend_from_slice(&bytes);
+                        chunks.push(next);
+                    }
+                }
+            }
+            tables.push((table, chunks));
+        }
+        Ok(Rows(tables))
+    }
+
+    async fn write(&self, databases: &Databases, database: &Database) -> anyhow::Result<Cost> {
+        let mut connection = database.connect().await?;
+        let (own, postgres) = (machine::own_cpu_seconds(), databases.cpu_seconds());
+        let began = Instant::now();
+        for (table, chunks) in &self.0 {
+            let mut copy = connection.copy_in_raw(&format!("COPY {table} FROM STDIN (FORMAT BINARY)")).await?;
+            for chunk in chunks {
+                copy.send(chunk.as_slice()).await?;
+            }
+            copy.finish().await?;
+        }
+        let cost = Cost {
+            seconds: began.elapsed().as_secs_f64(),
+            own_cpu: machine::own_cpu_seconds() - own,
+            postgres_cpu: databases.cpu_seconds() - postgres,
+        };
+        connection.close().await?;
+        Ok(cost)
+    }
+}
+
+/// A filled log that is read again in each round: it keeps what its reader releases.
+#[derive(Clone)]
+struct Log(EmbeddedLog);
+
+impl Log {
+    fn open(folder: PathBuf) -> anyhow::Result<Self> {
+        Ok(Log(EmbeddedLog::open(&folder, LogOptions::default()).context("the log")?))
+    }
+}
+
+#[async_trait]
+impl Read for Log {
+    fn identity(&self) -> LogIdentity {
+        self.0.identity()
+    }
+
+    fn is_exclusive(&self) -> bool {
+        self.0.is_exclusive()
+    }
+
+    async fn offsets(&self, partition: u32) -> Result<Range<Offset>, ReadError> {
+        self.0.offsets(partition).await
+    }
+
+    async fn read(&self, partition: u32, from: Offset, bound: ReadBound) -> Result<Vec<StoredRecord>, ReadError> {
+        self.0.read(partition, from, bound).await
+    }
+
+    async fn release(&self, _: u32, _: Offset) {}
+}

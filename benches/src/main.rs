@@ -1,0 +1,57 @@
+//! The command line of the measurements.
+
+use std::io::Write as _;
+
+use anyhow::Context as _;
+use benches::{bare_server, copy, door, load, pipeline, serve};
+use clap::Parser;
+use tokio::net::TcpListener;
+
+/// Measurements of Weir, and the bare programs that they are ratios of
+#[derive(Parser)]
+enum Command {
+    /// Post events to a collector, check every answer, keep a ledger
+    Load(load::Options),
+    /// Answer the same requests from memory: the limit of a collector
+    BareServer(bare_server::Options),
+    /// The collector over the embedded log, and perhaps the aggregator, until standard input ends
+    Serve(serve::Options),
+    /// Measure the collector over the embedded log against the bare server
+    Door(door::Options),
+    /// Measure the aggregator against COPY of the same rows
+    Copy(copy::Options),
+    /// Measure the whole path, and how soon an accepted event can be queried
+    Pipeline(pipeline::Options),
+}
+
+fn main() -> anyhow::Result<()> {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "warn".into());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let command = Command::parse();
+    if let Command::Load(options) = &command {
+        // It has threads and runtimes of its own.
+        return say(&load::run(options)?.to_string());
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("the runtime")?;
+    runtime.block_on(async {
+        match command {
+            Command::Load(_) => Ok(()),
+            Command::BareServer(options) => {
+                let listener =
+                    TcpListener::bind(options.listen).await.with_context(|| format!("listening on {}", options.listen))?;
+                say(&format!("url http://{}", listener.local_addr()?))?;
+                bare_server::serve_until_input_ends(listener).await
+            }
+            Command::Serve(options) => serve::serve(options).await,
+            Command::Door(options) => say(&door::run(&options).await?),
+            Command::Copy(options) => say(&copy::run(&options).await?),
+            Command::Pipeline(options) => say(&pipeline::run(&options).await?),
+        }
+    })
+}
+
+fn say(text: &str) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{}", text.trim_end())?;
+    out.flush().context("standard output")
+}

@@ -1,0 +1,63 @@
+//! The collector over the embedded log, and if asked for the aggregator behind it, in one process with nothing else in it.
+
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use eventlog::embedded::{EmbeddedLog, Options as LogOptions};
+use events::Micros;
+
+/// Settings of the composition.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Options {
+    /// Where the collector listens
+    #[arg(long, default_value = "127.0.0.1:0")]
+    pub listen: SocketAddr,
+    /// Folder of the log
+    #[arg(long)]
+    pub folder: PathBuf,
+    /// Database with the schema and a key
+    #[arg(long, env = "DATABASE_URL")]
+    pub database_url: String,
+    /// Store the events too, with so many workers; 0: only collect
+    #[arg(long, default_value_t = 0)]
+    pub workers: u32,
+}
+
+/// Serves until standard input ends, then drains. Says `url ADDRESS` at the beginning and `records N` at the end: how many
+/// records the log has taken.
+/// # Errors
+/// What keeps one of the services from starting.
+pub async fn serve(options: Options) -> anyhow::Result<()> {
+    let log = EmbeddedLog::open(&options.folder.join("log"), LogOptions::default()).context("the log")?;
+    let config = ingest::Config {
+        collector: options.listen,
+        database_url: options.database_url.clone(),
+        data_dir: options.folder.clone(),
+        ..ingest::Config::default()
+    };
+    let aggregator = if options.workers > 0 {
+        let address = SocketAddr::from(([127, 0, 0, 1], 0));
+        let config = aggregator::Config { workers: options.workers, ..aggregator::Config::new(address, options.database_url) };
+        Some(aggregator::Aggregator::start(config, Arc::new(log.clone()), Arc::new(log.clone())).await?)
+    } else {
+        None
+    };
+    let collector = ingest::Collector::start(config, Arc::new(log.clone()), Arc::new(Micros::now)).await?;
+    say(&format!("url http://{}", collector.address()))?;
+    crate::input_ends().await;
+    collector.stop().await;
+    if let Some(aggregator) = aggregator {
+        aggregator.stop().await;
+    }
+    say(&format!("records {}", log.stats().records))
+}
+
+/// Prints a line at once.
+fn say(line: &str) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{line}")?;
+    out.flush().context("standard output")
+}
