@@ -277,8 +277,7 @@ impl PartitionWriter {
         self.file_is_spent = true;
         self.next = self.durable_end;
         self.fail(AppendError::Unknown(reason));
-        self.file_is_spent = false;
-        if self.failures_in_row == 9 {
+        if self.failures_in_row == 1 {
             let spent = Arc::clone(&self.file);
             let durable_at = self.durable_at;
             let failure = self.failure.clone();

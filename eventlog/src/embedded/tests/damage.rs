@@ -31,12 +31,9 @@ fn written(file_bytes_max: u64, file: usize) -> Written {
     let names = disk.names(&folder().join("partition-00"));
     let path = names[names.len() - 1 - file].clone();
     let bytes = disk.contents(&path);
-    let mut offset = names[..names.len() - 1 - file].iter().map(|name| frames(&disk.contents(name)).len() as u64).sum();
-    let mut records = Vec::new();
-    for range in frames(&bytes) {
-        records.push((offset, Bytes::copy_from_slice(&bytes[range.start + FRAME_BYTES..range.end]), range));
-        offset += 1;
-    }
+    let first: u64 = names[..names.len() - 1 - file].iter().map(|name| frames(&disk.contents(name)).len() as u64).sum();
+    let payload = |range: &Range<usize>| Bytes::copy_from_slice(&bytes[range.start + FRAME_BYTES..range.end]);
+    let records = (first..).zip(frames(&bytes)).map(|(offset, range)| (offset, payload(&range), range)).collect();
     let all = GROUPS.iter().sum::<usize>() as u64;
     Written { disk, path, bytes, records, last_group: all - GROUPS[GROUPS.len() - 1] as u64 }
 }
@@ -289,7 +286,7 @@ fn damage_is_counted_once_however_often_it_is_read() {
 #[test]
 fn opening_reads_the_last_file_only() {
     let log = written(4096, 0);
-    assert!(log.disk.names(&folder().join("partition-00")).len() > 3, "several files");
+    assert!(log.disk.names(&folder().join("partition-00")).len() > 2, "several files");
     let before = log.disk.bytes_read();
     drop(open_one(&log.disk, 4096).expect("opens"));
     let read = log.disk.bytes_read() - before;

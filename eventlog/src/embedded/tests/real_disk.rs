@@ -131,3 +131,61 @@ fn what_the_log_cannot_do_without_is_named() {
     assert_eq!(log.stats().files, 8);
     assert!(!path.join("partition-05/00000000000000000009.tmp").exists() && path.join("partition-05/notes.txt").exists());
 }
+
+/// Writers, a reader for each log partition, and releases behind it, all at once over many rotations.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn readers_follow_the_writers_through_rotation_and_release() {
+    let (log, _folder) = fresh().await;
+    let (writers, turns) = (16u64, 60u64);
+    let writing: Vec<_> = (0..writers)
+        .map(|writer| {
+            let log = Arc::clone(&log);
+            tokio::spawn(async move {
+                let mut sums = [0u64; 8];
+                for turn in 0..turns {
+                    let record =
+                        conformance::record(&format!("user-{writer}-{}", turn % 5), writer * turns + turn, (turn * 17) as usize);
+                    let sum = u64::from(crc32c::crc32c(record.bytes()));
+                    let position = log.append(vec![record]).await.expect("appends")[0];
+                    sums[position.partition as usize] += sum;
+                }
+                sums
+            })
+        })
+        .collect();
+    let reading: Vec<_> = (0..8)
+        .map(|partition| {
+            let log = Arc::clone(&log);
+            tokio::spawn(async move {
+                let (mut next, mut sum) = (0, 0);
+                let bound = ReadBound { records_max: 7, bytes_max: 5000, wait_max: Duration::from_secs(1) };
+                loop {
+                    let found = log.read(partition, next, bound).await.expect("reads");
+                    if found.is_empty() {
+                        return (next, sum);
+                    }
+                    for record in found {
+                        assert_eq!(record.offset, next, "log partition {partition}");
+                        sum += u64::from(crc32c::crc32c(&record.bytes));
+                        next += 1;
+                    }
+                    log.release(partition, next).await;
+                }
+            })
+        })
+        .collect();
+    let mut appended = [0u64; 8];
+    for writer in writing {
+        let sums = writer.await.expect("no panic");
+        appended.iter_mut().zip(sums).for_each(|(total, sum)| *total += sum);
+    }
+    let mut records = 0;
+    for (reader, appended) in reading.into_iter().zip(appended) {
+        let (count, sum) = reader.await.expect("no panic");
+        assert_eq!(sum, appended, "every record once, none changed");
+        records += count;
+    }
+    assert_eq!(records, writers * turns);
+    let stats = log.stats();
+    assert!(stats.files <= 16 && stats.bytes <= 16 * 16 * 1024, "released files are gone: {stats:?}");
+}

@@ -1,0 +1,63 @@
+#!/bin/sh
+# Installs from Debian's or Ubuntu's packages what building and testing need and this machine lacks. Starts no service.
+# Usage: deploy/install.sh demo|test
+set -eu
+
+purpose=${1:-}
+case $purpose in
+    demo | test) ;;
+    *) echo "usage: $0 demo|test" >&2; exit 2 ;;
+esac
+
+command -v cargo >/dev/null || { echo "cargo is missing: install Rust 1.95 or later, see https://rustup.rs" >&2; exit 1; }
+
+missing=
+need() { # package, what for
+    missing="$missing $1"
+    echo "missing: $1, for $2"
+}
+
+has_postgres() {
+    for server in /usr/lib/postgresql/*/bin/postgres; do
+        version=${server#/usr/lib/postgresql/}
+        [ -x "$server" ] && [ "${version%%/*}" -ge 15 ] && return 0
+    done
+    command -v initdb >/dev/null && command -v postgres >/dev/null
+}
+
+command -v cc >/dev/null || need build-essential "linking"
+has_postgres || need postgresql "the private database; no cluster of its own is made"
+if [ "$purpose" = test ]; then
+    python3 -c 'import ensurepip, venv' 2>/dev/null || need python3-venv "Segment's SDK, in an environment of its own"
+    command -v chromium >/dev/null || need chromium "the page with the pixel, in a real browser"
+    command -v promtool >/dev/null && command -v prometheus >/dev/null || need prometheus "scraping the services' pages; not started as a service"
+fi
+[ -n "$missing" ] || exit 0
+
+if ! command -v apt-get >/dev/null; then
+    echo "this machine has no apt-get: install the above by its own means, Postgres 15 or later" >&2
+    exit 1
+fi
+as_root=
+[ "$(id -u)" = 0 ] || as_root=sudo
+echo "installing:$missing"
+
+# Packages must start nothing while this runs, and the Postgres packages must make no cluster.
+policy=/usr/sbin/policy-rc.d
+made_policy=
+if [ ! -e $policy ]; then
+    printf '#!/bin/sh\nexit 101\n' | $as_root tee $policy >/dev/null
+    $as_root chmod 755 $policy
+    made_policy=1
+fi
+finish() { [ -z "$made_policy" ] || $as_root rm -f $policy; }
+trap finish EXIT
+cluster=/etc/postgresql-common/createcluster.conf
+if [ ! -e $cluster ]; then
+    $as_root mkdir -p /etc/postgresql-common
+    echo 'create_main_cluster = false' | $as_root tee $cluster >/dev/null
+fi
+$as_root apt-get update -q
+# shellcheck disable=SC2086 # a list of packages
+$as_root env DEBIAN_FRONTEND=noninteractive UCF_FORCE_CONFFOLD=1 apt-get install -q -y --no-install-recommends $missing
+has_postgres || { echo "this system's Postgres is older than 15: take it from https://apt.postgresql.org" >&2; exit 1; }
