@@ -1,5 +1,6 @@
 #!/bin/sh
-# Measures everything and keeps the pages in benches/runs. Wants a machine with nothing else to do, and about half an hour.
+# Measures and keeps the pages in benches/runs: `benches/run.sh` all of it, `benches/run.sh door copy` only these; of door, copy,
+# pipeline-20k, pipeline-60k, pipeline-closed. Wants a machine with nothing else to do, and about a quarter of an hour.
 # DATABASE_URL: a server whose user may make databases and run CHECKPOINT. Without it a private one is started from the
 # installed binaries, with fsync on, as a server in earnest has it.
 # PROFILE: of cargo; release if not given.
@@ -44,12 +45,17 @@ if [ -z "${DATABASE_URL:-}" ]; then
 fi
 
 mkdir "$folder/files"
-kept="--folder $folder/files --save benches/runs"
-# shellcheck disable=SC2086 # the options are meant to be split, and their folders are named above
-{
-    "$benches" door $kept
-    "$benches" copy $kept
-    "$benches" pipeline --name pipeline-20k --rate 20000 $kept
-    "$benches" pipeline --name pipeline-60k --rate 60000 $kept
-    "$benches" pipeline --name pipeline-closed --rate 0 $kept
-}
+[ $# -gt 0 ] || set -- door copy pipeline-20k pipeline-60k pipeline-closed
+for what; do
+    case $what in
+    door | copy) set -- "$what" ;;
+    pipeline-20k) set -- pipeline --name "$what" --rate 20000 ;;
+    pipeline-60k) set -- pipeline --name "$what" --rate 60000 ;;
+    pipeline-closed) set -- pipeline --name "$what" --rate 0 ;;
+    *)
+        echo "found $what; door, copy, pipeline-20k, pipeline-60k and pipeline-closed are accepted" >&2
+        exit 2
+        ;;
+    esac
+    "$benches" "$@" --folder "$folder/files" --save benches/runs
+done

@@ -39,7 +39,10 @@ if ! command -v apt-get >/dev/null; then
     exit 1
 fi
 as_root=
-[ "$(id -u)" = 0 ] || as_root=sudo
+if [ "$(id -u)" != 0 ]; then
+    command -v sudo >/dev/null || { echo "installing needs root, and there is no sudo: let root run $0 $purpose once" >&2; exit 1; }
+    as_root=sudo
+fi
 echo "installing:$missing"
 
 # Packages must start nothing while this runs, and the Postgres packages must make no cluster.
@@ -52,6 +55,7 @@ if [ ! -e $policy ]; then
 fi
 finish() { [ -z "$made_policy" ] || $as_root rm -f $policy; }
 trap finish EXIT
+trap 'exit 130' INT TERM HUP
 cluster=/etc/postgresql-common/createcluster.conf
 if [ ! -e $cluster ]; then
     $as_root mkdir -p /etc/postgresql-common
@@ -61,3 +65,7 @@ $as_root apt-get update -q
 # shellcheck disable=SC2086 # a list of packages
 $as_root env DEBIAN_FRONTEND=noninteractive UCF_FORCE_CONFFOLD=1 apt-get install -q -y --no-install-recommends $missing
 has_postgres || { echo "this system's Postgres is older than 15: take it from https://apt.postgresql.org" >&2; exit 1; }
+# Its package would start it with the machine; tests start their own.
+case $missing in
+    *prometheus*) ! command -v systemctl >/dev/null || $as_root systemctl disable -q prometheus 2>/dev/null || true ;;
+esac

@@ -1,9 +1,13 @@
 //! What all requests share.
 
+use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
 
 use sqlx::PgPool;
+use tokio::runtime::Handle;
+use tokio::task::{JoinError, JoinHandle};
 use uuid::Uuid;
 
 use crate::config::Limits;
@@ -21,6 +25,8 @@ pub struct App {
     pub(crate) engine: Engine,
     pub(crate) tokens: Tokens,
     pub(crate) slots: Slots,
+    /// Threads of their own for queries: what computes for long must not hold up connections and health.
+    pub(crate) threads: Handle,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) is_stopping: AtomicBool,
 }
@@ -34,20 +40,37 @@ impl App {
         snapshot.map_err(|error| engine::database_refusal(&error))
     }
 
-    /// Waits for a place among the running queries, and stops the work at the time limit by dropping it.
+    /// Waits for a place among the running queries, and runs the work on the threads of queries. At the time limit the
+    /// caller is told at once. The work ends when it next waits for something, which a join may put off for seconds; it keeps
+    /// its place until then. Dropped, it ends the same way.
     /// # Errors
     /// Those of the work, and [`Refusal`] of code `busy` or `query_timeout`.
-    pub(crate) async fn within_limits<T>(&self, work: impl Future<Output = Result<T, Refusal>>) -> Result<T, Refusal> {
-        let _slot = self.slots.take().await?;
-        match tokio::time::timeout(self.limits.query_time_max, work).await {
-            Ok(done) => done,
+    pub(crate) async fn within_limits<T, F, W>(self: &Arc<Self>, work: F) -> Result<T, Refusal>
+    where
+        T: Send + 'static,
+        F: FnOnce(Arc<App>) -> W,
+        W: Future<Output = Result<T, Refusal>> + Send + 'static,
+    {
+        let slot = self.slots.take().await?;
+        let work = work(self.clone());
+        let task = self.threads.spawn(async move {
+            let done = work.await;
+            drop(slot);
+            done
+        });
+        match tokio::time::timeout(self.limits.query_time_max, AbortOnDrop(task)).await {
+            Ok(Ok(done)) => done,
+            Ok(Err(error)) => {
+                tracing::error!(%error, "a query panicked");
+                Err(Refusal::internal())
+            }
             Err(_) => Err(Refusal::timeout(self.limits.query_time_max.as_secs_f64())),
         }
     }
 
     /// Returns whether queries can be answered now, and if not, why.
     pub(crate) async fn ready(&self) -> Result<(), String> {
-        if self.is_stopping.load(std::sync::atomic::Ordering::Relaxed) {
+        if self.is_stopping.load(Ordering::Relaxed) {
             return Err("the query service is stopping".to_owned());
         }
         let newest = sqlx::query_scalar::<_, Option<i64>>("SELECT max(version) FROM _sqlx_migrations WHERE success");
@@ -67,3 +90,20 @@ impl App {
 
 /// The first schema with all tables and columns that are read here.
 const SCHEMA_VERSION_MIN: i64 = 4;
+
+/// A task that ends with whoever waits for it.
+pub(crate) struct AbortOnDrop<T>(pub(crate) JoinHandle<T>);
+
+impl<T> Future for AbortOnDrop<T> {
+    type Output = Result<T, JoinError>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        Pin::new(&mut self.0).poll(context)
+    }
+}
+
+impl<T> Drop for AbortOnDrop<T> {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}

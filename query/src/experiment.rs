@@ -37,8 +37,8 @@ const USERS_MIN: u64 = 100;
 /// Lists the experiments of a project.
 /// # Errors
 /// [`Refusal`].
-pub async fn list(app: &App, project: Uuid) -> Result<Experiments, Refusal> {
-    app.within_limits(async {
+pub async fn list(app: &Arc<App>, project: Uuid) -> Result<Experiments, Refusal> {
+    app.within_limits(|app| async move {
         let snapshot = app.snapshot(project).await?;
         let mut keeper = snapshot.keeper().await;
         let read = async {
@@ -67,21 +67,21 @@ pub async fn list(app: &App, project: Uuid) -> Result<Experiments, Refusal> {
 /// Answers one experiment. `baseline`, a variant's name or id, replaces its control.
 /// # Errors
 /// [`Refusal`]; `unknown_experiment` and `unknown_variant` among them.
-pub async fn results(app: &App, project: Uuid, name: &str, baseline: Option<&str>) -> Result<Results, Refusal> {
-    app.within_limits(async {
+pub async fn results(app: &Arc<App>, project: Uuid, name: String, baseline: Option<String>) -> Result<Results, Refusal> {
+    app.within_limits(|app| async move {
         let snapshot = Arc::new(app.snapshot(project).await?);
         let (mut experiment, mut variants, configured, participation) = {
             let mut keeper = snapshot.keeper().await;
             let database = |error: sqlx::Error| engine::database_refusal(&error);
-            let experiment = catalogue::find(&mut keeper, project, name).await.map_err(database)?;
-            let experiment = experiment.ok_or_else(|| unknown_experiment(name))?;
+            let experiment = catalogue::find(&mut keeper, project, &name).await.map_err(database)?;
+            let experiment = experiment.ok_or_else(|| unknown_experiment(&name))?;
             let variants = catalogue::variants(&mut keeper, project, Some(experiment.id)).await.map_err(database)?;
             let variants: Vec<Variant> = variants.into_iter().map(|(_, variant)| variant).collect();
             let configured = catalogue::metrics(&mut keeper, project, experiment.id).await.map_err(database)?;
             let participation = participation(&mut keeper, project, &experiment).await.map_err(database)?;
             (experiment, variants, configured, participation)
         };
-        let control = catalogue::choose_control(&mut variants, baseline).map_err(unknown_variant)?;
+        let control = catalogue::choose_control(&mut variants, baseline.as_deref()).map_err(unknown_variant)?;
         experiment.control_variant_id = control.map(|index| variants[index].id);
         variants.sort_by_key(|variant| !variant.is_control);
         for variant in &mut variants {
@@ -109,7 +109,7 @@ pub async fn results(app: &App, project: Uuid, name: &str, baseline: Option<&str
             computed_at: Utc::now().to_rfc3339_opts(SecondsFormat::Millis, true),
             method_version: METHOD_VERSION,
             request_settings: Settings {
-                baseline: baseline.map(str::to_owned),
+                baseline,
                 analysis: "fixed",
                 population: "exclude_multi",
                 correction: "holm",

@@ -35,10 +35,10 @@ use udaf::{FunnelLevel, Shape};
 /// Answers one funnel.
 /// # Errors
 /// [`Refusal`]; what was running is stopped.
-pub async fn answer(app: &App, project: Uuid, body: &[u8]) -> Result<Value, Refusal> {
+pub async fn answer(app: &Arc<App>, project: Uuid, body: &[u8]) -> Result<Value, Refusal> {
     let start = Instant::now();
     let definition = Arc::new(Definition::parse(body)?);
-    app.within_limits(async {
+    app.within_limits(|app| async move {
         let snapshot = Arc::new(app.snapshot(project).await?);
         let session = Arc::new(app.engine.session().map_err(engine::refusal)?);
         let events = tables::table("events").ok_or_else(Refusal::internal)?.with_user_key();

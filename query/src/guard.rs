@@ -31,7 +31,8 @@ pub fn statement(sql: &str, limits: &Limits) -> Result<Guarded, Refusal> {
     measure(sql, limits)?;
     let parse = |error: datafusion::common::DataFusionError| Refusal::bad_sql(error.strip_backtrace()).at("sql");
     let mut statements = DFParserBuilder::new(sql)
-        .with_recursion_limit(limits.sql_depth_max)
+        // The parser counts several for one level of parentheses.
+        .with_recursion_limit(4 * limits.sql_depth_max)
         .build()
         .and_then(|mut parser| parser.parse_statements())
         .map_err(parse)?;

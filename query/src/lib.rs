@@ -39,6 +39,7 @@ use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use tokio::net::TcpListener;
+use tokio::runtime::{Handle, Runtime};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -65,6 +66,9 @@ pub enum StartError {
         /// What the system says.
         source: std::io::Error,
     },
+    /// The system gives no threads.
+    #[error("no threads for queries: {0}")]
+    Threads(#[source] std::io::Error),
     /// DataFusion refused a function or rule of ours: a fault of this build.
     #[error("the query engine does not start: {0}")]
     Engine(#[from] datafusion::common::DataFusionError),
@@ -76,6 +80,7 @@ pub struct Query {
     address: SocketAddr,
     metrics_address: Option<SocketAddr>,
     stop: watch::Sender<bool>,
+    threads: Threads,
     servers: Vec<JoinHandle<()>>,
 }
 
@@ -109,10 +114,12 @@ impl Query {
             None => None,
         };
         let limits = config.limits;
+        let threads = Threads::start(&limits)?;
         let app = Arc::new(App {
             engine: Engine::new(&limits)?,
             tokens: Tokens::new(pool.clone(), limits.token_age_max),
             slots: Slots::new(limits.queries_running_max, limits.queries_waiting_max, metrics.clone()),
+            threads: threads.handle(),
             pool,
             metrics,
             is_stopping: AtomicBool::new(false),
@@ -128,7 +135,7 @@ impl Query {
             servers.push(tokio::spawn(server::serve(app.clone(), listener, Door::Metrics, stopped)));
         }
         tracing::info!(%address, "the query service answers");
-        Ok(Query { app, address, metrics_address, stop, servers })
+        Ok(Query { app, address, metrics_address, stop, threads, servers })
     }
 
     /// Returns the address that answers queries, with the port that the system chose if it was asked to.
@@ -156,7 +163,38 @@ impl Query {
             tracing::warn!("requests were still running at the end of the time to stop; they were dropped");
             aborts.iter().for_each(tokio::task::AbortHandle::abort);
         }
+        drop(self.threads);
         let _ = tokio::time::timeout(Duration::from_secs(1), self.app.pool.close()).await;
+    }
+}
+
+/// The threads of queries. Dropped, they end as soon as what they compute lets them.
+struct Threads(Option<Runtime>);
+
+impl Threads {
+    fn start(limits: &Limits) -> Result<Self, StartError> {
+        let mut builder = tokio::runtime::Builder::new_multi_thread();
+        let threads = limits.query_threads.max(1);
+        builder
+            .worker_threads(threads)
+            .thread_name("weir-query")
+            .enable_all()
+            .build()
+            .map(|runtime| Threads(Some(runtime)))
+            .map_err(StartError::Threads)
+    }
+
+    fn handle(&self) -> Handle {
+        // Taken out by drop only.
+        self.0.as_ref().map_or_else(Handle::current, |runtime| runtime.handle().clone())
+    }
+}
+
+impl Drop for Threads {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
     }
 }
 

@@ -201,7 +201,8 @@ mod tests {
             let groups: Int32Array = rows.iter().map(|(group, _)| *group).collect();
             let values: Decimal128Array = rows.iter().map(|(_, value)| *value).collect();
             let values = values.with_precision_and_scale(20, 6).expect("fits");
-            RecordBatch::try_from_iter([("g", Arc::new(groups) as ArrayRef), ("v", Arc::new(values))]).expect("a batch")
+            RecordBatch::try_from_iter_with_nullable([("g", Arc::new(groups) as ArrayRef, false), ("v", Arc::new(values), true)])
+                .expect("a batch")
         };
         let partitions: Vec<Vec<RecordBatch>> = rows.chunks(120).map(|part| part.chunks(9).map(batch).collect()).collect();
         let context = SessionContext::new_with_config(SessionConfig::new().with_target_partitions(3).with_batch_size(8));

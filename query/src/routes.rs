@@ -11,7 +11,7 @@ use hyper::{HeaderMap, Method, Request, Response, StatusCode};
 use serde::Serialize;
 use serde_json::json;
 
-use crate::app::App;
+use crate::app::{AbortOnDrop, App};
 use crate::error::Refusal;
 use crate::{experiment, funnel, sql};
 
@@ -116,8 +116,7 @@ pub(crate) async fn answer(app: Arc<App>, door: Door, request: Request<Incoming>
         async move { dispatch(&app, route, request).await }
     });
     // Dropped with its connection, the request ends: nobody waits for its answer.
-    let mut guard = AbortOnDrop(task);
-    let answer = match (&mut guard.0).await {
+    let answer = match AbortOnDrop(task).await {
         Ok(Ok(answer)) => answer,
         Ok(Err(refusal)) => refuse(&refusal),
         Err(error) => {
@@ -127,14 +126,6 @@ pub(crate) async fn answer(app: Arc<App>, door: Door, request: Request<Incoming>
     };
     app.metrics.answer(label, answer.status().as_u16(), start.elapsed());
     answer
-}
-
-struct AbortOnDrop(tokio::task::JoinHandle<Result<Answer, Refusal>>);
-
-impl Drop for AbortOnDrop {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
 }
 
 async fn dispatch(app: &Arc<App>, route: Option<Route>, request: Request<Incoming>) -> Result<Answer, Refusal> {
@@ -154,7 +145,7 @@ async fn dispatch(app: &Arc<App>, route: Option<Route>, request: Request<Incomin
         Route::Experiments => Ok(json_answer(&experiment::list(app, project).await?)),
         Route::Results(name) => {
             let baseline = query_field(request.uri().query(), "baseline")?;
-            Ok(json_answer(&experiment::results(app, project, &name, baseline.as_deref()).await?))
+            Ok(json_answer(&experiment::results(app, project, name, baseline).await?))
         }
         Route::Funnels => {
             let body = body(app, request).await?;

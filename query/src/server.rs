@@ -68,8 +68,8 @@ async fn connection(app: &Arc<App>, stream: TcpStream, door: Door, mut stop: wat
         .header_read_timeout(app.limits.head_wait_max)
         .max_headers(64)
         .max_header_size(16 * 1_024)
-        // A client that has shut its side down after the request still wants the answer.
-        .half_close(true)
+        // A client that has gone no longer wants its answer: the end of its side ends the query.
+        .half_close(false)
         .serve_connection(TokioIo::new(stream), service);
     let mut connection = pin!(connection);
     tokio::select! {

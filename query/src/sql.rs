@@ -56,14 +56,14 @@ pub fn parse(body: &[u8]) -> Result<String, Refusal> {
 /// Answers one statement.
 /// # Errors
 /// [`Refusal`]; what was running is stopped.
-pub async fn answer(app: &App, project: Uuid, sql: String, format: Format) -> Result<Rows, Refusal> {
+pub async fn answer(app: &Arc<App>, project: Uuid, sql: String, format: Format) -> Result<Rows, Refusal> {
     let limits = app.limits.clone();
     let guarded = on_large_stack(async move { guard::statement(&sql, &limits) }).await??;
-    app.within_limits(async {
+    app.within_limits(|app| async move {
         let snapshot = Arc::new(app.snapshot(project).await?);
         let session = app.engine.session_of_tables(&snapshot, guarded.relations).map_err(engine::refusal)?;
         let stream = plan(Arc::new(session), guarded).await?;
-        let rows = write(stream, app, format, snapshot.as_of().clone()).await?;
+        let rows = write(stream, &app, format, snapshot.as_of().clone()).await?;
         app.metrics.rows.increment(rows.rows as u64);
         Ok(rows)
     })

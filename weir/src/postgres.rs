@@ -173,10 +173,15 @@ impl Program for Server {
     async fn adopt(&mut self) -> Option<Process> {
         let pid_file = PidFile::read(&self.data)?;
         if !pid_file.is_server_of(&self.data) {
-            if children::is_running(pid_file.pid) {
-                // After a restart of the machine the id belongs to something else, which would keep the server from starting.
+            // The id of a process that nobody collects, or of something else after a restart of the machine: the server takes
+            // either for itself and would not start.
+            if rustix::process::test_kill_process(pid_file.pid).is_ok() {
                 tracing::warn!(pid = pid_file.pid.as_raw_pid(), "postmaster.pid is stale and is removed");
                 let _ = std::fs::remove_file(self.data.join("postmaster.pid"));
+                // The lock beside the socket names the same process.
+                if self.user.has_private(&pid_file.socket) {
+                    let _ = std::fs::remove_dir_all(&pid_file.socket);
+                }
             }
             return None;
         }

@@ -201,6 +201,7 @@ impl Parts {
         {
             tracing::warn!("the aggregator did not end in time; what is left stays in the log for the next start");
         }
+        tracing::info!("ending: the query service and the database are next");
         if let Some(query) = self.query {
             query.end(begun + QUERY_ENDS).await;
         }

@@ -410,7 +410,8 @@ pub async fn recompute(conn: &mut PgConnection, project: &Project, name: &str) -
     let experiment = show(&mut tx, project, name).await?;
     refuse_frozen(&experiment)?;
     let differences = compute_again(&mut tx, project, &experiment).await?;
-    let details = json!({ "id": experiment.id, "differences": format!("{differences:?}") });
+    let details =
+        json!({ "id": experiment.id, "participation": differences.participation, "attribution": differences.attribution });
     audit(&mut tx, Some(project.id), "experiment.recompute", &experiment.name, &details).await?;
     tx.commit().await?;
     Ok(Changed { experiment, recomputed: Some(differences) })

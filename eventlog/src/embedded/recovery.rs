@@ -79,6 +79,8 @@ pub(super) fn open(disk: &dyn Disk, folder: &Path, partitions: Option<u32>) -> R
     if !entries.iter().any(|entry| entry.name == HEADER_NAME) {
         make(disk, folder, partitions.unwrap_or(PARTITIONS_DEFAULT))?;
     }
+    // A killed process leaves names that are seen and not durable, here and in the folders of the log partitions.
+    disk.sync_folder(folder).map_err(failed(folder))?;
     let identity = read_header(disk, &folder.join(HEADER_NAME))?;
     if let Some(asked) = partitions.filter(|asked| *asked != identity.partitions) {
         return Err(OpenError::Partitions { folder: folder.to_owned(), found: identity.partitions, asked });
@@ -147,6 +149,7 @@ fn open_partition(disk: &dyn Disk, folder: &Path, number: u32, counters: &Counte
             disk.remove(&path).map_err(failed(&path))?;
         }
     }
+    disk.sync_folder(folder).map_err(failed(folder))?;
     listed.sort_by_key(|file| file.base);
     let Some(last) = listed.pop() else {
         return Err(damaged(folder, lost));

@@ -238,12 +238,13 @@ async fn tenants_are_apart_whatever_the_statement() {
         add_experiment(rows, project, name, "", &[("control", "null"), (&format!("{name}_b"), "null")]).await;
         add_users(rows, project, name, "control", 0, users).await;
         add_conversions(rows, (project, name, "control"), &format!("{name}_buy"), (0, users), ("7", "'EUR'")).await;
+        let event_name = format!("{name}_event");
         for user in 0..users {
             for kind in ["impression", "conversion", "campaign_event", "engagement", "identity"] {
                 let event = match kind {
                     "campaign_event" => "view",
                     "identity" => "alias",
-                    _ => "own_event",
+                    _ => event_name.as_str(),
                 };
                 let city = format!("'{name}_city'");
                 let more = [("city", city.as_str())];

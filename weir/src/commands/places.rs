@@ -81,6 +81,9 @@ pub(super) async fn connect(globals: &Globals) -> anyhow::Result<PgConnection> {
     let url = globals.any_database_url()?;
     let name = shown(&url);
     let options = PgConnectOptions::from_str(&url).with_context(|| format!("the database URL {name}"))?;
+    // As the aggregator has them: recomputing here and there is one and the same.
+    let options =
+        options.application_name("weir admin").options([("TimeZone", "UTC"), ("synchronous_commit", "on"), ("jit", "off")]);
     let connecting = PgConnection::connect_with(&options);
     let mut conn = tokio::time::timeout(CONNECT_MAX, connecting)
         .await

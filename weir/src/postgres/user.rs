@@ -137,7 +137,8 @@ mod tests {
     fn only_closed_folders_of_the_user_are_private() {
         let user = User { uid: rustix::process::geteuid().as_raw(), gid: rustix::process::getegid().as_raw(), switched: false };
         let folder = tempfile::tempdir().expect("a folder");
-        assert!(user.has_private(folder.path()), "made with 0700");
+        std::fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o700)).expect("closes it");
+        assert!(user.has_private(folder.path()));
         let link = folder.path().join("link");
         std::os::unix::fs::symlink(folder.path(), &link).expect("links");
         assert!(!user.has_private(&link));

@@ -47,19 +47,21 @@ async fn it_says_where_it_is_and_a_new_start_finds_all_again() {
 }
 
 #[tokio::test]
-async fn an_orderly_end_stores_all_that_was_accepted_before_postgres_ends() {
+async fn an_orderly_end_stores_all_that_was_accepted() {
+    let database = migrations::testing::TestDatabase::create().await;
     let folder = Folder::new();
-    let up = Up::start(&folder);
+    let up = Up::start_with(&folder, |command| {
+        command.env("DATABASE_URL", &database.url);
+    });
+    assert_eq!(up.line("postgres"), database.url);
+    assert!(!folder.path().join("postgres").exists(), "a database that is given is used");
     for _ in 0..5 {
         up.accepted(purchases(2_000)).await;
     }
     assert!(up.end(Signal::TERM).success());
-    // A session that Postgres had to end itself would have been one that was still working.
-    let log = folder.postgres_log();
-    assert!(!log.contains("terminating connection due to administrator command"), "{log}");
-    assert_eq!(log.matches("received fast shutdown request").count(), 1, "{log}");
-    let up = Up::start(&folder);
-    up.until_stored(10_000).await;
+    let mut connection = database.connect().await;
+    let stored: i64 = sqlx::query_scalar("SELECT count(*) FROM conversions").fetch_one(&mut connection).await.expect("counts");
+    assert_eq!(stored, 10_000);
 }
 
 #[test]
@@ -172,10 +174,19 @@ async fn ctrl_c_in_a_terminal_reaches_weir_only() {
     let status = up.wait();
     assert_eq!((status.code(), status.signal()), (Some(0), None), "{}", folder.log());
     assert_eq!(folder.postmaster(), None);
-    let log = folder.postgres_log();
-    assert!(!log.contains("terminating connection due to administrator command"), "{log}");
+    // Both write UTC; the signal itself would have reached Postgres before the collector had even stopped.
+    let drained = time_of(&folder.log(), "the query service and the database are next");
+    let postgres_asked = time_of(&folder.postgres_log(), "received fast shutdown request");
+    assert!(drained <= postgres_asked, "{drained} {postgres_asked}");
     let up = Up::start(&folder);
     up.until_stored(2_000).await;
+}
+
+/// The time of the only line with a text, to the millisecond.
+fn time_of(log: &str, text: &str) -> String {
+    let lines: Vec<&str> = log.lines().filter(|line| line.contains(text)).collect();
+    assert_eq!(lines.len(), 1, "{text:?} in:\n{log}");
+    lines[0].replacen('T', " ", 1).chars().take("2026-01-01 12:00:00.000".len()).collect()
 }
 
 #[tokio::test]
@@ -203,20 +214,6 @@ async fn keys_of_the_environment_are_taken_on_any_start() {
     assert_eq!(folder.postmaster(), None, "what had started is ended");
 }
 
-#[tokio::test]
-async fn a_database_that_is_given_is_used() {
-    let database = migrations::testing::TestDatabase::create().await;
-    let folder = Folder::new();
-    let up = Up::start_with(&folder, |command| {
-        command.env("DATABASE_URL", &database.url);
-    });
-    assert_eq!(up.line("postgres"), database.url);
-    assert!(!folder.path().join("postgres").exists());
-    up.accepted(purchases(5)).await;
-    up.until_stored(5).await;
-    assert!(up.end(Signal::TERM).success());
-}
-
 #[test]
 fn a_folder_that_the_database_cannot_reach_is_refused_with_a_way_out() {
     if !rustix::process::geteuid().is_root() {
@@ -233,6 +230,30 @@ fn a_folder_that_the_database_cannot_reach_is_refused_with_a_way_out() {
     let said = String::from_utf8_lossy(&refused.stderr);
     assert!(said.contains(&format!("and {} is closed to that user", closed.display())), "{said}");
     assert!(said.contains("--data, such as /var/lib/weir"), "{said}");
+}
+
+#[tokio::test]
+async fn services_run_alone_on_a_database() {
+    use std::io::{BufRead, BufReader};
+    let database = migrations::testing::TestDatabase::create().await;
+    let migrated = weir().args(["migrate", "--database-url", &database.url]).output().expect("starts");
+    assert!(migrated.status.success(), "{}", String::from_utf8_lossy(&migrated.stderr));
+
+    let mut query = weir();
+    query.args(["query", "--until-stdin-closes", "--query", "127.0.0.1:0", "--database-url", &database.url]);
+    let mut query = query.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("starts");
+    let mut line = String::new();
+    BufReader::new(query.stdout.take().expect("was piped")).read_line(&mut line).expect("says where it is");
+    let url = line.trim_end().strip_prefix("query ").unwrap_or_else(|| panic!("{line:?}"));
+    let (status, _) = send(hyper::Method::GET, &format!("{url}/readyz"), "", None).await.expect("answers");
+    assert_eq!(status, 200);
+    drop(query.stdin.take());
+    let mut ended = None;
+    until("the query service ends", END_MAX, || {
+        ended = query.try_wait().expect("a child of ours");
+        ended.is_some()
+    });
+    assert!(ended.is_some_and(|status| status.success()), "{ended:?}");
 }
 
 #[test]

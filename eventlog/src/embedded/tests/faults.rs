@@ -132,7 +132,8 @@ fn a_killed_process_loses_nothing_and_what_is_read_then_stays() {
             ledger.check(&log, "killed").await;
             let seen = contents(&log, 0).await;
             drop(log);
-            let log = open_one(&disk.after_power_cut(), 2048).expect("opens");
+            let disk = disk.after_power_cut();
+            let log = open_one(&disk, 2048).expect("opens");
             assert_eq!(contents(&log, 0).await, seen, "what was read after the kill is gone after the power cut");
         }
     });
@@ -207,6 +208,91 @@ fn two_failed_syncs_in_a_row_stop_the_log() {
     });
 }
 
+/// After a failed sync the system counts the pages as written: the next process reads them, and its sync takes nothing to
+/// the disk, unless it writes them once more.
+#[test]
+fn what_a_failed_sync_left_readable_is_durable_before_it_is_read_again() {
+    runtime().block_on(async {
+        let mut readable = 0;
+        for seed in 0..30 {
+            let disk = SimulatedDisk::new(seed + 1);
+            let log = open_one(&disk, 1 << 20).expect("opens");
+            log.append(vec![record(0, 900)]).await.expect("appends");
+            for number in 1..3 {
+                disk.set(|faults| faults.failing_syncs = 1);
+                log.append(vec![record(number * 10, 900), record(number * 10 + 1, 900)]).await.expect_err("the sync failed");
+            }
+            let disk = disk.after_kill();
+            let log = open_one(&disk, 1 << 20).expect("opens");
+            let seen = contents(&log, 0).await;
+            readable += seen.records.len() - 1;
+            drop(log);
+            let log = open_one(&disk.after_power_cut(), 1 << 20).expect("opens");
+            assert_eq!(contents(&log, 0).await, seen, "seed {seed}");
+        }
+        assert!(readable > 0, "nothing was left readable: the test tests nothing");
+    });
+}
+
+/// A process that ends between a rename and the sync of the folder leaves a name that the next one must not rely on.
+#[test]
+fn the_name_of_a_file_is_durable_before_the_next_process_writes_to_it() {
+    runtime().block_on(async {
+        for seed in 0..30 {
+            let disk = SimulatedDisk::new(seed + 1);
+            let log = open_one(&disk, 4096).expect("opens");
+            let mut ledger = Ledger::default();
+            ledger.append(&log, vec![record(0, 100)]).await.expect("appends");
+            disk.set(|faults| faults.failing_folder_syncs = 1);
+            ledger.append(&log, vec![record(1, 6000)]).await.expect_err("no new file");
+            let disk = disk.after_kill();
+            let log = open_one(&disk, 4096).expect("opens");
+            assert_eq!(log.stats().files, 2, "the name is seen");
+            ledger.append(&log, vec![record(2, 100)]).await.expect("appends");
+            drop(log);
+            let log = open_one(&disk.after_power_cut(), 4096).expect("opens");
+            ledger.check(&log, &format!("seed {seed}")).await;
+        }
+    });
+}
+
+/// The new file may be there after all, and then hides what the old one holds from its base on.
+#[test]
+fn a_rotation_that_failed_is_finished_before_anything_is_written() {
+    runtime().block_on(async {
+        for seed in 0..30 {
+            let disk = SimulatedDisk::new(seed + 1);
+            let log = open_one(&disk, 4096).expect("opens");
+            let mut ledger = Ledger::default();
+            ledger.append(&log, vec![record(0, 100)]).await.expect("appends");
+            disk.set(|faults| faults.failing_folder_syncs = 1);
+            let error = ledger.append(&log, vec![record(1, 6000)]).await.expect_err("no new file");
+            assert!(
+                matches!(&error, AppendError::Unavailable(reason) if reason.contains("a new log file cannot be made")),
+                "{error}"
+            );
+            ledger.append(&log, vec![record(2, 100)]).await.expect("would have fitted into the old file");
+            assert_eq!(log.stats().files, 2);
+            ledger.check(&log, "before the cut").await;
+            drop(log);
+            let log = open_one(&disk.after_power_cut(), 4096).expect("opens");
+            ledger.check(&log, &format!("seed {seed}, after the cut")).await;
+            drop(log);
+
+            let disk = SimulatedDisk::new(seed + 1);
+            let log = open_one(&disk, 4096).expect("opens");
+            ledger = Ledger::default();
+            ledger.append(&log, vec![record(0, 100)]).await.expect("appends");
+            disk.set(|faults| faults.failing_folder_syncs = 2);
+            for _ in 0..2 {
+                ledger.append(&log, vec![record(1, 6000)]).await.expect_err("no new file");
+            }
+            let error = ledger.append(&log, vec![record(2, 100)]).await.expect_err("stopped");
+            assert!(matches!(error, AppendError::Stopped(_)), "{error}");
+        }
+    });
+}
+
 #[test]
 fn a_full_disk_refuses_whole_appends_and_recovers() {
     runtime().block_on(async {
@@ -262,6 +348,7 @@ fn the_quota_names_the_room_and_comes_back_with_release() {
         // Twice as many rounds as the log has room for: it must never be full of consumed records.
         for round in 0..10 {
             let refused = loop {
+                assert!(appended < 10_000, "never refused");
                 match log.append(vec![record(appended, 300)]).await {
                     Ok(_) => appended += 1,
                     Err(error) => break error,

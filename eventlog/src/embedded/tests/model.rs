@@ -16,6 +16,7 @@ enum Op {
     PowerCut,
     PowerFailsSoon { syncs: u64 },
     SyncFails,
+    FolderSyncFails,
     DiskFull { room: u64 },
     Room,
     ShortWrites(bool),
@@ -33,6 +34,7 @@ fn op() -> impl Strategy<Value = Op> {
         1 => Just(Op::PowerCut),
         1 => (0..12u64).prop_map(|syncs| Op::PowerFailsSoon { syncs }),
         1 => Just(Op::SyncFails),
+        1 => Just(Op::FolderSyncFails),
         1 => (0..3000u64).prop_map(|room| Op::DiskFull { room }),
         2 => Just(Op::Room),
         1 => any::<bool>().prop_map(Op::ShortWrites),
@@ -190,6 +192,7 @@ impl World {
             }
             Op::PowerFailsSoon { syncs } => self.disk.set(|faults| faults.power_fails_after_syncs = Some(syncs)),
             Op::SyncFails => self.disk.set(|faults| faults.failing_syncs = 1),
+            Op::FolderSyncFails => self.disk.set(|faults| faults.failing_folder_syncs = 1),
             Op::DiskFull { room } => {
                 let used = self.disk.used();
                 self.disk.set(|faults| faults.capacity = Some(used + room));

@@ -66,6 +66,8 @@ pub(super) struct Faults {
     pub(super) power_fails_after_syncs: Option<u64>,
     /// So many syncs of files fail, from the next one on.
     pub(super) failing_syncs: u64,
+    /// So many syncs of folders fail, from the next one on; the names may be durable all the same.
+    pub(super) failing_folder_syncs: u64,
     /// Bytes that fit.
     pub(super) capacity: Option<u64>,
     /// Writes take a part of what they are given.
@@ -309,6 +311,10 @@ impl Disk for SimulatedDisk {
     fn sync_folder(&self, folder: &Path) -> io::Result<()> {
         let mut state = lock(&self.state);
         state.count_sync()?;
+        if state.faults.failing_folder_syncs > 0 {
+            state.faults.failing_folder_syncs -= 1;
+            return Err(io::Error::from_raw_os_error(5));
+        }
         for change in std::mem::take(&mut state.changes) {
             if change.path().parent() == Some(folder) {
                 change.apply(&mut state.durable_names);
