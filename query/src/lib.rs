@@ -173,15 +173,12 @@ struct Threads(Option<Runtime>);
 
 impl Threads {
     fn start(limits: &Limits) -> Result<Self, StartError> {
+        // A join that was stopped goes on until it next waits for something; twice the threads keep that from holding up
+        // the queries after it, and the last one serves their sockets.
+        let threads = 2 * limits.queries_running_max * limits.query_threads + 1;
         let mut builder = tokio::runtime::Builder::new_multi_thread();
-        let threads = limits.query_threads.max(1);
-        builder
-            .worker_threads(threads)
-            .thread_name("weir-query")
-            .enable_all()
-            .build()
-            .map(|runtime| Threads(Some(runtime)))
-            .map_err(StartError::Threads)
+        let runtime = builder.worker_threads(threads).thread_name("weir-query").enable_all().build();
+        runtime.map(|runtime| Threads(Some(runtime))).map_err(StartError::Threads)
     }
 
     fn handle(&self) -> Handle {

@@ -200,7 +200,7 @@ mod tests {
         let batch = |rows: &[(i32, Option<i128>)]| {
             let groups: Int32Array = rows.iter().map(|(group, _)| *group).collect();
             let values: Decimal128Array = rows.iter().map(|(_, value)| *value).collect();
-            let values = values.with_precision_and_scale(20, 6).expect("fits");
+            let values = values.with_precision_and_scale(38, 6).expect("fits");
             RecordBatch::try_from_iter_with_nullable([("g", Arc::new(groups) as ArrayRef, false), ("v", Arc::new(values), true)])
                 .expect("a batch")
         };

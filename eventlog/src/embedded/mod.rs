@@ -30,8 +30,8 @@
 //!
 //! # Operations
 //!
-//! - **Append** (`writer.rs`): jobs queue; one thread takes all there are, gives offsets, writes and syncs each touched
-//!   file, moves the end, answers. The next group is what queued meanwhile, so the size of a group follows the load.
+//! - **Append** (`writer.rs`): jobs queue; one thread takes all there are, gives offsets, writes and syncs the touched files
+//!   side by side, moves the ends, answers. The next group is what queued meanwhile, so the size of a group follows the load.
 //! - **Rotation**: a file that would grow beyond [`Options::file_bytes_max`] is synced and closed, and the next one made.
 //! - **Errors**: a failed sync or write answers [`AppendError::Unknown`], and a new file continues before the first record that was not
 //!   synced; a second failure in a row stops the log. A full disk or quota answers [`AppendError::Unavailable`], after the file was cut
@@ -39,7 +39,8 @@
 //! - **Read** (`reader.rs`): `pread` from the page cache, on the runtime's blocking threads; an index in memory, one entry for
 //!   64 KiB, is built while writing and reading. Waiting readers wake when the end moves.
 //! - **Release**: deletes closed files that lie below the record before the offset.
-//! - **Opening** (`recovery.rs`) reads the last file of each log partition and no other.
+//! - **Opening** (`recovery.rs`) reads the last file of each log partition and no other, cuts off what a torn write left, and
+//!   makes durable what it found readable, before anyone relies on it.
 
 use std::io;
 use std::ops::Range;

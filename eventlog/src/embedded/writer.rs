@@ -1,5 +1,5 @@
-//! Group commit. One thread takes whatever has queued while it was busy, writes it, syncs each file it touched, moves the
-//! durable end, and answers. Nothing is acknowledged before its sync has returned.
+//! Group commit. One thread takes whatever has queued while it was busy, writes it, syncs the files it touched side by side,
+//! moves the durable ends, and answers. Nothing is acknowledged before its sync has returned.
 
 use std::io;
 use std::path::Path;

@@ -130,7 +130,7 @@ pub async fn variants(
 /// Those of Postgres.
 pub async fn metrics(connection: &mut PgConnection, project: Uuid, experiment: Uuid) -> Result<Vec<Configured>, sqlx::Error> {
     let rows = sqlx::query(
-        "SELECT name, conversion_type, aggregation, direction, role, window_days, (cap * 1000000)::bigint AS cap FROM metrics
+        "SELECT name, conversion_type, aggregation, direction, role, window_days, trunc(cap * 1000000)::text AS cap FROM metrics
          WHERE project_id = $1 AND experiment_id = $2
          ORDER BY array_position(ARRAY['primary', 'secondary', 'guardrail'], role), name",
     )
@@ -151,7 +151,8 @@ pub async fn metrics(connection: &mut PgConnection, project: Uuid, experiment: U
             direction: row.try_get("direction")?,
             role: row.try_get("role")?,
             window_days: row.try_get("window_days")?,
-            cap: row.try_get::<Option<i64>, _>("cap")?.map(i128::from),
+            // numeric(20,6) has at most 20 digits.
+            cap: row.try_get::<Option<String>, _>("cap")?.and_then(|cap| cap.parse().ok()),
         })
     };
     rows.into_iter().map(metric).collect()

@@ -293,7 +293,7 @@ async fn answers_are_cut_aloud() {
 
 #[tokio::test]
 async fn a_query_ends_at_its_limits() {
-    let limits = Limits { query_time_max: Duration::from_millis(1_500), query_memory_bytes_max: 2_000_000, ..Limits::default() };
+    let limits = Limits { query_time_max: Duration::from_secs(3), query_memory_bytes_max: 2_000_000, ..Limits::default() };
     let mut service = Service::start_with(limits).await;
     service
         .run(
@@ -308,7 +308,7 @@ async fn a_query_ends_at_its_limits() {
     let start = std::time::Instant::now();
     let endless = "SELECT count(*) FROM events a, events b WHERE a.event || b.event = 'x'";
     service.sql(endless).await.refused(504, "query_timeout");
-    assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(6), "{:?}", start.elapsed());
     assert_eq!(service.rows("SELECT count(*) FROM events").await, json!([[30_000]]), "and the next one works");
 }
 

@@ -107,6 +107,7 @@ fn warnings(answer: &Value) -> Vec<String> {
         facts.extend(text_of(check, "/message").map(str::to_owned));
         facts.extend(p_of(check).map(|p| format!("p = {p}")));
         facts.extend(check.get("share").and_then(number).map(percent));
+        facts.extend(check.get("users").map(|users| format!("{} users", count(users))));
         facts.extend(
             check.get("lag_seconds").and_then(number).map(|seconds| format!("{} behind", super::text::duration(seconds))),
         );
@@ -393,6 +394,7 @@ mod tests {
                 { "id": "srm", "level": "fail", "p_value": 0.0003, "log10_p": -3.5 },
                 { "id": "multi_exposure", "level": "ok", "share": 0.005 },
                 { "id": "windows_incomplete", "level": "warn" },
+                { "id": "minimum_users", "level": "warn", "users": 1010 },
                 { "id": "freshness", "level": "warn", "lag_seconds": 90 } ] },
             "variants": [{ "id": "v-1", "name": "control", "is_control": true }, { "id": "v-2", "name": "b\u{1b}[31m" }],
             "metrics": [
@@ -431,6 +433,7 @@ experiment checkout: running, since 2026-03-01T00:00:00Z, 12.0 days, 95 % confid
 2,010 users exposed, 2,000 analysed, 10 left out, who saw several variants
 warning: windows_incomplete: 43 % of the users have had their whole window
 warning: srm: fail, p = 0.0003
+warning: minimum_users: warn, 1,010 users
 warning: freshness: warn, 1.5 min behind
 
 conversion_rate: primary, higher is better, window 30 days
