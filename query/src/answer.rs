@@ -189,9 +189,9 @@ pub enum Check {
         p_value: Option<f64>,
         /// Its decimal logarithm.
         log10_p: Option<f64>,
-        /// Expected shares, in the order of `variants`.
+        /// Expected shares of the variants with a weight above 0, in their order.
         expected: Vec<f64>,
-        /// Shares found.
+        /// Shares found of the same; empty without users.
         observed: Vec<f64>,
         /// `configured`, or `assumed_equal` if the variants have no weights.
         weights: &'static str,

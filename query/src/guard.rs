@@ -310,12 +310,12 @@ mod tests {
             format!("SELECT 1 {}", "UNION SELECT 1 ".repeat(600)),
             format!("SELECT 1{}", "::int".repeat(600)),
             format!("SELECT '{}'", "x".repeat(65_537)),
-            format!("SELECT * FROM {}", vec!["events"; 10].join(",")),
+            format!("SELECT * FROM {}", ["events"; 10].join(",")),
             doubling.clone(),
         ] {
             let refusal = statement(&sql, &limits).expect_err("too large");
             assert_eq!(refusal.code, "sql_too_large", "{}: {}", &sql[..40.min(sql.len())], refusal.message);
         }
-        assert!(statement(&format!("SELECT * FROM {}", vec!["events"; 9].join(",")), &limits).is_ok());
+        assert!(statement(&format!("SELECT * FROM {}", ["events"; 9].join(",")), &limits).is_ok());
     }
 }

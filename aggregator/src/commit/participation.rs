@@ -31,45 +31,48 @@ const ELIGIBLE: &str = "
     WHERE e.status <> 'draft' AND i.user_was_eligible IS NOT FALSE AND NOT i.is_bot
       AND (e.started_at IS NULL OR i.event_time >= e.started_at) AND (e.ended_at IS NULL OR i.event_time < e.ended_at)";
 
-/// Makes `conversion_attribution` right for `keys`. Returns the number of rows changed.
-///
-/// A conversion that is no bot's and names the experiment or none gets a row if first <= t <= first + window. `shares`
-/// counts, for each conversion and variant, the eligible impressions up to t; the credited variant is the one that holds
-/// *first*, or the greatest position up to t.
-const ATTRIBUTION: &str = "
-    WITH candidates AS (
-        SELECT f.project_id, f.user_id, f.experiment_id, f.event_time AS first_time, e.attribution_method,
-               c.id, c.claimed_at, c.event_time, c.conversion_type, c.conversion_value, c.currency
-        FROM eligible f
-        JOIN experiments e ON e.project_id = f.project_id AND e.id = f.experiment_id
-        JOIN conversions c ON c.project_id = f.project_id AND c.user_id = f.user_id
-         AND (c.experiment_id IS NULL OR c.experiment_id = f.experiment_id) AND NOT c.is_bot
-         AND c.event_time >= f.event_time
-         AND c.event_time <= f.event_time + e.conversion_window_days * interval '86400 seconds'
-        WHERE f.position = 1
-    ), shares AS (
-        SELECT c.project_id, c.user_id, c.experiment_id, c.id, c.claimed_at, l.variant_id,
-               count(*) AS k, min(l.position) AS earliest, max(l.position) AS latest
+/// Fills `candidates`: conversions that are no bot's, name the experiment or none, and lie in first <= t <= first + window.
+const CANDIDATES: &str = "
+    INSERT INTO candidates
+    SELECT f.project_id, f.user_id, f.experiment_id, f.event_time, e.attribution_method,
+           c.id, c.claimed_at, c.event_time, c.conversion_type, c.conversion_value, c.currency
+    FROM eligible f
+    JOIN experiments e ON e.project_id = f.project_id AND e.id = f.experiment_id
+    JOIN conversions c ON c.project_id = f.project_id AND c.user_id = f.user_id
+     AND (c.experiment_id IS NULL OR c.experiment_id = f.experiment_id) AND NOT c.is_bot
+     AND c.event_time >= f.event_time
+     AND c.event_time <= f.event_time + e.conversion_window_days * interval '86400 seconds'
+    WHERE f.position = 1";
+
+/// Fills `credited`, one row for each candidate. `shares` counts, for each candidate and variant, the eligible impressions
+/// up to t; the credited variant is the one that holds *first*, or the one with the greatest position up to t.
+const CREDITED: &str = "
+    INSERT INTO credited
+    WITH shares AS (
+        SELECT c.*, l.variant_id, count(*) AS k, min(l.position) AS earliest, max(l.position) AS latest
         FROM candidates c
         JOIN eligible l ON l.project_id = c.project_id AND l.user_id = c.user_id AND l.experiment_id = c.experiment_id
          AND l.event_time <= c.event_time
-        GROUP BY 1, 2, 3, 4, 5, 6
+        GROUP BY c.project_id, c.user_id, c.experiment_id, c.first_time, c.attribution_method, c.id, c.claimed_at,
+                 c.event_time, c.conversion_type, c.conversion_value, c.currency, l.variant_id
     ), totals AS (
         SELECT *, (sum(k) OVER (PARTITION BY project_id, user_id, experiment_id, id, claimed_at))::bigint AS n FROM shares
-    ), wanted AS MATERIALIZED (
-        SELECT DISTINCT ON (c.project_id, c.user_id, c.experiment_id, c.id, c.claimed_at) c.*, s.variant_id,
-               ((200 * s.k + s.n) / (2 * s.n))::numeric / 100 AS confidence,
-               floor(extract(epoch FROM c.event_time - c.first_time) / 3600)::integer AS hours
-        FROM candidates c
-        JOIN totals s ON s.project_id = c.project_id AND s.user_id = c.user_id AND s.experiment_id = c.experiment_id
-         AND s.id = c.id AND s.claimed_at = c.claimed_at
-        ORDER BY c.project_id, c.user_id, c.experiment_id, c.id, c.claimed_at,
-                 CASE c.attribution_method WHEN 'last_exposure' THEN -s.latest ELSE s.earliest END
-    ), removed AS (
+    )
+    SELECT DISTINCT ON (project_id, user_id, experiment_id, id, claimed_at)
+           project_id, user_id, experiment_id, attribution_method, id, claimed_at, event_time, conversion_type,
+           conversion_value, currency, variant_id, ((200 * k + n) / (2 * n))::numeric / 100,
+           floor(extract(epoch FROM event_time - first_time) / 3600)::integer
+    FROM totals
+    ORDER BY project_id, user_id, experiment_id, id, claimed_at,
+             CASE attribution_method WHEN 'last_exposure' THEN -latest ELSE earliest END";
+
+/// Makes `conversion_attribution` right for `keys`. Returns the number of rows changed.
+const ATTRIBUTION: &str = "
+    WITH removed AS (
         DELETE FROM conversion_attribution a USING keys k
         WHERE a.project_id = k.project_id AND a.user_id = k.user_id AND a.experiment_id = k.experiment_id
           AND NOT EXISTS (
-              SELECT 1 FROM wanted w
+              SELECT 1 FROM credited w
               WHERE w.project_id = a.project_id AND w.user_id = a.user_id AND w.experiment_id = a.experiment_id
                 AND w.id = a.conversion_id AND w.claimed_at = a.conversion_claimed_at)
         RETURNING 1
@@ -82,7 +85,7 @@ const ATTRIBUTION: &str = "
                    (extract(epoch FROM claimed_at) * 1000000)::bigint, experiment_id)),
                user_id, id, claimed_at, event_time, conversion_type, experiment_id, variant_id, attribution_method, confidence,
                hours, conversion_value, currency
-        FROM wanted
+        FROM credited
         ON CONFLICT (project_id, experiment_id, user_id, conversion_id, conversion_claimed_at) DO UPDATE SET
             conversion_time = excluded.conversion_time, conversion_type = excluded.conversion_type,
             variant_id = excluded.variant_id, attribution_method = excluded.attribution_method,
@@ -101,40 +104,34 @@ const ATTRIBUTION: &str = "
 
 /// Makes `user_experiment_participation` right for `keys`, after attribution. Returns the number of rows changed.
 const PARTICIPATION: &str = "
-    WITH counted AS (
-        SELECT project_id, user_id, experiment_id, count(*) AS total, array_agg(DISTINCT variant_id ORDER BY variant_id) AS seen
+    WITH firsts AS (
+        SELECT project_id, user_id, experiment_id, count(*) AS total, min(event_time) AS first_time,
+               (array_agg(variant_id ORDER BY position))[1] AS variant_id, (array_agg(id ORDER BY position))[1] AS first_id,
+               array_agg(DISTINCT variant_id ORDER BY variant_id) AS seen
         FROM eligible GROUP BY 1, 2, 3
-    ), converted AS (
-        SELECT f.project_id, f.user_id, f.experiment_id, min(c.event_time) AS first_conversion
-        FROM eligible f
-        JOIN conversions c ON c.project_id = f.project_id AND c.user_id = f.user_id
-         AND (c.experiment_id IS NULL OR c.experiment_id = f.experiment_id) AND c.event_time >= f.event_time
-        WHERE f.position = 1 GROUP BY 1, 2, 3
-    ), wanted AS MATERIALIZED (
-        SELECT f.project_id, f.user_id, f.experiment_id, f.variant_id, f.event_time AS first_time, f.id AS first_id,
-               n.total, n.seen, c.first_conversion,
-               EXISTS (SELECT 1 FROM conversion_attribution a WHERE a.project_id = f.project_id
-                       AND a.experiment_id = f.experiment_id AND a.user_id = f.user_id) AS within_window
-        FROM eligible f
-        JOIN counted n ON n.project_id = f.project_id AND n.user_id = f.user_id AND n.experiment_id = f.experiment_id
-        LEFT JOIN converted c ON c.project_id = f.project_id AND c.user_id = f.user_id AND c.experiment_id = f.experiment_id
-        WHERE f.position = 1
     ), removed AS (
         DELETE FROM user_experiment_participation p USING keys k
         WHERE p.project_id = k.project_id AND p.user_id = k.user_id AND p.experiment_id = k.experiment_id
           AND NOT EXISTS (
-              SELECT 1 FROM wanted w
-              WHERE w.project_id = p.project_id AND w.user_id = p.user_id AND w.experiment_id = p.experiment_id)
+              SELECT 1 FROM eligible f
+              WHERE f.project_id = p.project_id AND f.user_id = p.user_id AND f.experiment_id = p.experiment_id)
         RETURNING 1
     ), stored AS (
         INSERT INTO user_experiment_participation AS p (
             project_id, id, user_id, experiment_id, variant_id, first_exposure_date, first_impression_id, total_impressions,
             variants_seen, has_converted, first_conversion_date, conversion_within_window)
-        SELECT project_id,
-               uuid_generate_v5(uuid_ns_oid(), concat_ws(':', 'weir:participation', project_id, experiment_id, user_id)),
-               user_id, experiment_id, variant_id, first_time, first_id, total, seen, first_conversion IS NOT NULL,
-               first_conversion, within_window
-        FROM wanted
+        SELECT f.project_id,
+               uuid_generate_v5(uuid_ns_oid(), concat_ws(':', 'weir:participation', f.project_id, f.experiment_id, f.user_id)),
+               f.user_id, f.experiment_id, f.variant_id, f.first_time, f.first_id, f.total, f.seen, c.event_time IS NOT NULL,
+               c.event_time,
+               EXISTS (SELECT 1 FROM conversion_attribution a WHERE a.project_id = f.project_id
+                       AND a.experiment_id = f.experiment_id AND a.user_id = f.user_id)
+        FROM firsts f
+        CROSS JOIN LATERAL (
+            SELECT min(c.event_time) AS event_time FROM conversions c
+            WHERE c.project_id = f.project_id AND c.user_id = f.user_id AND c.event_time >= f.first_time
+              AND (c.experiment_id IS NULL OR c.experiment_id = f.experiment_id)
+        ) c
         ON CONFLICT (project_id, experiment_id, user_id) DO UPDATE SET
             variant_id = excluded.variant_id, first_exposure_date = excluded.first_exposure_date,
             first_impression_id = excluded.first_impression_id, total_impressions = excluded.total_impressions,
@@ -170,7 +167,7 @@ pub struct Differences {
 /// Brings both tables up to date with the facts that `touched` names. Returns the number of new conversions that stay
 /// without attribution.
 pub(crate) async fn follow_touched(connection: &mut PgConnection) -> Result<u64, sqlx::Error> {
-    sqlx::raw_sql(TOUCHED_KEYS).execute(&mut *connection).await?;
+    fill(connection, "ANALYZE keys", TOUCHED_KEYS).await?;
     follow_keys(connection).await?;
     count(connection, UNATTRIBUTED).await
 }
@@ -194,14 +191,28 @@ pub(crate) async fn follow_experiment(
     .bind(experiment)
     .execute(&mut *connection)
     .await?;
+    sqlx::raw_sql("ANALYZE keys").execute(&mut *connection).await?;
     follow_keys(connection).await
 }
 
 async fn follow_keys(connection: &mut PgConnection) -> Result<Differences, sqlx::Error> {
-    sqlx::raw_sql(ELIGIBLE).execute(&mut *connection).await?;
+    fill(connection, "ANALYZE eligible", ELIGIBLE).await?;
+    fill(connection, "ANALYZE candidates", CANDIDATES).await?;
+    fill(connection, "ANALYZE credited", CREDITED).await?;
     let attribution = count(connection, ATTRIBUTION).await?;
     let participation = count(connection, PARTICIPATION).await?;
     Ok(Differences { participation, attribution })
+}
+
+/// Fills a temporary table. Nobody else analyses it, and without statistics the planner joins it by nested loops, whose
+/// time grows with the square of its rows; for few rows that is quicker than the statistics.
+async fn fill(connection: &mut PgConnection, analyze: &'static str, statement: &'static str) -> Result<(), sqlx::Error> {
+    const FEW_ROWS: u64 = 500;
+    let filled = sqlx::raw_sql(statement).execute(&mut *connection).await?;
+    if filled.rows_affected() > FEW_ROWS {
+        sqlx::raw_sql(analyze).execute(connection).await?;
+    }
+    Ok(())
 }
 
 async fn count(connection: &mut PgConnection, statement: &'static str) -> Result<u64, sqlx::Error> {
