@@ -21,10 +21,12 @@ pub(crate) async fn make_tables(connection: &mut PgConnection) -> Result<(), sql
          ) ON COMMIT DELETE ROWS;
          CREATE TEMPORARY TABLE IF NOT EXISTS keys (project_id uuid, user_id uuid, experiment_id uuid) ON COMMIT DELETE ROWS;
          CREATE TEMPORARY TABLE IF NOT EXISTS eligible (
-             project_id uuid, user_id uuid, experiment_id uuid, position bigint, variant_id uuid, event_time timestamptz, id uuid
+             project_id uuid, user_id uuid, experiment_id uuid, position bigint, variant_position bigint, first_variant_id uuid,
+             variant_id uuid, event_time timestamptz, id uuid
          ) ON COMMIT DELETE ROWS;
          CREATE TEMPORARY TABLE IF NOT EXISTS candidates (
-             project_id uuid, user_id uuid, experiment_id uuid, first_time timestamptz, attribution_method text, id uuid,
+             project_id uuid, user_id uuid, experiment_id uuid, first_time timestamptz, first_variant_id uuid,
+             attribution_method text, id uuid,
              claimed_at timestamptz, event_time timestamptz, conversion_type text, conversion_value numeric, currency text
          ) ON COMMIT DELETE ROWS;
          CREATE TEMPORARY TABLE IF NOT EXISTS credited (

@@ -18,23 +18,27 @@ const TOUCHED_KEYS: &str = "
     JOIN experiments e ON e.project_id = i.project_id AND e.id = i.experiment_id AND e.frozen_at IS NULL";
 
 /// Fills `eligible` from the raw rows of `keys`. `position` counts a key's eligible impressions in their order:
-/// (`event_time`, `event_id`, `claimed_at`); the one at 1 is *first*.
+/// (`event_time`, `event_id`, `claimed_at`); the one at 1 is *first*. `variant_position` counts those of one variant.
 const ELIGIBLE: &str = "
     INSERT INTO eligible
     SELECT k.project_id, k.user_id, k.experiment_id,
-           row_number() OVER (PARTITION BY k.project_id, k.user_id, k.experiment_id ORDER BY i.event_time, i.id, i.claimed_at),
+           row_number() OVER (of_key ORDER BY i.event_time, i.id, i.claimed_at),
+           row_number() OVER (of_key_and_variant ORDER BY i.event_time, i.id, i.claimed_at),
+           first_value(i.variant_id) OVER (of_key ORDER BY i.event_time, i.id, i.claimed_at),
            i.variant_id, i.event_time, i.id
     FROM keys k
     JOIN experiments e ON e.project_id = k.project_id AND e.id = k.experiment_id
     JOIN impressions i ON i.project_id = k.project_id AND i.user_id = k.user_id AND i.experiment_id = k.experiment_id
     JOIN variants v ON v.project_id = k.project_id AND v.experiment_id = k.experiment_id AND v.id = i.variant_id
     WHERE e.status <> 'draft' AND i.user_was_eligible IS NOT FALSE AND NOT i.is_bot
-      AND (e.started_at IS NULL OR i.event_time >= e.started_at) AND (e.ended_at IS NULL OR i.event_time < e.ended_at)";
+      AND (e.started_at IS NULL OR i.event_time >= e.started_at) AND (e.ended_at IS NULL OR i.event_time < e.ended_at)
+    WINDOW of_key AS (PARTITION BY k.project_id, k.user_id, k.experiment_id),
+           of_key_and_variant AS (PARTITION BY k.project_id, k.user_id, k.experiment_id, i.variant_id)";
 
 /// Fills `candidates`: conversions that are no bot's, name the experiment or none, and lie in first <= t <= first + window.
 const CANDIDATES: &str = "
     INSERT INTO candidates
-    SELECT f.project_id, f.user_id, f.experiment_id, f.event_time, e.attribution_method,
+    SELECT f.project_id, f.user_id, f.experiment_id, f.event_time, f.variant_id, e.attribution_method,
            c.id, c.claimed_at, c.event_time, c.conversion_type, c.conversion_value, c.currency
     FROM eligible f
     JOIN experiments e ON e.project_id = f.project_id AND e.id = f.experiment_id
@@ -44,27 +48,38 @@ const CANDIDATES: &str = "
      AND c.event_time <= f.event_time + e.conversion_window_days * interval '86400 seconds'
     WHERE f.position = 1";
 
-/// Fills `credited`, one row for each candidate. `shares` counts, for each candidate and variant, the eligible impressions
-/// up to t; the credited variant is the one that holds *first*, or the one with the greatest position up to t.
+/// Fills `credited`, one row for each candidate. Eligible impressions and candidates of a key pass by in the order of time,
+/// impressions first among equals: so each candidate sees n, the number of impressions up to t, and the number of those that
+/// showed the variant of *first*. The impression at position n is the last one up to t. Linear in the rows of a key.
 const CREDITED: &str = "
     INSERT INTO credited
-    WITH shares AS (
-        SELECT c.*, l.variant_id, count(*) AS k, min(l.position) AS earliest, max(l.position) AS latest
-        FROM candidates c
+    WITH passing AS (
+        SELECT project_id, user_id, experiment_id, event_time, false AS is_candidate, position,
+               CASE WHEN variant_id = first_variant_id THEN variant_position END AS first_position, first_variant_id,
+               NULL::timestamptz AS first_time, NULL::text AS attribution_method, NULL::uuid AS id, NULL::timestamptz AS claimed_at,
+               NULL::text AS conversion_type, NULL::numeric AS conversion_value, NULL::text AS currency
+        FROM eligible
+        UNION ALL
+        SELECT project_id, user_id, experiment_id, event_time, true, NULL, NULL, first_variant_id, first_time,
+               attribution_method, id, claimed_at, conversion_type, conversion_value, currency
+        FROM candidates
+    ), counted AS (
+        SELECT *, max(position) OVER passed AS n, max(first_position) OVER passed AS of_first
+        FROM passing
+        WINDOW passed AS (PARTITION BY project_id, user_id, experiment_id ORDER BY event_time, is_candidate
+                          ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW)
+    ), decided AS (
+        SELECT c.*, l.variant_id AS last_variant_id, l.variant_position AS of_last, c.attribution_method = 'last_exposure' AS by_last
+        FROM counted c
         JOIN eligible l ON l.project_id = c.project_id AND l.user_id = c.user_id AND l.experiment_id = c.experiment_id
-         AND l.event_time <= c.event_time
-        GROUP BY c.project_id, c.user_id, c.experiment_id, c.first_time, c.attribution_method, c.id, c.claimed_at,
-                 c.event_time, c.conversion_type, c.conversion_value, c.currency, l.variant_id
-    ), totals AS (
-        SELECT *, (sum(k) OVER (PARTITION BY project_id, user_id, experiment_id, id, claimed_at))::bigint AS n FROM shares
+         AND l.position = c.n
+        WHERE c.is_candidate
     )
-    SELECT DISTINCT ON (project_id, user_id, experiment_id, id, claimed_at)
-           project_id, user_id, experiment_id, attribution_method, id, claimed_at, event_time, conversion_type,
-           conversion_value, currency, variant_id, ((200 * k + n) / (2 * n))::numeric / 100,
+    SELECT project_id, user_id, experiment_id, attribution_method, id, claimed_at, event_time, conversion_type,
+           conversion_value, currency, CASE WHEN by_last THEN last_variant_id ELSE first_variant_id END,
+           ((200 * CASE WHEN by_last THEN of_last ELSE of_first END + n) / (2 * n))::numeric / 100,
            floor(extract(epoch FROM event_time - first_time) / 3600)::integer
-    FROM totals
-    ORDER BY project_id, user_id, experiment_id, id, claimed_at,
-             CASE attribution_method WHEN 'last_exposure' THEN -latest ELSE earliest END";
+    FROM decided";
 
 /// Makes `conversion_attribution` right for `keys`. Returns the number of rows changed.
 const ATTRIBUTION: &str = "

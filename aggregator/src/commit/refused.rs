@@ -22,7 +22,7 @@ pub(super) async fn find(
         (event.project_id, event.event_id, event.claimed_at, row.decoded.partition, row.decoded.offset)
     });
     let mut found = Vec::new();
-    let mut ranges = Vec::from([0..ordered.len()]);
+    let mut ranges: Vec<_> = std::iter::once(0..ordered.len()).collect();
     sqlx::raw_sql("BEGIN").execute(&mut *connection).await?;
     while let Some(range) = ranges.pop() {
         sqlx::raw_sql("SAVEPOINT half; DELETE FROM staging").execute(&mut *connection).await?;
