@@ -1,5 +1,13 @@
-//! The whole of Weir as a process: what it prints, what survives which end, what a second one is told.
+//! The whole of Weir as a process: what it prints, what survives which end, what a second one is told, and what others' software
+//! makes of it.
 
+mod browser;
 #[allow(dead_code, unreachable_pub)] // A tool box: not each test file uses each tool.
 mod harness;
+mod journey;
+mod kills;
+mod prometheus;
+mod sdk;
+#[allow(dead_code, unreachable_pub)] // As above.
+mod support;
 mod up;
