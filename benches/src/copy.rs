@@ -141,6 +141,8 @@ async fn compare(options: &Options, databases: &mut Databases, plan: Plan, log: 
             };
             let side = if is_copy { &mut copy } else { &mut aggregator };
             side.push(options.events, &cost);
+            let name = if is_copy { "COPY" } else { "aggregator" };
+            crate::progress(&format!("round {}: {name} took {:.2} s", round + 1, cost.seconds));
             let mut connection = database.connect().await?;
             check(&mut connection, expected).await?;
             connection.close().await?;

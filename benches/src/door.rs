@@ -125,6 +125,7 @@ pub async fn run(options: &Options) -> anyhow::Result<String> {
                 let shape = *shape;
                 let (report, acknowledged, server) =
                     tokio::task::spawn_blocking(move || drive(&options, shape, server, side_of(is_bare))).await??;
+                crate::progress(&format!("round {}: {}, {:.0} events/s", round + 1, side_of(is_bare), report.rate));
                 side.rates.push(report.rate);
                 side.p50.push(report.p50);
                 side.p99.push(report.p99);

@@ -29,7 +29,7 @@ pub mod serve;
 pub use histogram::Histogram;
 pub use payload::{Mix, Plan};
 
-use std::io::Read as _;
+use std::io::{Read as _, Write as _};
 use std::path::Path;
 
 /// Makes a folder that is gone with its value, in `parent` or where the system keeps such.
@@ -44,4 +44,10 @@ fn folder(parent: Option<&Path>) -> anyhow::Result<tempfile::TempDir> {
 async fn input_ends() {
     // Whatever ends the input, an error too, ends who waits for it.
     let _ = tokio::task::spawn_blocking(|| std::io::stdin().read_to_end(&mut Vec::new())).await;
+}
+
+/// Tells whoever waits how far a measurement is, on standard error.
+fn progress(text: &str) {
+    // Nobody may be listening there.
+    let _ = writeln!(std::io::stderr(), "{text}");
 }

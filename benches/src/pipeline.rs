@@ -185,6 +185,7 @@ async fn round(
     }
     connection.close().await?;
 
+    crate::progress(&format!("{expected} events stored in {:.2} s", took.as_secs_f64()));
     let millions = expected as f64 / 1e6;
     let milliseconds = |histogram: &Histogram, quantile| histogram.quantile(quantile).as_secs_f64() * 1e3;
     rounds.accepted.push(report.rate());
