@@ -10,7 +10,8 @@ use events::{Event, Kind};
 use sqlx::{PgConnection, Row};
 use uuid::Uuid;
 
-use crate::database::catalogue_lock;
+use crate::commit::derive::{Method, Rules};
+use crate::database::{Timestamp, catalogue_lock};
 
 /// Experiments, or campaigns, that registration makes in one project; then names are more likely noise than plans.
 const REGISTERED_MAX: usize = 2_000;
@@ -98,6 +99,8 @@ struct Project {
     auto_register: bool,
     experiments: Parents,
     campaigns: Parents,
+    /// Of each experiment.
+    rules: HashMap<Uuid, Rules>,
 }
 
 /// A worker's copy of the catalogues of the projects that it has met.
@@ -130,6 +133,11 @@ impl Catalogue {
     /// Returns the version that the copy of a project has.
     pub(crate) fn version(&self, project: Uuid) -> i64 {
         self.projects.get(&project).and_then(Option::as_ref).map_or(0, |project| project.version)
+    }
+
+    /// Returns what decides about participation and attribution in an experiment.
+    pub(crate) fn rules(&self, project: Uuid, experiment: Uuid) -> Option<&Rules> {
+        self.projects.get(&project)?.as_ref()?.rules.get(&experiment)
     }
 
     /// Resolves an event's names.
@@ -222,6 +230,7 @@ async fn load(connection: &mut PgConnection, project: Uuid) -> Result<Option<Pro
         auto_register: row.try_get("auto_register")?,
         experiments: Parents::default(),
         campaigns: Parents::default(),
+        rules: load_rules(connection, project, None).await?,
     };
     let statements = [
         (
@@ -243,6 +252,38 @@ async fn load(connection: &mut PgConnection, project: Uuid) -> Result<Option<Pro
         }
     }
     Ok(Some(loaded))
+}
+
+/// Reads the rules of one experiment, or of all that a project has.
+pub(crate) async fn load_rules(
+    connection: &mut PgConnection,
+    project: Uuid,
+    experiment: Option<Uuid>,
+) -> Result<HashMap<Uuid, Rules>, sqlx::Error> {
+    let rows = sqlx::query(
+        "SELECT e.id, e.status = 'draft', e.frozen_at IS NOT NULL, e.started_at, e.ended_at, e.conversion_window_days,
+                e.attribution_method, ARRAY (SELECT v.id FROM variants v WHERE v.project_id = e.project_id AND v.experiment_id = e.id)
+         FROM experiments e WHERE e.project_id = $1 AND ($2::uuid IS NULL OR e.id = $2)",
+    )
+    .bind(project)
+    .bind(experiment)
+    .fetch_all(connection)
+    .await?;
+    let mut found = HashMap::with_capacity(rows.len());
+    for row in rows {
+        let variants: Vec<Uuid> = row.try_get(7)?;
+        let rules = Rules {
+            is_draft: row.try_get(1)?,
+            is_frozen: row.try_get(2)?,
+            started_at: row.try_get::<Option<Timestamp>, _>(3)?.map(|time| time.0),
+            ended_at: row.try_get::<Option<Timestamp>, _>(4)?.map(|time| time.0),
+            window_days: row.try_get(5)?,
+            method: Method::named(row.try_get(6)?),
+            variants: variants.into_iter().collect(),
+        };
+        found.insert(row.try_get(0)?, rules);
+    }
+    Ok(found)
 }
 
 /// Ids are UUIDv5 of the project and the names, or the client's own id where it names by id: two aggregators, and a

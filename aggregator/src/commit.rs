@@ -1,41 +1,69 @@
 //! One batch, one transaction: its steps in their order.
 //!
-//! The staging table is filled first, outside of the transaction, so that no lock waits for bytes from a client. Then:
+//! The rows are encoded first, or the staging table is filled, outside of the transaction, so that no lock waits for a client
+//! that thinks. Then:
 //!
 //! 1. every checkpoint moves, by comparison: another owner of a log partition shows here, and nothing is committed;
 //! 2. the catalogue's versions and the horizon are read under the projects' shared locks: if names moved, all starts over;
-//! 3. new facts are inserted, ordered by key, so that two workers never wait for each other in a circle;
-//! 4. participation and attribution of the touched keys are recomputed; 5. daily sums grow (in the statement of 3);
-//! 6. dead letters are stored; 7. commit.
+//! 3. new facts are stored, ordered by key, so that two workers never wait for each other in a circle;
+//! 4. participation and attribution of the touched users are recomputed; 5. daily sums grow; 6. dead letters are stored;
+//! 7. commit.
 
+pub(crate) mod changes;
 pub(crate) mod checkpoint;
 pub(crate) mod copy;
 mod dead_letter;
+pub(crate) mod derive;
 mod facts;
+pub(crate) mod history;
 pub(crate) mod participation;
 mod refused;
+mod rollups;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use events::{Kind, Micros};
+use events::{ConversionDetails, Details, Event, IdentityDetails, ImpressionDetails, Kind, Micros};
 use sqlx::{PgConnection, Row};
 use uuid::Uuid;
 
-pub(crate) use facts::{Inserted, TABLES};
+pub(crate) use facts::TABLES;
+use history::Histories;
 
 use crate::batch::{Batch, DeadLetter, Decoded};
 use crate::catalogue::{Catalogue, Resolved};
-use crate::database::{catalogue_lock, row_fault};
+use crate::database::{catalogue_lock, is_repetition, row_fault};
 use crate::partitions::Months;
 
-/// An event with its ids, on its way into the staging table.
+/// An event with its ids, on its way into its table.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct StagedRow<'a> {
+    pub log_id: Uuid,
     pub decoded: &'a Decoded,
     pub ids: Resolved,
 }
+
+impl<'a> StagedRow<'a> {
+    fn event(&self) -> &'a Event {
+        &self.decoded.event
+    }
+
+    fn impression(&self) -> Option<&'a ImpressionDetails> {
+        if let Details::Impression(details) = &self.decoded.event.details { Some(details) } else { None }
+    }
+
+    fn conversion(&self) -> Option<&'a ConversionDetails> {
+        if let Details::Conversion(details) = &self.decoded.event.details { Some(details) } else { None }
+    }
+
+    fn identity(&self) -> Option<&'a IdentityDetails> {
+        if let Details::Identity(details) = &self.decoded.event.details { Some(details) } else { None }
+    }
+}
+
+/// How many rows of each kind were new; kinds that had none are not in it.
+pub(crate) type Inserted = BTreeMap<Kind, u64>;
 
 /// What a batch became.
 #[derive(Debug)]
@@ -73,9 +101,14 @@ pub(crate) enum CommitError {
 
 /// How one attempt ended.
 enum Attempt {
-    Stored { inserted: Inserted, unattributed: u64 },
+    Stored {
+        inserted: Inserted,
+        unattributed: u64,
+    },
     CatalogueMoved,
     HorizonMoved(Micros),
+    /// Copied straight, it met an identity that is stored already.
+    Repetition,
 }
 
 /// What a worker keeps from commit to commit.
@@ -84,6 +117,8 @@ pub(crate) struct Memory {
     pub catalogue: Catalogue,
     pub months: Months,
     pub horizon: Option<Micros>,
+    /// The last batch had rows that were stored already, so the next one may have some, too, and goes through staging.
+    pub had_repetitions: bool,
 }
 
 /// Stores a batch, whatever it holds: what Postgres refuses in a row becomes that row's dead letter, and the rest goes on.
@@ -97,20 +132,22 @@ pub(crate) async fn commit(
     let mut refused: Vec<DeadLetter> = Vec::new();
     loop {
         memory.catalogue.know(connection, &projects).await?;
-        let (rows, unapplied) = resolve(connection, memory, batch, &refused).await?;
+        let (rows, unapplied) = resolve(connection, memory, log_id, batch, &refused).await?;
         let dead: Vec<DeadLetter> = batch.undecodable.iter().chain(&refused).chain(&unapplied).cloned().collect();
         memory.months.make(connection, rows.iter().map(|row| &row.decoded.event)).await?;
 
         match attempt(connection, memory, log_id, batch, &projects, &rows, &dead).await {
             Ok(Attempt::Stored { inserted, unattributed }) => {
-                let duplicates = rows.len() as u64 - inserted.total();
+                let duplicates = rows.len() as u64 - inserted.values().sum::<u64>();
+                memory.had_repetitions = duplicates > 0;
                 return Ok(Stored { inserted, duplicates, unattributed, dead });
             }
             Ok(Attempt::CatalogueMoved) => memory.catalogue.forget(&projects),
             Ok(Attempt::HorizonMoved(horizon)) => memory.horizon = Some(horizon),
+            Ok(Attempt::Repetition) => memory.had_repetitions = true,
             Err(CommitError::Postgres(error)) if row_fault(&error).is_some() => {
                 sqlx::raw_sql("ROLLBACK").execute(&mut *connection).await?;
-                let found = refused::find(connection, log_id, &rows).await?;
+                let found = refused::find(connection, &rows).await?;
                 if found.is_empty() {
                     return Err(CommitError::Postgres(error)); // refused only once: transient after all
                 }
@@ -126,20 +163,26 @@ pub(crate) async fn commit(
 async fn resolve<'a>(
     connection: &mut PgConnection,
     memory: &mut Memory,
+    log_id: Uuid,
     batch: &'a Batch,
     refused: &[DeadLetter],
 ) -> Result<(Vec<StagedRow<'a>>, Vec<DeadLetter>), sqlx::Error> {
     let refused: BTreeSet<(u32, u64)> = refused.iter().map(|letter| (letter.partition, letter.offset)).collect();
-    let (rows, dead) = resolve_with(memory, batch, &refused);
+    let (rows, dead) = resolve_with(memory, log_id, batch, &refused);
     if dead.iter().all(|letter| letter.subject.is_none())
         || !memory.catalogue.register(connection, batch.events.iter().map(|decoded| &decoded.event)).await?
     {
         return Ok((rows, dead));
     }
-    Ok(resolve_with(memory, batch, &refused))
+    Ok(resolve_with(memory, log_id, batch, &refused))
 }
 
-fn resolve_with<'a>(memory: &Memory, batch: &'a Batch, refused: &BTreeSet<(u32, u64)>) -> (Vec<StagedRow<'a>>, Vec<DeadLetter>) {
+fn resolve_with<'a>(
+    memory: &Memory,
+    log_id: Uuid,
+    batch: &'a Batch,
+    refused: &BTreeSet<(u32, u64)>,
+) -> (Vec<StagedRow<'a>>, Vec<DeadLetter>) {
     let mut rows = Vec::with_capacity(batch.events.len());
     let mut dead = Vec::new();
     for decoded in &batch.events {
@@ -152,7 +195,7 @@ fn resolve_with<'a>(memory: &Memory, batch: &'a Batch, refused: &BTreeSet<(u32, 
             continue;
         }
         match memory.catalogue.resolve(&decoded.event) {
-            Ok(ids) => rows.push(StagedRow { decoded, ids }),
+            Ok(ids) => rows.push(StagedRow { log_id, decoded, ids }),
             Err(unknown) => {
                 dead.push(DeadLetter { subject: Some(unknown.subject), ..DeadLetter::of(decoded, unknown.code, unknown.reason) })
             }
@@ -171,7 +214,10 @@ async fn attempt(
     rows: &[StagedRow<'_>],
     dead: &[DeadLetter],
 ) -> Result<Attempt, CommitError> {
-    copy::fill(connection, rows).await?;
+    let straight = if memory.had_repetitions { None } else { facts::encode(rows) };
+    if straight.is_none() {
+        copy::fill(connection, rows).await?;
+    }
     sqlx::raw_sql("BEGIN ISOLATION LEVEL READ COMMITTED").execute(&mut *connection).await?;
 
     for slice in &batch.slices {
@@ -183,7 +229,7 @@ async fn attempt(
         }
     }
     let seen = lock_catalogue(connection, projects).await?;
-    if seen.staged != rows.len() as i64 {
+    if straight.is_none() && seen.staged != rows.len() as i64 {
         return Err(CommitError::Staging { staged: seen.staged, sent: rows.len() });
     }
     if seen.versions.iter().any(|(project, version)| memory.catalogue.version(*project) != *version) {
@@ -195,15 +241,34 @@ async fn attempt(
         return Ok(Attempt::HorizonMoved(horizon));
     }
 
-    let kinds = kinds(rows);
-    if rows.iter().any(|row| row.decoded.event.is_known_by_id_alone()) {
-        facts::drop_known_ids(connection).await?;
-    }
-    let inserted = facts::insert(connection, log_id, &kinds).await?;
-    let touches = inserted.by_kind().any(|(kind, _)| matches!(kind, Kind::Impression | Kind::Conversion));
-    let unattributed = if touches { participation::follow_touched(connection).await? } else { 0 };
+    // Before the rows of this batch are there.
+    let histories = Histories::of_batch(connection, rows).await?;
+    let new = match straight {
+        Some(tables) => match facts::copy(connection, &tables).await {
+            Ok(()) => rows.to_vec(),
+            Err(CommitError::Postgres(error)) if is_repetition(&error) => {
+                sqlx::raw_sql("ROLLBACK").execute(&mut *connection).await?;
+                return Ok(Attempt::Repetition);
+            }
+            Err(error) => return Err(error),
+        },
+        None => {
+            if rows.iter().any(|row| row.event().is_known_by_id_alone()) {
+                facts::drop_known_ids(connection).await?;
+            }
+            let places = facts::insert(connection, &kinds(rows)).await?;
+            let is_new = |row: &&StagedRow<'_>| places.contains(&(row.decoded.partition, row.decoded.offset));
+            rows.iter().filter(is_new).copied().collect()
+        }
+    };
+    let unattributed = participation::follow(connection, &memory.catalogue, histories, &new).await?;
+    rollups::add(connection, log_id, &new).await?;
     dead_letter::insert(connection, log_id, dead).await?;
     sqlx::raw_sql("COMMIT").execute(connection).await.map_err(CommitError::Unknown)?;
+    let mut inserted = Inserted::new();
+    for row in &new {
+        *inserted.entry(row.event().kind()).or_default() += 1;
+    }
     Ok(Attempt::Stored { inserted, unattributed })
 }
 

@@ -2,8 +2,11 @@
 
 use std::str::FromStr;
 
-use sqlx::postgres::{PgConnectOptions, PgDatabaseError};
-use sqlx::{Connection, PgConnection};
+use events::Micros;
+use sqlx::encode::IsNull;
+use sqlx::error::BoxDynError;
+use sqlx::postgres::{PgArgumentBuffer, PgConnectOptions, PgDatabaseError, PgHasArrayType, PgTypeInfo, PgValueRef};
+use sqlx::{Connection, Decode, Encode, PgConnection, Postgres, Type};
 use uuid::Uuid;
 
 /// Opens a connection for one purpose, which `pg_stat_activity` shows.
@@ -41,4 +44,49 @@ pub(crate) fn row_fault(error: &sqlx::Error) -> Option<(String, String)> {
         _ => false,
     };
     fault.then(|| (error.code().to_owned(), error.message().to_owned()))
+}
+
+/// Returns whether an error says that an identity is stored already.
+pub(crate) fn is_repetition(error: &sqlx::Error) -> bool {
+    error.as_database_error().is_some_and(|error| error.code().as_deref() == Some("23505"))
+}
+
+/// A point in time as a `timestamptz`, in both directions.
+/// Source of the format: PostgreSQL, `timestamptz_recv`: microseconds since 2000-01-01T00:00:00Z.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Timestamp(pub Micros);
+
+impl Timestamp {
+    const EPOCH_2000: i64 = 946_684_800 * Micros::SECOND;
+
+    /// Returns the bytes that Postgres sends and receives.
+    pub(crate) fn to_bytes(self) -> [u8; 8] {
+        self.0.0.saturating_sub(Timestamp::EPOCH_2000).to_be_bytes()
+    }
+}
+
+impl Type<Postgres> for Timestamp {
+    fn type_info() -> PgTypeInfo {
+        PgTypeInfo::with_name("timestamptz")
+    }
+}
+
+impl PgHasArrayType for Timestamp {
+    fn array_type_info() -> PgTypeInfo {
+        PgTypeInfo::array_of("timestamptz")
+    }
+}
+
+impl Encode<'_, Postgres> for Timestamp {
+    fn encode_by_ref(&self, buffer: &mut PgArgumentBuffer) -> Result<IsNull, BoxDynError> {
+        buffer.extend_from_slice(&self.to_bytes());
+        Ok(IsNull::No)
+    }
+}
+
+impl Decode<'_, Postgres> for Timestamp {
+    fn decode(value: PgValueRef<'_>) -> Result<Self, BoxDynError> {
+        let bytes: [u8; 8] = value.as_bytes()?.try_into()?;
+        Ok(Timestamp(Micros(i64::from_be_bytes(bytes).saturating_add(Timestamp::EPOCH_2000))))
+    }
 }

@@ -3,7 +3,7 @@
 use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 
-use crate::commit::{copy, participation};
+use crate::commit::participation;
 use crate::database::catalogue_lock;
 
 pub use crate::commit::participation::Differences;
@@ -27,7 +27,6 @@ pub enum RecomputeError {
 /// # Errors
 /// [`RecomputeError`]; the transaction is rolled back.
 pub async fn recompute(connection: &mut PgConnection, project: Uuid, experiment: Uuid) -> Result<Differences, RecomputeError> {
-    copy::make_tables(connection).await?;
     let mut transaction = connection.begin().await?;
     lock(&mut transaction, project).await?;
     let changed = recompute_locked(&mut transaction, project, experiment).await?;
@@ -44,7 +43,7 @@ pub async fn lock(connection: &mut PgConnection, project: Uuid) -> Result<(), sq
     Ok(())
 }
 
-/// Recomputes an experiment inside a transaction that holds [`lock`], on a connection that [`prepare`] was called for.
+/// Recomputes an experiment inside a transaction that holds [`lock`].
 /// # Errors
 /// [`RecomputeError`]; the caller rolls back.
 pub async fn recompute_locked(
@@ -66,11 +65,4 @@ pub async fn recompute_locked(
     let changed = participation::follow_experiment(connection, project, experiment).await?;
     sqlx::raw_sql("UPDATE checkpoints SET change_seq = change_seq + 1").execute(connection).await?;
     Ok(changed)
-}
-
-/// Makes the temporary tables that [`recompute_locked`] works in, before the transaction.
-/// # Errors
-/// As sqlx has them.
-pub async fn prepare(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
-    copy::make_tables(connection).await
 }

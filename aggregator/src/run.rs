@@ -67,7 +67,7 @@ impl Worker {
     async fn work(&mut self, stopped: &mut watch::Receiver<bool>) -> Result<(), CommitError> {
         let log_id = self.log.identity().log_id;
         let mut connection = database::connect(&self.config.database_url, "writer").await?;
-        copy::make_tables(&mut connection).await?;
+        copy::make_table(&mut connection).await?;
         let mut memory = Memory::default();
         let mut positions = Positions::new();
         let mut ahead = Batch::default();
@@ -182,13 +182,13 @@ impl Worker {
             bytes_max: Config::BATCH_BYTES_MAX / positions.len().max(1),
             wait_max: Duration::ZERO,
         };
-        let mut batch = Batch::default();
+        let mut read = Vec::new();
         let mut unreadable = Vec::new();
         for (partition, position) in positions.iter_mut() {
             match self.log.read(*partition, position.next, bound).await {
                 Ok(records) => {
                     position.next += records.len() as u64;
-                    batch.add(*partition, position.epoch, records);
+                    read.push((*partition, position.epoch, records));
                 }
                 Err(error) => unreadable.push((*partition, error)),
             }
@@ -202,7 +202,15 @@ impl Worker {
                 None => tracing::warn!(partition, %error, "the log cannot be read now; trying again"),
             }
         }
-        batch
+        // Decoding keeps a processor for milliseconds, on a thread of its own: requests must not wait behind it.
+        let decode = move || {
+            let mut batch = Batch::default();
+            for (partition, epoch, records) in read {
+                batch.add(partition, epoch, records);
+            }
+            batch
+        };
+        tokio::task::spawn_blocking(decode).await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
     }
 
     /// Tells the log that a batch is stored, and counts.
@@ -217,8 +225,8 @@ impl Worker {
         self.metrics.duplicates.increment(stored.duplicates);
         self.metrics.unattributed.increment(stored.unattributed);
         self.metrics.commit_seconds.record(took.as_secs_f64());
-        for (kind, count) in stored.inserted.by_kind() {
-            self.metrics.stored(kind, count);
+        for (kind, count) in &stored.inserted {
+            self.metrics.stored(*kind, *count);
         }
         for letter in &stored.dead {
             self.metrics.dead_letter(letter.code);

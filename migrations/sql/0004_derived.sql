@@ -17,7 +17,7 @@ CREATE TABLE user_experiment_participation (
     created_at               timestamptz NOT NULL DEFAULT now(),
     updated_at               timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (project_id, experiment_id, user_id)
-);
+) WITH (fillfactor = 70); -- room for a row's next version beside it, so that its index entry stays
 
 CREATE TABLE conversion_attribution (
     project_id                  uuid NOT NULL,

@@ -354,7 +354,6 @@ enum Verb {
 }
 
 async fn change_status(conn: &mut PgConnection, project: &Project, name: &str, verb: Verb) -> Result<Changed, AdminError> {
-    recompute::prepare(conn).await?;
     let mut tx = begin(conn).await?;
     recompute::lock(&mut tx, project.id).await?;
     let before = show(&mut tx, project, name).await?;
@@ -404,7 +403,6 @@ async fn change_status(conn: &mut PgConnection, project: &Project, name: &str, v
 /// # Errors
 /// [`AdminError::Unknown`], [`AdminError::Frozen`], [`AdminError::Recompute`].
 pub async fn recompute(conn: &mut PgConnection, project: &Project, name: &str) -> Result<Changed, AdminError> {
-    recompute::prepare(conn).await?;
     let mut tx = begin(conn).await?;
     recompute::lock(&mut tx, project.id).await?;
     let experiment = show(&mut tx, project, name).await?;

@@ -1,41 +1,20 @@
-//! Rows to the staging table: its columns, and the bytes of binary COPY, side by side.
+//! Rows for Postgres: the columns of the staging table, and the bytes of binary COPY, side by side.
 //!
 //! Source of the format: PostgreSQL documentation, COPY, "Binary Format"; of each value the type's `recv` function
 //! (`numeric_recv`, `jsonb_recv`, `timestamptz_recv`).
 
-use events::{Details, Event, JsonObject, Kind, Micros, Money};
+use events::{JsonObject, Kind, Micros, Money};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
 use crate::commit::StagedRow;
+use crate::database::Timestamp;
 
-/// Makes the temporary tables of a commit, once for each connection.
-///
-/// `staging` keeps its rows over the commit, since it is filled before the transaction; the others are emptied by it.
-pub(crate) async fn make_tables(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
-    let columns: Vec<String> = COLUMNS.iter().map(|(name, sql_type)| format!("{name} {sql_type}")).collect();
-    let statement = format!(
-        "CREATE TEMPORARY TABLE IF NOT EXISTS staging ({}) ON COMMIT PRESERVE ROWS;
-         CREATE TEMPORARY TABLE IF NOT EXISTS touched (
-             project_id uuid, user_id uuid, experiment_id uuid, conversion_id uuid, conversion_claimed_at timestamptz
-         ) ON COMMIT DELETE ROWS;
-         CREATE TEMPORARY TABLE IF NOT EXISTS keys (project_id uuid, user_id uuid, experiment_id uuid) ON COMMIT DELETE ROWS;
-         CREATE TEMPORARY TABLE IF NOT EXISTS eligible (
-             project_id uuid, user_id uuid, experiment_id uuid, position bigint, variant_position bigint, first_variant_id uuid,
-             variant_id uuid, event_time timestamptz, id uuid
-         ) ON COMMIT DELETE ROWS;
-         CREATE TEMPORARY TABLE IF NOT EXISTS candidates (
-             project_id uuid, user_id uuid, experiment_id uuid, first_time timestamptz, first_variant_id uuid,
-             attribution_method text, id uuid,
-             claimed_at timestamptz, event_time timestamptz, conversion_type text, conversion_value numeric, currency text
-         ) ON COMMIT DELETE ROWS;
-         CREATE TEMPORARY TABLE IF NOT EXISTS credited (
-             project_id uuid, user_id uuid, experiment_id uuid, attribution_method text, id uuid, claimed_at timestamptz,
-             event_time timestamptz, conversion_type text, conversion_value numeric, currency text, variant_id uuid,
-             confidence numeric, hours integer
-         ) ON COMMIT DELETE ROWS",
-        columns.join(", ")
-    );
+/// Makes the staging table, once for each connection. It keeps its rows over the commit, since it is filled before the
+/// transaction.
+pub(crate) async fn make_table(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+    let columns: Vec<String> = COLUMNS.iter().map(|column| format!("{} {}", column.name, column.sql_type)).collect();
+    let statement = format!("CREATE TEMPORARY TABLE IF NOT EXISTS staging ({}) ON COMMIT PRESERVE ROWS", columns.join(", "));
     sqlx::raw_sql(sqlx::AssertSqlSafe(statement)).execute(connection).await?;
     Ok(())
 }
@@ -48,22 +27,48 @@ pub(crate) async fn fill(connection: &mut PgConnection, rows: &[StagedRow<'_>]) 
 
 /// Adds rows to the staging table.
 pub(crate) async fn send(connection: &mut PgConnection, rows: &[StagedRow<'_>]) -> Result<(), sqlx::Error> {
-    const CHUNK_BYTES: usize = 1 << 20;
     let mut copy = connection.copy_in_raw("COPY staging FROM STDIN (FORMAT BINARY)").await?;
-    let mut buffer = Vec::with_capacity(CHUNK_BYTES + 64 * 1024);
-    buffer.extend_from_slice(b"PGCOPY\n\xff\r\n\0");
-    buffer.extend_from_slice(&[0; 8]); // no flags, no extension
+    let mut bytes = Encoded::begin();
     for row in rows {
-        encode(row, &mut buffer);
-        if buffer.len() >= CHUNK_BYTES {
-            copy.send(buffer.as_slice()).await?;
-            buffer.clear();
+        bytes.row(row, COLUMNS.iter());
+        if bytes.0.len() >= Encoded::CHUNK_BYTES {
+            copy.send(bytes.0.as_slice()).await?;
+            bytes.0.clear();
         }
     }
-    buffer.extend_from_slice(&(-1i16).to_be_bytes());
-    copy.send(buffer.as_slice()).await?;
+    copy.send(bytes.end().as_slice()).await?;
     copy.finish().await?;
     Ok(())
+}
+
+/// Rows as binary COPY has them: the number of columns, then each value with its length, -1 for null.
+pub(crate) struct Encoded(Vec<u8>);
+
+impl Encoded {
+    const CHUNK_BYTES: usize = 1 << 20;
+
+    /// Begins without rows.
+    pub(crate) fn begin() -> Self {
+        let mut buffer = Vec::with_capacity(Self::CHUNK_BYTES + 64 * 1024);
+        buffer.extend_from_slice(b"PGCOPY\n\xff\r\n\0");
+        buffer.extend_from_slice(&[0; 8]); // no flags, no extension
+        Encoded(buffer)
+    }
+
+    /// Adds a row of these columns.
+    pub(crate) fn row<'a>(&mut self, row: &StagedRow<'_>, columns: impl ExactSizeIterator<Item = &'a Column>) {
+        self.0.extend_from_slice(&(columns.len() as i16).to_be_bytes());
+        let mut values = Values { buffer: &mut self.0 };
+        for column in columns {
+            (column.write)(row, &mut values);
+        }
+    }
+
+    /// Ends, and returns the bytes.
+    pub(crate) fn end(mut self) -> Vec<u8> {
+        self.0.extend_from_slice(&(-1i16).to_be_bytes());
+        self.0
+    }
 }
 
 /// The kind's number in the staging table and in `untimed_ids`; fixed for ever.
@@ -77,158 +82,95 @@ pub(crate) fn kind_number(kind: Kind) -> i16 {
     }
 }
 
-/// The staging table's columns, in the order in which `encode` writes them.
-const COLUMNS: [(&str, &str); 59] = [
-    ("kind", "smallint"),
-    ("project_id", "uuid"),
-    ("id", "uuid"),
-    ("user_id", "uuid"),
-    ("external_id", "text"),
-    ("anonymous_id", "text"),
-    ("claimed_at", "timestamptz"),
-    ("event_time", "timestamptz"),
-    ("sent_at", "timestamptz"),
-    ("received_at", "timestamptz"),
-    ("untimed", "boolean"),
-    ("known_by_id_alone", "boolean"),
-    ("is_bot", "boolean"),
-    ("log_partition", "integer"),
-    ("log_offset", "bigint"),
-    ("session_identifier", "text"),
-    ("name", "text"),
-    ("experiment_id", "uuid"),
-    ("variant_id", "uuid"),
-    ("campaign_id", "uuid"),
-    ("component_id", "uuid"),
-    ("value", "numeric(20, 6)"),
-    ("currency", "text"),
-    ("page_url", "text"),
-    ("referrer", "text"),
-    ("user_agent", "text"),
-    ("language_code", "text"),
-    ("time_zone", "text"),
-    ("screen_resolution", "text"),
-    ("viewport_size", "text"),
-    ("connection_type", "text"),
-    ("utm_source", "text"),
-    ("utm_medium", "text"),
-    ("utm_campaign", "text"),
-    ("country_code", "text"),
-    ("region", "text"),
-    ("city", "text"),
-    ("device_type", "text"),
-    ("metadata", "jsonb"),
-    ("time_on_page", "integer"),
-    ("scroll_depth_percent", "integer"),
-    ("page_load_time", "integer"),
-    ("bounce", "boolean"),
-    ("is_first_exposure", "boolean"),
-    ("user_was_eligible", "boolean"),
-    ("user_eligibility_status", "jsonb"),
-    ("user_context", "jsonb"),
-    ("time_to_convert", "integer"),
-    ("is_first_conversion_for_experiment", "boolean"),
-    ("conversion_attribution_source", "text"),
-    ("conversion_window_days", "integer"),
-    ("original_exposure_date", "timestamptz"),
-    ("conversion_eligibility_verified", "boolean"),
-    ("source", "text"),
-    ("medium", "text"),
-    ("details", "jsonb"),
-    ("conversion_context", "jsonb"),
-    ("previous_id", "text"),
-    ("group_id", "text"),
-];
-
-/// Writes one row: the number of columns, then each value with its length, -1 for null.
-fn encode(row: &StagedRow<'_>, buffer: &mut Vec<u8>) {
-    let event = &row.decoded.event;
-    let Event { context, details, .. } = event;
-    let mut out = Values { buffer };
-    out.buffer.extend_from_slice(&(COLUMNS.len() as i16).to_be_bytes());
-    out.value(&kind_number(event.kind()).to_be_bytes());
-    out.uuid(event.project_id.0);
-    out.uuid(event.event_id.0);
-    out.uuid(event.user_id.0);
-    out.text(event.external_id.as_deref());
-    out.text(event.anonymous_id.as_deref());
-    out.time(Some(event.claimed_at));
-    out.time(Some(event.event_time));
-    out.time(event.sent_at);
-    out.time(Some(event.received_at));
-    out.boolean(Some(event.untimed));
-    out.boolean(Some(event.is_known_by_id_alone()));
-    out.boolean(Some(event.is_bot));
-    out.value(&(row.decoded.partition as i32).to_be_bytes());
-    out.value(&(row.decoded.offset as i64).to_be_bytes());
-    out.text(event.session_id.as_deref());
-    out.text(event.name.as_deref());
-    for id in [row.ids.experiment, row.ids.variant, row.ids.campaign, row.ids.component] {
-        out.optional(id, Values::uuid);
-    }
-    out.optional(event.value, Values::money);
-    out.text(event.currency.as_deref());
-    for text in [
-        &context.page_url,
-        &context.referrer,
-        &context.user_agent,
-        &context.language,
-        &context.time_zone,
-        &context.screen,
-        &context.viewport,
-        &context.connection,
-        &context.utm_source,
-        &context.utm_medium,
-        &context.utm_campaign,
-        &context.country,
-        &context.region,
-        &context.city,
-        &context.device_type,
-    ] {
-        out.text(text.as_deref());
-    }
-    out.json(event.metadata.as_ref());
-
-    let of_impression = 8;
-    let of_conversion = 10;
-    let of_identity = 2;
-    match details {
-        Details::Impression(impression) => {
-            out.integer(impression.time_on_page);
-            out.integer(impression.scroll_depth_percent);
-            out.integer(impression.page_load_time);
-            out.boolean(impression.bounce);
-            out.boolean(impression.is_first_exposure);
-            out.boolean(impression.user_was_eligible);
-            out.json(impression.user_eligibility_status.as_ref());
-            out.json(impression.user_context.as_ref());
-            out.nulls(of_conversion + of_identity);
-        }
-        Details::Conversion(conversion) => {
-            out.nulls(of_impression);
-            out.integer(conversion.time_to_convert);
-            out.boolean(conversion.is_first_conversion_for_experiment);
-            out.text(conversion.conversion_attribution_source.as_deref());
-            out.integer(conversion.conversion_window_days);
-            out.time(conversion.original_exposure_date);
-            out.boolean(conversion.conversion_eligibility_verified);
-            out.text(conversion.source.as_deref());
-            out.text(conversion.medium.as_deref());
-            out.json(conversion.details.as_ref());
-            out.json(conversion.conversion_context.as_ref());
-            out.nulls(of_identity);
-        }
-        Details::Identity(identity) => {
-            out.nulls(of_impression + of_conversion);
-            out.text(identity.previous_id.as_deref());
-            out.text(identity.group_id.as_deref());
-        }
-        Details::CampaignEvent | Details::Engagement => out.nulls(of_impression + of_conversion + of_identity),
-    }
+/// A column of the staging table, and how its value is written.
+pub(crate) struct Column {
+    pub name: &'static str,
+    sql_type: &'static str,
+    write: fn(&StagedRow<'_>, &mut Values<'_>),
 }
 
+const fn column(name: &'static str, sql_type: &'static str, write: fn(&StagedRow<'_>, &mut Values<'_>)) -> Column {
+    Column { name, sql_type, write }
+}
+
+/// The staging table's columns in their order. The fact tables' columns are some of these, see `facts.rs`.
+pub(crate) static COLUMNS: [Column; 60] = [
+    column("kind", "smallint", |row, out| out.value(&kind_number(row.event().kind()).to_be_bytes())),
+    column("project_id", "uuid", |row, out| out.uuid(row.event().project_id.0)),
+    column("id", "uuid", |row, out| out.uuid(row.event().event_id.0)),
+    column("user_id", "uuid", |row, out| out.uuid(row.event().user_id.0)),
+    column("external_id", "text", |row, out| out.text(&row.event().external_id)),
+    column("anonymous_id", "text", |row, out| out.text(&row.event().anonymous_id)),
+    column("claimed_at", "timestamptz", |row, out| out.time(Some(row.event().claimed_at))),
+    column("event_time", "timestamptz", |row, out| out.time(Some(row.event().event_time))),
+    column("sent_at", "timestamptz", |row, out| out.time(row.event().sent_at)),
+    column("received_at", "timestamptz", |row, out| out.time(Some(row.event().received_at))),
+    column("untimed", "boolean", |row, out| out.boolean(Some(row.event().untimed))),
+    column("known_by_id_alone", "boolean", |row, out| out.boolean(Some(row.event().is_known_by_id_alone()))),
+    column("is_bot", "boolean", |row, out| out.boolean(Some(row.event().is_bot))),
+    column("log_id", "uuid", |row, out| out.uuid(row.log_id)),
+    column("log_partition", "integer", |row, out| out.value(&(row.decoded.partition as i32).to_be_bytes())),
+    column("log_offset", "bigint", |row, out| out.value(&(row.decoded.offset as i64).to_be_bytes())),
+    column("session_identifier", "text", |row, out| out.text(&row.event().session_id)),
+    column("name", "text", |row, out| out.text(&row.event().name)),
+    column("experiment_id", "uuid", |row, out| out.optional(row.ids.experiment, Values::uuid)),
+    column("variant_id", "uuid", |row, out| out.optional(row.ids.variant, Values::uuid)),
+    column("campaign_id", "uuid", |row, out| out.optional(row.ids.campaign, Values::uuid)),
+    column("component_id", "uuid", |row, out| out.optional(row.ids.component, Values::uuid)),
+    column("value", "numeric(20, 6)", |row, out| out.optional(row.event().value, Values::money)),
+    column("currency", "text", |row, out| out.text(&row.event().currency)),
+    column("page_url", "text", |row, out| out.text(&row.event().context.page_url)),
+    column("referrer", "text", |row, out| out.text(&row.event().context.referrer)),
+    column("user_agent", "text", |row, out| out.text(&row.event().context.user_agent)),
+    column("language_code", "text", |row, out| out.text(&row.event().context.language)),
+    column("time_zone", "text", |row, out| out.text(&row.event().context.time_zone)),
+    column("screen_resolution", "text", |row, out| out.text(&row.event().context.screen)),
+    column("viewport_size", "text", |row, out| out.text(&row.event().context.viewport)),
+    column("connection_type", "text", |row, out| out.text(&row.event().context.connection)),
+    column("utm_source", "text", |row, out| out.text(&row.event().context.utm_source)),
+    column("utm_medium", "text", |row, out| out.text(&row.event().context.utm_medium)),
+    column("utm_campaign", "text", |row, out| out.text(&row.event().context.utm_campaign)),
+    column("country_code", "text", |row, out| out.text(&row.event().context.country)),
+    column("region", "text", |row, out| out.text(&row.event().context.region)),
+    column("city", "text", |row, out| out.text(&row.event().context.city)),
+    column("device_type", "text", |row, out| out.text(&row.event().context.device_type)),
+    column("metadata", "jsonb", |row, out| out.json(row.event().metadata.as_ref())),
+    column("time_on_page", "integer", |row, out| out.integer(row.impression().and_then(|of| of.time_on_page))),
+    column("scroll_depth_percent", "integer", |row, out| out.integer(row.impression().and_then(|of| of.scroll_depth_percent))),
+    column("page_load_time", "integer", |row, out| out.integer(row.impression().and_then(|of| of.page_load_time))),
+    column("bounce", "boolean", |row, out| out.boolean(row.impression().and_then(|of| of.bounce))),
+    column("is_first_exposure", "boolean", |row, out| out.boolean(row.impression().and_then(|of| of.is_first_exposure))),
+    column("user_was_eligible", "boolean", |row, out| out.boolean(row.impression().and_then(|of| of.user_was_eligible))),
+    column("user_eligibility_status", "jsonb", |row, out| {
+        out.json(row.impression().and_then(|of| of.user_eligibility_status.as_ref()))
+    }),
+    column("user_context", "jsonb", |row, out| out.json(row.impression().and_then(|of| of.user_context.as_ref()))),
+    column("time_to_convert", "integer", |row, out| out.integer(row.conversion().and_then(|of| of.time_to_convert))),
+    column("is_first_conversion_for_experiment", "boolean", |row, out| {
+        out.boolean(row.conversion().and_then(|of| of.is_first_conversion_for_experiment))
+    }),
+    column("conversion_attribution_source", "text", |row, out| {
+        out.optional_text(row.conversion().and_then(|of| of.conversion_attribution_source.as_deref()))
+    }),
+    column("conversion_window_days", "integer", |row, out| {
+        out.integer(row.conversion().and_then(|of| of.conversion_window_days))
+    }),
+    column("original_exposure_date", "timestamptz", |row, out| {
+        out.time(row.conversion().and_then(|of| of.original_exposure_date))
+    }),
+    column("conversion_eligibility_verified", "boolean", |row, out| {
+        out.boolean(row.conversion().and_then(|of| of.conversion_eligibility_verified))
+    }),
+    column("source", "text", |row, out| out.optional_text(row.conversion().and_then(|of| of.source.as_deref()))),
+    column("medium", "text", |row, out| out.optional_text(row.conversion().and_then(|of| of.medium.as_deref()))),
+    column("details", "jsonb", |row, out| out.json(row.conversion().and_then(|of| of.details.as_ref()))),
+    column("conversion_context", "jsonb", |row, out| out.json(row.conversion().and_then(|of| of.conversion_context.as_ref()))),
+    column("previous_id", "text", |row, out| out.optional_text(row.identity().and_then(|of| of.previous_id.as_deref()))),
+    column("group_id", "text", |row, out| out.optional_text(row.identity().and_then(|of| of.group_id.as_deref()))),
+];
+
 /// Values of binary COPY.
-struct Values<'a> {
+pub(crate) struct Values<'a> {
     buffer: &'a mut Vec<u8>,
 }
 
@@ -249,17 +191,15 @@ impl Values<'_> {
         }
     }
 
-    fn nulls(&mut self, count: usize) {
-        for _ in 0..count {
-            self.null();
-        }
-    }
-
     fn uuid(&mut self, id: Uuid) {
         self.value(id.as_bytes());
     }
 
-    fn text(&mut self, text: Option<&str>) {
+    fn text(&mut self, text: &Option<String>) {
+        self.optional_text(text.as_deref());
+    }
+
+    fn optional_text(&mut self, text: Option<&str>) {
         self.optional(text, |out, text| out.value(text.as_bytes()));
     }
 
@@ -271,10 +211,8 @@ impl Values<'_> {
         self.optional(truth, |out, truth| out.value(&[u8::from(truth)]));
     }
 
-    /// Microseconds since 2000-01-01T00:00:00Z.
     fn time(&mut self, time: Option<Micros>) {
-        const EPOCH_2000: i64 = 946_684_800 * Micros::SECOND;
-        self.optional(time, |out, time| out.value(&time.0.saturating_sub(EPOCH_2000).to_be_bytes()));
+        self.optional(time, |out, time| out.value(&Timestamp(time).to_bytes()));
     }
 
     /// One byte of version, then the text.

@@ -1,12 +1,17 @@
-//! New facts: each identity once, in its table, with what the later steps need to know of it.
+//! New facts: each identity once, in its table.
+//!
+//! Two ways lead there. Through the staging table any batch can go: what is stored already is passed over. A batch without a
+//! repetition can be copied straight, which costs about half; the first identity that is stored already fails all of it, and
+//! the batch is repeated through staging.
 
+use std::collections::BTreeSet;
 use std::sync::LazyLock;
 
 use events::Kind;
 use sqlx::{AssertSqlSafe, PgConnection, Row};
-use uuid::Uuid;
 
-use crate::commit::copy::kind_number;
+use crate::commit::copy::{COLUMNS, Column, Encoded, kind_number};
+use crate::commit::{CommitError, StagedRow};
 
 /// The fact tables by name: the order in which every transaction takes their rows' locks.
 pub(crate) const TABLES: [(&str, Kind); 5] = [
@@ -16,22 +21,6 @@ pub(crate) const TABLES: [(&str, Kind); 5] = [
     ("identity_events", Kind::Identity),
     ("impressions", Kind::Impression),
 ];
-
-/// How many rows of each kind were new.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Inserted(Vec<(Kind, u64)>);
-
-impl Inserted {
-    /// Returns the counts, kinds that had none left out.
-    pub(crate) fn by_kind(&self) -> impl Iterator<Item = (Kind, u64)> + '_ {
-        self.0.iter().copied().filter(|(_, count)| *count > 0)
-    }
-
-    /// Returns the number of new rows.
-    pub(crate) fn total(&self) -> u64 {
-        self.0.iter().map(|(_, count)| count).sum()
-    }
-}
 
 /// Drops staged rows whose id alone was seen before: a client's retry of an event without a time carries our later
 /// receipt, and only its id tells that it is the same. Of several in one batch the first stays.
@@ -56,17 +45,63 @@ pub(crate) async fn drop_known_ids(connection: &mut PgConnection) -> Result<(), 
     Ok(())
 }
 
-/// Inserts the staged rows that are new, notes whose participation and attribution they touch, and adds them to the
-/// daily sums. Of several rows with one identity the first in the log stays.
-pub(crate) async fn insert(connection: &mut PgConnection, log_id: Uuid, kinds: &[Kind]) -> Result<Inserted, sqlx::Error> {
-    let mut inserted = Inserted::default();
-    for (number, (_, kind)) in TABLES.iter().enumerate().filter(|(_, (_, kind))| kinds.contains(kind)) {
-        let statement = AssertSqlSafe(STATEMENTS[number].as_str());
-        let row = sqlx::query(statement).bind(log_id).fetch_one(&mut *connection).await?;
-        let count: i64 = row.try_get(0)?;
-        inserted.0.push((*kind, count as u64));
+/// Inserts the staged rows that are new. Returns the place of each in the log: log partition and offset. Of several rows
+/// with one identity the first in the log stays.
+pub(crate) async fn insert(connection: &mut PgConnection, kinds: &[Kind]) -> Result<BTreeSet<(u32, u64)>, sqlx::Error> {
+    let mut new = BTreeSet::new();
+    for (table, _) in LAYOUTS.iter().zip(TABLES).filter(|(_, (_, kind))| kinds.contains(kind)) {
+        let rows = sqlx::query(AssertSqlSafe(table.insert.as_str())).fetch_all(&mut *connection).await?;
+        for row in rows {
+            let (partition, offset): (i32, i64) = (row.try_get(0)?, row.try_get(1)?);
+            new.insert((partition as u32, offset as u64));
+        }
     }
-    Ok(inserted)
+    Ok(new)
+}
+
+/// Rows of one kind, ordered by key and encoded for their own table.
+pub(crate) struct Straight {
+    statement: &'static str,
+    rows: u64,
+    bytes: Vec<u8>,
+}
+
+/// Encodes rows for their tables, if they may go there straight: none is known by its id alone, and no identity is twice
+/// among them.
+pub(crate) fn encode(rows: &[StagedRow<'_>]) -> Option<Vec<Straight>> {
+    let mut tables = Vec::new();
+    for (layout, (_, kind)) in LAYOUTS.iter().zip(TABLES) {
+        let mut of_kind: Vec<&StagedRow<'_>> = rows.iter().filter(|row| row.event().kind() == kind).collect();
+        if of_kind.is_empty() {
+            continue;
+        }
+        let key = |row: &&StagedRow<'_>| (row.event().project_id, row.event().event_id, row.event().claimed_at);
+        of_kind.sort_unstable_by_key(key);
+        if of_kind.iter().any(|row| row.event().is_known_by_id_alone())
+            || of_kind.windows(2).any(|two| key(&two[0]) == key(&two[1]))
+        {
+            return None;
+        }
+        let mut bytes = Encoded::begin();
+        for row in &of_kind {
+            bytes.row(row, layout.columns.iter().copied());
+        }
+        tables.push(Straight { statement: &layout.copy, rows: of_kind.len() as u64, bytes: bytes.end() });
+    }
+    Some(tables)
+}
+
+/// Copies encoded rows into their tables. The first identity that is stored already fails all of it with 23505.
+pub(crate) async fn copy(connection: &mut PgConnection, tables: &[Straight]) -> Result<(), CommitError> {
+    for table in tables {
+        let mut copy = connection.copy_in_raw(table.statement).await?;
+        copy.send(table.bytes.as_slice()).await?;
+        let copied = copy.finish().await?;
+        if copied != table.rows {
+            return Err(CommitError::Staging { staged: copied as i64, sent: table.rows as usize });
+        }
+    }
+    Ok(())
 }
 
 /// Columns that every fact table has under the name that staging uses.
@@ -150,63 +185,43 @@ fn own_columns(kind: Kind) -> &'static [(&'static str, &'static str)] {
     }
 }
 
-/// One statement for each table of [`TABLES`].
-static STATEMENTS: LazyLock<Vec<String>> = LazyLock::new(|| TABLES.iter().map(|(table, kind)| statement(table, *kind)).collect());
+/// How rows get into a fact table.
+struct Layout {
+    /// From the staging table, what is new.
+    insert: String,
+    /// From our bytes, of these columns.
+    copy: String,
+    columns: Vec<&'static Column>,
+}
 
-fn statement(table: &str, kind: Kind) -> String {
-    let own = own_columns(kind);
-    let source = |column: &str| own.iter().find(|(name, _)| *name == column).map_or("NULL", |(name, _)| name);
-    let expression = |column: &'static str| if column == "log_id" { "$1" } else { column };
-    let columns: Vec<&str> = COMMON.into_iter().chain(own.iter().map(|(name, _)| *name)).collect();
-    let values: Vec<&str> = COMMON.into_iter().map(expression).chain(own.iter().map(|(_, value)| *value)).collect();
-    // A conversion that names no experiment touches every experiment of its user.
-    let touched = match kind {
-        Kind::Impression => {
-            "INSERT INTO touched SELECT DISTINCT project_id, user_id, experiment_id, NULL::uuid, NULL::timestamptz
-             FROM new WHERE experiment_id IS NOT NULL RETURNING 1"
-        }
-        Kind::Conversion => "INSERT INTO touched SELECT project_id, user_id, experiment_id, id, claimed_at FROM new RETURNING 1",
-        _ => "SELECT 1 WHERE false",
-    };
-    let name = match kind {
-        Kind::Impression => "'impression'",
-        Kind::Conversion => "conversion_type",
-        _ => "event_type",
-    };
-    let value = match kind {
-        Kind::Conversion => "conversion_value",
-        Kind::CampaignEvent => "revenue",
-        _ => "0::numeric",
-    };
-    format!(
-        "WITH new AS (
-             INSERT INTO {table} ({columns})
-             SELECT DISTINCT ON (project_id, id, claimed_at) {values}
-             FROM staging WHERE kind = {number}
-             ORDER BY project_id, id, claimed_at, log_partition, log_offset
-             ON CONFLICT DO NOTHING RETURNING *
-         ), noted AS (
-             {touched}
-         ), summed AS (
-             INSERT INTO daily_rollups AS r (project_id, day, kind, event, experiment_id, variant_id, campaign_id, component_id,
-                                             currency, is_bot, log_id, log_partition, events, value)
-             SELECT project_id, (event_time AT TIME ZONE 'UTC')::date, '{kind}', {name}, {experiment}::uuid, {variant}::uuid,
-                    {campaign}::uuid, {component}::uuid, {currency}::text, is_bot, log_id, log_partition, count(*),
-                    coalesce(sum({value}), 0)
-             FROM new GROUP BY 1, 2, 4, 5, 6, 7, 8, 9, 10, 11, 12
-             ON CONFLICT (project_id, day, kind, event, experiment_id, variant_id, campaign_id, component_id, currency, is_bot,
-                          log_id, log_partition)
-             DO UPDATE SET events = r.events + excluded.events, value = r.value + excluded.value
-         )
-         SELECT count(*) FROM new",
-        columns = columns.join(", "),
-        values = values.join(", "),
+/// One for each table of [`TABLES`].
+static LAYOUTS: LazyLock<Vec<Layout>> = LazyLock::new(|| TABLES.iter().map(|(table, kind)| layout(table, *kind)).collect());
+
+fn layout(table: &str, kind: Kind) -> Layout {
+    let same = COMMON.iter().map(|name| (*name, *name));
+    let (names, staged): (Vec<&str>, Vec<&str>) = same.chain(own_columns(kind).iter().copied()).unzip();
+    let insert = format!(
+        "INSERT INTO {table} ({names})
+         SELECT DISTINCT ON (project_id, id, claimed_at) {values} FROM staging WHERE kind = {number}
+         ORDER BY project_id, id, claimed_at, log_partition, log_offset
+         ON CONFLICT DO NOTHING RETURNING log_partition, log_offset",
+        names = names.join(", "),
+        values = staged.join(", "),
         number = kind_number(kind),
-        kind = kind.as_str(),
-        experiment = source("experiment_id"),
-        variant = source("variant_id"),
-        campaign = source("campaign_id"),
-        component = source("component_id"),
-        currency = source("currency"),
-    )
+    );
+    let copy = format!("COPY {table} ({}) FROM STDIN (FORMAT BINARY)", names.join(", "));
+    let column = |name: &&str| COLUMNS.iter().find(|column| column.name == *name);
+    Layout { insert, copy, columns: staged.iter().filter_map(column).collect() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_column_of_a_fact_table_is_a_staged_one() {
+        for (layout, (table, kind)) in LAYOUTS.iter().zip(TABLES) {
+            assert_eq!(layout.columns.len(), COMMON.len() + own_columns(kind).len(), "{table}");
+        }
+    }
 }

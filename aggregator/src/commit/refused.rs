@@ -1,7 +1,6 @@
 //! Which rows Postgres refuses: found by halving, in a transaction that is rolled back.
 
 use sqlx::PgConnection;
-use uuid::Uuid;
 
 use crate::batch::DeadLetter;
 use crate::commit::{StagedRow, copy, facts, kinds};
@@ -11,11 +10,7 @@ use crate::database::row_fault;
 ///
 /// Nothing is left of the search, neither a fact nor an id in `untimed_ids`: the batch is committed afterwards, without
 /// the rows that were found. Rows are searched ordered by key, as they are inserted.
-pub(super) async fn find(
-    connection: &mut PgConnection,
-    log_id: Uuid,
-    rows: &[StagedRow<'_>],
-) -> Result<Vec<DeadLetter>, sqlx::Error> {
+pub(super) async fn find(connection: &mut PgConnection, rows: &[StagedRow<'_>]) -> Result<Vec<DeadLetter>, sqlx::Error> {
     let mut ordered = rows.to_vec();
     ordered.sort_by_key(|row| {
         let event = &row.decoded.event;
@@ -26,7 +21,7 @@ pub(super) async fn find(
     sqlx::raw_sql("BEGIN").execute(&mut *connection).await?;
     while let Some(range) = ranges.pop() {
         sqlx::raw_sql("SAVEPOINT half; DELETE FROM staging").execute(&mut *connection).await?;
-        let outcome = insert(connection, log_id, &ordered[range.clone()]).await;
+        let outcome = insert(connection, &ordered[range.clone()]).await;
         let fault = match outcome {
             Ok(()) => None,
             Err(error) => Some(row_fault(&error).ok_or(error)?),
@@ -46,9 +41,9 @@ pub(super) async fn find(
     Ok(found)
 }
 
-async fn insert(connection: &mut PgConnection, log_id: Uuid, rows: &[StagedRow<'_>]) -> Result<(), sqlx::Error> {
+async fn insert(connection: &mut PgConnection, rows: &[StagedRow<'_>]) -> Result<(), sqlx::Error> {
     copy::send(connection, rows).await?;
     facts::drop_known_ids(connection).await?;
-    facts::insert(connection, log_id, &kinds(rows)).await?;
+    facts::insert(connection, &kinds(rows)).await?;
     Ok(())
 }

@@ -38,7 +38,7 @@ impl Case {
             .await
             .expect("a project");
         lease::know_log(&mut connection, LogIdentity { log_id, partitions: 8 }, true).await.expect("a log");
-        copy::make_tables(&mut connection).await.expect("temporary tables");
+        copy::make_table(&mut connection).await.expect("temporary tables");
         Case { url: database.url.clone(), connection, memory: Memory::default(), log_id, project, next: BTreeMap::new() }
     }
 
@@ -219,7 +219,8 @@ proptest! {
                 let method = if last_exposure { "last_exposure" } else { "first_exposure" };
                 case.execute(&format!(
                     "UPDATE experiments SET conversion_window_days = {window}, attribution_method = '{method}',
-                     started_at = '2026-02-10T08:00:00Z', ended_at = '2026-02-14T00:00:00Z' WHERE project_id = $project"
+                     started_at = '2026-02-10T08:00:00Z', ended_at = '2026-02-14T00:00:00Z' WHERE project_id = $project;
+                     UPDATE catalogue_versions SET version = version + 1 WHERE project_id = $project"
                 )).await;
             }
             straight.store(drafts.clone()).await;
@@ -262,7 +263,7 @@ static DATABASE: tokio::sync::OnceCell<TestDatabase> = tokio::sync::OnceCell::co
 
 async fn two_workers(case: &mut Case) -> (PgConnection, Memory) {
     let mut connection = database::connect(&case.url, "second").await.expect("connects");
-    copy::make_tables(&mut connection).await.expect("temporary tables");
+    copy::make_table(&mut connection).await.expect("temporary tables");
     (connection, Memory::default())
 }
 
@@ -298,7 +299,7 @@ async fn the_same_batch_twice_is_refused_and_changes_nothing() {
     let mut case = Case::new(&database).await;
     let record = case.record(conversion("c", &user(1), &at(3), "purchase", "5"));
     let batch = case.batch([record]);
-    assert_eq!(case.commit(&batch).await.expect("commits").inserted.total(), 1);
+    assert_eq!(case.commit(&batch).await.expect("commits").inserted.values().sum::<u64>(), 1);
     let again = case.commit(&batch).await;
     assert!(matches!(again, Err(CommitError::NotOwner { .. })), "{again:?}");
     assert_eq!(case.rows("SELECT count(*) FROM conversions WHERE project_id = $project").await, ["(1)"]);
@@ -313,6 +314,29 @@ async fn an_old_epoch_commits_nothing() {
     sqlx::raw_sql("UPDATE checkpoints SET epoch = epoch + 1").execute(&mut case.connection).await.expect("executes");
     assert!(matches!(case.commit(&batch).await, Err(CommitError::NotOwner { .. })));
     assert_eq!(case.rows("SELECT count(*) FROM conversions").await, ["(0)"]);
+}
+
+/// Batches are copied straight into their tables until one holds what is stored already; from then on they are staged, until
+/// one holds nothing of that kind.
+#[tokio::test]
+async fn repetitions_are_passed_over_and_their_neighbours_land() {
+    let database = TestDatabase::create().await;
+    let mut case = Case::new(&database).await;
+    let buy = |id: &str, when: u8| conversion(id, &user(1), &at(when), "purchase", "5");
+    let mut check = async |drafts: Vec<Draft>, expected: (u64, u64), had_repetitions: bool| {
+        let ids: Vec<_> = drafts.iter().map(|draft| draft.event_id.clone()).collect();
+        let stored = case.store(drafts).await;
+        assert_eq!((stored.inserted.values().sum::<u64>(), stored.duplicates), expected, "{ids:?}");
+        assert_eq!(case.memory.had_repetitions, had_repetitions, "{ids:?}");
+    };
+    check(vec![buy("a", 1), buy("b", 2)], (2, 0), false).await;
+    check(vec![buy("c", 3), buy("a", 1), buy("d", 3)], (2, 1), true).await;
+    check(vec![buy("e", 3), buy("f", 3)], (2, 0), false).await;
+    check(vec![buy("g", 3), buy("g", 3)], (1, 1), true).await;
+    check(vec![buy("a", 1)], (0, 1), true).await;
+    let counts = "SELECT (SELECT count(*) FROM conversions WHERE project_id = $project), sum(events), sum(value)
+                  FROM daily_rollups WHERE project_id = $project";
+    assert_eq!(case.rows(counts).await, ["(7,7,35.000000)"]);
 }
 
 /// The first retry of an event without a time has another receipt, hence another identity: the id alone tells.
@@ -330,11 +354,11 @@ async fn untimed_events_with_a_clients_id_are_stored_once() {
     let records = [receive(&case, 0), receive(&case, 1)];
     let batch = case.batch(records);
     let stored = case.commit(&batch).await.expect("commits");
-    assert_eq!((stored.inserted.total(), stored.duplicates), (1, 1));
+    assert_eq!((stored.inserted.values().sum::<u64>(), stored.duplicates), (1, 1));
     let records = [receive(&case, 2)];
     let batch = case.batch(records);
     let stored = case.commit(&batch).await.expect("commits");
-    assert_eq!((stored.inserted.total(), stored.duplicates), (0, 1));
+    assert_eq!((stored.inserted.values().sum::<u64>(), stored.duplicates), (0, 1));
     let received = case.rows("SELECT received_at::timestamptz AT TIME ZONE 'UTC' FROM conversions").await;
     assert_eq!(received, ["(\"2026-03-01 12:00:00\")"]);
 }
@@ -372,10 +396,10 @@ async fn what_postgres_refuses_is_set_apart_row_by_row() {
     // Log partition 7 may be in the batch already: a second batch then takes the rest.
     let mut second = Batch::default();
     second.add(7, 0, rest);
-    assert_eq!(case.commit(&batch).await.expect("commits").inserted.total(), 97);
+    assert_eq!(case.commit(&batch).await.expect("commits").inserted.values().sum::<u64>(), 97);
     batch = second;
     let stored = case.commit(&batch).await.expect("commits");
-    assert_eq!((stored.inserted.total(), stored.dead.len()), (0, 5));
+    assert_eq!((stored.inserted.values().sum::<u64>(), stored.dead.len()), (0, 5));
     let letters = case.rows("SELECT code, sqlstate FROM dead_letters ORDER BY log_offset").await;
     let expected = ["(pg_refused,22P05)", "(pg_refused,22021)", "(pg_refused,23502)", "(pg_refused,23514)", "(undecodable,)"];
     assert_eq!(letters, expected);
@@ -414,7 +438,7 @@ async fn unknown_names_wait_where_the_project_does_not_register() {
     let stored = case
         .store(vec![exposure("1", &user(1), &at(1), "nowhere", "b"), conversion("2", &user(1), &at(2), "purchase", "5")])
         .await;
-    assert_eq!((stored.inserted.total(), stored.dead.len(), stored.unattributed), (1, 1, 1));
+    assert_eq!((stored.inserted.values().sum::<u64>(), stored.dead.len(), stored.unattributed), (1, 1, 1));
     let letters = case.rows("SELECT code, subject FROM dead_letters WHERE project_id = $project").await;
     assert_eq!(letters, ["(unknown_experiment,nowhere)"]);
 }
@@ -434,7 +458,7 @@ async fn a_catalogue_that_moved_is_read_again() {
     )
     .await;
     let stored = case.store(vec![exposure("2", &user(1), &at(1), "later", "b")]).await;
-    assert_eq!((stored.inserted.total(), stored.dead.len()), (1, 0));
+    assert_eq!((stored.inserted.values().sum::<u64>(), stored.dead.len()), (1, 0));
 }
 
 #[tokio::test]
@@ -447,7 +471,7 @@ async fn before_the_horizon_nothing_is_stored() {
         conversion("new", &user(1), "2026-02-12T00:00:00Z", "purchase", "5"),
     ];
     let stored = case.store(drafts).await;
-    assert_eq!(stored.inserted.total(), 1);
+    assert_eq!(stored.inserted.values().sum::<u64>(), 1);
     assert_eq!(case.rows("SELECT code FROM dead_letters").await, ["(before_horizon)"]);
 }
 
@@ -463,7 +487,7 @@ async fn every_field_arrives_in_its_column() {
         .expect("a project");
     let records: Vec<Record> = events::testing::one_of_each_kind().iter().map(Record::encode).collect();
     let batch = case.batch(records);
-    assert_eq!(case.commit(&batch).await.expect("commits").inserted.total(), 5);
+    assert_eq!(case.commit(&batch).await.expect("commits").inserted.values().sum::<u64>(), 5);
     let mut found = String::new();
     for table in ["campaign_events", "conversions", "engagement_events", "identity_events", "impressions"] {
         let query = format!("SELECT jsonb_strip_nulls(to_jsonb(t) - 'log_id')::text FROM {table} t");

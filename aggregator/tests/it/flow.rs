@@ -36,7 +36,7 @@ async fn what_the_log_holds_is_stored_once_over_restarts_and_numbers_of_workers(
     assert_eq!(straight.scalar::<String>(sum).await, "3920.000000");
     let rolled = "SELECT string_agg(format('%s %s %s', kind, events, value), ', ' ORDER BY kind)
                   FROM (SELECT kind, sum(events) AS events, sum(value) AS value FROM daily_rollups GROUP BY kind) r";
-    assert_eq!(straight.scalar::<String>(rolled).await, "conversion 40 3920.000000, impression 200 0");
+    assert_eq!(straight.scalar::<String>(rolled).await, "conversion 40 3920.000000, impression 200 0.000000");
 
     let mut restarted = Pipeline::new().await;
     for (number, part) in journey().chunks(50).enumerate() {

@@ -1,0 +1,251 @@
+//! Differences between two states of the derived tables, and the statements that write them.
+
+use std::collections::HashMap;
+
+use sqlx::{PgConnection, Row};
+use uuid::Uuid;
+
+use crate::commit::derive::{Attribution, ConversionId, Derived, Method, Participation};
+use crate::commit::history::{User, money, time};
+use crate::database::Timestamp;
+
+/// Rows that a computation changed, inserted or removed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Differences {
+    /// In `user_experiment_participation`.
+    pub participation: u64,
+    /// In `conversion_attribution`.
+    pub attribution: u64,
+}
+
+/// Reads what both tables hold of users in one experiment.
+pub(crate) async fn read_derived(
+    connection: &mut PgConnection,
+    experiment: Uuid,
+    users: &[User],
+) -> Result<HashMap<User, Derived>, sqlx::Error> {
+    let (projects, ids): (Vec<Uuid>, Vec<Uuid>) = users.iter().copied().unzip();
+    let mut stored: HashMap<User, Derived> = HashMap::new();
+    let participations = sqlx::query(
+        "SELECT p.project_id, p.user_id, p.variant_id, p.first_exposure_date, p.first_impression_id, p.total_impressions,
+                p.variants_seen, CASE WHEN p.has_converted THEN p.first_conversion_date END, p.conversion_within_window
+         FROM unnest($1::uuid[], $2::uuid[]) AS u (project_id, user_id)
+         JOIN user_experiment_participation p
+           ON p.project_id = u.project_id AND p.user_id = u.user_id AND p.experiment_id = $3",
+    );
+    for row in participations.bind(&projects).bind(&ids).bind(experiment).fetch_all(&mut *connection).await? {
+        let seen: Vec<Uuid> = row.try_get(6)?;
+        let participation = Participation {
+            variant: row.try_get(2)?,
+            first_time: time(&row, 3)?,
+            first_id: row.try_get(4)?,
+            impressions: row.try_get(5)?,
+            variants_seen: seen.into_iter().collect(),
+            first_conversion: row.try_get::<Option<Timestamp>, _>(7)?.map(|time| time.0),
+            converted_within_window: row.try_get(8)?,
+        };
+        stored.entry((row.try_get(0)?, row.try_get(1)?)).or_default().participation = Some(participation);
+    }
+    let attributions = sqlx::query(
+        "SELECT a.project_id, a.user_id, a.conversion_id, a.conversion_claimed_at, a.conversion_time, a.conversion_type,
+                a.variant_id, a.attribution_method, (a.attribution_confidence * 100)::int, a.time_to_conversion_hours,
+                a.conversion_value_attributed::text, a.currency
+         FROM unnest($1::uuid[], $2::uuid[]) AS u (project_id, user_id)
+         JOIN conversion_attribution a ON a.project_id = u.project_id AND a.user_id = u.user_id AND a.experiment_id = $3",
+    );
+    for row in attributions.bind(&projects).bind(&ids).bind(experiment).fetch_all(connection).await? {
+        let attribution = Attribution {
+            conversion_time: time(&row, 4)?,
+            kind: row.try_get(5)?,
+            variant: row.try_get(6)?,
+            method: Method::named(row.try_get(7)?),
+            confidence: row.try_get(8)?,
+            hours: row.try_get(9)?,
+            value: money(&row, 10)?,
+            currency: row.try_get(11)?,
+        };
+        let of_user = stored.entry((row.try_get(0)?, row.try_get(1)?)).or_default();
+        of_user.attributions.insert((row.try_get(2)?, time(&row, 3)?), attribution);
+    }
+    Ok(stored)
+}
+
+/// A user in an experiment.
+type Key = (User, Uuid);
+
+/// Rows of both tables that are to be written or removed.
+#[derive(Debug, Default)]
+pub(crate) struct Changes {
+    participations: Vec<(Key, Participation)>,
+    no_participations: Vec<Key>,
+    attributions: Vec<(Key, ConversionId, Attribution)>,
+    no_attributions: Vec<(Key, ConversionId)>,
+}
+
+impl Changes {
+    /// Notes what leads from one state of a key to another.
+    pub(crate) fn note(&mut self, user: User, experiment: Uuid, before: &Derived, after: Derived) {
+        let key = (user, experiment);
+        let gone = before.attributions.keys().filter(|conversion| !after.attributions.contains_key(conversion));
+        self.no_attributions.extend(gone.map(|conversion| (key, *conversion)));
+        let written = after.attributions.into_iter().filter(|(id, found)| before.attributions.get(id) != Some(found));
+        self.attributions.extend(written.map(|(conversion, attribution)| (key, conversion, attribution)));
+        match after.participation {
+            None if before.participation.is_some() => self.no_participations.push(key),
+            Some(found) if before.participation.as_ref() != Some(&found) => self.participations.push((key, found)),
+            _ => {}
+        }
+    }
+
+    /// Writes them, and returns how many there were.
+    pub(crate) async fn write(&self, connection: &mut PgConnection) -> Result<Differences, sqlx::Error> {
+        if !self.no_attributions.is_empty() {
+            remove_attributions(connection, &self.no_attributions).await?;
+        }
+        if !self.attributions.is_empty() {
+            write_attributions(connection, &self.attributions).await?;
+        }
+        if !self.no_participations.is_empty() {
+            remove_participations(connection, &self.no_participations).await?;
+        }
+        if !self.participations.is_empty() {
+            write_participations(connection, &self.participations).await?;
+        }
+        Ok(Differences {
+            participation: (self.participations.len() + self.no_participations.len()) as u64,
+            attribution: (self.attributions.len() + self.no_attributions.len()) as u64,
+        })
+    }
+}
+
+/// The three columns of keys, for `unnest`.
+fn columns<'a>(keys: impl Iterator<Item = &'a Key>) -> (Vec<Uuid>, Vec<Uuid>, Vec<Uuid>) {
+    let (mut projects, mut users, mut experiments) = (Vec::new(), Vec::new(), Vec::new());
+    for ((project, user), experiment) in keys {
+        projects.push(*project);
+        users.push(*user);
+        experiments.push(*experiment);
+    }
+    (projects, users, experiments)
+}
+
+/// A row's id: UUIDv5 of its unique key.
+fn row_id(name: String) -> Uuid {
+    Uuid::new_v5(&Uuid::NAMESPACE_OID, name.as_bytes())
+}
+
+async fn write_participations(connection: &mut PgConnection, rows: &[(Key, Participation)]) -> Result<(), sqlx::Error> {
+    let (projects, users, experiments) = columns(rows.iter().map(|(key, _)| key));
+    let id = |((project, user), experiment): &Key| row_id(format!("weir:participation:{project}:{experiment}:{user}"));
+    // Arrays of arrays are rectangles in Postgres, so each set travels as a text.
+    let seen = |found: &Participation| {
+        let ids: Vec<String> = found.variants_seen.iter().map(Uuid::to_string).collect();
+        format!("{{{}}}", ids.join(","))
+    };
+    sqlx::query(
+        "INSERT INTO user_experiment_participation AS p (
+             project_id, user_id, experiment_id, id, variant_id, first_exposure_date, first_impression_id, total_impressions,
+             variants_seen, has_converted, first_conversion_date, conversion_within_window)
+         SELECT n.project_id, n.user_id, n.experiment_id, n.id, n.variant_id, n.first_time, n.first_id, n.impressions,
+                n.seen::uuid[], n.converted IS NOT NULL, n.converted, n.within
+         FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::uuid[], $5::uuid[], $6::timestamptz[], $7::uuid[], $8::bigint[],
+                     $9::text[], $10::timestamptz[], $11::boolean[])
+              AS n (project_id, user_id, experiment_id, id, variant_id, first_time, first_id, impressions, seen, converted, within)
+         ON CONFLICT (project_id, experiment_id, user_id) DO UPDATE SET
+             variant_id = excluded.variant_id, first_exposure_date = excluded.first_exposure_date,
+             first_impression_id = excluded.first_impression_id, total_impressions = excluded.total_impressions,
+             variants_seen = excluded.variants_seen, has_converted = excluded.has_converted,
+             first_conversion_date = excluded.first_conversion_date,
+             conversion_within_window = excluded.conversion_within_window, updated_at = now()",
+    )
+    .bind(projects)
+    .bind(users)
+    .bind(experiments)
+    .bind(rows.iter().map(|(key, _)| id(key)).collect::<Vec<_>>())
+    .bind(rows.iter().map(|(_, found)| found.variant).collect::<Vec<_>>())
+    .bind(rows.iter().map(|(_, found)| Timestamp(found.first_time)).collect::<Vec<_>>())
+    .bind(rows.iter().map(|(_, found)| found.first_id).collect::<Vec<_>>())
+    .bind(rows.iter().map(|(_, found)| found.impressions).collect::<Vec<_>>())
+    .bind(rows.iter().map(|(_, found)| seen(found)).collect::<Vec<_>>())
+    .bind(rows.iter().map(|(_, found)| found.first_conversion.map(Timestamp)).collect::<Vec<_>>())
+    .bind(rows.iter().map(|(_, found)| found.converted_within_window).collect::<Vec<_>>())
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+async fn remove_participations(connection: &mut PgConnection, keys: &[Key]) -> Result<(), sqlx::Error> {
+    let (projects, users, experiments) = columns(keys.iter());
+    sqlx::query(
+        "DELETE FROM user_experiment_participation p
+         USING unnest($1::uuid[], $2::uuid[], $3::uuid[]) AS n (project_id, user_id, experiment_id)
+         WHERE p.project_id = n.project_id AND p.user_id = n.user_id AND p.experiment_id = n.experiment_id",
+    )
+    .bind(projects)
+    .bind(users)
+    .bind(experiments)
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+async fn write_attributions(connection: &mut PgConnection, rows: &[(Key, ConversionId, Attribution)]) -> Result<(), sqlx::Error> {
+    let (projects, users, experiments) = columns(rows.iter().map(|(key, _, _)| key));
+    let id = |((project, _), experiment): &Key, (id, claimed_at): &ConversionId| {
+        row_id(format!("weir:attribution:{project}:{id}:{}:{experiment}", claimed_at.0))
+    };
+    sqlx::query(
+        "INSERT INTO conversion_attribution (
+             project_id, user_id, experiment_id, id, conversion_id, conversion_claimed_at, conversion_time, conversion_type,
+             variant_id, attribution_method, attribution_confidence, time_to_conversion_hours, conversion_value_attributed, currency)
+         SELECT n.project_id, n.user_id, n.experiment_id, n.id, n.conversion_id, n.claimed_at, n.conversion_time, n.kind,
+                n.variant_id, n.method, n.confidence::numeric / 100, n.hours, n.value::numeric, n.currency
+         FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::uuid[], $5::uuid[], $6::timestamptz[], $7::timestamptz[], $8::text[],
+                     $9::uuid[], $10::text[], $11::int[], $12::int[], $13::text[], $14::text[])
+              AS n (project_id, user_id, experiment_id, id, conversion_id, claimed_at, conversion_time, kind, variant_id, method,
+                    confidence, hours, value, currency)
+         ON CONFLICT (project_id, experiment_id, user_id, conversion_id, conversion_claimed_at) DO UPDATE SET
+             conversion_time = excluded.conversion_time, conversion_type = excluded.conversion_type,
+             variant_id = excluded.variant_id, attribution_method = excluded.attribution_method,
+             attribution_confidence = excluded.attribution_confidence,
+             time_to_conversion_hours = excluded.time_to_conversion_hours,
+             conversion_value_attributed = excluded.conversion_value_attributed, currency = excluded.currency,
+             updated_at = now()",
+    )
+    .bind(projects)
+    .bind(users)
+    .bind(experiments)
+    .bind(rows.iter().map(|(key, conversion, _)| id(key, conversion)).collect::<Vec<_>>())
+    .bind(rows.iter().map(|(_, (id, _), _)| *id).collect::<Vec<_>>())
+    .bind(rows.iter().map(|(_, (_, claimed_at), _)| Timestamp(*claimed_at)).collect::<Vec<_>>())
+    .bind(rows.iter().map(|(_, _, found)| Timestamp(found.conversion_time)).collect::<Vec<_>>())
+    .bind(rows.iter().map(|(_, _, found)| found.kind.as_str()).collect::<Vec<_>>())
+    .bind(rows.iter().map(|(_, _, found)| found.variant).collect::<Vec<_>>())
+    .bind(rows.iter().map(|(_, _, found)| found.method.as_str()).collect::<Vec<_>>())
+    .bind(rows.iter().map(|(_, _, found)| found.confidence).collect::<Vec<_>>())
+    .bind(rows.iter().map(|(_, _, found)| found.hours).collect::<Vec<_>>())
+    .bind(rows.iter().map(|(_, _, found)| found.value.map(|value| value.to_string())).collect::<Vec<_>>())
+    .bind(rows.iter().map(|(_, _, found)| found.currency.as_deref()).collect::<Vec<_>>())
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+async fn remove_attributions(connection: &mut PgConnection, rows: &[(Key, ConversionId)]) -> Result<(), sqlx::Error> {
+    let (projects, users, experiments) = columns(rows.iter().map(|(key, _)| key));
+    sqlx::query(
+        "DELETE FROM conversion_attribution a
+         USING unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::uuid[], $5::timestamptz[])
+               AS n (project_id, user_id, experiment_id, conversion_id, claimed_at)
+         WHERE a.project_id = n.project_id AND a.user_id = n.user_id AND a.experiment_id = n.experiment_id
+           AND a.conversion_id = n.conversion_id AND a.conversion_claimed_at = n.claimed_at",
+    )
+    .bind(projects)
+    .bind(users)
+    .bind(experiments)
+    .bind(rows.iter().map(|(_, (id, _))| *id).collect::<Vec<_>>())
+    .bind(rows.iter().map(|(_, (_, claimed_at))| Timestamp(*claimed_at)).collect::<Vec<_>>())
+    .execute(connection)
+    .await?;
+    Ok(())
+}

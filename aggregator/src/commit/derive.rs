@@ -1,0 +1,259 @@
+//! What a user's raw rows and an experiment's rules make of participation and attribution: pure functions, no I/O.
+//!
+//! All times are `event_time`. Any order of the same rows gives the same result.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use events::{Micros, Money};
+use uuid::Uuid;
+
+/// How an experiment credits a conversion.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Method {
+    /// The variant of the first eligible impression.
+    FirstExposure,
+    /// The variant of the last eligible impression up to the conversion.
+    LastExposure,
+}
+
+impl Method {
+    /// Returns the method of that name, as the table of experiments has it.
+    pub(crate) fn named(name: &str) -> Method {
+        if name == "last_exposure" { Method::LastExposure } else { Method::FirstExposure }
+    }
+
+    /// Returns its name.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Method::FirstExposure => "first_exposure",
+            Method::LastExposure => "last_exposure",
+        }
+    }
+}
+
+/// What of an experiment decides about participation and attribution.
+#[derive(Clone, Debug)]
+pub(crate) struct Rules {
+    pub is_draft: bool,
+    /// Some of its rows may no longer be here: its two tables are left as they are.
+    pub is_frozen: bool,
+    /// Impressions count from here on; none means always.
+    pub started_at: Option<Micros>,
+    /// And before here.
+    pub ended_at: Option<Micros>,
+    /// Of 86,400 seconds each; both ends of the window belong to it.
+    pub window_days: i32,
+    pub method: Method,
+    pub variants: BTreeSet<Uuid>,
+}
+
+/// An impression that is no bot's and does not say that the user was not eligible. Their order is that of a user's history.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Exposure {
+    pub event_time: Micros,
+    pub id: Uuid,
+    pub claimed_at: Micros,
+    pub variant: Uuid,
+}
+
+/// A conversion, a bot's too.
+#[derive(Clone, Debug)]
+pub(crate) struct Conversion {
+    pub id: Uuid,
+    pub claimed_at: Micros,
+    pub event_time: Micros,
+    /// None: it may count for every experiment of its project.
+    pub experiment: Option<Uuid>,
+    pub is_bot: bool,
+    pub kind: String,
+    pub value: Option<Money>,
+    pub currency: Option<String>,
+}
+
+impl Conversion {
+    /// Returns its identity.
+    pub(crate) fn identity(&self) -> ConversionId {
+        (self.id, self.claimed_at)
+    }
+}
+
+/// A user's row in `user_experiment_participation`, without its key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Participation {
+    pub variant: Uuid,
+    pub first_time: Micros,
+    pub first_id: Uuid,
+    pub impressions: i64,
+    pub variants_seen: BTreeSet<Uuid>,
+    pub first_conversion: Option<Micros>,
+    pub converted_within_window: bool,
+}
+
+/// A conversion's row in `conversion_attribution`, without its key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Attribution {
+    pub conversion_time: Micros,
+    pub kind: String,
+    pub variant: Uuid,
+    pub method: Method,
+    /// Share of the credited variant among the impressions up to the conversion, in hundredths.
+    pub confidence: i32,
+    pub hours: i32,
+    pub value: Option<Money>,
+    pub currency: Option<String>,
+}
+
+/// A conversion's identity within its project: id and `claimed_at`.
+pub(crate) type ConversionId = (Uuid, Micros);
+
+/// What one user has in one experiment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Derived {
+    pub participation: Option<Participation>,
+    pub attributions: BTreeMap<ConversionId, Attribution>,
+}
+
+/// Derives what a user has in an experiment from the user's exposures to it and all conversions of the user.
+///
+/// Linear in the rows but for sorting them.
+pub(crate) fn derive(experiment: Uuid, rules: &Rules, exposures: &[Exposure], conversions: &[Conversion]) -> Derived {
+    let is_eligible = |exposure: &Exposure| {
+        !rules.is_draft
+            && rules.variants.contains(&exposure.variant)
+            && rules.started_at.is_none_or(|start| exposure.event_time >= start)
+            && rules.ended_at.is_none_or(|end| exposure.event_time < end)
+    };
+    let mut eligible: Vec<Exposure> = exposures.iter().copied().filter(is_eligible).collect();
+    eligible.sort_unstable();
+    let Some(first) = eligible.first().copied() else { return Derived::default() };
+    let mut following: Vec<&Conversion> = conversions
+        .iter()
+        .filter(|conversion| conversion.event_time >= first.event_time)
+        .filter(|conversion| conversion.experiment.is_none_or(|named| named == experiment))
+        .collect();
+    following.sort_unstable_by_key(|conversion| conversion.event_time);
+
+    let attributions = attribute(rules, &eligible, &following);
+    let participation = Participation {
+        variant: first.variant,
+        first_time: first.event_time,
+        first_id: first.id,
+        impressions: eligible.len() as i64,
+        variants_seen: eligible.iter().map(|exposure| exposure.variant).collect(),
+        first_conversion: following.first().map(|conversion| conversion.event_time),
+        converted_within_window: !attributions.is_empty(),
+    };
+    Derived { participation: Some(participation), attributions }
+}
+
+/// Credits each conversion of a person in first <= t <= first + window. `eligible` and `conversions` lie in the order of time.
+fn attribute(rules: &Rules, eligible: &[Exposure], conversions: &[&Conversion]) -> BTreeMap<ConversionId, Attribution> {
+    const HOUR: i64 = 3_600 * Micros::SECOND;
+    let Some(first) = eligible.first() else { return BTreeMap::new() };
+    let until = first.event_time.0.saturating_add(i64::from(rules.window_days) * 24 * HOUR);
+    let mut attributions = BTreeMap::new();
+    let mut passed = 0;
+    let mut shown: BTreeMap<Uuid, i64> = BTreeMap::new();
+    for conversion in conversions.iter().filter(|conversion| !conversion.is_bot && conversion.event_time.0 <= until) {
+        while let Some(exposure) = eligible.get(passed).filter(|exposure| exposure.event_time <= conversion.event_time) {
+            *shown.entry(exposure.variant).or_default() += 1;
+            passed += 1;
+        }
+        // The conversion is not before the first exposure, so one at least has passed.
+        let Some(last) = passed.checked_sub(1).and_then(|last| eligible.get(last)) else { continue };
+        let variant = match rules.method {
+            Method::FirstExposure => first.variant,
+            Method::LastExposure => last.variant,
+        };
+        let (of_all, of_variant) = (passed as i64, shown.get(&variant).copied().unwrap_or(0));
+        let attribution = Attribution {
+            conversion_time: conversion.event_time,
+            kind: conversion.kind.clone(),
+            variant,
+            method: rules.method,
+            confidence: ((200 * of_variant + of_all) / (2 * of_all)) as i32,
+            hours: ((conversion.event_time.0 - first.event_time.0) / HOUR) as i32,
+            value: conversion.value,
+            currency: conversion.currency.clone(),
+        };
+        attributions.insert((conversion.id, conversion.claimed_at), attribution);
+    }
+    attributions
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const EXPERIMENT: Uuid = Uuid::from_u128(1);
+    const DAY: i64 = 86_400 * Micros::SECOND;
+
+    fn rules(method: Method) -> Rules {
+        let variants = [Uuid::from_u128(10), Uuid::from_u128(11)].into();
+        Rules { is_draft: false, is_frozen: false, started_at: None, ended_at: None, window_days: 1, method, variants }
+    }
+
+    fn exposure(time: i64, variant: u128) -> Exposure {
+        Exposure {
+            event_time: Micros(time),
+            id: Uuid::from_u128(time as u128 + 100),
+            claimed_at: Micros(time),
+            variant: Uuid::from_u128(variant),
+        }
+    }
+
+    fn conversion(time: i64) -> Conversion {
+        Conversion {
+            id: Uuid::from_u128(7),
+            claimed_at: Micros(time),
+            event_time: Micros(time),
+            experiment: None,
+            is_bot: false,
+            kind: "purchase".into(),
+            value: None,
+            currency: None,
+        }
+    }
+
+    /// Credited variant and confidence of one conversion, after exposures at the times given.
+    fn check(method: Method, exposures: &[(i64, u128)], at: i64, expected: Option<(u128, i32)>) {
+        let conversion = conversion(at);
+        let shown: Vec<Exposure> = exposures.iter().rev().map(|(time, variant)| exposure(*time, *variant)).collect();
+        let derived = derive(EXPERIMENT, &rules(method), &shown, &[conversion]);
+        let found = derived.attributions.values().next().map(|found| (found.variant.as_u128(), found.confidence));
+        assert_eq!(found, expected, "{method:?} {exposures:?} {at}");
+        let participation = derived.participation.map(|found| found.converted_within_window);
+        assert_eq!(participation.unwrap_or(false), expected.is_some());
+    }
+
+    #[test]
+    fn the_window_has_both_its_ends_and_the_method_names_the_variant() {
+        use Method::{FirstExposure as First, LastExposure as Last};
+        check(First, &[(0, 10)], 0, Some((10, 100)));
+        check(First, &[(0, 10)], DAY, Some((10, 100)));
+        check(First, &[(0, 10)], DAY + 1, None);
+        check(First, &[(5, 10)], 4, None);
+        check(First, &[(0, 10), (1, 11), (2, 11)], 2, Some((10, 33)));
+        check(Last, &[(0, 10), (1, 11), (2, 11)], 2, Some((11, 67)));
+        check(Last, &[(0, 10), (1, 11), (2, 11)], 1, Some((11, 50)));
+        check(Last, &[(0, 10), (1, 10), (2, 11)], 1, Some((10, 100)));
+        check(First, &[(0, 99)], 0, None);
+        check(First, &[], 0, None);
+    }
+
+    /// A half is rounded up: 1 of 8 is 0.13, as floor((200k + n) / (2n)) has it.
+    #[test]
+    fn confidence_is_rounded_half_up() {
+        let shown: Vec<(i64, u128)> = (0..8).map(|time| (time, if time == 0 { 10 } else { 11 })).collect();
+        check(Method::FirstExposure, &shown, 8, Some((10, 13)));
+    }
+
+    #[test]
+    fn a_conversion_that_names_another_experiment_is_not_ours() {
+        let mut other = conversion(1);
+        other.experiment = Some(Uuid::from_u128(2));
+        let derived = derive(EXPERIMENT, &rules(Method::FirstExposure), &[exposure(0, 10)], &[other]);
+        assert_eq!(derived.participation.map(|found| (found.impressions, found.first_conversion)), Some((1, None)));
+        assert!(derived.attributions.is_empty());
+    }
+}
