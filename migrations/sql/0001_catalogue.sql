@@ -1,8 +1,5 @@
 -- Who sends and reads, and what may be measured. Small tables; all of them are read far more often than written.
 
--- uuid_generate_v5: row ids of derived tables are UUIDv5 of their unique key. Trusted, so no superuser is needed.
-CREATE EXTENSION IF NOT EXISTS "uuid-ossp";
-
 CREATE TABLE projects (
     id                uuid PRIMARY KEY DEFAULT gen_random_uuid(),
     name              text NOT NULL UNIQUE CHECK (name <> ''),
