@@ -19,7 +19,7 @@ demo:
 
 test:
 	deploy/install.sh test
-	cargo test --locked $(CARGO_PROFILE) --workspace
+	deploy/kafka.sh run cargo test --locked $(CARGO_PROFILE) --workspace
 
 lint:
 	cargo fmt --all --check

@@ -1,15 +1,15 @@
 #!/bin/sh
 # Installs from Debian's or Ubuntu's packages what building and testing need and this machine lacks. Starts no service.
-# Usage: deploy/install.sh demo|test
+# Usage: deploy/install.sh demo|test|kafka; kafka: only what a broker for tests and trials needs
 set -eu
 
 purpose=${1:-}
 case $purpose in
-    demo | test) ;;
-    *) echo "usage: $0 demo|test" >&2; exit 2 ;;
+    demo | test | kafka) ;;
+    *) echo "usage: $0 demo|test|kafka" >&2; exit 2 ;;
 esac
 
-command -v cargo >/dev/null || { echo "cargo is missing: install Rust 1.95 or later, see https://rustup.rs" >&2; exit 1; }
+[ "$purpose" = kafka ] || command -v cargo >/dev/null || { echo "cargo is missing: install Rust 1.95 or later, see https://rustup.rs" >&2; exit 1; }
 
 missing=
 need() { # package, what for
@@ -25,8 +25,19 @@ has_postgres() {
     command -v initdb >/dev/null && command -v postgres >/dev/null
 }
 
-command -v cc >/dev/null || need build-essential "linking"
-has_postgres || need postgresql "the private database; no cluster of its own is made"
+has_java() {
+    release=$(java -version 2>&1 | sed -n '1s/[^"]*"\([0-9]*\).*/\1/p')
+    [ "${release:-0}" -ge 17 ]
+}
+
+if [ "$purpose" != kafka ]; then
+    command -v cc >/dev/null && command -v make >/dev/null || need build-essential "linking, and Kafka's client, a C library"
+    has_postgres || need postgresql "the private database; no cluster of its own is made"
+fi
+if [ "$purpose" != demo ]; then
+    has_java || need default-jre-headless "a Kafka broker, a process of the tests; not started as a service"
+    command -v mvn >/dev/null || need maven "fetching that broker's jars, 43 MB"
+fi
 if [ "$purpose" = test ]; then
     python3 -c 'import ensurepip, venv' 2>/dev/null || need python3-venv "Segment's SDK, in an environment of its own"
     command -v chromium >/dev/null || need chromium "the page with the pixel, in a real browser"
@@ -64,7 +75,8 @@ fi
 $as_root apt-get update -q
 # shellcheck disable=SC2086 # a list of packages
 $as_root env DEBIAN_FRONTEND=noninteractive UCF_FORCE_CONFFOLD=1 apt-get install -q -y --no-install-recommends $missing
-has_postgres || { echo "this system's Postgres is older than 15: take it from https://apt.postgresql.org" >&2; exit 1; }
+[ "$purpose" = demo ] || has_java || { echo "this system's Java is older than 17: install openjdk-17-jre-headless or later" >&2; exit 1; }
+[ "$purpose" = kafka ] || has_postgres || { echo "this system's Postgres is older than 15: take it from https://apt.postgresql.org" >&2; exit 1; }
 # Its package would start it with the machine; tests start their own.
 case $missing in
     *prometheus*) ! command -v systemctl >/dev/null || $as_root systemctl disable -q prometheus 2>/dev/null || true ;;

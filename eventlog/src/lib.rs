@@ -22,6 +22,8 @@ use uuid::Uuid;
 #[cfg(any(test, feature = "testing"))]
 pub mod conformance;
 pub mod embedded;
+#[cfg(feature = "kafka")]
+pub mod kafka;
 pub mod memory;
 
 /// The next record to read, counted from 0 in each log partition.

@@ -18,12 +18,16 @@ const MAY_IMPORT: [(&str, &[&str]); 9] = [
 ];
 
 /// Heavy dependencies, and the only crates that may have them.
-const HEAVY: [(&str, &[&str]); 4] = [
+const HEAVY: [(&str, &[&str]); 5] = [
     ("datafusion", &["query"]),
     ("arrow", &["query", "segments", "weir"]),
-    ("rdkafka", &["eventlog"]),
+    ("rdkafka", &["eventlog", "benches"]),
+    ("rdkafka-sys", &["eventlog"]),
     ("sqlx", &["aggregator", "ingest", "query", "migrations", "weir", "benches"]),
 ];
+
+/// The only file that may contain unsafe code: the glue to Kafka's C library.
+const UNSAFE: &str = "eventlog/src/kafka/native.rs";
 
 const LINES_MAX: usize = 700;
 
@@ -83,12 +87,33 @@ fn one_version_of_what_must_not_be_twice() {
         let count = lock.lines().filter(|line| *line == format!("name = \"{name}\"")).count();
         assert!(count <= 1, "{count} versions of {name} in Cargo.lock");
     }
-    for name in ["openssl", "openssl-sys", "native-tls", "aws-lc-rs"] {
+    for name in ["openssl", "native-tls", "aws-lc-rs"] {
         assert!(
             !lock.lines().any(|line| line == format!("name = \"{name}\"")),
             "{name} is in Cargo.lock: rustls with ring is the one TLS stack"
         );
     }
+    // The exception: Kafka's C library, with the feature kafka-tls.
+    for package in lock.split("[[package]]").filter(|package| package.contains("\n \"openssl-sys\"")) {
+        assert!(package.contains("\nname = \"rdkafka-sys\"\n"), "only Kafka's C library may use OpenSSL:{package}");
+    }
+}
+
+#[test]
+fn unsafe_code_lies_in_one_file() {
+    let workspace = fs::read_to_string(root().join("Cargo.toml")).expect("the workspace's manifest");
+    assert!(workspace.contains("\nunsafe_code = \"deny\"\n"), "the workspace denies unsafe code");
+    for member in manifests().into_keys() {
+        let manifest = fs::read_to_string(root().join(&member).join("Cargo.toml")).expect("a member's manifest");
+        assert!(manifest.contains("\n[lints]\nworkspace = true\n"), "{member} does not take the workspace's lints");
+    }
+    for file in sources(&root()) {
+        // A file needs the lint's name to switch it off; here it stands for the reasons just given.
+        let names_lint = fs::read_to_string(&file).expect("a source file").contains("unsafe_code");
+        let may = file.ends_with(UNSAFE) || file.ends_with(file!());
+        assert!(may || !names_lint, "{}: only {UNSAFE} may allow unsafe code", file.display());
+    }
+    assert!(root().join(UNSAFE).exists());
 }
 
 #[test]
