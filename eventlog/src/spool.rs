@@ -7,10 +7,10 @@
 //!   after the primary acknowledged it, and drained first after a restart.
 //! - **Order per user.** While a log partition's spool holds a record, or has one sent and not acknowledged, every append of
 //!   that log partition goes to the spool. So what was acknowledged before an append began comes into the primary before it,
-//!   as long as the primary keeps the order of a batch. Log partitions are independent: the records of one append may go both ways.
+//!   as long as a primary that fails has stored a beginning of a batch and no later part. Log partitions are independent: the records of one append may go both ways.
 //! - **Twice, but only in doubt.** A record is sent again when the primary said [`AppendError::Unknown`], did not answer in
 //!   time, or the process ended between the acknowledgement and the note of it. Readers deduplicate.
-//! - **Never into another log.** After the start and after every failure nothing is sent before a [`Compare`] has found the
+//! - **Never into another log.** The folder says which log its records wait for. After the start and after every failure nothing is sent before a [`Compare`] has found the
 //!   agreed log again. Another log halts everything under a name; an unreachable one halts nothing but the draining.
 //! - **Bounded.** [`Options::bytes_max`] on disk. A full spool, or one whose disk fails, refuses with
 //!   [`AppendError::Unavailable`], and takes records again by itself once it can.
@@ -33,6 +33,7 @@
 //! A log partition of the spool has the number of the primary's that it stands for; apart from that number of log
 //! partitions the two identities have nothing in common.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
@@ -41,8 +42,9 @@ use async_trait::async_trait;
 use events::{Micros, Record};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use uuid::Uuid;
 
-use crate::embedded::OpenError;
+use crate::embedded;
 use crate::{Append, AppendError, LogIdentity, Position};
 
 mod append;
@@ -124,8 +126,32 @@ pub struct Spool {
     tasks: Mutex<Vec<JoinHandle<()>>>,
 }
 
+/// Why a spool cannot be opened. Nothing that it holds is changed by it.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Its log cannot be opened, such as one with another number of log partitions than the primary has.
+    #[error("spool: {0}")]
+    Log(#[from] embedded::OpenError),
+    /// It holds records for another log than the one that is agreed on now.
+    #[error(
+        "another_log: the spool holds {waiting} records for {waits_for}, and the agreed log is {agreed}; \
+         start with the former log until they are sent, or move the spool's folder away"
+    )]
+    AnotherLog {
+        /// How many.
+        waiting: u64,
+        /// What is noted of the log that they are for.
+        waits_for: String,
+        /// The agreed log.
+        agreed: Uuid,
+    },
+    /// It cannot be noted which log the records will wait for.
+    #[error("spool: {0}")]
+    Note(io::Error),
+}
+
 /// Opens the spool's own log. Blocks.
-type Opener = Box<dyn Fn() -> Result<Arc<dyn Store>, OpenError> + Send + Sync>;
+type Opener = Box<dyn Fn() -> Result<Arc<dyn Store>, embedded::OpenError> + Send + Sync>;
 
 struct Shared {
     identity: LogIdentity,
@@ -134,7 +160,7 @@ struct Shared {
     /// None while its disk has failed and it is not open again.
     store: RwLock<Option<Arc<dyn Store>>>,
     /// Which log it is.
-    store_id: uuid::Uuid,
+    store_id: Uuid,
     /// Why there is none.
     store_fault: Mutex<String>,
     open: Opener,
@@ -151,7 +177,7 @@ impl Spool {
     /// `primary` answers [`Append::identity`] with the agreed identity, whether it is reached or not; appends go to it as
     /// soon as `compare` has found that log. Until then they go to the spool.
     /// # Errors
-    /// [`OpenError`], such as another number of log partitions in the folder than `primary` has.
+    /// [`OpenError`].
     pub fn open(
         folder: &Path,
         primary: Arc<dyn Append>,
@@ -171,7 +197,7 @@ impl Spool {
         let identity = primary.identity();
         let store = open()?;
         let lanes: Vec<Lane> = (0..identity.partitions).map(Lane::new).collect();
-        keep::take_up(&lanes, store.as_ref());
+        keep::take_up(&lanes, store.as_ref(), identity)?;
         let counters = Counters::default();
         counters.set_damaged_files(store.damaged_files());
         let shared = Arc::new(Shared {

@@ -63,7 +63,7 @@ mod reader;
 mod recovery;
 mod scan;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod writer;
 
 use disk::{Disk, Lock, OsDisk};

@@ -103,36 +103,17 @@ impl Drain<'_> {
     }
 
     async fn step(&self) -> Turn {
-        let Shared { options, .. } = self.shared.as_ref();
-        let Some(store) = self.shared.store() else {
-            tokio::time::sleep(options.keep_every).await;
-            return Turn::Failed("its log is closed".to_owned());
-        };
         let from = self.lane.inner().drained;
-        let bound = ReadBound { records_max: self.records_max, bytes_max: options.drain_bytes_max, wait_max: Duration::ZERO };
-        let partition = self.lane.partition;
-        let read = match store.read(partition, from, bound).await {
-            Ok(read) if read.is_empty() => return Turn::Failed(format!("nothing can be read at {from}")),
-            Ok(read) => read,
-            Err(ReadError::Corrupt { range, reason, .. }) => {
-                return self.pass(store.as_ref(), from..range.end.max(from + 1), &reason).await;
-            }
-            Err(ReadError::BelowStart { start, .. }) => {
-                return self.pass(store.as_ref(), from..start.max(from + 1), "their log files are gone").await;
-            }
-            Err(error) => return Turn::Failed(error.to_string()),
+        let records = match self.read(from).await {
+            Ok(records) => records,
+            Err(turn) => return turn,
         };
-        let (records, received_at) = decode(&read);
-        if records.is_empty() {
-            return self.pass(store.as_ref(), from..from + 1, "it is no event to this version").await;
-        }
-        self.lane.change(|inner| inner.oldest = received_at);
         // What was read is held meanwhile: `Options::drain_bytes_max` for each log partition. The sender lives as long as the task.
         let _ = self.shared.trust.subscribe().wait_for(Trust::is_same).await;
         match self.send(records).await {
             Ok(count) => {
                 self.shared.counters.drained(count);
-                self.advance(store.as_ref(), from + count).await;
+                self.advance(from + count).await;
                 Turn::Advanced
             }
             Err(failure) => {
@@ -141,6 +122,35 @@ impl Drain<'_> {
                 Turn::Failed(format!("offset {from}: {failure}"))
             }
         }
+    }
+
+    /// Reads the next records, or says how the turn ends without. The store is given back with the return: a log that
+    /// failed cannot be opened again while somebody has it.
+    async fn read(&self, from: Offset) -> Result<Vec<Record>, Turn> {
+        let Shared { options, .. } = self.shared.as_ref();
+        let Some(store) = self.shared.store() else {
+            tokio::time::sleep(options.keep_every).await;
+            return Err(Turn::Failed("its log is closed".to_owned()));
+        };
+        let bound = ReadBound { records_max: self.records_max, bytes_max: options.drain_bytes_max, wait_max: Duration::ZERO };
+        let partition = self.lane.partition;
+        let read = match store.read(partition, from, bound).await {
+            Ok(read) if read.is_empty() => return Err(Turn::Failed(format!("nothing can be read at {from}"))),
+            Ok(read) => read,
+            Err(ReadError::Corrupt { range, reason, .. }) => {
+                return Err(self.pass(store.as_ref(), from..range.end.max(from + 1), &reason).await);
+            }
+            Err(ReadError::BelowStart { start, .. }) => {
+                return Err(self.pass(store.as_ref(), from..start.max(from + 1), "their log files are gone").await);
+            }
+            Err(error) => return Err(Turn::Failed(error.to_string())),
+        };
+        let (records, received_at) = decode(&read);
+        if records.is_empty() {
+            return Err(self.pass(store.as_ref(), from..from + 1, "it is no event to this version").await);
+        }
+        self.lane.change(|inner| inner.oldest = received_at);
+        Ok(records)
     }
 
     async fn send(&self, records: Vec<Record>) -> Result<u64, AppendError> {
@@ -161,17 +171,17 @@ impl Drain<'_> {
             inner.damaged.insert(first);
         });
         keep::keep_damaged(self.shared, store, self.lane).await;
-        self.advance(store, end).await;
+        self.advance(end).await;
         Turn::Advanced
     }
 
-    async fn advance(&self, store: &dyn Store, to: Offset) {
-        let mut needed_from = to;
+    async fn advance(&self, to: Offset) {
         self.lane.change(|inner| {
             inner.drained = to;
             inner.oldest = None;
-            needed_from = inner.needed_from();
         });
-        store.release(self.lane.partition, needed_from).await;
+        if let Some(store) = self.shared.store() {
+            store.release(self.lane.partition, self.lane.inner().needed_from()).await;
+        }
     }
 }

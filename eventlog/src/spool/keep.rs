@@ -2,10 +2,10 @@
 
 use std::sync::{Arc, PoisonError};
 
-use super::Shared;
 use super::lane::{self, Inner, Lane};
 use super::store::Store;
-use crate::{Append, Offset};
+use super::{OpenError, Shared};
+use crate::{Append, LogIdentity, Offset};
 
 /// Notes, copies and opens, again and again.
 pub(super) async fn keep(shared: Arc<Shared>) {
@@ -56,6 +56,7 @@ pub(super) async fn keep_damaged(shared: &Shared, store: &dyn Store, lane: &Lane
                     inner.damaged.remove(&offset);
                 });
                 shared.counters.set_damaged_files(store.damaged_files());
+                store.release(lane.partition, lane.inner().needed_from()).await;
             }
             Err(error) => {
                 let partition = lane.partition;
@@ -65,8 +66,8 @@ pub(super) async fn keep_damaged(shared: &Shared, store: &dyn Store, lane: &Lane
     }
 }
 
-/// Takes up what a log holds that was opened just now.
-pub(super) fn take_up(lanes: &[Lane], store: &dyn Store) {
+/// Takes up what the store holds at the start. Blocks.
+pub(super) fn take_up(lanes: &[Lane], store: &dyn Store, agreed: LogIdentity) -> Result<(), OpenError> {
     let noted = store.noted_drained().unwrap_or_else(|error| {
         tracing::warn!(%error, "how far the spool is drained is not known; what is left of it is sent once more");
         None
@@ -85,6 +86,16 @@ pub(super) fn take_up(lanes: &[Lane], store: &dyn Store) {
     let waiting: u64 = lanes.iter().map(|lane| lane.inner().records()).sum();
     if waiting > 0 {
         tracing::info!(records = waiting, "the spool holds records, which are sent first");
+    }
+    // Records wait for the log that was agreed on when they came. Noted before the first one comes.
+    match store.noted_primary() {
+        Ok(Some(noted)) if noted == agreed => Ok(()),
+        Ok(noted) if waiting > 0 => {
+            let waits_for = noted.map_or_else(|| "no log".to_owned(), |noted| noted.log_id.to_string());
+            Err(OpenError::AnotherLog { waiting, waits_for, agreed: agreed.log_id })
+        }
+        Err(error) if waiting > 0 => Err(OpenError::AnotherLog { waiting, waits_for: error.to_string(), agreed: agreed.log_id }),
+        _ => store.note_primary(agreed).map_err(OpenError::Note),
     }
 }
 

@@ -10,13 +10,15 @@ use bytes::Bytes;
 use events::Record;
 use uuid::Uuid;
 
-use super::{Opener, Options, small_file};
+use super::{Opener, Options, remembered, small_file};
 use crate::embedded::{self, EmbeddedLog};
 use crate::{Append, AppendError, LogIdentity, Offset, Position, Read, ReadBound, ReadError, StoredRecord};
 
 const TITLE: &str = "weir spool 1";
 /// The file beside the log's own that says how far each log partition is drained.
-const NOTE_NAME: &str = "drained";
+const DRAINED_NAME: &str = "drained";
+/// The file that says which log the records wait for.
+const PRIMARY_NAME: &str = "primary";
 
 /// A log with what the spool needs beyond its contract.
 #[async_trait]
@@ -41,12 +43,19 @@ pub(super) trait Store: Append + Read {
 
     /// Returns what was noted last for this log; nothing if that was never. Blocks.
     fn noted_drained(&self) -> io::Result<Option<Vec<Offset>>>;
+
+    /// Notes durably which log the records wait for. Blocks.
+    fn note_primary(&self, primary: LogIdentity) -> io::Result<()>;
+
+    /// Returns which log the records wait for; nothing if that was never noted. Blocks.
+    fn noted_primary(&self) -> io::Result<Option<LogIdentity>>;
 }
 
 /// A store in a folder.
 pub(super) struct DiskStore {
     log: EmbeddedLog,
-    note: PathBuf,
+    /// Where the notes lie.
+    folder: PathBuf,
 }
 
 impl DiskStore {
@@ -59,10 +68,16 @@ impl DiskStore {
             bytes_max: options.bytes_max,
             ..embedded::Options::default()
         };
-        Box::new(move || {
-            let log = EmbeddedLog::open(&folder, options.clone())?;
-            Ok(Arc::new(DiskStore { log, note: folder.join(NOTE_NAME) }))
-        })
+        let notes = folder.clone();
+        DiskStore::opener_of(notes, move || EmbeddedLog::open(&folder, options.clone()))
+    }
+
+    /// Returns what opens the store over a log, with the notes in a folder.
+    pub(super) fn opener_of(
+        folder: PathBuf,
+        open: impl Fn() -> Result<EmbeddedLog, embedded::OpenError> + Send + Sync + 'static,
+    ) -> Opener {
+        Box::new(move || Ok(Arc::new(DiskStore { log: open()?, folder: folder.clone() })))
     }
 }
 
@@ -129,7 +144,7 @@ impl Store for DiskStore {
     }
 
     async fn note_drained(&self, drained: Vec<Offset>) -> io::Result<()> {
-        let (note, log_id) = (self.note.clone(), self.log.identity().log_id);
+        let (note, log_id) = (self.folder.join(DRAINED_NAME), self.log.identity().log_id);
         let write = move || {
             let drained: Vec<String> = drained.iter().map(Offset::to_string).collect();
             small_file::replace(&note, TITLE, &[("log_id", log_id.to_string()), ("drained", drained.join(" "))])
@@ -138,7 +153,9 @@ impl Store for DiskStore {
     }
 
     fn noted_drained(&self) -> io::Result<Option<Vec<Offset>>> {
-        let Some([log_id, drained]) = small_file::read(&self.note, TITLE, ["log_id", "drained"])? else { return Ok(None) };
+        let Some([log_id, drained]) = small_file::read(&self.folder.join(DRAINED_NAME), TITLE, ["log_id", "drained"])? else {
+            return Ok(None);
+        };
         let LogIdentity { log_id: own, partitions } = self.log.identity();
         if Uuid::try_parse(&log_id) != Ok(own) {
             let text = format!("it is of log {log_id}, and this is {own}");
@@ -149,6 +166,14 @@ impl Store for DiskStore {
             Ok(drained) if drained.len() == partitions as usize => Ok(Some(drained)),
             _ => Err(io::Error::new(io::ErrorKind::InvalidData, format!("expected {partitions} offsets"))),
         }
+    }
+
+    fn note_primary(&self, primary: LogIdentity) -> io::Result<()> {
+        remembered::remember(&self.folder.join(PRIMARY_NAME), primary)
+    }
+
+    fn noted_primary(&self) -> io::Result<Option<LogIdentity>> {
+        remembered::remembered(&self.folder.join(PRIMARY_NAME))
     }
 }
 

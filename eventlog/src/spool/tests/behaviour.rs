@@ -266,6 +266,31 @@ async fn a_log_that_stopped_is_opened_again() {
 }
 
 #[tokio::test]
+async fn what_is_no_event_is_kept_and_passed() {
+    let world = World::new();
+    let spool = world.open_direct().await;
+    world.primary.set(Way::Unavailable);
+    world.kept.keeps_nothing.store(true, std::sync::atomic::Ordering::Relaxed);
+    let identity = spool.identity();
+    // Written by a newer version, say.
+    lane::lock(&world.kept.garbled).extend([(1, 0), (1, 7), (1, 8)]);
+    for number in 0..20 {
+        spool.append(vec![conformance::record_in(identity, 1, number, 0)]).await.expect("the spool takes it");
+    }
+    world.primary.set(Way::Works);
+    drained(&spool).await;
+    let found: Vec<u64> = world.contents().await[1].iter().map(|bytes| name_of(bytes).1).collect();
+    assert_eq!(found, [1, 2, 3, 4, 5, 6].into_iter().chain(9..20).collect::<Vec<_>>());
+    assert_eq!((spool.stats().damaged_records, spool.stats().damaged_files), (3, 0));
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    assert_eq!(world.kept.log.range(1).start, 0, "what is damaged and not copied is not trimmed");
+
+    world.kept.keeps_nothing.store(false, std::sync::atomic::Ordering::Relaxed);
+    eventually("the copies", || spool.stats().damaged_files == 3).await;
+    eventually("the room", || world.kept.log.range(1).start == 19).await;
+}
+
+#[tokio::test]
 async fn a_refused_batch_is_tried_in_smaller_ones() {
     let world = World::new();
     let spool = world.open_direct().await;

@@ -3,6 +3,7 @@
 use std::os::unix::fs::FileExt as _;
 
 use super::*;
+use crate::embedded::tests::FailingDisk;
 
 /// A spool in a folder, with files so small that they rotate.
 fn open(folder: &Path, primary: &Primary, options: Options) -> Result<Spool, OpenError> {
@@ -150,7 +151,9 @@ async fn another_number_of_log_partitions_is_refused() {
     let same = |_| async { Comparison::Same };
     tokio::time::sleep(Duration::from_millis(20)).await;
     let refused = Spool::open(folder.path(), Arc::new(other), Arc::new(same), quick()).err().expect("refused");
-    assert!(matches!(refused, OpenError::Partitions { found: PARTITIONS, asked: 8, .. }), "{refused}");
+    let OpenError::Log(embedded::OpenError::Partitions { found: PARTITIONS, asked: 8, .. }) = refused else {
+        panic!("{refused}")
+    };
 }
 
 #[tokio::test]
@@ -176,4 +179,82 @@ async fn a_damaged_note_sends_again_and_loses_nothing() {
     ledger.append(&spool, &[1, 2, 3]).await.expect("appends");
     drained(&spool).await;
     assert!(ledger.check(&world.contents().await, "damaged note") > 0);
+}
+
+#[tokio::test]
+async fn records_wait_for_the_log_that_was_agreed_on_when_they_came() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (former, next) = (World::new(), World::new());
+    former.primary.set(Way::Unavailable);
+    let open_when_free = async |primary: &Primary| {
+        // A spool that was dropped gives its lock back when its tasks are gone.
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        open(folder.path(), primary, quick())
+    };
+    let spool = open_when_free(&former.primary).await.expect("opens");
+    spool.append(vec![conformance::record("user", 1, 0)]).await.expect("the spool takes it");
+    drop(spool);
+    let refused = open_when_free(&next.primary).await.err().expect("refused").to_string();
+    let named = [former.primary.log.identity().log_id, next.primary.log.identity().log_id].map(|log_id| log_id.to_string());
+    assert!(refused.starts_with("another_log: ") && named.iter().all(|log_id| refused.contains(log_id)), "{refused}");
+
+    former.primary.set(Way::Works);
+    let spool = open_when_free(&former.primary).await.expect("the former log is taken");
+    drained(&spool).await;
+    spool.stop().await;
+    drop(spool);
+    let spool = open_when_free(&next.primary).await.expect("nothing waits, so another log may follow");
+    spool.first_comparison().await;
+    next.primary.set(Way::Unavailable);
+    spool.append(vec![conformance::record("user", 2, 0)]).await.expect("the spool takes it");
+    drop(spool);
+    assert!(open_when_free(&former.primary).await.is_err(), "now records wait for the next one");
+    std::fs::remove_file(folder.path().join("primary")).expect("removed");
+    assert!(open_when_free(&next.primary).await.is_err(), "it is not known what they wait for");
+}
+
+#[tokio::test]
+async fn a_disk_that_fails_for_a_while_loses_nothing() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let world = World::new();
+    let disk = FailingDisk::default();
+    let opener = DiskStore::opener_of(folder.path().to_owned(), {
+        let disk = disk.clone();
+        move || disk.open(PARTITIONS)
+    });
+    let comparing = world.primary.clone();
+    let compare = move |agreed| {
+        let found = comparing.compare(agreed);
+        async move { found }
+    };
+    world.primary.set(Way::Unavailable);
+    let spool = Spool::open_with(opener, Arc::new(world.primary.clone()), Arc::new(compare), quick()).expect("opens");
+    spool.first_comparison().await;
+    let mut ledger = Ledger::default();
+    for round in 0..4 {
+        for _ in 0..5 {
+            ledger.append(&spool, &[1, 2, 3]).await.expect("the spool takes it");
+        }
+        // The first failure is answered in doubt, and the second in a row stops the log.
+        disk.fail_syncs(1_000);
+        let mut refused = 0;
+        for _ in 0..10 {
+            refused += u64::from(ledger.append(&spool, &[1, 2, 3]).await.is_err());
+        }
+        assert_eq!(refused, 10, "round {round}");
+        eventually("the fault", || spool.stats().spool_fault.is_some()).await;
+        assert!(matches!(spool.ready(), Err(AppendError::Unavailable(_))), "round {round}");
+        disk.fail_syncs(0);
+        eventually("the log", || spool.stats().spool_fault.is_none()).await;
+        spool.ready().expect("it is open again");
+        if round % 2 == 1 {
+            world.primary.set(Way::Works);
+            drained(&spool).await;
+            world.primary.set(Way::Unavailable);
+        }
+    }
+    world.primary.set(Way::Works);
+    drained(&spool).await;
+    ledger.check(&world.contents().await, "a failing disk");
+    assert_eq!(spool.stats().damaged_records, 0);
 }

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -211,14 +212,27 @@ pub(super) enum Disk {
 pub(super) struct Kept {
     pub(super) log: MemoryLog,
     note: Arc<Mutex<Option<Vec<Offset>>>>,
+    primary: Arc<Mutex<Option<LogIdentity>>>,
     disk: Arc<Mutex<Disk>>,
     pub(super) damaged: Arc<Mutex<Vec<(u32, Offset)>>>,
+    /// Records that come back as other bytes.
+    pub(super) garbled: Arc<Mutex<Vec<(u32, Offset)>>>,
+    /// Damaged files cannot be copied.
+    pub(super) keeps_nothing: Arc<AtomicBool>,
 }
 
 impl Kept {
     pub(super) fn new() -> Self {
         let log = MemoryLog::new(PARTITIONS);
-        Kept { log, note: Arc::default(), disk: Arc::new(Mutex::new(Disk::Works)), damaged: Arc::default() }
+        Kept {
+            log,
+            note: Arc::default(),
+            primary: Arc::default(),
+            disk: Arc::new(Mutex::new(Disk::Works)),
+            damaged: Arc::default(),
+            garbled: Arc::default(),
+            keeps_nothing: Arc::default(),
+        }
     }
 
     pub(super) fn set(&self, disk: Disk) {
@@ -236,7 +250,7 @@ pub(super) struct MemoryStore {
     pub(super) kept: Kept,
     pub(super) steps: Steps,
     /// Set by the first append that stopped it; only a new store works again.
-    pub(super) is_stopped: std::sync::atomic::AtomicBool,
+    pub(super) is_stopped: AtomicBool,
 }
 
 #[async_trait]
@@ -246,9 +260,8 @@ impl Append for MemoryStore {
     }
 
     async fn append(&self, batch: Vec<Record>) -> Result<Vec<Position>, AppendError> {
-        use std::sync::atomic::Ordering::Relaxed;
         let stopped = || Err(AppendError::Stopped("store: told to".to_owned()));
-        if self.is_stopped.load(Relaxed) {
+        if self.is_stopped.load(Ordering::Relaxed) {
             return stopped();
         }
         self.steps.pass().await;
@@ -263,7 +276,7 @@ impl Append for MemoryStore {
                 Err(AppendError::Unknown("store: told to".to_owned()))
             }
             Disk::Stopped => {
-                self.is_stopped.store(true, Relaxed);
+                self.is_stopped.store(true, Ordering::Relaxed);
                 stopped()
             }
         };
@@ -295,7 +308,12 @@ impl Read for MemoryStore {
 
     async fn read(&self, partition: u32, from: Offset, bound: ReadBound) -> Result<Vec<StoredRecord>, ReadError> {
         self.steps.pass().await;
-        self.kept.log.read(partition, from, bound).await
+        let mut read = self.kept.log.read(partition, from, bound).await?;
+        let garbled = lock(&self.kept.garbled);
+        for record in read.iter_mut().filter(|record| garbled.contains(&(partition, record.offset))) {
+            record.bytes = bytes::Bytes::from_static(b"{\"v\":99}");
+        }
+        Ok(read)
     }
 
     async fn release(&self, partition: u32, offset: Offset) {
@@ -320,6 +338,9 @@ impl Store for MemoryStore {
     }
 
     async fn keep_damaged(&self, partition: u32, offset: Offset) -> io::Result<()> {
+        if self.kept.keeps_nothing.load(Ordering::Relaxed) {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
         lock(&self.kept.damaged).push((partition, offset));
         Ok(())
     }
@@ -337,5 +358,14 @@ impl Store for MemoryStore {
 
     fn noted_drained(&self) -> io::Result<Option<Vec<Offset>>> {
         Ok(lock(&self.kept.note).clone())
+    }
+
+    fn note_primary(&self, primary: LogIdentity) -> io::Result<()> {
+        *lock(&self.kept.primary) = Some(primary);
+        Ok(())
+    }
+
+    fn noted_primary(&self) -> io::Result<Option<LogIdentity>> {
+        Ok(*lock(&self.kept.primary))
     }
 }
