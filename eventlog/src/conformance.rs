@@ -84,10 +84,15 @@ pub async fn read_to_end(log: &impl Log, partition: u32, from: Offset) -> Vec<(O
     found
 }
 
-async fn append_one(log: &impl Log, record: Record) -> Position {
+async fn append_one(log: &impl Log, record: Record) -> (u32, Offset) {
     let positions = log.append(vec![record]).await.expect("appends");
     assert_eq!(positions.len(), 1);
-    positions[0]
+    place(positions[0])
+}
+
+/// Log partition and offset of a record that is in the log.
+fn place(position: Position) -> (u32, Offset) {
+    (position.partition, position.offset.expect("a log that works gives offsets"))
 }
 
 fn identity_of(log: &impl Log) -> LogIdentity {
@@ -116,9 +121,10 @@ pub async fn offsets_are_dense_and_follow_the_batch<L: Log, G>(make: impl AsyncF
         let positions = log.append(records.clone()).await.expect("appends");
         assert_eq!(positions.len(), records.len());
         for (record, position) in records.iter().zip(positions) {
-            assert_eq!(position.partition, record.bucket().log_partition(partitions), "the bucket decides");
-            let before = expected.entry(position.partition).or_default();
-            assert_eq!(position.offset, before.len() as u64, "dense, from 0, in the batch's order");
+            let (partition, offset) = place(position);
+            assert_eq!(partition, record.bucket().log_partition(partitions), "the bucket decides");
+            let before = expected.entry(partition).or_default();
+            assert_eq!(offset, before.len() as u64, "dense, from 0, in the batch's order");
             before.push(record.bytes().to_vec());
         }
     }
@@ -133,7 +139,7 @@ pub async fn bytes_come_back_equal<L: Log, G>(make: impl AsyncFn() -> (Arc<L>, G
     let (log, _guard) = make().await;
     for event in testing::one_of_each_kind() {
         let record = Record::encode(&event);
-        let Position { partition, offset } = append_one(&*log, record.clone()).await;
+        let (partition, offset) = append_one(&*log, record.clone()).await;
         let found = log.read(partition, offset, ALL).await.expect("reads");
         assert_eq!(found.len(), 1);
         assert_eq!((found[0].offset, &found[0].bytes), (offset, record.bytes()));
@@ -265,7 +271,7 @@ pub async fn release_keeps_what_is_needed<L: Log, G>(make: impl AsyncFn() -> (Ar
         assert!(offsets.start <= last_below && offsets.end == 100, "{offsets:?} after releasing {offset}");
     }
     log.release(identity.partitions, 1).await;
-    assert_eq!(append_one(&*log, records[0].clone()).await, Position { partition: 0, offset: 100 });
+    assert_eq!(append_one(&*log, records[0].clone()).await, (0, 100));
 }
 
 /// Appends from many tasks get positions of their own, and each record lies at its position, once.
@@ -282,7 +288,7 @@ pub async fn concurrent_appends_all_come_back<L: Log, G>(make: impl AsyncFn() ->
                         (0..count).map(|n| record(&format!("user-{task}"), turn * 10 + n, (task * 13) as usize)).collect();
                     let positions = log.append(batch.clone()).await.expect("appends");
                     assert!(positions.is_sorted_by_key(|position| position.offset), "one user, one log partition, in order");
-                    done.extend(positions.into_iter().zip(batch));
+                    done.extend(positions.into_iter().map(place).zip(batch));
                 }
                 done
             })
@@ -290,7 +296,7 @@ pub async fn concurrent_appends_all_come_back<L: Log, G>(make: impl AsyncFn() ->
         .collect();
     let mut expected: HashMap<u32, HashMap<Offset, Vec<u8>>> = HashMap::new();
     for task in tasks {
-        for (Position { partition, offset }, record) in task.await.expect("no panic") {
+        for ((partition, offset), record) in task.await.expect("no panic") {
             let before = expected.entry(partition).or_default().insert(offset, record.bytes().to_vec());
             assert!(before.is_none(), "two records at log partition {partition}, offset {offset}");
         }
@@ -339,7 +345,7 @@ pub async fn dropped_appends_harm_nothing<L: Log, G>(make: impl AsyncFn() -> (Ar
         let position = append_one(&*log, kept.clone()).await;
         stored.push((position, kept));
     }
-    for (Position { partition, offset }, kept) in stored {
+    for ((partition, offset), kept) in stored {
         let found = log.read(partition, offset, ReadBound { records_max: 1, ..ALL }).await.expect("reads");
         assert_eq!((found[0].offset, &found[0].bytes), (offset, kept.bytes()));
     }

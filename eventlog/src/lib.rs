@@ -4,8 +4,8 @@
 //!
 //! - A log is a fixed number of **log partitions**; a record's bucket decides which one holds it, so one user's records
 //!   stay in order. The number divides 64 and belongs to the log's identity.
-//! - [`Append::append`] returns after all its records are durable, with their offsets, or says by its error whether
-//!   they may be there all the same. Retrying may then store a record twice; readers deduplicate by the event's identity.
+//! - [`Append::append`] returns after all its records are durable, with their offsets unless a [`spool`] keeps them for the
+//!   log until it takes them, or says by its error whether they may be there all the same. Retrying may then store a record twice; readers deduplicate by the event's identity.
 //! - An **offset is the next record to read**. [`Read::read`] starts at one, and never passes the durable end.
 //! - Offsets of a log partition are dense, start at 0 and are never reused. Expired or trimmed records leave the front only.
 //! - [`Read::release`] says from which offset on records are still needed; what lies below may be deleted.
@@ -25,6 +25,7 @@ pub mod embedded;
 #[cfg(feature = "kafka")]
 pub mod kafka;
 pub mod memory;
+pub mod spool;
 
 /// The next record to read, counted from 0 in each log partition.
 pub type Offset = u64;
@@ -43,8 +44,9 @@ pub struct LogIdentity {
 pub struct Position {
     /// The log partition.
     pub partition: u32,
-    /// The record's own offset; reading from here returns it first.
-    pub offset: Offset,
+    /// The record's own offset; reading from here returns it first. None: the record is durable in the spool, and gets its
+    /// offset only when it comes into the log.
+    pub offset: Option<Offset>,
 }
 
 /// A record as it is read.

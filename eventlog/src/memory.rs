@@ -59,6 +59,13 @@ impl MemoryLog {
         }
     }
 
+    /// Returns the offsets that can be read, at once.
+    #[cfg(test)]
+    pub(crate) fn range(&self, partition: u32) -> Range<Offset> {
+        let kept = self.partitions[partition as usize].kept();
+        kept.start..kept.end()
+    }
+
     fn partition(&self, partition: u32) -> Result<&Partition, ReadError> {
         self.partitions.get(partition as usize).ok_or_else(|| no_such_partition(partition, self.identity.partitions))
     }
@@ -78,7 +85,7 @@ impl Append for MemoryLog {
             let offset = kept.end();
             kept.records.push_back(record.bytes().clone());
             partition.end.send_replace(kept.end());
-            Position { partition: number, offset }
+            Position { partition: number, offset: Some(offset) }
         };
         Ok(batch.into_iter().map(append).collect())
     }

@@ -26,7 +26,7 @@
 //! The bytes are those of `format.rs`. Of a log partition's files only the last one is written. Its records end where the
 //! next file's begin: what a file holds beyond that was never acknowledged. A file is made under another name, synced,
 //! renamed, and its folder synced, before it is used; none is ever used again. Files `*.damaged` are copies of what a torn
-//! write left at the beginning of a file; the log never reads them. Folders have mode 0700, files 0600, and symbolic links are not followed.
+//! write left at the beginning of a file; the log never reads them; neither does it read the copies `*.corrupt` that a spool asks for. Folders have mode 0700, files 0600, and symbolic links are not followed.
 //!
 //! # Operations
 //!
@@ -58,11 +58,12 @@ use crate::{Append, AppendError, LogIdentity, Offset, Position, Read, ReadBound,
 
 mod disk;
 mod format;
+mod keep;
 mod reader;
 mod recovery;
 mod scan;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod writer;
 
 use disk::{Disk, Lock, OsDisk};
@@ -299,7 +300,7 @@ impl Append for EmbeddedLog {
                 return Err(AppendError::Unavailable(format!("a record of {length} bytes; 1 to {most} are accepted")));
             }
             need += (format::FRAME_BYTES + length) as u64;
-            positions.push(Position { partition: record.bucket().log_partition(partitions), offset: 0 });
+            positions.push(Position { partition: record.bucket().log_partition(partitions), offset: None });
         }
         let queue = &self.owner.queue;
         // A batch above the bound takes all of it and goes alone.

@@ -18,9 +18,6 @@ use super::reader::{Counters, Listed, OpenFile, Partition, lock};
 use super::scan::Index;
 use crate::{AppendError, Offset, Position};
 
-/// The offset of a record that was not written.
-const NOWHERE: Offset = Offset::MAX;
-
 /// What an append waits for.
 pub(super) type Answer = Result<Vec<Position>, AppendError>;
 
@@ -187,10 +184,10 @@ impl PartitionWriter {
         }
     }
 
-    /// Adds a record to the group; returns its offset, which holds if the group's flush succeeds.
-    fn push(&mut self, context: &Context, payload: &Bytes) -> Offset {
+    /// Adds a record to the group; returns its offset, which holds if the group's flush succeeds, or nothing if it cannot be written.
+    fn push(&mut self, context: &Context, payload: &Bytes) -> Option<Offset> {
         if self.failure.is_some() {
-            return NOWHERE;
+            return None;
         }
         let frame = (FRAME_BYTES + payload.len()) as u64;
         let is_full = self.next > self.file.base && self.durable_at + self.buffer.len() as u64 + frame > context.file_bytes_max;
@@ -200,7 +197,7 @@ impl PartitionWriter {
                 self.rotate(context);
             }
             if self.failure.is_some() {
-                return NOWHERE;
+                return None;
             }
         }
         let offset = self.next;
@@ -208,7 +205,7 @@ impl PartitionWriter {
         let first_after_sync = self.buffer.is_empty();
         self.file.salt.encode(&mut self.buffer, offset, first_after_sync, payload);
         self.next += 1;
-        offset
+        Some(offset)
     }
 
     /// Writes and syncs what was pushed; then readers see it. On failure nothing of it will ever be read.
@@ -445,7 +442,7 @@ fn outcome(positions: Vec<Position>, partitions: &[PartitionWriter]) -> Answer {
     let mut error = None;
     for position in &positions {
         let partition = &partitions[position.partition as usize];
-        if position.offset < partition.durable_end {
+        if position.offset.is_some_and(|offset| offset < partition.durable_end) {
             stored += 1;
         } else if let (None | Some(AppendError::Unavailable(_)), Some(failure)) = (&error, &partition.failure) {
             error = Some(failure.clone());

@@ -84,7 +84,7 @@ impl Written {
             assert_eq!(log.stats().torn_tails, 0, "{what}: opened again");
             let appended = record(1_000, 10);
             let position = log.append(vec![appended.clone()]).await.expect("appends")[0];
-            assert_eq!(position.offset, found.end, "{what}");
+            assert_eq!(position.offset, Some(found.end), "{what}");
             drop(log);
             let disk = disk.after_power_cut();
             let log = open_one(&disk, 1 << 20).unwrap_or_else(|error| panic!("{what}, a third time: {error}"));

@@ -17,8 +17,9 @@ impl Ledger {
         match log.append(batch.clone()).await {
             Ok(positions) => {
                 for (record, position) in batch.iter().zip(positions) {
-                    let before = self.stored.insert(position.offset, record.bytes().clone());
-                    assert!(before.is_none(), "offset {} is given twice", position.offset);
+                    let offset = position.offset.expect("this log gives offsets");
+                    let before = self.stored.insert(offset, record.bytes().clone());
+                    assert!(before.is_none(), "offset {offset} is given twice");
                 }
                 Ok(())
             }

@@ -29,6 +29,29 @@ fn open_one(disk: &SimulatedDisk, file_bytes_max: u64) -> Result<EmbeddedLog, Op
     EmbeddedLog::open_on(Arc::new(disk.clone()), folder(), options)
 }
 
+/// A disk that fails on demand, for logs that others open.
+#[derive(Clone)]
+pub(crate) struct FailingDisk(SimulatedDisk);
+
+impl Default for FailingDisk {
+    fn default() -> Self {
+        FailingDisk(SimulatedDisk::new(1))
+    }
+}
+
+impl FailingDisk {
+    /// Opens the log on it.
+    pub(crate) fn open(&self, partitions: u32) -> Result<EmbeddedLog, OpenError> {
+        let options = Options { partitions: Some(partitions), file_bytes_max: 4 * 1024, ..Options::default() };
+        EmbeddedLog::open_on(Arc::new(self.0.clone()), folder(), options)
+    }
+
+    /// Lets so many syncs of files fail, from the next one on.
+    pub(crate) fn fail_syncs(&self, syncs: u64) {
+        self.0.set(|faults| faults.failing_syncs = syncs);
+    }
+}
+
 /// A record of one of a few users; `number` tells it from others.
 fn record(number: u64, bytes: usize) -> Record {
     conformance::record(&format!("user-{}", number % 5), number, bytes)

@@ -121,7 +121,7 @@ impl World {
             Ok(positions) => {
                 for (record, position) in batch.iter().zip(positions) {
                     let model = &mut self.models[of(record)];
-                    assert_eq!((position.partition as usize, position.offset), (of(record), model.records.len() as u64));
+                    assert_eq!((position.partition as usize, position.offset), (of(record), Some(model.records.len() as u64)));
                     model.records.push(record.bytes().clone());
                 }
             }

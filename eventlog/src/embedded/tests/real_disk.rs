@@ -37,7 +37,10 @@ async fn a_second_opener_is_refused_until_the_first_is_gone() {
     drop(clone);
     let log = open(&path, small()).expect("opens");
     assert_eq!(log.identity(), identity);
-    assert_eq!(log.read(position.partition, position.offset, ALL).await.expect("reads")[0].bytes, record(1, 0).bytes());
+    assert_eq!(
+        log.read(position.partition, position.offset.expect("this log gives offsets"), ALL).await.expect("reads")[0].bytes,
+        record(1, 0).bytes()
+    );
 }
 
 #[test]

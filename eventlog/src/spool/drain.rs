@@ -1,0 +1,187 @@
+//! Drains one log partition of the spool into the primary: read, wait for trust, append, advance.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use events::Record;
+use tokio::time::Instant;
+
+use super::lane::Lane;
+use super::store::{Store, decode};
+use super::trust::Trust;
+use super::{Shared, keep};
+use crate::{AppendError, Offset, ReadBound, ReadError};
+
+/// After a handover that did not end in time the next one waits this many times as long as the handover was allowed to.
+const HANDOVER_PAUSE: u32 = 4;
+
+/// How one turn ended.
+enum Turn {
+    /// The primary took records, or damaged ones were passed.
+    Advanced,
+    /// Nothing moved; the text says why.
+    Failed(String),
+}
+
+/// Drains a log partition, for ever.
+pub(super) async fn drain(shared: Arc<Shared>, partition: u32) {
+    let options = &shared.options;
+    let lane = shared.lane(partition);
+    let mut drain =
+        Drain { shared: &shared, lane, records_max: options.drain_records_max.max(1), retry_wait: options.retry_wait_min };
+    let mut no_handover_before = Instant::now();
+    loop {
+        lane.wait(|inner| inner.records() > 0).await;
+        let turn = drain.step().await;
+        drain.settle(turn).await;
+        let inner = lane.inner();
+        let little_is_left = !inner.is_empty() && inner.records() <= options.drain_records_max as u64;
+        if little_is_left && shared.is_trusted() && Instant::now() >= no_handover_before {
+            if let Some(failed) = drain.hand_over().await {
+                drain.settle(failed).await;
+            }
+            no_handover_before = Instant::now() + options.handover_wait_max * HANDOVER_PAUSE;
+        }
+    }
+}
+
+struct Drain<'a> {
+    shared: &'a Arc<Shared>,
+    lane: &'a Lane,
+    /// Records of the next try.
+    records_max: usize,
+    /// How long to wait after the next failure.
+    retry_wait: Duration,
+}
+
+/// While it lives, new appends of the log partition wait for the spool to become empty.
+struct HandingOver<'a>(&'a Lane);
+
+impl Drop for HandingOver<'_> {
+    fn drop(&mut self) {
+        self.0.change(|inner| inner.handing_over = None);
+    }
+}
+
+impl Drain<'_> {
+    /// Drains what is left while new appends wait, for a moment; returns the turn that failed, if one did.
+    async fn hand_over(&mut self) -> Option<Turn> {
+        let until = Instant::now() + self.shared.options.handover_wait_max;
+        self.lane.change(|inner| inner.handing_over = Some(until));
+        let _handing_over = HandingOver(self.lane);
+        while Instant::now() < until && self.shared.is_trusted() {
+            let moved = self.lane.wait(|inner| inner.records() > 0 || inner.is_empty());
+            if tokio::time::timeout_at(until, moved).await.is_err() || self.lane.is_empty() {
+                return None;
+            }
+            match self.step().await {
+                Turn::Advanced => {}
+                failed @ Turn::Failed(_) => return Some(failed),
+            }
+        }
+        None
+    }
+
+    /// After a failure waits, and takes half as many records the next time.
+    async fn settle(&mut self, turn: Turn) {
+        let options = &self.shared.options;
+        match turn {
+            Turn::Advanced => {
+                self.records_max = options.drain_records_max.max(1);
+                self.retry_wait = options.retry_wait_min;
+            }
+            Turn::Failed(reason) => {
+                let (partition, records) = (self.lane.partition, self.lane.inner().records());
+                if self.retry_wait >= options.retry_wait_max {
+                    tracing::warn!(partition, records, batch = self.records_max, "the spool does not drain: {reason}");
+                }
+                tokio::time::sleep(self.retry_wait).await;
+                self.retry_wait = (self.retry_wait * 2).min(options.retry_wait_max);
+                self.records_max = (self.records_max / 2).max(1);
+            }
+        }
+    }
+
+    async fn step(&self) -> Turn {
+        let from = self.lane.inner().drained;
+        let records = match self.read(from).await {
+            Ok(records) => records,
+            Err(turn) => return turn,
+        };
+        // What was read is held meanwhile: `Options::drain_bytes_max` for each log partition. The sender lives as long as the task.
+        let _ = self.shared.trust.subscribe().wait_for(Trust::is_same).await;
+        match self.send(records).await {
+            Ok(count) => {
+                self.shared.counters.drained(count);
+                self.advance(from + count).await;
+                Turn::Advanced
+            }
+            Err(failure) => {
+                self.shared.counters.primary_failed(&failure);
+                self.shared.distrust(&failure);
+                Turn::Failed(format!("offset {from}: {failure}"))
+            }
+        }
+    }
+
+    /// Reads the next records, or says how the turn ends without. The store is given back with the return: a log that
+    /// failed cannot be opened again while somebody has it.
+    async fn read(&self, from: Offset) -> Result<Vec<Record>, Turn> {
+        let Shared { options, .. } = self.shared.as_ref();
+        let Some(store) = self.shared.store() else {
+            tokio::time::sleep(options.keep_every).await;
+            return Err(Turn::Failed("its log is closed".to_owned()));
+        };
+        let bound = ReadBound { records_max: self.records_max, bytes_max: options.drain_bytes_max, wait_max: Duration::ZERO };
+        let partition = self.lane.partition;
+        let read = match store.read(partition, from, bound).await {
+            Ok(read) if read.is_empty() => return Err(Turn::Failed(format!("nothing can be read at {from}"))),
+            Ok(read) => read,
+            Err(ReadError::Corrupt { range, reason, .. }) => {
+                return Err(self.pass(store.as_ref(), from..range.end.max(from + 1), &reason).await);
+            }
+            Err(ReadError::BelowStart { start, .. }) => {
+                return Err(self.pass(store.as_ref(), from..start.max(from + 1), "their log files are gone").await);
+            }
+            Err(error) => return Err(Turn::Failed(error.to_string())),
+        };
+        let (records, received_at) = decode(&read);
+        if records.is_empty() {
+            return Err(self.pass(store.as_ref(), from..from + 1, "it is no event to this version").await);
+        }
+        self.lane.change(|inner| inner.oldest = received_at);
+        Ok(records)
+    }
+
+    async fn send(&self, records: Vec<Record>) -> Result<u64, AppendError> {
+        let wait_max = self.shared.options.drain_wait_max;
+        let count = records.len() as u64;
+        match tokio::time::timeout(wait_max, self.shared.primary.append(records)).await {
+            Ok(appended) => appended.map(|_| count),
+            Err(_) => Err(AppendError::Unknown(format!("the log gave no answer within {} s", wait_max.as_secs_f64()))),
+        }
+    }
+
+    /// Goes on behind records that cannot be sent; their file is kept.
+    async fn pass(&self, store: &dyn Store, damaged: std::ops::Range<Offset>, reason: &str) -> Turn {
+        let (partition, first, end) = (self.lane.partition, damaged.start, damaged.end);
+        tracing::error!(partition, first, end, "damaged records of the spool did not come into the log: {reason}");
+        self.shared.counters.damaged(end - first);
+        self.lane.change(|inner| {
+            inner.damaged.insert(first);
+        });
+        keep::keep_damaged(self.shared, store, self.lane).await;
+        self.advance(end).await;
+        Turn::Advanced
+    }
+
+    async fn advance(&self, to: Offset) {
+        self.lane.change(|inner| {
+            inner.drained = to;
+            inner.oldest = None;
+        });
+        if let Some(store) = self.shared.store() {
+            store.release(self.lane.partition, self.lane.inner().needed_from()).await;
+        }
+    }
+}

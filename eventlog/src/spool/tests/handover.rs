@@ -1,0 +1,43 @@
+//! Under a load that never pauses the spool becomes empty all the same.
+
+use super::*;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_load_without_pause_returns_to_the_primary_in_order() {
+    let world = World::new();
+    let spool = Arc::new(world.open_direct().await);
+    let stop = Arc::new(AtomicBool::new(false));
+    let clients: Vec<_> = (0..32)
+        .map(|client: usize| {
+            let (spool, stop) = (Arc::clone(&spool), Arc::clone(&stop));
+            tokio::spawn(async move {
+                let mut ledger = Ledger::default();
+                let mut direct = 0;
+                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    let positions = ledger.append(&spool, &[client, client + 100]).await.expect("one of the two takes it");
+                    direct += u64::from(positions.iter().all(|position| position.offset.is_some()));
+                    tokio::time::sleep(Duration::from_micros(100)).await;
+                }
+                (ledger, direct)
+            })
+        })
+        .collect();
+    for _ in 0..3 {
+        tokio::time::sleep(Duration::from_millis(30)).await;
+        world.primary.set(Way::Unavailable);
+        eventually("the outage", || spool.stats().records() > 200).await;
+        world.primary.set(Way::Works);
+        eventually("the way back, with appends all the time", || spool.stats().state == State::Direct).await;
+    }
+    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    let mut ledger = Ledger::default();
+    for client in clients {
+        let (own, direct) = client.await.expect("no panic");
+        assert!(direct > 0, "a client never came back to the primary");
+        ledger.merge(own);
+    }
+    drained(&spool).await;
+    assert_eq!(ledger.check(&world.contents().await, "handover"), 0);
+    let stats = spool.stats();
+    assert_eq!(stats.spooled_records, stats.drained_records);
+}
