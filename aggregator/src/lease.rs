@@ -5,8 +5,12 @@
 //! the counter stood still for 15 s of the candidate's own monotonic clock, or at once when the log itself proves that no
 //! other process can read it. Taking over ends the old owner's writing backend and raises the epoch, here and in the
 //! checkpoint: a commit under the old epoch changes nothing. No wall clock decides anything.
+//!
+//! Where several processes share a log, each takes no more than its share, the log partitions divided by the processes that
+//! are seen to live and rounded up. Who holds more, since another one has joined, stops to read the rest, and gives it back
+//! a moment later.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,8 +25,13 @@ use crate::config::Config;
 use crate::status::Status;
 use crate::{StartError, database};
 
-const HEARTBEAT: Duration = Duration::from_secs(3);
+/// How often a process looks at the others' leases.
+const LOOK: Duration = Duration::from_secs(1);
+/// Of so many looks one is a heartbeat too.
+const LOOKS_PER_HEARTBEAT: u32 = 3;
 const STANDS_STILL: Duration = Duration::from_secs(15);
+/// After so long the row of a process that stands still is removed.
+const IS_GONE: Duration = Duration::from_secs(60);
 
 /// The log partitions that this process owns, with the epoch of each lease.
 pub(crate) type Held = BTreeMap<u32, i64>;
@@ -85,9 +94,13 @@ pub(crate) fn keep(
         owner: Uuid::new_v4(),
         url: config.database_url.clone(),
         log_id: log.identity().log_id,
+        partitions: log.identity().partitions as usize,
         exclusive: log.is_exclusive(),
         held: sender,
+        looks: 0,
+        leaving: BTreeSet::new(),
         observed: HashMap::new(),
+        others: HashMap::new(),
         status,
     };
     tasks.spawn(keeper.run(stopped));
@@ -118,13 +131,26 @@ struct Observed {
     since: Instant,
 }
 
+/// Another process as it was last seen to change.
+struct Other {
+    counter: i64,
+    since: Instant,
+    /// Whether it was ever seen to change: a row alone may be of a dead one.
+    has_moved: bool,
+}
+
 struct Keeper {
     owner: Uuid,
     url: String,
     log_id: Uuid,
+    partitions: usize,
     exclusive: bool,
     held: watch::Sender<Held>,
+    looks: u32,
+    /// What is no longer read and given back with the next look.
+    leaving: BTreeSet<u32>,
     observed: HashMap<u32, Observed>,
+    others: HashMap<Uuid, Other>,
     status: Arc<Status>,
 }
 
@@ -144,12 +170,15 @@ impl Keeper {
                 Ok(open) => {
                     self.status.postgres(None);
                     connection = Some(open);
-                    HEARTBEAT
+                    LOOK
                 }
                 Err(error) => {
                     tracing::warn!(%error, "leases cannot be kept now; trying again");
                     self.status.postgres(Some(error.to_string()));
-                    self.observed.clear(); // nothing was seen meanwhile, so nobody was seen to stand still
+                    // Nothing was seen meanwhile, so nobody was seen to stand still.
+                    self.observed.clear();
+                    self.others.clear();
+                    self.looks = 0;
                     Duration::from_millis(500)
                 }
             };
@@ -161,7 +190,7 @@ impl Keeper {
             };
             if workers_ended {
                 if let Some(mut open) = connection {
-                    self.give_back(&mut open).await;
+                    self.leave(&mut open).await;
                 }
                 return;
             }
@@ -176,24 +205,39 @@ impl Keeper {
     }
 
     async fn round(&mut self, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
-        let mut held = Held::new();
-        let beat = "UPDATE leases SET counter = counter + 1 WHERE log_id = $1 AND owner = $2 RETURNING log_partition, epoch";
-        for row in sqlx::query(beat).bind(self.log_id).bind(self.owner).fetch_all(&mut *connection).await? {
-            let partition: i32 = row.try_get(0)?;
-            held.insert(partition as u32, row.try_get(1)?);
+        if self.looks.is_multiple_of(LOOKS_PER_HEARTBEAT) {
+            self.beat(connection).await?;
         }
-        let others = "SELECT log_partition, owner, epoch, counter FROM leases
-                      WHERE log_id = $1 AND owner IS DISTINCT FROM $2 ORDER BY log_partition";
-        for row in sqlx::query(others).bind(self.log_id).bind(self.owner).fetch_all(&mut *connection).await? {
+        self.looks = self.looks.wrapping_add(1);
+        let share = self.share(connection).await?;
+        let leaving = std::mem::take(&mut self.leaving);
+        self.give_back(connection, &leaving).await?;
+
+        let mut held = Held::new();
+        let leases = "SELECT log_partition, owner, epoch, counter FROM leases WHERE log_id = $1 ORDER BY log_partition";
+        let mut free = Vec::new();
+        for row in sqlx::query(leases).bind(self.log_id).fetch_all(&mut *connection).await? {
             let partition = row.try_get::<i32, _>(0)? as u32;
             let owner: Option<Uuid> = row.try_get(1)?;
             let (epoch, counter): (i64, i64) = (row.try_get(2)?, row.try_get(3)?);
-            if self.may_take(partition, owner, epoch, counter)
+            if owner == Some(self.owner) {
+                held.insert(partition, epoch);
+            } else if self.may_take(partition, owner, epoch, counter) {
+                free.push((partition, owner, epoch, counter));
+            }
+        }
+        for (partition, owner, epoch, counter) in free {
+            if held.len() < share
                 && let Some(epoch) = self.take(connection, partition, owner, epoch, counter).await?
             {
                 self.observed.remove(&partition);
                 held.insert(partition, epoch);
             }
+        }
+        while held.len() > share
+            && let Some((partition, _)) = held.pop_last()
+        {
+            self.leaving.insert(partition);
         }
         self.status.held(held.len());
         self.held.send_if_modified(|present| {
@@ -202,6 +246,56 @@ impl Keeper {
             changed
         });
         Ok(())
+    }
+
+    async fn beat(&self, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+        sqlx::query("UPDATE leases SET counter = counter + 1 WHERE log_id = $1 AND owner = $2")
+            .bind(self.log_id)
+            .bind(self.owner)
+            .execute(&mut *connection)
+            .await?;
+        sqlx::query(
+            "INSERT INTO aggregators AS a (log_id, owner) VALUES ($1, $2)
+             ON CONFLICT (log_id, owner) DO UPDATE SET counter = a.counter + 1",
+        )
+        .bind(self.log_id)
+        .bind(self.owner)
+        .execute(connection)
+        .await?;
+        Ok(())
+    }
+
+    /// Returns how many log partitions this process may hold.
+    async fn share(&mut self, connection: &mut PgConnection) -> Result<usize, sqlx::Error> {
+        if self.exclusive {
+            return Ok(self.partitions);
+        }
+        let now = Instant::now();
+        let rows = sqlx::query("SELECT owner, counter FROM aggregators WHERE log_id = $1 AND owner <> $2")
+            .bind(self.log_id)
+            .bind(self.owner)
+            .fetch_all(&mut *connection)
+            .await?;
+        let mut listed = HashMap::with_capacity(rows.len());
+        for row in rows {
+            let (owner, counter): (Uuid, i64) = (row.try_get(0)?, row.try_get(1)?);
+            let seen = match self.others.remove(&owner) {
+                Some(seen) if seen.counter == counter => seen,
+                Some(_) => Other { counter, since: now, has_moved: true },
+                None => Other { counter, since: now, has_moved: false },
+            };
+            listed.insert(owner, seen);
+        }
+        self.others = listed;
+        let gone: Vec<Uuid> =
+            self.others.iter().filter(|(_, other)| now - other.since >= IS_GONE).map(|(owner, _)| *owner).collect();
+        if !gone.is_empty() {
+            // Should it live after all, its next heartbeat brings it back.
+            let remove = "DELETE FROM aggregators WHERE log_id = $1 AND owner = ANY ($2)";
+            sqlx::query(remove).bind(self.log_id).bind(&gone).execute(connection).await?;
+        }
+        let living = self.others.values().filter(|other| other.has_moved && now - other.since < STANDS_STILL).count();
+        Ok(self.partitions.div_ceil(living + 1))
     }
 
     fn may_take(&mut self, partition: u32, owner: Option<Uuid>, epoch: i64, counter: i64) -> bool {
@@ -257,9 +351,24 @@ impl Keeper {
         taken.map(|row| row.try_get(0)).transpose()
     }
 
-    async fn give_back(&self, connection: &mut PgConnection) {
-        let give = "UPDATE leases SET owner = NULL, writer_pid = NULL, writer_start = NULL WHERE log_id = $1 AND owner = $2";
-        if let Err(error) = sqlx::query(give).bind(self.log_id).bind(self.owner).execute(connection).await {
+    async fn give_back(&self, connection: &mut PgConnection, partitions: &BTreeSet<u32>) -> Result<(), sqlx::Error> {
+        if partitions.is_empty() {
+            return Ok(());
+        }
+        let partitions: Vec<i32> = partitions.iter().map(|partition| *partition as i32).collect();
+        let give = "UPDATE leases SET owner = NULL, writer_pid = NULL, writer_start = NULL
+                    WHERE log_id = $1 AND owner = $2 AND log_partition = ANY ($3)";
+        sqlx::query(give).bind(self.log_id).bind(self.owner).bind(partitions).execute(connection).await?;
+        Ok(())
+    }
+
+    async fn leave(&self, connection: &mut PgConnection) {
+        let left = async {
+            self.give_back(connection, &(0..self.partitions as u32).collect()).await?;
+            let remove = "DELETE FROM aggregators WHERE log_id = $1 AND owner = $2";
+            sqlx::query(remove).bind(self.log_id).bind(self.owner).execute(connection).await
+        };
+        if let Err(error) = left.await {
             tracing::warn!(%error, "leases were not given back; others take them after {} s", STANDS_STILL.as_secs());
         }
     }

@@ -267,6 +267,10 @@ fn halt_of(error: &ReadError) -> Option<Halt> {
             "the log has lost records, or is another one; bring the log back that this database was fed from",
         ),
         ReadError::Corrupt { .. } => ("log_corrupt", "look at the log file; acknowledged records in it are damaged"),
+        ReadError::OtherLog(_) => (
+            "log_differs",
+            "bring the log back that this database was fed from, or start once with --adopt-log if it is gone for good",
+        ),
         ReadError::Unavailable(_) => return None,
     };
     Some(Halt { state, text: format!("{error}; {advice}") })

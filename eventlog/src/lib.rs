@@ -116,6 +116,9 @@ pub enum ReadError {
         /// What was found.
         reason: String,
     },
+    /// The log is another one than was opened, for good: it was deleted and made anew, or has other log partitions.
+    #[error("the log is another one now: {0}")]
+    OtherLog(String),
     /// The log cannot be reached now.
     #[error("the log cannot be read now: {0}")]
     Unavailable(String),
@@ -136,6 +139,11 @@ pub trait Append: Send + Sync + 'static {
 
     /// Returns whether one more append could succeed now, with the reason if not; for `/readyz`.
     fn ready(&self) -> Result<(), AppendError>;
+
+    /// Returns what waits on this machine to come into the log; none if nothing ever does.
+    fn spool(&self) -> Option<spool::Stats> {
+        None
+    }
 }
 
 /// The aggregator's side of a log.
@@ -165,6 +173,29 @@ pub trait Read: Send + Sync + 'static {
 }
 
 #[async_trait]
+impl<L: Read + ?Sized> Read for Arc<L> {
+    fn identity(&self) -> LogIdentity {
+        (**self).identity()
+    }
+
+    fn is_exclusive(&self) -> bool {
+        (**self).is_exclusive()
+    }
+
+    async fn offsets(&self, partition: u32) -> Result<Range<Offset>, ReadError> {
+        (**self).offsets(partition).await
+    }
+
+    async fn read(&self, partition: u32, from: Offset, bound: ReadBound) -> Result<Vec<StoredRecord>, ReadError> {
+        (**self).read(partition, from, bound).await
+    }
+
+    async fn release(&self, partition: u32, offset: Offset) {
+        (**self).release(partition, offset).await;
+    }
+}
+
+#[async_trait]
 impl<L: Append + ?Sized> Append for Arc<L> {
     fn identity(&self) -> LogIdentity {
         (**self).identity()
@@ -176,5 +207,9 @@ impl<L: Append + ?Sized> Append for Arc<L> {
 
     fn ready(&self) -> Result<(), AppendError> {
         (**self).ready()
+    }
+
+    fn spool(&self) -> Option<spool::Stats> {
+        (**self).spool()
     }
 }

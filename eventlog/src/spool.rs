@@ -277,6 +277,10 @@ impl Append for Spool {
     fn ready(&self) -> Result<(), AppendError> {
         append::ready(&self.shared)
     }
+
+    fn spool(&self) -> Option<Stats> {
+        Some(self.stats())
+    }
 }
 
 impl Shared {

@@ -7,7 +7,8 @@
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use events::Code;
+use eventlog::spool;
+use events::{Code, Micros};
 use metrics::{Counter, Gauge, Histogram, Key, KeyName, Label, Level, Metadata, Recorder, SharedString, Unit};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 
@@ -51,6 +52,24 @@ pub(crate) struct Metrics {
     pub(crate) over_rate: Counter,
     pub(crate) panics: Counter,
     pub(crate) ready: Gauge,
+    /// Made when the log has a spool.
+    spool: OnceLock<SpoolMetrics>,
+}
+
+/// What waits on this machine while the log is down.
+struct SpoolMetrics {
+    records: Gauge,
+    bytes: Gauge,
+    bytes_max: Gauge,
+    oldest_age: Gauge,
+    states: Vec<(spool::State, Gauge)>,
+    damaged_records: Gauge,
+    damaged_files: Gauge,
+    spooled: Counter,
+    drained: Counter,
+    primary_failures: Counter,
+    doubtful: Counter,
+    refused: Counter,
 }
 
 struct Maker<'a>(&'a PrometheusRecorder);
@@ -171,6 +190,7 @@ impl Metrics {
             over_rate: pressure[1].clone(),
             panics: make.counter("weir_collector_panics_total", "Requests that met a bug and were answered 500."),
             ready: make.gauge("weir_collector_ready", "1 if an event could be taken now, else 0."),
+            spool: OnceLock::new(),
             page,
             recorder,
         };
@@ -200,6 +220,26 @@ impl Metrics {
         counter.increment(1);
     }
 
+    /// Shows what the spool of the log holds and has done.
+    pub(crate) fn spool(&self, stats: &spool::Stats, now: Micros) {
+        let shown = self.spool.get_or_init(|| SpoolMetrics::new(&Maker(&self.recorder)));
+        let age = stats.oldest_received_at().map_or(0, |oldest| now.0.saturating_sub(oldest.0).max(0));
+        shown.records.set(stats.records() as f64);
+        shown.bytes.set(stats.bytes as f64);
+        shown.bytes_max.set(stats.bytes_max as f64);
+        shown.oldest_age.set(age as f64 / Micros::SECOND as f64);
+        for (state, gauge) in &shown.states {
+            gauge.set(if *state == stats.state { 1.0 } else { 0.0 });
+        }
+        shown.damaged_records.set(stats.damaged_records as f64);
+        shown.damaged_files.set(stats.damaged_files as f64);
+        shown.spooled.absolute(stats.spooled_records);
+        shown.drained.absolute(stats.drained_records);
+        shown.primary_failures.absolute(stats.primary_failures);
+        shown.doubtful.absolute(stats.doubtful_appends);
+        shown.refused.absolute(stats.refused_appends);
+    }
+
     /// Returns the page that Prometheus scrapes.
     pub(crate) fn render(&self) -> String {
         self.page.render()
@@ -208,6 +248,37 @@ impl Metrics {
     /// Moves what was recorded into the histograms; without it they grow until the next scrape.
     pub(crate) fn upkeep(&self) {
         self.page.run_upkeep();
+    }
+}
+
+impl SpoolMetrics {
+    fn new(make: &Maker<'_>) -> Self {
+        const STATE: &str = "weir_collector_spool_state";
+        let (key, unit, help) = make.describe(STATE, "1 for what the spool does now, else 0.");
+        make.0.describe_gauge(key, unit, help);
+        let state = |state: spool::State| {
+            let labels = vec![Label::new("state", state.as_str())];
+            (state, make.0.register_gauge(&Key::from_parts(STATE, labels), &METADATA))
+        };
+        SpoolMetrics {
+            records: make.gauge("weir_collector_spool_records", "Events that wait on this machine to come into the log."),
+            bytes: make.gauge("weir_collector_spool_bytes", "Size of the spool's files."),
+            bytes_max: make.gauge("weir_collector_spool_limit_bytes", "What the spool's files may come to."),
+            oldest_age: make.gauge("weir_collector_spool_oldest_age_seconds", "Since when the oldest of these events waits."),
+            states: spool::State::ALL.into_iter().map(state).collect(),
+            damaged_records: make
+                .gauge("weir_collector_spool_damaged_records", "Events of the spool that are damaged; an operator is needed."),
+            damaged_files: make.gauge("weir_collector_spool_damaged_files", "Copies of damaged files of the spool."),
+            spooled: make.counter("weir_collector_spool_stored_total", "Events that were stored in the spool."),
+            drained: make.counter("weir_collector_spool_drained_total", "Events that came from the spool into the log."),
+            primary_failures: make
+                .counter("weir_collector_spool_log_failures_total", "Appends that the log refused, or did not answer in time."),
+            doubtful: make.counter(
+                "weir_collector_spool_doubtful_appends_total",
+                "Those after which the events may be in the log, so that they come twice.",
+            ),
+            refused: make.counter("weir_collector_spool_refused_appends_total", "Appends that the spool had no room for."),
+        }
     }
 }
 

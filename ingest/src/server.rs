@@ -167,6 +167,9 @@ async fn dispatch(app: &Arc<App>, route: Option<Route>, request: Request<Incomin
         Route::Metrics => {
             app.metrics.ready.set(if ready(app).is_ok() { 1.0 } else { 0.0 });
             app.metrics.in_flight_bytes.set(app.memory.used() as f64);
+            if let Some(stats) = app.log.spool() {
+                app.metrics.spool(&stats, (app.clock)());
+            }
             respond::metrics(app.metrics.render())
         }
         Route::Events | Route::Pixel | Route::Call(_) | Route::Batch => respond::share(collect(app, route, request).await),

@@ -34,6 +34,15 @@ CREATE TABLE leases (
     FOREIGN KEY (log_id, log_partition) REFERENCES checkpoints (log_id, log_partition)
 );
 
+-- The processes that share a log's partitions, so that each takes no more than its share. Rows of the dead are removed by the
+-- living.
+CREATE TABLE aggregators (
+    log_id  uuid NOT NULL REFERENCES logs (log_id),
+    owner   uuid NOT NULL,
+    counter bigint NOT NULL DEFAULT 0, -- the heartbeat
+    PRIMARY KEY (log_id, owner)
+);
+
 -- Entered the log and could not be applied. Nothing of it is lost.
 CREATE TABLE dead_letters (
     id            uuid PRIMARY KEY DEFAULT gen_random_uuid(),

@@ -7,6 +7,8 @@ use clap::{Args, FromArgMatches, Parser, Subcommand};
 
 use crate::commands;
 use crate::data::{self, WeirJson};
+#[cfg(feature = "kafka")]
+use crate::{aggregator, collector};
 use crate::{demo, query_service, up};
 
 /// Measures product experiments and campaigns from the event stream.
@@ -35,6 +37,12 @@ pub(crate) enum Command {
     Status(commands::status::Args),
     /// Look at and change experiments, campaigns, keys and dead letters
     Admin(commands::admin::Args),
+    /// Run the collector alone, over Kafka
+    #[cfg(feature = "kafka")]
+    Collector(collector::CollectorArgs),
+    /// Run an aggregator alone, over Kafka; several share the work
+    #[cfg(feature = "kafka")]
+    Aggregator(aggregator::AggregatorArgs),
     /// Run the query service alone
     Query(query_service::QueryArgs),
     /// Bring the database's schema up to date
@@ -141,9 +149,14 @@ mod tests {
         let Command::Up(up) = cli.command else { panic!("another command") };
         let ports = [up.collector.0.collector.port(), up.query.0.query.port(), up.aggregator.0.aggregator.port()];
         assert_eq!(ports, [0, 1, 2]);
-        assert!(
-            Cli::try_parse_from(["weir", "up", "--kafka", "localhost:9092"]).is_err(),
-            "comes later, so it is not taken silently"
-        );
+    }
+
+    #[cfg(feature = "kafka")]
+    #[test]
+    fn kafka_is_named_by_flags() {
+        let cli = Cli::try_parse_from(["weir", "up", "--kafka", "localhost:9092", "--topic", "t"]).expect("parses");
+        let Command::Up(up) = cli.command else { panic!("another command") };
+        let config = up.log.kafka.config().expect("it is Kafka");
+        assert_eq!((config.brokers.as_str(), config.topic.as_str()), ("localhost:9092", "t"));
     }
 }

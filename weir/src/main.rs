@@ -1,12 +1,17 @@
 //! The command line of Weir: composition only.
 
+#[cfg(feature = "kafka")]
+mod aggregator;
 mod children;
 mod cli;
 mod client;
+#[cfg(feature = "kafka")]
+mod collector;
 mod commands;
 mod data;
 mod demo;
 mod keys;
+mod log;
 mod migrate;
 mod postgres;
 mod query_service;
@@ -35,6 +40,10 @@ async fn main() -> ExitCode {
         Command::Sql(args) => commands::sql::run(args, globals).await,
         Command::Status(args) => commands::status::run(args, globals).await,
         Command::Admin(args) => commands::admin::run(args, globals).await,
+        #[cfg(feature = "kafka")]
+        Command::Collector(args) => collector::run(args, globals).await,
+        #[cfg(feature = "kafka")]
+        Command::Aggregator(args) => aggregator::run(args, globals).await,
         Command::Query(args) => query_service::run(args, globals).await,
         Command::Migrate => migrate::run(globals).await,
     };
@@ -57,6 +66,8 @@ fn log_to_stderr(command: &Command) -> anyhow::Result<()> {
         // As a child it says what goes wrong; its starts are told by its parent.
         Command::Query(args) if args.until_stdin_closes => "warn,sqlx=error",
         Command::Up(_) | Command::Query(_) | Command::Migrate => "info,sqlx=warn",
+        #[cfg(feature = "kafka")]
+        Command::Collector(_) | Command::Aggregator(_) => "info,sqlx=warn",
         _ => "warn,sqlx=error",
     };
     let chosen = ["WEIR_LOG", "RUST_LOG"].into_iter().find_map(|name| Some((name, std::env::var(name).ok()?)));

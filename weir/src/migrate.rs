@@ -26,20 +26,51 @@ pub(crate) async fn run(globals: &Globals) -> anyhow::Result<()> {
 /// # Errors
 /// As of [`run`].
 pub(crate) async fn migrated(url: &str) -> anyhow::Result<PgConnection> {
+    let mut connection = connected(url).await?;
+    ::migrations::MIGRATOR.run(&mut connection).await.context("the schema cannot be brought up to date")?;
+    Ok(connection)
+}
+
+/// Checks that a database, which may not be up yet, has the schema of this build. Changes nothing.
+/// # Errors
+/// If it cannot be reached, or its schema is an older or a newer one.
+pub(crate) async fn checked(url: &str) -> anyhow::Result<()> {
+    let mut connection = connected(url).await?;
+    let has_any: bool =
+        sqlx::query_scalar("SELECT to_regclass('_sqlx_migrations') IS NOT NULL").fetch_one(&mut connection).await?;
+    let applied: Vec<i64> = match has_any {
+        true => {
+            sqlx::query_scalar("SELECT version FROM _sqlx_migrations WHERE success ORDER BY version")
+                .fetch_all(&mut connection)
+                .await?
+        }
+        false => Vec::new(),
+    };
+    connection.close().await?;
+    let needed: Vec<i64> = ::migrations::MIGRATOR.iter().map(|migration| migration.version).collect();
+    let version = |versions: &[i64]| versions.last().copied().unwrap_or(0);
+    if applied != needed {
+        let (found, needed) = (version(&applied), version(&needed));
+        anyhow::bail!(
+            "the database's schema is at version {found}, and this build works with {needed}; run `weir migrate` of the newer build"
+        );
+    }
+    Ok(())
+}
+
+async fn connected(url: &str) -> anyhow::Result<PgConnection> {
     let options: PgConnectOptions = url.parse().context("database URL: expected postgres://user:password@host:port/database")?;
     let until = Instant::now() + CONNECT_MAX;
-    let mut connection = loop {
+    loop {
         match PgConnection::connect_with(&options).await {
-            Ok(connection) => break connection,
+            Ok(connection) => return Ok(connection),
             Err(error) if is_transient(&error) && Instant::now() < until => {
                 tracing::debug!(%error, "the database does not answer yet");
                 tokio::time::sleep(Duration::from_millis(300)).await;
             }
             Err(error) => return Err(error).context("the database cannot be reached"),
         }
-    };
-    ::migrations::MIGRATOR.run(&mut connection).await.context("the schema cannot be brought up to date")?;
-    Ok(connection)
+    }
 }
 
 /// Nobody listens, or a server that is starting or ending (class 57P).

@@ -12,6 +12,7 @@ use tokio::sync::{oneshot, watch};
 
 use crate::children::{Process, Program};
 use crate::cli::{Flags, Globals};
+use crate::migrate;
 use crate::signals::EndSignals;
 
 #[derive(clap::Args)]
@@ -19,6 +20,9 @@ use crate::signals::EndSignals;
 pub(crate) struct QueryArgs {
     #[command(flatten)]
     query: Flags<::query::Config>,
+    /// An address of its own for /metrics, which then is not on the public one
+    #[arg(long, env = "WEIR_METRICS", value_name = "ADDR")]
+    metrics: Option<SocketAddr>,
     /// End when stdin does: the process that started this one is gone then
     #[arg(long)]
     pub(crate) until_stdin_closes: bool,
@@ -31,6 +35,8 @@ pub(crate) async fn run(args: QueryArgs, globals: &Globals) -> anyhow::Result<()
     let mut signals = EndSignals::listen()?;
     let Flags(mut config) = args.query;
     config.database_url = globals.any_database_url()?;
+    config.metrics = args.metrics;
+    migrate::checked(&config.database_url).await?;
     let service = ::query::Query::start(config).await?;
     // Whoever started this may have closed its end.
     let _ = writeln!(std::io::stdout(), "query http://{}", service.address());

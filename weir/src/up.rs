@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use aggregator::Aggregator;
 use anyhow::{Context, bail};
-use eventlog::embedded::{EmbeddedLog, Options};
+use eventlog::spool::Spool;
 use events::Micros;
 use hyper::StatusCode;
 use ingest::Collector;
@@ -22,6 +22,7 @@ use crate::children::Kept;
 use crate::cli::{Flags, Globals};
 use crate::client::Client;
 use crate::data::{DataFolder, WeirJson};
+use crate::log::{self, LogArgs};
 use crate::postgres::Postgres;
 use crate::query_service::QueryChild;
 use crate::signals::EndSignals;
@@ -48,6 +49,8 @@ pub(crate) struct UpArgs {
     pub(crate) query: Flags<::query::Config>,
     #[command(flatten)]
     pub(crate) aggregator: Flags<aggregator::Config>,
+    #[command(flatten)]
+    pub(crate) log: LogArgs,
 }
 
 /// Runs the command until a signal.
@@ -85,6 +88,10 @@ pub(crate) struct Running {
 struct Parts {
     folder: Arc<DataFolder>,
     collector: Option<Collector>,
+    /// Between collector and Kafka, if it is Kafka.
+    spool: Option<Arc<Spool>>,
+    /// Compares Kafka's log with what it was.
+    compared: Option<JoinHandle<()>>,
     aggregator: Option<Aggregator>,
     query: Option<Kept>,
     /// A task, so that its end is not missed when the start of the rest is given up.
@@ -102,8 +109,16 @@ impl Running {
         args: UpArgs,
         signals: &mut EndSignals,
     ) -> anyhow::Result<Option<Self>> {
-        let mut parts =
-            Parts { folder: Arc::new(folder), collector: None, aggregator: None, query: None, postgres: None, postgres_up: None };
+        let mut parts = Parts {
+            folder: Arc::new(folder),
+            collector: None,
+            spool: None,
+            compared: None,
+            aggregator: None,
+            query: None,
+            postgres: None,
+            postgres_up: None,
+        };
         let started = tokio::select! {
             started = parts.start(database_url, args) => Some(started),
             () = signals.next() => None,
@@ -137,7 +152,8 @@ impl Parts {
     async fn start(&mut self, database_url: Option<String>, args: UpArgs) -> anyhow::Result<WeirJson> {
         let folder = Arc::clone(&self.folder);
         let before = WeirJson::read(folder.path())?;
-        let log = EmbeddedLog::open(&folder.path().join("log"), Options::default())?;
+        let log::Opened { append, read, spool, compared } = args.log.open(folder.path(), args.aggregator.0.adopt_log).await?;
+        (self.spool, self.compared) = (spool, compared);
         let database_url = match database_url {
             Some(url) => url,
             None => self.start_postgres().await?,
@@ -150,12 +166,12 @@ impl Parts {
         config.database_url.clone_from(&database_url);
         config.data_dir = folder.path().to_owned();
         config.limits.stop_wait_max = COLLECTOR_ENDS;
-        let collector = Collector::start(config, Arc::new(log.clone()), Arc::new(Micros::now)).await?;
+        let collector = Collector::start(config, Arc::clone(&append), Arc::new(Micros::now)).await?;
         let collector_address = self.collector.insert(collector).address();
 
         let Flags(mut config) = args.aggregator;
         config.database_url.clone_from(&database_url);
-        let aggregator = Aggregator::start(config, Arc::new(log.clone()), Arc::new(log)).await?;
+        let aggregator = Aggregator::start(config, read, append).await?;
         let aggregator_address = self.aggregator.insert(aggregator).address();
 
         let child = QueryChild::new(args.query.0.query, database_url.clone());
@@ -195,6 +211,12 @@ impl Parts {
             if timeout_at(begun + COLLECTOR_ENDS + Duration::from_millis(200), collector.stop()).await.is_err() {
                 tracing::warn!("the collector did not end in time; requests without an answer are the client's to send again");
             }
+        }
+        if let Some(spool) = self.spool {
+            spool.stop().await;
+        }
+        if let Some(compared) = self.compared {
+            compared.abort();
         }
         if let Some(aggregator) = self.aggregator
             && timeout_at(begun + AGGREGATOR_ENDS, aggregator.stop()).await.is_err()

@@ -53,3 +53,34 @@ async fn a_frozen_owner_is_ended_and_replaced() {
     assert!(late.is_err(), "the frozen owner's backend has ended");
     aggregator.stop().await;
 }
+
+/// Two processes share the log partitions while both live, and each takes over the rest when the other leaves. What is
+/// appended meanwhile is stored once.
+#[tokio::test]
+async fn log_partitions_are_shared_by_those_who_live() {
+    let mut pipeline = Pipeline::new().await;
+    let log = Arc::new(SharedLog(pipeline.log.clone()));
+    let held = |expected: &str| {
+        format!(
+            "SELECT coalesce(array_agg(l.held ORDER BY l.held), '{{}}') = '{expected}' FROM
+             (SELECT count(*) AS held FROM leases WHERE owner IS NOT NULL GROUP BY owner) l"
+        )
+    };
+    let soon = Duration::from_secs(30);
+    let first = pipeline.start_on(log.clone(), 2).await;
+    pipeline.until(&held("{8}"), soon).await;
+    let second = pipeline.start_on(log.clone(), 2).await;
+    for round in 0..40 {
+        let buy =
+            |user: i32| conversion(&format!("c-{round}-{user}"), &format!("u-{user}"), "2026-02-20T10:00:00Z", "purchase", "1");
+        pipeline.append((0..20).map(buy)).await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    pipeline.until(&held("{4,4}"), soon).await;
+    first.stop().await;
+    pipeline.until(&held("{8}"), soon).await;
+    pipeline.drained().await;
+    second.stop().await;
+    assert_eq!(pipeline.scalar::<i64>("SELECT count(*) FROM conversions").await, 800);
+    assert_eq!(pipeline.scalar::<i64>("SELECT count(*) FROM aggregators").await, 0);
+}

@@ -177,7 +177,7 @@ impl KafkaLog {
     }
 
     /// Asks the brokers whether the topic is still the log that was opened. A difference lasts: from then on appends are
-    /// [`AppendError::Stopped`], and reads unavailable. Answers within 12 s; may be cancelled.
+    /// [`AppendError::Stopped`], and reads [`ReadError::OtherLog`]. Answers within 12 s; may be cancelled.
     pub async fn check(&self) -> Compared {
         let (asker, identity) = (Arc::clone(&self.shared.asker), self.shared.identity);
         let compared = match blocking(move || Ok(asker.compare(identity))).await {
@@ -228,7 +228,7 @@ impl Shared {
         match &*lock(&self.agreement) {
             Agreement::Agreed => Ok(()),
             Agreement::NotCompared => Err(ReadError::Unavailable(NOT_COMPARED.to_owned())),
-            Agreement::Differs(difference) => Err(ReadError::Unavailable(difference.to_string())),
+            Agreement::Differs(difference) => Err(ReadError::OtherLog(difference.to_string())),
         }
     }
 
@@ -280,8 +280,8 @@ impl Append for KafkaLog {
         }
         let positions = self.shared.producer()?.append(batch, self.shared.identity.partitions).await?;
         if let Some(reader) = self.shared.reader.get() {
-            for position in &positions {
-                reader.note(position.partition, position.offset);
+            for (partition, offset) in positions.iter().filter_map(|position| Some((position.partition, position.offset?))) {
+                reader.note(partition, offset);
             }
         }
         Ok(positions)

@@ -112,7 +112,7 @@ impl Drop for Appending {
 /// partition, since an idempotent producer keeps their order.
 fn placed(mut positions: Vec<Position>, mut delivered: Vec<(u32, Offset)>) -> Vec<Position> {
     if let ([position], [(_, offset)]) = (positions.as_mut_slice(), delivered.as_slice()) {
-        position.offset = *offset;
+        position.offset = Some(*offset);
         return positions;
     }
     delivered.sort_unstable();
@@ -125,7 +125,7 @@ fn placed(mut positions: Vec<Position>, mut delivered: Vec<(u32, Offset)>) -> Ve
         if let Some(place) = next.get_mut(&position.partition)
             && let Some((_, offset)) = delivered.get(*place)
         {
-            position.offset = *offset;
+            position.offset = Some(*offset);
             *place += 1;
         }
     }
@@ -293,7 +293,7 @@ impl Producer {
     ) -> Result<oneshot::Receiver<Answer>, AppendError> {
         let live = self.live()?;
         let positions: Vec<Position> =
-            batch.iter().map(|record| Position { partition: record.bucket().log_partition(partitions), offset: 0 }).collect();
+            batch.iter().map(|record| Position { partition: record.bucket().log_partition(partitions), offset: None }).collect();
         let (answer, answered) = oneshot::channel();
         let reports = Mutex::new(Reports { delivered: Vec::with_capacity(batch.len()), ..Reports::default() });
         let targets: Vec<i32> = positions.iter().map(|position| position.partition as i32).collect();
@@ -357,8 +357,9 @@ mod tests {
     #[test]
     fn offsets_go_to_their_records_whatever_order_reports_have() {
         let check = |partitions: &[u32], delivered: &[(u32, Offset)], expected: &[Offset]| {
-            let positions = partitions.iter().map(|partition| Position { partition: *partition, offset: 0 }).collect();
-            let found: Vec<Offset> = placed(positions, delivered.to_vec()).iter().map(|position| position.offset).collect();
+            let positions = partitions.iter().map(|partition| Position { partition: *partition, offset: None }).collect();
+            let found: Vec<Offset> =
+                placed(positions, delivered.to_vec()).iter().filter_map(|position| position.offset).collect();
             assert_eq!(found, expected);
         };
         check(&[3], &[(3, 17)], &[17]);
