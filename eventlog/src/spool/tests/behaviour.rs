@@ -291,6 +291,78 @@ async fn what_is_no_event_is_kept_and_passed() {
 }
 
 #[tokio::test]
+async fn an_append_on_its_way_to_the_spool_counts_as_its_record() {
+    let world = World::new();
+    let spool = Arc::new(world.open_direct().await);
+    let identity = spool.identity();
+    let append = async |number| spool.append(vec![conformance::record_in(identity, 0, number, 0)]).await.expect("appends")[0];
+    world.kept.set(Disk::Slow(Duration::from_millis(100)));
+    world.primary.push(Way::Unavailable);
+    let overtaking = async {
+        eventually("the record in the spool", || world.kept.log.range(0).end == 1).await;
+        eventually("the comparison", || spool.shared.is_trusted()).await;
+        world.kept.set(Disk::Works);
+        append(2).await
+    };
+    let (first, second) = tokio::join!(append(1), overtaking);
+    assert_eq!((first.offset, second.offset), (None, None));
+    drained(&spool).await;
+    let found: Vec<u64> = world.contents().await[0].iter().map(|bytes| name_of(bytes).1).collect();
+    assert_eq!(found, [1, 2]);
+}
+
+#[tokio::test]
+async fn what_the_spool_stored_in_doubt_is_drained_too() {
+    let world = World::new();
+    let spool = world.open_direct().await;
+    world.kept.set(Disk::Unknown { stored: true });
+    world.primary.push(Way::Unavailable);
+    let error = spool.append(vec![conformance::record_in(spool.identity(), 0, 1, 0)]).await.expect_err("in doubt");
+    assert!(matches!(error, AppendError::Unknown(_)), "{error}");
+    eventually("the record", || world.primary.log.range(0).end == 1).await;
+}
+
+#[tokio::test]
+async fn a_comparison_that_began_before_a_failure_proves_nothing() {
+    let mut world = World::new();
+    world.options.compare_every = Duration::from_millis(1);
+    world.options.compare_wait_max = Duration::from_secs(10);
+    // The first one is quick, the second one ends when it is told to; both find the agreed log, and no later one does.
+    let calls = Arc::new(std::sync::atomic::AtomicU64::new(0));
+    let gate = Arc::new(tokio::sync::Semaphore::new(0));
+    let compare = {
+        let (calls, gate) = (Arc::clone(&calls), Arc::clone(&gate));
+        move |_| {
+            let (call, gate) = (calls.fetch_add(1, std::sync::atomic::Ordering::Relaxed), Arc::clone(&gate));
+            async move {
+                match call {
+                    0 => Comparison::Same,
+                    1 => {
+                        let _permit = gate.acquire().await;
+                        Comparison::Same
+                    }
+                    _ => Comparison::Different("made anew".to_owned()),
+                }
+            }
+        }
+    };
+    let kept = world.kept.clone();
+    let opener: Opener = Box::new(move || {
+        let store = MemoryStore { kept: kept.clone(), steps: Steps::default(), is_stopped: AtomicBool::new(false) };
+        Ok(Arc::new(store))
+    });
+    let spool =
+        Spool::open_with(opener, Arc::new(world.primary.clone()), Arc::new(compare), world.options.clone()).expect("opens");
+    spool.first_comparison().await;
+    eventually("the second comparison", || calls.load(std::sync::atomic::Ordering::Relaxed) == 2).await;
+    world.primary.push(Way::Unavailable);
+    spool.append(vec![conformance::record("user", 1, 0)]).await.expect("the spool takes it");
+    gate.add_permits(1);
+    eventually("the difference", || spool.stats().state == State::AnotherLog).await;
+    assert_eq!(world.primary.calls().0, 1, "the record was sent to the log that had been made anew");
+}
+
+#[tokio::test]
 async fn a_refused_batch_is_tried_in_smaller_ones() {
     let world = World::new();
     let spool = world.open_direct().await;

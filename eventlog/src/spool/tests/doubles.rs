@@ -199,6 +199,8 @@ impl Append for Primary {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Disk {
     Works,
+    /// Stores at once, and says so after this time.
+    Slow(Duration),
     Full,
     /// Fails in doubt; the records are stored, or not.
     Unknown {
@@ -268,6 +270,11 @@ impl Append for MemoryStore {
         let disk = *lock(&self.kept.disk);
         let appended = match disk {
             Disk::Works => self.kept.log.append(batch).await,
+            Disk::Slow(wait) => {
+                let appended = self.kept.log.append(batch).await;
+                tokio::time::sleep(wait).await;
+                appended
+            }
             Disk::Full => Err(AppendError::Unavailable("store: told to".to_owned())),
             Disk::Unknown { stored } => {
                 if stored {
@@ -286,7 +293,7 @@ impl Append for MemoryStore {
 
     fn ready(&self) -> Result<(), AppendError> {
         match *lock(&self.kept.disk) {
-            Disk::Works => Ok(()),
+            Disk::Works | Disk::Slow(_) => Ok(()),
             _ => Err(AppendError::Unavailable("store: told to".to_owned())),
         }
     }

@@ -22,6 +22,8 @@ async fn a_load_without_pause_returns_to_the_primary_in_order() {
             })
         })
         .collect();
+    // So that there is always an append on its way to the spool.
+    world.kept.set(Disk::Slow(Duration::from_millis(2)));
     for _ in 0..3 {
         tokio::time::sleep(Duration::from_millis(30)).await;
         world.primary.set(Way::Unavailable);

@@ -44,6 +44,7 @@ fn clients() -> impl Strategy<Value = Vec<Vec<usize>>> {
 fn op() -> impl Strategy<Value = Op> {
     let disk = prop_oneof![
         4 => Just(Disk::Works),
+        1 => (0..20u64).prop_map(|millis| Disk::Slow(Duration::from_millis(millis))),
         1 => Just(Disk::Full),
         1 => any::<bool>().prop_map(|stored| Disk::Unknown { stored }),
         1 => Just(Disk::Stopped),
