@@ -10,12 +10,24 @@
 //! The expected numbers of the tests were returned by other libraries (each case names its own) and lie in
 //! `testdata/statistics`.
 
+pub mod bayes_beta;
+pub mod bayes_normal;
+pub mod beta;
+pub mod capping;
 pub mod comparison;
+pub mod cuped;
 pub mod distributions;
+pub mod effect;
 #[cfg(test)]
 mod golden;
+pub mod group_sequential;
 pub mod means;
 pub mod moments;
 pub mod multiplicity;
 pub mod proportions;
+pub mod quantile;
+pub mod ratio;
 pub mod sample_ratio;
+pub mod sequential;
+mod special;
+pub mod sums;
