@@ -93,7 +93,6 @@ fn two_proportions(given: &Value) -> Value {
     put(&mut answer, "wald_ci", rates::wald(control, treatment, alpha));
     put(&mut answer, "newcombe_ci", newcombe(control, treatment, alpha));
     put(&mut answer, "agresti_caffo_ci", rates::agresti_caffo(control, treatment, alpha));
-    put(&mut answer, "score_ci", rates::score(control, treatment, alpha));
     put(&mut answer, "rel_lift_log_ci", rates::relative_by_logarithm(control, treatment, alpha));
     for (name, count) in [("control", control), ("treatment", treatment)] {
         put(&mut answer, &format!("wilson_{name}"), wilson(count, alpha));
