@@ -39,6 +39,8 @@ pub enum Status {
     ZeroBaseline,
     /// The control's mean cannot be told apart from 0: the relative difference has no bounded interval.
     UnboundedRelativeCi,
+    /// The denominator of a ratio sums to 0 in a variant; only the numerators are known.
+    ZeroDenominator,
 }
 
 impl Status {
@@ -52,6 +54,7 @@ impl Status {
             Status::ExactOnly => "exact_only",
             Status::ZeroBaseline => "zero_baseline",
             Status::UnboundedRelativeCi => "unbounded_relative_ci",
+            Status::ZeroDenominator => "zero_denominator",
         }
     }
 }

@@ -6,6 +6,8 @@
 use statrs::distribution::{ContinuousCDF, Normal};
 use statrs::function::{beta::beta_reg, gamma::gamma_ur, gamma::ln_gamma};
 
+use super::special::HALF_LN_2_PI;
+
 /// A tail probability with its logarithm: the logarithm stays finite where the probability underflows to 0.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Tail {
@@ -58,6 +60,18 @@ pub fn normal_isf(upper: f64) -> f64 {
     -Normal::standard().inverse_cdf(upper)
 }
 
+/// Returns the density of the standard normal distribution.
+pub fn normal_density(z: f64) -> f64 {
+    (-0.5 * z * z - HALF_LN_2_PI).exp()
+}
+
+/// Returns the upper tail of Student's t with `dof` > 0 degrees of freedom, for `t` of either sign.
+/// Source: as [`student_sf`], of which it is the complement below 0.
+pub fn student_upper(t: f64, dof: f64) -> Tail {
+    let tail = student_sf(t.abs(), dof);
+    if t >= 0.0 { tail } else { Tail { p: 1.0 - tail.p, ln: (-tail.p).ln_1p() } }
+}
+
 /// Returns the upper tail of Student's t with `dof` > 0 degrees of freedom, for `t` >= 0.
 /// Source: regularised incomplete beta function; from 1e4 degrees of freedom on Hill 1970, Communications of the ACM 13,
 /// 617-619 (algorithm 395), error below 4e-13.
@@ -87,7 +101,7 @@ fn hill(t: f64, dof: f64) -> f64 {
 
 /// The continued fraction of the incomplete beta function by Lentz's method.
 /// Source: Abramowitz and Stegun 26.5.8; Lentz 1976, Applied Optics 15, 668-671.
-fn beta_fraction(a: f64, b: f64, x: f64) -> f64 {
+pub(super) fn beta_fraction(a: f64, b: f64, x: f64) -> f64 {
     const TINY: f64 = 1e-300;
     let nonzero = |value: f64| if value.abs() < TINY { TINY } else { value };
     let mut c = 1.0;
@@ -104,18 +118,21 @@ fn beta_fraction(a: f64, b: f64, x: f64) -> f64 {
             change *= d * c;
         }
         fraction *= change;
-        if (change - 1.0).abs() < 1e-16 {
+        if (change - 1.0).abs() < 4e-16 {
             break;
         }
     }
     fraction
 }
 
-/// Returns the t whose upper tail is `upper`, 0 < `upper` < 0.5, with `dof` > 0 degrees of freedom.
+/// Returns the t whose upper tail is `upper`, 0 < `upper` < 1, with `dof` > 0 degrees of freedom.
 /// Source: from 1,000 degrees of freedom on the expansion of Abramowitz and Stegun 26.7.5, error below 7e-13; below, the
 /// bracketed root of [`student_sf`].
 pub fn student_isf(upper: f64, dof: f64) -> f64 {
-    debug_assert!(upper > 0.0 && upper < 0.5 && dof > 0.0);
+    debug_assert!(upper > 0.0 && upper < 1.0 && dof > 0.0);
+    if upper >= 0.5 {
+        return if upper == 0.5 { 0.0 } else { -student_isf(1.0 - upper, dof) };
+    }
     if dof >= EXPANSION_FROM_DOF {
         let z = normal_isf(upper);
         let z2 = z * z;
@@ -167,7 +184,7 @@ pub fn chi_square_sf(x: f64, dof: f64) -> Tail {
         d = 1.0 / (term * d + b);
         c = b + term / c;
         fraction *= d * c;
-        if (d * c - 1.0).abs() < 1e-16 {
+        if (d * c - 1.0).abs() < 4e-16 {
             break;
         }
     }

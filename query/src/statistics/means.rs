@@ -21,7 +21,7 @@ impl Arm {
     }
 
     /// Returns the variance of the mean.
-    fn variance_of_mean(&self) -> f64 {
+    pub(super) fn variance_of_mean(&self) -> f64 {
         self.variance / self.users as f64
     }
 }
@@ -67,6 +67,29 @@ pub enum NotTested {
 /// `is_mean` it is not.
 /// Source: Welch 1947, Biometrika 34, 28-35; degrees of freedom by Satterthwaite 1946, Biometrics Bulletin 2, 110-114.
 pub fn welch(control: &Arm, treatment: &Arm, alpha: f64, is_mean: bool) -> Result<Difference, NotTested> {
+    let (variance, dof) = welch_parts(control, treatment, is_mean)?;
+    let estimate = treatment.mean - control.mean;
+    let std_error = variance.sqrt();
+    let t = estimate / std_error;
+    let tail = student_sf(t.abs(), dof).doubled();
+    let t_critical = student_isf(alpha / 2.0, dof);
+    let half = t_critical * std_error;
+    Ok(Difference {
+        estimate,
+        std_error,
+        t,
+        dof,
+        p_value: tail.p,
+        log10_p: tail.log10(),
+        t_critical,
+        interval: (estimate - half, estimate + half),
+    })
+}
+
+/// Returns the variance of the difference of two means, and the degrees of freedom of its estimate.
+/// # Errors
+/// As [`welch`].
+pub(super) fn welch_parts(control: &Arm, treatment: &Arm, is_mean: bool) -> Result<(f64, f64), NotTested> {
     if control.users == 0 || treatment.users == 0 {
         return Err(NotTested::NoData);
     }
@@ -83,22 +106,7 @@ pub fn welch(control: &Arm, treatment: &Arm, alpha: f64, is_mean: bool) -> Resul
         if part == 0.0 { 0.0 } else { part * part / (users as f64 - 1.0) }
     };
     let dof = 1.0 / (share(vc, control.users) + share(vt, treatment.users));
-    let estimate = treatment.mean - control.mean;
-    let std_error = (vc + vt).sqrt();
-    let t = estimate / std_error;
-    let tail = student_sf(t.abs(), dof).doubled();
-    let t_critical = student_isf(alpha / 2.0, dof);
-    let half = t_critical * std_error;
-    Ok(Difference {
-        estimate,
-        std_error,
-        t,
-        dof,
-        p_value: tail.p,
-        log10_p: tail.log10(),
-        t_critical,
-        interval: (estimate - half, estimate + half),
-    })
+    Ok((vc + vt, dof))
 }
 
 /// A relative difference: (treatment - control) / |control|.
@@ -137,7 +145,7 @@ pub fn lift(control: &Arm, treatment: &Arm, difference: &Difference) -> Option<L
 }
 
 /// Returns the standard error of the relative difference by the delta method.
-fn delta_std_error(control: &Arm, treatment: &Arm) -> f64 {
+pub(super) fn delta_std_error(control: &Arm, treatment: &Arm) -> f64 {
     let square = control.mean * control.mean;
     let ratio = treatment.mean / control.mean;
     (treatment.variance_of_mean() / square + control.variance_of_mean() * ratio * ratio / square).sqrt()

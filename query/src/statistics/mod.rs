@@ -10,12 +10,32 @@
 //! The expected numbers of the tests were returned by other libraries (each case names its own) and lie in
 //! `testdata/statistics`.
 
+pub mod bayes_beta;
+pub mod bayes_normal;
+pub mod beta;
+pub mod capping;
 pub mod comparison;
+pub mod credit;
+pub mod cuped;
+pub mod decision;
 pub mod distributions;
+pub mod effect;
 #[cfg(test)]
 mod golden;
+pub mod group_sequential;
+pub mod guardrail;
 pub mod means;
 pub mod moments;
 pub mod multiplicity;
+pub mod power;
 pub mod proportions;
+pub mod quantile;
+pub mod ratio;
+pub mod rate_ratio;
+pub mod rates;
+pub mod rows;
 pub mod sample_ratio;
+pub mod sequential;
+mod special;
+pub mod strata;
+pub mod sums;

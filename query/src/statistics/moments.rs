@@ -120,6 +120,11 @@ fn to_f64(value: i256) -> f64 {
     high as f64 * 2f64.powi(128) + low as f64
 }
 
+/// Converts a value of either sign.
+pub(super) fn signed_to_f64(value: i256) -> f64 {
+    if value < i256::ZERO { -to_f64(value.wrapping_neg()) } else { to_f64(value) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -12,8 +12,13 @@ pub struct Count {
 }
 
 impl Count {
-    fn rate(&self) -> f64 {
+    pub(super) fn rate(&self) -> f64 {
         self.converted as f64 / self.users as f64
+    }
+
+    /// Returns the part of the users that converted; `None` without users.
+    pub fn observed_rate(&self) -> Option<f64> {
+        (self.users > 0).then(|| self.rate())
     }
 
     fn missed(&self) -> u64 {

@@ -1,6 +1,7 @@
 //! Do the variants hold the users that they should? If not, something loses users, and no effect can be trusted.
 
 use super::distributions::chi_square_sf;
+use super::special::stirling_error;
 
 /// What the check found.
 #[derive(Clone, Debug, PartialEq)]
@@ -72,6 +73,54 @@ pub fn sample_ratio(users: &[u64], weights: &[f64], threshold: f64) -> SampleRat
     found
 }
 
+/// How strongly the prior of [`sequential`] holds on to the expected shares.
+pub const CONCENTRATION: f64 = 10_000.0;
+
+/// Checks the shares after every day in such a way that looking daily raises no more false alarms than `p` says: returns
+/// for each day the decimal logarithm of the p-value so far, which never rises. `daily_users` holds for each day the new
+/// users of each variant; `weights` are of any positive scale. Users of a variant of weight 0 are impossible: from then on
+/// `f64::NEG_INFINITY`. Before the first user, and with a single variant, it is 0.
+/// Source: Lindon, Malek 2022, Anytime-Valid Inference for Multinomial Count Data, NeurIPS 35; a Dirichlet mixture against
+/// the multinomial.
+pub fn sequential(daily_users: &[Vec<u64>], weights: &[f64], concentration: f64) -> Vec<f64> {
+    let total: f64 = weights.iter().filter(|weight| **weight > 0.0).sum();
+    let shares: Vec<f64> = weights.iter().filter(|weight| **weight > 0.0).map(|weight| weight / total).collect();
+    let mut users = vec![0u64; shares.len()];
+    let mut least = 0.0_f64;
+    let day = |day: &Vec<u64>| {
+        let mut place = 0;
+        for (count, weight) in day.iter().zip(weights) {
+            if *weight > 0.0 {
+                users[place] += count;
+                place += 1;
+            } else if *count > 0 {
+                least = f64::NEG_INFINITY;
+            }
+        }
+        if shares.len() > 1 {
+            least = least.min(-ln_bayes_factor(&users, &shares, concentration) / std::f64::consts::LN_10);
+        }
+        least
+    };
+    daily_users.iter().map(day).collect()
+}
+
+/// Returns the logarithm of the Bayes factor of a Dirichlet mixture of mean `shares` (positive, summing to 1) against the
+/// multinomial with these shares, for the counts found. No two large terms cancel in it.
+pub(super) fn ln_bayes_factor(counts: &[u64], shares: &[f64], concentration: f64) -> f64 {
+    let total: f64 = counts.iter().map(|count| *count as f64).sum();
+    // The logarithm of a ratio of gamma functions, without the powers that cancel between counts and total.
+    let part = |prior: f64, count: f64| {
+        (prior - 0.5) * (count / prior).ln_1p() + stirling_error(prior + count) - stirling_error(prior)
+    };
+    let each = |count: f64, share: f64| {
+        let off = (count - share * total) / (share * (concentration + total));
+        part(share * concentration, count) + count * off.ln_1p()
+    };
+    let sum: f64 = counts.iter().zip(shares).filter(|(count, _)| **count > 0).map(|(count, share)| each(*count as f64, *share)).sum();
+    sum - if total > 0.0 { part(concentration, total) } else { 0.0 }
+}
+
 impl Status {
     /// Returns the status as answers carry it.
     pub fn as_str(self) -> &'static str {
@@ -106,6 +155,31 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn the_sequential_check_is_that_of_the_libraries() {
+        for case in golden::cases("srm", "srm_sequential") {
+            let list = |value: &serde_json::Value| value.as_array().expect("a list").clone();
+            let users = |day: &serde_json::Value| list(day).iter().map(|value| value.as_u64().expect("users")).collect();
+            let days: Vec<Vec<u64>> = list(&case.input["daily_users"]).iter().map(users).collect();
+            let weights: Vec<f64> = list(&case.input["weights"]).iter().map(|value| value.as_f64().expect("a weight")).collect();
+            for (i, log10_p) in sequential(&days, &weights, case.number("dirichlet_concentration")).into_iter().enumerate() {
+                case.check(&format!("p_values[{i}]"), 10.0_f64.powf(log10_p));
+            }
+        }
+    }
+
+    #[test]
+    fn impossible_users_and_lone_variants() {
+        let days = [vec![0, 0, 0], vec![500, 500, 0], vec![5, 5, 1], vec![5, 5, 0]];
+        let found = sequential(&days, &[2.0, 2.0, 0.0], CONCENTRATION);
+        assert_eq!((found[0], found[2], found[3]), (0.0, f64::NEG_INFINITY, f64::NEG_INFINITY));
+        assert!(found[1] <= 0.0 && found[1] > -0.1, "{found:?}");
+        assert_eq!(sequential(&[vec![7], vec![9]], &[1.0], CONCENTRATION), [0.0, 0.0]);
+        // A billion users off by a tenth of a point: no digits are lost, and the evidence is overwhelming.
+        let many = sequential(&[vec![500_500_000, 499_500_000]], &[1.0, 1.0], CONCENTRATION);
+        assert!(many[0] < -100.0 && many[0].is_finite(), "{many:?}");
     }
 
     #[test]
