@@ -3,6 +3,7 @@
 //! The server belongs to a shell that reads from this process. When the process ends, in whatever way, the shell reads
 //! the end of its input, ends the server and removes its folder.
 
+use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -19,14 +20,16 @@ pub struct TestDatabase {
     pub url: String,
 }
 
-struct Server {
+/// A private server, for tests that kill it. Its database is migrated and empty.
+pub struct TestServer {
     folder: PathBuf,
-    /// Ends the shell, and by it the server, when this process ends.
-    _input: ChildStdin,
+    /// A line starts the server again; its end ends the shell, and by it the server.
+    input: ChildStdin,
     _shell: Child,
 }
 
-static SERVER: OnceCell<Server> = OnceCell::const_new();
+static SERVER: OnceCell<TestServer> = OnceCell::const_new();
+static SERVERS: AtomicU32 = AtomicU32::new(0);
 static NUMBER: AtomicU32 = AtomicU32::new(0);
 
 impl TestDatabase {
@@ -34,12 +37,12 @@ impl TestDatabase {
     /// # Panics
     /// If there is no Postgres 15 or later, or it does not start: a test cannot go on without.
     pub async fn create() -> Self {
-        let server = SERVER.get_or_init(Server::start).await;
+        let server = SERVER.get_or_init(TestServer::start).await;
         let name = format!("test_{}", NUMBER.fetch_add(1, Ordering::Relaxed));
-        let mut connection = PgConnection::connect(&server.url("postgres")).await.expect("the private postgres answers");
+        let mut connection = PgConnection::connect(&server.url_of("postgres")).await.expect("the private postgres answers");
         let statement = format!("CREATE DATABASE {name} TEMPLATE migrated STRATEGY file_copy");
         sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut connection).await.expect("a database is made");
-        TestDatabase { url: server.url(&name) }
+        TestDatabase { url: server.url_of(&name) }
     }
 
     /// Opens a connection.
@@ -50,9 +53,13 @@ impl TestDatabase {
     }
 }
 
-impl Server {
-    async fn start() -> Server {
-        let folder = std::env::temp_dir().join(format!("weir-test-pg-{}", std::process::id()));
+impl TestServer {
+    /// Starts one.
+    /// # Panics
+    /// If there is no Postgres 15 or later, or it does not start: a test cannot go on without.
+    pub async fn start() -> TestServer {
+        let number = SERVERS.fetch_add(1, Ordering::Relaxed);
+        let folder = std::env::temp_dir().join(format!("weir-test-pg-{}-{number}", std::process::id()));
         let _ = std::fs::remove_dir_all(&folder);
         std::fs::DirBuilder::new().mode(0o700).create(&folder).expect("a folder for the private postgres");
         let mut shell = Command::new("sh");
@@ -65,9 +72,19 @@ impl Server {
         }
         let script = r#"
             cd "$2" && "$1/initdb" -D data -U weir -A trust -E UTF8 --locale=C.UTF-8 --no-sync >initdb.log 2>&1 || exit 1
-            "$1/postgres" -D data -k "$2" -c listen_addresses= -c fsync=off -c max_connections=200 -c shared_buffers=128MB \
-                >server.log 2>&1 </dev/null &
-            cat >/dev/null; kill -QUIT $!; wait $!; cd / && rm -rf "$2""#;
+            # What a killed server leaves of itself ends by itself, a moment later; until then no other one starts.
+            start() {
+                while :; do
+                    "$1/postgres" -D data -k "$2" -c listen_addresses= -c fsync=off -c max_connections=200 \
+                        -c shared_buffers=128MB >>server.log 2>&1 </dev/null &
+                    server=$!
+                    sleep 0.2
+                    ! kill -0 $server 2>/dev/null || return 0
+                done
+            }
+            start "$@"
+            while read -r again; do wait $server; start "$@"; done
+            kill -QUIT $server; wait $server; cd / && rm -rf "$2""#;
         let mut child = shell
             .args(["-c", script, "sh"])
             .arg(binaries())
@@ -77,12 +94,28 @@ impl Server {
             .spawn()
             .expect("sh starts");
         let input = child.stdin.take().expect("was piped");
-        let server = Server { folder, _input: input, _shell: child };
+        let server = TestServer { folder, input, _shell: child };
         server.migrate().await;
         server
     }
 
-    fn url(&self, database: &str) -> String {
+    /// Returns what to connect to.
+    pub fn url(&self) -> String {
+        self.url_of("migrated")
+    }
+
+    /// Kills the server, as the kernel would that needs memory, and starts it again on the same data.
+    /// # Panics
+    /// If it does not run, or its shell is gone.
+    pub fn kill_and_start(&mut self) {
+        let file = std::fs::read_to_string(self.folder.join("data/postmaster.pid")).expect("postgres runs");
+        let pid = file.lines().next().expect("the first line is its id");
+        let killed = Command::new("kill").args(["-KILL", pid]).status().expect("kill is there");
+        assert!(killed.success(), "postgres runs");
+        writeln!(self.input, "again").expect("the shell reads");
+    }
+
+    fn url_of(&self, database: &str) -> String {
         let host = self.folder.display().to_string().replace('/', "%2F");
         format!("postgresql://weir@{host}/{database}")
     }
@@ -90,7 +123,7 @@ impl Server {
     async fn migrate(&self) {
         let mut tries = 0;
         let mut connection = loop {
-            match PgConnection::connect(&self.url("postgres")).await {
+            match PgConnection::connect(&self.url_of("postgres")).await {
                 Ok(connection) => break connection,
                 Err(error) if tries == 300 => {
                     panic!("the private postgres did not start, see {}: {error}", self.folder.display())
@@ -100,7 +133,7 @@ impl Server {
             tries += 1;
         };
         sqlx::raw_sql("CREATE DATABASE migrated").execute(&mut connection).await.expect("a database is made");
-        let mut migrated = PgConnection::connect(&self.url("migrated")).await.expect("just made");
+        let mut migrated = PgConnection::connect(&self.url_of("migrated")).await.expect("just made");
         crate::MIGRATOR.run(&mut migrated).await.expect("the migrations fit together");
         migrated.close().await.expect("a template has no connections");
     }

@@ -92,24 +92,50 @@ pub(crate) fn digest(text: &str) -> Vec<u8> {
 /// If a variable's key is malformed, revoked, or already something else.
 pub(crate) async fn ensure(connection: &mut PgConnection, before: Option<&WeirJson>) -> anyhow::Result<Keys> {
     let mut tx = connection.begin().await?;
-    let made: Option<Uuid> = sqlx::query_scalar(
-        "INSERT INTO projects (name, auto_register) VALUES ($1, true) ON CONFLICT (name) DO NOTHING RETURNING id",
-    )
-    .bind(PROJECT)
-    .fetch_optional(&mut *tx)
-    .await?;
-    let project = match made {
-        Some(id) => {
-            aggregator::admin::audit(&mut tx, Some(id), "project.create", PROJECT, &json!({"auto_register": true})).await?;
-            id
-        }
-        None => sqlx::query_scalar("SELECT id FROM projects WHERE name = $1").bind(PROJECT).fetch_one(&mut *tx).await?,
-    };
+    let project = ensure_project(&mut tx, true).await?;
     let write = ensure_one(&mut tx, project, Kind::Write, before.map(|file| file.write_key.as_str())).await?;
     let server = ensure_one(&mut tx, project, Kind::Server, before.map(|file| file.server_key.as_str())).await?;
     let read = ensure_one(&mut tx, project, Kind::Read, before.map(|file| file.read_token.as_str())).await?;
     tx.commit().await?;
     Ok(Keys { write, server, read })
+}
+
+/// Makes the project `default` if it is missing, and the keys that environment variables give; no others.
+/// # Errors
+/// As of [`ensure`].
+pub(crate) async fn ensure_chosen(connection: &mut PgConnection) -> anyhow::Result<()> {
+    let mut tx = connection.begin().await?;
+    let project = ensure_project(&mut tx, false).await?;
+    for kind in [Kind::Write, Kind::Server, Kind::Read] {
+        if let Some(chosen) = chosen(kind)? {
+            add(&mut tx, project, kind, "set in the environment", &chosen).await.with_context(|| kind.variable())?;
+        }
+    }
+    tx.commit().await?;
+    Ok(())
+}
+
+/// `auto_register`: whether a project that is made registers the names that events bring.
+async fn ensure_project(connection: &mut PgConnection, auto_register: bool) -> anyhow::Result<Uuid> {
+    let made: Option<Uuid> = sqlx::query_scalar(
+        "INSERT INTO projects (name, auto_register) VALUES ($1, $2) ON CONFLICT (name) DO NOTHING RETURNING id",
+    )
+    .bind(PROJECT)
+    .bind(auto_register)
+    .fetch_optional(&mut *connection)
+    .await?;
+    match made {
+        Some(id) => {
+            aggregator::admin::audit(connection, Some(id), "project.create", PROJECT, &json!({"auto_register": auto_register}))
+                .await?;
+            Ok(id)
+        }
+        None => sqlx::query_scalar("SELECT id FROM projects WHERE name = $1")
+            .bind(PROJECT)
+            .fetch_one(connection)
+            .await
+            .map_err(Into::into),
+    }
 }
 
 async fn ensure_one(connection: &mut PgConnection, project: Uuid, kind: Kind, before: Option<&str>) -> anyhow::Result<String> {

@@ -46,6 +46,7 @@ async fn main() -> ExitCode {
         Command::Aggregator(args) => aggregator::run(args, globals).await,
         Command::Query(args) => query_service::run(args, globals).await,
         Command::Migrate => migrate::run(globals).await,
+        Command::Probe(args) => commands::probe::run(args).await,
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

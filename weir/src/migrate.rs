@@ -1,4 +1,4 @@
-//! `weir migrate`: brings the schema up to date.
+//! `weir migrate`: brings the schema up to date, and sees to the project `default` and the keys that variables give.
 
 use std::time::Duration;
 
@@ -8,6 +8,7 @@ use sqlx::{Connection, PgConnection};
 use tokio::time::Instant;
 
 use crate::cli::Globals;
+use crate::keys;
 
 /// How long a database may take that is starting too.
 const CONNECT_MAX: Duration = Duration::from_secs(30);
@@ -16,7 +17,8 @@ const CONNECT_MAX: Duration = Duration::from_secs(30);
 /// # Errors
 /// If the database cannot be reached, refuses, or is newer than this build.
 pub(crate) async fn run(globals: &Globals) -> anyhow::Result<()> {
-    let connection = migrated(&globals.any_database_url()?).await?;
+    let mut connection = migrated(&globals.any_database_url()?).await?;
+    keys::ensure_chosen(&mut connection).await?;
     connection.close().await?;
     tracing::info!(versions = ::migrations::MIGRATOR.iter().count(), "the schema is up to date");
     Ok(())

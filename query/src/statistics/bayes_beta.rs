@@ -64,8 +64,7 @@ pub fn compare(control: &Beta, treatment: &Beta) -> Comparison {
         }
     }
     // The smaller chance is exact to its last digits, and the larger one its complement.
-    let (chance_treatment, chance_control) =
-        if sums[0] < sums[1] { (sums[0], 1.0 - sums[0]) } else { (1.0 - sums[1], sums[1]) };
+    let (chance_treatment, chance_control) = if sums[0] < sums[1] { (sums[0], 1.0 - sums[0]) } else { (1.0 - sums[1], sums[1]) };
     Comparison { chance_treatment, chance_control, expected_loss_treatment: sums[2], expected_loss_control: sums[3] }
 }
 

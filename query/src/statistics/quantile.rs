@@ -61,14 +61,7 @@ pub fn quantile(values: &mut [f64], level: f64) -> Option<Quantile> {
     };
     let count = values.len() as u64;
     let step = Z * (level * (1.0 - level) / count as f64).sqrt();
-    Some(Quantile {
-        values: count,
-        placed_for: count,
-        level,
-        estimate: at(level),
-        low: at(level - step),
-        high: at(level + step),
-    })
+    Some(Quantile { values: count, placed_for: count, level, estimate: at(level), low: at(level - step), high: at(level + step) })
 }
 
 impl Quantile {
@@ -175,14 +168,8 @@ mod tests {
         // One event per user: the share at or below has its binomial variance.
         let users = 1_000.0;
         let below = 900.0;
-        let clusters = Clusters {
-            users: 1_000,
-            below,
-            below_squares: below,
-            events: users,
-            events_squares: users,
-            products: below,
-        };
+        let clusters =
+            Clusters { users: 1_000, below, below_squares: below, events: users, events_squares: users, products: below };
         let variance = clusters.level_variance().expect("users");
         assert!((variance - 0.9 * 0.1 / 999.0).abs() < 1e-12, "{variance}");
     }

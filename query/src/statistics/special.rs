@@ -65,9 +65,7 @@ static LEGENDRE: LazyLock<[(f64, f64); 8]> = LazyLock::new(|| {
 /// Source: Abramowitz and Stegun 25.4.29 and 25.4.30.
 pub(super) fn quadrature(low: f64, high: f64) -> impl Iterator<Item = (f64, f64)> {
     let (centre, half) = (0.5 * (low + high), 0.5 * (high - low));
-    LEGENDRE
-        .iter()
-        .flat_map(move |(x, weight)| [(centre - half * x, half * weight), (centre + half * x, half * weight)])
+    LEGENDRE.iter().flat_map(move |(x, weight)| [(centre - half * x, half * weight), (centre + half * x, half * weight)])
 }
 
 /// Returns where `is_below` turns from true to false between `low` and `high`, to the last digit.

@@ -79,11 +79,7 @@ pub(crate) fn sample(arm: &Value) -> Sample {
 }
 
 pub(crate) fn ratio(arm: &Value) -> RatioSums {
-    RatioSums {
-        numerator: sums(&arm["m"]),
-        denominator: sums(&arm["d"]),
-        products: scaled(&arm["m_d_sum_of_products"], 12),
-    }
+    RatioSums { numerator: sums(&arm["m"]), denominator: sums(&arm["d"]), products: scaled(&arm["m_d_sum_of_products"], 12) }
 }
 
 pub(crate) fn cuped(arm: &Value) -> CupedSums {

@@ -1,4 +1,4 @@
-//! The same events over two transports: whatever the log, the batches and their order, the same tables.
+//! The same events over every transport: whatever the log, the batches and their order, the same tables.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -261,5 +261,21 @@ async fn the_same_events_make_the_same_tables_over_any_log() {
     check_equal(&in_memory, &on_disk);
     // Another number of log partitions, hence other batches and another order between users.
     check_equal(&in_memory, &travel(MemoryLog::new(1), 50).await);
+    over_kafka(&in_memory).await;
     eprintln!("{} lines are equal, after {:?}", in_memory.lines().count(), begun.elapsed());
 }
+
+#[cfg(feature = "kafka")]
+async fn over_kafka(expected: &str) {
+    use eventlog::kafka::{Config, KafkaLog};
+    let Ok(brokers) = std::env::var("WEIR_TEST_KAFKA") else {
+        eprintln!("skipped: the journey over Kafka needs a broker; `make test` starts one and sets WEIR_TEST_KAFKA");
+        return;
+    };
+    let topic = format!("journey-{}", Uuid::new_v4());
+    let log = KafkaLog::open(Config { topic, ..Config::new(&brokers) }).await.expect("the broker answers");
+    check_equal(expected, &travel(log, 13).await);
+}
+
+#[cfg(not(feature = "kafka"))]
+async fn over_kafka(_: &str) {}

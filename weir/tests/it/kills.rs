@@ -1,173 +1,22 @@
 //! Death at random moments under load. What was acknowledged is stored, once, and what is derived from it fits.
 
-use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use events::Micros;
-use hyper::Method;
 use rustix::process::{Signal, kill_process};
-use serde_json::{Value, json};
-use tokio::task::JoinSet;
-use uuid::Uuid;
 
-use crate::harness::{Folder, Up, is_running, send, until, weir};
-use crate::support::{Database, run};
+use crate::harness::{Folder, Up, is_running, until};
+use crate::load::Load;
+use crate::support::Database;
 
 const KILLS: u32 = 10;
-const CLIENTS: u32 = 4;
-const BATCH: i64 = 20;
-/// Events have these users in turn, each in one variant of the experiment; others after a while, as it is with people.
-const USERS: i64 = 500;
-const EVENTS_OF_ONE: i64 = 40;
 /// How long a start may take after a kill; on a machine that does nothing else half of it is plenty.
 const READY_MAX: Duration = Duration::from_secs(20);
-/// How long the rest of the log may take to be stored.
-const DRAINED_MAX: Duration = Duration::from_secs(90);
-
-/// Clients that send batches until each is acknowledged, and remember what was.
-#[derive(Clone, Default)]
-struct Load {
-    /// Where the collector is at present, and its key.
-    target: Arc<Mutex<(String, String)>>,
-    is_over: Arc<AtomicBool>,
-    numbers: Arc<AtomicI64>,
-    /// The number of each acknowledged event by its id.
-    acknowledged: Arc<Mutex<BTreeMap<Uuid, i64>>>,
-    /// Batches that had to be sent more than once.
-    repeated: Arc<AtomicI64>,
-}
-
-impl Load {
-    fn aim(&self, up: &Up) {
-        *self.target.lock().expect("nobody panicked") = (up.line("collector").to_owned(), up.line("write_key").to_owned());
-    }
-
-    fn count(&self) -> usize {
-        self.acknowledged.lock().expect("nobody panicked").len()
-    }
-
-    fn start(&self) -> JoinSet<()> {
-        let mut clients = JoinSet::new();
-        for _ in 0..CLIENTS {
-            clients.spawn(self.clone().send());
-        }
-        clients
-    }
-
-    async fn send(self) {
-        while !self.is_over.load(Ordering::Relaxed) {
-            let first = self.numbers.fetch_add(BATCH, Ordering::Relaxed);
-            let batch: Vec<(Uuid, i64)> = (first..first + BATCH).map(|number| (Uuid::new_v4(), number)).collect();
-            let events: Vec<Value> = batch.iter().map(|(id, number)| event(*id, *number)).collect();
-            let body = json!({ "events": events });
-            let mut is_first = true;
-            while !self.post(&body).await {
-                if is_first {
-                    self.repeated.fetch_add(1, Ordering::Relaxed);
-                }
-                is_first = false;
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-            self.acknowledged.lock().expect("nobody panicked").extend(batch);
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    }
-
-    /// Returns whether all of a batch was acknowledged. A refusal for good is a fault.
-    async fn post(&self, body: &Value) -> bool {
-        let (collector, key) = self.target.lock().expect("nobody panicked").clone();
-        match send(Method::POST, &format!("{collector}/v1/events"), &key, Some(body.clone())).await {
-            Ok((200, answer)) => {
-                assert_eq!(answer["accepted"], json!(BATCH), "{answer}");
-                true
-            }
-            Ok((429 | 503, _)) | Err(_) => false,
-            Ok((status, answer)) => panic!("{status} {answer}"),
-        }
-    }
-
-    /// Waits until more has been acknowledged, and then some time that is another one each time.
-    async fn goes_on(&self, kill: u32) {
-        let (before, deadline) = (self.count(), Instant::now() + Duration::from_secs(30));
-        while self.count() == before {
-            assert!(Instant::now() < deadline, "nothing is acknowledged any more, after {before} events");
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-        tokio::time::sleep(Duration::from_millis(u64::from(kill * 137 % 700))).await;
-    }
-
-    /// Ends the load and compares what is stored with what was acknowledged.
-    async fn check(self, mut clients: JoinSet<()>, up: &Up, folder: &Folder) {
-        self.is_over.store(true, Ordering::Relaxed);
-        while let Some(ended) = clients.join_next().await {
-            ended.expect("no client met a fault");
-        }
-        let acknowledged = self.acknowledged.lock().expect("nobody panicked").clone();
-        let sum: i64 = acknowledged.values().filter(|number| !is_impression(**number)).sum();
-        let begun = Instant::now();
-        let mut database = Database::connect(up.line("postgres")).await;
-        let stored = "SELECT (SELECT count(*) FROM impressions) + (SELECT count(*) FROM conversions)";
-        database.until(stored, acknowledged.len() as i64, DRAINED_MAX).await;
-        eprintln!(
-            "{} events acknowledged, {} batches sent more than once, drained in {:?}",
-            acknowledged.len(),
-            self.repeated.load(Ordering::Relaxed),
-            begun.elapsed()
-        );
-
-        // All batches were sent until they were acknowledged, so the ids are the same, none missing and none twice.
-        let ids = "SELECT id FROM impressions UNION ALL SELECT id FROM conversions ORDER BY id";
-        let ids: Vec<(Uuid,)> = database.rows(ids).await;
-        assert!(ids.iter().map(|(id,)| id).eq(acknowledged.keys()), "other events are stored than were acknowledged");
-        assert_eq!(database.number("SELECT sum(conversion_value)::bigint FROM conversions").await, sum);
-        assert_eq!(database.number("SELECT count(*) FROM dead_letters").await, 0);
-        let exposed = acknowledged.values().filter(|number| is_impression(**number)).map(|number| user(*number));
-        let exposed = exposed.collect::<std::collections::BTreeSet<_>>().len() as i64;
-        assert_eq!(database.number("SELECT count(*) FROM user_experiment_participation").await, exposed);
-        let total =
-            "SELECT sum(total_impressions)::bigint - (SELECT count(*) FROM impressions) FROM user_experiment_participation";
-        assert_eq!(database.number(total).await, 0);
-        assert!(database.number("SELECT count(*) FROM conversion_attribution").await > 0);
-
-        let mut recompute = weir();
-        recompute.args(["admin", "recompute", "kills", "--data"]).arg(folder.path());
-        let ended = run(recompute, Duration::from_secs(120)).await;
-        let (out, said) = (String::from_utf8_lossy(&ended.stdout), String::from_utf8_lossy(&ended.stderr));
-        assert!(ended.status.success() && out.contains("nothing differed"), "{out}{said}");
-    }
-}
-
-/// Even numbers are impressions. A pair of numbers shares its user.
-fn is_impression(number: i64) -> bool {
-    number % 2 == 0
-}
-
-/// The user of a number.
-fn user(number: i64) -> i64 {
-    number / (USERS * EVENTS_OF_ONE) * USERS + number / 2 % USERS
-}
-
-/// The event of a number; all of it but the time follows from the number, and the time does not change with a repetition.
-fn event(id: Uuid, number: i64) -> Value {
-    let user = user(number);
-    let timestamp = Micros::now().to_string();
-    if is_impression(number) {
-        let variant = if user % 2 == 0 { "control" } else { "treatment" };
-        return json!({"type": "impression", "event_id": id.to_string(), "user_id": format!("user-{user}"), "timestamp": timestamp,
-                      "experiment": "kills", "variant": variant});
-    }
-    json!({"type": "conversion", "event_id": id.to_string(), "user_id": format!("user-{user}"), "timestamp": timestamp,
-           "name": "purchase", "value": number.to_string(), "currency": "EUR"})
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_ten_times_it_loses_and_repeats_nothing() {
     let folder = Folder::new();
     let mut up = Up::start(&folder);
     let load = Load::default();
-    load.aim(&up);
+    load.aim(up.line("collector"), up.line("write_key"));
     let clients = load.start();
     for kill in 0..KILLS {
         load.goes_on(kill).await;
@@ -181,11 +30,11 @@ async fn killed_ten_times_it_loses_and_repeats_nothing() {
         up = Up::start(&folder);
         eprintln!("kill {kill}: ready again after {:?}, {} events acknowledged", up.ready_after, load.count());
         assert!(up.ready_after < READY_MAX, "{:?}", up.ready_after);
-        load.aim(&up);
+        load.aim(up.line("collector"), up.line("write_key"));
     }
     load.goes_on(KILLS).await;
-    assert!(load.repeated.load(Ordering::Relaxed) > 0, "no kill met a request");
-    load.check(clients, &up, &folder).await;
+    assert!(load.repeated() > 0, "no kill met a request");
+    load.check(clients, up.line("postgres")).await;
     assert!(up.end(Signal::TERM).success());
 }
 
@@ -194,7 +43,7 @@ async fn with_postgres_killed_ten_times_it_loses_and_repeats_nothing() {
     let folder = Folder::new();
     let up = Up::start(&folder);
     let load = Load::default();
-    load.aim(&up);
+    load.aim(up.line("collector"), up.line("write_key"));
     let clients = load.start();
     for kill in 0..KILLS {
         load.goes_on(kill).await;
@@ -214,6 +63,6 @@ async fn with_postgres_killed_ten_times_it_loses_and_repeats_nothing() {
         eprintln!("kill {kill}: postgres is back after {:?}, {} events acknowledged", begun.elapsed(), load.count());
     }
     load.goes_on(KILLS).await;
-    load.check(clients, &up, &folder).await;
+    load.check(clients, up.line("postgres")).await;
     assert!(up.end(Signal::TERM).success());
 }

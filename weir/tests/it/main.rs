@@ -6,8 +6,12 @@ mod browser;
 mod harness;
 mod journey;
 mod kills;
+#[allow(unreachable_pub)] // As above.
+mod load;
 mod prometheus;
 mod sdk;
+#[cfg(feature = "kafka")]
+mod services;
 #[allow(dead_code, unreachable_pub)] // As above.
 mod support;
 mod up;

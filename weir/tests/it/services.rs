@@ -1,0 +1,483 @@
+//! Separate services over a real Kafka: what survives which death, outage and operator. Needs a broker of its own for each test,
+//! which `deploy/kafka.sh` starts; skipped aloud where `WEIR_TEST_KAFKA` is not set, as `make test` does.
+//! `WEIR_KILLS` and `WEIR_OUTAGE_SECONDS` make the tests longer, as `make chaos` does.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use hyper::Method;
+use migrations::testing::TestServer;
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::harness::{END_MAX, send, until, weir};
+use crate::load::Load;
+use crate::support::{Database, page, run};
+
+const KEY: &str = "write-key-of-the-test";
+const TOPIC: &str = "weir.events";
+const READY_MAX: Duration = Duration::from_secs(40);
+
+fn is_skipped(test: &str) -> bool {
+    let skipped = std::env::var_os("WEIR_TEST_KAFKA").is_none();
+    if skipped {
+        eprintln!("skipped: {test} needs a Kafka broker; `make test` starts one and sets WEIR_TEST_KAFKA");
+    }
+    skipped
+}
+
+fn number(variable: &str, usual: u32) -> u32 {
+    std::env::var(variable).ok().map_or(usual, |text| text.parse().unwrap_or_else(|_| panic!("{variable}={text}: a number")))
+}
+
+/// A broker of the test's own.
+struct Broker {
+    folder: PathBuf,
+    servers: String,
+}
+
+impl Broker {
+    async fn start(folder: &Path) -> Self {
+        let mut broker = Broker { folder: folder.join("kafka"), servers: String::new() };
+        broker.servers = broker.script("start").await.trim().to_owned();
+        broker
+    }
+
+    async fn script(&self, verb: &str) -> String {
+        let mut script = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/kafka.sh"));
+        script.arg(verb).arg(&self.folder);
+        let ended = run(script, Duration::from_secs(120)).await;
+        assert!(ended.status.success(), "kafka.sh {verb}: {}", String::from_utf8_lossy(&ended.stderr));
+        String::from_utf8_lossy(&ended.stdout).into_owned()
+    }
+
+    fn pid(&self) -> Pid {
+        let text = std::fs::read_to_string(self.folder.join("1.pid")).expect("it runs");
+        Pid::from_raw(text.trim().parse().expect("a number")).expect("a process")
+    }
+
+    /// Kills it and starts it again, on its port and its data.
+    async fn kill_and_start(&self) {
+        kill_process(self.pid(), Signal::KILL).expect("it runs");
+        self.script("start").await;
+    }
+
+    /// Runs one of Kafka's own commands.
+    async fn tool(&self, class: &str, arguments: &[&str]) {
+        let cache =
+            std::env::var("XDG_CACHE_HOME").unwrap_or_else(|_| format!("{}/.cache", std::env::var("HOME").expect("a home")));
+        let jars = std::env::var("WEIR_KAFKA_LIB").unwrap_or_else(|_| format!("{cache}/weir/kafka-4.1.1"));
+        let mut command = Command::new("java");
+        command.args(["-cp", &format!("{jars}/*"), class, "--bootstrap-server", &self.servers]).args(arguments);
+        let ended = run(command, Duration::from_secs(60)).await;
+        assert!(
+            ended.status.success(),
+            "{class}: {}{}",
+            String::from_utf8_lossy(&ended.stdout),
+            String::from_utf8_lossy(&ended.stderr)
+        );
+    }
+}
+
+impl Drop for Broker {
+    fn drop(&mut self) {
+        if let Ok(text) = std::fs::read_to_string(self.folder.join("1.pid"))
+            && let Some(pid) = text.trim().parse().ok().and_then(Pid::from_raw)
+        {
+            let _ = kill_process(pid, Signal::KILL);
+        }
+    }
+}
+
+/// One running service.
+struct Service {
+    child: Child,
+    url: String,
+}
+
+impl Service {
+    fn pid(&self) -> Pid {
+        Pid::from_raw(self.child.id().cast_signed()).expect("a process has an id")
+    }
+
+    fn kill(mut self) {
+        self.child.kill().expect("it runs");
+        self.child.wait().expect("a child of ours");
+    }
+
+    fn end(mut self) {
+        kill_process(self.pid(), Signal::TERM).expect("it runs");
+        let mut status = None;
+        until("the service ends", END_MAX, || {
+            status = self.child.try_wait().expect("a child of ours");
+            status.is_some()
+        });
+        assert!(status.expect("it has ended").success());
+    }
+
+    async fn until_ready(&self) {
+        let deadline = Instant::now() + READY_MAX;
+        loop {
+            let (status, text) = page(&format!("{}/readyz", self.url)).await;
+            if status == 200 {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{}: {status} {text}", self.url);
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Waits until `/readyz` is refused with this text.
+    async fn until_unready(&self, expected: &str) {
+        let deadline = Instant::now() + READY_MAX;
+        loop {
+            let (status, text) = page(&format!("{}/readyz", self.url)).await;
+            if status == 503 && text.contains(expected) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{}: {status} {text}; {expected} was expected", self.url);
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    /// A number of its metrics' page.
+    async fn metric(&self, name: &str) -> f64 {
+        let (_, text) = page(&format!("{}/metrics", self.url)).await;
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.unwrap_or_else(|| panic!("no {name}: {text}")).parse().expect("a number")
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        let _ = kill_process(self.pid(), Signal::CONT);
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Kafka, Postgres, and the folder of the services' data and output.
+struct Deployment {
+    folder: TempDir,
+    broker: Broker,
+    postgres: TestServer,
+}
+
+impl Deployment {
+    async fn start() -> Self {
+        let folder = tempfile::Builder::new().prefix("weir-services-").tempdir().expect("a folder");
+        let broker = Broker::start(folder.path()).await;
+        let postgres = TestServer::start().await;
+        let mut migrate = weir();
+        migrate.args(["migrate", "--database-url", &postgres.url()]).env("WEIR_WRITE_KEY", KEY);
+        let ended = run(migrate, Duration::from_secs(60)).await;
+        assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
+        let mut database = Database::connect(&postgres.url()).await;
+        database.execute("UPDATE projects SET auto_register = true").await;
+        Deployment { folder, broker, postgres }
+    }
+
+    fn service(&self, name: &str, arguments: &[&str]) -> Service {
+        let log = self.folder.path().join(format!("{name}.log"));
+        let log = File::options().create(true).append(true).open(log).expect("a file");
+        let mut command = weir();
+        command.args(arguments).args(["--kafka", &self.broker.servers, "--topic", TOPIC, "--database-url", &self.postgres.url()]);
+        let mut child = command.stdout(Stdio::piped()).stderr(log).spawn().expect("weir starts");
+        let stdout = child.stdout.take().expect("was piped");
+        let mut service = Service { child, url: String::new() };
+        let mut line = String::new();
+        BufReader::new(stdout).read_line(&mut line).expect("a line");
+        let said = || std::fs::read_to_string(self.folder.path().join(format!("{name}.log"))).unwrap_or_default();
+        let (_, url) = line.trim_end().split_once(' ').unwrap_or_else(|| panic!("{name} did not start: {line:?} {}", said()));
+        service.url = url.to_owned();
+        service
+    }
+
+    fn collector(&self) -> Service {
+        let data = self.folder.path().join("collector");
+        std::fs::create_dir_all(&data).expect("a folder");
+        self.service("collector", &["collector", "--collector", "127.0.0.1:0", "--data", data.to_str().expect("text")])
+    }
+
+    fn aggregator(&self, name: &str) -> Service {
+        self.service(name, &["aggregator", "--aggregator", "127.0.0.1:0"])
+    }
+
+    /// What a service wrote.
+    fn log(&self, name: &str) -> String {
+        std::fs::read_to_string(self.folder.path().join(format!("{name}.log"))).unwrap_or_default()
+    }
+}
+
+/// Each part in turn is killed under load, again and again; the others go on, and it comes back.
+#[tokio::test(flavor = "multi_thread")]
+async fn each_service_is_killed_and_nothing_is_lost_or_repeated() {
+    if is_skipped("each_service_is_killed_and_nothing_is_lost_or_repeated") {
+        return;
+    }
+    let mut deployment = Deployment::start().await;
+    let mut collector = deployment.collector();
+    let (mut first, mut second) = (deployment.aggregator("first"), deployment.aggregator("second"));
+    collector.until_ready().await;
+    let load = Load::default();
+    load.aim(&collector.url, KEY);
+    let clients = load.start();
+    for kill in 0..number("WEIR_KILLS", 10) {
+        load.goes_on(kill).await;
+        collector.kill();
+        collector = deployment.collector();
+        load.aim(&collector.url, KEY);
+        load.goes_on(kill + 1).await;
+        first.kill();
+        first = deployment.aggregator("first");
+        load.goes_on(kill + 2).await;
+        deployment.postgres.kill_and_start();
+        load.goes_on(kill + 3).await;
+        second.kill();
+        // An aggregator says what is wrong and ends while Postgres starts; whoever runs it starts it again.
+        Database::connect(&deployment.postgres.url()).await;
+        second = deployment.aggregator("second");
+        load.goes_on(kill + 4).await;
+        deployment.broker.kill_and_start().await;
+        eprintln!("round {kill}: {} events acknowledged", load.count());
+    }
+    assert!(load.repeated() > 0, "no kill met a request");
+    load.check(clients, &deployment.postgres.url()).await;
+    for service in [collector, first, second] {
+        service.end();
+    }
+}
+
+/// One aggregator freezes inside a COPY, holding the locks of its transaction. The other one ends its backend and takes over; when
+/// it wakes, it stores nothing twice and goes on.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_aggregator_that_freezes_is_replaced() {
+    if is_skipped("an_aggregator_that_freezes_is_replaced") {
+        return;
+    }
+    let deployment = Deployment::start().await;
+    let collector = deployment.collector();
+    collector.until_ready().await;
+    let load = Load::default();
+    load.aim(&collector.url, KEY);
+    let clients = load.start();
+    let first = deployment.aggregator("first");
+    first.until_ready().await;
+    let second = deployment.aggregator("second");
+    let mut database = Database::connect(&deployment.postgres.url()).await;
+    let owners = "SELECT count(DISTINCT owner) FROM leases WHERE owner IS NOT NULL";
+    database.until(owners, 2, READY_MAX).await;
+
+    let copying =
+        "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'weir aggregator, writer' AND query LIKE 'COPY%'
+                   AND state = 'active' AND wait_event = 'ClientRead' AND query_start < clock_timestamp() - interval '150 ms'";
+    let deadline = Instant::now() + Duration::from_secs(120);
+    let frozen_at = loop {
+        assert!(Instant::now() < deadline, "the aggregator was never met inside a COPY");
+        let began = Instant::now();
+        kill_process(first.pid(), Signal::STOP).expect("it runs");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        if database.number(copying).await > 0 {
+            break began;
+        }
+        kill_process(first.pid(), Signal::CONT).expect("it runs");
+        tokio::time::sleep(Duration::from_millis(13)).await;
+    };
+    database.until(owners, 1, Duration::from_secs(30)).await;
+    let took = frozen_at.elapsed();
+    assert!(took < Duration::from_secs(20), "taken over after {took:?}");
+    eprintln!("taken over after {took:?}");
+    tokio::time::sleep(Duration::from_secs(60).saturating_sub(frozen_at.elapsed())).await;
+    kill_process(first.pid(), Signal::CONT).expect("it runs");
+    database.until(owners, 2, READY_MAX).await;
+    load.goes_on(0).await;
+    load.check(clients, &deployment.postgres.url()).await;
+    for service in [collector, first, second] {
+        service.end();
+    }
+}
+
+/// Kafka is down for a while under load. Requests are answered all the same, and what each user did arrives in its order.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_outage_of_kafka_is_bridged_in_order() {
+    if is_skipped("an_outage_of_kafka_is_bridged_in_order") {
+        return;
+    }
+    const USERS: u32 = 8;
+    let outage = Duration::from_secs(u64::from(number("WEIR_OUTAGE_SECONDS", 20)));
+    let deployment = Deployment::start().await;
+    let collector = deployment.collector();
+    let aggregator = deployment.aggregator("aggregator");
+    collector.until_ready().await;
+    let (sender, over) = tokio::sync::watch::channel(false);
+    let url = format!("{}/v1/events", collector.url);
+    let mut users = tokio::task::JoinSet::new();
+    for user in 0..USERS {
+        let (url, over) = (url.clone(), over.clone());
+        // One event after the other: each is acknowledged before the next is sent.
+        users.spawn(async move {
+            let mut sent = 0u64;
+            while !*over.borrow() {
+                let event = json!({"type": "conversion", "event_id": uuid::Uuid::new_v4().to_string(), "user_id": format!("user-{user}"),
+                                   "timestamp": events::Micros::now().to_string(), "name": "step", "value": sent.to_string(), "currency": "EUR"});
+                let (status, answer) =
+                    send(Method::POST, &url, KEY, Some(json!({ "events": [event] }))).await.expect("the collector answers");
+                assert_eq!((status, &answer["accepted"]), (200, &json!(1)), "{answer}");
+                sent += 1;
+            }
+            sent
+        });
+    }
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    deployment.broker.script("stop").await;
+    let stopped = Instant::now();
+    tokio::time::sleep(outage).await;
+    assert!(collector.metric("weir_collector_spool_records").await > 0.0, "nothing was spooled in {:?}", stopped.elapsed());
+    deployment.broker.script("start").await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    sender.send_replace(true);
+    let mut total = 0;
+    while let Some(sent) = users.join_next().await {
+        total += sent.expect("no request was refused");
+    }
+    let mut database = Database::connect(&deployment.postgres.url()).await;
+    database.until("SELECT count(*) FROM conversions", i64::try_from(total).expect("few"), Duration::from_secs(90)).await;
+    let disordered = "SELECT count(*) FROM (
+             SELECT conversion_value - lag(conversion_value, 1, -1) OVER (PARTITION BY user_id ORDER BY log_offset) AS step FROM conversions
+         ) s WHERE step <> 1";
+    assert_eq!(database.number(disordered).await, 0, "of {total} events");
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while collector.metric("weir_collector_spool_records").await > 0.0 {
+        assert!(Instant::now() < deadline, "the spool is not empty");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    eprintln!("{total} events of {USERS} users, all answered 200, over an outage of {:?}", stopped.elapsed());
+    collector.end();
+    aggregator.end();
+}
+
+/// Kafka is down and the disk of the spool full: refusals with `Retry-After`, nothing acknowledged is lost, and both come back by
+/// themselves.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_of_the_spool_refuses_and_recovers() {
+    if is_skipped("a_full_disk_of_the_spool_refuses_and_recovers") {
+        return;
+    }
+    let deployment = Deployment::start().await;
+    let data = deployment.folder.path().join("collector");
+    std::fs::create_dir_all(&data).expect("a folder");
+    let mut mount = Command::new("mount");
+    mount.args(["-t", "tmpfs", "-o", "size=6m", "tmpfs"]).arg(&data);
+    if !run(mount, Duration::from_secs(5)).await.status.success() {
+        eprintln!("skipped: a_full_disk_of_the_spool_refuses_and_recovers may not mount a small disk here");
+        return;
+    }
+    struct Unmount(PathBuf);
+    impl Drop for Unmount {
+        fn drop(&mut self) {
+            let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+        }
+    }
+    let _unmount = Unmount(data);
+    let collector = deployment.collector();
+    let aggregator = deployment.aggregator("aggregator");
+    collector.until_ready().await;
+    deployment.broker.script("stop").await;
+
+    let url = format!("{}/v1/events", collector.url);
+    let padding = "x".repeat(7_000);
+    let mut acknowledged = 0i64;
+    let mut refused = None;
+    let deadline = Instant::now() + Duration::from_secs(120);
+    while refused.is_none() {
+        assert!(Instant::now() < deadline, "{acknowledged} events were taken by a disk of 6 MiB");
+        let events: Vec<Value> = (0..50)
+            .map(|_| {
+                let id = uuid::Uuid::new_v4().to_string();
+                json!({"type": "engagement", "event_id": id, "user_id": id, "name": "long", "properties": {"padding": padding}})
+            })
+            .collect();
+        match send(Method::POST, &url, KEY, Some(json!({ "events": events }))).await.expect("the collector answers") {
+            (200, answer) => acknowledged += answer["accepted"].as_i64().expect("a number"),
+            (status, answer) => refused = Some((status, answer)),
+        }
+    }
+    let (status, answer) = refused.expect("just seen");
+    assert_eq!(status, 503, "{answer}");
+    assert!(acknowledged > 0);
+    collector.until_unready("").await;
+
+    deployment.broker.script("start").await;
+    let mut database = Database::connect(&deployment.postgres.url()).await;
+    // Of the request that was refused some events may be there: they were spooled before the disk was full.
+    let stored = "SELECT least(count(*), $1) FROM engagement_events".replace("$1", &acknowledged.to_string());
+    database.until(&stored, acknowledged, Duration::from_secs(60)).await;
+    collector.until_ready().await;
+    let one = json!({"type": "engagement", "user_id": "after", "name": "short"});
+    let (status, answer) = send(Method::POST, &url, KEY, Some(json!({ "events": [one] }))).await.expect("the collector answers");
+    assert_eq!(status, 200, "{answer}");
+    database.until("SELECT count(*) FROM engagement_events WHERE event_type = 'short'", 1, Duration::from_secs(30)).await;
+    collector.end();
+    aggregator.end();
+}
+
+/// What operators do to a topic: each is met by a state with a name, and nothing is skipped.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_that_was_changed_halts_by_name() {
+    if is_skipped("a_topic_that_was_changed_halts_by_name") {
+        return;
+    }
+    const TOPICS: &str = "org.apache.kafka.tools.TopicCommand";
+    let deployment = Deployment::start().await;
+    let collector = deployment.collector();
+    let aggregator = deployment.aggregator("aggregator");
+    collector.until_ready().await;
+    let url = format!("{}/v1/events", collector.url);
+    let post = async || {
+        let events: Vec<Value> =
+            (0..200).map(|user| json!({"type": "conversion", "user_id": format!("u-{user}"), "name": "buy"})).collect();
+        send(Method::POST, &url, KEY, Some(json!({ "events": events }))).await.expect("the collector answers")
+    };
+    assert_eq!(post().await.0, 200);
+    let mut database = Database::connect(&deployment.postgres.url()).await;
+    database.until("SELECT count(*) FROM conversions", 200, READY_MAX).await;
+
+    // Records expire before they were stored.
+    aggregator.end();
+    assert_eq!(post().await.0, 200);
+    let partitions: Vec<Value> = (0..8).map(|partition| json!({"topic": TOPIC, "partition": partition, "offset": -1})).collect();
+    let file = deployment.folder.path().join("delete.json");
+    std::fs::write(&file, json!({"partitions": partitions, "version": 1}).to_string()).expect("a file");
+    let deletion = ["--offset-json-file", file.to_str().expect("text")];
+    deployment.broker.tool("org.apache.kafka.tools.DeleteRecordsCommand", &deletion).await;
+    let aggregator = deployment.aggregator("aggregator");
+    aggregator.until_unready("offset_below_log_start").await;
+    assert_eq!(database.number("SELECT count(*) FROM conversions").await, 200);
+    aggregator.end();
+
+    // The topic is deleted and made anew, with the same name.
+    deployment.broker.tool(TOPICS, &["--delete", "--topic", TOPIC]).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    deployment.broker.tool(TOPICS, &["--create", "--topic", TOPIC, "--partitions", "8", "--replication-factor", "1"]).await;
+    collector.until_unready("another").await;
+    assert_eq!(post().await.0, 503);
+    let mut other = weir();
+    other.args(["aggregator", "--aggregator", "127.0.0.1:0", "--kafka", &deployment.broker.servers]);
+    other.args(["--topic", TOPIC, "--database-url", &deployment.postgres.url()]);
+    let ended = run(other, Duration::from_secs(60)).await;
+    let said = String::from_utf8_lossy(&ended.stderr);
+    assert!(!ended.status.success() && said.contains("--adopt-log"), "{said}");
+    collector.end();
+
+    // Adopted, it goes on; then partitions are added, and users would lie elsewhere.
+    let adopting = ["aggregator", "--aggregator", "127.0.0.1:0", "--adopt-log"];
+    let aggregator = deployment.service("aggregator", &adopting);
+    aggregator.until_ready().await;
+    deployment.broker.tool(TOPICS, &["--alter", "--topic", TOPIC, "--partitions", "16"]).await;
+    aggregator.until_unready("log_differs").await;
+    assert!(deployment.log("aggregator").contains("16 partitions"), "{}", deployment.log("aggregator"));
+}
