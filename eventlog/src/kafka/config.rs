@@ -178,7 +178,6 @@ impl Checked {
             Role::Producer => set.extend([
                 ("acks", "-1".to_owned()),
                 ("enable.idempotence", "true".to_owned()),
-                ("enable.gapless.guarantee", "false".to_owned()),
                 ("message.timeout.ms", milliseconds(append)),
                 // A request that hangs, on a broker that is frozen, is given up in time for another try.
                 ("request.timeout.ms", milliseconds(append / 2)),
@@ -241,7 +240,9 @@ impl Checked {
         let native = self.client(role).create_native_config().map_err(|error| OpenError::Config(property_error(&error)))?;
         let mut expected = self.promised(role);
         if role == Role::Producer {
+            // Left at their defaults, and not open to the file.
             expected.push(("delivery.report.only.error", "false".to_owned()));
+            expected.push(("enable.gapless.guarantee", "false".to_owned()));
         }
         for (name, expected) in expected {
             let found = understood(&native, name)?;

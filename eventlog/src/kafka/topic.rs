@@ -137,6 +137,16 @@ pub(super) fn log_id(cluster: &str, topic: Uuid) -> Uuid {
     Uuid::new_v5(&NAMESPACE, format!("{cluster}/{}", topic.hyphenated()).as_bytes())
 }
 
+/// Derives the identity from what the brokers say.
+/// # Errors
+/// A text: they give the topic no id.
+fn identity_of(name: &str, topic: &native::Topic, cluster: &str) -> Result<LogIdentity, String> {
+    if topic.id.is_nil() {
+        return Err(format!("topic {name}: the brokers give it no id; Kafka 3.1 or later is needed"));
+    }
+    Ok(LogIdentity { log_id: log_id(cluster, topic.id), partitions: topic.partitions })
+}
+
 /// Asks about one topic.
 pub(super) struct Asker {
     admin: AdminClient<Context>,
@@ -157,15 +167,10 @@ impl Asker {
     }
 
     /// Asks which log bears the topic's name now. Blocks.
-    /// # Errors
-    /// A text: it cannot be said.
     fn identity(&self) -> Result<Result<LogIdentity, String>, Refused> {
         let topic = native::describe_topic(self.admin.inner(), self.topic(), ASK_MAX)?;
-        if topic.id.is_nil() {
-            return Ok(Err(format!("topic {}: the brokers give it no id; Kafka 3.1 or later is needed", self.topic())));
-        }
         let cluster = native::cluster_id(self.admin.inner(), ASK_MAX)?;
-        Ok(Ok(LogIdentity { log_id: log_id(&cluster, topic.id), partitions: topic.partitions }))
+        Ok(identity_of(self.topic(), &topic, &cluster))
     }
 
     /// Compares the log with what it was. Blocks, for twice [`ASK_MAX`] and a little more at most.
@@ -307,5 +312,14 @@ mod tests {
     fn the_identity_of_a_known_topic_never_changes() {
         let topic = Uuid::parse_str("6ba7b812-9dad-11d1-80b4-00c04fd430c8").expect("a constant");
         assert_eq!(log_id("MkU3OEVBNTcwNTJENDM2Qg", topic).to_string(), "91bafc3c-5187-5809-826a-2419aa5b8808");
+    }
+
+    #[test]
+    fn a_topic_without_an_id_has_no_identity() {
+        let topic = native::Topic { id: Uuid::nil(), partitions: 8, leaderless: 0 };
+        let error = identity_of("weir.events", &topic, "cluster").expect_err("is refused");
+        assert!(error.contains("no id"), "{error}");
+        let topic = native::Topic { id: Uuid::from_u128(1), ..topic };
+        assert_eq!(identity_of("weir.events", &topic, "cluster").expect("an identity").partitions, 8);
     }
 }
