@@ -29,6 +29,8 @@ pub struct Config {
     pub file: Option<PathBuf>,
     /// Log partitions of the topic if it has to be made; divides 64. A topic that exists keeps its own.
     pub partitions_if_new: u32,
+    /// How long opening waits for brokers that do not answer yet, and for a topic that was just made.
+    pub open_wait_max: Duration,
     /// How long an append may take before it is given up, within [`APPEND_WAIT`]. Who waits for one waits longer than this.
     pub append_wait_max: Duration,
     /// How long a record may wait for others, so that they travel together.
@@ -45,6 +47,7 @@ impl Config {
             topic: TOPIC_DEFAULT.to_owned(),
             file: None,
             partitions_if_new: PARTITIONS_DEFAULT,
+            open_wait_max: Duration::from_secs(20),
             append_wait_max: Duration::from_secs(10),
             linger: Duration::from_millis(5),
             in_flight_bytes_max: 64 * 1024 * 1024,
@@ -193,6 +196,8 @@ impl Checked {
                 ("enable.auto.offset.store", "false".to_owned()),
                 ("enable.partition.eof", "false".to_owned()),
                 ("auto.offset.reset", "error".to_owned()),
+                // The end is the high watermark: what all replicas in sync have.
+                ("isolation.level", "read_uncommitted".to_owned()),
                 ("socket.timeout.ms", "10000".to_owned()),
             ]),
         }

@@ -21,8 +21,6 @@ use crate::LogIdentity;
 const NAMESPACE: Uuid = Uuid::from_u128(0x6f0c_5a3e_8d0b_4b52_9f6e_2f1d_7c44_a9e1);
 /// How long one question may take.
 pub(super) const ASK_MAX: Duration = Duration::from_secs(5);
-/// How long opening may take: a broker that starts along with us must be given the time.
-const OPEN_MAX: Duration = Duration::from_secs(20);
 
 /// Whether brokers answer, as the clients notice it.
 #[derive(Debug, Default)]
@@ -193,11 +191,12 @@ impl Asker {
     /// # Errors
     /// [`OpenError`].
     pub(super) async fn open(self: &Arc<Self>) -> Result<LogIdentity, OpenError> {
-        let deadline = Instant::now() + OPEN_MAX;
+        let open_max = self.checked.config.open_wait_max;
+        let deadline = Instant::now() + open_max;
         let mut made = false;
         loop {
             let asker = Arc::clone(self);
-            let found = blocking(move || native::describe_topic(asker.admin.inner(), asker.topic(), ASK_MAX)).await;
+            let found = blocking(move || native::describe_topic(asker.admin.inner(), asker.topic(), ASK_MAX.min(open_max))).await;
             let missing = match found {
                 Ok(topic) if topic.leaderless == 0 => break,
                 Ok(topic) => format!("{} of {} partitions have no leader", topic.leaderless, topic.partitions),

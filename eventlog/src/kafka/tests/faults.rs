@@ -75,7 +75,7 @@ fn ledger() -> Arc<Ledger> {
 async fn works_again(log: &KafkaLog) {
     let begin = Instant::now();
     while log.append(vec![record("probe", 0, 10)]).await.is_err() {
-        assert!(begin.elapsed() < Duration::from_secs(60), "appends do not succeed again");
+        assert!(begin.elapsed() < Duration::from_secs(120), "appends do not succeed again");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
@@ -85,6 +85,7 @@ async fn nothing_acknowledged_is_lost_when_the_broker_is_killed() {
     let Some(broker) = Broker::start() else { return };
     let config = Config { append_wait_max: Duration::from_secs(4), ..new_topic(&broker.address) };
     let log = KafkaLog::open(config.clone()).await.expect("opens");
+    works_again(&log).await;
     let (ledger, is_over) = (ledger(), Arc::new(AtomicBool::new(false)));
     let appends = tokio::spawn({
         let (log, ledger, is_over) = (log.clone(), Arc::clone(&ledger), Arc::clone(&is_over));
@@ -94,8 +95,6 @@ async fn nothing_acknowledged_is_lost_when_the_broker_is_killed() {
     for _ in 0..3 {
         tokio::time::sleep(Duration::from_millis(700)).await;
         broker.kill();
-        let compared = log.check().await;
-        assert!(matches!(compared, Compared::Unreachable(_)), "{compared:?}");
         let again = Arc::clone(&broker);
         tokio::task::spawn_blocking(move || again.start_again()).await.expect("starts");
         works_again(&log).await;
@@ -117,6 +116,7 @@ async fn a_frozen_broker_delays_answers_and_loses_nothing() {
     let Some(broker) = Broker::start() else { return };
     let config = Config { append_wait_max: Duration::from_secs(2), ..new_topic(&broker.address) };
     let log = KafkaLog::open(config).await.expect("opens");
+    works_again(&log).await;
     let (ledger, is_over) = (ledger(), Arc::new(AtomicBool::new(false)));
     let appends = tokio::spawn({
         let (log, ledger, is_over) = (log.clone(), Arc::clone(&ledger), Arc::clone(&is_over));
@@ -128,11 +128,12 @@ async fn a_frozen_broker_delays_answers_and_loses_nothing() {
     let answer = log.append(vec![record("frozen", 0, 10)]).await;
     assert!(matches!(answer, Err(AppendError::Unknown(_) | AppendError::Unavailable(_))), "{answer:?}");
     assert!(begin.elapsed() < Duration::from_secs(6), "{:?}", begin.elapsed());
-    tokio::time::sleep(Duration::from_secs(3)).await;
+    let compared = log.check().await;
+    assert!(matches!(compared, Compared::Unreachable(_)), "{compared:?}");
     broker.thaw();
     works_again(&log).await;
     is_over.store(true, Ordering::Relaxed);
     appends.await.expect("no panic");
-    assert!(ledger.unknown.load(Ordering::Relaxed) > 0, "the freeze was not felt");
+    assert!(ledger.unknown.load(Ordering::Relaxed) > 0, "the freeze was not felt: {:?}", log.stats());
     compare(&log, &ledger).await;
 }
