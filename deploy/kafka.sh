@@ -83,6 +83,9 @@ transaction.state.log.min.isr=$((count / 2 + 1))
 group.initial.rebalance.delay.ms=0
 auto.create.topics.enable=false
 log.retention.check.interval.ms=1000
+# A broker that was killed is let in again when its former session is over.
+broker.session.timeout.ms=3000
+broker.heartbeat.interval.ms=500
 EOF
     done
     # 22 characters of base64 are 16 bytes; the last character must leave its low bits empty.

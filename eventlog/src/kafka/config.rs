@@ -29,6 +29,8 @@ pub struct Config {
     pub file: Option<PathBuf>,
     /// Log partitions of the topic if it has to be made; divides 64. A topic that exists keeps its own.
     pub partitions_if_new: u32,
+    /// How long opening waits for brokers that do not answer yet, and for a topic that was just made.
+    pub open_wait_max: Duration,
     /// How long an append may take before it is given up, within [`APPEND_WAIT`]. Who waits for one waits longer than this.
     pub append_wait_max: Duration,
     /// How long a record may wait for others, so that they travel together.
@@ -45,6 +47,7 @@ impl Config {
             topic: TOPIC_DEFAULT.to_owned(),
             file: None,
             partitions_if_new: PARTITIONS_DEFAULT,
+            open_wait_max: Duration::from_secs(20),
             append_wait_max: Duration::from_secs(10),
             linger: Duration::from_millis(5),
             in_flight_bytes_max: 64 * 1024 * 1024,
@@ -178,7 +181,6 @@ impl Checked {
             Role::Producer => set.extend([
                 ("acks", "-1".to_owned()),
                 ("enable.idempotence", "true".to_owned()),
-                ("enable.gapless.guarantee", "false".to_owned()),
                 ("message.timeout.ms", milliseconds(append)),
                 // A request that hangs, on a broker that is frozen, is given up in time for another try.
                 ("request.timeout.ms", milliseconds(append / 2)),
@@ -194,6 +196,8 @@ impl Checked {
                 ("enable.auto.offset.store", "false".to_owned()),
                 ("enable.partition.eof", "false".to_owned()),
                 ("auto.offset.reset", "error".to_owned()),
+                // The end is the high watermark: what all replicas in sync have.
+                ("isolation.level", "read_uncommitted".to_owned()),
                 ("socket.timeout.ms", "10000".to_owned()),
             ]),
         }
@@ -241,7 +245,9 @@ impl Checked {
         let native = self.client(role).create_native_config().map_err(|error| OpenError::Config(property_error(&error)))?;
         let mut expected = self.promised(role);
         if role == Role::Producer {
+            // Left at their defaults, and not open to the file.
             expected.push(("delivery.report.only.error", "false".to_owned()));
+            expected.push(("enable.gapless.guarantee", "false".to_owned()));
         }
         for (name, expected) in expected {
             let found = understood(&native, name)?;

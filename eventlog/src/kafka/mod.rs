@@ -124,7 +124,7 @@ enum Agreement {
 
 impl KafkaLog {
     /// Opens the log: finds the topic, or makes it, and checks that it can be a log.
-    /// Waits up to 20 s for brokers that do not answer yet.
+    /// Waits up to [`Config::open_wait_max`] for brokers that do not answer yet.
     /// # Errors
     /// [`OpenError`].
     pub async fn open(config: Config) -> Result<KafkaLog, OpenError> {

@@ -135,7 +135,9 @@ fn placed(mut positions: Vec<Position>, mut delivered: Vec<(u32, Offset)>) -> Ve
 /// Takes the library's reports.
 struct Receiver {
     connection: Arc<Connection>,
-    /// The producer can take nothing more.
+    /// The producer may have given up.
+    is_suspect: AtomicBool,
+    /// The producer has given up, and takes nothing more.
     is_fatal: AtomicBool,
 }
 
@@ -147,12 +149,9 @@ impl ClientContext for Receiver {
     fn stats_raw(&self, _statistics: &[u8]) {}
 
     fn error(&self, error: KafkaError, reason: &str) {
-        if error.rdkafka_error_code() == Some(RDKafkaErrorCode::Fatal) {
-            tracing::error!(reason, "the producer gave up; it is replaced");
-            self.is_fatal.store(true, Ordering::Relaxed);
-        } else {
-            self.connection.note(&error, reason);
-        }
+        // A fatal error comes here under the code of its cause, so that it is to be asked for.
+        self.is_suspect.store(true, Ordering::Relaxed);
+        self.connection.note(&error, reason);
     }
 }
 
@@ -188,7 +187,8 @@ struct Live {
 
 impl Live {
     fn start(checked: &Checked, connection: &Arc<Connection>) -> Result<Self, OpenError> {
-        let receiver = Receiver { connection: Arc::clone(connection), is_fatal: AtomicBool::new(false) };
+        let receiver =
+            Receiver { connection: Arc::clone(connection), is_suspect: AtomicBool::new(false), is_fatal: AtomicBool::new(false) };
         let producer = BaseProducer::from_config_and_context(&checked.client(Role::Producer), receiver);
         let producer = Arc::new(producer.map_err(|error| OpenError::Config(error.to_string()))?);
         let is_ended = Arc::new(AtomicBool::new(false));
@@ -197,6 +197,13 @@ impl Live {
             move || {
                 while !is_ended.load(Ordering::Relaxed) {
                     producer.poll(POLL);
+                    let receiver = producer.context();
+                    if receiver.is_suspect.swap(false, Ordering::Relaxed)
+                        && let Some((code, reason)) = producer.client().fatal_error()
+                        && !receiver.is_fatal.swap(true, Ordering::Relaxed)
+                    {
+                        tracing::error!(%code, reason, "the producer gave up; it is replaced");
+                    }
                 }
                 // Appends that wait still get their answers.
                 let deadline = Instant::now() + DRAIN_MAX;
@@ -308,6 +315,9 @@ impl Producer {
                 .key(key);
             if let Err((error, _)) = live.producer.send(message) {
                 let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail);
+                if code == RDKafkaErrorCode::Fatal {
+                    live.producer.context().is_fatal.store(true, Ordering::Relaxed);
+                }
                 // What the library did not take is not sent; the rest of the batch would stand alone.
                 appending.failed(batch.len() - place, Outcome::Absent, || reason_of(code, partition));
                 break;

@@ -21,8 +21,6 @@ use crate::LogIdentity;
 const NAMESPACE: Uuid = Uuid::from_u128(0x6f0c_5a3e_8d0b_4b52_9f6e_2f1d_7c44_a9e1);
 /// How long one question may take.
 pub(super) const ASK_MAX: Duration = Duration::from_secs(5);
-/// How long opening may take: a broker that starts along with us must be given the time.
-const OPEN_MAX: Duration = Duration::from_secs(20);
 
 /// Whether brokers answer, as the clients notice it.
 #[derive(Debug, Default)]
@@ -137,6 +135,16 @@ pub(super) fn log_id(cluster: &str, topic: Uuid) -> Uuid {
     Uuid::new_v5(&NAMESPACE, format!("{cluster}/{}", topic.hyphenated()).as_bytes())
 }
 
+/// Derives the identity from what the brokers say.
+/// # Errors
+/// A text: they give the topic no id.
+fn identity_of(name: &str, topic: &native::Topic, cluster: &str) -> Result<LogIdentity, String> {
+    if topic.id.is_nil() {
+        return Err(format!("topic {name}: the brokers give it no id; Kafka 3.1 or later is needed"));
+    }
+    Ok(LogIdentity { log_id: log_id(cluster, topic.id), partitions: topic.partitions })
+}
+
 /// Asks about one topic.
 pub(super) struct Asker {
     admin: AdminClient<Context>,
@@ -157,15 +165,10 @@ impl Asker {
     }
 
     /// Asks which log bears the topic's name now. Blocks.
-    /// # Errors
-    /// A text: it cannot be said.
     fn identity(&self) -> Result<Result<LogIdentity, String>, Refused> {
         let topic = native::describe_topic(self.admin.inner(), self.topic(), ASK_MAX)?;
-        if topic.id.is_nil() {
-            return Ok(Err(format!("topic {}: the brokers give it no id; Kafka 3.1 or later is needed", self.topic())));
-        }
         let cluster = native::cluster_id(self.admin.inner(), ASK_MAX)?;
-        Ok(Ok(LogIdentity { log_id: log_id(&cluster, topic.id), partitions: topic.partitions }))
+        Ok(identity_of(self.topic(), &topic, &cluster))
     }
 
     /// Compares the log with what it was. Blocks, for twice [`ASK_MAX`] and a little more at most.
@@ -188,11 +191,12 @@ impl Asker {
     /// # Errors
     /// [`OpenError`].
     pub(super) async fn open(self: &Arc<Self>) -> Result<LogIdentity, OpenError> {
-        let deadline = Instant::now() + OPEN_MAX;
+        let open_max = self.checked.config.open_wait_max;
+        let deadline = Instant::now() + open_max;
         let mut made = false;
         loop {
             let asker = Arc::clone(self);
-            let found = blocking(move || native::describe_topic(asker.admin.inner(), asker.topic(), ASK_MAX)).await;
+            let found = blocking(move || native::describe_topic(asker.admin.inner(), asker.topic(), ASK_MAX.min(open_max))).await;
             let missing = match found {
                 Ok(topic) if topic.leaderless == 0 => break,
                 Ok(topic) => format!("{} of {} partitions have no leader", topic.leaderless, topic.partitions),
@@ -307,5 +311,14 @@ mod tests {
     fn the_identity_of_a_known_topic_never_changes() {
         let topic = Uuid::parse_str("6ba7b812-9dad-11d1-80b4-00c04fd430c8").expect("a constant");
         assert_eq!(log_id("MkU3OEVBNTcwNTJENDM2Qg", topic).to_string(), "91bafc3c-5187-5809-826a-2419aa5b8808");
+    }
+
+    #[test]
+    fn a_topic_without_an_id_has_no_identity() {
+        let topic = native::Topic { id: Uuid::nil(), partitions: 8, leaderless: 0 };
+        let error = identity_of("weir.events", &topic, "cluster").expect_err("is refused");
+        assert!(error.contains("no id"), "{error}");
+        let topic = native::Topic { id: Uuid::from_u128(1), ..topic };
+        assert_eq!(identity_of("weir.events", &topic, "cluster").expect("an identity").partitions, 8);
     }
 }

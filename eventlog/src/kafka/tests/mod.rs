@@ -3,7 +3,10 @@
 
 use super::*;
 
+mod faults;
+mod mock;
 mod real;
+mod support;
 
 /// Where the brokers of the tests listen. None: there are none, which is said aloud.
 fn brokers() -> Option<String> {
