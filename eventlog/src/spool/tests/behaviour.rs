@@ -341,7 +341,11 @@ async fn a_comparison_that_began_before_a_failure_proves_nothing() {
                         let _permit = gate.acquire().await;
                         Comparison::Same
                     }
-                    _ => Comparison::Different("made anew".to_owned()),
+                    // Long enough for a record to be sent, if it were.
+                    _ => {
+                        tokio::time::sleep(Duration::from_millis(30)).await;
+                        Comparison::Different("made anew".to_owned())
+                    }
                 }
             }
         }
