@@ -277,7 +277,7 @@ mod tests {
         for (y, x) in users {
             post.add(y * Moments::SCALE).expect("fits");
             pre.add(x * Moments::SCALE).expect("fits");
-            products = products + i256::from_i128(x * y * Moments::SCALE * Moments::SCALE);
+            products += i256::from_i128(x * y * Moments::SCALE * Moments::SCALE);
         }
         CupedSums { post: Sums::Values(post), pre: Sums::Values(pre), products }
     }

@@ -75,7 +75,8 @@ impl Quantile {
             return Err(Status::NoData);
         }
         let (count, odds) = (self.values as f64, self.level / (1.0 - self.level));
-        if self.values < 2 || !(odds > 0.0) || count <= Z * Z * odds.max(1.0 / odds) {
+        let is_level = self.level > 0.0 && self.level < 1.0;
+        if self.values < 2 || !is_level || count <= Z * Z * odds.max(1.0 / odds) {
             return Err(Status::InsufficientSample);
         }
         let step = (self.high - self.low) / (2.0 * Z);

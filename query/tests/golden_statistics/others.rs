@@ -266,7 +266,7 @@ fn attribution_models(given: &Value) -> Value {
     let value = number(given, "conversion_value");
     let decay = Model::TimeDecay { half_life_hours: optional(given, "half_life_hours").unwrap_or(168.0) };
     // Cents of the decimal as it is written, not of the float nearest to it.
-    let cents = i128::try_from((value * 100.0).round() as i64).expect("fits");
+    let cents = (value * 100.0).round() as i128;
     let (mut values, mut parts) = (BTreeMap::new(), BTreeMap::new());
     for model in [Model::FirstTouch, Model::LastTouch, Model::Linear, Model::PositionBased, decay] {
         values.insert(model.as_str(), model.divide(value, &hours));
