@@ -1,5 +1,5 @@
 #!/bin/sh
-# Measures and keeps the pages in benches/runs: `benches/run.sh` all of it, `benches/run.sh door copy` only these; of door, copy,
+# Measures and keeps the pages in benches/runs: `benches/run.sh` all of it, `benches/run.sh door copy` only these; of door, door-kafka, copy,
 # pipeline-20k, pipeline-60k, pipeline-closed. Wants a machine with nothing else to do, and about a quarter of an hour.
 # DATABASE_URL: a server whose user may make databases and run CHECKPOINT. Without it a private one is started from the
 # installed binaries, with fsync on, as a server in earnest has it.
@@ -45,15 +45,21 @@ if [ -z "${DATABASE_URL:-}" ]; then
 fi
 
 mkdir "$folder/files"
-[ $# -gt 0 ] || set -- door copy pipeline-20k pipeline-60k pipeline-closed
+[ $# -gt 0 ] || set -- door door-kafka copy pipeline-20k pipeline-60k pipeline-closed
 for what; do
     case $what in
     door | copy) set -- "$what" ;;
+    door-kafka)
+        # shellcheck disable=SC2016 # for the inner shell, which knows the broker
+        deploy/kafka.sh run sh -c '"$0" door --kafka "$WEIR_TEST_KAFKA" "$@"' \
+            "$benches" --folder "$folder/files" --save benches/runs
+        continue
+        ;;
     pipeline-20k) set -- pipeline --name "$what" --rate 20000 ;;
     pipeline-60k) set -- pipeline --name "$what" --rate 60000 ;;
     pipeline-closed) set -- pipeline --name "$what" --rate 0 ;;
     *)
-        echo "found $what; door, copy, pipeline-20k, pipeline-60k and pipeline-closed are accepted" >&2
+        echo "found $what; door, door-kafka, copy, pipeline-20k, pipeline-60k and pipeline-closed are accepted" >&2
         exit 2
         ;;
     esac

@@ -34,7 +34,7 @@ struct Batch<'a> {
 
 /// The members that this crate's generator sends. All are read; only their presence is used.
 #[derive(Deserialize)]
-struct Event<'a> {
+pub(crate) struct Event<'a> {
     #[serde(borrow, rename = "type")]
     kind: Cow<'a, str>,
     #[serde(borrow)]
@@ -70,7 +70,12 @@ struct Event<'a> {
 }
 
 impl Event<'_> {
-    fn is_complete(&self) -> bool {
+    #[cfg(feature = "kafka")]
+    pub(crate) fn user(&self) -> &str {
+        &self.user_id
+    }
+
+    pub(crate) fn is_complete(&self) -> bool {
         let texts = [&self.session_id, &self.name, &self.experiment, &self.variant, &self.value, &self.currency, &self.page_url];
         let more = [&self.referrer, &self.language, &self.country, &self.device_type];
         let present = [&self.kind, &self.event_id, &self.user_id, &self.timestamp].iter().all(|text| !text.is_empty());
@@ -122,7 +127,7 @@ async fn answer(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Inf
     })
 }
 
-fn response(status: StatusCode, body: String) -> Response<Full<Bytes>> {
+pub(crate) fn response(status: StatusCode, body: String) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(Bytes::from(body)));
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));

@@ -1,4 +1,4 @@
-//! The collector over the embedded log against the bare server: the same requests, closed loop.
+//! The collector against a bare server, over the embedded log or over Kafka: the same requests, closed loop.
 
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -28,12 +28,43 @@ pub struct Options {
     /// Server that holds the collector's keys; none: a private one
     #[arg(long, env = "DATABASE_URL")]
     pub database_url: Option<String>,
+    /// Measure over Kafka: the brokers, in which topics are made; none: over the embedded log
+    #[cfg(feature = "kafka")]
+    #[arg(long)]
+    pub kafka: Option<String>,
     /// Folder for the log's files
     #[arg(long)]
     pub folder: Option<PathBuf>,
     /// Folder of runs in which the result is kept
     #[arg(long)]
     pub save: Option<PathBuf>,
+}
+
+impl Options {
+    #[cfg(feature = "kafka")]
+    fn brokers(&self) -> Option<&str> {
+        self.kafka.as_deref()
+    }
+
+    #[cfg(not(feature = "kafka"))]
+    fn brokers(&self) -> Option<&str> {
+        None
+    }
+
+    /// Makes the topic of a round, if it is over Kafka.
+    #[cfg(feature = "kafka")]
+    async fn make(&self, topic: &str) -> anyhow::Result<()> {
+        use eventlog::kafka::{Config, KafkaLog};
+        if let Some(brokers) = &self.kafka {
+            KafkaLog::open(Config { topic: topic.to_owned(), ..Config::new(brokers) }).await.context("the topic")?;
+        }
+        Ok(())
+    }
+
+    #[cfg(not(feature = "kafka"))]
+    async fn make(&self, _topic: &str) -> anyhow::Result<()> {
+        Ok(())
+    }
 }
 
 /// How requests look.
@@ -88,12 +119,26 @@ pub async fn run(options: &Options) -> anyhow::Result<String> {
     let folder = crate::folder(options.folder.as_deref())?;
     let mut databases = Databases::open(options.database_url.as_deref()).await?;
     let database = databases.create(None).await?;
-    let mut page = Page::new("door", "The collector over the embedded log against a bare HTTP server", folder.path(), vec![]);
+    let (name, title, sides) = if options.brokers().is_some() {
+        (
+            "door-kafka",
+            "The collector over Kafka against a bare server over Kafka",
+            "The bare server is hyper, serde_json and librdkafka over the same bodies: it appends each event as it came, idempotent, \
+             acks=all, linger 5 ms, and answers after all reports; the collector checks keys and rules, and appends its own records \
+             in the same way. Generator, server and broker share the machine.",
+        )
+    } else {
+        (
+            "door",
+            "The collector over the embedded log against a bare HTTP server",
+            "The bare server is hyper and serde_json over the same bodies, answering from memory; the collector checks keys and \
+             rules, and answers after its records are synced to the disk. Generator and server share the machine.",
+        )
+    };
+    let mut page = Page::new(name, title, folder.path(), vec![]);
     page.say(&format!(
         "Closed loop, {} s after 1 s that is not counted, a fresh process and log each time, the order of the two turned round each \
-         time. The bare server is hyper and serde_json over the same bodies, answering from memory; the collector checks keys and \
-         rules, and answers after its records are synced to the disk. Generator and server share the machine. Latencies of a \
-         closed loop are those at its highest rate. Least / **median** / most of {} rounds.",
+         time. {sides} Latencies of a closed loop are those at its highest rate. Least / **median** / most of {} rounds.",
         options.seconds, options.rounds
     ));
     let head = [
@@ -114,11 +159,18 @@ pub async fn run(options: &Options) -> anyhow::Result<String> {
             for turn in 0..2 {
                 let is_bare = (round + turn) % 2 == 0;
                 let log = tempfile::tempdir_in(folder.path())?;
+                let path = log.path().to_str().context("a folder whose name is text")?;
+                let topic = format!("door-{}", uuid::Uuid::new_v4());
+                let over = match options.brokers() {
+                    Some(brokers) => vec!["--kafka", brokers, "--topic", &topic],
+                    None => vec![],
+                };
+                options.make(&topic).await?;
                 let server = if is_bare {
-                    Server::start(&["bare-server"])?
+                    let name = if over.is_empty() { "bare-server" } else { "bare-kafka-server" };
+                    Server::start(&[&[name], over.as_slice()].concat())?
                 } else {
-                    let path = log.path().to_str().context("a folder whose name is text")?;
-                    Server::start(&["serve", "--folder", path, "--database-url", &database.url])?
+                    Server::start(&[&["serve", "--folder", path, "--database-url", &database.url], over.as_slice()].concat())?
                 };
                 let side = if is_bare { &mut bare } else { &mut collector };
                 let options = options.clone();

@@ -7,12 +7,15 @@
 //! - [`load`] posts events on a schedule that does not wait for answers, checks every answer, and keeps a ledger of what was
 //!   acknowledged. It is also the client of tests that break things.
 //! - [`bare_server`] is the limit of a collector: it reads the same bodies and answers from memory.
-//! - [`door`] compares the collector over the embedded log with it.
+//! - [`bare_kafka_server`] is its limit over Kafka: it appends each event as it came.
+//! - [`door`] compares the collector with them, over the embedded log or over Kafka.
 //! - [`copy`] compares the aggregator with COPY of the same rows into the same tables.
 //! - [`pipeline`] runs all of it in one go, and watches how soon an accepted event can be queried.
 //!
 //! Nothing imports this crate.
 
+#[cfg(feature = "kafka")]
+pub mod bare_kafka_server;
 pub mod bare_server;
 mod child;
 pub mod copy;

@@ -3,6 +3,8 @@
 use std::io::Write as _;
 
 use anyhow::Context as _;
+#[cfg(feature = "kafka")]
+use benches::bare_kafka_server;
 use benches::{bare_server, copy, door, load, pipeline, serve};
 use clap::Parser;
 use tokio::net::TcpListener;
@@ -14,9 +16,12 @@ enum Command {
     Load(load::Options),
     /// Answer the same requests from memory: the limit of a collector
     BareServer(bare_server::Options),
-    /// The collector over the embedded log, and perhaps the aggregator, until standard input ends
+    /// Append the same requests to Kafka and no more: the limit of a collector over Kafka
+    #[cfg(feature = "kafka")]
+    BareKafkaServer(bare_kafka_server::Options),
+    /// The collector over the embedded log or Kafka, and perhaps the aggregator, until standard input ends
     Serve(serve::Options),
-    /// Measure the collector over the embedded log against the bare server
+    /// Measure the collector over the embedded log, or over Kafka, against the bare server
     Door(door::Options),
     /// Measure the aggregator against COPY of the same rows
     Copy(copy::Options),
@@ -41,6 +46,13 @@ fn main() -> anyhow::Result<()> {
                     TcpListener::bind(options.listen).await.with_context(|| format!("listening on {}", options.listen))?;
                 say(&format!("url http://{}", listener.local_addr()?))?;
                 bare_server::serve_until_input_ends(listener).await
+            }
+            #[cfg(feature = "kafka")]
+            Command::BareKafkaServer(options) => {
+                let listener =
+                    TcpListener::bind(options.listen).await.with_context(|| format!("listening on {}", options.listen))?;
+                say(&format!("url http://{}", listener.local_addr()?))?;
+                bare_kafka_server::serve_until_input_ends(listener, &options).await
             }
             Command::Serve(options) => serve::serve(options).await,
             Command::Door(options) => say(&door::run(&options).await?),

@@ -1,4 +1,4 @@
-//! The collector over the embedded log, and if asked for the aggregator behind it, in one process with nothing else in it.
+//! The collector over the embedded log or Kafka, and if asked for the aggregator behind it, in one process with nothing else in it.
 
 use std::io::Write as _;
 use std::net::SocketAddr;
@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use eventlog::embedded::{EmbeddedLog, Options as LogOptions};
+use eventlog::{Append, Read};
 use events::Micros;
 
 /// Settings of the composition.
@@ -18,6 +19,14 @@ pub struct Options {
     /// Folder of the log
     #[arg(long)]
     pub folder: PathBuf,
+    /// Brokers; none: the embedded log
+    #[cfg(feature = "kafka")]
+    #[arg(long, requires = "topic")]
+    pub kafka: Option<String>,
+    /// Topic of the log, made if it is missing
+    #[cfg(feature = "kafka")]
+    #[arg(long)]
+    pub topic: Option<String>,
     /// Database with the schema and a key
     #[arg(long, env = "DATABASE_URL")]
     pub database_url: String,
@@ -31,7 +40,17 @@ pub struct Options {
 /// # Errors
 /// What keeps one of the services from starting.
 pub async fn serve(options: Options) -> anyhow::Result<()> {
+    #[cfg(feature = "kafka")]
+    if let (Some(brokers), Some(topic)) = (&options.kafka, &options.topic) {
+        let config = eventlog::kafka::Config { topic: topic.clone(), ..eventlog::kafka::Config::new(brokers) };
+        let log = eventlog::kafka::KafkaLog::open(config).await.context("the log")?;
+        return serve_over(options, log.clone(), || log.stats().records).await;
+    }
     let log = EmbeddedLog::open(&options.folder.join("log"), LogOptions::default()).context("the log")?;
+    serve_over(options, log.clone(), || log.stats().records).await
+}
+
+async fn serve_over<L: Append + Read + Clone>(options: Options, log: L, records: impl Fn() -> u64) -> anyhow::Result<()> {
     let config = ingest::Config {
         collector: options.listen,
         database_url: options.database_url.clone(),
@@ -52,7 +71,7 @@ pub async fn serve(options: Options) -> anyhow::Result<()> {
     if let Some(aggregator) = aggregator {
         aggregator.stop().await;
     }
-    say(&format!("records {}", log.stats().records))
+    say(&format!("records {}", records()))
 }
 
 /// Prints a line at once.

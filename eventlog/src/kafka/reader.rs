@@ -258,7 +258,7 @@ impl Partition {
         let deadline = std::time::Instant::now() + ASK_MAX;
         let ends = loop {
             match consumer.fetch_watermarks(topic, self.number as i32, ASK_MAX) {
-                // A leader that was just chosen, by brokers that do not all know it yet.
+                // A leader that was just chosen, or a broker that just started: they do not all know it yet.
                 Err(error) if is_passing(&error) && std::time::Instant::now() < deadline => {
                     std::thread::sleep(Duration::from_millis(50));
                 }
@@ -407,9 +407,21 @@ impl Partition {
 }
 
 fn is_passing(error: &KafkaError) -> bool {
-    use RDKafkaErrorCode::{FencedLeaderEpoch, LeaderNotAvailable, NotLeaderForPartition, UnknownLeaderEpoch};
-    let code = error.rdkafka_error_code();
-    matches!(code, Some(FencedLeaderEpoch | LeaderNotAvailable | NotLeaderForPartition | UnknownLeaderEpoch))
+    use RDKafkaErrorCode::{
+        FencedLeaderEpoch, LeaderNotAvailable, NotLeaderForPartition, UnknownLeaderEpoch, UnknownPartition,
+        UnknownTopicOrPartition,
+    };
+    matches!(
+        error.rdkafka_error_code(),
+        Some(
+            FencedLeaderEpoch
+                | LeaderNotAvailable
+                | NotLeaderForPartition
+                | UnknownLeaderEpoch
+                | UnknownPartition
+                | UnknownTopicOrPartition
+        )
+    )
 }
 
 /// Runs what blocks on the threads for that.

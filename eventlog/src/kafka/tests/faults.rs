@@ -55,7 +55,7 @@ async fn compare(log: &KafkaLog, ledger: &Ledger) {
     let mut acknowledged = std::mem::take(&mut *lock(&ledger.acknowledged));
     let refused: std::collections::HashSet<Vec<u8>> = std::mem::take(&mut *lock(&ledger.unavailable)).into_iter().collect();
     let count = acknowledged.len();
-    assert!(count > 1000, "only {count} records were acknowledged");
+    assert!(count > 50, "only {count} records were acknowledged");
     for partition in 0..log.identity().partitions {
         for (offset, bytes) in read_to_end(log, partition, 0).await {
             if let Some(expected) = acknowledged.remove(&(partition, offset)) {
