@@ -40,6 +40,8 @@ mod native;
 mod outcome;
 mod producer;
 mod reader;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 #[cfg(test)]
 mod tests;
 mod topic;

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use eventlog::kafka::testing::Operator;
 use hyper::Method;
 use migrations::testing::TestServer;
 use rustix::process::{Pid, Signal, kill_process};
@@ -64,22 +65,6 @@ impl Broker {
     async fn kill_and_start(&self) {
         kill_process(self.pid(), Signal::KILL).expect("it runs");
         self.script("start").await;
-    }
-
-    /// Runs one of Kafka's own commands.
-    async fn tool(&self, class: &str, arguments: &[&str]) {
-        let cache =
-            std::env::var("XDG_CACHE_HOME").unwrap_or_else(|_| format!("{}/.cache", std::env::var("HOME").expect("a home")));
-        let jars = std::env::var("WEIR_KAFKA_LIB").unwrap_or_else(|_| format!("{cache}/weir/kafka-4.1.1"));
-        let mut command = Command::new("java");
-        command.args(["-cp", &format!("{jars}/*"), class, "--bootstrap-server", &self.servers]).args(arguments);
-        let ended = run(command, Duration::from_secs(60)).await;
-        assert!(
-            ended.status.success(),
-            "{class}: {}{}",
-            String::from_utf8_lossy(&ended.stdout),
-            String::from_utf8_lossy(&ended.stderr)
-        );
     }
 }
 
@@ -431,7 +416,6 @@ async fn a_topic_that_was_changed_halts_by_name() {
     if is_skipped("a_topic_that_was_changed_halts_by_name") {
         return;
     }
-    const TOPICS: &str = "org.apache.kafka.tools.TopicCommand";
     let deployment = Deployment::start().await;
     let collector = deployment.collector();
     let aggregator = deployment.aggregator("aggregator");
@@ -449,20 +433,22 @@ async fn a_topic_that_was_changed_halts_by_name() {
     // Records expire before they were stored.
     aggregator.end();
     assert_eq!(post().await.0, 200);
-    let partitions: Vec<Value> = (0..8).map(|partition| json!({"topic": TOPIC, "partition": partition, "offset": -1})).collect();
-    let file = deployment.folder.path().join("delete.json");
-    std::fs::write(&file, json!({"partitions": partitions, "version": 1}).to_string()).expect("a file");
-    let deletion = ["--offset-json-file", file.to_str().expect("text")];
-    deployment.broker.tool("org.apache.kafka.tools.DeleteRecordsCommand", &deletion).await;
+    let operator = Operator::of(&deployment.broker.servers);
+    let ends = "SELECT max(log_offset) FROM conversions WHERE log_partition = ";
+    for partition in 0..8 {
+        // Behind the last one that was stored, and before the end.
+        let stored = database.number(&format!("{ends}{partition}")).await;
+        operator.expire(TOPIC, partition, u64::try_from(stored).expect("an offset") + 2).await;
+    }
     let aggregator = deployment.aggregator("aggregator");
     aggregator.until_unready("offset_below_log_start").await;
     assert_eq!(database.number("SELECT count(*) FROM conversions").await, 200);
     aggregator.end();
 
     // The topic is deleted and made anew, with the same name.
-    deployment.broker.tool(TOPICS, &["--delete", "--topic", TOPIC]).await;
+    operator.delete(TOPIC).await;
     tokio::time::sleep(Duration::from_secs(2)).await;
-    deployment.broker.tool(TOPICS, &["--create", "--topic", TOPIC, "--partitions", "8", "--replication-factor", "1"]).await;
+    operator.make(TOPIC, 8, &[]).await;
     collector.until_unready("another").await;
     assert_eq!(post().await.0, 503);
     let mut other = weir();
@@ -477,7 +463,7 @@ async fn a_topic_that_was_changed_halts_by_name() {
     let adopting = ["aggregator", "--aggregator", "127.0.0.1:0", "--adopt-log"];
     let aggregator = deployment.service("aggregator", &adopting);
     aggregator.until_ready().await;
-    deployment.broker.tool(TOPICS, &["--alter", "--topic", TOPIC, "--partitions", "16"]).await;
+    operator.widen(TOPIC, 16).await;
     aggregator.until_unready("log_differs").await;
     assert!(deployment.log("aggregator").contains("16 partitions"), "{}", deployment.log("aggregator"));
 }

@@ -1,51 +1,11 @@
-//! A broker that a test may harm, and the admin's side of topics.
+//! A broker that a test may harm.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
 
-use rdkafka::ClientConfig;
-use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
-use rdkafka::client::DefaultClientContext;
-use rdkafka::topic_partition_list::{Offset as At, TopicPartitionList};
+pub(super) use crate::kafka::testing::Operator;
 
 use super::*;
-
-/// Changes topics, as an operator does.
-pub(super) struct Operator {
-    client: AdminClient<DefaultClientContext>,
-    options: AdminOptions,
-}
-
-impl Operator {
-    pub(super) fn of(brokers: &str) -> Self {
-        let client = ClientConfig::new().set("bootstrap.servers", brokers).create().expect("a client");
-        Operator { client, options: AdminOptions::new().operation_timeout(Some(Duration::from_secs(10))) }
-    }
-
-    pub(super) async fn make(&self, topic: &str, partitions: i32, settings: &[(&str, &str)]) {
-        let new = NewTopic::new(topic, partitions, TopicReplication::Fixed(-1));
-        let new = settings.iter().fold(new, |new, (name, value)| new.set(name, value));
-        self.client.create_topics([&new], &self.options).await.expect("asks")[0].as_ref().expect("makes the topic");
-    }
-
-    pub(super) async fn delete(&self, topic: &str) {
-        self.client.delete_topics(&[topic], &self.options).await.expect("asks")[0].as_ref().expect("deletes the topic");
-    }
-
-    pub(super) async fn widen(&self, topic: &str, partitions: usize) {
-        let new = NewPartitions::new(topic, partitions);
-        self.client.create_partitions([&new], &self.options).await.expect("asks")[0].as_ref().expect("adds partitions");
-    }
-
-    /// Deletes the records of a partition below an offset, as retention does.
-    pub(super) async fn expire(&self, topic: &str, partition: u32, below: Offset) {
-        let mut list = TopicPartitionList::new();
-        list.add_partition_offset(topic, partition as i32, At::Offset(below as i64)).expect("an offset");
-        let deleted = self.client.delete_records(&list, &self.options).await.expect("asks");
-        deleted.elements()[0].error().expect("deletes records");
-    }
-}
 
 /// A broker of its own, which ends with the value.
 pub(super) struct Broker {
