@@ -21,6 +21,8 @@ pub mod decision;
 pub mod distributions;
 pub mod effect;
 #[cfg(test)]
+mod false_alarms;
+#[cfg(test)]
 mod golden;
 pub mod group_sequential;
 pub mod guardrail;
@@ -33,6 +35,8 @@ pub mod quantile;
 pub mod rate_ratio;
 pub mod rates;
 pub mod ratio;
+#[cfg(test)]
+mod robustness;
 pub mod rows;
 pub mod sample_ratio;
 pub mod sequential;
