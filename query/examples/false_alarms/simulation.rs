@@ -8,7 +8,7 @@ use super::sample_ratio::{CONCENTRATION, sequential as sequential_shares};
 use super::sequential::{confidence_sequence, hybrid, hybrid_level};
 
 /// Days, each with a look.
-pub const DAYS: u64 = 30;
+pub(crate) const DAYS: u64 = 30;
 /// Users per day of each variant, on average.
 const USERS_PER_DAY: u64 = 500;
 /// Of all users, in both variants.
@@ -16,27 +16,27 @@ const RATE: f64 = 0.1;
 
 /// Part of the experiments in which a method raised a false alarm on any day.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct FalseAlarms {
+pub(crate) struct FalseAlarms {
     /// A fixed test, looked at every day: what the other methods are for.
-    pub peeking: f64,
+    pub(crate) peeking: f64,
     /// A fixed test, looked at once at the end.
-    pub fixed: f64,
+    pub(crate) fixed: f64,
     /// A confidence sequence.
-    pub sequence: f64,
+    pub(crate) sequence: f64,
     /// Group-sequential bounds.
-    pub group_sequential: f64,
+    pub(crate) group_sequential: f64,
     /// A sequence while the experiment runs, and a fixed test at its end.
-    pub hybrid: f64,
+    pub(crate) hybrid: f64,
     /// The sequential check of the shares of users, at the same level.
-    pub sample_ratio: f64,
+    pub(crate) sample_ratio: f64,
 }
 
 /// Random bits of Steele, Lea, Flood 2014 (SplitMix64): the same for the same seed on every machine.
-pub struct Random(pub u64);
+pub(crate) struct Random(pub(crate) u64);
 
 impl Random {
     /// Returns 64 random bits.
-    pub fn bits(&mut self) -> u64 {
+    pub(crate) fn bits(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut bits = self.0;
         bits = (bits ^ (bits >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -45,12 +45,12 @@ impl Random {
     }
 
     /// Returns a number between 0 and 1, neither of them.
-    pub fn unit(&mut self) -> f64 {
+    pub(crate) fn unit(&mut self) -> f64 {
         ((self.bits() >> 11) as f64 + 0.5) / (1u64 << 53) as f64
     }
 
     /// Returns how many of `users` do what each does with the chance `rate`.
-    pub fn binomial(&mut self, users: u64, rate: f64) -> u64 {
+    pub(crate) fn binomial(&mut self, users: u64, rate: f64) -> u64 {
         // From one success to the next, whose distance is geometric.
         let step = (1.0 - rate).ln();
         let (mut count, mut place) = (0, 0.0);
@@ -65,7 +65,7 @@ impl Random {
 }
 
 /// Simulates `runs` experiments at the level `alpha` and counts false alarms.
-pub fn simulate(runs: u64, alpha: f64, seed: u64) -> FalseAlarms {
+pub(crate) fn simulate(runs: u64, alpha: f64, seed: u64) -> FalseAlarms {
     let planned = 2 * USERS_PER_DAY * DAYS;
     let fractions: Vec<f64> = (1..=DAYS).map(|day| day as f64 / DAYS as f64).collect();
     let bounds = bounds(&fractions, alpha, Sides::Two, 2.0);
