@@ -149,6 +149,10 @@ fn stretches(rates: &[Beta]) -> Vec<(f64, f64)> {
             }
         }
     }
+    // The rate itself bends with a width of 1 around even odds, also between peaks that are far apart.
+    let lowest = ends.iter().copied().fold(f64::INFINITY, f64::min);
+    let highest = ends.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    ends.extend((-20..=20).map(|step| 2.0 * f64::from(step)).filter(|end| lowest < *end && *end < highest));
     ends.retain(|end| end.abs() < 700.0);
     ends.sort_by(f64::total_cmp);
     let narrowest = rates.iter().map(Beta::spread_log_odds).fold(1.0, f64::min);
