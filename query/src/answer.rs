@@ -193,6 +193,8 @@ pub struct Population {
     /// Share of the users whose conversion window is over, of those who count whether it is or not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mature_share: Option<f64>,
+    /// New users a day who count, over the last seven full days before now.
+    pub users_per_day: f64,
 }
 
 /// Why users are not counted.

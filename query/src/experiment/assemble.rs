@@ -126,7 +126,7 @@ pub fn answer(known: Known, image: &Image, touches: &Touches, request: &Request)
         currency: currency.as_deref(),
         has_history: has_history(image),
         goals: measured.iter().filter(|metric| metric.configured.role == Role::Primary).count() as u32,
-        users_per_day: people.users_per_day(),
+        users_per_day: population.users_per_day,
         // Less than a day tells nothing about a day.
         pace: (slots.total(), if days >= 1.0 { days } else { 0.0 }),
     };

@@ -251,12 +251,14 @@ pub async fn unknown_variant_users(
     project: Uuid,
     experiment: &Experiment,
 ) -> Result<u64, sqlx::Error> {
-    // The bytes of such a letter were decoded once, so they are JSON.
+    // The bytes of such a letter were decoded once, so they are JSON. Postgres cannot take apart one that holds U+0000.
     let users: i64 = sqlx::query_scalar(
-        "SELECT count(DISTINCT letter #>> '{event,user_id}')
-         FROM (SELECT convert_from(bytes, 'UTF8')::json AS letter FROM dead_letters
-               WHERE status = 'open' AND project_id = $1 AND code = 'unknown_variant' ORDER BY id LIMIT $2) l
-         WHERE letter #>> '{event,experiment}' IN ($3, $4)",
+        r"SELECT count(DISTINCT letter::json #>> '{event,user_id}')
+          FROM (SELECT convert_from(bytes, 'UTF8') AS letter FROM dead_letters
+                WHERE status = 'open' AND project_id = $1 AND code = 'unknown_variant'
+                  AND position('\u0000' IN convert_from(bytes, 'UTF8')) = 0
+                ORDER BY id LIMIT $2) l
+          WHERE letter::json #>> '{event,experiment}' IN ($3, $4)",
     )
     .bind(project)
     .bind(LETTERS_MAX)

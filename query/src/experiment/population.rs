@@ -90,6 +90,7 @@ impl<'a> People<'a> {
             analysed_users: analysed,
             excluded: Excluded { multi_exposed, incomplete_window: any - analysed, ..not_counted },
             mature_share: (any > 0).then(|| mature as f64 / any as f64),
+            users_per_day: self.users_per_day(),
         }
     }
 
