@@ -81,16 +81,25 @@ CREATE TABLE metrics (
     id              uuid NOT NULL DEFAULT gen_random_uuid(),
     name            text NOT NULL CHECK (name <> ''),
     conversion_type text, -- null: any conversion
-    aggregation     text NOT NULL CHECK (aggregation IN ('conversion_rate', 'value_per_user', 'count_per_user')),
+    aggregation     text NOT NULL CHECK (aggregation IN (
+                        'conversion_rate', 'value_per_user', 'count_per_user', 'ratio', 'quantile')),
+    numerator       text NOT NULL DEFAULT 'value' CHECK (numerator IN ('value', 'count')), -- of a ratio or quantile
+    denominator     text CHECK (denominator IN ('conversions', 'impressions')), -- of a ratio
+    denominator_type text, -- conversions of this name; null: of the numerator's
+    quantile        numeric(4, 3) CHECK (quantile > 0 AND quantile < 1), -- of users' sums
     direction       text NOT NULL DEFAULT 'increase' CHECK (direction IN ('increase', 'decrease')),
     role            text NOT NULL DEFAULT 'secondary' CHECK (role IN ('primary', 'secondary', 'guardrail')),
     margin          numeric(5, 4) CHECK (margin >= 0), -- relative, of a guardrail
     window_days     integer CHECK (window_days BETWEEN 0 AND 3650), -- null: the experiment's
     cap             numeric(20, 6), -- of one user's sum
+    cap_percentile  numeric(7, 4) CHECK (cap_percentile > 0 AND cap_percentile <= 100), -- of sums that are not 0; 100: never
     created_at      timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (project_id, experiment_id, id),
     UNIQUE (project_id, experiment_id, name),
-    FOREIGN KEY (project_id, experiment_id) REFERENCES experiments (project_id, id)
+    FOREIGN KEY (project_id, experiment_id) REFERENCES experiments (project_id, id),
+    CHECK ((aggregation = 'ratio') = (denominator IS NOT NULL)),
+    CHECK ((aggregation = 'quantile') = (quantile IS NOT NULL)),
+    CHECK (denominator_type IS NULL OR denominator = 'conversions')
 );
 
 CREATE TABLE campaigns (

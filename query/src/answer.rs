@@ -1,13 +1,21 @@
 //! The answer about an experiment as clients receive it. Numbers that are undefined are null beside a status that says
 //! why; what is not computed is left out.
 
+pub mod health;
+pub mod metric;
+
 use serde::Serialize;
 use uuid::Uuid;
 
+use crate::experiment::settings::{
+    Analysis, CapRule, Correction, Cuped, Difference, Dimension, Engine, PopulationRule, Windows,
+};
 use crate::snapshot::AsOf;
+use health::Health;
+use metric::Metric;
 
 /// Version of the statistics behind the numbers. Raised when the same rows would give other ones.
-pub const METHOD_VERSION: &str = "stats-1";
+pub const METHOD_VERSION: &str = "stats-2";
 
 /// The list of a project's experiments.
 #[derive(Debug, Serialize)]
@@ -29,7 +37,7 @@ pub struct Listed {
 }
 
 /// What an experiment is.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Default, Serialize)]
 pub struct Experiment {
     /// Its id.
     pub id: Uuid,
@@ -46,7 +54,13 @@ pub struct Experiment {
     /// Until when they count.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ended_at: Option<String>,
-    /// Since the start, until the end or the snapshot.
+    /// The same in microseconds since 1970.
+    #[serde(skip)]
+    pub started_us: Option<i64>,
+    /// The same in microseconds since 1970.
+    #[serde(skip)]
+    pub ended_us: Option<i64>,
+    /// Since the start, until the end or the newest event.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub days_running: Option<f64>,
     /// Of intervals and decisions.
@@ -90,21 +104,28 @@ pub struct Variant {
     pub users: Option<u64>,
 }
 
-/// The results of one experiment.
+/// The results of one experiment. Equal questions over equal rows give equal results, `computed_at` left aside: "now" is
+/// [`Results::data_through`], a time of events and never of a clock.
 #[derive(Debug, Serialize)]
 pub struct Results {
-    /// `ok`, `no_data` or `no_control`.
+    /// `ok`, `not_started`, `no_data`, `one_variant` or `no_control`.
     pub status: &'static str,
     /// What it is.
     pub experiment: Experiment,
     /// How far the log was stored.
     pub as_of: AsOf,
+    /// The moment that counts as now: the one asked for, else the time of the newest event. Absent before any event.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub data_through: Option<String>,
     /// When this was computed.
     pub computed_at: String,
     /// Version of the statistics.
     pub method_version: &'static str,
     /// What was asked for, defaults filled in.
     pub request_settings: Settings,
+    /// SHA-256 of the settings, the method version and the definitions of experiment, variants and metrics: answers with
+    /// equal hashes differ by their rows only.
+    pub settings_hash: String,
     /// Who is counted.
     pub population: Population,
     /// Whether the numbers can be trusted.
@@ -113,24 +134,51 @@ pub struct Results {
     pub variants: Vec<Variant>,
     /// What was measured.
     pub metrics: Vec<Metric>,
+    /// Value by variant under each model of attribution.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub attribution: Option<Attribution>,
+    /// What the numbers advise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub decision: Option<Decision>,
     /// What a reader should know before quoting a number.
     pub warnings: Vec<Warning>,
 }
 
 /// What was asked for, defaults filled in.
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Settings {
     /// The variant asked for as baseline.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub baseline: Option<String>,
-    /// Tests hold for one look at the end.
-    pub analysis: &'static str,
+    /// The metrics asked for; empty: all.
+    pub metrics: Vec<String>,
+    /// The moment asked for as now.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub as_of: Option<String>,
+    /// When looking at numbers is allowed for.
+    pub analysis: Analysis,
+    /// `request` if it was asked for, `plan` if it follows from the experiment's.
+    pub analysis_from: &'static str,
+    /// Whose verdict it is.
+    pub engine: Engine,
+    /// How many tests at once are allowed for.
+    pub correction: Correction,
+    /// What users are split by.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dimension: Option<Dimension>,
     /// What happens to users who saw several variants.
-    pub population: &'static str,
-    /// How p-values are adjusted.
-    pub correction: &'static str,
-    /// What a relative or absolute interval is.
-    pub interval: &'static str,
+    pub population: PopulationRule,
+    /// Whose conversion windows count.
+    pub windows: Windows,
+    /// Whether earlier behaviour sharpens the comparison.
+    pub cuped: Cuped,
+    /// How value metrics are capped.
+    pub cap: CapRule,
+    /// `daily`, if each day is shown.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub series: Option<&'static str>,
+    /// In which terms sentences speak.
+    pub difference: Difference,
 }
 
 /// Who is counted.
@@ -142,218 +190,93 @@ pub struct Population {
     pub analysed_users: u64,
     /// And those who are not.
     pub excluded: Excluded,
-    /// Share of analysed users whose conversion window is over.
+    /// Share of the users whose conversion window is over, of those who count whether it is or not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mature_share: Option<f64>,
+    /// New users a day who count, over the last seven full days before now.
+    pub users_per_day: f64,
 }
 
 /// Why users are not counted.
-#[derive(Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Excluded {
     /// They saw several variants.
     pub multi_exposed: u64,
+    /// Their conversion window is not over, and only complete windows were asked for.
+    pub incomplete_window: u64,
+    /// Some of their events name a variant that does not exist, and wait as dead letters; 10,000 of these are looked into.
+    pub unknown_variant: u64,
+    /// Impressions, not users: sent as not eligible, or outside of the experiment's time. Left out with an `as_of`, since
+    /// impressions are counted as of the newest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub impressions_not_counted: Option<u64>,
 }
 
-/// Whether the numbers can be trusted.
+/// Value by variant. Descriptive: the causal comparison is that of the metrics, by first exposure.
 #[derive(Debug, Serialize)]
-pub struct Health {
-    /// The worst level of all checks.
-    pub overall: Level,
-    /// What was looked at.
-    pub checks: Vec<Check>,
-}
-
-/// How bad it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Level {
-    /// Nothing found.
-    Ok,
-    /// Look at it.
-    Warn,
-    /// Do not decide on these numbers.
-    Fail,
-}
-
-/// One check.
-#[derive(Debug, Serialize)]
-#[serde(tag = "id", rename_all = "snake_case")]
-pub enum Check {
-    /// Whether the variants hold the users that they should.
-    Srm {
-        /// How bad it is.
-        level: Level,
-        /// `ok`, `mismatch`, `no_data` or `insufficient_sample`.
-        status: &'static str,
-        /// Of the chi-square test.
-        p_value: Option<f64>,
-        /// Its decimal logarithm.
-        log10_p: Option<f64>,
-        /// Expected shares of the variants with a weight above 0, in their order.
-        expected: Vec<f64>,
-        /// Shares found of the same; empty without users.
-        observed: Vec<f64>,
-        /// `configured`, or `assumed_equal` if the variants have no weights.
-        weights: &'static str,
-    },
-    /// Whether users saw several variants.
-    MultiExposure {
-        /// How bad it is.
-        level: Level,
-        /// Of all exposed users.
-        share: Option<f64>,
-    },
-    /// Whether each variant has 100 users.
-    MinimumUsers {
-        /// How bad it is.
-        level: Level,
-        /// Of the smallest variant.
-        users: u64,
-    },
-}
-
-impl Check {
-    /// Returns how bad it is.
-    pub fn level(&self) -> Level {
-        match self {
-            Check::Srm { level, .. } | Check::MultiExposure { level, .. } | Check::MinimumUsers { level, .. } => *level,
-        }
-    }
-}
-
-/// One metric.
-#[derive(Debug, Serialize)]
-pub struct Metric {
-    /// Its name.
-    pub id: String,
-    /// `proportion` or `mean`.
-    #[serde(rename = "type")]
-    pub kind: &'static str,
-    /// `primary`, `secondary` or `guardrail`.
-    pub role: String,
-    /// `increase` or `decrease`.
-    pub direction: String,
-    /// After the first exposure a conversion counts for so long.
-    pub window_days: i32,
-    /// Of values.
+pub struct Attribution {
+    /// The experiment's method, by which conversions were stored.
+    pub method: String,
+    /// Of all values here.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub currency: Option<String>,
-    /// What a user's sum is cut at.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub cap: Option<String>,
-    /// Each variant alone, in the order of `variants`.
-    pub arms: Vec<Arm>,
-    /// Each other variant against the control; empty without one.
-    pub comparisons: Vec<Comparison>,
+    /// Each model; the values of each add up to the same total, to the last digit.
+    pub models: Vec<AttributionModel>,
+    /// What rests on little.
+    pub sensitivity: Sensitivity,
 }
 
-/// One variant alone.
+/// One model of attribution.
 #[derive(Debug, Serialize)]
-pub struct Arm {
-    /// Which one.
-    pub variant_id: Uuid,
-    /// Users, converted or not.
-    pub users: u64,
-    /// Users who converted, of a proportion; conversions, of a count.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub numerator: Option<u64>,
-    /// Over all users; null without users.
-    pub mean: Option<f64>,
-    /// Of one user; null where it is not defined.
-    pub std_dev: Option<f64>,
-    /// Of the mean; null where it is not defined.
-    pub ci: [Option<f64>; 2],
-    /// The exact sum of values.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub sum: Option<String>,
+pub struct AttributionModel {
+    /// `first_touch`, `last_touch`, `linear`, `position_based` or `time_decay`.
+    pub model: &'static str,
+    /// In the order of the variants.
+    pub by_variant: Vec<VariantValue>,
 }
 
-/// One variant against the control.
+/// What one variant is credited with.
 #[derive(Debug, Serialize)]
-pub struct Comparison {
+pub struct VariantValue {
     /// Which one.
     pub variant_id: Uuid,
-    /// How far it is defined.
+    /// The value.
+    pub value: String,
+}
+
+/// How much rests on conversions whose attribution is not certain.
+#[derive(Debug, Serialize)]
+pub struct Sensitivity {
+    /// From here on an attribution counts as certain.
+    pub min_confidence: f64,
+    /// Share of the conversions below it; null without conversions.
+    pub share_below: Option<f64>,
+    /// Value of the conversions at or above it, by variant of the first exposure.
+    pub by_variant: Vec<VariantValue>,
+}
+
+/// What the numbers advise.
+#[derive(Debug, Serialize)]
+pub struct Decision {
+    /// `ship-now`, `rollback-now`, `ready-for-review`, `continue` or `unhealthy`.
     pub status: &'static str,
-    /// `t`, or `exact` where counts are few.
-    pub approximation: &'static str,
-    /// Treatment minus control.
-    pub absolute: Absolute,
-    /// The same in shares of the control.
-    pub relative: Relative,
-    /// The test of no difference.
-    pub test: Test,
-    /// The p-value among all comparisons of goal metrics.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub adjusted: Option<Adjusted>,
-    /// `won`, `lost` or `inconclusive`, at the experiment's confidence and without adjustment.
-    pub verdict: &'static str,
-    /// The same as a sentence.
-    pub plain: String,
+    /// By which rules: `clear_signals`.
+    pub criteria: &'static str,
+    /// The variant to ship.
+    pub variant_id: Option<Uuid>,
+    /// Whether enough is known to decide, by the experiment's own plan.
+    pub powered: bool,
+    /// The rules that led here, in their order.
+    pub why: Vec<Why>,
 }
 
-/// Treatment minus control.
+/// One reason.
 #[derive(Debug, Serialize)]
-pub struct Absolute {
-    /// The difference.
-    pub estimate: Option<f64>,
-    /// Its standard error.
-    pub std_error: Option<f64>,
-    /// Its interval: Welch's, or Newcombe's where only exact methods apply.
-    pub ci: [Option<f64>; 2],
-    /// Newcombe's interval, where counts are few.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub ci_newcombe: Option<[f64; 2]>,
-}
-
-/// The difference in shares of the control.
-#[derive(Debug, Serialize)]
-pub struct Relative {
-    /// 0.1 is ten percent more.
-    pub lift: Option<f64>,
-    /// Fieller's interval.
-    pub ci: [Option<f64>; 2],
-    /// How `ci` was made.
-    pub ci_method: &'static str,
-    /// From 1 on the interval has no ends.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub g: Option<f64>,
-    /// The interval that other products show; not used for decisions.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub ci_delta: Option<[f64; 2]>,
-}
-
-/// The test of no difference.
-#[derive(Debug, Serialize)]
-pub struct Test {
-    /// `welch_t` or `fisher_exact`.
-    pub name: &'static str,
-    /// Of Welch's test.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub statistic: Option<f64>,
-    /// Of Welch's test.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub dof: Option<f64>,
-    /// Two-sided; 0 where it underflows.
-    pub p_value: Option<f64>,
-    /// Its decimal logarithm, finite also then.
-    pub log10_p: Option<f64>,
-    /// Fisher's p-value, where counts are few; then it decides.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub p_fisher: Option<f64>,
-}
-
-/// A p-value among all comparisons of goal metrics.
-#[derive(Debug, Serialize)]
-pub struct Adjusted {
-    /// `holm`.
-    pub method: &'static str,
-    /// How many tests.
-    pub family_size: usize,
-    /// Adjusted.
-    pub p_value: f64,
-    /// Whether it is below alpha.
-    pub significant: bool,
+pub struct Why {
+    /// The rule.
+    pub rule: &'static str,
+    /// What was found.
+    pub fact: String,
 }
 
 /// What a reader should know before quoting a number.

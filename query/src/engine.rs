@@ -22,7 +22,6 @@ use tokio::sync::oneshot;
 use crate::config::Limits;
 use crate::error::Refusal;
 use crate::funnel::udaf::WindowFunnel;
-use crate::moments_udaf::ExactMoments;
 use crate::scan::{Scan, ScanError};
 use crate::snapshot::Snapshot;
 use crate::tables::{TABLES, Table};
@@ -117,13 +116,6 @@ impl Session {
     /// Makes a scan of a table of ours.
     pub fn scan_of(table: Table, snapshot: &Arc<Snapshot>) -> Arc<dyn TableProvider> {
         Arc::new(Scan::new(table, snapshot.clone(), STREAMS_MAX))
-    }
-
-    /// Adds the aggregate `exact_moments`, which only routes of this service use.
-    /// # Errors
-    /// Those of DataFusion.
-    pub fn add_moments(&mut self) -> Result<(), DataFusionError> {
-        self.state.register_udaf(Arc::new(AggregateUDF::from(ExactMoments::default()))).map(|_| ())
     }
 
     /// Returns DataFusion's state.

@@ -20,7 +20,6 @@ pub mod filter;
 pub mod funnel;
 pub mod guard;
 mod metrics;
-pub mod moments_udaf;
 mod routes;
 pub mod scan;
 mod server;

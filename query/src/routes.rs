@@ -13,6 +13,7 @@ use serde_json::json;
 
 use crate::app::{AbortOnDrop, App};
 use crate::error::Refusal;
+use crate::experiment::settings::Request as Asked;
 use crate::{experiment, funnel, sql};
 
 type Answer = Response<Full<Bytes>>;
@@ -144,8 +145,8 @@ async fn dispatch(app: &Arc<App>, route: Option<Route>, request: Request<Incomin
     match route {
         Route::Experiments => Ok(json_answer(&experiment::list(app, project).await?)),
         Route::Results(name) => {
-            let baseline = query_field(request.uri().query(), "baseline")?;
-            Ok(json_answer(&experiment::results(app, project, name, baseline).await?))
+            let asked = Asked::of(&query_fields(request.uri().query())?)?;
+            Ok(json_answer(&experiment::results(app, project, name, asked).await?))
         }
         Route::Funnels => {
             let body = body(app, request).await?;
@@ -195,19 +196,15 @@ async fn health(app: &App, route: &Route) -> Answer {
     }
 }
 
-/// Returns a field of the query string. Fields that are not known are refused: a misspelled one would be ignored in silence.
-fn query_field(query: Option<&str>, name: &str) -> Result<Option<String>, Refusal> {
-    let mut found = None;
-    for pair in query.unwrap_or_default().split('&').filter(|pair| !pair.is_empty()) {
+/// Returns the fields of a query string with their escapes undone, in their order.
+fn query_fields(query: Option<&str>) -> Result<Vec<(String, String)>, Refusal> {
+    let pairs = query.unwrap_or_default().split('&').filter(|pair| !pair.is_empty());
+    let field = |pair: &str| {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-        if key != name {
-            let message = format!("the query field is not known here; accepted: {name}");
-            return Err(Refusal::unsupported(message).at(key.chars().take(100).collect::<String>()));
-        }
-        let value = unescape(value, true).ok_or_else(|| Refusal::bad_request("the escapes make no UTF-8").at(name))?;
-        found = Some(value);
-    }
-    Ok(found)
+        let broken = || Refusal::bad_request("the escapes make no UTF-8").at(key.chars().take(100).collect::<String>());
+        Ok((unescape(key, true).ok_or_else(broken)?, unescape(value, true).ok_or_else(broken)?))
+    };
+    pairs.map(field).collect()
 }
 
 fn accepted(headers: &HeaderMap) -> sql::Format {
@@ -295,10 +292,15 @@ mod tests {
     }
 
     #[test]
-    fn query_fields_are_read_and_unknown_ones_refused() {
-        assert_eq!(query_field(Some("baseline=old+one%21"), "baseline"), Ok(Some("old one!".to_owned())));
-        assert_eq!(query_field(None, "baseline"), Ok(None));
-        assert_eq!(query_field(Some("bsaeline=a"), "baseline").map_err(|refusal| refusal.code), Err("unsupported_option"));
-        assert_eq!(query_field(Some("baseline=%zz"), "baseline").map_err(|refusal| refusal.code), Err("bad_request"));
+    fn query_fields_are_read_with_their_escapes() {
+        let check = |query: Option<&str>, expected: &[(&str, &str)]| {
+            let found = query_fields(query).expect("read");
+            let found: Vec<(&str, &str)> = found.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
+            assert_eq!(found, expected);
+        };
+        check(None, &[]);
+        check(Some("baseline=old+one%21&&cap=&x"), &[("baseline", "old one!"), ("cap", ""), ("x", "")]);
+        let broken = query_fields(Some("baseline=%zz"));
+        assert_eq!(broken.map_err(|refusal| (refusal.code, refusal.field)), Err(("bad_request", Some("baseline".to_owned()))));
     }
 }

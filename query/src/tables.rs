@@ -258,11 +258,16 @@ fn metrics() -> Table {
         ("name", "f.name", Text),
         ("conversion_type", "f.conversion_type", Text),
         ("aggregation", "f.aggregation", Text),
+        ("numerator", "f.numerator", Text),
+        ("denominator", "f.denominator", Text),
+        ("denominator_type", "f.denominator_type", Text),
+        ("quantile", "f.quantile", Decimal(4, 3)),
         ("direction", "f.direction", Text),
         ("role", "f.role", Text),
         ("margin", "f.margin", Decimal(5, 4)),
         ("window_days", "f.window_days", Int),
         ("cap", "f.cap", Decimal(20, 6)),
+        ("cap_percentile", "f.cap_percentile", Decimal(7, 4)),
     ];
     let from = "metrics f LEFT JOIN experiments e ON e.project_id = f.project_id AND e.id = f.experiment_id";
     Table::one("metrics", from, &columns)

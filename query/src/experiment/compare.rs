@@ -1,274 +1,719 @@
-//! Moments -> statistics -> the part of the answer about metrics.
+//! Samples -> statistics -> the part of the answer about one variant against the control.
+//!
+//! First each comparison is made by itself ([`Compared`]); then the family of all of them decides what stands
+//! ([`decide`]); then each is described, verdict and sentence from the same result ([`describe`]).
 
-use std::collections::HashMap;
-
-use uuid::Uuid;
-
-use super::catalogue::{Aggregation, Configured, SCALE, cap_text};
-use super::measure::Measured;
-use crate::answer::{Absolute, Adjusted, Arm, Comparison, Experiment, Metric, Relative, Test, Variant};
-use crate::error::Refusal;
+use super::catalogue::{Configured, Role};
+use super::family::{Kept, Member, adjust};
+use super::headline::{Headline, ends};
+use super::looks::{Looked, Plan};
+use super::plain::{Said, p_text, short};
+use super::sample::Sampled;
+use super::settings::{Analysis, COVARIATE_DAYS, Cuped as CupedRule, Difference, Engine, Request};
+use crate::answer::metric::{
+    Absolute, Adjusted, Bayesian, Comparison, Cuped, Guardrail, Other, Power, Prior as ShownPrior, Relative, ScaledImpact,
+    Sequential, Shrunk, Supplemental, Test,
+};
+use crate::answer::{Experiment, Variant};
+use crate::statistics::bayes_beta;
+use crate::statistics::bayes_normal::{Prior, posterior};
 use crate::statistics::comparison::{self, Sample, Status, compare};
-use crate::statistics::distributions::student_isf;
+use crate::statistics::cuped;
+use crate::statistics::effect::{Effect, Scale};
+use crate::statistics::guardrail::{Direction, State, non_inferiority, state as guardrail_state};
 use crate::statistics::moments::Overflow;
-use crate::statistics::multiplicity::holm;
-use crate::statistics::proportions::{Count, wilson};
+use crate::statistics::power::{POWER_DEFAULT, Target, days_remaining, detectable_effect, mid_experiment, progress};
+use crate::statistics::proportions::{Count, newcombe, pooled_z};
 
-/// Describes each metric by variant and compares each variant with the control.
-/// # Errors
-/// [`Refusal`] if a sum is too large to be exact.
-pub fn metrics(
-    experiment: &Experiment,
-    variants: &[Variant],
-    measured: &[(Configured, HashMap<Uuid, Measured>)],
-) -> Result<Vec<Metric>, Refusal> {
-    let mut p_values = Vec::new();
-    let mut metrics = Vec::new();
-    for (configured, found) in measured {
-        let samples: Vec<Sample> = variants
-            .iter()
-            .map(|variant| sample(configured, variant, found.get(&variant.id)))
-            .collect::<Result<_, Overflow>>()
-            .map_err(|error| Refusal::limit("value_out_of_range", error.to_string()))?;
-        let mut comparisons = Vec::new();
-        // The control comes first.
-        if let Some((control, others)) = variants.split_first().filter(|_| experiment.control_variant_id.is_some()) {
-            for (variant, sample) in others.iter().zip(&samples[1..]) {
-                let compared = compare(&samples[0], sample, experiment.alpha);
-                if configured.role != "guardrail" {
-                    p_values.push(compared.decisive().map(|p| p.p));
-                }
-                comparisons.push(describe(experiment, configured, (control, &samples[0]), (variant, sample), &compared));
-            }
-        }
-        let arm = |(variant, sample): (&Variant, &Sample)| arm(experiment, configured, variant, sample, found.get(&variant.id));
-        metrics.push(Metric {
-            id: configured.name.clone(),
-            kind: if configured.aggregation == Aggregation::ConversionRate { "proportion" } else { "mean" },
-            role: configured.role.clone(),
-            direction: configured.direction.clone(),
-            window_days: configured.window_days.unwrap_or(experiment.conversion_window_days),
-            currency: experiment.currency.clone().filter(|_| configured.aggregation == Aggregation::ValuePerUser),
-            cap: cap_text(configured.cap),
-            arms: variants.iter().zip(&samples).map(arm).collect(),
-            comparisons,
-        });
-    }
-    adjust(experiment, &mut metrics, &p_values);
-    Ok(metrics)
+/// Part of the variance that earlier behaviour has to explain before a comparison is adjusted for it.
+const EXPLAINED_MIN: f64 = 0.05;
+
+/// What is the same for all comparisons of an answer.
+pub struct Setting<'a> {
+    /// The experiment.
+    pub experiment: &'a Experiment,
+    /// Its variants, the control first.
+    pub variants: &'a [Variant],
+    /// What was asked for.
+    pub request: &'a Request,
+    /// Which looks are allowed for.
+    pub plan: &'a Plan,
+    /// The currency of values.
+    pub currency: Option<&'a str>,
+    /// Whether there is a day of behaviour before exposures.
+    pub has_history: bool,
+    /// Primary metrics.
+    pub goals: u32,
+    /// New users per day of late.
+    pub users_per_day: f64,
+    /// Users over all variants, and days from the first exposure to now.
+    pub pace: (u64, f64),
 }
 
-fn sample(metric: &Configured, variant: &Variant, measured: Option<&Measured>) -> Result<Sample, Overflow> {
-    let users = variant.users.unwrap_or(0);
-    let measured = measured.copied().unwrap_or_default();
-    Ok(match metric.aggregation {
-        Aggregation::ConversionRate => Sample::Share(Count { users, converted: measured.converters.min(users) }),
-        Aggregation::ValuePerUser => Sample::Mean(measured.values.over(users).arm()?),
-        Aggregation::CountPerUser => Sample::Mean(measured.counts.over(users).arm()?),
+/// One variant against the control, by itself.
+#[derive(Clone, Debug)]
+pub struct Compared {
+    /// The variant's place.
+    pub arm: usize,
+    /// The control.
+    pub control: Sampled,
+    /// The variant.
+    pub treatment: Sampled,
+    /// Without adjustment.
+    pub found: comparison::Comparison,
+    /// What the answer rests on: adjusted for earlier behaviour where that helps.
+    pub headline: Option<Headline>,
+    /// What earlier behaviour adds.
+    pub cuped: Option<Cuped>,
+    /// The differences at the end of each day, in standard errors.
+    pub z_by_day: Vec<Option<f64>>,
+}
+
+/// Compares a variant with the control. `theta` is how much of earlier behaviour is taken off, of all variants together.
+/// # Errors
+/// [`Overflow`].
+pub fn compared(
+    setting: &Setting<'_>,
+    control: &Sampled,
+    treatment: &Sampled,
+    arm: usize,
+    theta: Option<f64>,
+) -> Result<Compared, Overflow> {
+    let estimate = control.mean.zip(treatment.mean).map(|(control, treatment)| treatment - control);
+    let undefined = |status: Status| comparison::Comparison {
+        status,
+        estimate,
+        welch: None,
+        relative: None,
+        lift: estimate.zip(control.mean).filter(|(_, mean)| *mean != 0.0).map(|(estimate, mean)| estimate / mean.abs()),
+        exact: None,
+    };
+    let found = match (&control.sample, &treatment.sample) {
+        (Some(control), Some(treatment)) => compare(control, treatment, setting.experiment.alpha),
+        (None, _) => undefined(control.missing),
+        (_, None) => undefined(treatment.missing),
+    };
+    let arms = control.sample.zip(treatment.sample).map(|(control, treatment)| (control.arm(), treatment.arm()));
+    let plain = found.welch.zip(arms).map(|(welch, (control, treatment))| Headline::of(&control, &treatment, welch.dof));
+    let (cuped, adjusted) = adjusted(setting, control, treatment, theta, &found, plain.as_ref())?;
+    Ok(Compared {
+        arm,
+        control: *control,
+        treatment: *treatment,
+        found,
+        headline: adjusted.or(plain),
+        cuped,
+        z_by_day: Vec::new(),
     })
 }
 
-fn arm(experiment: &Experiment, metric: &Configured, variant: &Variant, sample: &Sample, measured: Option<&Measured>) -> Arm {
-    let described = sample.arm();
-    let measured = measured.copied().unwrap_or_default();
-    let is_share = metric.aggregation == Aggregation::ConversionRate;
-    let has_users = described.users > 0;
-    let std_dev = (described.users > 1 || (is_share && has_users)).then(|| described.variance.sqrt());
-    let interval = match sample {
-        Sample::Share(count) => wilson(*count, experiment.alpha),
-        // One value, or one and the same for all, tells nothing about precision.
-        Sample::Mean(arm) => (arm.users > 1 && arm.variance > 0.0).then(|| {
-            let half = student_isf(experiment.alpha / 2.0, (arm.users - 1) as f64) * (arm.variance / arm.users as f64).sqrt();
-            (arm.mean - half, arm.mean + half)
-        }),
+/// Adjusts for earlier behaviour, or says why not.
+fn adjusted(
+    setting: &Setting<'_>,
+    control: &Sampled,
+    treatment: &Sampled,
+    theta: Option<f64>,
+    found: &comparison::Comparison,
+    plain: Option<&Headline>,
+) -> Result<(Option<Cuped>, Option<Headline>), Overflow> {
+    let not = |reason: &'static str| Cuped {
+        applied: false,
+        reason: Some(reason),
+        theta: None,
+        variance_reduction: None,
+        effective_sample_gain: None,
+        covariate_days: COVARIATE_DAYS,
     };
-    Arm {
-        variant_id: variant.id,
-        users: described.users,
-        numerator: match metric.aggregation {
-            Aggregation::ConversionRate => Some(measured.converters),
-            Aggregation::CountPerUser => u64::try_from(measured.counts.sum() / SCALE).ok(),
-            Aggregation::ValuePerUser => None,
-        },
-        mean: has_users.then_some(described.mean),
-        std_dev,
-        ci: ends(interval),
-        sum: (metric.aggregation == Aggregation::ValuePerUser).then(|| measured.values.sum_text()),
+    if setting.request.cuped == CupedRule::Off {
+        return Ok((None, None));
+    }
+    let Some((one, two)) = control.cuped.as_ref().zip(treatment.cuped.as_ref()) else {
+        return Ok((Some(not("not_defined")), None));
+    };
+    let Some(plain) = plain else { return Ok((None, None)) };
+    if found.exact.is_some() {
+        return Ok((Some(not("exact")), None));
+    }
+    let Some(theta) = theta.filter(|theta| *theta != 0.0 && setting.has_history) else {
+        return Ok((Some(not("no_history")), None));
+    };
+    let Ok(adjusted) = cuped::adjusted(one, two, theta, Scale::Absolute)? else {
+        return Ok((Some(not("explains_little")), None));
+    };
+    let effect = adjusted.effect;
+    let reduction = 1.0 - (effect.std_error / plain.std_error).powi(2);
+    let applied = reduction >= EXPLAINED_MIN;
+    let shown = Cuped {
+        applied,
+        reason: (!applied).then_some("explains_little"),
+        theta: Some(adjusted.theta),
+        variance_reduction: Some(reduction),
+        effective_sample_gain: (reduction < 1.0).then(|| 1.0 / (1.0 - reduction)),
+        covariate_days: COVARIATE_DAYS,
+    };
+    // The control's mean as it is: its covariance with the adjusted difference is that with its own adjusted mean.
+    let of_control = crate::statistics::sums::covariance(&one.post, &one.pre, one.products)?;
+    let post = one.post.arm()?;
+    let headline = Headline {
+        estimate: effect.estimate,
+        std_error: effect.std_error,
+        dof: effect.dof,
+        baseline: post.mean,
+        baseline_variance: post.variance / post.users as f64,
+        covariance: -(post.variance - theta * of_control) / post.users as f64,
+    };
+    Ok((Some(shown), applied.then_some(headline)))
+}
+
+impl Compared {
+    /// Returns whether exact results decide, because counts are few.
+    pub fn is_exact(&self) -> bool {
+        self.found.exact.is_some_and(|exact| exact.fisher.is_some())
+    }
+
+    /// Returns users of both.
+    pub fn users(&self) -> u64 {
+        self.control.users + self.treatment.users
+    }
+
+    /// Returns the effect in the metric's unit, as Bayesian and sequential methods take it.
+    pub fn effect(&self) -> Option<Effect> {
+        self.headline.map(|headline| Effect {
+            estimate: headline.estimate,
+            std_error: headline.std_error,
+            dof: headline.dof,
+        })
+    }
+
+    /// Returns the effect in shares of the control, by the delta method.
+    fn relative_effect(&self) -> Option<Effect> {
+        let headline = self.headline?;
+        let (lift, square) = (headline.lift()?, headline.baseline * headline.baseline);
+        let covariance = headline.covariance * headline.baseline.signum();
+        let variance = headline.std_error.powi(2) - 2.0 * lift * covariance + lift * lift * headline.baseline_variance;
+        let std_error = (variance.max(0.0) / square).sqrt();
+        (std_error > 0.0).then_some(Effect { estimate: lift, std_error, dof: headline.dof })
+    }
+
+    /// Returns the p-value of one look and its decimal logarithm: Fisher's where counts are few.
+    pub fn fixed_p(&self) -> Option<(f64, f64)> {
+        match self.found.exact.and_then(|exact| exact.fisher) {
+            Some(fisher) => Some((fisher.p, fisher.log10)),
+            None => self.headline.map(|headline| headline.p_value()),
+        }
+    }
+
+    fn look(&self, plan: &Plan, alpha: f64) -> Option<Sequential> {
+        let headline = self.headline.as_ref()?;
+        Some(plan.look(&Looked { arm: self.arm, headline, users: self.users(), z_by_day: &self.z_by_day }, alpha))
+    }
+
+    /// Returns the decisive p-value under the analysis; bounds have none.
+    fn decisive_p(&self, plan: &Plan) -> Option<(f64, f64)> {
+        let doubled = |(p, log10): (f64, f64)| ((2.0 * p).min(1.0), (log10 + std::f64::consts::LOG10_2).min(0.0));
+        let always = || self.look(plan, plan.alpha).map(|look| (look.always_valid_p, look.log10_p));
+        match plan.analysis {
+            Analysis::Fixed => self.fixed_p(),
+            Analysis::Sequential => always(),
+            Analysis::Hybrid if plan.has_ended => self.fixed_p().map(doubled),
+            Analysis::Hybrid => always().map(doubled),
+            Analysis::GroupSequential => None,
+        }
+    }
+
+    /// Returns the comparison in short.
+    pub fn other(&self, alpha: f64) -> Other {
+        let p = self.fixed_p();
+        let critical = self.headline.map(|headline| headline.critical(alpha));
+        let interval = self.headline.zip(critical).map(|(headline, critical)| headline.absolute(critical));
+        let relative = self.headline.zip(critical).and_then(|(headline, critical)| headline.relative(critical));
+        Other {
+            users: self.users(),
+            status: self.found.status.as_str(),
+            estimate: self.headline.map(|headline| headline.estimate).or(self.found.estimate),
+            ci: ends(interval.or(self.found.exact.map(|exact| exact.newcombe))),
+            lift: self.headline.map_or(self.found.lift, |headline| headline.lift()),
+            ci_relative: ends(relative),
+            p_value: p.map(|p| p.0),
+            log10_p: p.map(|p| p.1),
+        }
+    }
+
+    /// Returns the same without adjustment for earlier behaviour.
+    pub fn unadjusted(&self) -> Compared {
+        let arms = self.control.sample.zip(self.treatment.sample).map(|(one, two)| (one.arm(), two.arm()));
+        let headline = self.found.welch.zip(arms).map(|(welch, (one, two))| Headline::of(&one, &two, welch.dof));
+        Compared { headline, cuped: None, ..self.clone() }
     }
 }
 
-fn ends(interval: Option<(f64, f64)>) -> [Option<f64>; 2] {
-    [interval.map(|ends| ends.0), interval.map(|ends| ends.1)]
+/// What the family leaves of one comparison.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Decisive {
+    /// The adjusted p-value, level and size of the family.
+    pub kept: Kept,
+    /// The look at that level.
+    pub look: Option<Sequential>,
+    /// Whether the difference stands.
+    pub significant: bool,
+    /// The method it stands by.
+    pub by: &'static str,
+    /// How many standard errors the intervals among all reach.
+    pub critical: Option<f64>,
+    /// Whether it is in the family of goals; a guardrail stands alone.
+    pub is_goal: bool,
 }
 
-fn describe(
-    experiment: &Experiment,
-    metric: &Configured,
-    control: (&Variant, &Sample),
-    treatment: (&Variant, &Sample),
-    compared: &comparison::Comparison,
-) -> Comparison {
-    let exact = compared.exact;
-    let newcombe = exact.map(|exact| exact.newcombe);
-    let fisher = exact.and_then(|exact| exact.fisher);
-    let test = match (&compared.welch, fisher) {
-        (Some(welch), _) => Test {
-            name: "welch_t",
-            statistic: Some(welch.t),
-            dof: Some(welch.dof),
-            p_value: Some(welch.p_value),
-            log10_p: Some(welch.log10_p),
-            p_fisher: fisher.map(|p| p.p),
-        },
-        (None, Some(p)) => Test {
-            name: "fisher_exact",
-            statistic: None,
-            dof: None,
-            p_value: Some(p.p),
-            log10_p: Some(p.log10),
-            p_fisher: Some(p.p),
-        },
-        (None, None) => Test { name: "welch_t", statistic: None, dof: None, p_value: None, log10_p: None, p_fisher: None },
+/// Decides a family. Each member comes with its metric; guardrails are decided by themselves.
+pub fn decide(setting: &Setting<'_>, family: &[(&Configured, &Compared)]) -> Vec<Decisive> {
+    let (plan, alpha) = (setting.plan, setting.plan.alpha);
+    let has_bounds = plan.analysis == Analysis::GroupSequential;
+    let member = |(metric, compared): &(&Configured, &Compared)| {
+        let p_value = compared.decisive_p(plan);
+        let is_tested = if has_bounds { compared.headline.is_some() } else { p_value.is_some() };
+        Member { p_value, is_tested, is_primary: metric.role == Role::Primary }
     };
-    let wants_more = metric.direction != "decrease";
-    let verdict = match (compared.decisive(), compared.estimate) {
-        (Some(p), Some(estimate)) if p.p < experiment.alpha && estimate != 0.0 => {
-            if (estimate > 0.0) == wants_more {
-                "won"
-            } else {
-                "lost"
+    let is_goal = |metric: &Configured| metric.role != Role::Guardrail;
+    let members: Vec<Member> = family.iter().filter(|(metric, _)| is_goal(metric)).map(member).collect();
+    let mut kept = adjust(&members, setting.request.correction, alpha).into_iter();
+    let one = |found: &(&Configured, &Compared)| {
+        let (metric, compared) = found;
+        let alone = || Kept { p_value: member(found).p_value, alpha, family_size: 1 };
+        let kept = if is_goal(metric) { kept.next().unwrap_or_else(alone) } else { alone() };
+        let look = compared.look(plan, kept.alpha);
+        let by_p = kept.p_value.is_some_and(|p| p.0 < alpha);
+        let significant = if has_bounds { look.is_some_and(|look| look.crossed) } else { by_p };
+        let critical = match plan.analysis {
+            Analysis::Fixed => compared.headline.map(|headline| headline.critical(kept.alpha)),
+            _ => look.and_then(|look| look.boundary_z),
+        };
+        let by = match plan.analysis {
+            Analysis::Fixed if compared.is_exact() => "fisher_exact",
+            Analysis::Fixed => "welch_t",
+            other => other.as_str(),
+        };
+        Decisive { kept, look, significant, by, critical, is_goal: is_goal(metric) }
+    };
+    family.iter().map(one).collect()
+}
+
+/// What the answer adds to one comparison from elsewhere.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Added {
+    /// The same under other settings.
+    pub supplemental: Supplemental,
+    /// That the variant is the best of all.
+    pub probability_best: Option<f64>,
+}
+
+/// Describes one comparison.
+pub fn describe(
+    setting: &Setting<'_>,
+    metric: &Configured,
+    compared: &Compared,
+    decisive: &Decisive,
+    added: Added,
+) -> Comparison {
+    let alpha = setting.experiment.alpha;
+    let engine = setting.request.engine;
+    let bayesian = (engine != Engine::Frequentist).then(|| bayesian(metric, compared, alpha, added.probability_best)).flatten();
+    let power = power(setting, metric, compared);
+    let impact = impact(setting, compared, decisive);
+    let guardrail = guardrail(metric, compared, decisive, alpha);
+    let verdict = verdict(setting, metric, compared, decisive, bayesian.as_ref());
+    let adjusted = decisive.is_goal.then(|| adjusted_shown(setting, compared, decisive));
+    Comparison {
+        variant_id: setting.variants[compared.arm].id,
+        status: compared.found.status.as_str(),
+        approximation: if compared.found.exact.is_some() { "exact" } else { "t" },
+        absolute: absolute(compared, alpha),
+        relative: relative(compared, alpha),
+        test: test(compared),
+        adjusted: adjusted.flatten(),
+        sequential: decisive.look,
+        cuped: compared.cuped,
+        supplemental: added.supplemental,
+        power,
+        guardrail,
+        scaled_impact: impact,
+        verdict: verdict.text,
+        significant: verdict.significant,
+        decided_by: verdict.by,
+        plain: plain(setting, metric, compared, decisive, &verdict, impact.as_ref()),
+        bayesian,
+    }
+}
+
+fn absolute(compared: &Compared, alpha: f64) -> Absolute {
+    let newcombe = compared.found.exact.map(|exact| exact.newcombe);
+    let interval = compared.headline.map(|headline| headline.absolute(headline.critical(alpha)));
+    Absolute {
+        estimate: compared.headline.map(|headline| headline.estimate).or(compared.found.estimate),
+        std_error: compared.headline.map(|headline| headline.std_error),
+        ci: ends(interval.or(newcombe)),
+        ci_newcombe: newcombe.map(|ends| [ends.0, ends.1]),
+    }
+}
+
+fn relative(compared: &Compared, alpha: f64) -> Relative {
+    let is_adjusted = compared.cuped.is_some_and(|cuped| cuped.applied);
+    // Without adjustment the published closed form is the same interval, to the last digit.
+    let published = compared.found.relative.filter(|_| !is_adjusted);
+    let critical = compared.headline.map(|headline| headline.critical(alpha));
+    let from_headline = || compared.headline.zip(critical).and_then(|(headline, critical)| headline.relative(critical));
+    let effect = compared.relative_effect().filter(|_| compared.found.status != Status::ExactOnly);
+    let delta = effect.zip(critical).map(|(effect, critical)| {
+        let half = critical * effect.std_error;
+        (effect, [effect.estimate - half, effect.estimate + half])
+    });
+    let tested = effect.map(|effect| effect.test(crate::statistics::effect::Alternative::TwoSided, alpha));
+    Relative {
+        lift: if is_adjusted { compared.headline.and_then(|headline| headline.lift()) } else { compared.found.lift },
+        ci: ends(match published {
+            Some(published) => published.interval,
+            None if compared.found.status == Status::ExactOnly => None,
+            None => from_headline(),
+        }),
+        ci_method: "fieller",
+        g: compared.headline.zip(critical).and_then(|(headline, critical)| headline.g(critical)),
+        ci_delta: delta.map(|(_, ends)| ends),
+        p_delta: tested.map(|tested| tested.p_value),
+        log10_p_delta: tested.map(|tested| tested.log10_p),
+    }
+}
+
+fn counts(compared: &Compared) -> Option<(Count, Count)> {
+    match (compared.control.sample, compared.treatment.sample) {
+        (Some(Sample::Share(control)), Some(Sample::Share(treatment))) => Some((control, treatment)),
+        _ => None,
+    }
+}
+
+fn test(compared: &Compared) -> Test {
+    let fisher = compared.found.exact.and_then(|exact| exact.fisher);
+    let pooled = counts(compared).and_then(|(control, treatment)| pooled_z(control, treatment)).map(|(_, tail)| tail);
+    let mut test = Test {
+        name: "welch_t",
+        statistic: None,
+        dof: None,
+        p_value: None,
+        log10_p: None,
+        p_fisher: fisher.map(|p| p.p),
+        log10_p_fisher: fisher.map(|p| p.log10),
+        p_pooled: pooled.map(|tail| tail.p),
+        log10_p_pooled: pooled.map(|tail| tail.log10()),
+    };
+    match (&compared.headline, fisher) {
+        (Some(headline), _) => {
+            let (p, log10) = headline.p_value();
+            (test.statistic, test.dof) = (Some(headline.z()), Some(headline.dof));
+            (test.p_value, test.log10_p) = (Some(p), Some(log10));
+        }
+        (None, Some(fisher)) => {
+            test.name = "fisher_exact";
+            (test.p_value, test.log10_p) = (Some(fisher.p), Some(fisher.log10));
+        }
+        (None, None) => {}
+    }
+    test
+}
+
+fn adjusted_shown(setting: &Setting<'_>, compared: &Compared, decisive: &Decisive) -> Option<Adjusted> {
+    let has_bounds = setting.plan.analysis == Analysis::GroupSequential;
+    let is_tested = if has_bounds { compared.headline.is_some() } else { decisive.kept.p_value.is_some() };
+    if !is_tested {
+        return None;
+    }
+    let interval = compared.headline.zip(decisive.critical).map(|(headline, critical)| headline.absolute(critical));
+    let exact = counts(compared)
+        .filter(|_| compared.headline.is_none())
+        .and_then(|(control, treatment)| newcombe(control, treatment, decisive.kept.alpha));
+    let relative = compared.headline.zip(decisive.critical).and_then(|(headline, critical)| headline.relative(critical));
+    let method = match setting.request.correction {
+        super::settings::Correction::Holm | super::settings::Correction::Bh if has_bounds => "bonferroni",
+        other => other.as_str(),
+    };
+    Some(Adjusted {
+        method,
+        family_size: decisive.kept.family_size,
+        p_value: decisive.kept.p_value.map(|p| p.0),
+        log10_p: decisive.kept.p_value.map(|p| p.1),
+        alpha: decisive.kept.alpha,
+        ci_absolute: ends(interval.or(exact)),
+        ci_relative: ends(relative.filter(|_| compared.found.status != Status::ExactOnly)),
+        significant: decisive.significant,
+    })
+}
+
+fn bayesian(metric: &Configured, compared: &Compared, alpha: f64, probability_best: Option<f64>) -> Option<Bayesian> {
+    let less_is_better = !metric.wants_more;
+    let is_adjusted = compared.cuped.is_some_and(|cuped| cuped.applied);
+    let shrunk = compared.relative_effect().and_then(|effect| {
+        let prior = Prior::SHRUNK.on(Scale::Relative, compared.control.mean?)?;
+        let found = posterior(&effect, Some(&prior), less_is_better, alpha);
+        let ci = [found.interval.0, found.interval.1];
+        let all = [found.mean, found.chance_to_win, ci[0], ci[1]];
+        let prior_sd = Prior::SHRUNK.variance.sqrt();
+        all.iter().all(|number| number.is_finite()).then_some(Shrunk {
+            prior_sd,
+            lift: found.mean,
+            ci,
+            chance_to_win: found.chance_to_win,
+        })
+    });
+    if let Some((control, treatment)) = counts(compared).filter(|_| !is_adjusted) {
+        let prior = bayes_beta::Prior::UNIFORM;
+        let (one, two) = (prior.posterior(control)?, prior.posterior(treatment)?);
+        let found = bayes_beta::compare(&one, &two);
+        let flat = compared.effect().map(|effect| posterior(&effect, None, less_is_better, alpha).interval);
+        let (chance, ship, keep) = match less_is_better {
+            false => (found.chance_treatment, found.expected_loss_treatment, found.expected_loss_control),
+            true => (found.chance_control, found.expected_loss_control, found.expected_loss_treatment),
+        };
+        return Some(Bayesian {
+            model: "beta_binomial",
+            chance_to_win: chance,
+            probability_best,
+            expected_loss_ship: ship,
+            expected_loss_keep: keep,
+            ci: ends(flat),
+            prior: ShownPrior { name: "beta", shapes: Some([prior.a, prior.b]) },
+            shrunk,
+        });
+    }
+    let found = posterior(&compared.effect()?, None, less_is_better, alpha);
+    Some(Bayesian {
+        model: "normal",
+        chance_to_win: found.chance_to_win,
+        probability_best,
+        expected_loss_ship: found.expected_loss_treatment,
+        expected_loss_keep: found.expected_loss_control,
+        ci: ends(Some(found.interval)),
+        prior: ShownPrior { name: "flat", shapes: None },
+        shrunk,
+    })
+}
+
+/// How much could be seen by now, at the experiment's own effect worth finding.
+fn power(setting: &Setting<'_>, metric: &Configured, compared: &Compared) -> Option<Power> {
+    if metric.role == Role::Guardrail {
+        return None;
+    }
+    let (experiment, headline) = (setting.experiment, compared.headline?);
+    let baseline = headline.baseline.abs();
+    let std_error = (baseline > 0.0).then(|| headline.std_error / baseline)?;
+    let effect = Effect { estimate: headline.lift()?, std_error, dof: headline.dof };
+    let mde_target = experiment.minimum_detectable_effect;
+    let mde_now = detectable_effect(std_error, experiment.alpha, POWER_DEFAULT)?;
+    let is_sequence = matches!(setting.plan.analysis, Analysis::Sequential | Analysis::Hybrid);
+    let target = Target {
+        effect: mde_target,
+        power: POWER_DEFAULT,
+        goals: setting.goals.max(1),
+        variants: u32::try_from(setting.variants.len()).ok()?,
+        sequential_tightest_at: is_sequence.then(|| setting.plan.n_star(compared.arm)),
+    };
+    let ahead = mid_experiment(&effect, compared.users(), experiment.alpha, &target, None)?;
+    let additional = ahead.additional_users.map(f64::ceil).filter(|users| users.is_finite() && *users < 1e18);
+    // Both variants get their part of all new users.
+    let of_pair = setting.users_per_day * compared.users() as f64 / (setting.pace.0.max(1) as f64);
+    Some(Power {
+        mde_now,
+        mde_target,
+        progress: progress(mde_target, mde_now),
+        required_users: additional.map(|additional| compared.users() + additional as u64),
+        days_remaining: additional.and_then(|additional| days_remaining(additional, of_pair)),
+        power_at_mde: ahead.power_now,
+    })
+}
+
+/// Judges a guardrail: its bound is one-sided, harm is what the two-sided decision shows.
+fn guardrail(metric: &Configured, compared: &Compared, decisive: &Decisive, alpha: f64) -> Option<Guardrail> {
+    if metric.role != Role::Guardrail {
+        return None;
+    }
+    let margin = metric.margin.unwrap_or(0.0);
+    let undefined = Guardrail { margin, bound: None, p_value: None, log10_p: None, state: State::Inconclusive.as_str() };
+    let (Some(effect), Some(baseline)) = (compared.effect(), compared.control.mean) else { return Some(undefined) };
+    let direction = if metric.wants_more { Direction::Increase } else { Direction::Decrease };
+    let found = non_inferiority(&effect, baseline, margin, direction, alpha);
+    // A bound that was crossed is harm, whatever its p-value; one that was not is none.
+    let p = if decisive.significant { 0.0 } else { 1.0 };
+    Some(Guardrail {
+        bound: (baseline != 0.0).then(|| found.bound / baseline.abs()),
+        p_value: Some(found.p_value),
+        log10_p: Some(found.log10_p),
+        state: guardrail_state(&found, p, direction, alpha).as_str(),
+        ..undefined
+    })
+}
+
+/// What a day would bring with everybody in the variant: the difference per user times the users of a day.
+fn impact(setting: &Setting<'_>, compared: &Compared, decisive: &Decisive) -> Option<ScaledImpact> {
+    let headline = compared.headline?;
+    let (users, days) = setting.pace;
+    let users_per_day = (days > 0.0).then(|| users as f64 / days)?;
+    let interval = decisive.critical.map(|critical| headline.absolute(critical));
+    let scaled = |value: f64| value * users_per_day;
+    Some(ScaledImpact {
+        per_day: scaled(headline.estimate),
+        ci: ends(interval.map(|ends| (scaled(ends.0), scaled(ends.1)))),
+        users_per_day,
+    })
+}
+
+/// The verdict with what it rests on.
+struct Verdict {
+    text: &'static str,
+    significant: bool,
+    by: &'static str,
+    chance: Option<f64>,
+}
+
+fn verdict(
+    setting: &Setting<'_>,
+    metric: &Configured,
+    compared: &Compared,
+    decisive: &Decisive,
+    bayesian: Option<&Bayesian>,
+) -> Verdict {
+    let confidence = setting.experiment.confidence_level;
+    if setting.request.engine == Engine::Bayesian {
+        let chance = bayesian.map(|bayesian| bayesian.chance_to_win);
+        let text = match chance {
+            Some(chance) if chance >= confidence => "won",
+            Some(chance) if chance <= 1.0 - confidence => "lost",
+            _ => "inconclusive",
+        };
+        return Verdict { text, significant: text != "inconclusive", by: "chance_to_win", chance };
+    }
+    let estimate = compared.headline.map(|headline| headline.estimate).or(compared.found.estimate).unwrap_or(0.0);
+    let text = match decisive.significant && estimate != 0.0 {
+        true if (estimate > 0.0) == metric.wants_more => "won",
+        true => "lost",
+        // Precise enough to say that whatever there is, is less than what is worth finding.
+        false => {
+            let mde = setting.experiment.minimum_detectable_effect;
+            let interval = compared.headline.zip(decisive.critical).and_then(|(headline, critical)| headline.relative(critical));
+            let is_small = interval.is_some_and(|(low, high)| low > -mde && high < mde);
+            if is_small && compared.found.status == Status::Ok { "neutral" } else { "inconclusive" }
+        }
+    };
+    Verdict { text, significant: decisive.significant, by: decisive.by, chance: None }
+}
+
+fn plain(
+    setting: &Setting<'_>,
+    metric: &Configured,
+    compared: &Compared,
+    decisive: &Decisive,
+    verdict: &Verdict,
+    impact: Option<&ScaledImpact>,
+) -> String {
+    let alpha = setting.experiment.alpha;
+    let headline = compared.headline.as_ref();
+    let difference = setting.request.difference;
+    let lift = headline.map_or(compared.found.lift, |headline| headline.lift());
+    let effect = match difference {
+        Difference::Relative => lift,
+        Difference::Absolute => headline.map(|headline| headline.estimate).or(compared.found.estimate),
+        Difference::Scaled => impact.map(|impact| impact.per_day),
+    };
+    // The interval of what decides, before other comparisons are thought of.
+    let alone = compared.look(setting.plan, alpha).and_then(|look| look.boundary_z);
+    let critical = match setting.plan.analysis {
+        Analysis::Fixed => headline.map(|headline| headline.critical(alpha)),
+        _ => alone,
+    };
+    let interval = headline.zip(critical).filter(|_| compared.found.status != Status::ExactOnly).and_then(|(headline, critical)| {
+        let (users, days) = setting.pace;
+        match difference {
+            Difference::Relative => headline.relative(critical),
+            Difference::Absolute => Some(headline.absolute(critical)),
+            Difference::Scaled => {
+                let per_day = users as f64 / days;
+                let (low, high) = headline.absolute(critical);
+                Some((low * per_day, high * per_day))
             }
         }
-        _ => "inconclusive",
-    };
-    Comparison {
-        variant_id: treatment.0.id,
-        status: compared.status.as_str(),
-        approximation: if exact.is_some() { "exact" } else { "t" },
-        absolute: Absolute {
-            estimate: compared.estimate,
-            std_error: compared.welch.map(|welch| welch.std_error),
-            ci: ends(compared.welch.map(|welch| welch.interval).or(newcombe)),
-            ci_newcombe: newcombe.map(|ends| [ends.0, ends.1]),
-        },
-        relative: Relative {
-            lift: compared.lift,
-            ci: ends(compared.relative.and_then(|relative| relative.interval)),
-            ci_method: "fieller",
-            g: compared.relative.map(|relative| relative.g),
-            ci_delta: compared.relative.map(|relative| [relative.interval_delta.0, relative.interval_delta.1]),
-        },
-        test,
-        adjusted: None,
-        verdict,
-        plain: plain(experiment, metric, control, treatment, compared),
+    });
+    let confidence = format!("{}% CI", short(setting.experiment.confidence_level * 100.0));
+    let (evidence, conclusion) = evidence(setting, compared, decisive, verdict);
+    Said {
+        metric,
+        currency: setting.currency,
+        control: (&setting.variants[0].name, compared.control.mean),
+        treatment: (&setting.variants[compared.arm].name, compared.treatment.mean),
+        difference,
+        effect,
+        interval: interval.map(|ends| (ends, confidence)),
+        evidence,
+        conclusion,
     }
+    .text()
 }
 
-/// Puts the adjusted p-values in, in the order in which they were taken.
-fn adjust(experiment: &Experiment, metrics: &mut [Metric], p_values: &[Option<f64>]) {
-    let family_size = p_values.iter().flatten().count();
-    let goals = metrics.iter_mut().filter(|metric| metric.role != "guardrail");
-    let comparisons = goals.flat_map(|metric| &mut metric.comparisons);
-    for (comparison, p_value) in comparisons.zip(holm(p_values)) {
-        let Some(p_value) = p_value else { continue };
-        let significant = p_value < experiment.alpha;
-        if comparison.verdict != "inconclusive" && !significant {
-            comparison.plain = format!(
-                "{}; not significant after correction for {family_size} comparisons.",
-                comparison.plain.trim_end_matches('.')
-            );
+/// Says what was found and what follows, both from what the verdict rests on.
+fn evidence(setting: &Setting<'_>, compared: &Compared, decisive: &Decisive, verdict: &Verdict) -> (Option<String>, String) {
+    let conclusion = |otherwise: &str| {
+        match verdict.text {
+            "won" => "significantly better",
+            "lost" => "significantly worse",
+            "neutral" => return format!("any effect is below the {} worth finding", percent(setting)),
+            _ => otherwise,
         }
-        comparison.adjusted = Some(Adjusted { method: "holm", family_size, p_value, significant });
-    }
-}
-
-/// Says a comparison as a sentence, with the numbers of the answer.
-fn plain(
-    experiment: &Experiment,
-    metric: &Configured,
-    (control, control_sample): (&Variant, &Sample),
-    (treatment, treatment_sample): (&Variant, &Sample),
-    compared: &comparison::Comparison,
-) -> String {
-    if compared.status == Status::NoData {
-        let empty = if control_sample.arm().users == 0 { control } else { treatment };
-        return format!("{} has no users yet, so that nothing can be compared.", empty.name);
-    }
-    let amount = |value: f64| match (metric.aggregation, &experiment.currency) {
-        (Aggregation::ConversionRate, _) => format!("{}%", short(value * 100.0)),
-        (Aggregation::ValuePerUser, Some(currency)) => format!("{} {currency}", short(value)),
-        _ => short(value),
+        .to_owned()
     };
-    let verb = match metric.aggregation {
-        Aggregation::ConversionRate => "converts",
-        Aggregation::ValuePerUser => "brings",
-        Aggregation::CountPerUser => "counts",
-    };
-    let per_user = if metric.aggregation == Aggregation::ConversionRate { "" } else { " per user" };
-    let (mean_control, mean_treatment) = (control_sample.arm().mean, treatment_sample.arm().mean);
-    let mut text =
-        format!("{} {verb} {}{per_user} vs {} in {}", treatment.name, amount(mean_treatment), amount(mean_control), control.name);
-    let percent = |value: f64| format!("{}{}%", if value >= 0.0 { "+" } else { "" }, short(value * 100.0));
-    if let Some(lift) = compared.lift {
-        text.push_str(&format!(": {}", percent(lift)));
-        if let Some(ends) = compared.relative.and_then(|relative| relative.interval) {
-            let confidence = short(experiment.confidence_level * 100.0);
-            text.push_str(&format!(" ({confidence}% CI {} to {})", percent(ends.0), percent(ends.1)));
+    if verdict.by == "chance_to_win" {
+        let chance = verdict.chance.map(|chance| format!("chance to win {}%", short(chance * 100.0)));
+        let text = match verdict.text {
+            "won" => "better",
+            "lost" => "worse",
+            _ => "not enough to call it",
+        };
+        return (chance, text.to_owned());
+    }
+    let size = decisive.kept.family_size;
+    let among = format!("not significant after correction for {size} comparisons");
+    let look = decisive.look;
+    match setting.plan.analysis {
+        Analysis::Fixed => {
+            let Some((p, _)) = compared.fixed_p() else { return (None, "too little is known to test it".to_owned()) };
+            let exact = if compared.is_exact() { " (exact)" } else { "" };
+            let is_significant_alone = p < setting.experiment.alpha && !decisive.significant;
+            let otherwise = if is_significant_alone { among.as_str() } else { "no difference is shown" };
+            (Some(format!("p = {}{exact}", p_text(p))), conclusion(otherwise))
+        }
+        Analysis::GroupSequential => match look {
+            Some(look) => match (look.boundary_z, look.crossed_on) {
+                (Some(_), Some(day)) if verdict.significant => {
+                    let day = serde_json::to_value(day).ok().and_then(|day| day.as_str().map(str::to_owned)).unwrap_or_default();
+                    (Some(format!("its bound was crossed on {day}")), conclusion("no difference is shown"))
+                }
+                (Some(bound), _) => {
+                    let evidence = format!("z = {} against a bound of {}", short(look.z), short(bound));
+                    let crosses_alone = compared.look(setting.plan, setting.experiment.alpha).is_some_and(|look| look.crossed);
+                    let otherwise = if crosses_alone { among.as_str() } else { "no difference is shown so far" };
+                    (Some(evidence), conclusion(otherwise))
+                }
+                (None, _) => (None, "there is no planned size or end to set bounds by".to_owned()),
+            },
+            None => (None, "too little is known to test it".to_owned()),
+        },
+        Analysis::Sequential | Analysis::Hybrid => {
+            let Some((p, _)) = compared.decisive_p(setting.plan) else {
+                let exact = compared.fixed_p().filter(|_| compared.is_exact());
+                let evidence = exact.map(|(p, _)| format!("p = {} (exact) for a single look", p_text(p)));
+                return (evidence, "too little is known for a test that allows for looks".to_owned());
+            };
+            let valid = if setting.plan.has_ended && setting.plan.analysis == Analysis::Hybrid { "" } else { " at any time" };
+            let is_significant_alone = p < setting.experiment.alpha && !decisive.significant;
+            let otherwise = if is_significant_alone { among.as_str() } else { "no difference is shown so far" };
+            (Some(format!("p = {}{valid}", p_text(p))), conclusion(otherwise))
         }
     }
-    match compared.decisive() {
-        Some(p) if p.p < experiment.alpha => text.push_str(&format!(", p = {}.", p_text(p.p))),
-        Some(p) => text.push_str(&format!(", p = {}; no difference is shown.", p_text(p.p))),
-        None => text.push_str("; too little is known to test it."),
-    }
-    text
 }
 
-/// Writes a number with three significant digits, and no fraction where it has none.
-fn short(value: f64) -> String {
-    if value == 0.0 {
-        return "0".to_owned();
-    }
-    let magnitude = value.abs().log10().floor() as i32;
-    let decimals = usize::try_from(2 - magnitude).unwrap_or(0).min(12);
-    let text = format!("{value:.decimals$}");
-    if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_owned() } else { text }
-}
-
-/// Writes a p-value with two significant digits.
-pub fn p_text(p: f64) -> String {
-    if p >= 0.095 {
-        format!("{p:.2}")
-    } else if p >= 0.000_95 {
-        let decimals = if p >= 0.0095 { 3 } else { 4 };
-        format!("{p:.decimals$}")
-    } else if p > 0.0 {
-        format!("{p:.1e}")
-    } else {
-        "below 1e-300".to_owned()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn numbers_are_short() {
-        let check = |value: f64, expected: &str| assert_eq!(short(value), expected);
-        check(0.0, "0");
-        check(11.0, "11");
-        check(11.04, "11");
-        check(1.444, "1.44");
-        check(-0.012_345, "-0.0123");
-        check(123_456.7, "123457");
-        check(100.0, "100");
-        let check = |p: f64, expected: &str| assert_eq!(p_text(p), expected);
-        check(0.41, "0.41");
-        check(0.0211, "0.021");
-        check(0.0011, "0.0011");
-        check(2.07e-121, "2.1e-121");
-        check(0.0, "below 1e-300");
-    }
+fn percent(setting: &Setting<'_>) -> String {
+    format!("{}%", short(setting.experiment.minimum_detectable_effect * 100.0))
 }

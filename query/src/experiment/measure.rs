@@ -1,226 +1,302 @@
-//! Moments per variant and metric: attributed conversions -> one row per user -> exact sums.
+//! What each metric comes to: users' sums, the cap, the sums of the variants; and the values of a dimension.
 
-use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
+use std::collections::HashMap;
 
-use arrow::array::{Array, AsArray, RecordBatch};
-use arrow::datatypes::{Decimal128Type, Int64Type};
-use datafusion::common::DataFusionError;
-use datafusion::datasource::MemTable;
-use futures_util::TryStreamExt;
-use uuid::Uuid;
+use super::catalogue::{Aggregation, Configured, default_metrics};
+use super::image::Image;
+use super::population::People;
+use super::settings::{CAP_NEVER, CAP_PERCENTILE, CapRule};
+use super::sums::{CAP_SUMS_MIN, Counted, Entry, Slots, Sums, filled, sums};
+use crate::answer::{Experiment, Warning};
+use crate::statistics::capping::cap_value;
+use crate::statistics::moments::{Overflow, decimal_text};
 
-use super::catalogue::Configured;
-use crate::config::Limits;
-use crate::engine::{self, Session};
-use crate::error::Refusal;
-use crate::moments_udaf;
-use crate::snapshot::Snapshot;
-use crate::statistics::moments::Moments;
-use crate::tables;
+/// Conversion names that get metrics of their own, at most.
+const CONVERSION_NAMES_MAX: usize = 50;
+/// Values of a dimension that are shown by themselves, at most.
+const VALUES_MAX: usize = 20;
 
-/// What the users of one variant did. Users who did nothing are not in it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// One metric, measured.
+#[derive(Debug)]
 pub struct Measured {
-    /// Users with a conversion.
-    pub converters: u64,
-    /// Their values.
-    pub values: Moments,
-    /// Their numbers of conversions, in millionths too.
-    pub counts: Moments,
+    /// What it counts.
+    pub configured: Configured,
+    /// The same in the numbers of the image.
+    pub counted: Counted,
+    /// Each user's sum.
+    pub entries: Vec<Entry>,
+    /// Each user's sum before the first exposure.
+    pub before: Vec<Entry>,
+    /// What sums are cut at.
+    pub cap: Option<AppliedCap>,
+    /// Who counts, in which variant.
+    pub slots: Slots,
+    /// By variant.
+    pub sums: Vec<Sums>,
 }
 
-/// One currency among the values.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Currency {
-    /// Its code; none where values came without one.
-    pub code: Option<String>,
-    /// Conversions with a value in it.
-    pub conversions: u64,
-    /// Their sum, in millionths.
-    pub sum: i128,
+/// What sums are cut at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AppliedCap {
+    /// In millionths.
+    pub amount: i128,
+    /// The percentile it comes from, in ten-thousandths of a percent; none if it was set.
+    pub percentile: Option<u32>,
 }
 
-/// The attributed conversions of one experiment, of users who saw one variant.
-pub struct Attributed {
-    session: Session,
-    currency: Option<Option<String>>,
+/// Measures one metric over the people asked for.
+/// # Errors
+/// [`Overflow`].
+pub fn measure(
+    people: &People<'_>,
+    configured: Configured,
+    currency: Option<u32>,
+    window_days: i32,
+    rule: CapRule,
+) -> Result<Measured, Overflow> {
+    let counted = Counted::new(&configured, people.image, currency, window_days);
+    let slots = people.slots(counted.window_us());
+    let (entries, before) = (counted.after(people.image)?, counted.before(people.image)?);
+    let cap = choose_cap(&configured, rule, &entries, &slots);
+    let sums = sums(&entries, &before, &slots, cap.map(|cap| cap.amount))?;
+    Ok(Measured { configured, counted, entries, before, cap, slots, sums })
 }
 
-impl Attributed {
-    /// Reads them. `is_mixed` says whether any user saw several variants, `has_windows` whether a metric has a window of its
-    /// own: both need participation beside them.
-    /// # Errors
-    /// [`Refusal`]; also if they need more memory than a query may use.
-    pub async fn read(
-        mut session: Session,
-        snapshot: &Arc<Snapshot>,
-        experiment: Uuid,
-        is_mixed: bool,
-        has_windows: bool,
-        limits: &Limits,
-    ) -> Result<Self, Refusal> {
-        session.add_moments().map_err(engine::refusal)?;
-        for name in ["participation", "conversion_attribution"] {
-            let table = tables::table(name).ok_or_else(Refusal::internal)?.with_user_key();
-            session.add(name, Session::scan_of(table, snapshot)).map_err(engine::refusal)?;
-        }
-        let exposure = if has_windows { "p.first_exposure_date" } else { "CAST(NULL AS TIMESTAMP)" };
-        let mut join = String::new();
-        if is_mixed {
-            join = format!(
-                "LEFT ANTI JOIN (SELECT user_key FROM participation WHERE experiment_id = '{experiment}' AND variants_seen > 1) m
-                 ON a.user_key = m.user_key"
-            );
-        }
-        if has_windows {
-            join = format!(
-                "{join} JOIN (SELECT user_key, first_exposure_date FROM participation WHERE experiment_id = '{experiment}') p
-                 ON a.user_key = p.user_key"
-            );
-        }
-        let sql = format!(
-            "SELECT a.user_key, a.variant_id, a.conversion_type, a.currency, a.conversion_value_attributed AS value,
-                    a.conversion_time, {exposure} AS first_exposure_date
-             FROM conversion_attribution a {join} WHERE a.experiment_id = '{experiment}'"
-        );
-        let read = async {
-            let plan = session.state().create_logical_plan(&sql).await?;
-            let mut stream = session.run(plan).await?;
-            let schema = stream.schema();
-            let (mut batches, mut bytes): (Vec<RecordBatch>, usize) = (Vec::new(), 0);
-            while let Some(batch) = stream.try_next().await? {
-                bytes += batch.get_array_memory_size();
-                if bytes > limits.query_memory_bytes_max {
-                    let message = format!("the attributed conversions take more than {} bytes", limits.query_memory_bytes_max);
-                    return Err(DataFusionError::ResourcesExhausted(message));
-                }
-                batches.push(batch);
-            }
-            // One part per thread, so that aggregation is spread.
-            let mut parts: Vec<Vec<RecordBatch>> = vec![Vec::new(); limits.query_threads.max(1)];
-            let count = parts.len();
-            for (index, batch) in batches.into_iter().enumerate() {
-                parts[index % count].push(batch);
-            }
-            session.add("attributed", Arc::new(MemTable::try_new(schema, parts)?))
-        };
-        read.await.map_err(engine::refusal)?;
-        Ok(Attributed { session, currency: None })
+fn choose_cap(metric: &Configured, rule: CapRule, entries: &[Entry], slots: &Slots) -> Option<AppliedCap> {
+    let is_value = metric.aggregation == Aggregation::ValuePerUser;
+    if !is_value && metric.aggregation != Aggregation::CountPerUser {
+        return None;
     }
-
-    async fn collect(&self, sql: &str) -> Result<Vec<RecordBatch>, Refusal> {
-        self.session.collect(sql).await.map_err(engine::refusal)
-    }
-
-    /// Returns the currencies of all values, the most used first.
-    /// # Errors
-    /// [`Refusal`].
-    pub async fn currencies(&self) -> Result<Vec<Currency>, Refusal> {
-        let sql = "SELECT currency, count(*) AS conversions, CAST(sum(value) AS DECIMAL(38, 6)) AS total
-                   FROM attributed WHERE value IS NOT NULL GROUP BY currency";
-        let mut currencies = Vec::new();
-        for batch in self.collect(sql).await? {
-            let codes = batch.column(0).as_string_view();
-            let (conversions, sums) =
-                (batch.column(1).as_primitive::<Int64Type>(), batch.column(2).as_primitive::<Decimal128Type>());
-            for row in 0..batch.num_rows() {
-                currencies.push(Currency {
-                    code: codes.is_valid(row).then(|| codes.value(row).to_owned()),
-                    conversions: conversions.value(row) as u64,
-                    sum: sums.value(row),
-                });
-            }
+    let at = match rule {
+        CapRule::Off => None,
+        CapRule::Percentile(at) => is_value.then_some(at),
+        CapRule::Auto if metric.cap.is_some() => {
+            return metric.cap.map(|amount| AppliedCap { amount, percentile: None });
         }
-        currencies.sort_by(|a, b| b.conversions.cmp(&a.conversions).then_with(|| a.code.cmp(&b.code)));
-        Ok(currencies)
-    }
-
-    /// Leaves the values of all other currencies out from now on; `None` keeps the values without a currency.
-    pub fn keep_currency(&mut self, code: Option<String>) {
-        self.currency = Some(code);
-    }
-
-    /// Measures each conversion name by itself.
-    /// # Errors
-    /// [`Refusal`].
-    pub async fn by_type(&self) -> Result<BTreeMap<String, HashMap<Uuid, Measured>>, Refusal> {
-        let sql = format!(
-            "SELECT variant_id, count(*) AS converters, exact_moments(v) AS values, exact_moments(n) AS counts, conversion_type
-             FROM (SELECT variant_id, conversion_type, user_key, {} FROM attributed
-                   GROUP BY variant_id, conversion_type, user_key)
-             GROUP BY variant_id, conversion_type",
-            self.per_user(None)
-        );
-        let mut by_type: BTreeMap<String, HashMap<Uuid, Measured>> = BTreeMap::new();
-        for batch in self.collect(&sql).await? {
-            let types = batch.column(4).as_string_view();
-            for (row, (variant, measured)) in rows(&batch)?.into_iter().enumerate() {
-                by_type.entry(types.value(row).to_owned()).or_default().insert(variant, measured);
-            }
-        }
-        Ok(by_type)
-    }
-
-    /// Measures what one metric counts.
-    /// # Errors
-    /// [`Refusal`].
-    pub async fn metric(&self, metric: &Configured) -> Result<HashMap<Uuid, Measured>, Refusal> {
-        let mut conditions = Vec::new();
-        if let Some(kind) = &metric.conversion_type {
-            conditions.push(format!("conversion_type = '{}'", kind.replace('\'', "''")));
-        }
-        if let Some(days) = metric.window_days {
-            // Both ends of a window belong to it.
-            conditions.push(format!("conversion_time <= first_exposure_date + INTERVAL '{} hours'", i64::from(days) * 24));
-        }
-        let filter = if conditions.is_empty() { String::new() } else { format!("WHERE {}", conditions.join(" AND ")) };
-        let sql = format!(
-            "SELECT variant_id, count(*) AS converters, exact_moments(v) AS values, exact_moments(n) AS counts
-             FROM (SELECT variant_id, user_key, {} FROM attributed {filter} GROUP BY variant_id, user_key)
-             GROUP BY variant_id",
-            self.per_user(metric.cap)
-        );
-        let mut measured = HashMap::new();
-        for batch in self.collect(&sql).await? {
-            measured.extend(rows(&batch)?);
-        }
-        Ok(measured)
-    }
-
-    /// Writes the columns `v` and `n` of one user: the sum of values, and the number of conversions.
-    fn per_user(&self, cap: Option<i128>) -> String {
-        let value = match &self.currency {
-            None => "value".to_owned(),
-            Some(None) => "CASE WHEN currency IS NULL THEN value END".to_owned(),
-            // Checked by the tables: three letters.
-            Some(Some(code)) => format!("CASE WHEN currency = '{}' THEN value END", code.replace('\'', "''")),
-        };
-        let sum = format!("CAST(sum({value}) AS DECIMAL(38, 6))");
-        let capped = match cap {
-            Some(cap) => {
-                let cap = crate::statistics::moments::decimal_text(cap);
-                format!("least({sum}, CAST('{cap}' AS DECIMAL(38, 6)))")
-            }
-            None => sum.clone(),
-        };
-        // The least of a value and of nothing would be the value.
-        format!("CASE WHEN {sum} IS NULL THEN NULL ELSE {capped} END AS v, CAST(count(*) AS DECIMAL(38, 6)) AS n")
-    }
-}
-
-fn rows(batch: &RecordBatch) -> Result<Vec<(Uuid, Measured)>, Refusal> {
-    let variants = batch.column(0).as_string_view();
-    let converters = batch.column(1).as_primitive::<Int64Type>();
-    let (values, counts) = (batch.column(2).as_binary::<i32>(), batch.column(3).as_binary::<i32>());
-    let row = |row: usize| {
-        let measured = Measured {
-            converters: converters.value(row) as u64,
-            values: moments_udaf::decode(values.value(row)).map_err(engine::refusal)?,
-            counts: moments_udaf::decode(counts.value(row)).map_err(engine::refusal)?,
-        };
-        let variant = Uuid::try_parse(variants.value(row)).map_err(|_| Refusal::internal())?;
-        Ok((variant, measured))
+        CapRule::Auto => match metric.cap_percentile {
+            Some(at) => Some(at),
+            None => (is_value && filled(entries, slots) >= CAP_SUMS_MIN).then_some(CAP_PERCENTILE),
+        },
     };
-    (0..batch.num_rows()).map(row).collect()
+    let at = at.filter(|at| *at < CAP_NEVER)?;
+    let counted = entries.iter().filter(|entry| slots.of(entry.user).is_some());
+    cap_value(counted.map(|entry| entry.amount), f64::from(at) / 10_000.0)
+        .map(|amount| AppliedCap { amount, percentile: Some(at) })
+}
+
+/// Returns the metrics to measure: the configured ones, or else the usual ones for all conversions and for each name.
+pub fn chosen(configured: Vec<Configured>, people: &People<'_>, warnings: &mut Vec<Warning>) -> Vec<Configured> {
+    if !configured.is_empty() {
+        return configured;
+    }
+    let image = people.image;
+    let slots = people.slots(people.window_us);
+    let mut users = vec![0u64; image.names.len()];
+    let mut last = vec![u32::MAX; image.names.len()];
+    for user in image.after.filled().iter().filter(|user| slots.of(**user).is_some()) {
+        for row in image.after.of(*user as usize) {
+            let name = row.name as usize;
+            if last[name] != *user {
+                (last[name], users[name]) = (*user, users[name] + 1);
+            }
+        }
+    }
+    let mut names: Vec<usize> = (0..image.names.len()).filter(|name| users[*name] > 0).collect();
+    if names.len() > CONVERSION_NAMES_MAX {
+        let message = format!(
+            "there are {} conversion names; the {CONVERSION_NAMES_MAX} with the most users are shown; configure metrics to choose",
+            names.len()
+        );
+        warnings.push(Warning::new("conversion_names_cut", message));
+        // Sorting is stable: with equal numbers the name decides.
+        names.sort_by_key(|name| std::cmp::Reverse(users[*name]));
+        names.truncate(CONVERSION_NAMES_MAX);
+        names.sort_unstable();
+    }
+    let of_names = names.into_iter().flat_map(|name| default_metrics(Some(&image.names[name])));
+    default_metrics(None).into_iter().chain(of_names).collect()
+}
+
+/// Returns the currency of value metrics and its number: the experiment's, else the only one seen, else the most used one.
+/// Warns of what is left out. A number of none means that values of all currencies count, since there are none.
+pub fn choose_currency(
+    experiment: &Experiment,
+    image: &Image,
+    slots: &Slots,
+    warnings: &mut Vec<Warning>,
+) -> (Option<String>, Option<u32>) {
+    let mut seen: Vec<(u64, i128)> = vec![(0, 0); image.currencies.len()];
+    for user in image.after.filled().iter().filter(|user| slots.of(**user).is_some()) {
+        for row in image.after.of(*user as usize) {
+            if let Some(value) = row.value {
+                let (conversions, sum) = &mut seen[row.currency as usize];
+                *conversions += 1;
+                *sum = sum.saturating_add(value);
+            }
+        }
+    }
+    let most = (0..seen.len()).filter(|number| seen[*number].0 > 0).min_by_key(|number| std::cmp::Reverse(seen[*number].0));
+    let chosen = match &experiment.currency {
+        Some(currency) => Some(currency.clone()),
+        None => most.and_then(|number| image.currencies[number].clone()),
+    };
+    let kept = chosen.as_deref().unwrap_or("none");
+    for (number, (conversions, sum)) in seen.iter().enumerate().filter(|(_, (conversions, _))| *conversions > 0) {
+        if image.currencies[number] == chosen {
+            continue;
+        }
+        let message = format!(
+            "{conversions} conversions with a total value of {} {} are not in the value metrics, which are in the currency {kept}; \
+             set the experiment's currency to choose another one",
+            decimal_text(*sum),
+            image.currencies[number].as_deref().unwrap_or("without a currency"),
+        );
+        warnings.push(Warning::new("other_currency", message));
+    }
+    let number = image.currencies.iter().position(|currency| *currency == chosen).map(|number| number as u32);
+    // A currency that nobody used counts nothing.
+    (chosen, number.or_else(|| most.map(|_| u32::MAX)))
+}
+
+/// The values of a dimension and who has them.
+#[derive(Debug)]
+pub struct Split {
+    /// Most users first, then those without one, then the rest together.
+    pub values: Vec<Value>,
+    /// Slots `value * variants + variant`, by the experiment's own window.
+    pub slots: Slots,
+    /// The place of each user's value.
+    pub places: Vec<u32>,
+}
+
+/// One value of a dimension.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Value {
+    /// Its text; none where it is not known.
+    pub text: Option<String>,
+    /// `value`, `unknown` or `other`.
+    pub kind: &'static str,
+}
+
+/// Splits people by the image's dimension: the 20 values with the most users, the rest as `other`.
+pub fn split(people: &People<'_>) -> Split {
+    let image = people.image;
+    let slots = people.slots(people.window_us);
+    let mut users = vec![0u64; image.dimension_values.len()];
+    let mut unknown = 0u64;
+    for user in (0..image.users.len()).filter(|user| slots.of(*user as u32).is_some()) {
+        match image.dimension.get(user).copied().flatten() {
+            Some(value) => users[value as usize] += 1,
+            None => unknown += 1,
+        }
+    }
+    let mut order: Vec<usize> = (0..users.len()).filter(|value| users[*value] > 0).collect();
+    order.sort_by_key(|value| std::cmp::Reverse(users[*value]));
+    let has_other = order.len() > VALUES_MAX;
+    order.truncate(VALUES_MAX);
+    let place_of: HashMap<usize, u32> = order.iter().enumerate().map(|(place, value)| (*value, place as u32)).collect();
+    let mut values: Vec<Value> =
+        order.iter().map(|value| Value { text: Some(image.dimension_values[*value].clone()), kind: "value" }).collect();
+    let unknown_place = values.len() as u32;
+    values.extend((unknown > 0).then_some(Value { text: None, kind: "unknown" }));
+    let other_place = values.len() as u32;
+    values.extend(has_other.then_some(Value { text: Some("other".to_owned()), kind: "other" }));
+    let place = |user: usize| match image.dimension.get(user).copied().flatten() {
+        Some(value) => place_of.get(&(value as usize)).copied().unwrap_or(other_place),
+        None => unknown_place,
+    };
+    let places: Vec<u32> = (0..image.users.len()).map(place).collect();
+    let slots = people.slots_of_values(values.len(), people.window_us, |user| places[user] as usize);
+    Split { values, slots, places }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::image::{Row, Rows};
+    use super::super::settings::{PopulationRule, Windows};
+    use super::super::sums::tests::image;
+    use super::*;
+
+    fn people(image: &Image) -> People<'_> {
+        let (rule, windows) = (PopulationRule::ExcludeMulti, Windows::All);
+        People { image, arms: 2, now: 0, rule, windows, window_us: 100 }
+    }
+
+    fn experiment(currency: Option<&str>) -> Experiment {
+        Experiment { currency: currency.map(str::to_owned), ..Experiment::default() }
+    }
+
+    #[test]
+    fn one_currency_is_kept_and_the_others_are_named() {
+        let check = |own: Option<&str>, seen: &[(Option<&str>, u64, i128)], expected: (Option<&str>, Option<u32>), texts: &[&str]| {
+            let mut image = image(&[(0, 0)], &[]);
+            image.currencies = seen.iter().map(|(code, _, _)| code.map(str::to_owned)).collect();
+            image.currencies.sort();
+            let mut rows = Vec::new();
+            for (code, conversions, sum) in seen {
+                let currency = image.currencies.iter().position(|known| known.as_deref() == *code).expect("known") as u32;
+                for part in 0..*conversions {
+                    let value = Some(if part == 0 { *sum } else { 0 });
+                    rows.push((0, Row { value, currency, ..Row::default() }));
+                }
+            }
+            image.after = Rows::new(1, rows);
+            let mut warnings = Vec::new();
+            let people = people(&image);
+            let (code, number) = choose_currency(&experiment(own), &image, &people.slots(100), &mut warnings);
+            assert_eq!((code.as_deref(), number), expected, "{seen:?}");
+            assert_eq!(warnings.len(), texts.len(), "{warnings:?}");
+            for (warning, text) in warnings.iter().zip(texts) {
+                assert!(warning.message.contains(text), "{warning:?}");
+            }
+        };
+        check(None, &[], (None, None), &[]);
+        check(None, &[(None, 3, 0)], (None, Some(0)), &[]);
+        check(None, &[(Some("EUR"), 3, 0)], (Some("EUR"), Some(0)), &[]);
+        let mixed = [(Some("EUR"), 3, 0), (Some("USD"), 2, 25_500_000), (None, 1, -1_000_000)];
+        check(None, &mixed, (Some("EUR"), Some(1)), &["-1.00 without a currency", "2 conversions with a total value of 25.50 USD"]);
+        check(Some("USD"), &mixed, (Some("USD"), Some(2)), &["without a currency", "0.00 EUR"]);
+        check(Some("CHF"), &mixed[..1], (Some("CHF"), Some(u32::MAX)), &["the currency CHF"]);
+    }
+
+    #[test]
+    fn caps_come_from_the_question_or_the_metric_or_the_number_of_sums() {
+        let entries: Vec<Entry> =
+            (1..=2_000).map(|user| Entry { user: user - 1, amount: i128::from(user), base: 0, has_converted: true }).collect();
+        let slots = Slots::new(2_000, 1, |_| Some(0));
+        let [rate, value] = default_metrics(None);
+        let check = |metric: &Configured, rule: CapRule, sums: usize, expected: Option<(i128, Option<u32>)>| {
+            let found = choose_cap(metric, rule, &entries[..sums], &slots);
+            assert_eq!(found.map(|cap| (cap.amount, cap.percentile)), expected, "{metric:?} {rule:?} {sums}");
+        };
+        check(&rate, CapRule::Percentile(500_000), 2_000, None);
+        check(&value, CapRule::Auto, 999, None);
+        check(&value, CapRule::Auto, 1_000, Some((999, Some(999_000))));
+        check(&value, CapRule::Off, 2_000, None);
+        check(&value, CapRule::Percentile(500_000), 3, Some((2, Some(500_000))));
+        check(&value, CapRule::Percentile(CAP_NEVER), 2_000, None);
+        let set = Configured { cap: Some(7), ..value.clone() };
+        check(&set, CapRule::Auto, 3, Some((7, None)));
+        check(&set, CapRule::Off, 3, None);
+        let own = Configured { cap_percentile: Some(500_000), ..value.clone() };
+        check(&own, CapRule::Auto, 3, Some((2, Some(500_000))));
+        let never = Configured { cap_percentile: Some(CAP_NEVER), ..value };
+        check(&never, CapRule::Auto, 2_000, None);
+    }
+
+    #[test]
+    fn the_most_used_values_stand_alone() {
+        let users: Vec<(u32, i64)> = (0..100).map(|user| (user % 2, 0)).collect();
+        let mut image = image(&users, &[]);
+        image.dimension_values = (0..25).map(|value| format!("v{value:02}")).collect();
+        // Value 24 has 28 users, the others 3 each; 0 users have none.
+        image.dimension = (0..100).map(|user| Some(if user < 72 { user / 3 } else { 24 })).collect();
+        image.dimension[0] = None;
+        let people = people(&image);
+        let split = split(&people);
+        let texts: Vec<&str> = split.values.iter().map(|value| value.text.as_deref().unwrap_or("-")).collect();
+        assert_eq!((texts.len(), texts[0], texts[1], texts[20], texts[21]), (22, "v24", "v01", "-", "other"));
+        assert_eq!(split.slots.total(), 100, "nobody is lost");
+        assert_eq!(split.slots.users()[..2], [14, 14]);
+    }
 }

@@ -2,6 +2,7 @@
 
 mod experiments;
 mod funnels;
+mod results;
 mod server;
 mod sql;
 mod support;

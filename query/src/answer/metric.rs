@@ -1,0 +1,559 @@
+//! One metric of an answer: each variant alone, then each against the control.
+
+use serde::Serialize;
+use uuid::Uuid;
+
+use crate::experiment::catalogue::Role;
+
+/// One metric.
+#[derive(Debug, Serialize)]
+pub struct Metric {
+    /// Its name.
+    pub id: String,
+    /// `proportion`, `mean`, `ratio` or `quantile`.
+    #[serde(rename = "type")]
+    pub kind: &'static str,
+    /// What it decides.
+    pub role: Role,
+    /// `increase` or `decrease`.
+    pub direction: &'static str,
+    /// What it counts.
+    pub definition: Definition,
+    /// After the first exposure a conversion counts for so long.
+    pub window_days: i32,
+    /// Of values.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub currency: Option<String>,
+    /// What a user's sum is cut at; null where nothing is cut.
+    pub cap: Option<Cap>,
+    /// Each variant alone, in the order of `variants`.
+    pub arms: Vec<Arm>,
+    /// Each other variant against the control; empty without one.
+    pub comparisons: Vec<Comparison>,
+    /// Whether all variants are alike; with three or more.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub omnibus: Option<Omnibus>,
+    /// The same within each value of the dimension asked for, most users first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dimensions: Option<Vec<OfValue>>,
+    /// Whether the values of the dimension differ in their effects, for each compared variant.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub heterogeneity: Option<Vec<Heterogeneity>>,
+    /// Each day; left out for metrics that do not add up over days.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub series: Option<Vec<Day>>,
+}
+
+/// What a metric counts.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Definition {
+    /// `conversion_rate`, `value_per_user`, `count_per_user`, `ratio` or `quantile`.
+    pub aggregation: &'static str,
+    /// The conversions that count; null: all.
+    pub conversion: Option<String>,
+    /// `value` or `count`, of a ratio or quantile.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub numerator: Option<&'static str>,
+    /// `conversions` or `impressions`, of a ratio.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub denominator: Option<&'static str>,
+    /// The conversions of the denominator.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub denominator_conversion: Option<String>,
+    /// Of users' sums.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub quantile: Option<f64>,
+    /// The relative loss that a guardrail bears.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub margin: Option<f64>,
+}
+
+/// What users' sums are cut at, in all variants alike.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Cap {
+    /// The amount.
+    pub value: String,
+    /// The percentile of the sums that are not 0; absent where the amount was set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub percentile: Option<String>,
+    /// Users whose sum was cut, in the order of `variants`.
+    pub users: Vec<u64>,
+}
+
+/// One variant alone.
+#[derive(Debug, Serialize)]
+pub struct Arm {
+    /// Which one.
+    pub variant_id: Uuid,
+    /// Users, converted or not.
+    pub users: u64,
+    /// Users who converted, of a proportion; conversions, of a count or of a ratio of counts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub numerator: Option<u64>,
+    /// What a ratio is over: conversions or impressions.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub denominator: Option<u64>,
+    /// Over all users, of sums as they are cut; null where it is not defined.
+    pub mean: Option<f64>,
+    /// Of one user; null where it is not defined.
+    pub std_dev: Option<f64>,
+    /// Of the mean; null where it is not defined.
+    pub ci: [Option<f64>; 2],
+    /// The exact sum of values, never cut.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sum: Option<String>,
+}
+
+/// One variant against the control.
+#[derive(Debug, Serialize)]
+pub struct Comparison {
+    /// Which one.
+    pub variant_id: Uuid,
+    /// How far it is defined.
+    pub status: &'static str,
+    /// `t`, or `exact` where counts are few.
+    pub approximation: &'static str,
+    /// Treatment minus control.
+    pub absolute: Absolute,
+    /// The same in shares of the control.
+    pub relative: Relative,
+    /// The test of no difference, for one look.
+    pub test: Test,
+    /// The decisive result among all comparisons of goal metrics.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub adjusted: Option<Adjusted>,
+    /// What holds under looks on the way.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sequential: Option<Sequential>,
+    /// What to believe.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bayesian: Option<Bayesian>,
+    /// What earlier behaviour adds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cuped: Option<Cuped>,
+    /// The same under other settings, where that differs.
+    #[serde(skip_serializing_if = "Supplemental::is_empty")]
+    pub supplemental: Supplemental,
+    /// How much could be seen by now.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub power: Option<Power>,
+    /// Whether harm was done, of a guardrail.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub guardrail: Option<Guardrail>,
+    /// What a day would bring with everybody in the variant.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scaled_impact: Option<ScaledImpact>,
+    /// `won`, `lost`, `neutral` or `inconclusive`, by what `decided_by` names.
+    pub verdict: &'static str,
+    /// Whether the verdict is significant.
+    pub significant: bool,
+    /// The method whose result the verdict is.
+    pub decided_by: &'static str,
+    /// The same as a sentence.
+    pub plain: String,
+}
+
+/// Treatment minus control.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Absolute {
+    /// The difference.
+    pub estimate: Option<f64>,
+    /// Its standard error.
+    pub std_error: Option<f64>,
+    /// Its interval: Welch's, or Newcombe's where only exact methods apply.
+    pub ci: [Option<f64>; 2],
+    /// Newcombe's interval, where counts are few.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ci_newcombe: Option<[f64; 2]>,
+}
+
+/// The difference in shares of the control.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Relative {
+    /// 0.1 is ten percent more.
+    pub lift: Option<f64>,
+    /// Its interval.
+    pub ci: [Option<f64>; 2],
+    /// How `ci` was made.
+    pub ci_method: &'static str,
+    /// From 1 on the interval has no ends.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub g: Option<f64>,
+    /// The interval that other products show; not used for decisions.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ci_delta: Option<[f64; 2]>,
+    /// The p-value that belongs to it; not used for decisions.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub p_delta: Option<f64>,
+    /// Its decimal logarithm.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub log10_p_delta: Option<f64>,
+}
+
+/// The test of no difference.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Test {
+    /// `welch_t` or `fisher_exact`.
+    pub name: &'static str,
+    /// Of Welch's test.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub statistic: Option<f64>,
+    /// Of Welch's test.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dof: Option<f64>,
+    /// Two-sided; 0 where it underflows.
+    pub p_value: Option<f64>,
+    /// Its decimal logarithm, finite also then.
+    pub log10_p: Option<f64>,
+    /// Fisher's p-value, where counts are few; then it decides.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub p_fisher: Option<f64>,
+    /// Its decimal logarithm.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub log10_p_fisher: Option<f64>,
+    /// The p-value of the pooled z-test, which calculators show; not used for decisions.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub p_pooled: Option<f64>,
+    /// Its decimal logarithm.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub log10_p_pooled: Option<f64>,
+}
+
+/// The decisive result among all comparisons of goal metrics.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Adjusted {
+    /// `holm`, `bh`, `preferential_bonferroni`, `none`; of group sequential bounds `bonferroni`.
+    pub method: &'static str,
+    /// How many tests.
+    pub family_size: usize,
+    /// Adjusted; null where a bound decides, which has no p-value.
+    pub p_value: Option<f64>,
+    /// Its decimal logarithm.
+    pub log10_p: Option<f64>,
+    /// The share of false alarms that the intervals here allow for.
+    pub alpha: f64,
+    /// Interval of the difference among all.
+    pub ci_absolute: [Option<f64>; 2],
+    /// Interval of the relative difference among all.
+    pub ci_relative: [Option<f64>; 2],
+    /// Whether it stands among all.
+    pub significant: bool,
+}
+
+/// What holds under looks on the way.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Sequential {
+    /// `sequential`, `group_sequential` or `hybrid`; of a fixed analysis too, for comparison.
+    pub method: &'static str,
+    /// Part of the planned information that is there, at most 1; null without a plan.
+    pub information_fraction: Option<f64>,
+    /// What |z| has to reach at this look; null without a plan.
+    pub boundary_z: Option<f64>,
+    /// The estimate in standard errors.
+    pub z: f64,
+    /// Whether the bound was reached, at this look or at an earlier one.
+    pub crossed: bool,
+    /// The day of that look, where it was an earlier one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub crossed_on: Option<CrossedOn>,
+    /// Interval of the difference under `method`.
+    pub ci: [Option<f64>; 2],
+    /// The same in shares of the control.
+    pub ci_relative: [Option<f64>; 2],
+    /// Valid at any time.
+    pub always_valid_p: f64,
+    /// Its decimal logarithm.
+    pub log10_p: f64,
+    /// Decimal logarithm of the evidence against no difference.
+    pub log10_e: f64,
+    /// The number of users at which the interval is at its best.
+    pub n_star: f64,
+}
+
+/// A day of a series, by its place.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[serde(transparent)]
+pub struct CrossedOn(
+    /// Days since 1970.
+    #[serde(serialize_with = "date")]
+    pub i64,
+);
+
+fn date<S: serde::Serializer>(days: &i64, out: S) -> Result<S::Ok, S::Error> {
+    match chrono::DateTime::from_timestamp(days * 86_400, 0) {
+        Some(time) => out.collect_str(&time.format("%Y-%m-%d")),
+        None => out.serialize_none(),
+    }
+}
+
+/// What to believe.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Bayesian {
+    /// `beta_binomial` or `normal`.
+    pub model: &'static str,
+    /// That the variant is better than the control.
+    pub chance_to_win: f64,
+    /// That it is the best of all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub probability_best: Option<f64>,
+    /// What is lost on average by taking the variant if it is worse, in the metric's unit.
+    pub expected_loss_ship: f64,
+    /// What is lost on average by keeping the control if it is worse.
+    pub expected_loss_keep: f64,
+    /// Of the difference, between the quantiles of the posterior.
+    pub ci: [Option<f64>; 2],
+    /// What was believed before.
+    pub prior: Prior,
+    /// The relative difference, drawn towards 0 by a sceptical prior.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shrunk: Option<Shrunk>,
+}
+
+/// What was believed before.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Prior {
+    /// `beta` or `flat`.
+    pub name: &'static str,
+    /// Of a beta prior: both shapes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shapes: Option<[f64; 2]>,
+}
+
+/// The relative difference, drawn towards 0.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Shrunk {
+    /// Standard deviation of the prior, around 0.
+    pub prior_sd: f64,
+    /// Mean of the posterior.
+    pub lift: f64,
+    /// Between its quantiles.
+    pub ci: [f64; 2],
+    /// That the variant is better.
+    pub chance_to_win: f64,
+}
+
+/// What earlier behaviour adds.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Cuped {
+    /// Whether the comparison is adjusted.
+    pub applied: bool,
+    /// Why not: `off`, `no_history`, `explains_little`, `exact`, or `not_defined` for this sort of metric.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<&'static str>,
+    /// How much of the earlier behaviour is taken off.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub theta: Option<f64>,
+    /// Part of the variance of the difference that is gone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub variance_reduction: Option<f64>,
+    /// So many times the users would have been needed without.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub effective_sample_gain: Option<f64>,
+    /// Days before the first exposure.
+    pub covariate_days: i64,
+}
+
+/// The same under other settings.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Supplemental {
+    /// Without earlier behaviour.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unadjusted: Option<Other>,
+    /// Without a cap.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uncapped: Option<Other>,
+    /// With users who saw several variants, in the one that they saw first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub multi_exposed_first: Option<Other>,
+    /// Only with users whose conversion window is over.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub complete_windows: Option<Other>,
+}
+
+impl Supplemental {
+    fn is_empty(&self) -> bool {
+        *self == Supplemental::default()
+    }
+}
+
+/// A comparison in short.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Other {
+    /// Users of both.
+    pub users: u64,
+    /// How far it is defined.
+    pub status: &'static str,
+    /// The difference.
+    pub estimate: Option<f64>,
+    /// Its interval.
+    pub ci: [Option<f64>; 2],
+    /// The relative difference.
+    pub lift: Option<f64>,
+    /// Its interval.
+    pub ci_relative: [Option<f64>; 2],
+    /// For one look.
+    pub p_value: Option<f64>,
+    /// Its decimal logarithm.
+    pub log10_p: Option<f64>,
+}
+
+/// How much could be seen by now.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Power {
+    /// The relative effect that would be found with a chance of 80 %.
+    pub mde_now: f64,
+    /// The one that is to be found.
+    pub mde_target: f64,
+    /// Part of the precision that is needed, at most 1.
+    pub progress: f64,
+    /// Users of both that are needed for it, those that are there included.
+    pub required_users: Option<u64>,
+    /// At the rate of new users of the last seven full days; null where there were none.
+    pub days_remaining: Option<f64>,
+    /// The chance to find the effect that is to be found with today's users.
+    pub power_at_mde: f64,
+}
+
+/// Whether harm was done.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Guardrail {
+    /// The relative loss that is borne.
+    pub margin: f64,
+    /// The worst relative difference that is still believable, one-sided.
+    pub bound: Option<f64>,
+    /// Of the one-sided test that the loss is within the margin.
+    pub p_value: Option<f64>,
+    /// Its decimal logarithm.
+    pub log10_p: Option<f64>,
+    /// `safe`, `inconclusive` or `harmed`.
+    pub state: &'static str,
+}
+
+/// What a day would bring with everybody in the variant.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct ScaledImpact {
+    /// In the metric's unit.
+    pub per_day: f64,
+    /// Its interval.
+    pub ci: [Option<f64>; 2],
+    /// Users a day over all variants, on average.
+    pub users_per_day: f64,
+}
+
+/// A test that all variants are alike.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Omnibus {
+    /// `chi_square`, of rates without, of means with unequal variances.
+    pub test: &'static str,
+    /// Its statistic.
+    pub statistic: f64,
+    /// Its degrees of freedom.
+    pub dof: f64,
+    /// For one look.
+    pub p_value: f64,
+    /// Its decimal logarithm.
+    pub log10_p: f64,
+}
+
+/// The metric within one value of a dimension.
+#[derive(Debug, Serialize)]
+pub struct OfValue {
+    /// The value; null where it is not known, and `other` for the rest together.
+    pub value: Option<String>,
+    /// `value`, `unknown` or `other`.
+    pub kind: &'static str,
+    /// Each variant alone.
+    pub arms: Vec<Arm>,
+    /// Each other variant against the control; adjusted among the values of this dimension.
+    pub comparisons: Vec<Comparison>,
+}
+
+/// Whether the values of a dimension differ in their effects.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Heterogeneity {
+    /// Of which variant against the control.
+    pub variant_id: Uuid,
+    /// Cochran's Q.
+    pub statistic: f64,
+    /// Values compared, less one.
+    pub dof: f64,
+    /// For one look.
+    pub p_value: f64,
+    /// Its decimal logarithm.
+    pub log10_p: f64,
+}
+
+/// One day.
+#[derive(Debug, Serialize)]
+pub struct Day {
+    /// In UTC.
+    pub date: String,
+    /// At its end.
+    pub cumulative: Cumulative,
+    /// On the day alone, in the order of `variants`.
+    pub daily: Vec<DailyArm>,
+}
+
+/// What was known at the end of a day.
+#[derive(Debug, Serialize)]
+pub struct Cumulative {
+    /// Each variant, in the order of `variants`.
+    pub arms: Vec<SeriesArm>,
+    /// Each other variant against the control.
+    pub comparisons: Vec<SeriesComparison>,
+    /// Of the sample ratio, for one look.
+    pub srm_p: Option<f64>,
+    /// Its decimal logarithm.
+    pub log10_srm_p: Option<f64>,
+}
+
+/// One variant at the end of a day.
+#[derive(Debug, Serialize)]
+pub struct SeriesArm {
+    /// Which one.
+    pub variant_id: Uuid,
+    /// Users so far.
+    pub users: u64,
+    /// Users so far who converted.
+    pub converters: u64,
+    /// So far.
+    pub mean: Option<f64>,
+}
+
+/// One variant on one day.
+#[derive(Debug, Serialize)]
+pub struct DailyArm {
+    /// Which one.
+    pub variant_id: Uuid,
+    /// Users whose first exposure was on that day.
+    pub users: u64,
+    /// Users who converted for the first time.
+    pub converters: u64,
+    /// What was added to the sum, cut as the sum is.
+    pub amount: String,
+}
+
+/// One variant against the control at the end of a day.
+#[derive(Debug, Serialize)]
+pub struct SeriesComparison {
+    /// Which one.
+    pub variant_id: Uuid,
+    /// Treatment minus control.
+    pub estimate: Option<f64>,
+    /// For one look.
+    pub ci: [Option<f64>; 2],
+    /// Valid at any time.
+    pub ci_sequential: [Option<f64>; 2],
+    /// The relative difference.
+    pub lift: Option<f64>,
+    /// Its interval, for one look.
+    pub ci_relative: [Option<f64>; 2],
+    /// For one look.
+    pub p_value: Option<f64>,
+    /// Its decimal logarithm.
+    pub log10_p: Option<f64>,
+    /// Valid at any time.
+    pub always_valid_p: Option<f64>,
+    /// Its decimal logarithm.
+    pub log10_always_valid_p: Option<f64>,
+}

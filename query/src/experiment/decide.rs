@@ -1,0 +1,148 @@
+//! What the numbers advise, with the rules that led there and the numbers that they saw.
+
+use super::catalogue::Role;
+use super::compare::Setting;
+use super::plain::p_text;
+use super::settings::{Analysis, Engine};
+use crate::answer::health::{Check, Health, Level};
+use crate::answer::metric::{Comparison, Metric};
+use crate::answer::{Decision, Why};
+use crate::statistics::decision::{Action, Criteria, Evidence, Experiment, Verdict, decide};
+
+/// Evidence below this p-value counts before enough users are there, also without a test that allows for looks.
+const STRICT_BELOW: f64 = 0.001;
+
+/// Decides by the verdicts of primary metrics and guardrails; health comes first. Metrics that cannot be tested yet do not
+/// vote as long as another primary one can.
+pub fn decision(setting: &Setting<'_>, health: &Health, metrics: &[Metric]) -> Decision {
+    let variants = setting.variants.len() - 1;
+    let primary: Vec<&Metric> = metrics.iter().filter(|metric| metric.role == Role::Primary).collect();
+    let is_tested = |metric: &&Metric| metric.comparisons.iter().any(|found| found.test.p_value.is_some());
+    let can_vote: Vec<&Metric> = primary.iter().copied().filter(is_tested).collect();
+    let goals = if can_vote.is_empty() { primary } else { can_vote };
+    let guardrails: Vec<&Metric> = metrics.iter().filter(|metric| metric.role == Role::Guardrail).collect();
+    let of = |metrics: &[&Metric], arm: usize, verdict: fn(&Comparison, bool) -> Verdict| -> Vec<Verdict> {
+        let one = |metric: &&Metric| {
+            let found = metric.comparisons.get(arm)?;
+            Some(verdict(found, metric.direction == "increase"))
+        };
+        metrics.iter().filter_map(one).collect()
+    };
+    let lists: Vec<[Vec<Verdict>; 3]> =
+        (0..variants).map(|arm| [of(&goals, arm, by_verdict), of(&goals, arm, strictly), of(&guardrails, arm, by_harm)]).collect();
+    let evidence: Vec<Evidence<'_>> = lists
+        .iter()
+        .map(|[goals, goals_strict, guardrails]| Evidence { goals, goals_strict, guardrails })
+        .collect();
+    let powered = is_powered(setting, &goals);
+    let multi_exposed_share = health.checks.iter().find_map(|check| match check {
+        // A handful of users is no share.
+        Check::MultiExposure { level, share, .. } if *level > Level::Ok => *share,
+        _ => None,
+    });
+    let has_mismatch = health.checks.iter().any(|check| check.level() == Level::Fail && !matches!(check, Check::MultiExposure { .. }));
+    let found = decide(
+        Criteria::ClearSignals,
+        &Experiment {
+            has_mismatch,
+            multi_exposed_share: multi_exposed_share.unwrap_or(0.0),
+            is_powered: powered || setting.plan.has_ended,
+            is_sequential: setting.plan.analysis != Analysis::Fixed && setting.request.engine != Engine::Bayesian,
+        },
+        &evidence,
+    );
+    let shipped = shipped(&found.variants, &goals);
+    let mut why = Vec::new();
+    if found.variants.is_empty() {
+        why.extend(found.why.iter().map(|fact| Why { rule: "health", fact: (*fact).to_owned() }));
+    } else {
+        why.push(Why { rule: "power", fact: power_fact(setting, &goals, powered) });
+        for (arm, rule) in found.why.iter().enumerate() {
+            let name = &setting.variants[arm + 1].name;
+            let action = found.variants[arm].map_or("wait", Action::as_str);
+            why.push(Why { rule: action, fact: format!("{name}: {rule}") });
+            let votes = goals.iter().chain(&guardrails).filter_map(|metric| Some(vote(metric, metric.comparisons.get(arm)?)));
+            why.extend(votes);
+        }
+    }
+    Decision {
+        status: found.status.as_str(),
+        criteria: "clear_signals",
+        variant_id: shipped.map(|arm| setting.variants[arm + 1].id),
+        powered,
+        why,
+    }
+}
+
+fn by_verdict(found: &Comparison, _: bool) -> Verdict {
+    match found.verdict {
+        "won" => Verdict::Won,
+        "lost" => Verdict::Lost,
+        _ => Verdict::Neutral,
+    }
+}
+
+/// The verdict of evidence that needs no plan: nothing but the p-value of one look, at a thousandth.
+fn strictly(found: &Comparison, wants_more: bool) -> Verdict {
+    let p = found.test.p_fisher.or(found.test.p_value);
+    match (p, found.absolute.estimate) {
+        (Some(p), Some(estimate)) if p < STRICT_BELOW && estimate != 0.0 => {
+            if (estimate > 0.0) == wants_more { Verdict::Won } else { Verdict::Lost }
+        }
+        _ => Verdict::Neutral,
+    }
+}
+
+fn by_harm(found: &Comparison, _: bool) -> Verdict {
+    match &found.guardrail {
+        Some(guardrail) if guardrail.state == "harmed" => Verdict::Lost,
+        Some(guardrail) if guardrail.state == "safe" => Verdict::Won,
+        _ => Verdict::Neutral,
+    }
+}
+
+/// Returns whether enough is known by the experiment's own plan: the planned users are there, or each goal could see the
+/// effect worth finding.
+fn is_powered(setting: &Setting<'_>, goals: &[&Metric]) -> bool {
+    let users: u64 = setting.variants.iter().filter_map(|variant| variant.users).sum();
+    let has_target = setting.experiment.target_sample_size.and_then(|target| u64::try_from(target).ok());
+    if has_target.is_some_and(|target| users >= target) {
+        return true;
+    }
+    let mut powers = goals.iter().flat_map(|metric| &metric.comparisons).map(|found| found.power).peekable();
+    powers.peek().is_some() && powers.all(|power| power.is_some_and(|power| power.progress >= 1.0))
+}
+
+fn power_fact(setting: &Setting<'_>, goals: &[&Metric], powered: bool) -> String {
+    let users: u64 = setting.variants.iter().filter_map(|variant| variant.users).sum();
+    let planned = setting.experiment.target_sample_size.map(|target| format!(" of {target} planned")).unwrap_or_default();
+    let least = goals
+        .iter()
+        .flat_map(|metric| &metric.comparisons)
+        .filter_map(|found| found.power)
+        .map(|power| power.progress)
+        .fold(None, |least: Option<f64>, progress| Some(least.map_or(progress, |least| least.min(progress))));
+    let progress = least.map(|least| format!(", {:.0} % of the precision", least * 100.0)).unwrap_or_default();
+    let enough = if powered { "enough" } else { "not enough yet" };
+    format!("{users} users{planned}{progress}: {enough}")
+}
+
+fn vote(metric: &Metric, found: &Comparison) -> Why {
+    let p = found.adjusted.and_then(|adjusted| adjusted.p_value).or(found.test.p_value);
+    let p = p.map(|p| format!(", p = {}", p_text(p))).unwrap_or_default();
+    let said = found.guardrail.as_ref().map_or(found.verdict, |guardrail| guardrail.state);
+    let rule = if found.guardrail.is_some() { "guardrail" } else { "goal" };
+    let lift = found.relative.lift.map(|lift| format!(", {:+.2} %", lift * 100.0)).unwrap_or_default();
+    Why { rule, fact: format!("{}: {said}{lift}{p}", metric.id) }
+}
+
+/// Returns the variant to ship: of several the one with the greatest lift of the first goal, in the direction that is wanted.
+fn shipped(actions: &[Option<Action>], goals: &[&Metric]) -> Option<usize> {
+    let goal = goals.first();
+    let gain = |arm: usize| {
+        let lift = goal.and_then(|goal| goal.comparisons.get(arm)?.relative.lift).unwrap_or(0.0);
+        if goal.is_some_and(|goal| goal.direction == "decrease") { -lift } else { lift }
+    };
+    let shipping = (0..actions.len()).filter(|arm| actions[*arm] == Some(Action::Ship));
+    shipping.max_by(|one, other| gain(*one).total_cmp(&gain(*other)))
+}

@@ -1,0 +1,303 @@
+//! What makes numbers unworthy of trust, before anybody reads them.
+
+use super::image::DAY_US;
+use super::measure::{Measured, Split};
+use super::population::People;
+use super::series::{self, Days};
+use super::settings::{PopulationRule, Windows};
+use super::sums::{Slots, outlier_share};
+use crate::answer::health::{Check, Health, Level, SrmOfValue};
+use crate::answer::{Excluded, Experiment, Variant, Warning};
+use crate::experiment::plain::p_text;
+use crate::statistics::comparison::{Sample, compare};
+use crate::statistics::sample_ratio::{SampleRatio, Status, sample_ratio, sequential};
+
+/// Below this p-value the shares of users are wrong beyond doubt, unless they differ by less than a tenth of a point.
+pub const SRM_FAIL_BELOW: f64 = 0.001;
+const SRM_WARN_BELOW: f64 = 0.01;
+/// How firmly the sequential check believes in shares near the weights, in users.
+const SRM_CONCENTRATION: f64 = 10_000.0;
+/// From this share of multi-exposed users on an answer warns, and fails.
+pub const MULTI_WARN_FROM: f64 = 0.01;
+const MULTI_FAIL_FROM: f64 = 0.1;
+/// Multi-exposed users below which their share means nothing.
+const MULTI_USERS_MIN: u64 = 10;
+/// Users of each variant below which an answer warns.
+const USERS_MIN: u64 = 100;
+/// One weekly cycle: people behave otherwise on weekends.
+const DAYS_MIN: u32 = 7;
+/// A running experiment without an event for so long has lost its sender.
+const LAG_MAX_US: i64 = DAY_US;
+/// Below this share of ended windows most conversions may still come.
+const MATURE_SHARE_MIN: f64 = 0.5;
+/// From this part of the value in a hundredth of the users on, a mean is that of a few.
+const OUTLIER_SHARE_MAX: f64 = 0.5;
+
+/// Checks everything, and warns in words of what is wrong.
+pub fn check(
+    people: &People<'_>,
+    experiment: &Experiment,
+    variants: &[Variant],
+    measured: &[Measured],
+    split: Option<&Split>,
+    excluded: &Excluded,
+    warnings: &mut Vec<Warning>,
+) -> Health {
+    let slots = people.slots(people.window_us);
+    let checks = vec![
+        srm(people, variants, &slots, split, warnings),
+        multi_exposure(people, warnings),
+        unknown_variant(people, excluded, warnings),
+        balance(experiment, measured, warnings),
+        minimum_runtime(people, experiment),
+        minimum_users(&slots),
+        freshness(people, experiment, warnings),
+        mature_share(people, experiment, warnings),
+        outliers(measured, warnings),
+    ];
+    Health { overall: checks.iter().map(Check::level).max().unwrap_or(Level::Ok), checks }
+}
+
+/// Returns the weights by which users should be spread, and whether they were set.
+pub fn weights(variants: &[Variant]) -> (Vec<f64>, bool) {
+    let configured = variants.iter().any(|variant| variant.weight.is_some());
+    let weight = |variant: &Variant| if configured { variant.weight.unwrap_or(0.0) } else { 1.0 };
+    (variants.iter().map(weight).collect(), configured)
+}
+
+fn srm_level(ratio: &SampleRatio, p_value: Option<f64>) -> Level {
+    let off = ratio.expected.iter().zip(&ratio.observed).map(|(expected, observed)| (expected - observed).abs());
+    let is_far_off = off.fold(0.0, f64::max) >= 0.001;
+    match (ratio.status, p_value) {
+        // A user in a variant of weight 0 is a mismatch whatever the shares are.
+        (Status::Mismatch, p) if is_far_off || p.is_none_or(|p| p >= SRM_FAIL_BELOW) => Level::Fail,
+        (Status::Mismatch, _) => Level::Warn,
+        (_, Some(p)) if p < SRM_WARN_BELOW => Level::Warn,
+        _ => Level::Ok,
+    }
+}
+
+fn srm(
+    people: &People<'_>,
+    variants: &[Variant],
+    slots: &Slots,
+    split: Option<&Split>,
+    warnings: &mut Vec<Warning>,
+) -> Check {
+    let (weights, configured) = weights(variants);
+    let ratio = sample_ratio(slots.users(), &weights, SRM_FAIL_BELOW);
+    // Equal shares are only a guess where none were set.
+    let bounded = |level: Level| if configured { level } else { level.min(Level::Warn) };
+    let mut level = bounded(srm_level(&ratio, ratio.p_value));
+    let mut with_multi = None;
+    if people.multi_exposed() > 0 && people.rule == PopulationRule::ExcludeMulti {
+        let all = people.slots_by(PopulationRule::FirstExposure, people.windows, people.window_us);
+        let all = sample_ratio(all.users(), &weights, SRM_FAIL_BELOW);
+        level = level.max(bounded(srm_level(&all, all.p_value)).min(Level::Warn));
+        with_multi = all.p_value;
+    }
+    let sequential = sequential_log10_p(people, slots, &weights);
+    if sequential.is_some_and(|log10| log10 < SRM_FAIL_BELOW.log10()) {
+        level = level.max(Level::Warn);
+    }
+    let by_dimension = split.map(|split| srm_by_value(split, &weights, configured)).unwrap_or_default();
+    level = level.max(by_dimension.iter().map(|found| found.level.min(Level::Warn)).max().unwrap_or(Level::Ok));
+    if level > Level::Ok {
+        let p = ratio.p_value.map(|p| format!(" (p = {})", p_text(p))).unwrap_or_default();
+        let assumed = if configured { "" } else { ", assuming equal shares because the variants have no weights" };
+        let message = format!("the variants do not hold the shares of users that they should{p}{assumed}; something loses users");
+        warnings.push(Warning::new("sample_ratio_mismatch", message));
+    }
+    Check::Srm {
+        level,
+        status: ratio.status.as_str(),
+        p_value: ratio.p_value,
+        log10_p: ratio.log10_p,
+        sequential_p: sequential.map(|log10| 10f64.powf(log10)),
+        sequential_log10_p: sequential,
+        expected: ratio.expected,
+        observed: ratio.observed,
+        weights: if configured { "configured" } else { "assumed_equal" },
+        p_value_with_multi_exposed: with_multi,
+        by_dimension,
+    }
+}
+
+/// Returns the decimal logarithm of the p-value that holds under daily looks; `None` without users, or where a variant of
+/// weight 0 has some, which needs no test.
+fn sequential_log10_p(people: &People<'_>, slots: &Slots, weights: &[f64]) -> Option<f64> {
+    let days = Days::of(people.image, slots)?;
+    let mut by_day = series::users(people.image, slots, days);
+    for day in (1..by_day.len()).rev() {
+        let (earlier, today) = by_day.split_at_mut(day);
+        today[0].iter_mut().zip(&earlier[day - 1]).for_each(|(today, before)| *today -= before);
+    }
+    sequential(&by_day, weights, SRM_CONCENTRATION).last().copied().filter(|log10| log10.is_finite())
+}
+
+fn srm_by_value(split: &Split, weights: &[f64], configured: bool) -> Vec<SrmOfValue> {
+    let arms = weights.len();
+    let ratio = |place: usize| sample_ratio(&split.slots.users()[place * arms..(place + 1) * arms], weights, SRM_FAIL_BELOW);
+    let ratios: Vec<SampleRatio> = (0..split.values.len()).map(ratio).collect();
+    let tested = ratios.iter().filter(|ratio| ratio.p_value.is_some()).count().max(1) as f64;
+    let of_value = |(place, ratio): (usize, &SampleRatio)| {
+        let p_adjusted = ratio.p_value.map(|p| (p * tested).min(1.0));
+        let level = match p_adjusted {
+            Some(p) if p < SRM_FAIL_BELOW => Level::Fail,
+            Some(p) if p < SRM_WARN_BELOW => Level::Warn,
+            _ => Level::Ok,
+        };
+        SrmOfValue {
+            value: split.values[place].text.clone(),
+            users: split.slots.users()[place * arms..(place + 1) * arms].to_vec(),
+            level: if configured { level } else { level.min(Level::Warn) },
+            p_value: ratio.p_value,
+            log10_p: ratio.log10_p,
+            p_adjusted,
+        }
+    };
+    ratios.iter().enumerate().map(of_value).collect()
+}
+
+fn multi_exposure(people: &People<'_>, warnings: &mut Vec<Warning>) -> Check {
+    let (users, share) = (people.multi_exposed(), people.multi_share());
+    let level = match share {
+        _ if users < MULTI_USERS_MIN => Level::Ok,
+        Some(share) if share >= MULTI_FAIL_FROM => Level::Fail,
+        Some(share) if share >= MULTI_WARN_FROM => Level::Warn,
+        _ => Level::Ok,
+    };
+    if level > Level::Ok {
+        let what = match people.rule {
+            PopulationRule::ExcludeMulti => "are not counted",
+            PopulationRule::FirstExposure => "count for the one that they saw first",
+        };
+        let message = format!("{users} of {} users saw several variants and {what}", people.image.users.len());
+        warnings.push(Warning::new("multi_exposed", message));
+    }
+    Check::MultiExposure { level, share, users }
+}
+
+fn unknown_variant(people: &People<'_>, excluded: &Excluded, warnings: &mut Vec<Warning>) -> Check {
+    let users = excluded.unknown_variant;
+    let share = users as f64 / (users + people.image.users.len() as u64).max(1) as f64;
+    let level = match users {
+        0 => Level::Ok,
+        users if users >= MULTI_USERS_MIN && share >= MULTI_FAIL_FROM => Level::Fail,
+        _ => Level::Warn,
+    };
+    if level > Level::Ok {
+        let message = format!(
+            "events of {users} users name a variant that the experiment does not have; they wait as dead letters: see \
+             `weir admin dead-letters list`, add the variant, and they are stored"
+        );
+        warnings.push(Warning::new("unknown_variant", message));
+    }
+    Check::UnknownVariant { level, users }
+}
+
+/// Compares what users did before they were exposed: nothing but chance may differ there.
+fn balance(experiment: &Experiment, measured: &[Measured], warnings: &mut Vec<Warning>) -> Check {
+    let mut least: Option<(f64, f64, &str)> = None;
+    let mut tests = 0;
+    if experiment.control_variant_id.is_some() {
+        for metric in measured.iter().filter(|metric| !metric.before.is_empty()) {
+            let arms: Vec<Option<Sample>> =
+                metric.sums.iter().map(|sums| sums.before.arm().ok().map(Sample::Mean)).collect();
+            for arm in arms.iter().skip(1) {
+                let (Some(control), Some(arm)) = (&arms[0], arm) else { continue };
+                let Some(p) = compare(control, arm, 0.05).decisive() else { continue };
+                tests += 1;
+                if least.is_none_or(|(_, log10, _)| p.log10 < log10) {
+                    least = Some((p.p, p.log10, &metric.configured.name));
+                }
+            }
+        }
+    }
+    let Some((p, log10, metric)) = least else {
+        let status = "no_data";
+        return Check::PreExposureBalance { level: Level::Ok, status, p_value: None, log10_p: None, metric: None };
+    };
+    let (p, log10) = ((p * f64::from(tests)).min(1.0), (log10 + f64::from(tests).log10()).min(0.0));
+    let is_off = p < SRM_FAIL_BELOW;
+    if is_off {
+        let message = format!(
+            "users of the variants differed in {metric} before they were exposed (p = {}); look for what decides who is exposed",
+            p_text(p)
+        );
+        warnings.push(Warning::new("pre_exposure_balance", message));
+    }
+    Check::PreExposureBalance {
+        level: if is_off { Level::Warn } else { Level::Ok },
+        status: if is_off { "mismatch" } else { "ok" },
+        p_value: Some(p),
+        log10_p: Some(log10),
+        metric: Some(metric.to_owned()),
+    }
+}
+
+fn minimum_runtime(people: &People<'_>, experiment: &Experiment) -> Check {
+    let days = people.first_exposure().map(|first| {
+        let begun = experiment.started_us.map_or(first, |started| started.min(first));
+        let end = experiment.ended_us.map_or(people.now, |ended| ended.min(people.now));
+        (end - begun).max(0) as f64 / DAY_US as f64
+    });
+    let is_short = days.is_some_and(|days| days < f64::from(DAYS_MIN));
+    Check::MinimumRuntime { level: if is_short { Level::Warn } else { Level::Ok }, days, days_min: DAYS_MIN }
+}
+
+fn minimum_users(slots: &Slots) -> Check {
+    let users = slots.users().iter().copied().min().unwrap_or(0);
+    Check::MinimumUsers { level: if users < USERS_MIN { Level::Warn } else { Level::Ok }, users }
+}
+
+fn freshness(people: &People<'_>, experiment: &Experiment, warnings: &mut Vec<Warning>) -> Check {
+    let lag = people.newest().map(|newest| (people.now - newest).max(0));
+    let is_stale = experiment.status == "running" && lag.is_some_and(|lag| lag > LAG_MAX_US);
+    if let Some(lag) = lag.filter(|_| is_stale) {
+        let message = format!(
+            "the experiment runs, but its newest event is {:.1} days older than the newest event of all; does its sender still work?",
+            lag as f64 / DAY_US as f64
+        );
+        warnings.push(Warning::new("stale", message));
+    }
+    Check::Freshness { level: if is_stale { Level::Warn } else { Level::Ok }, lag_seconds: lag.map(|lag| lag / 1_000_000) }
+}
+
+fn mature_share(people: &People<'_>, experiment: &Experiment, warnings: &mut Vec<Warning>) -> Check {
+    let (any, mature) = people.maturity();
+    let share = (any > 0).then(|| mature as f64 / any as f64);
+    if mature < any && people.windows == Windows::All {
+        let message = format!(
+            "the conversion window of {} days is over for {mature} of {any} users; later conversions of the others still change \
+             the numbers",
+            experiment.conversion_window_days,
+        );
+        warnings.push(Warning::new("windows_incomplete", message));
+    }
+    let is_young = share.is_some_and(|share| share < MATURE_SHARE_MIN);
+    Check::MatureShare { level: if is_young { Level::Warn } else { Level::Ok }, share }
+}
+
+fn outliers(measured: &[Measured], warnings: &mut Vec<Warning>) -> Check {
+    let values = measured.iter().filter(|metric| metric.configured.aggregation.is_value());
+    let shares = values.filter_map(|metric| Some((outlier_share(&metric.entries, &metric.slots)?, metric)));
+    let greatest = shares.fold(None, |greatest: Option<(f64, &Measured)>, found| match greatest {
+        Some(greatest) if greatest.0 >= found.0 => Some(greatest),
+        _ => Some(found),
+    });
+    let is_high = greatest.is_some_and(|(share, _)| share > OUTLIER_SHARE_MAX);
+    if let Some((share, metric)) = greatest.filter(|_| is_high) {
+        let message = format!(
+            "a hundredth of the users with a value brings {:.0} % of {}; a cap keeps them from deciding alone",
+            share * 100.0,
+            metric.configured.name
+        );
+        warnings.push(Warning::new("outliers", message));
+    }
+    Check::OutlierShare {
+        level: if is_high { Level::Warn } else { Level::Ok },
+        share: greatest.map(|(share, _)| share),
+        metric: greatest.map(|(_, metric)| metric.configured.name.clone()),
+    }
+}

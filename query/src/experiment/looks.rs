@@ -1,0 +1,264 @@
+//! Looks on the way: which of them are allowed for, and what an effect has to reach at each.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+
+use super::headline::{Headline, ends};
+use super::image::{DAY_US, Image};
+use super::series::{self, Days};
+use super::settings::Analysis;
+use super::sums::Slots;
+use crate::answer::Experiment;
+use crate::answer::metric::{CrossedOn, Sequential};
+use crate::statistics::effect::Effect;
+use crate::statistics::group_sequential::{Sides, bounds};
+use crate::statistics::sequential::{confidence_sequence, tightest_at};
+
+/// Alpha is spent in proportion to this power of the information.
+const SPENDING_POWER: f64 = 2.0;
+
+/// What is planned, and what was seen of it on each day.
+#[derive(Debug)]
+pub struct Plan {
+    /// What is allowed for.
+    pub analysis: Analysis,
+    /// The share of false alarms.
+    pub alpha: f64,
+    /// Whether no later look will come.
+    pub has_ended: bool,
+    /// The days; none without users.
+    pub days: Option<Days>,
+    /// Users of each variant at the end of each day.
+    pub users: Vec<Vec<u64>>,
+    target: Option<u64>,
+    weights: Vec<f64>,
+    /// From when to when it is planned, in microseconds since 1970.
+    time: Option<(i64, i64)>,
+    now: i64,
+    /// Bounds of each day by variant and bits of alpha: finding them takes milliseconds.
+    found: RefCell<HashMap<(usize, u64), Vec<Option<f64>>>>,
+}
+
+/// Returns what the experiment's plan allows for, where nothing was asked for: bounds towards a planned size or end, else a
+/// sequence.
+pub fn default_analysis(experiment: &Experiment) -> Analysis {
+    match (experiment.target_sample_size, experiment.ended_us) {
+        (None, None) => Analysis::Sequential,
+        _ => Analysis::GroupSequential,
+    }
+}
+
+/// One comparison of many, as bounds and sequences see it.
+pub struct Looked<'a> {
+    /// The variant's place.
+    pub arm: usize,
+    /// The difference today.
+    pub headline: &'a Headline,
+    /// Users of both.
+    pub users: u64,
+    /// The differences at the end of each day, in standard errors; empty if they are not known.
+    pub z_by_day: &'a [Option<f64>],
+}
+
+impl Plan {
+    /// Makes the plan of an experiment from the users who count. `weights` are those of the variants.
+    pub fn new(
+        experiment: &Experiment,
+        analysis: Analysis,
+        weights: Vec<f64>,
+        image: &Image,
+        slots: &Slots,
+        now: i64,
+    ) -> Self {
+        let days = Days::of(image, slots);
+        let users = days.map(|days| series::users(image, slots, days)).unwrap_or_default();
+        let is_over = experiment.ended_us.is_some_and(|ended| ended <= now);
+        let begun = experiment.started_us.or_else(|| days.map(|days| days.first * DAY_US));
+        Plan {
+            analysis,
+            alpha: experiment.alpha,
+            has_ended: is_over || matches!(experiment.status.as_str(), "completed" | "archived"),
+            days,
+            users,
+            target: experiment.target_sample_size.and_then(|target| u64::try_from(target).ok()),
+            weights,
+            time: begun.zip(experiment.ended_us).filter(|(begun, ended)| begun < ended),
+            now,
+            found: RefCell::default(),
+        }
+    }
+
+    /// Returns the users of control and variant at which a sequence is tightest. It is the planned number of both, fixed at
+    /// the start.
+    pub fn n_star(&self, arm: usize) -> f64 {
+        let pair = self.weights.first().unwrap_or(&0.0) + self.weights.get(arm).unwrap_or(&0.0);
+        tightest_at(self.target, pair, self.weights.iter().sum())
+    }
+
+    /// Returns the part of the planned information at the end of each day: users of both variants, else time. Empty without
+    /// a plan.
+    pub fn fractions(&self, arm: usize) -> Vec<f64> {
+        let Some(days) = self.days else { return Vec::new() };
+        let of_day = |(place, users): (usize, &Vec<u64>)| -> Option<f64> {
+            if self.target.is_some() {
+                let pair = users.first()? + users.get(arm)?;
+                return Some((pair as f64 / self.n_star(arm)).min(1.0));
+            }
+            let (begun, ended) = self.time?;
+            let day_end = ((days.first + place as i64 + 1) * DAY_US).min(self.now.max(begun));
+            Some(((day_end - begun).max(0) as f64 / (ended - begun) as f64).min(1.0))
+        };
+        let found: Option<Vec<f64>> = self.users.iter().enumerate().map(of_day).collect();
+        found.unwrap_or_default()
+    }
+
+    /// Returns the bound of |z| at the end of each day, two-sided; empty without a plan.
+    pub fn bounds(&self, arm: usize, alpha: f64) -> Vec<Option<f64>> {
+        if let Some(found) = self.found.borrow().get(&(arm, alpha.to_bits())) {
+            return found.clone();
+        }
+        let found = bounds(&self.fractions(arm), alpha, Sides::Two, SPENDING_POWER);
+        self.found.borrow_mut().insert((arm, alpha.to_bits()), found.clone());
+        found
+    }
+
+    /// Returns the critical value of a sequence with the false alarms of `alpha`, for `users` of both variants. The mixture is
+    /// that of the experiment's own alpha whatever `alpha` is, so that p-values and intervals agree.
+    /// Source: as [`confidence_sequence`].
+    pub fn sequence_critical(&self, arm: usize, users: u64, alpha: f64) -> f64 {
+        let surprise = -2.0 * self.alpha.ln();
+        let information = users as f64 * (surprise + surprise.ln_1p()) / self.n_star(arm);
+        let grown = information + 1.0;
+        (grown / information * (grown.ln() - 2.0 * alpha.ln())).sqrt()
+    }
+
+    /// Looks at one comparison at the level `alpha`.
+    pub fn look(&self, looked: &Looked<'_>, alpha: f64) -> Sequential {
+        let headline = looked.headline;
+        let effect = Effect { estimate: headline.estimate, std_error: headline.std_error, dof: headline.dof };
+        let sequence = confidence_sequence(&effect, looked.users, self.alpha, self.n_star(looked.arm));
+        let (z, fraction) = (headline.z(), self.fractions(looked.arm).last().copied());
+        let mut found = Sequential {
+            method: Analysis::Sequential.as_str(),
+            information_fraction: fraction,
+            boundary_z: None,
+            z,
+            crossed: false,
+            crossed_on: None,
+            ci: [None, None],
+            ci_relative: [None, None],
+            always_valid_p: sequence.p_value,
+            log10_p: sequence.log10_p,
+            log10_e: sequence.log10_e.unwrap_or(0.0),
+            n_star: self.n_star(looked.arm),
+        };
+        let critical = match self.analysis {
+            Analysis::GroupSequential => {
+                let bounds = self.bounds(looked.arm, alpha);
+                // Without information of a plan nothing is spent, and nothing can be crossed.
+                let Some(bound) = bounds.last().copied().flatten() else { return found };
+                found.method = self.analysis.as_str();
+                let earlier = looked.z_by_day.iter().zip(&bounds).take(bounds.len() - 1);
+                let crossed = earlier.enumerate().find(|(_, (z, bound))| match (z, bound) {
+                    (Some(z), Some(bound)) => z.abs() > *bound,
+                    _ => false,
+                });
+                found.crossed_on =
+                    crossed.and_then(|(place, _)| self.days.map(|days| CrossedOn(days.first + place as i64)));
+                found.crossed = z.abs() > bound || found.crossed_on.is_some();
+                bound
+            }
+            Analysis::Hybrid => {
+                found.method = self.analysis.as_str();
+                let half = alpha / 2.0;
+                let critical = match self.has_ended {
+                    true => headline.critical(half),
+                    false => self.sequence_critical(looked.arm, looked.users, half),
+                };
+                found.crossed = z.abs() > critical;
+                critical
+            }
+            Analysis::Fixed | Analysis::Sequential => {
+                let critical = self.sequence_critical(looked.arm, looked.users, alpha);
+                found.crossed = z.abs() > critical;
+                critical
+            }
+        };
+        found.boundary_z = Some(critical);
+        found.ci = ends(Some(headline.absolute(critical)));
+        found.ci_relative = ends(headline.relative(critical));
+        found
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::sums::tests::image;
+    use super::*;
+
+    fn experiment(target: Option<i32>, ended_us: Option<i64>) -> Experiment {
+        Experiment { alpha: 0.05, target_sample_size: target, started_us: Some(0), ended_us, ..Experiment::default() }
+    }
+
+    /// 400 users a day for ten days, half of them in each of two variants.
+    fn plan(experiment: &Experiment, analysis: Analysis) -> Plan {
+        let users: Vec<(u32, i64)> = (0..4_000).map(|user| (user % 2, i64::from(user) / 400 * DAY_US)).collect();
+        let image = image(&users, &[]);
+        let slots = Slots::new(users.len(), 2, |user| Some(user % 2));
+        Plan::new(experiment, analysis, vec![1.0, 1.0], &image, &slots, 10 * DAY_US - 1)
+    }
+
+    fn headline(z: f64) -> Headline {
+        Headline { estimate: z, std_error: 1.0, dof: 1e4, baseline: 50.0, baseline_variance: 0.5, covariance: -0.5 }
+    }
+
+    #[test]
+    fn a_plan_chooses_the_analysis() {
+        assert_eq!(default_analysis(&experiment(None, None)), Analysis::Sequential);
+        assert_eq!(default_analysis(&experiment(Some(10), None)), Analysis::GroupSequential);
+        assert_eq!(default_analysis(&experiment(None, Some(10))), Analysis::GroupSequential);
+    }
+
+    #[test]
+    fn information_is_users_or_else_time() {
+        let by_users = plan(&experiment(Some(5_000), None), Analysis::GroupSequential);
+        assert_eq!((by_users.n_star(1), by_users.fractions(1)[0], by_users.fractions(1)[9]), (5_000.0, 0.08, 0.8));
+        let by_time = plan(&experiment(None, Some(20 * DAY_US)), Analysis::GroupSequential);
+        assert!((by_time.fractions(1)[4] - 0.25).abs() < 1e-9);
+        assert!(plan(&experiment(None, None), Analysis::GroupSequential).fractions(1).is_empty());
+    }
+
+    #[test]
+    fn a_bound_that_was_crossed_stays_crossed() {
+        let plan = plan(&experiment(Some(4_000), None), Analysis::GroupSequential);
+        let bounds: Vec<f64> = plan.bounds(1, 0.05).into_iter().map(|bound| bound.expect("information")).collect();
+        assert!(bounds.windows(2).all(|pair| pair[0] > pair[1]), "bounds fall: {bounds:?}");
+        assert!(bounds[9] > 1.96 && bounds[9] < 2.4, "{bounds:?}");
+        let check = |z_by_day: &[Option<f64>], z: f64, crossed: bool, on: Option<i64>| {
+            let headline = headline(z);
+            let found = plan.look(&Looked { arm: 1, headline: &headline, users: 4_000, z_by_day }, 0.05);
+            assert_eq!((found.crossed, found.crossed_on), (crossed, on.map(CrossedOn)), "{z_by_day:?} {z}");
+            let excludes = found.ci[0].expect("an end") > 0.0 || found.ci[1].expect("an end") < 0.0;
+            assert_eq!(excludes, z.abs() > bounds[9], "the interval is that of today's bound");
+        };
+        check(&[], 1.9, false, None);
+        check(&[], -2.4, true, None);
+        check(&[Some(1.0), Some(5.0), Some(6.0)], 1.0, true, Some(1));
+        check(&[None, Some(2.4), None], 1.0, false, None);
+        // The look of today is the last one, not an earlier one.
+        check(&[None, None, None, None, None, None, None, None, None, Some(9.0)], 1.0, false, None);
+    }
+
+    #[test]
+    fn a_sequence_agrees_with_its_p_value_at_any_level() {
+        let plan = plan(&experiment(None, None), Analysis::Sequential);
+        for level in [0.05, 0.05 / 7.0] {
+            for step in 0..60 {
+                let headline = headline(f64::from(step) / 10.0);
+                let found = plan.look(&Looked { arm: 1, headline: &headline, users: 4_000, z_by_day: &[] }, level);
+                assert_eq!(found.crossed, found.always_valid_p < level, "{found:?}");
+                assert_eq!(found.crossed, found.ci[0].expect("an end") > 0.0);
+            }
+        }
+    }
+}

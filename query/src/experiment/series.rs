@@ -1,0 +1,247 @@
+//! The same sums at the end of each day: what a reader would have seen, had they looked then.
+//!
+//! Days are those of UTC, by the time of the event. A late event therefore changes the days since it happened, not the day
+//! on which it came.
+
+use super::catalogue::{Aggregation, Denominator};
+use super::image::{DAY_US, Image};
+use super::measure::Measured;
+use super::sums::{Counted, Slots, Sums};
+use crate::statistics::moments::{Moments, Overflow};
+use arrow::datatypes::i256;
+use chrono::DateTime;
+
+/// Days of a series, at most; what came before lies in the first one.
+pub const DAYS_MAX: i64 = 400;
+
+/// The days of an experiment, from the first exposure to the last thing that counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Days {
+    /// Days since 1970 of the first one.
+    pub first: i64,
+    /// How many.
+    pub count: usize,
+}
+
+impl Days {
+    /// Returns the days of the users who belong somewhere; `None` without users.
+    pub fn of(image: &Image, slots: &Slots) -> Option<Self> {
+        let belongs = |user: &usize| slots.of(*user as u32).is_some();
+        let (mut first, mut last) = (i64::MAX, i64::MIN);
+        for user in (0..image.users.len()).filter(belongs) {
+            let exposed = image.users.exposed[user];
+            first = first.min(exposed);
+            last = last.max(image.after.of(user).last().map_or(exposed, |row| row.time));
+        }
+        if first > last {
+            return None;
+        }
+        let (first, last) = (first.div_euclid(DAY_US), last.div_euclid(DAY_US));
+        let first = first.max(last - DAYS_MAX + 1);
+        Some(Days { first, count: (last - first + 1) as usize })
+    }
+
+    /// Returns the place of a moment among the days.
+    fn place(&self, us: i64) -> usize {
+        let place = (us.div_euclid(DAY_US) - self.first).max(0) as usize;
+        place.min(self.count - 1)
+    }
+
+    /// Returns the date of a place.
+    pub fn date(&self, place: usize) -> String {
+        let seconds = (self.first + place as i64) * DAY_US / 1_000_000;
+        DateTime::from_timestamp(seconds, 0).map(|time| time.format("%Y-%m-%d").to_string()).unwrap_or_default()
+    }
+}
+
+/// The sums of each slot at the end of one day.
+pub type DaySums = Vec<Sums>;
+
+/// Returns the days of one metric.
+/// # Errors
+/// [`Overflow`].
+pub fn of_metric(metric: &Measured, image: &Image, days: Days, cap: Option<i128>) -> Result<Option<Vec<DaySums>>, Overflow> {
+    sums(&metric.counted, &metric.configured.aggregation, image, &metric.slots, days, cap)
+}
+
+/// Returns the users of each slot at the end of each day.
+pub fn users(image: &Image, slots: &Slots, days: Days) -> Vec<Vec<u64>> {
+    let mut users = vec![vec![0; slots.users().len()]; days.count];
+    for user in 0..image.users.len() {
+        if let Some(slot) = slots.of(user as u32) {
+            users[days.place(image.users.exposed[user])][slot] += 1;
+        }
+    }
+    for day in 1..days.count {
+        for slot in 0..slots.users().len() {
+            users[day][slot] += users[day - 1][slot];
+        }
+    }
+    users
+}
+
+/// What changes on one day in one slot.
+#[derive(Clone, Copy)]
+struct Change {
+    converters: i64,
+    amount: i128,
+    squares: i256,
+    base: i128,
+    base_squares: i256,
+    product: i256,
+}
+
+const NO_CHANGE: Change =
+    Change { converters: 0, amount: 0, squares: i256::ZERO, base: 0, base_squares: i256::ZERO, product: i256::ZERO };
+
+/// Returns the sums of each slot at the end of each day, without covariate; `None` for a metric that is not additive over
+/// days. Sums above `cap` count as `cap`.
+/// # Errors
+/// [`Overflow`].
+pub fn sums(
+    counted: &Counted,
+    aggregation: &Aggregation,
+    image: &Image,
+    slots: &Slots,
+    days: Days,
+    cap: Option<i128>,
+) -> Result<Option<Vec<Vec<Sums>>>, Overflow> {
+    // Impressions have no days here, and quantiles do not add up.
+    if matches!(aggregation, Aggregation::Quantile(..) | Aggregation::Ratio(_, Denominator::Impressions)) {
+        return Ok(None);
+    }
+    let is_rate = *aggregation == Aggregation::ConversionRate;
+    let width = slots.users().len();
+    let mut changes = vec![NO_CHANGE; days.count * width];
+    let shown = |amount: i128| match cap {
+        _ if is_rate => amount.min(Moments::SCALE),
+        Some(cap) => amount.min(cap),
+        None => amount,
+    };
+    for user in image.after.filled().iter().map(|user| *user as usize) {
+        let Some(slot) = slots.of(user as u32) else { continue };
+        let exposed = image.users.exposed[user];
+        let (mut amount, mut base, mut has_converted) = (0i128, 0i128, false);
+        for row in image.after.of(user).iter().filter(|row| counted.is_in_window(row, exposed)) {
+            let Some((more, more_base)) = counted.of_row(row) else { continue };
+            let change = &mut changes[days.place(row.time) * width + slot];
+            let (next, next_base) = (amount.checked_add(more).ok_or(Overflow)?, base.checked_add(more_base).ok_or(Overflow)?);
+            let (from, to) = (shown(amount), shown(next));
+            change.converters += i64::from(!has_converted && counted.is_conversion(row));
+            has_converted |= counted.is_conversion(row);
+            change.amount = change.amount.checked_add(to - from).ok_or(Overflow)?;
+            change.squares = moved(change.squares, (from, from), (to, to))?;
+            change.base = change.base.checked_add(next_base - base).ok_or(Overflow)?;
+            change.base_squares = moved(change.base_squares, (base, base), (next_base, next_base))?;
+            change.product = moved(change.product, (from, base), (to, next_base))?;
+            (amount, base) = (next, next_base);
+        }
+    }
+    let users = users(image, slots, days);
+    let mut series = Vec::with_capacity(days.count);
+    let mut totals = vec![NO_CHANGE; width];
+    for (day, users) in users.iter().enumerate() {
+        let mut row = Vec::with_capacity(width);
+        for (slot, total) in totals.iter_mut().enumerate() {
+            let change = &changes[day * width + slot];
+            total.converters += change.converters;
+            total.amount = total.amount.checked_add(change.amount).ok_or(Overflow)?;
+            total.base = total.base.checked_add(change.base).ok_or(Overflow)?;
+            total.squares = total.squares.checked_add(change.squares).ok_or(Overflow)?;
+            total.base_squares = total.base_squares.checked_add(change.base_squares).ok_or(Overflow)?;
+            total.product = total.product.checked_add(change.product).ok_or(Overflow)?;
+            row.push(Sums {
+                users: users[slot],
+                converters: total.converters as u64,
+                capped: 0,
+                amount: Moments::from_parts(users[slot], total.amount, total.squares),
+                base: Moments::from_parts(users[slot], total.base, total.base_squares),
+                amount_base: total.product,
+                before: Moments::default().over(users[slot]),
+                amount_before: i256::ZERO,
+            });
+        }
+        series.push(row);
+    }
+    Ok(Some(series))
+}
+
+/// Replaces one product in a sum of products by another one.
+fn moved(sum: i256, from: (i128, i128), to: (i128, i128)) -> Result<i256, Overflow> {
+    if from == to {
+        return Ok(sum);
+    }
+    let product = |(a, b): (i128, i128)| i256::from_i128(a).checked_mul(i256::from_i128(b)).ok_or(Overflow);
+    sum.checked_add(product(to)?).and_then(|sum| Some(sum.checked_sub(product(from).ok()?)?)).ok_or(Overflow)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::catalogue::{Amount, Configured, default_metrics};
+    use super::super::sums::{self, tests::image};
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn days_are_those_of_utc() {
+        let day = |time: &str| DateTime::parse_from_rfc3339(time).expect("a time").timestamp_micros();
+        let users = [(0, day("2026-02-28T23:59:59.999999Z")), (1, day("2026-03-01T00:00:00Z"))];
+        let image = image(&users, &[(0, day("2026-03-02T12:00:00Z"), 0, 1)]);
+        let slots = Slots::new(2, 2, |user| Some(user));
+        let days = Days::of(&image, &slots).expect("users");
+        assert_eq!((0..days.count).map(|place| days.date(place)).collect::<Vec<_>>(), ["2026-02-28", "2026-03-01", "2026-03-02"]);
+        assert_eq!(super::users(&image, &slots, days), [[1, 0], [1, 1], [1, 1]]);
+        assert_eq!(Days::of(&image, &Slots::new(2, 2, |_| None)), None);
+    }
+
+    #[test]
+    fn what_is_too_old_lies_in_the_first_day() {
+        let image = image(&[(0, 0), (0, 1_000 * DAY_US)], &[]);
+        let slots = Slots::new(2, 1, |_| Some(0));
+        let days = Days::of(&image, &slots).expect("users");
+        assert_eq!((days.first, days.count), (601, 400));
+        let users = super::users(&image, &slots, days);
+        assert_eq!((users[0][0], users[399][0]), (1, 2));
+    }
+
+    proptest! {
+        #[test]
+        fn each_day_is_what_it_would_have_been(
+            users in prop::collection::vec((0u32..2, 0i64..6 * DAY_US), 1..12),
+            rows in prop::collection::vec((0usize..12, 0i64..9 * DAY_US, 0u32..2, -3i128..9), 0..40),
+            cap in prop::option::of(0i128..12),
+            which in 0usize..4,
+        ) {
+            let rows: Vec<(u32, i64, u32, i128)> = rows.into_iter().map(|(user, time, name, value)| ((user % users.len()) as u32, time, name, value)).collect();
+            let cap = cap.map(|cap| cap * Moments::SCALE);
+            let aggregation = [
+                Aggregation::ConversionRate,
+                Aggregation::ValuePerUser,
+                Aggregation::CountPerUser,
+                Aggregation::Ratio(Amount::Value, Denominator::Conversions(None)),
+            ][which].clone();
+            let metric = Configured { aggregation: aggregation.clone(), ..default_metrics(Some("buy"))[0].clone() };
+            let cap = cap.filter(|_| which > 0);
+            let whole = image(&users, &rows);
+            let slots = Slots::new(users.len(), 2, |user| Some(users[user].0 as usize));
+            let days = Days::of(&whole, &slots).expect("users");
+            let counted = Counted::new(&metric, &whole, Some(0), 2);
+            let series = super::sums(&counted, &aggregation, &whole, &slots, days, cap).expect("fits").expect("additive");
+            for (place, found) in series.iter().enumerate() {
+                let end = (days.first + place as i64 + 1) * DAY_US;
+                let until: Vec<_> = rows.iter().copied().filter(|row| row.1 < end && row.1 >= users[row.0 as usize].1).collect();
+                let cut = image(&users, &until);
+                let present = Slots::new(users.len(), 2, |user| (users[user].1 < end).then_some(users[user].0 as usize));
+                let counted = Counted::new(&metric, &cut, Some(0), 2);
+                let expected = sums::sums(&counted.after(&cut).expect("fits"), &[], &present, cap).expect("fits");
+                for (found, expected) in found.iter().zip(&expected) {
+                    prop_assert_eq!(found.users, expected.users);
+                    prop_assert_eq!(found.converters, expected.converters);
+                    prop_assert_eq!(found.amount, expected.amount);
+                    prop_assert_eq!(found.base, expected.base);
+                    prop_assert_eq!(found.amount_base, expected.amount_base);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,423 @@
+//! What was asked for: the query string as typed values, with what the answer echoes of them.
+
+use chrono::DateTime;
+use serde::{Serialize, Serializer};
+use sha2::{Digest, Sha256};
+
+use crate::error::Refusal;
+
+/// Days before a user's first exposure from which behaviour is taken as covariate.
+pub const COVARIATE_DAYS: i64 = 14;
+/// The percentile at which value metrics are capped unless something else is asked for, in ten-thousandths of a percent.
+pub const CAP_PERCENTILE: u32 = 999_000;
+/// The percentile that never caps.
+pub const CAP_NEVER: u32 = 1_000_000;
+/// Metrics that one question may name.
+const METRICS_MAX: usize = 100;
+
+/// Makes an enum whose values are the texts of a query field, with the one list of what is accepted.
+macro_rules! choices {
+    ($(#[$doc:meta])* $name:ident { $($(#[$value_doc:meta])* $value:ident = $text:literal,)* }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum $name { $($(#[$value_doc])* $value,)* }
+
+        impl $name {
+            /// All values, as they are accepted.
+            pub const TEXTS: &'static [&'static str] = &[$($text,)*];
+
+            /// Returns the text, as it is asked for and echoed.
+            pub fn as_str(self) -> &'static str {
+                match self { $($name::$value => $text,)* }
+            }
+
+            fn of(field: &str, text: &str) -> Result<Self, Refusal> {
+                match text {
+                    $($text => Ok($name::$value),)*
+                    _ => Err(refused(field, text, &$name::TEXTS.join(", "))),
+                }
+            }
+        }
+
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, out: S) -> Result<S::Ok, S::Error> {
+                out.serialize_str(self.as_str())
+            }
+        }
+    };
+}
+
+choices! {
+    /// When looking at numbers is allowed for.
+    Analysis {
+        /// One look, at the end.
+        Fixed = "fixed",
+        /// Any number of looks at any time.
+        Sequential = "sequential",
+        /// One look a day, towards a planned size or end.
+        GroupSequential = "group_sequential",
+        /// Half of alpha for looks on the way, half for the one at the end.
+        Hybrid = "hybrid",
+    }
+}
+
+choices! {
+    /// Whose verdict it is.
+    Engine {
+        /// Tests decide.
+        Frequentist = "frequentist",
+        /// The chance to win decides.
+        Bayesian = "bayesian",
+        /// Tests decide, the chance to win stands beside them.
+        Both = "both",
+    }
+}
+
+choices! {
+    /// How many tests at once are allowed for.
+    Correction {
+        /// Not at all.
+        None = "none",
+        /// The chance of any false alarm stays below alpha.
+        Holm = "holm",
+        /// The share of false alarms among all alarms stays below alpha.
+        Bh = "bh",
+        /// As `holm`, with half of alpha kept for the primary metrics.
+        PreferentialBonferroni = "preferential_bonferroni",
+    }
+}
+
+choices! {
+    /// What happens to users who saw several variants.
+    PopulationRule {
+        /// They are left out.
+        ExcludeMulti = "exclude_multi",
+        /// They belong to the variant that they saw first.
+        FirstExposure = "first_exposure",
+    }
+}
+
+choices! {
+    /// Whose conversion windows count.
+    Windows {
+        /// Those of all users, ended or not.
+        All = "all",
+        /// Those that have ended: younger users are left out.
+        Complete = "complete",
+    }
+}
+
+choices! {
+    /// Whether behaviour before the first exposure sharpens the comparison.
+    Cuped {
+        /// Where it explains enough.
+        Auto = "auto",
+        /// Never.
+        Off = "off",
+    }
+}
+
+choices! {
+    /// In which terms sentences speak.
+    Difference {
+        /// In shares of the control.
+        Relative = "relative",
+        /// In the metric's own unit.
+        Absolute = "absolute",
+        /// In what a day would bring with everybody in the variant.
+        Scaled = "scaled",
+    }
+}
+
+choices! {
+    /// A property of the first exposure, by which users are split.
+    Dimension {
+        /// Country code.
+        Country = "country",
+        /// Region.
+        Region = "region",
+        /// City.
+        City = "city",
+        /// Kind of device.
+        DeviceType = "device_type",
+        /// Language.
+        Language = "language",
+        /// Time zone.
+        TimeZone = "time_zone",
+        /// Campaign source.
+        UtmSource = "utm_source",
+        /// Campaign medium.
+        UtmMedium = "utm_medium",
+        /// Campaign name.
+        UtmCampaign = "utm_campaign",
+    }
+}
+
+/// How value metrics are capped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CapRule {
+    /// As each metric says; else at the 99.9th percentile once that is more than a guess.
+    Auto,
+    /// Not at all.
+    Off,
+    /// At this percentile, in ten-thousandths of a percent, whatever metrics say.
+    Percentile(u32),
+}
+
+impl Serialize for CapRule {
+    fn serialize<S: Serializer>(&self, out: S) -> Result<S::Ok, S::Error> {
+        match self {
+            CapRule::Auto => out.serialize_str("auto"),
+            CapRule::Off => out.serialize_str("off"),
+            CapRule::Percentile(percentile) => out.serialize_str(&percentile_text(*percentile)),
+        }
+    }
+}
+
+/// Writes a percentile without needless zeros.
+pub fn percentile_text(percentile: u32) -> String {
+    let text = format!("{}.{:04}", percentile / 10_000, percentile % 10_000);
+    text.trim_end_matches('0').trim_end_matches('.').to_owned()
+}
+
+/// One question about an experiment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// The variant that the others are compared with, by name or id; none: the control.
+    pub baseline: Option<String>,
+    /// Names of the metrics asked for; empty: all.
+    pub metrics: Vec<String>,
+    /// The moment that is "now", in microseconds since 1970; none: the time of the newest event stored.
+    pub as_of: Option<i64>,
+    /// None: as the experiment's plan allows.
+    pub analysis: Option<Analysis>,
+    /// Whose verdict it is.
+    pub engine: Engine,
+    /// How many tests at once are allowed for.
+    pub correction: Correction,
+    /// What to split by.
+    pub dimension: Option<Dimension>,
+    /// What happens to users who saw several variants.
+    pub population: PopulationRule,
+    /// Whose conversion windows count.
+    pub windows: Windows,
+    /// Whether earlier behaviour sharpens the comparison.
+    pub cuped: Cuped,
+    /// How value metrics are capped.
+    pub cap: CapRule,
+    /// Whether each day is shown.
+    pub has_series: bool,
+    /// In which terms sentences speak.
+    pub difference: Difference,
+}
+
+impl Default for Request {
+    fn default() -> Self {
+        Request {
+            baseline: None,
+            metrics: Vec::new(),
+            as_of: None,
+            analysis: None,
+            engine: Engine::Both,
+            correction: Correction::Holm,
+            dimension: None,
+            population: PopulationRule::ExcludeMulti,
+            windows: Windows::All,
+            cuped: Cuped::Auto,
+            cap: CapRule::Auto,
+            has_series: false,
+            difference: Difference::Relative,
+        }
+    }
+}
+
+/// The fields of the query string.
+const FIELDS: [&str; 13] = [
+    "metrics",
+    "as_of",
+    "analysis",
+    "engine",
+    "baseline",
+    "correction",
+    "dimension",
+    "population",
+    "windows",
+    "cuped",
+    "cap",
+    "series",
+    "difference",
+];
+
+fn refused(field: &str, found: &str, accepted: &str) -> Refusal {
+    let shown: String = found.chars().take(100).collect();
+    Refusal::bad_request(format!("found {shown:?}; accepted: {accepted}")).at(field)
+}
+
+impl Request {
+    /// Reads the fields of a query string, already unescaped. An empty value is as if the field were not there.
+    /// # Errors
+    /// [`Refusal`] `unsupported_option` for a field that is not known, else `bad_request`; each names its field.
+    pub fn of(fields: &[(String, String)]) -> Result<Self, Refusal> {
+        let mut request = Request::default();
+        for (index, (field, value)) in fields.iter().enumerate() {
+            let field = field.as_str();
+            if !FIELDS.contains(&field) {
+                let message = format!("the query field is not known here; accepted: {}", FIELDS.join(", "));
+                return Err(Refusal::unsupported(message).at(field.chars().take(100).collect::<String>()));
+            }
+            if fields[..index].iter().any(|(earlier, _)| earlier == field) {
+                return Err(Refusal::bad_request("found twice; once is accepted").at(field));
+            }
+            if !value.is_empty() {
+                request.set(field, value)?;
+            }
+        }
+        Ok(request)
+    }
+
+    fn set(&mut self, field: &str, value: &str) -> Result<(), Refusal> {
+        match field {
+            "baseline" => self.baseline = Some(value.to_owned()),
+            "metrics" => self.metrics = metrics(value)?,
+            "as_of" => self.as_of = Some(time(value)?),
+            "analysis" => self.analysis = Some(Analysis::of(field, value)?),
+            "engine" => self.engine = Engine::of(field, value)?,
+            "correction" => self.correction = Correction::of(field, value)?,
+            "dimension" => self.dimension = Some(Dimension::of(field, value)?),
+            "population" => self.population = PopulationRule::of(field, value)?,
+            "windows" => self.windows = Windows::of(field, value)?,
+            "cuped" => self.cuped = Cuped::of(field, value)?,
+            "cap" => self.cap = cap(value)?,
+            "series" if value == "daily" => self.has_series = true,
+            "series" => return Err(refused(field, value, "daily")),
+            // The last of the fields that are known.
+            _ => self.difference = Difference::of(field, value)?,
+        }
+        Ok(())
+    }
+}
+
+fn metrics(value: &str) -> Result<Vec<String>, Refusal> {
+    let names: Vec<String> = value.split(',').map(|name| name.trim().to_owned()).filter(|name| !name.is_empty()).collect();
+    if names.len() > METRICS_MAX {
+        return Err(Refusal::bad_request(format!("found {} names; at most {METRICS_MAX} are accepted", names.len())).at("metrics"));
+    }
+    Ok(names)
+}
+
+fn time(value: &str) -> Result<i64, Refusal> {
+    let accepted = "a time with its zone, such as 2026-03-01T00:00:00Z";
+    // A plus sign of a query string is a space.
+    let value = value.replace(' ', "+");
+    DateTime::parse_from_rfc3339(&value).map(|time| time.timestamp_micros()).map_err(|_| refused("as_of", &value, accepted))
+}
+
+fn cap(value: &str) -> Result<CapRule, Refusal> {
+    let accepted = "auto, off, or a percentile above 0 and up to 100 with at most 4 decimals, such as 99.9";
+    let refuse = || refused("cap", value, accepted);
+    match value {
+        "auto" => return Ok(CapRule::Auto),
+        "off" => return Ok(CapRule::Off),
+        _ => {}
+    }
+    let (whole, fraction) = value.split_once('.').unwrap_or((value, ""));
+    let is_digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+    if whole.is_empty() || whole.len() > 3 || fraction.len() > 4 || !is_digits(whole) || !is_digits(fraction) {
+        return Err(refuse());
+    }
+    let scaled: u32 = format!("{whole}{fraction:0<4}").parse().map_err(|_| refuse())?;
+    if scaled == 0 || scaled > CAP_NEVER {
+        return Err(refuse());
+    }
+    Ok(CapRule::Percentile(scaled))
+}
+
+/// Returns the SHA-256 of a definition's JSON, in hexadecimal. Equal definitions give equal texts.
+/// # Errors
+/// [`Refusal`] of a fault of this service, if the definition cannot be written.
+pub fn hash(definition: &impl Serialize) -> Result<String, Refusal> {
+    let json = serde_json::to_vec(definition).map_err(|error| {
+        tracing::error!(%error, "a definition could not be written");
+        Refusal::internal()
+    })?;
+    Ok(Sha256::digest(&json).iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(query: &str) -> Result<Request, Refusal> {
+        let pair = |pair: &str| pair.split_once('=').map(|(field, value)| (field.to_owned(), value.to_owned()));
+        Request::of(&query.split('&').filter_map(pair).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn fields_become_typed_values() {
+        let check = |query: &str, change: &dyn Fn(&mut Request)| {
+            let mut expected = Request::default();
+            change(&mut expected);
+            assert_eq!(of(query), Ok(expected), "{query}");
+        };
+        check("", &|_| {});
+        check("baseline=&analysis=", &|_| {});
+        check("baseline=old", &|request| request.baseline = Some("old".to_owned()));
+        check("metrics=a, b,,c.value_per_user", &|request| {
+            request.metrics = ["a", "b", "c.value_per_user"].map(str::to_owned).to_vec();
+        });
+        check("as_of=1970-01-01T01:00:00.5 01:00", &|request| request.as_of = Some(500_000));
+        check("analysis=hybrid", &|request| request.analysis = Some(Analysis::Hybrid));
+        check("engine=bayesian&correction=bh", &|request| {
+            (request.engine, request.correction) = (Engine::Bayesian, Correction::Bh);
+        });
+        check("dimension=device_type", &|request| request.dimension = Some(Dimension::DeviceType));
+        check("population=first_exposure&windows=complete&cuped=off", &|request| {
+            request.population = PopulationRule::FirstExposure;
+            request.windows = Windows::Complete;
+            request.cuped = Cuped::Off;
+        });
+        for (text, rule) in [
+            ("auto", CapRule::Auto),
+            ("off", CapRule::Off),
+            ("99.9", CapRule::Percentile(999_000)),
+            ("95", CapRule::Percentile(950_000)),
+            ("100", CapRule::Percentile(1_000_000)),
+            ("0.0001", CapRule::Percentile(1)),
+        ] {
+            check(&format!("cap={text}"), &|request| request.cap = rule);
+        }
+        check("series=daily&difference=scaled", &|request| {
+            (request.has_series, request.difference) = (true, Difference::Scaled);
+        });
+    }
+
+    #[test]
+    fn other_values_are_refused_with_their_field() {
+        let check = |query: &str, field: &str, code: &str, part: &str| {
+            let refusal = of(query).expect_err(query);
+            assert_eq!((refusal.field.as_deref(), refusal.code), (Some(field), code), "{refusal}");
+            assert!(refusal.message.contains(part), "{refusal}");
+        };
+        check("basline=a", "basline", "unsupported_option", "accepted: metrics, as_of,");
+        check("analysis=bayes", "analysis", "bad_request", "found \"bayes\"; accepted: fixed, sequential, group_sequential, hybrid");
+        check("engine=x", "engine", "bad_request", "frequentist, bayesian, both");
+        check("series=weekly", "series", "bad_request", "accepted: daily");
+        check("as_of=yesterday", "as_of", "bad_request", "such as 2026-03-01T00:00:00Z");
+        check("as_of=2026-03-01", "as_of", "bad_request", "with its zone");
+        check("dimension=shoe_size", "dimension", "bad_request", "country, region");
+        for cap in ["0", "100.1", "1e2", "-1", "99.99999", ".5", "x"] {
+            check(&format!("cap={cap}"), "cap", "bad_request", "up to 100");
+        }
+        check("engine=both&engine=both", "engine", "bad_request", "twice");
+    }
+
+    #[test]
+    fn equal_definitions_have_equal_hashes() {
+        let one = hash(&("a", 1)).expect("written");
+        assert_eq!(one.len(), 64);
+        assert_eq!(Ok(&one), hash(&("a", 1)).as_ref());
+        assert_ne!(Ok(&one), hash(&("a", 2)).as_ref());
+        assert_eq!(percentile_text(999_000), "99.9");
+        assert_eq!(percentile_text(1_000_000), "100");
+    }
+}

@@ -1,0 +1,433 @@
+//! Users' sums and what variants' users sum up to: one pass over the rows of an [`Image`] for each metric, in whole numbers.
+//!
+//! First each user with a counted conversion gets one [`Entry`] per metric. Everything else is a sum over entries: by
+//! variant, by value of a dimension, over users with complete windows, with or without a cap. Which user belongs where is
+//! said by [`Slots`].
+
+use arrow::datatypes::i256;
+
+use super::catalogue::{Aggregation, Amount, Configured, Denominator};
+use super::image::{DAY_US, Image, Row};
+use crate::statistics::moments::{Moments, Overflow};
+
+/// Sums that are not 0 from which on a percentile near 100 means something: below, it would only shave the largest one.
+pub const CAP_SUMS_MIN: usize = 1_000;
+
+/// What one user did for one metric.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Number of the user.
+    pub user: u32,
+    /// The sum, in millionths; of a conversion rate 1.
+    pub amount: i128,
+    /// What a ratio is over, in millionths.
+    pub base: i128,
+    /// Whether a conversion of the numerator counted.
+    pub has_converted: bool,
+}
+
+/// Where users belong. A user may belong nowhere.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Slots {
+    /// The slot of each user; [`Slots::NOWHERE`] for none.
+    of: Vec<u32>,
+    /// Users of each slot.
+    users: Vec<u64>,
+}
+
+impl Slots {
+    /// The slot of users who do not count.
+    pub const NOWHERE: u32 = u32::MAX;
+
+    /// Puts `users` users into `slots` slots. Slots beyond belong nowhere.
+    pub fn new(users: usize, slots: usize, slot_of: impl Fn(usize) -> Option<usize>) -> Self {
+        let mut counts = vec![0; slots];
+        let of = (0..users)
+            .map(|user| match slot_of(user).filter(|slot| *slot < slots) {
+                Some(slot) => {
+                    counts[slot] += 1;
+                    slot as u32
+                }
+                None => Self::NOWHERE,
+            })
+            .collect();
+        Slots { of, users: counts }
+    }
+
+    /// Returns the users of each slot.
+    pub fn users(&self) -> &[u64] {
+        &self.users
+    }
+
+    /// Returns a user's slot.
+    pub fn of(&self, user: u32) -> Option<usize> {
+        let slot = *self.of.get(user as usize)?;
+        (slot != Self::NOWHERE).then_some(slot as usize)
+    }
+
+    /// Returns how many users belong somewhere.
+    pub fn total(&self) -> u64 {
+        self.users.iter().sum()
+    }
+}
+
+/// What a metric counts, in the numbers of an image.
+#[derive(Clone, Debug)]
+pub struct Counted {
+    name: Option<Option<u32>>,
+    base_name: Option<Option<u32>>,
+    currency: Option<u32>,
+    window_us: i64,
+    aggregation: Aggregation,
+}
+
+impl Counted {
+    /// Resolves a metric against an image. `currency` is the one that values are in, none if all are;
+    /// `window_days` that of the experiment.
+    pub fn new(metric: &Configured, image: &Image, currency: Option<u32>, window_days: i32) -> Self {
+        // A name that never occurred counts nothing.
+        let number = |name: &Option<String>| match name {
+            None => None,
+            Some(name) => Some(image.names.binary_search(name).ok().map(|place| place as u32)),
+        };
+        let base_name = match &metric.aggregation {
+            Aggregation::Ratio(_, Denominator::Conversions(name)) => number(name),
+            _ => None,
+        };
+        Counted {
+            name: number(&metric.conversion_type),
+            base_name,
+            currency,
+            window_us: i64::from(metric.window_days.unwrap_or(window_days)) * DAY_US,
+            aggregation: metric.aggregation.clone(),
+        }
+    }
+
+    /// Returns the window after the first exposure, in microseconds.
+    pub fn window_us(&self) -> i64 {
+        self.window_us
+    }
+
+    fn counts(name: Option<Option<u32>>, row: &Row) -> bool {
+        name.is_none_or(|name| name == Some(row.name))
+    }
+
+    /// Returns what a row adds to the sum, and to what a ratio is over; none if it does not count.
+    pub fn of_row(&self, row: &Row) -> Option<(i128, i128)> {
+        let is_counted = Self::counts(self.name, row);
+        let amount = |amount: Amount| match amount {
+            Amount::Count => Moments::SCALE,
+            Amount::Value if self.currency.is_none_or(|currency| currency == row.currency) => row.value.unwrap_or(0),
+            Amount::Value => 0,
+        };
+        match &self.aggregation {
+            Aggregation::Ratio(of, Denominator::Conversions(_)) => {
+                let is_base = Self::counts(self.base_name, row);
+                (is_counted || is_base)
+                    .then(|| (if is_counted { amount(*of) } else { 0 }, if is_base { Moments::SCALE } else { 0 }))
+            }
+            Aggregation::Ratio(of, Denominator::Impressions) | Aggregation::Quantile(of, _) => is_counted.then(|| (amount(*of), 0)),
+            Aggregation::ValuePerUser => is_counted.then(|| (amount(Amount::Value), 0)),
+            Aggregation::CountPerUser | Aggregation::ConversionRate => is_counted.then(|| (amount(Amount::Count), 0)),
+        }
+    }
+
+    /// Returns whether a row is a conversion of the numerator.
+    pub fn is_conversion(&self, row: &Row) -> bool {
+        Self::counts(self.name, row)
+    }
+
+    /// Returns whether a row lies in the metric's window; both ends belong to it.
+    pub fn is_in_window(&self, row: &Row, exposed: i64) -> bool {
+        row.time - exposed <= self.window_us
+    }
+
+    fn entry(&self, image: &Image, user: usize, rows: &[Row], exposed: Option<i64>) -> Result<Option<Entry>, Overflow> {
+        let mut entry = Entry { user: user as u32, amount: 0, base: 0, has_converted: false };
+        let mut is_touched = false;
+        for row in rows.iter().filter(|row| exposed.is_none_or(|exposed| self.is_in_window(row, exposed))) {
+            if let Some((amount, base)) = self.of_row(row) {
+                entry.amount = entry.amount.checked_add(amount).ok_or(Overflow)?;
+                entry.base = entry.base.checked_add(base).ok_or(Overflow)?;
+                entry.has_converted |= self.is_conversion(row);
+                is_touched = true;
+            }
+        }
+        if matches!(self.aggregation, Aggregation::ConversionRate) {
+            entry.amount = if entry.has_converted { Moments::SCALE } else { 0 };
+        }
+        if matches!(self.aggregation, Aggregation::Ratio(_, Denominator::Impressions)) {
+            entry.base = i128::from(image.users.impressions[user]) * Moments::SCALE;
+            is_touched = true;
+        }
+        Ok(is_touched.then_some(entry))
+    }
+
+    /// Returns the entries of all users who have one, by user.
+    /// # Errors
+    /// [`Overflow`].
+    pub fn after(&self, image: &Image) -> Result<Vec<Entry>, Overflow> {
+        let entry = |user: usize| self.entry(image, user, image.after.of(user), Some(image.users.exposed[user])).transpose();
+        // Everybody has impressions, conversions few.
+        if matches!(self.aggregation, Aggregation::Ratio(_, Denominator::Impressions)) {
+            return (0..image.users.len()).filter_map(entry).collect();
+        }
+        image.after.filled().iter().filter_map(|user| entry(*user as usize)).collect()
+    }
+
+    /// Returns the sums of the days before the first exposure, as covariate.
+    /// # Errors
+    /// [`Overflow`].
+    pub fn before(&self, image: &Image) -> Result<Vec<Entry>, Overflow> {
+        let entry = |user: &u32| self.entry(image, *user as usize, image.before.of(*user as usize), None).transpose();
+        image.before.filled().iter().filter_map(entry).collect()
+    }
+}
+
+/// What the users of one slot did, of one metric. Users without an entry are among them, with zeros.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sums {
+    /// All users of the slot.
+    pub users: u64,
+    /// Those who converted.
+    pub converters: u64,
+    /// Those whose sum was cut.
+    pub capped: u64,
+    /// The sums.
+    pub amount: Moments,
+    /// What a ratio is over.
+    pub base: Moments,
+    /// Products of both.
+    pub amount_base: i256,
+    /// The same metric before the first exposure.
+    pub before: Moments,
+    /// Products of it with the sums.
+    pub amount_before: i256,
+}
+
+impl Sums {
+    fn empty(users: u64) -> Self {
+        let none = Moments::default().over(users);
+        Sums {
+            users,
+            converters: 0,
+            capped: 0,
+            amount: none,
+            base: none,
+            amount_base: i256::ZERO,
+            before: none,
+            amount_before: i256::ZERO,
+        }
+    }
+}
+
+fn product(a: i128, b: i128) -> Result<i256, Overflow> {
+    i256::from_i128(a).checked_mul(i256::from_i128(b)).ok_or(Overflow)
+}
+
+/// Adds one user's value to moments whose number of users is already right.
+fn add(moments: &mut Moments, value: i128) -> Result<(), Overflow> {
+    if value == 0 {
+        return Ok(());
+    }
+    let users = moments.users();
+    moments.add(value)?;
+    *moments = moments.over(users);
+    Ok(())
+}
+
+/// Sums entries up by slot. `before` is empty where there is no covariate; both are ordered by user. Sums above `cap` count
+/// as `cap`.
+/// # Errors
+/// [`Overflow`].
+pub fn sums(entries: &[Entry], before: &[Entry], slots: &Slots, cap: Option<i128>) -> Result<Vec<Sums>, Overflow> {
+    let mut sums: Vec<Sums> = slots.users().iter().map(|users| Sums::empty(*users)).collect();
+    let mut later = before.iter().peekable();
+    for entry in entries {
+        while let Some(earlier) = later.next_if(|earlier| earlier.user < entry.user) {
+            add_before(&mut sums, slots, earlier, 0)?;
+        }
+        let same = later.next_if(|earlier| earlier.user == entry.user);
+        let Some(slot) = slots.of(entry.user) else { continue };
+        let sum = &mut sums[slot];
+        let amount = cap.map_or(entry.amount, |cap| entry.amount.min(cap));
+        sum.converters += u64::from(entry.has_converted);
+        sum.capped += u64::from(amount != entry.amount);
+        add(&mut sum.amount, amount)?;
+        if entry.base != 0 {
+            add(&mut sum.base, entry.base)?;
+            sum.amount_base = sum.amount_base.checked_add(product(amount, entry.base)?).ok_or(Overflow)?;
+        }
+        if let Some(earlier) = same {
+            add_before(&mut sums, slots, earlier, amount)?;
+        }
+    }
+    for earlier in later {
+        add_before(&mut sums, slots, earlier, 0)?;
+    }
+    Ok(sums)
+}
+
+fn add_before(sums: &mut [Sums], slots: &Slots, earlier: &Entry, amount: i128) -> Result<(), Overflow> {
+    let Some(slot) = slots.of(earlier.user) else { return Ok(()) };
+    let sum = &mut sums[slot];
+    add(&mut sum.before, earlier.amount)?;
+    sum.amount_before = sum.amount_before.checked_add(product(amount, earlier.amount)?).ok_or(Overflow)?;
+    Ok(())
+}
+
+/// Returns how many users of a slot have a sum that is not 0.
+pub fn filled(entries: &[Entry], slots: &Slots) -> usize {
+    entries.iter().filter(|entry| entry.amount != 0 && slots.of(entry.user).is_some()).count()
+}
+
+/// Returns the sums of each slot's users in units, zeros of users without an entry included, in no order.
+pub fn amounts(entries: &[Entry], slots: &Slots, cap: Option<i128>) -> Vec<Vec<f64>> {
+    let unit = Moments::SCALE as f64;
+    let mut amounts: Vec<Vec<f64>> = slots.users().iter().map(|users| Vec::with_capacity(*users as usize)).collect();
+    for entry in entries {
+        if let Some(slot) = slots.of(entry.user) {
+            amounts[slot].push(cap.map_or(entry.amount, |cap| entry.amount.min(cap)) as f64 / unit);
+        }
+    }
+    for (amounts, users) in amounts.iter_mut().zip(slots.users()) {
+        amounts.resize(*users as usize, 0.0);
+    }
+    amounts
+}
+
+/// Returns the share of all value that the top hundredth of users with a value brought; `None` where fewer than 100 users
+/// have one or the values do not add up to more than 0.
+pub fn outlier_share(entries: &[Entry], slots: &Slots) -> Option<f64> {
+    let counted = entries.iter().filter(|entry| entry.amount > 0 && slots.of(entry.user).is_some());
+    let mut amounts: Vec<i128> = counted.map(|entry| entry.amount).collect();
+    let top = amounts.len() / 100;
+    if top == 0 {
+        return None;
+    }
+    let total: i128 = amounts.iter().sum();
+    let place = amounts.len() - top;
+    let (_, _, _) = amounts.select_nth_unstable(place);
+    let of_top: i128 = amounts[place..].iter().sum();
+    (total > 0).then(|| of_top as f64 / total as f64)
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::super::catalogue::default_metrics;
+    use super::super::image::{Rows, Users};
+    use super::*;
+    use proptest::prelude::*;
+
+    const M: i128 = Moments::SCALE;
+
+    /// Makes an image of users (arm, time of exposure) and their conversions (user, time, name, value in units).
+    pub(crate) fn image(users: &[(u32, i64)], rows: &[(u32, i64, u32, i128)]) -> Image {
+        let row = |(user, time, name, value): &(u32, i64, u32, i128)| {
+            (*user, Row { time: *time, value: Some(*value * M), name: *name, currency: 0, confidence: 100 })
+        };
+        let (after, before): (Vec<_>, Vec<_>) =
+            rows.iter().map(row).partition(|(user, row)| row.time >= users[*user as usize].1);
+        Image {
+            users: Users {
+                keys: users.iter().map(|_| [0; 16]).collect(),
+                arms: users.iter().map(|(arm, _)| *arm).collect(),
+                exposed: users.iter().map(|(_, time)| *time).collect(),
+                is_mixed: vec![false; users.len()],
+                impressions: vec![2; users.len()],
+            },
+            names: vec!["buy".to_owned(), "view".to_owned()],
+            currencies: vec![None],
+            after: Rows::new(users.len(), after),
+            before: Rows::new(users.len(), before),
+            ..Image::default()
+        }
+    }
+
+    fn slots(image: &Image) -> Slots {
+        Slots::new(image.users.len(), 2, |user| Some(image.users.arms[user] as usize))
+    }
+
+    fn metric(conversion_type: Option<&str>, aggregation: Aggregation) -> Configured {
+        let [rate, _] = default_metrics(conversion_type);
+        Configured { aggregation, ..rate }
+    }
+
+    #[test]
+    fn each_aggregation_counts_its_own() {
+        let users = [(0, 10), (0, 10), (1, 10), (1, 10)];
+        let rows =
+            [(0, 10, 0, 5), (0, 11, 1, 0), (0, 12, 0, 7), (2, 10, 1, 0), (2, 10 + DAY_US, 0, 3), (2, 11 + DAY_US, 0, 100), (3, 9, 0, 50)];
+        let image = image(&users, &rows);
+        let check = |metric: Configured, expected: [(u64, i128, i128); 2]| {
+            let counted = Counted::new(&metric, &image, Some(0), 1);
+            let entries = counted.after(&image).expect("fits");
+            let found = sums(&entries, &[], &slots(&image), None).expect("fits");
+            let found: Vec<_> = found.iter().map(|sums| (sums.converters, sums.amount.sum() / M, sums.base.sum() / M)).collect();
+            assert_eq!(found, expected, "{metric:?}");
+        };
+        use super::super::catalogue::Amount::{Count, Value};
+        check(metric(None, Aggregation::ConversionRate), [(1, 1, 0), (1, 1, 0)]);
+        check(metric(Some("buy"), Aggregation::ConversionRate), [(1, 1, 0), (1, 1, 0)]);
+        check(metric(Some("never"), Aggregation::ConversionRate), [(0, 0, 0), (0, 0, 0)]);
+        check(metric(None, Aggregation::CountPerUser), [(1, 3, 0), (1, 2, 0)]);
+        check(metric(None, Aggregation::ValuePerUser), [(1, 12, 0), (1, 3, 0)]);
+        let per_view = Aggregation::Ratio(Count, Denominator::Conversions(Some("view".to_owned())));
+        check(metric(Some("buy"), per_view), [(1, 2, 1), (1, 1, 1)]);
+        let per_order = Aggregation::Ratio(Value, Denominator::Conversions(Some("buy".to_owned())));
+        check(metric(Some("buy"), per_order), [(1, 12, 2), (1, 3, 1)]);
+        check(metric(Some("buy"), Aggregation::Ratio(Count, Denominator::Impressions)), [(1, 2, 4), (1, 1, 4)]);
+        check(metric(None, Aggregation::Quantile(Value, 500)), [(1, 12, 0), (1, 3, 0)]);
+        let shorter = Configured { window_days: Some(0), ..metric(None, Aggregation::CountPerUser) };
+        check(shorter, [(1, 1, 0), (1, 1, 0)]);
+        let counted = Counted::new(&metric(None, Aggregation::ValuePerUser), &image, None, 1);
+        let before = counted.before(&image).expect("fits");
+        assert_eq!(before, [Entry { user: 3, amount: 50 * M, base: 0, has_converted: true }]);
+    }
+
+    fn entry(user: u32, amount: i128) -> Entry {
+        Entry { user, amount, base: 0, has_converted: true }
+    }
+
+    #[test]
+    fn a_cap_cuts_what_is_above() {
+        let entries = [entry(0, 10), entry(1, 30)];
+        let slots = Slots::new(3, 1, |_| Some(0));
+        let found = sums(&entries, &[], &slots, Some(15)).expect("fits")[0];
+        assert_eq!((found.users, found.capped, found.amount.sum()), (3, 1, 25));
+        assert_eq!(filled(&entries, &slots), 2);
+        assert_eq!(amounts(&[entry(0, 7 * M), entry(2, -M)], &slots, Some(5 * M)), [[5.0, -1.0, 0.0]]);
+    }
+
+    #[test]
+    fn outliers_are_the_top_hundredth() {
+        let entries: Vec<Entry> = (0..200).map(|user| entry(user, if user < 2 { 99 } else { 1 })).collect();
+        let slots = Slots::new(200, 1, |_| Some(0));
+        assert_eq!(outlier_share(&entries, &slots), Some(198.0 / 396.0));
+        assert_eq!(outlier_share(&entries[..99], &slots), None);
+    }
+
+    proptest! {
+        #[test]
+        fn sums_are_those_of_plain_loops(
+            entries in prop::collection::btree_map(0u32..60, -50i128..50, 0..40),
+            before in prop::collection::btree_map(0u32..60, 0i128..50, 0..40),
+            cap in prop::option::of(0i128..40),
+        ) {
+            let slots = Slots::new(60, 3, |user| Some(user % 4));
+            let list = |map: &std::collections::BTreeMap<u32, i128>| map.iter().map(|(user, amount)| entry(*user, *amount)).collect::<Vec<_>>();
+            let found = sums(&list(&entries), &list(&before), &slots, cap).expect("fits");
+            for (slot, found) in found.iter().enumerate() {
+                let users: Vec<u32> = (0..60).filter(|user| *user as usize % 4 == slot).collect();
+                let y = |user: &u32| entries.get(user).map_or(0, |amount| cap.map_or(*amount, |cap| (*amount).min(cap)));
+                let x = |user: &u32| before.get(user).copied().unwrap_or(0);
+                prop_assert_eq!(found.users, users.len() as u64);
+                prop_assert_eq!(found.amount.users(), found.users);
+                prop_assert_eq!(found.amount.sum(), users.iter().map(y).sum::<i128>());
+                prop_assert_eq!(found.amount.squares(), i256::from_i128(users.iter().map(|user| y(user) * y(user)).sum::<i128>()));
+                prop_assert_eq!(found.before.sum(), users.iter().map(x).sum::<i128>());
+                prop_assert_eq!(found.amount_before, i256::from_i128(users.iter().map(|user| x(user) * y(user)).sum::<i128>()));
+            }
+        }
+    }
+}
