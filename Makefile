@@ -2,12 +2,14 @@
 
 CARGO_PROFILE = --profile demo
 
-.PHONY: help demo test lint format
+.PHONY: help demo test test-kafka chaos lint format
 
 help:
 	@echo "make demo    build, start everything on this machine, send simulated traffic, show a result"
 	@echo "             (DEMO_EXIT=1 ends it after that; USERS=20000 says how many users)"
 	@echo "make test    build and run all tests"
+	@echo "make test-kafka   the tests over Kafka once more, with three brokers"
+	@echo "make chaos   30 kills of each service, and five minutes without Kafka"
 	@echo "make lint    check format and lints, as CI does"
 	@echo "make format  format the sources"
 	@echo "Both commands install what is missing on Debian or Ubuntu, and say beforehand what."
@@ -20,6 +22,14 @@ demo:
 test:
 	deploy/install.sh test
 	deploy/kafka.sh run cargo test --locked $(CARGO_PROFILE) --workspace
+
+test-kafka:
+	deploy/install.sh test
+	WEIR_KAFKA_BROKERS=3 deploy/kafka.sh run cargo test --locked $(CARGO_PROFILE) --package eventlog --package weir -- kafka:: services:: journey::
+
+chaos:
+	deploy/install.sh test
+	WEIR_KILLS=30 WEIR_OUTAGE_SECONDS=300 deploy/kafka.sh run cargo test --locked $(CARGO_PROFILE) --package weir --test it -- --nocapture services:: kills::
 
 lint:
 	cargo fmt --all --check

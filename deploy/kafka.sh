@@ -5,6 +5,7 @@
 #   deploy/kafka.sh stop FOLDER             ends it; the folder stays
 #   deploy/kafka.sh run COMMAND...          a broker in a new folder, its address in WEIR_TEST_KAFKA, ended after the command
 #
+# BROKERS is 1, or what WEIR_KAFKA_BROKERS says.
 # FOLDER holds, for broker N: N.properties, N.pid, N.log, data-N. A broker that was killed is started again by `start`, with its
 # ports and its data. The first start fetches the broker's jars (43 MB, Maven Central) into WEIR_KAFKA_LIB, by default a folder
 # of the user's cache, and installs Java and Maven from the system's packages where they are missing.
@@ -100,7 +101,7 @@ EOF
 start() { # folder, brokers
     mkdir -p "$1"
     folder=$(cd "$1" && pwd)
-    count=${2:-1}
+    count=${2:-${WEIR_KAFKA_BROKERS:-1}}
     fetch
     # One start at a time; the lock ends with this process.
     exec 9>"$folder/lock"
@@ -164,7 +165,7 @@ usage() {
 
 [ $# -ge 2 ] || usage
 case $1 in
-    start) start "$2" "${3:-1}" ;;
+    start) start "$2" "${3:-}" ;;
     stop) stop "$2" ;;
     run) shift && run "$@" ;;
     *) usage ;;

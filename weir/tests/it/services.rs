@@ -1,6 +1,6 @@
 //! Separate services over a real Kafka: what survives which death, outage and operator. Needs a broker of its own for each test,
 //! which `deploy/kafka.sh` starts; skipped aloud where `WEIR_TEST_KAFKA` is not set, as `make test` does.
-//! `WEIR_KILLS` and `WEIR_OUTAGE_SECONDS` make the tests longer, as `make chaos` does.
+//! `WEIR_KAFKA_BROKERS=3` makes three of each; `WEIR_KILLS` and `WEIR_OUTAGE_SECONDS` make the tests longer, as `make chaos` does.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader};
@@ -70,10 +70,12 @@ impl Broker {
 
 impl Drop for Broker {
     fn drop(&mut self) {
-        if let Ok(text) = std::fs::read_to_string(self.folder.join("1.pid"))
-            && let Some(pid) = text.trim().parse().ok().and_then(Pid::from_raw)
-        {
-            let _ = kill_process(pid, Signal::KILL);
+        for broker in 1..=3 {
+            if let Ok(text) = std::fs::read_to_string(self.folder.join(format!("{broker}.pid")))
+                && let Some(pid) = text.trim().parse().ok().and_then(Pid::from_raw)
+            {
+                let _ = kill_process(pid, Signal::KILL);
+            }
         }
     }
 }

@@ -9,6 +9,7 @@ use rustix::process::{Signal, kill_process};
 use serde_json::Value;
 
 use crate::harness::{END_MAX, Folder, Up, children, is_running, purchases, send, until, weir};
+use crate::support::run;
 
 /// A start on a folder that has been used must be quick.
 const RESTART_MAX: Duration = Duration::from_secs(10);
@@ -44,6 +45,30 @@ async fn it_says_where_it_is_and_a_new_start_finds_all_again() {
     up.accepted(purchases(1)).await;
     up.until_stored(21).await;
     assert!(up.end(Signal::INT).success());
+}
+
+/// The log's folder was deleted and the database kept: what the log still held would be skipped, so a new log is refused until an
+/// operator says that the old one is gone.
+#[tokio::test]
+async fn a_log_that_is_gone_is_not_replaced_unasked() {
+    let folder = Folder::new();
+    let up = Up::start(&folder);
+    up.accepted(purchases(20)).await;
+    assert!(up.end(Signal::TERM).success());
+    std::fs::remove_dir_all(folder.path().join("log")).expect("is there");
+    let mut refused = weir();
+    refused.args(["up", "--collector", "127.0.0.1:0", "--query", "127.0.0.1:0", "--aggregator", "127.0.0.1:0", "--data"]);
+    refused.arg(folder.path());
+    let ended = run(refused, END_MAX * 3).await;
+    let said = String::from_utf8_lossy(&ended.stderr);
+    assert!(!ended.status.success() && said.contains("--adopt-log"), "{said}");
+
+    let up = Up::start_with(&folder, |command| {
+        command.arg("--adopt-log");
+    });
+    up.accepted(purchases(1)).await;
+    up.until_stored(21).await;
+    assert!(up.end(Signal::TERM).success());
 }
 
 #[tokio::test]
