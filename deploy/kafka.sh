@@ -49,7 +49,7 @@ free_port() {
 }
 
 is_running() { # folder, broker
-    [ -s "$1/$2.pid" ] && tr '\0' ' ' <"/proc/$(cat "$1/$2.pid")/cmdline" 2>/dev/null | grep -qF "$1/$2.properties"
+    [ -s "$1/$2.pid" ] && grep -qF "$1/$2.properties" "/proc/$(cat "$1/$2.pid")/cmdline" 2>/dev/null
 }
 
 configure() { # folder, brokers

@@ -164,6 +164,9 @@ impl Checked {
                 config.linger
             ));
         }
+        if config.in_flight_bytes_max == 0 {
+            return wrong("0 bytes on their way; expected a positive number, such as 67108864".to_owned());
+        }
         let file = config.file.as_deref().map(properties).transpose()?.unwrap_or_default();
         let checked = Checked { config, file };
         for role in [Role::Admin, Role::Producer, Role::Consumer] {
@@ -332,6 +335,8 @@ mod tests {
         check(Config { topic: "a b".to_owned(), ..good.clone() }, "topic \"a b\"");
         check(Config { partitions_if_new: 6, ..good.clone() }, "6 log partitions");
         check(Config { append_wait_max: Duration::from_secs(300), ..good.clone() }, "300s");
+        check(Config { in_flight_bytes_max: 0, ..good.clone() }, "0 bytes");
+        check(Config { linger: Duration::from_secs(9), ..good.clone() }, "9s");
         check(Config { file: Some("/nowhere/kafka.properties".into()), ..good.clone() }, "/nowhere/kafka.properties: ");
     }
 

@@ -319,7 +319,8 @@ impl Read for KafkaLog {
     }
 
     async fn release(&self, partition: u32, offset: Offset) {
-        if let Ok(reader) = self.shared.reader() {
+        // Who has read nothing has nothing to release.
+        if let Some(reader) = self.shared.reader.get() {
             reader.release(partition, offset);
         }
     }

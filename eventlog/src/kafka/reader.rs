@@ -61,7 +61,7 @@ struct Cursor {
     window: VecDeque<StoredRecord>,
     /// The next offset that the queue gives; none: nowhere.
     next: Option<Offset>,
-    /// Whether the consumer has the log partition assigned.
+    /// Whether the consumer may have the log partition assigned.
     is_assigned: bool,
     chunk: BytesMut,
 }
@@ -290,14 +290,13 @@ impl Partition {
             let mut list = TopicPartitionList::new();
             list.add_partition_offset(topic, partition as i32, offset).map(|()| list)
         };
-        let assign = || {
-            if cursor.is_assigned {
-                consumer.incremental_unassign(&list(Seek::Invalid)?)?;
-            }
-            consumer.incremental_assign(&list(Seek::Offset(from as i64))?)
-        };
-        let assigned = assign();
-        cursor.is_assigned = assigned.is_ok();
+        if cursor.is_assigned {
+            // An error says that it is not assigned any more, which is what is wanted.
+            let _ = list(Seek::Invalid).and_then(|list| consumer.incremental_unassign(&list));
+        }
+        // Also after an error, since then it is not known.
+        cursor.is_assigned = true;
+        let assigned = list(Seek::Offset(from as i64)).and_then(|list| consumer.incremental_assign(&list));
         assigned.map_err(|error| self.unavailable(&error))?;
         cursor.next = Some(from);
         Ok(())
