@@ -1,4 +1,4 @@
-//! Segment's own client for Python sends; each call is found in Postgres as what it was.
+//! Segment's own clients for Python and for Node send; each call is found in Postgres as what it was.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -13,17 +13,37 @@ use uuid::Uuid;
 use crate::harness::{Folder, Up, send};
 use crate::support::{Database, program, run};
 
-const CLIENT: &str = "segment-analytics-python==2.4.0";
+const PYTHON_CLIENT: &str = "segment-analytics-python==2.4.0";
+const NODE_CLIENT: &str = "@segment/analytics-node@3.1.0";
 const CALLS: i64 = 1_000;
 
 /// What is stored of an event: table, user, time, the text of the client's user id, what it is, metadata.
 type Stored = (&'static str, Uuid, i64, String, String, Value);
 
-/// Returns a Python that has the client; it is kept for the next run.
+/// Where clients are kept for the next run.
+fn cache() -> Option<PathBuf> {
+    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+    Some(cache.or_else(|| Some(std::env::home_dir()?.join(".cache")))?.join("weir"))
+}
+
+/// Returns Node's program and a folder in which it finds the client.
+async fn node() -> Option<(PathBuf, PathBuf)> {
+    let (node, npm) = (program("node")?, program("npm")?);
+    let folder = cache()?.join("node-analytics-3.1.0");
+    let file = folder.join("node_modules/@segment/analytics-node/package.json");
+    if !file.exists() {
+        std::fs::create_dir_all(&folder).expect("a folder for the client");
+        let mut command = Command::new(npm);
+        command.args(["install", "--no-audit", "--no-fund", "--no-update-notifier", "--prefix"]).arg(&folder).arg(NODE_CLIENT);
+        run(command, Duration::from_secs(180)).await;
+    }
+    file.exists().then_some((node, folder))
+}
+
+/// Returns a Python that has the client.
 async fn python() -> Option<PathBuf> {
     let python = program("python3")?;
-    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
-    let cache = cache.or_else(|| Some(std::env::home_dir()?.join(".cache")))?.join("weir");
+    let cache = cache()?;
     let venv = cache.join("venv");
     let inside = venv.join("bin/python");
     let has_client = async || {
@@ -39,7 +59,7 @@ async fn python() -> Option<PathBuf> {
             return None;
         }
         let mut command = Command::new(&inside);
-        command.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", CLIENT]);
+        command.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", PYTHON_CLIENT]);
         run(command, Duration::from_secs(180)).await;
     }
     has_client().await.then_some(inside)
@@ -123,11 +143,29 @@ async fn stored(database: &mut Database, project: Uuid) -> BTreeMap<Uuid, Stored
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn each_call_of_segments_client_is_stored_once_as_what_it_was() {
+async fn each_call_of_segments_python_client_is_stored_once_as_what_it_was() {
     let Some(python) = python().await else {
-        eprintln!("skipped: python3 with venv, or {CLIENT} from its registry, cannot be had here");
+        eprintln!("skipped: python3 with venv, or {PYTHON_CLIENT} from its registry, cannot be had here");
         return;
     };
+    let mut script = Command::new(&python);
+    script.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/sdk.py"));
+    check(script, "analytics-python").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_call_of_segments_node_client_is_stored_once_as_what_it_was() {
+    let Some((node, folder)) = node().await else {
+        eprintln!("skipped: node with npm, or {NODE_CLIENT} from its registry, cannot be had here");
+        return;
+    };
+    let mut script = Command::new(&node);
+    script.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/sdk.mjs")).arg(folder);
+    check(script, "@segment/analytics-node").await;
+}
+
+/// Lets a script make the calls: its last arguments are the collector, the key and the file of calls.
+async fn check(mut script: Command, library: &str) {
     let folder = Folder::new();
     let up = Up::start(&folder);
     let mut database = Database::connect(up.line("postgres")).await;
@@ -138,8 +176,6 @@ async fn each_call_of_segments_client_is_stored_once_as_what_it_was() {
     let file = folder.path().join("calls");
     let lines: Vec<String> = calls.iter().map(Value::to_string).collect();
     std::fs::write(&file, lines.join("\n")).expect("writes");
-    let mut script = Command::new(&python);
-    script.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/sdk.py"));
     script.args([up.line("collector"), up.line("write_key")]).arg(&file);
     let ended = run(script, Duration::from_secs(60)).await;
     assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
@@ -179,7 +215,7 @@ async fn each_call_of_segments_client_is_stored_once_as_what_it_was() {
         let (id, expected) = expected(project, namespace, call);
         let mut event = found.remove(&id).unwrap_or_else(|| panic!("not stored: {call}"));
         // Beside the properties stands what the client adds by itself, such as its own name.
-        assert_eq!(event.5["context"]["library"]["name"], "analytics-python", "{event:?}");
+        assert_eq!(event.5["context"]["library"]["name"], library, "{event:?}");
         event.5.as_object_mut().expect("is one").retain(|key, _| key != "context");
         assert_eq!(event, expected, "{call}");
     }
