@@ -8,7 +8,7 @@ use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use events::Micros;
 use events::identity::{Dialect, hyphenated_uuid};
 use hyper::body::Incoming;
-use hyper::header::{AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, COOKIE, EXPECT, HeaderMap, USER_AGENT};
+use hyper::header::{AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, COOKIE, EXPECT, HeaderMap, REFERER, USER_AGENT};
 use hyper::{Request, http};
 
 use crate::body::{self, Body, BodyFault};
@@ -28,6 +28,8 @@ pub(crate) struct Admitted {
     pub(crate) is_lines: bool,
     /// Of a person's client, not of a server that sends others' events.
     pub(crate) user_agent: Option<String>,
+    /// The page that shows a pixel, as far as its browser tells.
+    pub(crate) page: Option<String>,
     /// The browser's device id, if it has one.
     pub(crate) cookie: Option<String>,
     /// The device id that it gets if it needs one; empty on other routes.
@@ -94,6 +96,7 @@ async fn admit_parts(
         is_lines: header(CONTENT_TYPE)
             .is_some_and(|label| label.contains("ndjson") || label.contains("jsonl") || label.contains("json-l")),
         user_agent: user_agent.map(str::to_owned),
+        page: header(REFERER).filter(|_| is_pixel).map(str::to_owned),
         cookie: if is_pixel { header(COOKIE).and_then(cookie) } else { None },
         fresh_cookie: if is_pixel { uuid::Uuid::new_v4().to_string() } else { String::new() },
     };

@@ -212,9 +212,12 @@ fn names(field: &str) -> &str {
     }
 }
 
-/// Adds what the user agent tells: the event's own, else that of the browser which sends it.
+/// Adds what the browser tells of itself and its page, where the event does not.
 fn identify_agent(app: &App, admitted: &Admitted, header_agent: Option<Agent>, shaped: &mut Shaped) {
     let context = &mut shaped.draft.context;
+    if context.page_url.is_none() {
+        context.page_url = admitted.page.clone();
+    }
     let agent = match context.user_agent.as_deref() {
         Some(text) => Some(app.agents.read(text)),
         None => {
