@@ -3,7 +3,7 @@
 
 use super::beta::{Beta, Chance};
 use super::proportions::Count;
-use super::special::quadrature;
+use super::special::{POINTS, integrals, quadrature};
 
 /// The shapes of a beta prior of a conversion rate.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -48,47 +48,78 @@ pub fn credible_interval(rate: &Beta, alpha: f64) -> (f64, f64) {
 /// Source: P(T > C) is the integral of the density of C times the tail of T; E[max(T - C, 0)] that of the distribution
 /// function of C times the tail of T. Nothing in them cancels.
 pub fn compare(control: &Beta, treatment: &Beta) -> Comparison {
-    let both = [*control, *treatment];
+    let stretches = stretches(&[*control, *treatment]);
+    let (one, two) = (profile(control, &stretches), profile(treatment, &stretches));
     let mut sums = [0.0; 4];
-    for (low, high) in stretches(&both) {
-        for (odds, weight) in quadrature(low, high) {
-            let at = Chance::from_log_odds(odds);
-            let [(below_c, above_c), (below_t, above_t)] = both.map(|rate| rate.tails(at));
-            let [density_c, density_t] = both.map(|rate| rate.ln_density(at).exp());
-            // One step of the log odds is a step of x (1 - x) of the rate.
-            let step = weight * at.x * at.rest;
-            sums[0] += weight * density_c * above_t.p;
-            sums[1] += weight * density_t * above_c.p;
-            sums[2] += step * below_t.p * above_c.p;
-            sums[3] += step * below_c.p * above_t.p;
-        }
+    for ((at, weight), (c, t)) in points(&stretches).zip(one.iter().zip(&two)) {
+        // One step of the log odds is a step of x (1 - x) of the rate.
+        let step = weight * at.x * at.rest;
+        sums[0] += weight * c.density * t.above;
+        sums[1] += weight * t.density * c.above;
+        sums[2] += step * t.below * c.above;
+        sums[3] += step * c.below * t.above;
     }
     // The smaller chance is exact to its last digits, and the larger one its complement.
-    let (chance_treatment, chance_control) =
-        if sums[0] < sums[1] { (sums[0], 1.0 - sums[0]) } else { (1.0 - sums[1], sums[1]) };
+    let (chance_treatment, chance_control) = if sums[0] < sums[1] { (sums[0], 1.0 - sums[0]) } else { (1.0 - sums[1], sums[1]) };
     Comparison { chance_treatment, chance_control, expected_loss_treatment: sums[2], expected_loss_control: sums[3] }
 }
 
 /// Returns for each rate the probability that it is the highest of all, in their order. One rate alone is the best.
 /// Source: the integral of its density times the distribution functions of the others.
 pub fn probability_best(rates: &[Beta]) -> Vec<f64> {
-    let mut best = vec![0.0; rates.len()];
-    for (low, high) in stretches(rates) {
-        for (odds, weight) in quadrature(low, high) {
-            let at = Chance::from_log_odds(odds);
-            let below: Vec<f64> = rates.iter().map(|rate| rate.tails(at).0.p).collect();
-            for (i, rate) in rates.iter().enumerate() {
-                let others: f64 = below.iter().enumerate().filter(|(j, _)| *j != i).map(|(_, p)| p).product();
-                best[i] += weight * rate.ln_density(at).exp() * others;
-            }
-        }
-    }
+    let stretches = stretches(rates);
+    let profiles: Vec<Vec<Node>> = rates.iter().map(|rate| profile(rate, &stretches)).collect();
+    let chance = |i: usize| {
+        let weighted = points(&stretches).enumerate().map(|(point, (_, weight))| {
+            let others = profiles.iter().enumerate().filter(|(j, _)| *j != i).map(|(_, profile)| profile[point].below);
+            weight * profiles[i][point].density * others.product::<f64>()
+        });
+        weighted.sum::<f64>()
+    };
+    let mut best: Vec<f64> = (0..rates.len()).map(chance).collect();
     // What rounding leaves of the whole is shared.
     let whole: f64 = best.iter().sum();
     if whole > 0.0 {
         best.iter_mut().for_each(|chance| *chance /= whole);
     }
     best
+}
+
+/// A rate at one point of the log odds.
+#[derive(Clone, Copy, Default)]
+struct Node {
+    density: f64,
+    below: f64,
+    above: f64,
+}
+
+fn points(stretches: &[(f64, f64)]) -> impl Iterator<Item = (Chance, f64)> {
+    let all = stretches.iter().flat_map(|(low, high)| quadrature(*low, *high));
+    all.map(|(odds, weight)| (Chance::from_log_odds(odds), weight))
+}
+
+/// Density and both tails of a rate at all points, the tails each summed from their own end, so that small ones keep their
+/// digits.
+fn profile(rate: &Beta, stretches: &[(f64, f64)]) -> Vec<Node> {
+    let mut nodes: Vec<Node> =
+        points(stretches).map(|(at, _)| Node { density: rate.ln_density(at).exp(), ..Node::default() }).collect();
+    let values = |nodes: &[Node]| std::array::from_fn::<f64, POINTS, _>(|point| nodes[point].density);
+    let mut before = 0.0;
+    for ((low, high), nodes) in stretches.iter().zip(nodes.chunks_exact_mut(POINTS)) {
+        let (parts, whole) = integrals(*low, *high, &values(nodes));
+        nodes.iter_mut().zip(parts).for_each(|(node, part)| node.below = (before + part).clamp(0.0, 1.0));
+        before += whole;
+    }
+    let mut after = 0.0;
+    for ((low, high), nodes) in stretches.iter().zip(nodes.chunks_exact_mut(POINTS)).rev() {
+        // The same stretch seen from its other end.
+        let mut mirrored = values(nodes);
+        mirrored.reverse();
+        let (parts, whole) = integrals(*low, *high, &mirrored);
+        nodes.iter_mut().rev().zip(parts).for_each(|(node, part)| node.above = (after + part).clamp(0.0, 1.0));
+        after += whole;
+    }
+    nodes
 }
 
 /// Widths of a peak on either side of it that are looked at; beyond, less than e^-70 of it is left.
@@ -118,6 +149,10 @@ fn stretches(rates: &[Beta]) -> Vec<(f64, f64)> {
             }
         }
     }
+    // The rate itself bends with a width of 1 around even odds, also between peaks that are far apart.
+    let lowest = ends.iter().copied().fold(f64::INFINITY, f64::min);
+    let highest = ends.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    ends.extend((-20..=20).map(|step| 2.0 * f64::from(step)).filter(|end| lowest < *end && *end < highest));
     ends.retain(|end| end.abs() < 700.0);
     ends.sort_by(f64::total_cmp);
     let narrowest = rates.iter().map(Beta::spread_log_odds).fold(1.0, f64::min);

@@ -22,7 +22,7 @@ impl Prior {
             Scale::Relative => Some(*self),
             Scale::Absolute => {
                 let unit = control_mean.abs();
-                (unit > 0.0).then(|| Prior { mean: self.mean * unit, variance: self.variance * unit * unit })
+                (unit > 0.0).then_some(Prior { mean: self.mean * unit, variance: self.variance * unit * unit })
             }
         }
     }

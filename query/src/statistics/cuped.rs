@@ -94,8 +94,8 @@ pub fn adjusted(
         Scale::Relative => {
             let square = post_control.mean * post_control.mean;
             let ratio = post_treatment.mean / post_control.mean;
-            let own = post_control.variance * ratio * ratio - 2.0 * theta * one.covariance * ratio
-                + theta * theta * one.pre_variance;
+            let own =
+                post_control.variance * ratio * ratio - 2.0 * theta * one.covariance * ratio + theta * theta * one.pre_variance;
             (two.arm.variance_of_mean() + own.max(0.0) / one.arm.users as f64) / square
         }
     };
@@ -246,8 +246,9 @@ pub fn adjusted_ratio(
             // The control's ratio is in the difference and in the denominator.
             let own = combined(&one);
             let post = one.slopes().0;
-            let slopes =
-                std::array::from_fn(|i| -own[i] / baseline.abs() - difference * baseline.signum() / (baseline * baseline) * post[i]);
+            let slopes = std::array::from_fn(|i| {
+                -own[i] / baseline.abs() - difference * baseline.signum() / (baseline * baseline) * post[i]
+            });
             one.covariance(&slopes, &slopes).max(0.0) / one.users + variance(&two) / two.users / (baseline * baseline)
         }
     };
@@ -276,7 +277,7 @@ mod tests {
         for (y, x) in users {
             post.add(y * Moments::SCALE).expect("fits");
             pre.add(x * Moments::SCALE).expect("fits");
-            products = products + i256::from_i128(x * y * Moments::SCALE * Moments::SCALE);
+            products += i256::from_i128(x * y * Moments::SCALE * Moments::SCALE);
         }
         CupedSums { post: Sums::Values(post), pre: Sums::Values(pre), products }
     }

@@ -172,7 +172,14 @@ mod tests {
     const HEALTHY: Experiment =
         Experiment { has_mismatch: false, multi_exposed_share: 0.0, is_powered: true, is_sequential: false };
 
-    fn check(experiment: Experiment, criteria: Criteria, goals: &[Verdict], strict: &[Verdict], guardrails: &[Verdict], status: Status) {
+    fn check(
+        experiment: Experiment,
+        criteria: Criteria,
+        goals: &[Verdict],
+        strict: &[Verdict],
+        guardrails: &[Verdict],
+        status: Status,
+    ) {
         let found = decide(criteria, &experiment, &[Evidence { goals, goals_strict: strict, guardrails }]);
         assert_eq!(found.status, status, "{found:?}");
         assert!(!found.why.is_empty());

@@ -41,12 +41,15 @@ impl Tail {
 const HILL_FROM_DOF: f64 = 1e4;
 /// From this many degrees of freedom on Student's quantile is an expansion in 1/dof.
 const EXPANSION_FROM_DOF: f64 = 1e3;
+/// What is further out is taken to lie here, so that no square overflows and logarithms stay finite.
+const FAR: f64 = 1e150;
 /// Every continued fraction here converges in far fewer steps.
 const STEPS_MAX: usize = 10_000;
 
 /// Returns the upper tail of the standard normal distribution.
 /// Source: complementary error function below 37; above, the asymptotic series of Abramowitz and Stegun 26.2.12.
 pub fn normal_sf(z: f64) -> Tail {
+    let z = z.min(FAR);
     if z < 37.0 {
         return Tail::from_p(0.5 * libm::erfc(z / std::f64::consts::SQRT_2));
     }
@@ -77,6 +80,7 @@ pub fn student_upper(t: f64, dof: f64) -> Tail {
 /// 617-619 (algorithm 395), error below 4e-13.
 pub fn student_sf(t: f64, dof: f64) -> Tail {
     debug_assert!(t >= 0.0 && dof > 0.0);
+    let t = t.min(FAR);
     if dof >= HILL_FROM_DOF {
         return normal_sf(hill(t, dof));
     }

@@ -109,7 +109,12 @@ pub fn effect(control: &Sample, treatment: &Sample, scale: Scale) -> Result<Effe
     if is_share && (control.variance == 0.0 || treatment.variance == 0.0) {
         return Err(Undefined::new(Status::ExactOnly, Some(estimate)));
     }
-    Ok(Effect { estimate, std_error: std_error(&control, &treatment, scale), dof })
+    // A treatment at exactly 0 without variance leaves none of its relative effect, whatever the control does.
+    let std_error = std_error(&control, &treatment, scale);
+    if std_error <= 0.0 || !std_error.is_finite() || !estimate.is_finite() {
+        return Err(Undefined::new(Status::ZeroVariance, Some(estimate).filter(|estimate| estimate.is_finite())));
+    }
+    Ok(Effect { estimate, std_error, dof })
 }
 
 fn std_error(control: &Arm, treatment: &Arm, scale: Scale) -> f64 {

@@ -1,7 +1,7 @@
 //! Looks at an experiment with a planned end: each look spends a part of alpha, so that all together spend no more than it.
 
 use super::distributions::{normal_density, normal_isf, normal_sf};
-use super::special::{bisect, quadrature};
+use super::special::{POINTS, bisect, quadrature};
 
 /// Bounds beyond this z are cut there: a chance of 6e-16.
 const Z_MAX: f64 = 8.0;
@@ -63,7 +63,7 @@ pub fn bounds(fractions: &[f64], alpha: f64, sides: Sides, power: f64) -> Vec<Op
 fn new_looks(fractions: &[f64]) -> Vec<(usize, f64)> {
     let mut looks: Vec<(usize, f64)> = Vec::new();
     for (position, fraction) in fractions.iter().enumerate() {
-        if !(*fraction > 0.0) {
+        if fraction.is_nan() || *fraction <= 0.0 {
             continue;
         }
         let time = fraction.min(1.0);
@@ -90,7 +90,7 @@ fn crossing(density: &[Point], y: f64, step: f64, time: f64) -> f64 {
     if density.is_empty() {
         return normal_sf(y / time.sqrt()).p;
     }
-    // Sorted by y: those far below cannot reach it.
+    // Rising: those far below cannot reach it.
     let first = density.partition_point(|point| point.y < y - 9.0 * step);
     density[first..].iter().map(|point| point.share * normal_sf((y - point.y) / step).p).sum()
 }
@@ -100,7 +100,7 @@ fn advance(before: &[Point], low: f64, bound: f64, step: f64, next_step: f64, ti
     let width = 4.0 * step.min(next_step);
     let panels = ((bound - low) / width).ceil().max(1.0) as usize;
     let width = (bound - low) / panels as f64;
-    let mut points = Vec::with_capacity(16 * panels);
+    let mut points = Vec::with_capacity(POINTS * panels);
     for panel in 0..panels {
         let start = low + panel as f64 * width;
         points.extend(quadrature(start, start + width).map(|(y, weight)| {
@@ -114,7 +114,6 @@ fn advance(before: &[Point], low: f64, bound: f64, step: f64, next_step: f64, ti
             Point { y, share: weight * density }
         }));
     }
-    points.sort_by(|one, other| one.y.total_cmp(&other.y));
     points
 }
 

@@ -271,7 +271,9 @@ mod tests {
 
     #[test]
     fn a_forecast_reaches_its_power() {
-        for target in [TARGET, Target { goals: 3, variants: 4, ..TARGET }, Target { sequential_tightest_at: Some(5_000.0), ..TARGET }] {
+        for target in
+            [TARGET, Target { goals: 3, variants: 4, ..TARGET }, Target { sequential_tightest_at: Some(5_000.0), ..TARGET }]
+        {
             for prior in [None, Some(Prior::SHRUNK)] {
                 let found = mid_experiment(&effect(0.1), 10_000, 0.05, &target, prior.as_ref()).expect("in range");
                 let factor = found.scaling_factor.expect("reachable");

@@ -61,14 +61,7 @@ pub fn quantile(values: &mut [f64], level: f64) -> Option<Quantile> {
     };
     let count = values.len() as u64;
     let step = Z * (level * (1.0 - level) / count as f64).sqrt();
-    Some(Quantile {
-        values: count,
-        placed_for: count,
-        level,
-        estimate: at(level),
-        low: at(level - step),
-        high: at(level + step),
-    })
+    Some(Quantile { values: count, placed_for: count, level, estimate: at(level), low: at(level - step), high: at(level + step) })
 }
 
 impl Quantile {
@@ -82,7 +75,8 @@ impl Quantile {
             return Err(Status::NoData);
         }
         let (count, odds) = (self.values as f64, self.level / (1.0 - self.level));
-        if self.values < 2 || !(odds > 0.0) || count <= Z * Z * odds.max(1.0 / odds) {
+        let is_level = self.level > 0.0 && self.level < 1.0;
+        if self.values < 2 || !is_level || count <= Z * Z * odds.max(1.0 / odds) {
             return Err(Status::InsufficientSample);
         }
         let step = (self.high - self.low) / (2.0 * Z);
@@ -175,14 +169,8 @@ mod tests {
         // One event per user: the share at or below has its binomial variance.
         let users = 1_000.0;
         let below = 900.0;
-        let clusters = Clusters {
-            users: 1_000,
-            below,
-            below_squares: below,
-            events: users,
-            events_squares: users,
-            products: below,
-        };
+        let clusters =
+            Clusters { users: 1_000, below, below_squares: below, events: users, events_squares: users, products: below };
         let variance = clusters.level_variance().expect("users");
         assert!((variance - 0.9 * 0.1 / 999.0).abs() < 1e-12, "{variance}");
     }

@@ -188,7 +188,11 @@ mod tests {
     fn millions_of_events_end_soon() {
         let started = std::time::Instant::now();
         let (control, treatment) = (rate(1_000_000_000, 1e9), rate(1_000_100_000, 1e9));
-        let found = [score(control, treatment).map(|(_, tail)| tail.p), exact_conditional(control, treatment), unconditional(control, treatment)];
+        let found = [
+            score(control, treatment).map(|(_, tail)| tail.p),
+            exact_conditional(control, treatment),
+            unconditional(control, treatment),
+        ];
         for p in found {
             assert!((p.expect("events") / 0.025_346 - 1.0).abs() < 1e-3, "{found:?}");
         }

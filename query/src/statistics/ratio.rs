@@ -80,7 +80,7 @@ mod tests {
         for (m, d) in users {
             numerator.add(m * Moments::SCALE).expect("fits");
             denominator.add(d * Moments::SCALE).expect("fits");
-            products = products + i256::from_i128(m * d * Moments::SCALE * Moments::SCALE);
+            products += i256::from_i128(m * d * Moments::SCALE * Moments::SCALE);
         }
         RatioSums { numerator: Sums::Values(numerator), denominator: Sums::Values(denominator), products }
     }

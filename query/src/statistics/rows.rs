@@ -176,10 +176,8 @@ mod tests {
             .iter()
             .map(|(user, variant, at)| Exposure { user: (*user).to_owned(), variant: (*variant).to_owned(), at: *at })
             .collect();
-        let conversions: Vec<Conversion> = conversions
-            .iter()
-            .map(|(user, at, value)| Conversion { user: (*user).to_owned(), at: *at, value: *value })
-            .collect();
+        let conversions: Vec<Conversion> =
+            conversions.iter().map(|(user, at, value)| Conversion { user: (*user).to_owned(), at: *at, value: *value }).collect();
         measure(settings, &exposures, &conversions).expect("fits")
     }
 
@@ -187,7 +185,8 @@ mod tests {
     fn both_ends_of_phase_and_window_belong_to_it() {
         let end = 100 + DAY_MICROSECONDS;
         let exposures = [("a", "control", 99), ("b", "control", 100), ("c", "treatment", 1_000), ("d", "treatment", 1_001)];
-        let found = measured(&settings(), &exposures, &[("b", 100, 1), ("b", end, 2), ("b", end + 1, 4), ("b", 99, 8), ("a", 99, 16)]);
+        let found =
+            measured(&settings(), &exposures, &[("b", 100, 1), ("b", end, 2), ("b", end + 1, 4), ("b", 99, 8), ("a", 99, 16)]);
         let b = found.variants[0];
         assert_eq!((b.users, b.converters, b.conversions, b.values.sum()), (1, 1, 2, 3));
         assert_eq!(found.variants[1].users, 1);

@@ -110,14 +110,14 @@ pub fn sequential(daily_users: &[Vec<u64>], weights: &[f64], concentration: f64)
 pub(super) fn ln_bayes_factor(counts: &[u64], shares: &[f64], concentration: f64) -> f64 {
     let total: f64 = counts.iter().map(|count| *count as f64).sum();
     // The logarithm of a ratio of gamma functions, without the powers that cancel between counts and total.
-    let part = |prior: f64, count: f64| {
-        (prior - 0.5) * (count / prior).ln_1p() + stirling_error(prior + count) - stirling_error(prior)
-    };
+    let part =
+        |prior: f64, count: f64| (prior - 0.5) * (count / prior).ln_1p() + stirling_error(prior + count) - stirling_error(prior);
     let each = |count: f64, share: f64| {
         let off = (count - share * total) / (share * (concentration + total));
         part(share * concentration, count) + count * off.ln_1p()
     };
-    let sum: f64 = counts.iter().zip(shares).filter(|(count, _)| **count > 0).map(|(count, share)| each(*count as f64, *share)).sum();
+    let sum: f64 =
+        counts.iter().zip(shares).filter(|(count, _)| **count > 0).map(|(count, share)| each(*count as f64, *share)).sum();
     sum - if total > 0.0 { part(concentration, total) } else { 0.0 }
 }
 

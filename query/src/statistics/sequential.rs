@@ -177,9 +177,7 @@ pub fn normal_mixture_bound(v: f64, alpha: f64, v_optimal: f64, alpha_optimal: f
         return Some(two_sided);
     }
     // The mixture over positive drifts grows with the sum, and is at least that over both signs.
-    let ln_mixture = |sum: f64| {
-        0.5 * (4.0 * rho / grown).ln() + sum * sum / (2.0 * grown) + normal_sf(-sum / grown.sqrt()).ln
-    };
+    let ln_mixture = |sum: f64| 0.5 * (4.0 * rho / grown).ln() + sum * sum / (2.0 * grown) + normal_sf(-sum / grown.sqrt()).ln;
     Some(bisect(0.0, two_sided.max(1.0) * 2.0, |sum| ln_mixture(sum) < -alpha.ln()))
 }
 

@@ -41,33 +41,66 @@ pub(super) fn stirling_error(x: f64) -> f64 {
     terms.iter().rev().fold(0.0, |sum, term| sum * inverse + term) / x
 }
 
-/// Points and weights of Gauss-Legendre quadrature of order 16 on (0, 1), the half that mirrors the other.
-static LEGENDRE: LazyLock<[(f64, f64); 8]> = LazyLock::new(|| {
-    const ORDER: f64 = 16.0;
+/// Points of Gauss-Legendre quadrature per stretch.
+pub(super) const POINTS: usize = 16;
+
+/// The Legendre polynomials of degree 0 to 16 at `x`.
+fn legendre(x: f64) -> [f64; POINTS + 1] {
+    let mut values = [1.0; POINTS + 1];
+    values[1] = x;
+    for k in 2..=POINTS {
+        let degree = k as f64;
+        values[k] = ((2.0 * degree - 1.0) * x * values[k - 1] - (degree - 1.0) * values[k - 2]) / degree;
+    }
+    values
+}
+
+/// Points, rising, and weights of Gauss-Legendre quadrature of order 16 on (-1, 1).
+static LEGENDRE: LazyLock<[(f64, f64); POINTS]> = LazyLock::new(|| {
     std::array::from_fn(|i| {
-        let mut x = (std::f64::consts::PI * (i as f64 + 0.75) / (ORDER + 0.5)).cos();
+        let order = POINTS as f64;
+        let mut x = -(std::f64::consts::PI * (i as f64 + 0.75) / (order + 0.5)).cos();
         let mut slope = 1.0;
         // Newton's method from this start doubles the digits at each step.
         for _ in 0..10 {
-            let (mut before, mut value) = (1.0, x);
-            for k in 2..=16 {
-                let k = f64::from(k);
-                (before, value) = (value, ((2.0 * k - 1.0) * x * value - (k - 1.0) * before) / k);
-            }
-            slope = ORDER * (x * value - before) / (x * x - 1.0);
-            x -= value / slope;
+            let values = legendre(x);
+            slope = order * (x * values[POINTS] - values[POINTS - 1]) / (x * x - 1.0);
+            x -= values[POINTS] / slope;
         }
         (x, 2.0 / ((1.0 - x * x) * slope * slope))
     })
 });
 
-/// Returns the points and weights of Gauss-Legendre quadrature with 16 points between `low` and `high`.
+/// The integral from -1 to each point, as weights of the values at all points.
+static INTEGRALS: LazyLock<[[f64; POINTS]; POINTS]> = LazyLock::new(|| {
+    let values = LEGENDRE.map(|(x, _)| legendre(x));
+    // The integral of the polynomial of degree k from -1 to the point i.
+    let integral = |i: usize, k: usize| match k {
+        0 => LEGENDRE[i].0 + 1.0,
+        _ => (values[i][k + 1] - values[i][k - 1]) / (2 * k + 1) as f64,
+    };
+    std::array::from_fn(|i| {
+        std::array::from_fn(|j| {
+            let terms = (0..POINTS).map(|k| (2 * k + 1) as f64 / 2.0 * values[j][k] * integral(i, k));
+            LEGENDRE[j].1 * terms.sum::<f64>()
+        })
+    })
+});
+
+/// Returns the points, rising, and weights of Gauss-Legendre quadrature with 16 points between `low` and `high`.
 /// Source: Abramowitz and Stegun 25.4.29 and 25.4.30.
 pub(super) fn quadrature(low: f64, high: f64) -> impl Iterator<Item = (f64, f64)> {
     let (centre, half) = (0.5 * (low + high), 0.5 * (high - low));
-    LEGENDRE
-        .iter()
-        .flat_map(move |(x, weight)| [(centre - half * x, half * weight), (centre + half * x, half * weight)])
+    LEGENDRE.iter().map(move |(x, weight)| (centre + half * x, half * weight))
+}
+
+/// Returns the integrals from `low` to each point of [`quadrature`], and to `high`, of a function with these values there.
+/// Source: integration of the interpolating polynomial, as a sum of Legendre polynomials.
+pub(super) fn integrals(low: f64, high: f64, values: &[f64; POINTS]) -> ([f64; POINTS], f64) {
+    let half = 0.5 * (high - low);
+    let sum = |weights: &[f64; POINTS]| half * weights.iter().zip(values).map(|(weight, value)| weight * value).sum::<f64>();
+    let whole = half * LEGENDRE.iter().zip(values).map(|((_, weight), value)| weight * value).sum::<f64>();
+    (std::array::from_fn(|i| sum(&INTEGRALS[i])), whole)
 }
 
 /// Returns where `is_below` turns from true to false between `low` and `high`, to the last digit.
@@ -121,6 +154,18 @@ mod tests {
         assert!((integral(0.0, 2.0, &|x| x.powi(31)) / (2.0_f64.powi(32) / 32.0) - 1.0).abs() < 1e-13);
         let bell = integral(-3.0, 0.0, &|x| (-0.5 * x * x).exp()) + integral(0.0, 3.0, &|x| (-0.5 * x * x).exp());
         assert!((bell / (2.0 * HALF_LN_2_PI).exp().sqrt() - 0.997_300_203_936_739_8).abs() < 1e-13, "{bell}");
+    }
+
+    #[test]
+    fn integrals_to_each_point_are_exact_for_polynomials() {
+        let points: Vec<f64> = quadrature(-1.0, 3.0).map(|(x, _)| x).collect();
+        assert!(points.is_sorted());
+        let values = std::array::from_fn(|i| 12.0 * points[i].powi(11));
+        let (found, whole) = integrals(-1.0, 3.0, &values);
+        for (x, found) in points.iter().zip(found) {
+            assert!((found - (x.powi(12) - 1.0)).abs() < 1e-8, "{x}: {found}");
+        }
+        assert!((whole - (3.0_f64.powi(12) - 1.0)).abs() < 1e-8);
     }
 
     #[test]

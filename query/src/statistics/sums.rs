@@ -123,7 +123,7 @@ mod tests {
             for (x, y) in &pairs {
                 one.add(i128::from(*x) * Moments::SCALE).expect("fits");
                 two.add(i128::from(*y) * Moments::SCALE).expect("fits");
-                products = products + i256::from_i128(i128::from(*x) * i128::from(*y) * Moments::SCALE * Moments::SCALE);
+                products += i256::from_i128(i128::from(*x) * i128::from(*y) * Moments::SCALE * Moments::SCALE);
             }
             let n = pairs.len() as f64;
             let mean = |pick: fn(&(i64, i64)) -> i64| pairs.iter().map(|pair| pick(pair) as f64).sum::<f64>() / n;

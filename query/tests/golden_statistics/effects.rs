@@ -220,9 +220,10 @@ fn confidence_sequence(given: &Value) -> Value {
     let users = control.arm().users + treatment.arm().users;
     let found = effect(&control, &treatment, input::scale(given));
     let tightest_at = input::number(given, "n_star");
-    let sequence = found.as_ref().ok().and_then(|effect| {
-        confidence_sequence_of(effect, users, alpha(given), tightest_at, input::alternative(given))
-    });
+    let sequence = found
+        .as_ref()
+        .ok()
+        .and_then(|effect| confidence_sequence_of(effect, users, alpha(given), tightest_at, input::alternative(given)));
     with(
         tested(found, given),
         json!({
@@ -336,9 +337,10 @@ fn scaled_impact(given: &Value) -> Value {
         share: input::number(given, "traffic_share"),
         days: input::number(given, "days"),
     };
-    let impact = found.as_ref().ok().and_then(|effect| {
-        impact_per_day(effect.estimate, &effect.test(input::alternative(given), alpha(given)), &traffic)
-    });
+    let impact = found
+        .as_ref()
+        .ok()
+        .and_then(|effect| impact_per_day(effect.estimate, &effect.test(input::alternative(given), alpha(given)), &traffic));
     with(
         tested(found, given),
         json!({

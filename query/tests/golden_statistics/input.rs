@@ -50,11 +50,13 @@ pub(crate) fn scaled(value: &Value, decimals: usize) -> i256 {
         None => (text, 0),
     };
     let (whole, fraction) = text.split_once('.').unwrap_or((&text, ""));
-    let fraction = fraction.trim_end_matches('0');
-    let zeros = decimals as i32 + exponent - fraction.len() as i32;
-    assert!(zeros >= 0, "{value} has more than {decimals} decimals");
-    let digits = format!("{whole}{fraction}{}", "0".repeat(zeros as usize));
-    i256::from_string(&digits).unwrap_or_else(|| panic!("{value} is no decimal"))
+    // Beyond these decimals the sums of this system hold nothing.
+    let places = decimals as i32 + exponent;
+    let fraction: String = fraction.chars().chain(std::iter::repeat('0')).take(places.max(0) as usize).collect();
+    let whole = &whole[..whole.len().saturating_sub((-places).max(0) as usize)];
+    let digits = format!("{whole}{fraction}");
+    let digits = if digits.trim_start_matches('-').is_empty() { "0" } else { &digits };
+    i256::from_string(digits).unwrap_or_else(|| panic!("{value} is no decimal"))
 }
 
 pub(crate) fn millionths(value: &Value) -> i128 {
@@ -79,11 +81,7 @@ pub(crate) fn sample(arm: &Value) -> Sample {
 }
 
 pub(crate) fn ratio(arm: &Value) -> RatioSums {
-    RatioSums {
-        numerator: sums(&arm["m"]),
-        denominator: sums(&arm["d"]),
-        products: scaled(&arm["m_d_sum_of_products"], 12),
-    }
+    RatioSums { numerator: sums(&arm["m"]), denominator: sums(&arm["d"]), products: scaled(&arm["m_d_sum_of_products"], 12) }
 }
 
 pub(crate) fn cuped(arm: &Value) -> CupedSums {

@@ -93,7 +93,6 @@ fn two_proportions(given: &Value) -> Value {
     put(&mut answer, "wald_ci", rates::wald(control, treatment, alpha));
     put(&mut answer, "newcombe_ci", newcombe(control, treatment, alpha));
     put(&mut answer, "agresti_caffo_ci", rates::agresti_caffo(control, treatment, alpha));
-    put(&mut answer, "score_ci", rates::score(control, treatment, alpha));
     put(&mut answer, "rel_lift_log_ci", rates::relative_by_logarithm(control, treatment, alpha));
     for (name, count) in [("control", control), ("treatment", treatment)] {
         put(&mut answer, &format!("wilson_{name}"), wilson(count, alpha));
@@ -149,7 +148,8 @@ fn bayes_beta_binomial(given: &Value) -> Value {
 fn beta_credible_interval(given: &Value) -> Value {
     let prior = prior(given);
     let interval = |arm: &Value| {
-        let (low, high) = credible_interval(&prior.posterior(input::count(arm)).expect("shapes in range"), number(given, "alpha"));
+        let (low, high) =
+            credible_interval(&prior.posterior(input::count(arm)).expect("shapes in range"), number(given, "alpha"));
         [low, high]
     };
     json!({ "intervals": input::list(given, "arms").iter().map(interval).collect::<Vec<_>>() })
@@ -221,11 +221,8 @@ fn sample_size_multi_arm(given: &Value) -> Value {
         baseline * (1.0 - baseline)
     });
     let treatments = whole(given, "treatments");
-    let weights = if given["weights"].is_array() {
-        numbers(given, "weights")
-    } else {
-        vec![1.0 / treatments as f64; treatments as usize]
-    };
+    let weights =
+        if given["weights"].is_array() { numbers(given, "weights") } else { vec![1.0 / treatments as f64; treatments as usize] };
     let found = power::sample_size_variants(
         &weights,
         variance,
@@ -269,7 +266,7 @@ fn attribution_models(given: &Value) -> Value {
     let value = number(given, "conversion_value");
     let decay = Model::TimeDecay { half_life_hours: optional(given, "half_life_hours").unwrap_or(168.0) };
     // Cents of the decimal as it is written, not of the float nearest to it.
-    let cents = i128::try_from((value * 100.0).round() as i64).expect("fits");
+    let cents = (value * 100.0).round() as i128;
     let (mut values, mut parts) = (BTreeMap::new(), BTreeMap::new());
     for model in [Model::FirstTouch, Model::LastTouch, Model::Linear, Model::PositionBased, decay] {
         values.insert(model.as_str(), model.divide(value, &hours));
@@ -299,10 +296,8 @@ fn decision_rule(given: &Value) -> Value {
         .iter()
         .map(|variant| ["goals", "goals_strict", "guardrails"].map(|name| verdicts(&variant[name])))
         .collect();
-    let evidence: Vec<Evidence<'_>> = lists
-        .iter()
-        .map(|[goals, goals_strict, guardrails]| Evidence { goals, goals_strict, guardrails })
-        .collect();
+    let evidence: Vec<Evidence<'_>> =
+        lists.iter().map(|[goals, goals_strict, guardrails]| Evidence { goals, goals_strict, guardrails }).collect();
     let experiment = Experiment {
         has_mismatch: given["srm"] == "mismatch",
         multi_exposed_share: number(given, "multi_exposed_share"),
@@ -316,9 +311,8 @@ fn decision_rule(given: &Value) -> Value {
 }
 
 fn distribution_functions(given: &Value) -> Value {
-    let each = |name: &str, f: &dyn Fn(&Value) -> f64| -> Vec<f64> {
-        given[name].as_array().into_iter().flatten().map(f).collect()
-    };
+    let each =
+        |name: &str, f: &dyn Fn(&Value) -> f64| -> Vec<f64> { given[name].as_array().into_iter().flatten().map(f).collect() };
     json!({
         "t_isf": each("t_isf", &|at| student_isf(number(at, "upper_tail"), number(at, "dof"))),
         "t_sf": each("t_sf", &|at| student_sf(number(at, "t"), number(at, "dof")).p),
@@ -388,8 +382,7 @@ fn experiment_from_rows(given: &Value) -> Value {
         let control = &found.variants[0];
         let values = (control.value().expect("fits"), measured.value().expect("fits"));
         let mut metrics = BTreeMap::new();
-        for (metric, (control, treatment)) in
-            [("conversion_rate", (control.rate(), measured.rate())), ("value_per_user", values)]
+        for (metric, (control, treatment)) in [("conversion_rate", (control.rate(), measured.rate())), ("value_per_user", values)]
         {
             let effect = effect(&control, &treatment, Scale::Relative);
             let test = effect.ok().map(|effect| effect.test(Alternative::TwoSided, 0.05));
