@@ -29,6 +29,8 @@ pub(crate) enum Command {
     Demo(demo::DemoArgs),
     /// Show the results of an experiment
     Results(commands::results::Args),
+    /// Say how many users an experiment needs, what it can see, and how long it takes
+    Power(commands::power::Args),
     /// Show how far users come in a funnel
     Funnel(commands::funnel::Args),
     /// Ask in SQL

@@ -35,7 +35,9 @@ async fn main() -> ExitCode {
     let result = match cli.command {
         Command::Up(args) => up::run(args, globals).await,
         Command::Demo(args) => demo::run(args, globals).await,
-        Command::Results(args) => commands::results::run(args, globals).await,
+        // It alone has more to say than that it did what it was told.
+        Command::Results(args) => return commands::results::run(args, globals).await.unwrap_or_else(|error| failed(&error)),
+        Command::Power(args) => commands::power::run(args, globals).await,
         Command::Funnel(args) => commands::funnel::run(args, globals).await,
         Command::Sql(args) => commands::sql::run(args, globals).await,
         Command::Status(args) => commands::status::run(args, globals).await,

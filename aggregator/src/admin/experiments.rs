@@ -7,7 +7,9 @@ use sqlx::postgres::PgRow;
 use sqlx::{FromRow, PgConnection, Row};
 use uuid::Uuid;
 
-pub use super::new_experiment::{Aggregation, AttributionMethod, Direction, NewExperiment, NewMetric, NewVariant, Role};
+pub use super::new_experiment::{AttributionMethod, NewExperiment, NewVariant};
+pub use super::new_metric::{Aggregation, Amount, Denominator, Direction, NewMetric, Role};
+use super::metrics::{METRIC_COLUMNS, insert_metric};
 use super::{AdminError, Project, audit, begin, dead_letters, iso, iso_or_null, listed, lock_catalogue, new_experiment};
 use crate::catalogue::raise_version;
 use crate::recompute::{self, Differences};
@@ -75,8 +77,20 @@ pub struct Metric {
     pub name: String,
     /// The conversions that count; `None`: all.
     pub conversion_type: Option<String>,
-    /// conversion_rate, value_per_user or count_per_user.
+    /// conversion_rate, value_per_user, count_per_user, ratio or quantile.
     pub aggregation: String,
+    /// value or count, of a ratio or quantile.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub numerator: Option<String>,
+    /// conversions or impressions, of a ratio.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub denominator: Option<String>,
+    /// The conversions that a ratio is over; `None`: those of its numerator.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub denominator_type: Option<String>,
+    /// A decimal.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub quantile: Option<String>,
     /// increase or decrease.
     pub direction: String,
     /// primary, secondary or guardrail.
@@ -87,6 +101,9 @@ pub struct Metric {
     pub window_days: Option<i32>,
     /// A decimal: one user's sum counts up to here.
     pub cap: Option<String>,
+    /// A decimal: one user's sum counts up to this percentile of all sums that are not 0.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cap_percentile: Option<String>,
 }
 
 /// What a creation did.
@@ -182,27 +199,6 @@ async fn insert_variant(conn: &mut PgConnection, project: Uuid, experiment: Uuid
     Ok(())
 }
 
-async fn insert_metric(conn: &mut PgConnection, project: Uuid, experiment: Uuid, new: &NewMetric) -> Result<(), AdminError> {
-    sqlx::query(
-        "INSERT INTO metrics (project_id, experiment_id, name, conversion_type, aggregation, direction, role, margin, \
-             window_days, cap) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8::numeric, $9, $10::numeric)",
-    )
-    .bind(project)
-    .bind(experiment)
-    .bind(&new.name)
-    .bind(&new.conversion_type)
-    .bind(new.aggregation.as_str())
-    .bind(new.direction.as_str())
-    .bind(new.role.as_str())
-    .bind(&new.margin)
-    .bind(new.window_days)
-    .bind(&new.cap)
-    .execute(conn)
-    .await?;
-    Ok(())
-}
-
 /// Adds a variant to an experiment, and has the dead letters replayed that were waiting for it. It is never the control;
 /// it has a weight exactly if the others have. Rows that are stored keep their meaning.
 /// # Errors
@@ -273,7 +269,7 @@ async fn find(conn: &mut PgConnection, project: &Project, name: &str) -> Result<
     Err(AdminError::Unknown { what: "experiment", name: name.into(), place: project.to_string(), known: listed(&names) })
 }
 
-async fn load(conn: &mut PgConnection, project: &Project, id: Uuid) -> Result<Experiment, AdminError> {
+pub(super) async fn load(conn: &mut PgConnection, project: &Project, id: Uuid) -> Result<Experiment, AdminError> {
     let row = sqlx::query(
         "SELECT id, name, description, status, target_sample_size, confidence_level::text, minimum_detectable_effect::text, \
              conversion_window_days, attribution_method, currency, auto_registered, \
@@ -295,12 +291,10 @@ async fn load(conn: &mut PgConnection, project: &Project, id: Uuid) -> Result<Ex
     .bind(id)
     .fetch_all(&mut *conn)
     .await?;
-    let metrics = sqlx::query_as(
-        "SELECT name, conversion_type, aggregation, direction, role, trim_scale(margin)::text AS margin, window_days, \
-             trim_scale(cap)::text AS cap \
-         FROM metrics WHERE project_id = $1 AND experiment_id = $2 \
-         ORDER BY array_position(ARRAY['primary', 'secondary', 'guardrail'], role), name",
-    )
+    let metrics = sqlx::query_as(sqlx::AssertSqlSafe(format!(
+        "SELECT {METRIC_COLUMNS} FROM metrics WHERE project_id = $1 AND experiment_id = $2 \
+         ORDER BY array_position(ARRAY['primary', 'secondary', 'guardrail'], role), name"
+    )))
     .bind(project.id)
     .bind(id)
     .fetch_all(conn)

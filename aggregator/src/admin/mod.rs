@@ -9,7 +9,9 @@ mod audit;
 pub mod campaigns;
 pub mod dead_letters;
 pub mod experiments;
+pub mod metrics;
 mod new_experiment;
+mod new_metric;
 
 use std::fmt;
 

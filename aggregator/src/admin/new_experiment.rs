@@ -1,16 +1,15 @@
 //! What an experiment is made of, and which values are accepted. Nothing here knows the database.
 
-use events::{Micros, Money};
+use events::Micros;
 
 use super::experiments::{Experiment, Variant};
+use super::new_metric::{NewMetric, decimal, millionths, window};
 use super::{AdminError, check_name, texts};
 
 /// More arms than anybody compares; each is a row in every answer.
 const VARIANTS_MAX: usize = 100;
 /// The same for metrics.
-const METRICS_MAX: usize = 100;
-/// Days, 10 years: as far back as anything is accepted.
-const WINDOW_DAYS_MAX: i32 = 3_650;
+pub(super) const METRICS_MAX: usize = 100;
 
 texts! {
     /// Which variant a conversion is credited to.
@@ -19,40 +18,6 @@ texts! {
         FirstExposure = "first_exposure",
         /// That of the last eligible impression before the conversion.
         LastExposure = "last_exposure",
-    }
-}
-
-texts! {
-    /// What a metric computes per user.
-    Aggregation {
-        /// Whether there was a conversion.
-        ConversionRate = "conversion_rate",
-        /// The sum of values.
-        ValuePerUser = "value_per_user",
-        /// The number of conversions.
-        CountPerUser = "count_per_user",
-    }
-}
-
-texts! {
-    /// Which way is better.
-    Direction {
-        /// Up.
-        Increase = "increase",
-        /// Down.
-        Decrease = "decrease",
-    }
-}
-
-texts! {
-    /// What a metric decides.
-    Role {
-        /// Whether the experiment is a success.
-        Primary = "primary",
-        /// Nothing alone.
-        Secondary = "secondary",
-        /// Whether harm was done.
-        Guardrail = "guardrail",
     }
 }
 
@@ -94,27 +59,6 @@ pub struct NewVariant {
     pub weight: Option<String>,
     /// Whether the others are compared with this one; at most one.
     pub is_control: bool,
-}
-
-/// One thing that is measured.
-#[derive(Clone, Debug)]
-pub struct NewMetric {
-    /// Unique in the experiment.
-    pub name: String,
-    /// The conversions that count; `None`: all.
-    pub conversion_type: Option<String>,
-    /// What is computed of them.
-    pub aggregation: Aggregation,
-    /// Which way is better.
-    pub direction: Direction,
-    /// What it decides.
-    pub role: Role,
-    /// Of a guardrail: the relative loss that is bearable, 4 decimals.
-    pub margin: Option<String>,
-    /// Days after the first exposure; `None`: the experiment's.
-    pub window_days: Option<i32>,
-    /// One user's sum counts up to here.
-    pub cap: Option<String>,
 }
 
 impl NewExperiment {
@@ -202,29 +146,14 @@ impl NewExperiment {
             ));
         }
         for (index, metric) in self.metrics.iter().enumerate() {
-            let field = format!("metrics[{index}]");
-            check_name(&format!("{field}.name"), &metric.name)?;
+            let field = format!("metrics[{index}].");
+            metric.check(&field)?;
             if self.metrics[..index].iter().any(|other| other.name == metric.name) {
                 return Err(AdminError::invalid(
-                    format!("{field}.name"),
+                    format!("{field}name"),
                     format!("found {:?} twice; each name once", metric.name),
                 ));
             }
-            if let Some(conversion) = &metric.conversion_type {
-                check_name(&format!("{field}.conversion_type"), conversion)?;
-            }
-            if metric.margin.is_some() && metric.role != Role::Guardrail {
-                return Err(AdminError::invalid(
-                    format!("{field}.margin"),
-                    format!("found with the role {}; only a guardrail has a margin", metric.role.as_str()),
-                ));
-            }
-            decimal(&format!("{field}.margin"), metric.margin.as_deref(), "0 to 9.9999 with 4 decimals", 4, |margin| {
-                (0..10_000_000).contains(&margin)
-            })?;
-            window(&format!("{field}.window_days"), metric.window_days)?;
-            let accepted = "an amount above 0 with at most 6 decimals";
-            decimal(&format!("{field}.cap"), metric.cap.as_deref(), accepted, 6, |cap| cap > 0)?;
         }
         Ok(())
     }
@@ -252,37 +181,9 @@ pub(super) fn check_added(experiment: &Experiment, new: &NewVariant) -> Result<(
     NewExperiment { name: experiment.name.clone(), variants, ..NewExperiment::default() }.check()
 }
 
-fn window(field: &str, days: Option<i32>) -> Result<(), AdminError> {
-    match days {
-        Some(days) if !(0..=WINDOW_DAYS_MAX).contains(&days) => {
-            Err(AdminError::invalid(field, format!("found {days}; 0 to {WINDOW_DAYS_MAX} days are accepted")))
-        }
-        _ => Ok(()),
-    }
-}
-
-fn millionths(text: &str) -> Option<i128> {
-    text.parse::<Money>().ok().map(Money::millionths)
-}
-
-/// Checks a decimal text, of which no digit may be lost in a column with `decimals` digits after the point.
-fn decimal(
-    field: &str,
-    text: Option<&str>,
-    accepted: &str,
-    decimals: u32,
-    in_range: impl Fn(i128) -> bool,
-) -> Result<(), AdminError> {
-    let Some(text) = text else { return Ok(()) };
-    let fits = |value: i128| in_range(value) && value % 10i128.pow(6 - decimals) == 0;
-    match millionths(text) {
-        Some(value) if fits(value) => Ok(()),
-        _ => Err(AdminError::invalid(field, format!("found {text:?}; accepted: {accepted}"))),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::new_metric::Role;
     use super::*;
 
     fn variant(name: &str, weight: Option<&str>, is_control: bool) -> NewVariant {
@@ -290,16 +191,7 @@ mod tests {
     }
 
     fn metric(name: &str) -> NewMetric {
-        NewMetric {
-            name: name.into(),
-            conversion_type: None,
-            aggregation: Aggregation::ConversionRate,
-            direction: Direction::Increase,
-            role: Role::Primary,
-            margin: None,
-            window_days: None,
-            cap: None,
-        }
+        NewMetric { name: name.into(), role: Role::Primary, ..NewMetric::default() }
     }
 
     fn valid() -> NewExperiment {
@@ -396,9 +288,5 @@ mod tests {
         for text in AttributionMethod::TEXTS {
             assert_eq!(text.parse::<AttributionMethod>().map(AttributionMethod::as_str), Ok(*text));
         }
-        assert_eq!(
-            "mean".parse::<Aggregation>(),
-            Err(r#"found "mean"; accepted: conversion_rate, value_per_user, count_per_user"#.to_owned())
-        );
     }
 }

@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use aggregator::admin::dead_letters::{self, Count, Filter, Marked, Selection, Status};
-use aggregator::admin::experiments::{self, Aggregation, Direction, Experiment, NewExperiment, NewMetric, NewVariant, Role};
+use aggregator::admin::experiments::{
+    self, Aggregation, Amount, Denominator, Direction, Experiment, NewExperiment, NewMetric, NewVariant, Role,
+};
+use aggregator::admin::metrics;
 use aggregator::admin::{AdminError, Project, campaigns, find_project};
 use aggregator::recompute::Differences;
 use events::{Micros, Record, testing};
@@ -122,6 +125,7 @@ async fn an_experiment_is_made_with_all_its_parts() {
         margin: Some("0.02".into()),
         window_days: Some(7),
         cap: Some("3".into()),
+        ..NewMetric::default()
     };
     let new = NewExperiment {
         description: Some("one page or two".into()),
@@ -156,6 +160,60 @@ async fn an_experiment_is_made_with_all_its_parts() {
     assert_eq!(json, expected);
     assert_eq!(version(&mut conn).await, 1);
     assert_eq!(audited(&mut conn).await, [("experiment.create".to_owned(), "checkout".to_owned())]);
+}
+
+#[tokio::test]
+async fn metrics_come_and_go() {
+    let (_database, mut conn, project) = database().await;
+    experiments::create(&mut conn, &project, &checkout()).await.expect("made");
+    let ratio = NewMetric {
+        name: "order value".into(),
+        conversion_type: Some("purchase".into()),
+        aggregation: Aggregation::Ratio,
+        numerator: Some(Amount::Value),
+        denominator: Some(Denominator::Conversions),
+        role: Role::Primary,
+        ..NewMetric::default()
+    };
+    let quantile = NewMetric {
+        name: "p95".into(),
+        aggregation: Aggregation::Quantile,
+        numerator: Some(Amount::Count),
+        quantile: Some("0.95".into()),
+        ..NewMetric::default()
+    };
+    let capped = NewMetric {
+        name: "value".into(),
+        aggregation: Aggregation::ValuePerUser,
+        cap_percentile: Some("99.5".into()),
+        role: Role::Guardrail,
+        ..NewMetric::default()
+    };
+    for metric in [&ratio, &quantile, &capped] {
+        metrics::create(&mut conn, &project, "checkout", metric).await.expect("added");
+    }
+    let shown = experiments::show(&mut conn, &project, "checkout").await.expect("shown");
+    let json = serde_json::to_value(&shown.metrics).expect("JSON");
+    let expected = serde_json::json!([
+        { "name": "order value", "conversion_type": "purchase", "aggregation": "ratio", "numerator": "value",
+          "denominator": "conversions", "direction": "increase", "role": "primary", "margin": null, "window_days": null, "cap": null },
+        { "name": "p95", "conversion_type": null, "aggregation": "quantile", "numerator": "count", "quantile": "0.95",
+          "direction": "increase", "role": "secondary", "margin": null, "window_days": null, "cap": null },
+        { "name": "value", "conversion_type": null, "aggregation": "value_per_user", "direction": "increase", "role": "guardrail",
+          "margin": null, "window_days": null, "cap": null, "cap_percentile": "99.5" },
+    ]);
+    assert_eq!(json, expected);
+    let twice = metrics::create(&mut conn, &project, "checkout", &ratio).await.expect_err("is there");
+    assert_eq!(text(&twice), r#"metric "order value" is there already; choose another name, or remove it first"#);
+    let unknown = metrics::remove(&mut conn, &project, "checkout", "nothing").await.expect_err("is not there");
+    assert_eq!(unknown.code(), "unknown");
+    assert!(text(&unknown).contains(r#"there is "order value", "p95", "value""#), "{unknown}");
+    let left = metrics::remove(&mut conn, &project, "checkout", "p95").await.expect("removed");
+    assert_eq!(left.metrics.iter().map(|metric| metric.name.as_str()).collect::<Vec<_>>(), ["order value", "value"]);
+    metrics::create(&mut conn, &project, "checkout", &quantile).await.expect("a name of a metric may come again");
+    assert_eq!(version(&mut conn).await, 6, "each change raises it once, what was refused does not");
+    let actions: Vec<String> = audited(&mut conn).await.into_iter().map(|(action, _)| action).collect();
+    assert_eq!(actions[1..], ["metric.create", "metric.create", "metric.create", "metric.remove", "metric.create"]);
 }
 
 #[tokio::test]

@@ -39,13 +39,10 @@ pub struct Plan {
     found: RefCell<HashMap<(usize, u64), Vec<Option<f64>>>>,
 }
 
-/// Returns what the experiment's plan allows for, where nothing was asked for: bounds towards a planned size or end, else a
-/// sequence.
+/// Returns what the experiment's plan allows for, where nothing was asked for: bounds towards a planned size, else a
+/// sequence. An end is no plan by itself: it may have been set because of what was seen.
 pub fn default_analysis(experiment: &Experiment) -> Analysis {
-    match (experiment.target_sample_size, experiment.ended_us) {
-        (None, None) => Analysis::Sequential,
-        _ => Analysis::GroupSequential,
-    }
+    if experiment.target_sample_size.is_some() { Analysis::GroupSequential } else { Analysis::Sequential }
 }
 
 /// One comparison of many, as bounds and sequences see it.
@@ -216,7 +213,7 @@ mod tests {
     fn a_plan_chooses_the_analysis() {
         assert_eq!(default_analysis(&experiment(None, None)), Analysis::Sequential);
         assert_eq!(default_analysis(&experiment(Some(10), None)), Analysis::GroupSequential);
-        assert_eq!(default_analysis(&experiment(None, Some(10))), Analysis::GroupSequential);
+        assert_eq!(default_analysis(&experiment(None, Some(10))), Analysis::Sequential);
     }
 
     #[test]

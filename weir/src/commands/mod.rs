@@ -4,6 +4,7 @@
 pub(crate) mod admin;
 pub(crate) mod funnel;
 mod places;
+pub(crate) mod power;
 pub(crate) mod probe;
 pub(crate) mod results;
 pub(crate) mod sql;

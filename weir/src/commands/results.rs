@@ -1,11 +1,16 @@
 //! `weir results`: what an experiment has shown so far.
 
+mod sections;
+
+use std::io::Write;
+use std::process::ExitCode;
+
 use serde_json::Value;
 
 use super::text::{
-    NOTHING, Side, count, decimals, elements, interval, number, p_value, percent, plain, printable, signed, table, text_of,
+    NOTHING, Side, Style, count, decimals, elements, interval, number, p_value, percent, plain, printable, signed, text_of,
 };
-use super::{Endpoint, Format, print_answer};
+use super::{Endpoint, print, print_answer};
 use crate::cli::Globals;
 use crate::client::segment;
 
@@ -20,45 +25,157 @@ pub(crate) struct Args {
     /// The variant that the others are compared with, by name or id; without it the control
     #[arg(long, value_name = "VARIANT")]
     baseline: Option<String>,
+    /// Show these metrics only, separated by commas
+    #[arg(long, value_name = "NAMES")]
+    metrics: Option<String>,
+    /// Answer as if it were then, such as 2026-03-01T00:00:00Z
+    #[arg(long, value_name = "TIME")]
+    as_of: Option<String>,
+    /// Which looks are allowed for: fixed, sequential, group_sequential or hybrid [default: as planned]
+    #[arg(long)]
+    analysis: Option<String>,
+    /// Whose verdict it is: frequentist, bayesian or both
+    #[arg(long)]
+    engine: Option<String>,
+    /// How many tests at once are allowed for: none, holm, bh or preferential_bonferroni
+    #[arg(long)]
+    correction: Option<String>,
+    /// Split users by a property of their first exposure: country, device_type, ..
+    #[arg(long)]
+    dimension: Option<String>,
+    /// What happens to users who saw several variants: exclude_multi or first_exposure
+    #[arg(long)]
+    population: Option<String>,
+    /// Whose conversion windows count: all or complete
+    #[arg(long)]
+    windows: Option<String>,
+    /// Whether earlier behaviour sharpens the comparison: auto or off
+    #[arg(long)]
+    cuped: Option<String>,
+    /// How values are capped: auto, off or a percentile
+    #[arg(long)]
+    cap: Option<String>,
+    /// In which terms sentences speak: relative, absolute or scaled
+    #[arg(long)]
+    difference: Option<String>,
+    /// Show each day
+    #[arg(long)]
+    daily: bool,
     /// How the answer is printed
     #[arg(long, value_enum, default_value_t)]
     format: Format,
+    /// End with 0 if a variant is to be shipped, 1 if all are to be rolled back, 2 if that is not decided, 3 without an answer
+    #[arg(long)]
+    exit_code: bool,
     #[command(flatten)]
     endpoint: Endpoint,
 }
 
-/// Asks and prints.
-pub(crate) async fn run(args: Args, globals: &Globals) -> anyhow::Result<()> {
+/// How results are printed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Format {
+    /// For people
+    #[default]
+    Table,
+    /// For programs, as the service answers
+    Json,
+    /// For spreadsheets
+    Csv,
+    /// For reports
+    Markdown,
+}
+
+/// The exit code of a decision, for scripts that wait for one.
+const SHIP: u8 = 0;
+const ROLL_BACK: u8 = 1;
+const UNDECIDED: u8 = 2;
+const NO_ANSWER: u8 = 3;
+
+/// Asks and prints. Returns what the program ends with.
+pub(crate) async fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
+    let asked = ask(&args, globals).await;
+    match asked {
+        Ok(answer) if args.exit_code => Ok(ExitCode::from(code(&answer))),
+        Ok(_) => Ok(ExitCode::SUCCESS),
+        Err(error) if args.exit_code => {
+            // As any failure is said, but not with the code of a decision.
+            let _ = writeln!(std::io::stderr(), "weir: {error:#}");
+            Ok(ExitCode::from(NO_ANSWER))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+async fn ask(args: &Args, globals: &Globals) -> anyhow::Result<Value> {
     let client = args.endpoint.client(globals)?;
-    let baseline = args.baseline.as_deref().map(|variant| format!("?baseline={}", segment(variant))).unwrap_or_default();
-    let path = format!("/v1/experiments/{}/results{baseline}", segment(&args.experiment));
+    let path = format!("/v1/experiments/{}/results{}", segment(&args.experiment), args.question());
     let answer = client.get_json(&path).await?;
-    print_answer(&answer, args.format, render, csv)
+    let shared = |format| print_answer(&answer, format, render, csv);
+    match args.format {
+        Format::Table => shared(super::Format::Table)?,
+        Format::Json => shared(super::Format::Json)?,
+        Format::Csv => shared(super::Format::Csv)?,
+        Format::Markdown => print(&render_as(&answer, Style::Markdown))?,
+    }
+    Ok(answer)
+}
+
+impl Args {
+    /// Writes what was asked for as a query string.
+    fn question(&self) -> String {
+        let daily = self.daily.then(|| "daily".to_owned());
+        let fields = [
+            ("baseline", &self.baseline),
+            ("metrics", &self.metrics),
+            ("as_of", &self.as_of),
+            ("analysis", &self.analysis),
+            ("engine", &self.engine),
+            ("correction", &self.correction),
+            ("dimension", &self.dimension),
+            ("population", &self.population),
+            ("windows", &self.windows),
+            ("cuped", &self.cuped),
+            ("cap", &self.cap),
+            ("difference", &self.difference),
+            ("series", &daily),
+        ];
+        let field = |(name, value): (&str, &Option<String>)| value.as_deref().map(|value| format!("{name}={}", segment(value)));
+        let asked: Vec<String> = fields.into_iter().filter_map(field).collect();
+        if asked.is_empty() { String::new() } else { format!("?{}", asked.join("&")) }
+    }
+}
+
+fn code(answer: &Value) -> u8 {
+    match text_of(answer, "/decision/status") {
+        Some("ship-now") => SHIP,
+        Some("rollback-now") => ROLL_BACK,
+        _ => UNDECIDED,
+    }
 }
 
 /// Writes an answer for people: what to beware of first, then each metric with a row for each arm.
 /// What the service did not compute is not shown; a status is shown in its words, never as a number.
 pub(crate) fn render(answer: &Value) -> String {
-    let mut out = head(answer);
+    render_as(answer, Style::Terminal)
+}
+
+fn render_as(answer: &Value, style: Style) -> String {
+    let mut out = head(answer, style);
     for warning in warnings(answer) {
-        out.push_str(&format!("warning: {}\n", printable(&warning)));
+        out.push_str(&style.warning(&printable(&warning)));
     }
     for metric in elements(answer, "/metrics") {
         out.push('\n');
-        out.push_str(&render_metric(answer, metric));
+        out.push_str(&render_metric(answer, metric, style));
     }
-    if let Some(status) = text_of(answer, "/decision/status") {
-        let why: Vec<_> =
-            elements(answer, "/decision/why").iter().filter_map(|why| text_of(why, "/fact")).map(printable).collect();
-        let why = if why.is_empty() { String::new() } else { format!(": {}", why.join("; ")) };
-        out.push_str(&format!("\ndecision: {}{why}\n", printable(status)));
-    }
+    out.push_str(&sections::attribution(answer, style));
+    out.push_str(&sections::decision(answer, style));
     out.push_str(&as_of(answer));
     out
 }
 
 /// The experiment and its state.
-fn head(answer: &Value) -> String {
+fn head(answer: &Value, style: Style) -> String {
     let name = text_of(answer, "/experiment/name").or(text_of(answer, "/experiment/id")).unwrap_or("without a name");
     let mut parts = Vec::new();
     parts.extend(text_of(answer, "/experiment/status").map(str::to_owned));
@@ -70,7 +187,7 @@ fn head(answer: &Value) -> String {
     );
     let parts = if parts.is_empty() { String::new() } else { format!(": {}", printable(&parts.join(", "))) };
     let users = |pointer: &str| answer.pointer(pointer).map(count).filter(|users| !users.is_empty());
-    let mut out = format!("experiment {}{parts}\n", printable(name));
+    let mut out = style.title(&format!("experiment {}{parts}", printable(name)));
     if let Some(exposed) = users("/population/exposed_users") {
         let excluded = |member: &str, text: &str| {
             let found = answer.pointer(&format!("/population/excluded/{member}"))?;
@@ -79,10 +196,12 @@ fn head(answer: &Value) -> String {
         let mut parts: Vec<String> = Vec::new();
         parts.extend(users("/population/analysed_users").map(|analysed| format!("{analysed} analysed")));
         parts.extend(excluded("multi_exposed", "left out, who saw several variants"));
-        parts.extend(excluded("outside_phase", "left out, exposed outside of its time"));
-        parts.extend(excluded("unknown_variant", "left out, with an unknown variant"));
+        parts.extend(excluded("incomplete_window", "left out, whose window is not over"));
+        parts.extend(excluded("unknown_variant", "not stored, with an unknown variant"));
+        parts.extend(excluded("impressions_not_counted", "impressions not counted"));
         out.push_str(&format!("{}\n", [vec![format!("{exposed} users exposed")], parts].concat().join(", ")));
     }
+    out.push_str(&sections::settings(answer));
     out
 }
 
@@ -160,7 +279,7 @@ impl Scale {
     }
 }
 
-fn render_metric(answer: &Value, metric: &Value) -> String {
+fn render_metric(answer: &Value, metric: &Value, style: Style) -> String {
     let scale = Scale::of(metric);
     let name = text_of(metric, "/name").or(text_of(metric, "/id")).unwrap_or("metric without a name");
     let mut facts: Vec<String> = Vec::new();
@@ -174,7 +293,7 @@ fn render_metric(answer: &Value, metric: &Value) -> String {
     facts.extend(metric.get("cap").map(cap_text).filter(|cap| !cap.is_empty()).map(|cap| format!("capped at {cap}")));
     facts.extend(text_of(metric, "/currency").map(str::to_owned));
     let facts = if facts.is_empty() { String::new() } else { format!(": {}", facts.join(", ")) };
-    let mut out = format!("{}\n", printable(&format!("{name}{facts}")));
+    let mut out = style.heading(&printable(&format!("{name}{facts}")));
     if let Some(status) = text_of(metric, "/status").filter(|status| *status != "ok") {
         out.push_str(&format!("{}\n", printable(status)));
     }
@@ -209,7 +328,7 @@ fn render_metric(answer: &Value, metric: &Value) -> String {
     if rows.is_empty() {
         out.push_str("no arms\n");
     } else {
-        out.push_str(&table(&columns, &rows));
+        out.push_str(&style.table(&columns, &rows));
     }
     for comparison in comparisons {
         if let Some(plain) = text_of(comparison, "/plain") {
@@ -219,7 +338,10 @@ fn render_metric(answer: &Value, metric: &Value) -> String {
             let arm = name_of(answer, comparison);
             out.push_str(&format!("{}\n", printable(&format!("guardrail: {arm} is {state}"))));
         }
+        out.push_str(&sections::power(comparison));
     }
+    out.push_str(&sections::dimensions(answer, metric, style));
+    out.push_str(&sections::series(answer, metric, style));
     out
 }
 
@@ -342,7 +464,7 @@ pub(super) fn as_of(answer: &Value) -> String {
 
 /// Writes one line for each metric and arm, numbers as the service gave them.
 pub(crate) fn csv(answer: &Value) -> Vec<Vec<String>> {
-    const COLUMNS: [(&str, &str); 14] = [
+    const COLUMNS: [(&str, &str); 18] = [
         ("status", "/status"),
         ("difference", "/absolute/estimate"),
         ("difference_low", "/absolute/ci/0"),
@@ -355,7 +477,11 @@ pub(crate) fn csv(answer: &Value) -> Vec<Vec<String>> {
         ("log10_p", "/test/log10_p"),
         ("p_fisher", "/test/p_fisher"),
         ("adjusted_p_value", "/adjusted/p_value"),
+        ("always_valid_p", "/sequential/always_valid_p"),
+        ("boundary_z", "/sequential/boundary_z"),
         ("chance_to_win", "/bayesian/chance_to_win"),
+        ("significant", "/significant"),
+        ("decided_by", "/decided_by"),
         ("verdict", "/verdict"),
     ];
     let mut header: Vec<String> =
@@ -389,7 +515,7 @@ mod tests {
                             "days_running": 12.0, "confidence_level": 0.95, "control_variant_id": "v-1" },
             "as_of": { "log_id": "l-1", "offsets": { "10": 7, "2": 1234 }, "event_time": "2026-03-13T00:00:00Z" },
             "population": { "exposed_users": 2010, "analysed_users": 2000,
-                            "excluded": { "multi_exposed": 10, "outside_phase": 0, "unknown_variant": 0 } },
+                            "excluded": { "multi_exposed": 10, "incomplete_window": 0, "unknown_variant": 0 } },
             "health": { "overall": "warn", "checks": [
                 { "id": "srm", "level": "fail", "p_value": 0.0003, "log10_p": -3.5 },
                 { "id": "multi_exposure", "level": "ok", "share": 0.005 },
@@ -456,7 +582,8 @@ empty
 no_data
 no arms
 
-decision: unhealthy: srm failed
+decision: unhealthy
+- srm failed
 
 as of 2026-03-13T00:00:00Z, log l-1 at 2:1,234 10:7
 ";
@@ -485,6 +612,45 @@ as of 2026-03-13T00:00:00Z, log l-1 at 2:1,234 10:7
             json!({ "warnings": ["as a text", { "code": "no_control" }, 7] }),
             "experiment without a name\nwarning: as a text\nwarning: no_control\nwarning: 7\n",
         );
+    }
+
+    #[test]
+    fn what_is_asked_for_becomes_a_question() {
+        let parse = |args: &[&str]| {
+            #[derive(clap::Parser)]
+            struct Alone {
+                #[command(flatten)]
+                args: Args,
+            }
+            let args = ["results", "checkout"].iter().chain(args);
+            <Alone as clap::Parser>::try_parse_from(args).expect("parses").args.question()
+        };
+        assert_eq!(parse(&[]), "");
+        assert_eq!(parse(&["--baseline", "old one", "--daily"]), "?baseline=old%20one&series=daily");
+        assert_eq!(
+            parse(&["--as-of", "2026-03-01T00:00:00+01:00", "--dimension", "country", "--cap", "99.9"]),
+            "?as_of=2026-03-01T00%3A00%3A00%2B01%3A00&dimension=country&cap=99%2E9"
+        );
+    }
+
+    #[test]
+    fn the_exit_code_is_the_decision() {
+        let check = |status: &str, expected: u8| assert_eq!(code(&json!({ "decision": { "status": status } })), expected, "{status}");
+        check("ship-now", 0);
+        check("rollback-now", 1);
+        for status in ["continue", "ready-for-review", "unhealthy", "something new"] {
+            check(status, 2);
+        }
+        assert_eq!(code(&json!({})), 2);
+    }
+
+    #[test]
+    fn a_page_has_the_same_parts() {
+        let page = render_as(&sample(), Style::Markdown);
+        for part in ["# experiment checkout: running", "> **warning:** srm: fail", "## conversion\\_rate: primary", "| control \\* | 1,000 |", "## decision: unhealthy"] {
+            assert!(page.contains(part), "no {part:?} in {page}");
+        }
+        assert!(!page.contains('\u{1b}'), "{page}");
     }
 
     #[test]

@@ -65,6 +65,70 @@ pub(super) fn full_table(columns: &[(&str, Side)], rows: &[Vec<String>]) -> Stri
     table.lines().map(|line| format!("{}\n", line.trim_end())).collect()
 }
 
+/// What a text is written for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Style {
+    /// A terminal.
+    Terminal,
+    /// A page of Markdown.
+    Markdown,
+}
+
+impl Style {
+    /// Writes the first line.
+    pub(super) fn title(self, text: &str) -> String {
+        match self {
+            Style::Terminal => format!("{text}\n"),
+            Style::Markdown => format!("# {}\n\n", marked(text)),
+        }
+    }
+
+    /// Writes the first line of a part.
+    pub(super) fn heading(self, text: &str) -> String {
+        match self {
+            Style::Terminal => format!("{text}\n"),
+            Style::Markdown => format!("## {}\n\n", marked(text)),
+        }
+    }
+
+    /// Writes what to beware of.
+    pub(super) fn warning(self, text: &str) -> String {
+        match self {
+            Style::Terminal => format!("warning: {text}\n"),
+            Style::Markdown => format!("\n> **warning:** {}\n", marked(text)),
+        }
+    }
+
+    /// Lays out rows below their titles. Columns without any content are left out.
+    pub(super) fn table(self, columns: &[(&str, Side)], rows: &[Vec<String>]) -> String {
+        if self == Style::Terminal {
+            return table(columns, rows);
+        }
+        let is_used = |index: usize| rows.iter().any(|row| row.get(index).is_some_and(|cell| !cell.is_empty()));
+        let used: Vec<usize> = (0..columns.len()).filter(|index| rows.is_empty() || is_used(*index)).collect();
+        let line = |cells: Vec<String>| format!("| {} |\n", cells.join(" | "));
+        let mut out = line(used.iter().map(|index| columns[*index].0.to_owned()).collect());
+        let side = |index: &usize| if matches!(columns[*index].1, Side::Right) { "---:" } else { "---" };
+        out.push_str(&line(used.iter().map(side).map(str::to_owned).collect()));
+        for row in rows {
+            let cell = |index: &usize| marked(&printable(row.get(*index).map_or("", String::as_str)));
+            out.push_str(&line(used.iter().map(cell).collect()));
+        }
+        out.push('\n');
+        out
+    }
+}
+
+/// Escapes what Markdown would act on. Names come from clients, and a page shows them to others.
+fn marked(text: &str) -> String {
+    text.chars()
+        .flat_map(|found| {
+            let is_mark = matches!(found, '|' | '<' | '>' | '&' | '`' | '*' | '_' | '[' | ']' | '\\' | '#' | '!');
+            is_mark.then_some('\\').into_iter().chain(std::iter::once(found))
+        })
+        .collect()
+}
+
 /// Writes one line of CSV. `escape`: a terminal is going to show it.
 /// Source: RFC 4180.
 pub(super) fn csv_line(cells: &[String], escape: bool) -> String {
@@ -220,6 +284,15 @@ mod tests {
         let found = table(&[("name", Side::Left), ("empty", Side::Left), ("users", Side::Right)], &rows);
         assert_eq!(found, "name  users\na\\nb      1\nc     1,000\n");
         assert_eq!(table(&[("name", Side::Left), ("users", Side::Right)], &[]), "name  users\n");
+    }
+
+    #[test]
+    fn markdown_is_not_obeyed_to_clients_either() {
+        let rows = vec![vec!["a|b <img>".into(), "1".into(), String::new()]];
+        let found = Style::Markdown.table(&[("name", Side::Left), ("users", Side::Right), ("empty", Side::Left)], &rows);
+        assert_eq!(found, "| name | users |\n| --- | ---: |\n| a\\|b \\<img\\> | 1 |\n\n");
+        assert_eq!(Style::Markdown.heading("x_y"), "## x\\_y\n\n");
+        assert_eq!(Style::Terminal.warning("x_y"), "warning: x_y\n");
     }
 
     #[test]

@@ -68,7 +68,7 @@ pub(super) struct Create {
     variants: Vec<NewVariant>,
     /// A metric; may be repeated. NAME alone counts the conversions of that name, as does NAME.value_per_user their values;
     /// conversion_rate, value_per_user and count_per_user look at all conversions, as does * for CONVERSION. AGGREGATION is one of these
-    /// three, ROLE primary (the first metric's), secondary or guardrail, DIRECTION increase or decrease
+    /// three (`weir admin metric create` knows more), ROLE primary (the first metric's), secondary or guardrail, DIRECTION increase or decrease
     #[arg(long = "metric", value_name = "NAME[:CONVERSION[:AGGREGATION[:ROLE[:DIRECTION]]]]", value_parser = metric)]
     metrics: Vec<Metric>,
     /// A text for people
@@ -168,9 +168,7 @@ impl Create {
                 aggregation: metric.aggregation,
                 direction: metric.direction,
                 role: metric.role.unwrap_or(usual),
-                margin: None,
-                window_days: None,
-                cap: None,
+                ..NewMetric::default()
             });
         }
         NewExperiment {
@@ -306,30 +304,8 @@ fn render(experiment: &Experiment) -> String {
     let columns = [("variant", Side::Left), ("weight", Side::Right), ("role", Side::Left), ("id", Side::Left)];
     out.push_str(&table(&columns, &experiment.variants.iter().map(row).collect::<Vec<_>>()));
     if !experiment.metrics.is_empty() {
-        let row = |metric: &experiments::Metric| {
-            vec![
-                metric.name.clone(),
-                metric.conversion_type.clone().unwrap_or_else(|| "any".to_owned()),
-                metric.aggregation.clone(),
-                metric.role.clone(),
-                metric.direction.clone(),
-                metric.window_days.map(|days| format!("{days} days")).unwrap_or_default(),
-                metric.margin.clone().unwrap_or_default(),
-                metric.cap.clone().unwrap_or_default(),
-            ]
-        };
-        let columns = [
-            ("metric", Side::Left),
-            ("conversion", Side::Left),
-            ("computed", Side::Left),
-            ("role", Side::Left),
-            ("better", Side::Left),
-            ("window", Side::Right),
-            ("margin", Side::Right),
-            ("cap", Side::Right),
-        ];
         out.push('\n');
-        out.push_str(&table(&columns, &experiment.metrics.iter().map(row).collect::<Vec<_>>()));
+        out.push_str(&super::metric::render(&experiment.metrics));
     }
     out
 }

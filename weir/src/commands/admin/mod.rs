@@ -4,6 +4,7 @@ mod campaign;
 mod dead_letters;
 mod experiment;
 mod key;
+mod metric;
 mod recompute;
 
 use aggregator::admin::{Project, find_project};
@@ -24,6 +25,9 @@ enum Command {
     /// Make, look at, start and stop experiments
     #[command(subcommand)]
     Experiment(experiment::Command),
+    /// Say what is measured in an experiment
+    #[command(subcommand)]
+    Metric(metric::Command),
     /// Make and look at campaigns
     #[command(subcommand)]
     Campaign(campaign::Command),
@@ -56,6 +60,7 @@ pub(crate) async fn run(args: Args, globals: &Globals) -> anyhow::Result<()> {
     let mut conn = connect(globals).await?;
     match args.command {
         Command::Experiment(command) => experiment::run(command, &mut conn).await,
+        Command::Metric(command) => metric::run(command, &mut conn).await,
         Command::Campaign(command) => campaign::run(command, &mut conn).await,
         Command::Key(command) => key::run(command, &mut conn).await,
         Command::DeadLetters(command) => dead_letters::run(command, &mut conn).await,
