@@ -7,6 +7,7 @@ mod harness;
 mod journey;
 mod kills;
 mod prometheus;
+mod results;
 mod sdk;
 #[allow(dead_code, unreachable_pub)] // As above.
 mod support;
