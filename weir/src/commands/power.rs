@@ -238,7 +238,7 @@ mod tests {
         };
         // Evan Miller's calculator: 20 % to 25 % takes 1,031 users a variant.
         check(&["--rate", "0.2", "--effect", "0.25"], 1_031, 2_062);
-        // 2 * (1.96 + 0.84)^2 * 25 / 0.25^2, a half more by the correction for two treatments.
+        // 2 * (1.96 + 0.84)^2 * 25 / 0.25^2 for each.
         check(&["--mean", "5", "--std-dev", "5", "--effect", "0.05"], 6_280, 12_560);
         let three = planned(&plan(&parse(&["--rate", "0.1", "--variants", "3"]), None).expect("a plan")).expect("planned");
         let two = planned(&plan(&parse(&["--rate", "0.1"]), None).expect("a plan")).expect("planned");

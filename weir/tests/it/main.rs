@@ -9,6 +9,7 @@ mod kills;
 #[allow(unreachable_pub)] // As above.
 mod load;
 mod prometheus;
+mod results;
 mod sdk;
 #[cfg(feature = "kafka")]
 mod services;

@@ -413,11 +413,16 @@ mod tests {
                 name: "orders".into(),
                 conversion_type: None,
                 aggregation: "conversion_rate".into(),
+                numerator: None,
+                denominator: None,
+                denominator_type: None,
+                quantile: None,
                 direction: "increase".into(),
                 role: "primary".into(),
                 margin: None,
                 window_days: Some(7),
                 cap: None,
+                cap_percentile: None,
             }],
         };
         let expected = "\
