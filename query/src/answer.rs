@@ -7,9 +7,7 @@ pub mod metric;
 use serde::Serialize;
 use uuid::Uuid;
 
-use crate::experiment::settings::{
-    Analysis, CapRule, Correction, Cuped, Difference, Dimension, Engine, PopulationRule, Windows,
-};
+use crate::experiment::settings::{Analysis, CapRule, Correction, Cuped, Difference, Dimension, Engine, PopulationRule, Windows};
 use crate::snapshot::AsOf;
 use health::Health;
 use metric::Metric;

@@ -23,6 +23,7 @@ pub mod series;
 pub mod settings;
 pub mod sums;
 pub mod touches;
+pub mod verdict;
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -7,9 +7,9 @@ use sqlx::postgres::PgRow;
 use sqlx::{FromRow, PgConnection, Row};
 use uuid::Uuid;
 
+use super::metrics::{METRIC_COLUMNS, insert_metric};
 pub use super::new_experiment::{AttributionMethod, NewExperiment, NewVariant};
 pub use super::new_metric::{Aggregation, Amount, Denominator, Direction, NewMetric, Role};
-use super::metrics::{METRIC_COLUMNS, insert_metric};
 use super::{AdminError, Project, audit, begin, dead_letters, iso, iso_or_null, listed, lock_catalogue, new_experiment};
 use crate::catalogue::raise_version;
 use crate::recompute::{self, Differences};

@@ -183,7 +183,7 @@ pub(super) fn check_added(experiment: &Experiment, new: &NewVariant) -> Result<(
 
 #[cfg(test)]
 mod tests {
-    use super::super::new_metric::Role;
+    use super::super::new_metric::{Aggregation, Role};
     use super::*;
 
     fn variant(name: &str, weight: Option<&str>, is_control: bool) -> NewVariant {
@@ -242,7 +242,10 @@ mod tests {
         );
         check(&|e| e.metrics[0].window_days = Some(3_651), "metrics[0].window_days: found 3651; 0 to 3650 days are accepted");
         check(
-            &|e| e.metrics[0].cap = Some("0".into()),
+            &|e| {
+                e.metrics[0].aggregation = Aggregation::ValuePerUser;
+                e.metrics[0].cap = Some("0".into());
+            },
             r#"metrics[0].cap: found "0"; accepted: an amount above 0 with at most 6 decimals"#,
         );
         check(&|e| e.target_sample_size = Some(0), "target_sample_size: found 0; users over all variants, at least 1");

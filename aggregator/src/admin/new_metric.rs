@@ -126,7 +126,10 @@ impl NewMetric {
         let of = self.aggregation.as_str();
         check_name(&field("name"), &self.name)?;
         if self.name.contains(',') {
-            return refuse("name", format!("found {:?}; questions separate names by commas, so that a name holds none", self.name));
+            return refuse(
+                "name",
+                format!("found {:?}; questions separate names by commas, so that a name holds none", self.name),
+            );
         }
         for (name, conversion) in [("conversion_type", &self.conversion_type), ("denominator_type", &self.denominator_type)] {
             if let Some(conversion) = conversion {
@@ -149,12 +152,20 @@ impl NewMetric {
             return refuse("numerator", format!("found with {of}; only a ratio or quantile has one"));
         }
         if self.quantile.is_some() != is_quantile {
-            let message = if is_quantile { "a quantile needs one, such as 0.9".to_owned() } else { format!("found with {of}; only a quantile has one") };
+            let message = if is_quantile {
+                "a quantile needs one, such as 0.9".to_owned()
+            } else {
+                format!("found with {of}; only a quantile has one")
+            };
             return refuse("quantile", message);
         }
-        decimal(&field("quantile"), self.quantile.as_deref(), "above 0 and below 1 with 3 decimals, such as 0.9", 3, |quantile| {
-            (1..1_000_000).contains(&quantile)
-        })?;
+        decimal(
+            &field("quantile"),
+            self.quantile.as_deref(),
+            "above 0 and below 1 with 3 decimals, such as 0.9",
+            3,
+            |quantile| (1..1_000_000).contains(&quantile),
+        )?;
         if self.margin.is_some() && self.role != Role::Guardrail {
             return refuse("margin", format!("found with the role {}; only a guardrail has a margin", self.role.as_str()));
         }
@@ -268,7 +279,8 @@ mod tests {
             "cap_percentile: found beside cap; one of them is accepted",
         );
         for (text, is_accepted) in [("99.9", true), ("100", true), ("0", false), ("100.0001", false), ("1.00001", false)] {
-            let expected = format!("cap_percentile: found {text:?}; accepted: above 0 and up to 100 with 4 decimals, such as 99.9");
+            let expected =
+                format!("cap_percentile: found {text:?}; accepted: above 0 and up to 100 with 4 decimals, such as 99.9");
             check(
                 &|m| {
                     m.aggregation = Aggregation::ValuePerUser;

@@ -51,6 +51,9 @@ pub enum Check {
         /// itself tilt the shares. Absent where there are none.
         #[serde(skip_serializing_if = "Option::is_none")]
         p_value_with_multi_exposed: Option<f64>,
+        /// Its decimal logarithm.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        log10_p_with_multi_exposed: Option<f64>,
         /// The same test within each value of the dimension that was asked for.
         #[serde(skip_serializing_if = "Vec::is_empty")]
         by_dimension: Vec<SrmOfValue>,
@@ -142,6 +145,8 @@ pub struct SrmOfValue {
     pub log10_p: Option<f64>,
     /// Times the number of values tested.
     pub p_adjusted: Option<f64>,
+    /// Its decimal logarithm.
+    pub log10_p_adjusted: Option<f64>,
 }
 
 impl Check {

@@ -66,6 +66,12 @@ pub struct Definition {
     /// The relative loss that a guardrail bears.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub margin: Option<f64>,
+    /// The amount that was set for users' sums to be cut at.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cap: Option<String>,
+    /// The percentile that was set for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cap_percentile: Option<String>,
 }
 
 /// What users' sums are cut at, in all variants alike.

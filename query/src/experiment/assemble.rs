@@ -97,7 +97,7 @@ pub fn answer(known: Known, image: &Image, touches: &Touches, request: &Request)
 
     let mut warnings = Vec::new();
     let (currency, number) = measure::choose_currency(&experiment, image, &slots, &mut warnings);
-    experiment.currency = currency.clone();
+    let own_currency = std::mem::replace(&mut experiment.currency, currency.clone());
     let metrics = measure::chosen(configured, &people, &mut warnings);
     let metrics = asked_for(metrics, request)?;
     let measured: Vec<Measured> = metrics
@@ -115,7 +115,7 @@ pub fn answer(known: Known, image: &Image, touches: &Touches, request: &Request)
     let analysis = request.analysis.unwrap_or_else(|| default_analysis(&experiment));
     let status = status(&experiment, &variants, &population, analysis, &mut warnings);
     let (weights, _) = health::weights(&variants);
-    let plan = Plan::new(&experiment, analysis, weights, image, &slots, now);
+    let plan = Plan::new(&experiment, analysis, weights, image, &slots, now, request.as_of.is_none());
     let begun = experiment.started_us.max(people.first_exposure()).or(people.first_exposure());
     let days = begun.map_or(0.0, |begun| (now.min(experiment.ended_us.unwrap_or(now)) - begun).max(0) as f64 / DAY_US as f64);
     let setting = Setting {
@@ -140,7 +140,7 @@ pub fn answer(known: Known, image: &Image, touches: &Touches, request: &Request)
         .transpose()
         .map_err(overflow)?;
     let request_settings = echoed(request, analysis);
-    let settings_hash = hashed(&experiment, &variants, &metrics, &request_settings)?;
+    let settings_hash = hashed(&experiment, own_currency, &variants, &metrics, &request_settings)?;
     Ok(Results {
         status,
         as_of,
@@ -213,12 +213,21 @@ struct Meaning<'a> {
     settings: &'a Settings,
 }
 
-fn hashed(experiment: &Experiment, variants: &[Variant], metrics: &[Metric], settings: &Settings) -> Result<String, Refusal> {
+fn hashed(
+    experiment: &Experiment,
+    own_currency: Option<String>,
+    variants: &[Variant],
+    metrics: &[Metric],
+    settings: &Settings,
+) -> Result<String, Refusal> {
     settings::hash(&Meaning {
         method_version: METHOD_VERSION,
-        // It grows with the rows.
-        experiment: Experiment { days_running: None, ..experiment.clone() },
-        variants: variants.iter().map(|variant| (variant.id, variant.name.as_str(), variant.is_control, variant.weight)).collect(),
+        // Both follow from the rows.
+        experiment: Experiment { days_running: None, currency: own_currency, ..experiment.clone() },
+        variants: variants
+            .iter()
+            .map(|variant| (variant.id, variant.name.as_str(), variant.is_control, variant.weight))
+            .collect(),
         metrics: metrics
             .iter()
             .map(|metric| (metric.id.as_str(), &metric.definition, metric.window_days, metric.direction, metric.role))
@@ -491,6 +500,8 @@ pub fn definition(metric: &Configured) -> Definition {
         denominator_conversion: None,
         quantile: None,
         margin: metric.margin,
+        cap: metric.cap.map(decimal_text),
+        cap_percentile: metric.cap_percentile.map(settings::percentile_text),
     };
     match &metric.aggregation {
         Aggregation::Ratio(of, denominator) => {

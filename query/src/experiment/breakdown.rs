@@ -41,8 +41,7 @@ pub fn dimensions(
     let has_control = setting.experiment.control_variant_id.is_some();
     let mut parts = Vec::new();
     for metric in measured {
-        let slots =
-            people.slots_of_values(split.values.len(), metric.counted.window_us(), |user| split.places[user] as usize);
+        let slots = people.slots_of_values(split.values.len(), metric.counted.window_us(), |user| split.places[user] as usize);
         let cap = metric.cap.map(|cap| cap.amount);
         let cut = sums(&metric.entries, &[], &slots, cap)?;
         let raw = sums(&metric.entries, &[], &slots, None)?;
@@ -114,12 +113,7 @@ pub fn spread(estimates: &[(f64, f64)]) -> Option<f64> {
 /// Shows each day of a metric. Earlier behaviour is left aside.
 /// # Errors
 /// [`Overflow`].
-pub fn series(
-    setting: &Setting<'_>,
-    metric: &Configured,
-    series: &[DaySums],
-    days: Days,
-) -> Result<Vec<Day>, Overflow> {
+pub fn series(setting: &Setting<'_>, metric: &Configured, series: &[DaySums], days: Days) -> Result<Vec<Day>, Overflow> {
     let request = Request { cuped: Cuped::Off, ..setting.request.clone() };
     let setting = &Setting { request: &request, ..*setting };
     let (weights, _) = weights(setting.variants);
@@ -153,12 +147,7 @@ pub fn series(
         shown.push(Day {
             date: days.date(place),
             daily: today.iter().enumerate().map(daily).collect(),
-            cumulative: Cumulative {
-                arms: arms.collect(),
-                comparisons,
-                srm_p: ratio.p_value,
-                log10_srm_p: ratio.log10_p,
-            },
+            cumulative: Cumulative { arms: arms.collect(), comparisons, srm_p: ratio.p_value, log10_srm_p: ratio.log10_p },
         });
         before = Some(today);
     }

@@ -7,9 +7,9 @@ use super::catalogue::{Configured, Role};
 use super::family::{Kept, Member, adjust};
 use super::headline::{Headline, ends};
 use super::looks::{Looked, Plan};
-use super::plain::{Said, p_text, short};
 use super::sample::Sampled;
-use super::settings::{Analysis, COVARIATE_DAYS, Cuped as CupedRule, Difference, Engine, Request};
+use super::settings::{Analysis, COVARIATE_DAYS, Correction, Cuped as CupedRule, Engine, Request};
+use super::verdict::{plain, verdict};
 use crate::answer::metric::{
     Absolute, Adjusted, Bayesian, Comparison, Cuped, Guardrail, Other, Power, Prior as ShownPrior, Relative, ScaledImpact,
     Sequential, Shrunk, Supplemental, Test,
@@ -178,11 +178,7 @@ impl Compared {
 
     /// Returns the effect in the metric's unit, as Bayesian and sequential methods take it.
     pub fn effect(&self) -> Option<Effect> {
-        self.headline.map(|headline| Effect {
-            estimate: headline.estimate,
-            std_error: headline.std_error,
-            dof: headline.dof,
-        })
+        self.headline.map(|headline| Effect { estimate: headline.estimate, std_error: headline.std_error, dof: headline.dof })
     }
 
     /// Returns the effect in shares of the control, by the delta method.
@@ -203,15 +199,21 @@ impl Compared {
         }
     }
 
-    fn look(&self, plan: &Plan, alpha: f64) -> Option<Sequential> {
+    /// Looks at the difference at the level `alpha`; none if it has no precision.
+    pub fn look(&self, plan: &Plan, alpha: f64) -> Option<Sequential> {
         let headline = self.headline.as_ref()?;
         Some(plan.look(&Looked { arm: self.arm, headline, users: self.users(), z_by_day: &self.z_by_day }, alpha))
     }
 
-    /// Returns the decisive p-value under the analysis; bounds have none.
-    fn decisive_p(&self, plan: &Plan) -> Option<(f64, f64)> {
+    /// Returns the decisive p-value under the analysis; bounds have none. Sequences rest on many counts: where they are few,
+    /// the exact test has to agree.
+    pub fn decisive_p(&self, plan: &Plan) -> Option<(f64, f64)> {
         let doubled = |(p, log10): (f64, f64)| ((2.0 * p).min(1.0), (log10 + std::f64::consts::LOG10_2).min(0.0));
-        let always = || self.look(plan, plan.alpha).map(|look| (look.always_valid_p, look.log10_p));
+        let always = || {
+            let look = self.look(plan, plan.alpha)?;
+            let exact = self.found.exact.and_then(|exact| exact.fisher).filter(|fisher| fisher.p > look.always_valid_p);
+            Some(exact.map_or((look.always_valid_p, look.log10_p), |fisher| (fisher.p, fisher.log10)))
+        };
         match plan.analysis {
             Analysis::Fixed => self.fixed_p(),
             Analysis::Sequential => always(),
@@ -282,7 +284,8 @@ pub fn decide(setting: &Setting<'_>, family: &[(&Configured, &Compared)]) -> Vec
         let kept = if is_goal(metric) { kept.next().unwrap_or_else(alone) } else { alone() };
         let look = compared.look(plan, kept.alpha);
         let by_p = kept.p_value.is_some_and(|p| p.0 < alpha);
-        let significant = if has_bounds { look.is_some_and(|look| look.crossed) } else { by_p };
+        let is_exact_too = || !compared.is_exact() || compared.fixed_p().is_some_and(|p| p.0 < kept.alpha);
+        let significant = if has_bounds { look.is_some_and(|look| look.crossed) && is_exact_too() } else { by_p };
         let critical = match plan.analysis {
             Analysis::Fixed => compared.headline.map(|headline| headline.critical(kept.alpha)),
             _ => look.and_then(|look| look.boundary_z),
@@ -316,7 +319,12 @@ pub fn describe(
 ) -> Comparison {
     let alpha = setting.experiment.alpha;
     let engine = setting.request.engine;
-    let bayesian = (engine != Engine::Frequentist).then(|| bayesian(metric, compared, alpha, added.probability_best)).flatten();
+    let mut bayesian =
+        (engine != Engine::Frequentist).then(|| bayesian(metric, compared, alpha, added.probability_best)).flatten();
+    if let Some(bayesian) = bayesian.as_mut().filter(|_| setting.variants.len() == 2) {
+        // Of two the better one is the best.
+        bayesian.probability_best = Some(bayesian.chance_to_win);
+    }
     let power = power(setting, metric, compared);
     let impact = impact(setting, compared, decisive);
     let guardrail = guardrail(metric, compared, decisive, alpha);
@@ -430,7 +438,7 @@ fn adjusted_shown(setting: &Setting<'_>, compared: &Compared, decisive: &Decisiv
         .and_then(|(control, treatment)| newcombe(control, treatment, decisive.kept.alpha));
     let relative = compared.headline.zip(decisive.critical).and_then(|(headline, critical)| headline.relative(critical));
     let method = match setting.request.correction {
-        super::settings::Correction::Holm | super::settings::Correction::Bh if has_bounds => "bonferroni",
+        Correction::Holm | Correction::Bh if has_bounds => "bonferroni",
         other => other.as_str(),
     };
     Some(Adjusted {
@@ -560,160 +568,4 @@ fn impact(setting: &Setting<'_>, compared: &Compared, decisive: &Decisive) -> Op
         ci: ends(interval.map(|ends| (scaled(ends.0), scaled(ends.1)))),
         users_per_day,
     })
-}
-
-/// The verdict with what it rests on.
-struct Verdict {
-    text: &'static str,
-    significant: bool,
-    by: &'static str,
-    chance: Option<f64>,
-}
-
-fn verdict(
-    setting: &Setting<'_>,
-    metric: &Configured,
-    compared: &Compared,
-    decisive: &Decisive,
-    bayesian: Option<&Bayesian>,
-) -> Verdict {
-    let confidence = setting.experiment.confidence_level;
-    if setting.request.engine == Engine::Bayesian {
-        let chance = bayesian.map(|bayesian| bayesian.chance_to_win);
-        let text = match chance {
-            Some(chance) if chance >= confidence => "won",
-            Some(chance) if chance <= 1.0 - confidence => "lost",
-            _ => "inconclusive",
-        };
-        return Verdict { text, significant: text != "inconclusive", by: "chance_to_win", chance };
-    }
-    let estimate = compared.headline.map(|headline| headline.estimate).or(compared.found.estimate).unwrap_or(0.0);
-    let text = match decisive.significant && estimate != 0.0 {
-        true if (estimate > 0.0) == metric.wants_more => "won",
-        true => "lost",
-        // Precise enough to say that whatever there is, is less than what is worth finding.
-        false => {
-            let mde = setting.experiment.minimum_detectable_effect;
-            let interval = compared.headline.zip(decisive.critical).and_then(|(headline, critical)| headline.relative(critical));
-            let is_small = interval.is_some_and(|(low, high)| low > -mde && high < mde);
-            if is_small && compared.found.status == Status::Ok { "neutral" } else { "inconclusive" }
-        }
-    };
-    Verdict { text, significant: decisive.significant, by: decisive.by, chance: None }
-}
-
-fn plain(
-    setting: &Setting<'_>,
-    metric: &Configured,
-    compared: &Compared,
-    decisive: &Decisive,
-    verdict: &Verdict,
-    impact: Option<&ScaledImpact>,
-) -> String {
-    let alpha = setting.experiment.alpha;
-    let headline = compared.headline.as_ref();
-    let difference = setting.request.difference;
-    let lift = headline.map_or(compared.found.lift, |headline| headline.lift());
-    let effect = match difference {
-        Difference::Relative => lift,
-        Difference::Absolute => headline.map(|headline| headline.estimate).or(compared.found.estimate),
-        Difference::Scaled => impact.map(|impact| impact.per_day),
-    };
-    // The interval of what decides, before other comparisons are thought of.
-    let alone = compared.look(setting.plan, alpha).and_then(|look| look.boundary_z);
-    let critical = match setting.plan.analysis {
-        Analysis::Fixed => headline.map(|headline| headline.critical(alpha)),
-        _ => alone,
-    };
-    let interval = headline.zip(critical).filter(|_| compared.found.status != Status::ExactOnly).and_then(|(headline, critical)| {
-        let (users, days) = setting.pace;
-        match difference {
-            Difference::Relative => headline.relative(critical),
-            Difference::Absolute => Some(headline.absolute(critical)),
-            Difference::Scaled => {
-                let per_day = users as f64 / days;
-                let (low, high) = headline.absolute(critical);
-                Some((low * per_day, high * per_day))
-            }
-        }
-    });
-    let confidence = format!("{}% CI", short(setting.experiment.confidence_level * 100.0));
-    let (evidence, conclusion) = evidence(setting, compared, decisive, verdict);
-    Said {
-        metric,
-        currency: setting.currency,
-        control: (&setting.variants[0].name, compared.control.mean),
-        treatment: (&setting.variants[compared.arm].name, compared.treatment.mean),
-        difference,
-        effect,
-        interval: interval.map(|ends| (ends, confidence)),
-        evidence,
-        conclusion,
-    }
-    .text()
-}
-
-/// Says what was found and what follows, both from what the verdict rests on.
-fn evidence(setting: &Setting<'_>, compared: &Compared, decisive: &Decisive, verdict: &Verdict) -> (Option<String>, String) {
-    let conclusion = |otherwise: &str| {
-        match verdict.text {
-            "won" => "significantly better",
-            "lost" => "significantly worse",
-            "neutral" => return format!("any effect is below the {} worth finding", percent(setting)),
-            _ => otherwise,
-        }
-        .to_owned()
-    };
-    if verdict.by == "chance_to_win" {
-        let chance = verdict.chance.map(|chance| format!("chance to win {}%", short(chance * 100.0)));
-        let text = match verdict.text {
-            "won" => "better",
-            "lost" => "worse",
-            _ => "not enough to call it",
-        };
-        return (chance, text.to_owned());
-    }
-    let size = decisive.kept.family_size;
-    let among = format!("not significant after correction for {size} comparisons");
-    let look = decisive.look;
-    match setting.plan.analysis {
-        Analysis::Fixed => {
-            let Some((p, _)) = compared.fixed_p() else { return (None, "too little is known to test it".to_owned()) };
-            let exact = if compared.is_exact() { " (exact)" } else { "" };
-            let is_significant_alone = p < setting.experiment.alpha && !decisive.significant;
-            let otherwise = if is_significant_alone { among.as_str() } else { "no difference is shown" };
-            (Some(format!("p = {}{exact}", p_text(p))), conclusion(otherwise))
-        }
-        Analysis::GroupSequential => match look {
-            Some(look) => match (look.boundary_z, look.crossed_on) {
-                (Some(_), Some(day)) if verdict.significant => {
-                    let day = serde_json::to_value(day).ok().and_then(|day| day.as_str().map(str::to_owned)).unwrap_or_default();
-                    (Some(format!("its bound was crossed on {day}")), conclusion("no difference is shown"))
-                }
-                (Some(bound), _) => {
-                    let evidence = format!("z = {} against a bound of {}", short(look.z), short(bound));
-                    let crosses_alone = compared.look(setting.plan, setting.experiment.alpha).is_some_and(|look| look.crossed);
-                    let otherwise = if crosses_alone { among.as_str() } else { "no difference is shown so far" };
-                    (Some(evidence), conclusion(otherwise))
-                }
-                (None, _) => (None, "there is no planned size or end to set bounds by".to_owned()),
-            },
-            None => (None, "too little is known to test it".to_owned()),
-        },
-        Analysis::Sequential | Analysis::Hybrid => {
-            let Some((p, _)) = compared.decisive_p(setting.plan) else {
-                let exact = compared.fixed_p().filter(|_| compared.is_exact());
-                let evidence = exact.map(|(p, _)| format!("p = {} (exact) for a single look", p_text(p)));
-                return (evidence, "too little is known for a test that allows for looks".to_owned());
-            };
-            let valid = if setting.plan.has_ended && setting.plan.analysis == Analysis::Hybrid { "" } else { " at any time" };
-            let is_significant_alone = p < setting.experiment.alpha && !decisive.significant;
-            let otherwise = if is_significant_alone { among.as_str() } else { "no difference is shown so far" };
-            (Some(format!("p = {}{valid}", p_text(p))), conclusion(otherwise))
-        }
-    }
-}
-
-fn percent(setting: &Setting<'_>) -> String {
-    format!("{}%", short(setting.experiment.minimum_detectable_effect * 100.0))
 }

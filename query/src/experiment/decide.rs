@@ -28,19 +28,19 @@ pub fn decision(setting: &Setting<'_>, health: &Health, metrics: &[Metric]) -> D
         };
         metrics.iter().filter_map(one).collect()
     };
-    let lists: Vec<[Vec<Verdict>; 3]> =
-        (0..variants).map(|arm| [of(&goals, arm, by_verdict), of(&goals, arm, strictly), of(&guardrails, arm, by_harm)]).collect();
-    let evidence: Vec<Evidence<'_>> = lists
-        .iter()
-        .map(|[goals, goals_strict, guardrails]| Evidence { goals, goals_strict, guardrails })
+    let lists: Vec<[Vec<Verdict>; 3]> = (0..variants)
+        .map(|arm| [of(&goals, arm, by_verdict), of(&goals, arm, strictly), of(&guardrails, arm, by_harm)])
         .collect();
+    let evidence: Vec<Evidence<'_>> =
+        lists.iter().map(|[goals, goals_strict, guardrails]| Evidence { goals, goals_strict, guardrails }).collect();
     let powered = is_powered(setting, &goals);
     let multi_exposed_share = health.checks.iter().find_map(|check| match check {
         // A handful of users is no share.
         Check::MultiExposure { level, share, .. } if *level > Level::Ok => *share,
         _ => None,
     });
-    let has_mismatch = health.checks.iter().any(|check| check.level() == Level::Fail && !matches!(check, Check::MultiExposure { .. }));
+    let has_mismatch =
+        health.checks.iter().any(|check| check.level() == Level::Fail && !matches!(check, Check::MultiExposure { .. }));
     let found = decide(
         Criteria::ClearSignals,
         &Experiment {
@@ -87,7 +87,11 @@ fn strictly(found: &Comparison, wants_more: bool) -> Verdict {
     let p = found.test.p_fisher.or(found.test.p_value);
     match (p, found.absolute.estimate) {
         (Some(p), Some(estimate)) if p < STRICT_BELOW && estimate != 0.0 => {
-            if (estimate > 0.0) == wants_more { Verdict::Won } else { Verdict::Lost }
+            if (estimate > 0.0) == wants_more {
+                Verdict::Won
+            } else {
+                Verdict::Lost
+            }
         }
         _ => Verdict::Neutral,
     }

@@ -76,11 +76,8 @@ mod tests {
 
     #[test]
     fn corrections_keep_p_values_and_levels_together() {
-        let member = |p: Option<f64>, is_primary| Member {
-            p_value: p.map(|p| (p, p.log10())),
-            is_tested: p.is_some(),
-            is_primary,
-        };
+        let member =
+            |p: Option<f64>, is_primary| Member { p_value: p.map(|p| (p, p.log10())), is_tested: p.is_some(), is_primary };
         let members = [member(Some(0.01), true), member(Some(0.04), false), member(None, false), member(Some(0.03), false)];
         let check = |correction, expected: [Option<f64>; 4], alphas: [f64; 4]| {
             let kept = adjust(&members, correction, 0.05);

@@ -77,13 +77,7 @@ fn srm_level(ratio: &SampleRatio, p_value: Option<f64>) -> Level {
     }
 }
 
-fn srm(
-    people: &People<'_>,
-    variants: &[Variant],
-    slots: &Slots,
-    split: Option<&Split>,
-    warnings: &mut Vec<Warning>,
-) -> Check {
+fn srm(people: &People<'_>, variants: &[Variant], slots: &Slots, split: Option<&Split>, warnings: &mut Vec<Warning>) -> Check {
     let (weights, configured) = weights(variants);
     let ratio = sample_ratio(slots.users(), &weights, SRM_FAIL_BELOW);
     // Equal shares are only a guess where none were set.
@@ -94,7 +88,7 @@ fn srm(
         let all = people.slots_by(PopulationRule::FirstExposure, people.windows, people.window_us);
         let all = sample_ratio(all.users(), &weights, SRM_FAIL_BELOW);
         level = level.max(bounded(srm_level(&all, all.p_value)).min(Level::Warn));
-        with_multi = all.p_value;
+        with_multi = all.p_value.zip(all.log10_p);
     }
     let sequential = sequential_log10_p(people, slots, &weights);
     if sequential.is_some_and(|log10| log10 < SRM_FAIL_BELOW.log10()) {
@@ -118,7 +112,8 @@ fn srm(
         expected: ratio.expected,
         observed: ratio.observed,
         weights: if configured { "configured" } else { "assumed_equal" },
-        p_value_with_multi_exposed: with_multi,
+        p_value_with_multi_exposed: with_multi.map(|p| p.0),
+        log10_p_with_multi_exposed: with_multi.map(|p| p.1),
         by_dimension,
     }
 }
@@ -154,6 +149,7 @@ fn srm_by_value(split: &Split, weights: &[f64], configured: bool) -> Vec<SrmOfVa
             p_value: ratio.p_value,
             log10_p: ratio.log10_p,
             p_adjusted,
+            log10_p_adjusted: ratio.log10_p.map(|log10| (log10 + tested.log10()).min(0.0)),
         }
     };
     ratios.iter().enumerate().map(of_value).collect()
@@ -202,8 +198,7 @@ fn balance(experiment: &Experiment, measured: &[Measured], warnings: &mut Vec<Wa
     let mut tests = 0;
     if experiment.control_variant_id.is_some() {
         for metric in measured.iter().filter(|metric| !metric.before.is_empty()) {
-            let arms: Vec<Option<Sample>> =
-                metric.sums.iter().map(|sums| sums.before.arm().ok().map(Sample::Mean)).collect();
+            let arms: Vec<Option<Sample>> = metric.sums.iter().map(|sums| sums.before.arm().ok().map(Sample::Mean)).collect();
             for arm in arms.iter().skip(1) {
                 let (Some(control), Some(arm)) = (&arms[0], arm) else { continue };
                 let Some(p) = compare(control, arm, 0.05).decisive() else { continue };

@@ -17,6 +17,9 @@ use crate::statistics::sequential::{confidence_sequence, tightest_at};
 /// Alpha is spent in proportion to this power of the information.
 const SPENDING_POWER: f64 = 2.0;
 
+/// The bound of |z| at the end of each day; none while there is no information.
+pub type Bounds = Vec<Option<f64>>;
+
 /// What is planned, and what was seen of it on each day.
 #[derive(Debug)]
 pub struct Plan {
@@ -36,7 +39,7 @@ pub struct Plan {
     time: Option<(i64, i64)>,
     now: i64,
     /// Bounds of each day by variant and bits of alpha: finding them takes milliseconds.
-    found: RefCell<HashMap<(usize, u64), Vec<Option<f64>>>>,
+    found: RefCell<HashMap<(usize, u64), Bounds>>,
 }
 
 /// Returns what the experiment's plan allows for, where nothing was asked for: bounds towards a planned size, else a
@@ -58,7 +61,8 @@ pub struct Looked<'a> {
 }
 
 impl Plan {
-    /// Makes the plan of an experiment from the users who count. `weights` are those of the variants.
+    /// Makes the plan of an experiment from the users who count. `weights` are those of the variants; `is_newest` says that now
+    /// is the newest moment there is, of which the experiment's status speaks.
     pub fn new(
         experiment: &Experiment,
         analysis: Analysis,
@@ -66,6 +70,7 @@ impl Plan {
         image: &Image,
         slots: &Slots,
         now: i64,
+        is_newest: bool,
     ) -> Self {
         let days = Days::of(image, slots);
         let users = days.map(|days| series::users(image, slots, days)).unwrap_or_default();
@@ -74,7 +79,7 @@ impl Plan {
         Plan {
             analysis,
             alpha: experiment.alpha,
-            has_ended: is_over || matches!(experiment.status.as_str(), "completed" | "archived"),
+            has_ended: is_over || (is_newest && matches!(experiment.status.as_str(), "completed" | "archived")),
             days,
             users,
             target: experiment.target_sample_size.and_then(|target| u64::try_from(target).ok()),
@@ -110,7 +115,7 @@ impl Plan {
     }
 
     /// Returns the bound of |z| at the end of each day, two-sided; empty without a plan.
-    pub fn bounds(&self, arm: usize, alpha: f64) -> Vec<Option<f64>> {
+    pub fn bounds(&self, arm: usize, alpha: f64) -> Bounds {
         if let Some(found) = self.found.borrow().get(&(arm, alpha.to_bits())) {
             return found.clone();
         }
@@ -160,8 +165,7 @@ impl Plan {
                     (Some(z), Some(bound)) => z.abs() > *bound,
                     _ => false,
                 });
-                found.crossed_on =
-                    crossed.and_then(|(place, _)| self.days.map(|days| CrossedOn(days.first + place as i64)));
+                found.crossed_on = crossed.and_then(|(place, _)| self.days.map(|days| CrossedOn(days.first + place as i64)));
                 found.crossed = z.abs() > bound || found.crossed_on.is_some();
                 bound
             }
@@ -202,7 +206,7 @@ mod tests {
         let users: Vec<(u32, i64)> = (0..4_000).map(|user| (user % 2, i64::from(user) / 400 * DAY_US)).collect();
         let image = image(&users, &[]);
         let slots = Slots::new(users.len(), 2, |user| Some(user % 2));
-        Plan::new(experiment, analysis, vec![1.0, 1.0], &image, &slots, 10 * DAY_US - 1)
+        Plan::new(experiment, analysis, vec![1.0, 1.0], &image, &slots, 10 * DAY_US - 1, true)
     }
 
     fn headline(z: f64) -> Headline {

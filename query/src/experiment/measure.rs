@@ -1,6 +1,7 @@
 //! What each metric comes to: users' sums, the cap, the sums of the variants; and the values of a dimension.
 
 use std::collections::HashMap;
+use std::rc::Rc;
 
 use super::catalogue::{Aggregation, Configured, default_metrics};
 use super::image::Image;
@@ -30,7 +31,7 @@ pub struct Measured {
     /// What sums are cut at.
     pub cap: Option<AppliedCap>,
     /// Who counts, in which variant.
-    pub slots: Slots,
+    pub slots: Rc<Slots>,
     /// By variant.
     pub sums: Vec<Sums>,
 }
@@ -218,8 +219,7 @@ mod tests {
     use super::*;
 
     fn people(image: &Image) -> People<'_> {
-        let (rule, windows) = (PopulationRule::ExcludeMulti, Windows::All);
-        People { image, arms: 2, now: 0, rule, windows, window_us: 100 }
+        People::by(image, 2, 0, (PopulationRule::ExcludeMulti, Windows::All), 100)
     }
 
     fn experiment(currency: Option<&str>) -> Experiment {
@@ -228,33 +228,39 @@ mod tests {
 
     #[test]
     fn one_currency_is_kept_and_the_others_are_named() {
-        let check = |own: Option<&str>, seen: &[(Option<&str>, u64, i128)], expected: (Option<&str>, Option<u32>), texts: &[&str]| {
-            let mut image = image(&[(0, 0)], &[]);
-            image.currencies = seen.iter().map(|(code, _, _)| code.map(str::to_owned)).collect();
-            image.currencies.sort();
-            let mut rows = Vec::new();
-            for (code, conversions, sum) in seen {
-                let currency = image.currencies.iter().position(|known| known.as_deref() == *code).expect("known") as u32;
-                for part in 0..*conversions {
-                    let value = Some(if part == 0 { *sum } else { 0 });
-                    rows.push((0, Row { value, currency, ..Row::default() }));
+        let check =
+            |own: Option<&str>, seen: &[(Option<&str>, u64, i128)], expected: (Option<&str>, Option<u32>), texts: &[&str]| {
+                let mut image = image(&[(0, 0)], &[]);
+                image.currencies = seen.iter().map(|(code, _, _)| code.map(str::to_owned)).collect();
+                image.currencies.sort();
+                let mut rows = Vec::new();
+                for (code, conversions, sum) in seen {
+                    let currency = image.currencies.iter().position(|known| known.as_deref() == *code).expect("known") as u32;
+                    for part in 0..*conversions {
+                        let value = Some(if part == 0 { *sum } else { 0 });
+                        rows.push((0, Row { value, currency, ..Row::default() }));
+                    }
                 }
-            }
-            image.after = Rows::new(1, rows);
-            let mut warnings = Vec::new();
-            let people = people(&image);
-            let (code, number) = choose_currency(&experiment(own), &image, &people.slots(100), &mut warnings);
-            assert_eq!((code.as_deref(), number), expected, "{seen:?}");
-            assert_eq!(warnings.len(), texts.len(), "{warnings:?}");
-            for (warning, text) in warnings.iter().zip(texts) {
-                assert!(warning.message.contains(text), "{warning:?}");
-            }
-        };
+                image.after = Rows::new(1, rows);
+                let mut warnings = Vec::new();
+                let people = people(&image);
+                let (code, number) = choose_currency(&experiment(own), &image, &people.slots(100), &mut warnings);
+                assert_eq!((code.as_deref(), number), expected, "{seen:?}");
+                assert_eq!(warnings.len(), texts.len(), "{warnings:?}");
+                for (warning, text) in warnings.iter().zip(texts) {
+                    assert!(warning.message.contains(text), "{warning:?}");
+                }
+            };
         check(None, &[], (None, None), &[]);
         check(None, &[(None, 3, 0)], (None, Some(0)), &[]);
         check(None, &[(Some("EUR"), 3, 0)], (Some("EUR"), Some(0)), &[]);
         let mixed = [(Some("EUR"), 3, 0), (Some("USD"), 2, 25_500_000), (None, 1, -1_000_000)];
-        check(None, &mixed, (Some("EUR"), Some(1)), &["-1.00 without a currency", "2 conversions with a total value of 25.50 USD"]);
+        check(
+            None,
+            &mixed,
+            (Some("EUR"), Some(1)),
+            &["-1.00 without a currency", "2 conversions with a total value of 25.50 USD"],
+        );
         check(Some("USD"), &mixed, (Some("USD"), Some(2)), &["without a currency", "0.00 EUR"]);
         check(Some("CHF"), &mixed[..1], (Some("CHF"), Some(u32::MAX)), &["the currency CHF"]);
     }

@@ -1,5 +1,9 @@
 //! Who is counted, in which variant, and when "now" is.
 
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::rc::Rc;
+
 use uuid::Uuid;
 
 use super::image::{DAY_US, Image};
@@ -21,34 +25,44 @@ pub struct People<'a> {
     pub windows: Windows,
     /// The experiment's window, in microseconds.
     pub window_us: i64,
+    /// Users who saw several variants.
+    mixed: u64,
+    /// Slots that were asked for: most metrics ask for the same.
+    found: RefCell<HashMap<(PopulationRule, Windows, i64), Rc<Slots>>>,
 }
 
 impl<'a> People<'a> {
     /// Says who is asked for.
     pub fn new(image: &'a Image, variants: &[Variant], request: &Request, now: i64, window_days: i32) -> Self {
-        People {
-            image,
-            arms: variants.len(),
-            now,
-            rule: request.population,
-            windows: request.windows,
-            window_us: i64::from(window_days) * DAY_US,
-        }
+        Self::by(image, variants.len(), now, (request.population, request.windows), i64::from(window_days) * DAY_US)
+    }
+
+    /// Does the same by its parts.
+    pub fn by(image: &'a Image, arms: usize, now: i64, (rule, windows): (PopulationRule, Windows), window_us: i64) -> Self {
+        let mixed = image.users.is_mixed.iter().filter(|is_mixed| **is_mixed).count() as u64;
+        People { image, arms, now, rule, windows, window_us, mixed, found: RefCell::default() }
     }
 
     /// Puts users into their variants, for a metric with this window.
-    pub fn slots(&self, window_us: i64) -> Slots {
+    pub fn slots(&self, window_us: i64) -> Rc<Slots> {
         self.slots_by(self.rule, self.windows, window_us)
     }
 
     /// Does the same under other rules.
-    pub fn slots_by(&self, rule: PopulationRule, windows: Windows, window_us: i64) -> Slots {
+    pub fn slots_by(&self, rule: PopulationRule, windows: Windows, window_us: i64) -> Rc<Slots> {
+        // Windows that need not be over are all alike.
+        let key = (rule, windows, if windows == Windows::All { 0 } else { window_us });
+        if let Some(found) = self.found.borrow().get(&key) {
+            return found.clone();
+        }
         let users = &self.image.users;
-        Slots::new(users.len(), self.arms, |user| {
+        let found = Rc::new(Slots::new(users.len(), self.arms, |user| {
             let is_out = rule == PopulationRule::ExcludeMulti && users.is_mixed[user];
             let is_young = windows == Windows::Complete && !self.is_mature(user, window_us);
             (!is_out && !is_young).then_some(users.arms[user] as usize)
-        })
+        }));
+        self.found.borrow_mut().insert(key, found.clone());
+        found
     }
 
     /// Puts users into slots `value * arms + variant`, where `value_of` gives the place of the dimension's value.
@@ -65,7 +79,7 @@ impl<'a> People<'a> {
 
     /// Returns how many users saw several variants.
     pub fn multi_exposed(&self) -> u64 {
-        self.image.users.is_mixed.iter().filter(|is_mixed| **is_mixed).count() as u64
+        self.mixed
     }
 
     /// Returns the share of users who saw several variants; none without users.
@@ -138,7 +152,7 @@ mod tests {
     fn rules_say_who_counts() {
         let mut image = image(&[(0, 0), (0, 5 * DAY_US), (1, DAY_US), (1, 9 * DAY_US)], &[]);
         image.users.is_mixed[2] = true;
-        let people = |rule, windows| People { image: &image, arms: 2, now: 9 * DAY_US + 5, rule, windows, window_us: 3 * DAY_US };
+        let people = |rule, windows| People::by(&image, 2, 9 * DAY_US + 5, (rule, windows), 3 * DAY_US);
         let check = |rule, windows, users: [u64; 2], excluded: (u64, u64), mature_share: f64| {
             let people = people(rule, windows);
             assert_eq!(people.slots(people.window_us).users(), users, "{rule:?} {windows:?}");

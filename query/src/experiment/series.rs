@@ -172,7 +172,8 @@ fn moved(sum: i256, from: (i128, i128), to: (i128, i128)) -> Result<i256, Overfl
         return Ok(sum);
     }
     let product = |(a, b): (i128, i128)| i256::from_i128(a).checked_mul(i256::from_i128(b)).ok_or(Overflow);
-    sum.checked_add(product(to)?).and_then(|sum| Some(sum.checked_sub(product(from).ok()?)?)).ok_or(Overflow)
+    let less = product(from)?;
+    sum.checked_add(product(to)?).and_then(|sum| sum.checked_sub(less)).ok_or(Overflow)
 }
 
 #[cfg(test)]
@@ -187,7 +188,7 @@ mod tests {
         let day = |time: &str| DateTime::parse_from_rfc3339(time).expect("a time").timestamp_micros();
         let users = [(0, day("2026-02-28T23:59:59.999999Z")), (1, day("2026-03-01T00:00:00Z"))];
         let image = image(&users, &[(0, day("2026-03-02T12:00:00Z"), 0, 1)]);
-        let slots = Slots::new(2, 2, |user| Some(user));
+        let slots = Slots::new(2, 2, Some);
         let days = Days::of(&image, &slots).expect("users");
         assert_eq!((0..days.count).map(|place| days.date(place)).collect::<Vec<_>>(), ["2026-02-28", "2026-03-01", "2026-03-02"]);
         assert_eq!(super::users(&image, &slots, days), [[1, 0], [1, 1], [1, 1]]);

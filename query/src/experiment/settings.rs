@@ -19,7 +19,7 @@ const METRICS_MAX: usize = 100;
 macro_rules! choices {
     ($(#[$doc:meta])* $name:ident { $($(#[$value_doc:meta])* $value:ident = $text:literal,)* }) => {
         $(#[$doc])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         pub enum $name { $($(#[$value_doc])* $value,)* }
 
         impl $name {
@@ -300,7 +300,9 @@ impl Request {
 fn metrics(value: &str) -> Result<Vec<String>, Refusal> {
     let names: Vec<String> = value.split(',').map(|name| name.trim().to_owned()).filter(|name| !name.is_empty()).collect();
     if names.len() > METRICS_MAX {
-        return Err(Refusal::bad_request(format!("found {} names; at most {METRICS_MAX} are accepted", names.len())).at("metrics"));
+        return Err(
+            Refusal::bad_request(format!("found {} names; at most {METRICS_MAX} are accepted", names.len())).at("metrics")
+        );
     }
     Ok(names)
 }
@@ -399,7 +401,12 @@ mod tests {
             assert!(refusal.message.contains(part), "{refusal}");
         };
         check("basline=a", "basline", "unsupported_option", "accepted: metrics, as_of,");
-        check("analysis=bayes", "analysis", "bad_request", "found \"bayes\"; accepted: fixed, sequential, group_sequential, hybrid");
+        check(
+            "analysis=bayes",
+            "analysis",
+            "bad_request",
+            "found \"bayes\"; accepted: fixed, sequential, group_sequential, hybrid",
+        );
         check("engine=x", "engine", "bad_request", "frequentist, bayesian, both");
         check("series=weekly", "series", "bad_request", "accepted: daily");
         check("as_of=yesterday", "as_of", "bad_request", "such as 2026-03-01T00:00:00Z");

@@ -86,10 +86,8 @@ impl Counted {
     /// `window_days` that of the experiment.
     pub fn new(metric: &Configured, image: &Image, currency: Option<u32>, window_days: i32) -> Self {
         // A name that never occurred counts nothing.
-        let number = |name: &Option<String>| match name {
-            None => None,
-            Some(name) => Some(image.names.binary_search(name).ok().map(|place| place as u32)),
-        };
+        let number =
+            |name: &Option<String>| name.as_ref().map(|name| image.names.binary_search(name).ok().map(|place| place as u32));
         let base_name = match &metric.aggregation {
             Aggregation::Ratio(_, Denominator::Conversions(name)) => number(name),
             _ => None,
@@ -126,7 +124,9 @@ impl Counted {
                 (is_counted || is_base)
                     .then(|| (if is_counted { amount(*of) } else { 0 }, if is_base { Moments::SCALE } else { 0 }))
             }
-            Aggregation::Ratio(of, Denominator::Impressions) | Aggregation::Quantile(of, _) => is_counted.then(|| (amount(*of), 0)),
+            Aggregation::Ratio(of, Denominator::Impressions) | Aggregation::Quantile(of, _) => {
+                is_counted.then(|| (amount(*of), 0))
+            }
             Aggregation::ValuePerUser => is_counted.then(|| (amount(Amount::Value), 0)),
             Aggregation::CountPerUser | Aggregation::ConversionRate => is_counted.then(|| (amount(Amount::Count), 0)),
         }
@@ -326,8 +326,7 @@ pub(crate) mod tests {
         let row = |(user, time, name, value): &(u32, i64, u32, i128)| {
             (*user, Row { time: *time, value: Some(*value * M), name: *name, currency: 0, confidence: 100 })
         };
-        let (after, before): (Vec<_>, Vec<_>) =
-            rows.iter().map(row).partition(|(user, row)| row.time >= users[*user as usize].1);
+        let (after, before): (Vec<_>, Vec<_>) = rows.iter().map(row).partition(|(user, row)| row.time >= users[*user as usize].1);
         Image {
             users: Users {
                 keys: users.iter().map(|_| [0; 16]).collect(),
@@ -356,8 +355,15 @@ pub(crate) mod tests {
     #[test]
     fn each_aggregation_counts_its_own() {
         let users = [(0, 10), (0, 10), (1, 10), (1, 10)];
-        let rows =
-            [(0, 10, 0, 5), (0, 11, 1, 0), (0, 12, 0, 7), (2, 10, 1, 0), (2, 10 + DAY_US, 0, 3), (2, 11 + DAY_US, 0, 100), (3, 9, 0, 50)];
+        let rows = [
+            (0, 10, 0, 5),
+            (0, 11, 1, 0),
+            (0, 12, 0, 7),
+            (2, 10, 1, 0),
+            (2, 10 + DAY_US, 0, 3),
+            (2, 11 + DAY_US, 0, 100),
+            (3, 9, 0, 50),
+        ];
         let image = image(&users, &rows);
         let check = |metric: Configured, expected: [(u64, i128, i128); 2]| {
             let counted = Counted::new(&metric, &image, Some(0), 1);

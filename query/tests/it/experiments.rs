@@ -179,6 +179,12 @@ async fn few_counts_are_compared_exactly() {
     assert_eq!(empty["status"], "no_data");
     assert_eq!(empty["absolute"]["estimate"], Value::Null);
     assert_eq!(empty["plain"], "empty has no users yet, so that nothing can be compared.");
+    // A test that allows for looks needs counts; the exact one holds for a single look, and is said to.
+    let open = service.get("/v1/experiments/few/results").await.ok();
+    let found = &metric(&open, "conversion_rate")["comparisons"][0];
+    let plain = found["plain"].as_str().expect("a sentence");
+    assert_eq!((&found["verdict"], found.get("adjusted")), (&json!("inconclusive"), None), "{found}");
+    assert!(plain.contains("p = 0.0015 (exact) for a single look"), "{plain}");
     let baseline = service.get("/v1/experiments/few/results?baseline=none").await.ok();
     assert_eq!(metric(&baseline, "conversion_rate")["comparisons"][0]["status"], "zero_baseline");
 }

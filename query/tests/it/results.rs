@@ -116,6 +116,29 @@ async fn the_verdict_is_that_of_the_analysis_and_the_sentence_says_so() {
 }
 
 #[tokio::test]
+async fn few_counts_have_to_stand_the_exact_test_too() {
+    let mut service = Service::start().await;
+    let rows = &mut service.rows;
+    add_experiment(rows, PROJECT, "rare", "target_sample_size = 6000", &[("control", "1"), ("b", "1")]).await;
+    add_users(rows, PROJECT, "rare", "control", 0, 3_000).await;
+    add_users(rows, PROJECT, "rare", "b", 3_000, 3_000).await;
+    add_conversions(rows, (PROJECT, "rare", "control"), "buy", (0, 2), ("null", "null")).await;
+    // z = 2.2, which is more than the bound of the last look; Fisher says p = 0.065.
+    add_conversions(rows, (PROJECT, "rare", "b"), "buy", (3_000, 9), ("null", "null")).await;
+    let found = async |service: &Service, query: &str| {
+        let answer = service.get(&format!("/v1/experiments/rare/results?metrics=conversion_rate{query}")).await.ok();
+        metric(&answer, "conversion_rate")["comparisons"][0].clone()
+    };
+    let bound = found(&service, "").await;
+    assert_eq!((&bound["approximation"], &bound["sequential"]["crossed"]), (&json!("exact"), &json!(true)), "{bound}");
+    assert!(bound["test"]["p_fisher"].as_f64().is_some_and(|p| p > 0.05), "{bound}");
+    assert_eq!((&bound["verdict"], &bound["adjusted"]["significant"]), (&json!("inconclusive"), &json!(false)), "{bound}");
+    let sequence = found(&service, "&analysis=sequential").await;
+    let p = sequence["adjusted"]["p_value"].as_f64().expect("a p-value");
+    assert!(p >= sequence["test"]["p_fisher"].as_f64().expect("a p-value"), "{sequence}");
+}
+
+#[tokio::test]
 async fn days_add_up_to_the_whole() {
     let mut service = Service::start().await;
     add_clear(&mut service, "").await;
@@ -132,12 +155,15 @@ async fn days_add_up_to_the_whole() {
         let whole = &found["comparisons"][0];
         check_number(&last["comparisons"][0]["p_value"], whole["test"]["p_value"].as_f64().expect("a p-value"));
         check_number(&last["comparisons"][0]["ci"][0], whole["absolute"]["ci"][0].as_f64().expect("an end"));
-        check_number(&last["comparisons"][0]["ci_sequential"][1], whole["sequential"]["ci"][1].as_f64().map_or(0.0, |end| {
-            // The sequence of the answer is that of the whole family, a wider one.
-            let own = last["comparisons"][0]["ci_sequential"][1].as_f64().expect("an end");
-            assert!(own <= end);
-            own
-        }));
+        check_number(
+            &last["comparisons"][0]["ci_sequential"][1],
+            whole["sequential"]["ci"][1].as_f64().map_or(0.0, |end| {
+                // The sequence of the answer is that of the whole family, a wider one.
+                let own = last["comparisons"][0]["ci_sequential"][1].as_f64().expect("an end");
+                assert!(own <= end);
+                own
+            }),
+        );
         let daily: u64 = days.iter().map(|day| day["daily"][0]["users"].as_u64().expect("users")).sum();
         assert_eq!(daily, 4_000);
     }
@@ -162,7 +188,8 @@ async fn an_earlier_now_leaves_out_what_came_later() {
     let exposed = answer["population"]["exposed_users"].as_u64().expect("users");
     assert!(exposed > 3_000 && exposed < 4_500, "half of the days: {exposed}");
     // Of day five the exposures are there, an hour before their conversions.
-    let until = "SELECT count(DISTINCT user_id)::bigint FROM conversion_attribution WHERE conversion_time <= '2026-03-05T00:30:00Z'";
+    let until =
+        "SELECT count(DISTINCT user_id)::bigint FROM conversion_attribution WHERE conversion_time <= '2026-03-05T00:30:00Z'";
     let expected: i64 = sqlx::query_scalar(until).fetch_one(&mut service.rows).await.expect("counted");
     let arms = metric(&answer, "conversion_rate")["arms"].as_array().expect("arms").clone();
     let found: u64 = arms.iter().map(|arm| arm["numerator"].as_u64().expect("a count")).sum();
@@ -257,11 +284,21 @@ async fn users_are_split_by_what_they_had_at_first() {
     let answer = service.get("/v1/experiments/clear/results?dimension=country").await.ok();
     let values = metric(&answer, "conversion_rate")["dimensions"].as_array().expect("values").clone();
     assert_eq!(values.len(), 22, "20 countries, unknown, other");
-    assert_eq!((&values[0]["value"], &values[20]["kind"], &values[21]["value"]), (&json!("DE"), &json!("unknown"), &json!("other")));
-    let users: u64 = values.iter().flat_map(|value| value["arms"].as_array().expect("arms").clone()).filter_map(|arm| arm["users"].as_u64()).sum();
+    assert_eq!(
+        (&values[0]["value"], &values[20]["kind"], &values[21]["value"]),
+        (&json!("DE"), &json!("unknown"), &json!("other"))
+    );
+    let users: u64 = values
+        .iter()
+        .flat_map(|value| value["arms"].as_array().expect("arms").clone())
+        .filter_map(|arm| arm["users"].as_u64())
+        .sum();
     assert_eq!(users, 8_000, "nobody is lost");
-    let converted: u64 =
-        values.iter().flat_map(|value| value["arms"].as_array().expect("arms").clone()).filter_map(|arm| arm["numerator"].as_u64()).sum();
+    let converted: u64 = values
+        .iter()
+        .flat_map(|value| value["arms"].as_array().expect("arms").clone())
+        .filter_map(|arm| arm["numerator"].as_u64())
+        .sum();
     assert_eq!(converted, 960);
     let adjusted = &values[0]["comparisons"][0]["adjusted"];
     assert!(adjusted["family_size"].as_u64().is_some_and(|size| size >= 40), "all values are one family: {adjusted}");
@@ -306,7 +343,10 @@ async fn ratios_quantiles_and_guardrails_are_answered() {
     service.run(&insert).await;
     let answer = service.get("/v1/experiments/clear/results?analysis=fixed").await.ok();
     let order = metric(&answer, "order value");
-    assert_eq!((&order["type"], &order["arms"][1]["denominator"], &order["arms"][1]["sum"]), (&json!("ratio"), &json!(560), &json!("5600.00")));
+    assert_eq!(
+        (&order["type"], &order["arms"][1]["denominator"], &order["arms"][1]["sum"]),
+        (&json!("ratio"), &json!(560), &json!("5600.00"))
+    );
     check_number(&order["arms"][1]["mean"], 10.0);
     assert_eq!(order["comparisons"][0]["status"], "zero_variance", "every order is 10");
     assert_eq!(order["definition"]["denominator_conversion"], "buy");
@@ -395,7 +435,9 @@ async fn each_thing_that_is_missing_has_its_status_and_says_what_to_do() {
     check(&service, "lone", "", "not_started", "weir admin experiment start").await;
     let named = service.get("/v1/experiments/lone/results?metrics=none").await;
     assert_eq!(named.refused(400, "unknown_metric")["field"], "metrics");
-    for (query, field) in [("analysis=bayes", "analysis"), ("as_of=today", "as_of"), ("dimension=size", "dimension"), ("cap=0", "cap")] {
+    for (query, field) in
+        [("analysis=bayes", "analysis"), ("as_of=today", "as_of"), ("dimension=size", "dimension"), ("cap=0", "cap")]
+    {
         let refused = service.get(&format!("/v1/experiments/lone/results?{query}")).await.refused(400, "bad_request");
         assert_eq!(refused["field"], field);
         assert!(refused["message"].as_str().is_some_and(|message| message.contains("accepted:")), "{refused}");
@@ -408,8 +450,11 @@ async fn what_was_not_stored_or_not_counted_is_named() {
     add_clear(&mut service, "").await;
     let id = experiment_id(PROJECT, "clear");
     let letter = |offset: u32, user: &str, experiment: &str, note: &str| {
-        let bytes = json!({"v": 1, "event": {"user_id": user, "experiment": experiment, "variant": "c", "note": note}}).to_string();
-        format!("(gen_random_uuid(), '{PROJECT}', '{LOG}', 0, {offset}, 'unknown_variant', 'c', 'x', convert_to('{bytes}', 'UTF8'))")
+        let bytes =
+            json!({"v": 1, "event": {"user_id": user, "experiment": experiment, "variant": "c", "note": note}}).to_string();
+        format!(
+            "(gen_random_uuid(), '{PROJECT}', '{LOG}', 0, {offset}, 'unknown_variant', 'c', 'x', convert_to('{bytes}', 'UTF8'))"
+        )
     };
     let letters = [
         letter(1, "u1", "clear", ""),

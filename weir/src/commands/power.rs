@@ -96,7 +96,11 @@ fn plan(args: &Args, answer: Option<&Value>) -> anyhow::Result<Plan> {
         _ => bail!("nothing to plan with; give --rate, or --mean and --std-dev, or the name of an experiment"),
     };
     let check = |name: &str, value: f64, is_accepted: bool, accepted: &str| {
-        if is_accepted && value.is_finite() { Ok(value) } else { Err(anyhow::anyhow!("{name}: found {value}; accepted: {accepted}")) }
+        if is_accepted && value.is_finite() {
+            Ok(value)
+        } else {
+            Err(anyhow::anyhow!("{name}: found {value}; accepted: {accepted}"))
+        }
     };
     if is_rate {
         check("--rate", mean, mean > 0.0 && mean < 1.0, "above 0 and below 1")?;
@@ -112,7 +116,17 @@ fn plan(args: &Args, answer: Option<&Value>) -> anyhow::Result<Plan> {
     let variants = args.variants.or(listed).unwrap_or(2);
     check("--variants", variants as f64, (2..=100).contains(&variants), "2 to 100")?;
     let users_per_day = args.users_per_day.or(of("/population/users_per_day")).filter(|users| *users > 0.0);
-    Ok(Plan { mean, variance, is_rate, effect, alpha: 1.0 - confidence, power: args.power, variants, users_per_day, users: args.users })
+    Ok(Plan {
+        mean,
+        variance,
+        is_rate,
+        effect,
+        alpha: 1.0 - confidence,
+        power: args.power,
+        variants,
+        users_per_day,
+        users: args.users,
+    })
 }
 
 /// Returns mean, variance and whether it is a rate, of the control of one metric.
@@ -123,7 +137,8 @@ fn control(answer: &Value, name: Option<&str>) -> anyhow::Result<(f64, f64, bool
         None => metrics.first(),
     };
     let known: Vec<&str> = metrics.iter().filter_map(|metric| text_of(metric, "/id")).take(20).collect();
-    let found = found.with_context(|| format!("the experiment has no metric {:?}; it has: {}", name.unwrap_or("at all"), known.join(", ")))?;
+    let found = found
+        .with_context(|| format!("the experiment has no metric {:?}; it has: {}", name.unwrap_or("at all"), known.join(", ")))?;
     // The control comes first.
     let arm = elements(found, "/arms").first().context("the experiment has no variants yet")?;
     let member = |name: &str| arm.get(name).and_then(number);
@@ -181,7 +196,8 @@ fn render(answer: &Value) -> String {
     let member = |name: &str| answer.get(name).and_then(number);
     let is_rate = text_of(answer, "/type") == Some("proportion");
     let shown = |value: f64| if is_rate { percent(value) } else { decimals(value, 4) };
-    let spread = if is_rate { String::new() } else { format!(", standard deviation {}", decimals(member("std_dev").unwrap_or(0.0), 4)) };
+    let spread =
+        if is_rate { String::new() } else { format!(", standard deviation {}", decimals(member("std_dev").unwrap_or(0.0), 4)) };
     let mut out = format!(
         "{} in the control{spread}, {:.0} % confidence, {:.0} % power, {} variants{}\n\n",
         member("mean").map(shown).unwrap_or_default(),
@@ -209,8 +225,14 @@ fn render(answer: &Value) -> String {
     ];
     out.push_str(&table(&columns, &elements(answer, "/needed").iter().map(row).collect::<Vec<_>>()));
     if let Some(seen) = answer.get("detectable").filter(|seen| seen.is_object()) {
-        let effect = seen.get("effect").and_then(number).map_or_else(|| "nothing".to_owned(), |effect| format!("an effect of {}", percent(effect)));
-        out.push_str(&format!("\n{}\n", printable(&format!("{} users could find {effect}", seen.get("users").map(count).unwrap_or_default()))));
+        let effect = seen
+            .get("effect")
+            .and_then(number)
+            .map_or_else(|| "nothing".to_owned(), |effect| format!("an effect of {}", percent(effect)));
+        out.push_str(&format!(
+            "\n{}\n",
+            printable(&format!("{} users could find {effect}", seen.get("users").map(count).unwrap_or_default()))
+        ));
     }
     out
 }
@@ -255,9 +277,13 @@ mod tests {
                         { "id": "new", "type": "mean", "arms": [{ "mean": null }] }],
         });
         let found = plan(&parse(&["e"]), Some(&answer)).expect("a plan");
-        assert_eq!((found.mean, found.is_rate, found.effect, found.variants, found.users_per_day), (0.2, true, 0.1, 3, Some(1000.0)));
+        assert_eq!(
+            (found.mean, found.is_rate, found.effect, found.variants, found.users_per_day),
+            (0.2, true, 0.1, 3, Some(1000.0))
+        );
         assert!((found.alpha - 0.1).abs() < 1e-12);
-        let value = plan(&parse(&["e", "--metric", "value", "--effect", "0.02", "--variants", "2"]), Some(&answer)).expect("a plan");
+        let value =
+            plan(&parse(&["e", "--metric", "value", "--effect", "0.02", "--variants", "2"]), Some(&answer)).expect("a plan");
         assert_eq!((value.mean, value.variance, value.is_rate, value.effect, value.variants), (3.0, 4.0, false, 0.02, 2));
         let refused = |args: &[&str], part: &str| {
             let error = plan(&parse(args), Some(&answer)).expect_err("refused").to_string();

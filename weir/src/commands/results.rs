@@ -1,5 +1,6 @@
 //! `weir results`: what an experiment has shown so far.
 
+mod csv;
 mod sections;
 
 use std::io::Write;
@@ -110,7 +111,7 @@ async fn ask(args: &Args, globals: &Globals) -> anyhow::Result<Value> {
     let client = args.endpoint.client(globals)?;
     let path = format!("/v1/experiments/{}/results{}", segment(&args.experiment), args.question());
     let answer = client.get_json(&path).await?;
-    let shared = |format| print_answer(&answer, format, render, csv);
+    let shared = |format| print_answer(&answer, format, render, csv::csv);
     match args.format {
         Format::Table => shared(super::Format::Table)?,
         Format::Json => shared(super::Format::Json)?,
@@ -462,54 +463,13 @@ pub(super) fn as_of(answer: &Value) -> String {
     format!("\nas of {}\n", printable(&format!("{time}log {log_id}{offsets}")))
 }
 
-/// Writes one line for each metric and arm, numbers as the service gave them.
-pub(crate) fn csv(answer: &Value) -> Vec<Vec<String>> {
-    const COLUMNS: [(&str, &str); 18] = [
-        ("status", "/status"),
-        ("difference", "/absolute/estimate"),
-        ("difference_low", "/absolute/ci/0"),
-        ("difference_high", "/absolute/ci/1"),
-        ("lift", "/relative/lift"),
-        ("lift_low", "/relative/ci/0"),
-        ("lift_high", "/relative/ci/1"),
-        ("test", "/test/name"),
-        ("p_value", "/test/p_value"),
-        ("log10_p", "/test/log10_p"),
-        ("p_fisher", "/test/p_fisher"),
-        ("adjusted_p_value", "/adjusted/p_value"),
-        ("always_valid_p", "/sequential/always_valid_p"),
-        ("boundary_z", "/sequential/boundary_z"),
-        ("chance_to_win", "/bayesian/chance_to_win"),
-        ("significant", "/significant"),
-        ("decided_by", "/decided_by"),
-        ("verdict", "/verdict"),
-    ];
-    let mut header: Vec<String> =
-        ["metric", "variant", "is_control", "users", "numerator", "denominator", "sum", "mean"].map(Into::into).into();
-    header.extend(COLUMNS.map(|(name, _)| name.to_owned()));
-    let mut lines = vec![header];
-    for metric in elements(answer, "/metrics") {
-        for arm in elements(metric, "/arms") {
-            let id = arm_id(arm);
-            let comparison = elements(metric, "/comparisons").iter().find(|comparison| id.is_some() && arm_id(comparison) == id);
-            let cell = |value: &Value, pointer: &str| value.pointer(pointer).map(plain).unwrap_or_default();
-            let metric_name = text_of(metric, "/name").or(text_of(metric, "/id")).unwrap_or_default();
-            let mut line = vec![metric_name.to_owned(), name_of(answer, arm).to_owned(), is_control(answer, arm).to_string()];
-            line.extend(["/users", "/numerator", "/denominator", "/sum", "/mean"].map(|pointer| cell(arm, pointer)));
-            line.extend(COLUMNS.map(|(_, pointer)| comparison.map(|comparison| cell(comparison, pointer)).unwrap_or_default()));
-            lines.push(line);
-        }
-    }
-    lines
-}
-
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use serde_json::json;
 
     use super::*;
 
-    fn sample() -> Value {
+    pub(super) fn sample() -> Value {
         json!({
             "experiment": { "id": "e-1", "name": "checkout", "status": "running", "started_at": "2026-03-01T00:00:00Z", "ended_at": null,
                             "days_running": 12.0, "confidence_level": 0.95, "control_variant_id": "v-1" },
@@ -635,7 +595,8 @@ as of 2026-03-13T00:00:00Z, log l-1 at 2:1,234 10:7
 
     #[test]
     fn the_exit_code_is_the_decision() {
-        let check = |status: &str, expected: u8| assert_eq!(code(&json!({ "decision": { "status": status } })), expected, "{status}");
+        let check =
+            |status: &str, expected: u8| assert_eq!(code(&json!({ "decision": { "status": status } })), expected, "{status}");
         check("ship-now", 0);
         check("rollback-now", 1);
         for status in ["continue", "ready-for-review", "unhealthy", "something new"] {
@@ -647,21 +608,15 @@ as of 2026-03-13T00:00:00Z, log l-1 at 2:1,234 10:7
     #[test]
     fn a_page_has_the_same_parts() {
         let page = render_as(&sample(), Style::Markdown);
-        for part in ["# experiment checkout: running", "> **warning:** srm: fail", "## conversion\\_rate: primary", "| control \\* | 1,000 |", "## decision: unhealthy"] {
+        for part in [
+            "# experiment checkout: running",
+            "> **warning:** srm: fail",
+            "## conversion\\_rate: primary",
+            "| control \\* | 1,000 |",
+            "## decision: unhealthy",
+        ] {
             assert!(page.contains(part), "no {part:?} in {page}");
         }
         assert!(!page.contains('\u{1b}'), "{page}");
-    }
-
-    #[test]
-    fn csv_has_a_line_for_each_arm_of_each_metric() {
-        let lines = csv(&sample());
-        assert_eq!(lines.len(), 1 + 2 + 2 + 1);
-        assert!(lines.iter().all(|line| line.len() == lines[0].len()));
-        let row: Vec<_> = lines[0].iter().zip(&lines[4]).filter(|(_, cell)| !cell.is_empty()).collect();
-        let row: Vec<_> = row.into_iter().map(|(name, cell)| format!("{name}={cell}")).collect();
-        let expected = "metric=value_per_user variant=b\u{1b}[31m is_control=false users=1000 sum=1990.50 mean=1.9905 \
-                        status=zero_baseline difference=1.9905 difference_low=0.5 difference_high=3.481 p_value=1e-20 log10_p=-20.0";
-        assert_eq!(row.join(" "), expected);
     }
 }

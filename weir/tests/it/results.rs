@@ -24,8 +24,9 @@ fn printed(folder: &Folder, args: &[&str]) -> String {
 async fn import(up: &Up, events: &[Value]) {
     let url = format!("{}/v1/events", up.line("collector"));
     for batch in events.chunks(1_000) {
-        let (status, answer) =
-            send(Method::POST, &url, up.line("server_key"), Some(json!({ "events": batch }))).await.expect("the collector answers");
+        let (status, answer) = send(Method::POST, &url, up.line("server_key"), Some(json!({ "events": batch })))
+            .await
+            .expect("the collector answers");
         assert_eq!((status, &answer["accepted"]), (200, &json!(batch.len())), "{answer}");
     }
 }
@@ -49,12 +50,14 @@ fn cases() -> Vec<Value> {
 fn events(case: &Value) -> Vec<Value> {
     let id = case["id"].as_str().expect("an id");
     let user = |row: &Value| format!("{id} {}", row[0].as_str().expect("a user"));
-    let exposures = case["input"]["exposures"].as_array().expect("exposures").iter().map(|row| {
-        json!({"type": "impression", "user_id": user(row), "experiment": id, "variant": row[1], "timestamp": row[2]})
-    });
-    let conversions = case["input"]["conversions"].as_array().expect("conversions").iter().map(|row| {
-        json!({"type": "conversion", "user_id": user(row), "name": "purchase", "value": row[2], "timestamp": row[1]})
-    });
+    let exposures =
+        case["input"]["exposures"].as_array().expect("exposures").iter().map(
+            |row| json!({"type": "impression", "user_id": user(row), "experiment": id, "variant": row[1], "timestamp": row[2]}),
+        );
+    let conversions =
+        case["input"]["conversions"].as_array().expect("conversions").iter().map(
+            |row| json!({"type": "conversion", "user_id": user(row), "name": "purchase", "value": row[2], "timestamp": row[1]}),
+        );
     exposures.chain(conversions).collect()
 }
 
@@ -156,17 +159,34 @@ async fn raw_rows_with_published_numbers_give_these_numbers() {
 async fn a_script_declares_metrics_and_waits_for_a_decision() {
     let folder = Folder::new();
     let up = Up::start(&folder);
-    let create = ["admin", "experiment", "create", "button", "--variant", "control:1:control", "--variant", "b:1", "--start",
-                  "--started-at", "2026-01-01T00:00:00Z", "--target-sample-size", "800"];
+    let create = [
+        "admin",
+        "experiment",
+        "create",
+        "button",
+        "--variant",
+        "control:1:control",
+        "--variant",
+        "b:1",
+        "--start",
+        "--started-at",
+        "2026-01-01T00:00:00Z",
+        "--target-sample-size",
+        "800",
+    ];
     printed(&folder, &create);
     let metric = |args: &[&str]| printed(&folder, &[&["admin", "metric", "create", "button"], args].concat());
     metric(&["bought", "--conversion", "purchase", "--role", "primary"]);
     metric(&["order value", "--conversion", "purchase", "--aggregation", "ratio", "--denominator", "conversions"]);
-    let listed = metric(&["cancelled", "--conversion", "cancel", "--role", "guardrail", "--direction", "decrease", "--margin", "0.5"]);
+    let listed =
+        metric(&["cancelled", "--conversion", "cancel", "--role", "guardrail", "--direction", "decrease", "--margin", "0.5"]);
     assert!(listed.contains("value per conversion") && listed.contains("cancelled") && listed.contains("0.5"), "{listed}");
     let wrong = command(&folder, &["admin", "metric", "create", "button", "x", "--aggregation", "ratio"]);
     let said = String::from_utf8_lossy(&wrong.stderr).into_owned();
-    assert!(!wrong.status.success() && said.contains("denominator: a ratio needs one; accepted: conversions, impressions"), "{said}");
+    assert!(
+        !wrong.status.success() && said.contains("denominator: a ratio needs one; accepted: conversions, impressions"),
+        "{said}"
+    );
 
     let code = |args: &[&str]| command(&folder, &[&["results", "button", "--exit-code"], args].concat()).status.code();
     assert_eq!(code(&[]), Some(2), "nothing is known yet");
@@ -192,7 +212,9 @@ async fn a_script_declares_metrics_and_waits_for_a_decision() {
     assert_eq!(code(&["--baseline", "b"]), Some(1), "turned round it is a loss");
     assert_eq!(code(&["--baseline", "nobody"]), Some(3), "no answer is no decision");
     let shown = printed(&folder, &["results", "button", "--daily"]);
-    for part in ["decision: ship-now b", "significantly better", "guardrail: b is", "analysis group_sequential", "interval at any time"] {
+    for part in
+        ["decision: ship-now b", "significantly better", "guardrail: b is", "analysis group_sequential", "interval at any time"]
+    {
         assert!(shown.contains(part), "no {part:?} in {shown}");
     }
     let page = printed(&folder, &["results", "button", "--format", "markdown", "--metrics", "bought"]);

@@ -359,7 +359,7 @@ mod tests {
         check("m::::decrease", Some("m"), ConversionRate, None, Direction::Decrease);
         assert_eq!(
             metric("a:b:mean").expect_err("refused"),
-            r#"found "mean"; accepted: conversion_rate, value_per_user, count_per_user"#
+            r#"found "mean"; accepted: conversion_rate, value_per_user, count_per_user, ratio, quantile"#
         );
         let parts = "found 6 parts; expected NAME[:CONVERSION[:AGGREGATION[:ROLE[:DIRECTION]]]]";
         assert_eq!(metric("a:b:c:d:e:f").expect_err("refused"), parts);

@@ -1,8 +1,6 @@
 //! `weir admin metric`: what is measured in an experiment.
 
-use aggregator::admin::experiments::{
-    self, Aggregation, Amount, Denominator, Direction, Experiment, Metric, NewMetric, Role,
-};
+use aggregator::admin::experiments::{self, Aggregation, Amount, Denominator, Direction, Experiment, Metric, NewMetric, Role};
 use aggregator::admin::metrics;
 use sqlx::PgConnection;
 

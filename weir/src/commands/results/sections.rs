@@ -9,7 +9,8 @@ use super::{DRAWN_WIDTH, Scale, arm_id, drawn_scale, ends, name_of, p_of};
 pub(super) fn settings(answer: &Value) -> String {
     let Some(settings) = answer.get("request_settings").filter(|settings| settings.is_object()) else { return String::new() };
     let said = |name: &str| text_of(settings, &format!("/{name}")).map(|value| format!("{} {value}", name.replace('_', " ")));
-    let mut parts: Vec<String> = ["analysis", "correction", "population", "windows", "cuped", "cap"].into_iter().filter_map(said).collect();
+    let mut parts: Vec<String> =
+        ["analysis", "correction", "population", "windows", "cuped", "cap"].into_iter().filter_map(said).collect();
     parts.extend(text_of(answer, "/settings_hash").map(|hash| format!("settings {}", hash.chars().take(12).collect::<String>())));
     parts.extend(text_of(answer, "/method_version").map(str::to_owned));
     format!("{}\n", printable(&parts.join(", ")))
@@ -27,7 +28,13 @@ pub(super) fn power(comparison: &Value) -> String {
         percent(target),
         progress * 100.0
     )];
-    parts.extend(comparison.pointer("/power/required_users").map(count).filter(|users| !users.is_empty()).map(|users| format!("{users} users needed")));
+    parts.extend(
+        comparison
+            .pointer("/power/required_users")
+            .map(count)
+            .filter(|users| !users.is_empty())
+            .map(|users| format!("{users} users needed")),
+    );
     parts.extend(member("days_remaining").map(|days| match days {
         days if days <= 0.0 => "enough".to_owned(),
         days if days >= 180.0 => "180 days or more to go".to_owned(),
@@ -87,7 +94,10 @@ pub(super) fn dimensions(answer: &Value, metric: &Value, style: Style) -> String
     let mut out = format!("\n{}", style.table(&columns, &rows));
     for found in elements(metric, "/heterogeneity") {
         if let Some(p) = p_of(found) {
-            out.push_str(&format!("{}\n", printable(&format!("do the values differ in the effect of {}: p = {p}", name_of(answer, found)))));
+            out.push_str(&format!(
+                "{}\n",
+                printable(&format!("do the values differ in the effect of {}: p = {p}", name_of(answer, found)))
+            ));
         }
     }
     out
@@ -143,7 +153,8 @@ pub(super) fn series(answer: &Value, metric: &Value, style: Style) -> String {
 /// Value by variant under each model.
 pub(super) fn attribution(answer: &Value, style: Style) -> String {
     let models = elements(answer, "/attribution/models");
-    let has_value = |model: &&Value| elements(model, "/by_variant").iter().any(|found| found.get("value").and_then(number) != Some(0.0));
+    let has_value =
+        |model: &&Value| elements(model, "/by_variant").iter().any(|found| found.get("value").and_then(number) != Some(0.0));
     if models.iter().find(has_value).is_none() {
         return String::new();
     }
@@ -206,9 +217,7 @@ mod tests {
     fn power_says_what_is_missing() {
         let check = |power_of: Value, expected: &str| assert_eq!(power(&json!({ "power": power_of })), expected);
         let base = "power: an effect of 7.10 % could be seen now, 5.00 % is wanted, 50 % of the precision is there";
-        let with = |required: Value, days: Value| {
-            json!({ "mde_now": 0.071, "mde_target": 0.05, "progress": 0.5, "required_users": required, "days_remaining": days })
-        };
+        let with = |required: Value, days: Value| json!({ "mde_now": 0.071, "mde_target": 0.05, "progress": 0.5, "required_users": required, "days_remaining": days });
         check(json!(null), "");
         check(with(json!(61_000), json!(9.5)), &format!("{base}, 61,000 users needed, 9.5 days to go\n"));
         check(with(json!(null), json!(null)), &format!("{base}\n"));
@@ -255,15 +264,22 @@ mod tests {
             attribution(&answer, Style::Terminal)
         };
         assert_eq!(with(vec![model("linear", "0.00", "0.00")]), "");
-        assert_eq!(with(vec![model("first_touch", "1000.00", "2.50"), model("linear", "1000.00", "2.50")]), "\nattributed value in EUR, by any model: control 1,000.00, b 2.50\n");
+        assert_eq!(
+            with(vec![model("first_touch", "1000.00", "2.50"), model("linear", "1000.00", "2.50")]),
+            "\nattributed value in EUR, by any model: control 1,000.00, b 2.50\n"
+        );
         let found = with(vec![model("first_touch", "4.00", "2.50"), model("linear", "3.00", "3.50")]);
-        assert_eq!(found, "\nattributed value in EUR\nmodel        control     b\nfirst_touch     4.00  2.50\nlinear          3.00  3.50\n");
+        assert_eq!(
+            found,
+            "\nattributed value in EUR\nmodel        control     b\nfirst_touch     4.00  2.50\nlinear          3.00  3.50\n"
+        );
     }
 
     #[test]
     fn a_decision_names_its_variant_and_reasons() {
         let mut answer = answer();
-        answer["decision"] = json!({ "status": "ship-now", "variant_id": "v-2", "why": [{ "rule": "goal", "fact": "rate: won" }] });
+        answer["decision"] =
+            json!({ "status": "ship-now", "variant_id": "v-2", "why": [{ "rule": "goal", "fact": "rate: won" }] });
         assert_eq!(decision(&answer, Style::Terminal), "\ndecision: ship-now b\n- rate: won\n");
         assert_eq!(decision(&answer, Style::Markdown), "\n## decision: ship-now b\n\n- rate: won\n");
     }

@@ -1,0 +1,173 @@
+//! What one comparison comes to, as a word and as a sentence. Both rest on the same result, so that neither says more than the
+//! other.
+
+use super::catalogue::Configured;
+use super::compare::{Compared, Decisive, Setting};
+use super::plain::{Said, p_text, short};
+use super::settings::{Analysis, Difference, Engine};
+use crate::answer::metric::{Bayesian, ScaledImpact};
+use crate::statistics::comparison::Status;
+
+/// The verdict with what it rests on.
+pub struct Verdict {
+    /// `won`, `lost`, `neutral` or `inconclusive`.
+    pub text: &'static str,
+    /// Whether it stands.
+    pub significant: bool,
+    /// The method it stands by.
+    pub by: &'static str,
+    chance: Option<f64>,
+}
+
+/// Judges one comparison by what decides it.
+pub fn verdict(
+    setting: &Setting<'_>,
+    metric: &Configured,
+    compared: &Compared,
+    decisive: &Decisive,
+    bayesian: Option<&Bayesian>,
+) -> Verdict {
+    let confidence = setting.experiment.confidence_level;
+    if setting.request.engine == Engine::Bayesian {
+        let chance = bayesian.map(|bayesian| bayesian.chance_to_win);
+        let text = match chance {
+            Some(chance) if chance >= confidence => "won",
+            Some(chance) if chance <= 1.0 - confidence => "lost",
+            _ => "inconclusive",
+        };
+        return Verdict { text, significant: text != "inconclusive", by: "chance_to_win", chance };
+    }
+    let estimate = compared.headline.map(|headline| headline.estimate).or(compared.found.estimate).unwrap_or(0.0);
+    let text = match decisive.significant && estimate != 0.0 {
+        true if (estimate > 0.0) == metric.wants_more => "won",
+        true => "lost",
+        // Precise enough to say that whatever there is, is less than what is worth finding.
+        false => {
+            let mde = setting.experiment.minimum_detectable_effect;
+            let interval = compared.headline.zip(decisive.critical).and_then(|(headline, critical)| headline.relative(critical));
+            let is_small = interval.is_some_and(|(low, high)| low > -mde && high < mde);
+            if is_small && compared.found.status == Status::Ok { "neutral" } else { "inconclusive" }
+        }
+    };
+    Verdict { text, significant: decisive.significant, by: decisive.by, chance: None }
+}
+
+/// Says a comparison as a sentence, from the same results as its verdict.
+pub fn plain(
+    setting: &Setting<'_>,
+    metric: &Configured,
+    compared: &Compared,
+    decisive: &Decisive,
+    verdict: &Verdict,
+    impact: Option<&ScaledImpact>,
+) -> String {
+    let alpha = setting.experiment.alpha;
+    let headline = compared.headline.as_ref();
+    let difference = setting.request.difference;
+    let lift = headline.map_or(compared.found.lift, |headline| headline.lift());
+    let effect = match difference {
+        Difference::Relative => lift,
+        Difference::Absolute => headline.map(|headline| headline.estimate).or(compared.found.estimate),
+        Difference::Scaled => impact.map(|impact| impact.per_day),
+    };
+    // The interval of what decides, before other comparisons are thought of.
+    let alone = compared.look(setting.plan, alpha).and_then(|look| look.boundary_z);
+    let critical = match setting.plan.analysis {
+        Analysis::Fixed => headline.map(|headline| headline.critical(alpha)),
+        _ => alone,
+    };
+    let interval =
+        headline.zip(critical).filter(|_| compared.found.status != Status::ExactOnly).and_then(|(headline, critical)| {
+            let (users, days) = setting.pace;
+            match difference {
+                Difference::Relative => headline.relative(critical),
+                Difference::Absolute => Some(headline.absolute(critical)),
+                Difference::Scaled => {
+                    let per_day = users as f64 / days;
+                    let (low, high) = headline.absolute(critical);
+                    Some((low * per_day, high * per_day))
+                }
+            }
+        });
+    let is_adjusted = compared.cuped.is_some_and(|cuped| cuped.applied);
+    let adjusted = if is_adjusted { ", adjusted for earlier behaviour," } else { "" };
+    let confidence = format!("{}% CI{adjusted}", short(setting.experiment.confidence_level * 100.0));
+    let (evidence, conclusion) = evidence(setting, compared, decisive, verdict);
+    Said {
+        metric,
+        currency: setting.currency,
+        control: (&setting.variants[0].name, compared.control.mean),
+        treatment: (&setting.variants[compared.arm].name, compared.treatment.mean),
+        difference,
+        effect,
+        interval: interval.map(|ends| (ends, confidence)),
+        evidence,
+        conclusion,
+    }
+    .text()
+}
+
+/// Says what was found and what follows, both from what the verdict rests on.
+fn evidence(setting: &Setting<'_>, compared: &Compared, decisive: &Decisive, verdict: &Verdict) -> (Option<String>, String) {
+    let conclusion = |otherwise: &str| {
+        match verdict.text {
+            "won" => "significantly better",
+            "lost" => "significantly worse",
+            "neutral" => return format!("any effect is below the {} worth finding", percent(setting)),
+            _ => otherwise,
+        }
+        .to_owned()
+    };
+    if verdict.by == "chance_to_win" {
+        let chance = verdict.chance.map(|chance| format!("chance to win {}%", short(chance * 100.0)));
+        let text = match verdict.text {
+            "won" => "better",
+            "lost" => "worse",
+            _ => "not enough to call it",
+        };
+        return (chance, text.to_owned());
+    }
+    let size = decisive.kept.family_size;
+    let among = format!("not significant after correction for {size} comparisons");
+    let look = decisive.look;
+    match setting.plan.analysis {
+        Analysis::Fixed => {
+            let Some((p, _)) = compared.fixed_p() else { return (None, "too little is known to test it".to_owned()) };
+            let exact = if compared.is_exact() { " (exact)" } else { "" };
+            let is_significant_alone = p < setting.experiment.alpha && !decisive.significant;
+            let otherwise = if is_significant_alone { among.as_str() } else { "no difference is shown" };
+            (Some(format!("p = {}{exact}", p_text(p))), conclusion(otherwise))
+        }
+        Analysis::GroupSequential => match look {
+            Some(look) => match (look.boundary_z, look.crossed_on) {
+                (Some(_), Some(day)) if verdict.significant => {
+                    let day = serde_json::to_value(day).ok().and_then(|day| day.as_str().map(str::to_owned)).unwrap_or_default();
+                    (Some(format!("its bound was crossed on {day}")), conclusion("no difference is shown"))
+                }
+                (Some(bound), _) => {
+                    let evidence = format!("z = {} against a bound of {}", short(look.z), short(bound));
+                    let crosses_alone = compared.look(setting.plan, setting.experiment.alpha).is_some_and(|look| look.crossed);
+                    let otherwise = if crosses_alone { among.as_str() } else { "no difference is shown so far" };
+                    (Some(evidence), conclusion(otherwise))
+                }
+                (None, _) => (None, "there is no planned size or end to set bounds by".to_owned()),
+            },
+            None => (None, "too little is known to test it".to_owned()),
+        },
+        Analysis::Sequential | Analysis::Hybrid => {
+            let Some((p, _)) = compared.decisive_p(setting.plan) else {
+                let exact = compared.fixed_p().filter(|_| compared.is_exact());
+                let evidence = exact.map(|(p, _)| format!("p = {} (exact) for a single look", p_text(p)));
+                return (evidence, "too little is known for a test that allows for looks".to_owned());
+            };
+            let valid = if setting.plan.has_ended && setting.plan.analysis == Analysis::Hybrid { "" } else { " at any time" };
+            let is_significant_alone = p < setting.experiment.alpha && !decisive.significant;
+            let otherwise = if is_significant_alone { among.as_str() } else { "no difference is shown so far" };
+            (Some(format!("p = {}{valid}", p_text(p))), conclusion(otherwise))
+        }
+    }
+}
+
+fn percent(setting: &Setting<'_>) -> String {
+    format!("{}%", short(setting.experiment.minimum_detectable_effect * 100.0))
+}
