@@ -35,6 +35,10 @@ async fn main() -> ExitCode {
         Command::Sql(args) => commands::sql::run(args, globals).await,
         Command::Status(args) => commands::status::run(args, globals).await,
         Command::Admin(args) => commands::admin::run(args, globals).await,
+        Command::Import(args) => match commands::import::run(args, globals).await {
+            Ok(code) => return code,
+            Err(error) => Err(error),
+        },
         Command::Query(args) => query_service::run(args, globals).await,
         Command::Migrate => migrate::run(globals).await,
     };
