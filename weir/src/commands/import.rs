@@ -252,10 +252,9 @@ fn read(source: &Source, plan: &Plan, after: u64, batches: &mpsc::Sender<Batch>)
         }
         let number = row.number;
         batch.add(number, plan.event(row), source.bytes_read());
-        if batch.rows() >= BATCH_ROWS_MAX || batch.bytes() >= BATCH_BYTES_MAX {
-            if batches.blocking_send(std::mem::take(&mut batch)).is_err() {
-                return Ok(());
-            }
+        let is_full = batch.rows() >= BATCH_ROWS_MAX || batch.bytes() >= BATCH_BYTES_MAX;
+        if is_full && batches.blocking_send(std::mem::take(&mut batch)).is_err() {
+            return Ok(());
         }
     }
     if batch.rows() > 0 {

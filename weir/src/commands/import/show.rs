@@ -34,7 +34,7 @@ impl Show {
             let style = ProgressStyle::with_template("{prefix} {bar:30} {percent:>3} % {msg}");
             ProgressBar::new(source.bytes.max(1)).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
         });
-        let name = source.path.file_name().map_or_else(|| source.path.as_os_str(), |name| name);
+        let name = source.path.file_name().unwrap_or_else(|| source.path.as_os_str());
         let name = printable(&name.to_string_lossy()).into_owned();
         if let Some(bar) = &bar {
             bar.set_prefix(name.clone());
