@@ -195,7 +195,11 @@ pub(crate) fn outcome(dialect: Dialect, outcome: &Outcome) -> Response {
             json(StatusCode::OK, &Answer { accepted: *accepted, duplicate: *duplicate, rejected })
         }
         Dialect::Segment => {
-            let mut response = text(StatusCode::OK, "application/json", "{\"success\":true}");
+            // Segment's clients look at the status only; whoever reads on learns what was wrong with which call.
+            let mut response = match outcome.rejected.as_slice() {
+                [] => text(StatusCode::OK, "application/json", "{\"success\":true}"),
+                rejected => json(StatusCode::OK, &serde_json::json!({ "success": true, "rejected": rejected })),
+            };
             response.headers_mut().insert(ACCEPTED, (outcome.accepted + outcome.duplicate).into());
             response.headers_mut().insert(REJECTED, outcome.rejected_events.into());
             response

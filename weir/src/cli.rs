@@ -33,6 +33,8 @@ pub(crate) enum Command {
     Power(commands::power::Args),
     /// Show how far users come in a funnel
     Funnel(commands::funnel::Args),
+    /// Import history from files: NDJSON, CSV or Parquet
+    Import(commands::import::Args),
     /// Ask in SQL
     Sql(commands::sql::Args),
     /// Show what runs and how far it is

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
-use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use hyper::{Method, Request, StatusCode, Uri};
 use hyper_util::client::legacy;
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -33,6 +33,8 @@ pub(crate) struct Answer {
     pub(crate) status: StatusCode,
     /// The body.
     pub(crate) body: Bytes,
+    /// When to ask again, if the service says.
+    pub(crate) retry_after: Option<Duration>,
 }
 
 impl Client {
@@ -65,14 +67,14 @@ impl Client {
     /// # Errors
     /// If there is no answer, or it is too long.
     pub(crate) async fn get(&self, path: &str) -> anyhow::Result<Answer> {
-        self.send(Method::GET, path, None, ANSWER_MAX).await
+        self.send(Method::GET, path, None, None, ANSWER_MAX).await
     }
 
     /// Gets a page that is small and there at once, if the service is.
     /// # Errors
     /// If there is no answer within `within`.
     pub(crate) async fn probe(&self, path: &str, within: Duration) -> anyhow::Result<Answer> {
-        self.send(Method::GET, path, None, within).await
+        self.send(Method::GET, path, None, None, within).await
     }
 
     /// Asks for an answer in JSON.
@@ -86,22 +88,48 @@ impl Client {
     /// # Errors
     /// If there is none; else what the service says, with its code.
     pub(crate) async fn post_json(&self, path: &str, body: &Value) -> anyhow::Result<Value> {
-        self.send(Method::POST, path, Some(body.to_string()), ANSWER_MAX).await?.json(&self.base)
+        let body = ("application/json", Bytes::from(body.to_string()));
+        self.send(Method::POST, path, Some(body), None, ANSWER_MAX).await?.json(&self.base)
     }
 
-    async fn send(&self, method: Method, path: &str, body: Option<String>, within: Duration) -> anyhow::Result<Answer> {
+    /// Posts a body of any kind under an authorization of its own.
+    /// # Errors
+    /// If there is no answer within `within`; whether the body was taken is not known then.
+    pub(crate) async fn post(
+        &self,
+        path: &str,
+        content_type: &'static str,
+        authorization: &str,
+        body: Bytes,
+        within: Duration,
+    ) -> anyhow::Result<Answer> {
+        let mut authorization = HeaderValue::from_str(authorization).context("the key holds characters that no header takes")?;
+        authorization.set_sensitive(true);
+        self.send(Method::POST, path, Some((content_type, body)), Some(authorization), within).await
+    }
+
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<(&'static str, Bytes)>,
+        authorization: Option<HeaderValue>,
+        within: Duration,
+    ) -> anyhow::Result<Answer> {
         let url = format!("{}{path}", self.base);
         let mut request = Request::builder().method(method).uri(&url);
-        if let Some(authorization) = &self.authorization {
+        if let Some(authorization) = authorization.as_ref().or(self.authorization.as_ref()) {
             request = request.header(AUTHORIZATION, authorization);
         }
-        if body.is_some() {
-            request = request.header(CONTENT_TYPE, "application/json");
+        if let Some((content_type, _)) = &body {
+            request = request.header(CONTENT_TYPE, *content_type);
         }
-        let request = request.body(Full::new(Bytes::from(body.unwrap_or_default()))).with_context(|| format!("{url:?}"))?;
+        let body = body.map(|(_, body)| body).unwrap_or_default();
+        let request = request.body(Full::new(body)).with_context(|| format!("{url:?}"))?;
         let answer = async {
             let response = self.inner.request(request).await.map_err(|error| anyhow::anyhow!("{}", innermost(&error)))?;
             let status = response.status();
+            let retry_after = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
             let body = match Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await {
                 Ok(body) => body.to_bytes(),
                 Err(error) if error.is::<LengthLimitError>() => {
@@ -109,7 +137,7 @@ impl Client {
                 }
                 Err(error) => bail!("the answer broke off: {error}"),
             };
-            anyhow::Ok(Answer { status, body })
+            anyhow::Ok(Answer { status, body, retry_after: retry_after.map(Duration::from_secs) })
         };
         tokio::time::timeout(within, answer)
             .await
@@ -199,7 +227,7 @@ mod tests {
     fn errors_of_the_service_are_told_and_escaped() {
         let check = |status: u16, body: &str, expected: Result<Value, &str>| {
             let status = StatusCode::from_u16(status).expect("a status");
-            let found = Answer { status, body: Bytes::from(body.to_owned()) }.json("http://q");
+            let found = Answer { status, body: Bytes::from(body.to_owned()), retry_after: None }.json("http://q");
             assert_eq!(found.map_err(|error| error.to_string()), expected.map_err(str::to_owned));
         };
         check(200, r#"{"a":1}"#, Ok(serde_json::json!({ "a": 1 })));

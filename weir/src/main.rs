@@ -46,6 +46,10 @@ async fn main() -> ExitCode {
         Command::Collector(args) => collector::run(args, globals).await,
         #[cfg(feature = "kafka")]
         Command::Aggregator(args) => aggregator::run(args, globals).await,
+        Command::Import(args) => match commands::import::run(args, globals).await {
+            Ok(code) => return code,
+            Err(error) => Err(error),
+        },
         Command::Query(args) => query_service::run(args, globals).await,
         Command::Migrate => migrate::run(globals).await,
         Command::Probe(args) => commands::probe::run(args).await,

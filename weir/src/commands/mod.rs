@@ -3,6 +3,7 @@
 
 pub(crate) mod admin;
 pub(crate) mod funnel;
+pub(crate) mod import;
 mod places;
 pub(crate) mod power;
 pub(crate) mod probe;

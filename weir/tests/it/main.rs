@@ -4,6 +4,7 @@
 mod browser;
 #[allow(dead_code, unreachable_pub)] // A tool box: not each test file uses each tool.
 mod harness;
+mod import;
 mod journey;
 mod kills;
 #[allow(unreachable_pub)] // As above.
