@@ -30,7 +30,10 @@ async fn append_until(log: &KafkaLog, ledger: &Arc<Ledger>, is_over: &Arc<Atomic
                         Ok(positions) => {
                             let mut acknowledged = lock(&ledger.acknowledged);
                             for (position, record) in positions.into_iter().zip(batch) {
-                                let before = acknowledged.insert((position.partition, position.offset), record.bytes().to_vec());
+                                let before = acknowledged.insert(
+                                    (position.partition, position.offset.expect("a log over Kafka knows it")),
+                                    record.bytes().to_vec(),
+                                );
                                 assert!(before.is_none(), "two records at {position:?}");
                             }
                         }

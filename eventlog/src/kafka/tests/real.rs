@@ -145,7 +145,7 @@ async fn other_consumers_find_key_and_partition() {
     let mut found = 0;
     while found < batch.len() {
         let message = consumer.poll(Duration::from_secs(20)).expect("comes").expect("no error");
-        let at = Position { partition: message.partition() as u32, offset: message.offset() as u64 };
+        let at = Position { partition: message.partition() as u32, offset: Some(message.offset() as u64) };
         let place = positions.iter().position(|position| *position == at).expect("one of ours");
         let key = message.key().expect("a key");
         assert_eq!(key, batch[place].key().0.hyphenated().to_string().as_bytes());
