@@ -52,7 +52,7 @@ async fn a_topic_that_was_made_anew_is_another_log() {
     assert_ne!(found, expected);
     assert!(matches!(log.append(vec![record("user", 2, 10)]).await, Err(AppendError::Stopped(_))));
     assert!(matches!(log.ready(), Err(AppendError::Stopped(_))));
-    assert!(matches!(log.read(0, 0, ALL).await, Err(ReadError::Unavailable(_))));
+    assert!(matches!(log.read(0, 0, ALL).await, Err(ReadError::OtherLog(_))));
     assert_eq!(log.check().await, different, "for good");
     let opened = KafkaLog::open(config).await.expect("opens");
     assert_eq!(opened.identity().log_id, found);
