@@ -21,7 +21,7 @@ demo:
 
 test:
 	deploy/install.sh test
-	deploy/kafka.sh run cargo test --locked $(CARGO_PROFILE) --workspace
+	deploy/kafka.sh run cargo test --locked $(CARGO_PROFILE) --workspace --no-fail-fast
 
 test-kafka:
 	deploy/install.sh test
