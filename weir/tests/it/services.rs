@@ -15,7 +15,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::harness::{END_MAX, send, until, weir};
+use crate::harness::{END_MAX, is_running, send, until, weir};
 use crate::load::Load;
 use crate::support::{Database, page, run};
 
@@ -63,7 +63,10 @@ impl Broker {
 
     /// Kills it and starts it again, on its port and its data.
     async fn kill_and_start(&self) {
-        kill_process(self.pid(), Signal::KILL).expect("it runs");
+        let broker = self.pid();
+        kill_process(broker, Signal::KILL).expect("it runs");
+        // The script takes one that is still dying for one that runs.
+        until("the broker is dead", Duration::from_secs(10), || !is_running(broker));
         self.script("start").await;
     }
 }

@@ -24,7 +24,13 @@ impl Broker {
 
     /// Ends the broker at once, as a crash does.
     pub(super) fn kill(&self) {
+        let pid = std::fs::read_to_string(self.folder.path().join("1.pid")).expect("the broker's pid");
         self.signal("-KILL");
+        // The script takes one that is still dying for one that runs.
+        let command = format!("/proc/{}/cmdline", pid.trim());
+        while std::fs::read(&command).is_ok_and(|text| !text.is_empty()) {
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
     }
 
     /// Stops the broker, and lets it go on.
