@@ -147,8 +147,13 @@ fn evidence(setting: &Setting<'_>, compared: &Compared, decisive: &Decisive, ver
                 (Some(bound), _) => {
                     let evidence = format!("z = {} against a bound of {}", short(look.z), short(bound));
                     let crosses_alone = compared.look(setting.plan, setting.experiment.alpha).is_some_and(|look| look.crossed);
-                    let otherwise = if crosses_alone { among.as_str() } else { "no difference is shown so far" };
-                    (Some(evidence), conclusion(otherwise))
+                    let exact = compared.fixed_p().filter(|_| compared.is_exact() && look.crossed && !decisive.significant);
+                    let otherwise = match exact {
+                        Some((p, _)) => format!("counts are few, and the exact test does not agree (p = {})", p_text(p)),
+                        None if crosses_alone => among,
+                        None => "no difference is shown so far".to_owned(),
+                    };
+                    (Some(evidence), conclusion(&otherwise))
                 }
                 (None, _) => (None, "there is no planned size or end to set bounds by".to_owned()),
             },

@@ -133,6 +133,7 @@ async fn few_counts_have_to_stand_the_exact_test_too() {
     assert_eq!((&bound["approximation"], &bound["sequential"]["crossed"]), (&json!("exact"), &json!(true)), "{bound}");
     assert!(bound["test"]["p_fisher"].as_f64().is_some_and(|p| p > 0.05), "{bound}");
     assert_eq!((&bound["verdict"], &bound["adjusted"]["significant"]), (&json!("inconclusive"), &json!(false)), "{bound}");
+    assert!(bound["plain"].as_str().is_some_and(|plain| plain.contains("the exact test does not agree")), "{bound}");
     let sequence = found(&service, "&analysis=sequential").await;
     let p = sequence["adjusted"]["p_value"].as_f64().expect("a p-value");
     assert!(p >= sequence["test"]["p_fisher"].as_f64().expect("a p-value"), "{sequence}");
