@@ -4,6 +4,7 @@ use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 
 use crate::commit::participation;
+use crate::catalogue::raise_version;
 use crate::database::catalogue_lock;
 
 pub use crate::commit::participation::Differences;
@@ -30,6 +31,8 @@ pub async fn recompute(connection: &mut PgConnection, project: Uuid, experiment:
     let mut transaction = connection.begin().await?;
     lock(&mut transaction, project).await?;
     let changed = recompute_locked(&mut transaction, project, experiment).await?;
+    // Rows changed without new facts: whoever follows facts must read all of them again.
+    raise_version(&mut transaction, project).await?;
     transaction.commit().await?;
     Ok(changed)
 }
@@ -63,6 +66,6 @@ pub async fn recompute_locked(
         Some(false) => {}
     }
     let changed = participation::follow_experiment(connection, project, experiment).await?;
-    sqlx::raw_sql("UPDATE checkpoints SET change_seq = change_seq + 1").execute(connection).await?;
+    sqlx::raw_sql("UPDATE checkpoints SET change_seq = change_seq + 1").execute(&mut *connection).await?;
     Ok(changed)
 }

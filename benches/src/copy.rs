@@ -154,7 +154,7 @@ async fn compare(options: &Options, databases: &mut Databases, plan: Plan, log: 
 }
 
 /// What a round fills; the catalogue stays.
-const EMPTIED: [&str; 13] = [
+const EMPTIED: [&str; 14] = [
     "impressions",
     "conversions",
     "campaign_events",
@@ -166,6 +166,7 @@ const EMPTIED: [&str; 13] = [
     "conversion_attribution",
     "daily_rollups",
     "leases",
+    "aggregators",
     "checkpoints",
     "logs",
 ];

@@ -54,6 +54,9 @@ pub struct Limits {
     pub query_time_max: Duration,
     /// Bytes that one query may hold in sorts, joins and aggregates. Advisory: not everything in the engine counts itself.
     pub query_memory_bytes_max: usize,
+    /// Bytes of users and conversions that are kept from one answer about an experiment to the next: a million
+    /// users take about 64 MiB.
+    pub images_bytes_max: usize,
     /// Rows of an answer; more are cut, and the answer says so.
     pub rows_max: usize,
     /// Bytes of an answer's rows; more are cut, and the answer says so.
@@ -83,6 +86,7 @@ impl Default for Limits {
             sql_relations_max: 9,
             query_time_max: Duration::from_secs(30),
             query_memory_bytes_max: 512 * 1_024 * 1_024,
+            images_bytes_max: 512 * 1_024 * 1_024,
             rows_max: 100_000,
             answer_bytes_max: 64 * 1_024 * 1_024,
             queries_running_max: 2,

@@ -1,6 +1,6 @@
 //! `GET /v1/experiments/{name}/results`: participation -> sums -> statistics -> answer.
 //!
-//! [`catalogue`] says what is measured, [`image`] reads what users did, [`sums`] adds it up by variant in whole numbers,
+//! [`catalogue`] says what is measured, [`reading`] reads what users did into an [`image`], [`images`] keeps it, [`sums`] adds it up by variant in whole numbers,
 //! [`compare`] tests it, [`decide`] says what follows. All after the reading is a pure function of what was read
 //! ([`assemble`]), and no clock is asked: "now" is the time of the newest event, or the time that was asked for.
 
@@ -14,10 +14,12 @@ pub mod family;
 pub mod headline;
 pub mod health;
 pub mod image;
+pub mod images;
 pub mod looks;
 pub mod measure;
 pub mod plain;
 pub mod population;
+pub mod reading;
 pub mod sample;
 pub mod series;
 pub mod settings;
@@ -27,6 +29,7 @@ pub mod verdict;
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use chrono::DateTime;
 use uuid::Uuid;
@@ -36,7 +39,8 @@ use crate::app::App;
 use crate::engine;
 use crate::error::Refusal;
 use assemble::Known;
-use image::Question;
+use images::Asked;
+use reading::Question;
 use settings::{Cuped, Request};
 
 /// Lists the experiments of a project.
@@ -71,11 +75,33 @@ pub async fn list(app: &Arc<App>, project: Uuid) -> Result<Experiments, Refusal>
     .await
 }
 
+/// Where the time of one answer went.
+#[derive(Clone, Copy, Debug)]
+pub struct Steps {
+    /// Waiting for the same image in another answer, the snapshot and the catalogue.
+    pub catalogue: Duration,
+    /// Users and what they did.
+    pub image: Duration,
+    /// Sums, statistics and sentences.
+    pub statistics: Duration,
+}
+
 /// Answers one question about one experiment.
 /// # Errors
 /// [`Refusal`]; `unknown_experiment`, `unknown_variant` and `unknown_metric` among them.
-pub async fn results(app: &Arc<App>, project: Uuid, name: String, request: Request) -> Result<Results, Refusal> {
+pub async fn results(app: &Arc<App>, project: Uuid, name: String, request: Request) -> Result<(Results, Steps), Refusal> {
     app.within_limits(|app| async move {
+        let began = Instant::now();
+        let asked = Asked {
+            project,
+            experiment: name.clone(),
+            baseline: request.baseline.clone(),
+            until: request.as_of,
+            has_before: request.cuped == Cuped::Auto,
+            dimension: request.dimension,
+        };
+        let place = app.images.place(&asked);
+        let mut kept = place.lock().await;
         let snapshot = Arc::new(app.snapshot(project).await?);
         let known = {
             let mut keeper = snapshot.keeper().await;
@@ -90,19 +116,29 @@ pub async fn results(app: &Arc<App>, project: Uuid, name: String, request: Reque
             let as_of = snapshot.as_of().clone();
             Known::new(experiment, variants, configured, (unknown_variant, impressions), as_of, &request)?
         };
+        let has_catalogue = Instant::now();
         let session = app.engine.session().map_err(engine::refusal)?;
-        let variants = population::ids(&known.variants);
         let question = Question {
             experiment: known.experiment.id,
-            variants: &variants,
-            until: request.as_of,
-            has_before: request.cuped == Cuped::Auto,
-            dimension: request.dimension,
+            variants: &population::ids(&known.variants),
+            runs: (known.experiment.started_us, known.experiment.ended_us),
+            until: asked.until,
+            has_before: asked.has_before,
+            dimension: asked.dimension,
             bytes_max: app.limits.query_memory_bytes_max,
         };
-        let image = image::read(&session, &snapshot, &question).await?;
-        let touches = touches::read(&session, &snapshot, &known.experiment, &variants, &image, &app.limits).await?;
-        assemble::answer(known, &image, &touches, &request)
+        let image = kept.follow(&session, &snapshot, &question, &app.metrics).await?;
+        app.images.note(&asked, &kept);
+        drop(kept);
+        drop(snapshot);
+        let has_image = Instant::now();
+        let results = assemble::answer(known, &image, &request)?;
+        let steps = Steps {
+            catalogue: has_catalogue - began,
+            image: has_image - has_catalogue,
+            statistics: has_image.elapsed(),
+        };
+        Ok((results, steps))
     })
     .await
 }

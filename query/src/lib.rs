@@ -46,6 +46,7 @@ pub use config::{Config, Limits};
 
 use app::App;
 use engine::Engine;
+use experiment::images::Images;
 use metrics::Metrics;
 use routes::Door;
 use slots::Slots;
@@ -118,6 +119,7 @@ impl Query {
             engine: Engine::new(&limits)?,
             tokens: Tokens::new(pool.clone(), limits.token_age_max),
             slots: Slots::new(limits.queries_running_max, limits.queries_waiting_max, metrics.clone()),
+            images: Images::new(limits.images_bytes_max),
             threads: threads.handle(),
             pool,
             metrics,

@@ -9,6 +9,7 @@ use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, 
 const METADATA: Metadata<'static> = Metadata::new("query", Level::INFO, None);
 const REQUESTS: &str = "weir_query_requests_total";
 const REQUEST_SECONDS: &str = "weir_query_request_seconds";
+const IMAGES: &str = "weir_query_images_total";
 
 /// Handles of all that the query service counts.
 pub(crate) struct Metrics {
@@ -38,6 +39,11 @@ impl Metrics {
         let handle = recorder.handle();
         recorder.describe_counter(REQUESTS.into(), None, "Requests answered, by route and status".into());
         recorder.describe_histogram(REQUEST_SECONDS.into(), Some(Unit::Seconds), "Seconds until an answer, by route".into());
+        recorder.describe_counter(
+            IMAGES.into(),
+            None,
+            "Answers about experiments, by how their users were known: the same as before, followed by what was new, or read".into(),
+        );
         let counter = |name: &'static str, help: &'static str| {
             recorder.describe_counter(KeyName::from(name), None, SharedString::from(help));
             let counter = recorder.register_counter(&Key::from_static_name(name), &METADATA);
@@ -65,6 +71,12 @@ impl Metrics {
         let labels = vec![Label::from_static_parts("route", route), Label::new("status", status.to_string())];
         self.recorder.register_counter(&Key::from_parts(REQUESTS, labels), &METADATA).increment(1);
         self.seconds(route).record(took.as_secs_f64());
+    }
+
+    /// Counts how an image of an experiment came to be.
+    pub(crate) fn image(&self, way: &'static str) {
+        let key = Key::from_parts(IMAGES, vec![Label::from_static_parts("way", way)]);
+        self.recorder.register_counter(&key, &METADATA).increment(1);
     }
 
     fn seconds(&self, route: &'static str) -> Histogram {

@@ -13,6 +13,7 @@ use serde_json::json;
 
 use crate::app::{AbortOnDrop, App};
 use crate::error::Refusal;
+use crate::experiment::Steps;
 use crate::experiment::settings::Request as Asked;
 use crate::{experiment, funnel, sql};
 
@@ -146,7 +147,10 @@ async fn dispatch(app: &Arc<App>, route: Option<Route>, request: Request<Incomin
         Route::Experiments => Ok(json_answer(&experiment::list(app, project).await?)),
         Route::Results(name) => {
             let asked = Asked::of(&query_fields(request.uri().query())?)?;
-            Ok(json_answer(&experiment::results(app, project, name, asked).await?))
+            let (results, steps) = experiment::results(app, project, name, asked).await?;
+            let mut answer = json_answer(&results);
+            answer.headers_mut().insert("server-timing", server_timing(&steps)?);
+            Ok(answer)
         }
         Route::Funnels => {
             let body = body(app, request).await?;
@@ -237,6 +241,13 @@ fn json_answer(value: &impl Serialize) -> Answer {
             refuse(&Refusal::internal())
         }
     }
+}
+
+/// Writes where the time went as browsers show it (W3C, Server Timing), in milliseconds.
+fn server_timing(steps: &Steps) -> Result<HeaderValue, Refusal> {
+    let parts = [("catalogue", steps.catalogue), ("image", steps.image), ("statistics", steps.statistics)];
+    let texts = parts.map(|(name, took)| format!("{name};dur={:.3}", took.as_secs_f64() * 1e3));
+    HeaderValue::from_str(&texts.join(", ")).map_err(|_| Refusal::internal())
 }
 
 fn refuse(refusal: &Refusal) -> Answer {

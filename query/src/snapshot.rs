@@ -28,6 +28,24 @@ pub struct AsOf {
     pub event_time: Option<String>,
 }
 
+/// How far a log partition was stored, and how often something of it was written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cut {
+    /// The next offset to store.
+    pub offset: i64,
+    /// Raised by every transaction that writes participation or attribution.
+    pub change_seq: i64,
+}
+
+/// What tells two moments of the database apart: equal ones have equal facts, participation, attribution and catalogue.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Moment {
+    /// The version of the project's catalogue.
+    pub catalogue: i64,
+    /// All partitions of all logs.
+    pub cuts: BTreeMap<(Uuid, i32), Cut>,
+}
+
 /// A snapshot that is being kept.
 #[derive(Debug)]
 pub struct Snapshot {
@@ -37,6 +55,7 @@ pub struct Snapshot {
     time_limit: Duration,
     keeper: Mutex<Transaction<'static, Postgres>>,
     as_of: AsOf,
+    moment: Moment,
 }
 
 const BEGIN: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
@@ -49,8 +68,8 @@ impl Snapshot {
         let mut keeper = pool.begin_with(BEGIN).await?;
         sqlx::raw_sql(AssertSqlSafe(limits(time_limit))).execute(&mut *keeper).await?;
         let id: String = sqlx::query_scalar("SELECT pg_export_snapshot()").fetch_one(&mut *keeper).await?;
-        let as_of = as_of(&mut keeper).await?;
-        Ok(Snapshot { pool: pool.clone(), project, id, time_limit, keeper: Mutex::new(keeper), as_of })
+        let (as_of, moment) = positions(&mut keeper, project).await?;
+        Ok(Snapshot { pool: pool.clone(), project, id, time_limit, keeper: Mutex::new(keeper), as_of, moment })
     }
 
     /// Returns the project that this snapshot may read.
@@ -61,6 +80,11 @@ impl Snapshot {
     /// Returns how far the log was stored.
     pub fn as_of(&self) -> &AsOf {
         &self.as_of
+    }
+
+    /// Returns what tells this moment of the database from other ones.
+    pub fn moment(&self) -> &Moment {
+        &self.moment
     }
 
     /// Returns the keeper's own connection, for small reads.
@@ -111,23 +135,31 @@ impl Drop for Imported {
     }
 }
 
-async fn as_of(keeper: &mut PgConnection) -> Result<AsOf, sqlx::Error> {
+async fn positions(keeper: &mut PgConnection, project: Uuid) -> Result<(AsOf, Moment), sqlx::Error> {
     let rows = sqlx::query(
-        "SELECT c.log_id, c.log_partition, c.next_offset, floor(extract(epoch FROM c.event_time) * 1000000)::bigint AS event_us
-         FROM checkpoints c
-         WHERE c.log_id = (SELECT log_id FROM logs ORDER BY last_used_at DESC, log_id LIMIT 1)",
+        "SELECT c.log_id, c.log_partition, c.next_offset, c.change_seq,
+                floor(extract(epoch FROM c.event_time) * 1000000)::bigint AS event_us,
+                c.log_id = (SELECT log_id FROM logs ORDER BY last_used_at DESC, log_id LIMIT 1) AS is_present
+         FROM checkpoints c",
     )
-    .fetch_all(keeper)
+    .fetch_all(&mut *keeper)
     .await?;
+    let catalogue = sqlx::query_scalar("SELECT version FROM catalogue_versions WHERE project_id = $1").bind(project);
+    let mut moment = Moment { catalogue: catalogue.fetch_optional(keeper).await?.unwrap_or(0), ..Moment::default() };
     let mut as_of = AsOf::default();
     let mut newest: Option<i64> = None;
     for row in rows {
-        as_of.log_id = Some(row.try_get("log_id")?);
-        as_of.offsets.insert(row.try_get("log_partition")?, row.try_get("next_offset")?);
-        newest = newest.max(row.try_get("event_us")?);
+        let (log_id, partition): (Uuid, i32) = (row.try_get("log_id")?, row.try_get("log_partition")?);
+        let cut = Cut { offset: row.try_get("next_offset")?, change_seq: row.try_get("change_seq")? };
+        moment.cuts.insert((log_id, partition), cut);
+        if row.try_get("is_present")? {
+            as_of.log_id = Some(log_id);
+            as_of.offsets.insert(partition, cut.offset);
+            newest = newest.max(row.try_get("event_us")?);
+        }
     }
     as_of.event_time = newest.map(time_text);
-    Ok(as_of)
+    Ok((as_of, moment))
 }
 
 /// Writes microseconds since 1970 as a time in UTC.

@@ -402,6 +402,8 @@ pub async fn recompute(conn: &mut PgConnection, project: &Project, name: &str) -
     let experiment = show(&mut tx, project, name).await?;
     refuse_frozen(&experiment)?;
     let differences = compute_again(&mut tx, project, &experiment).await?;
+    // Rows changed without new facts: whoever follows facts must read all of them again.
+    raise_version(&mut tx, project.id).await?;
     let details =
         json!({ "id": experiment.id, "participation": differences.participation, "attribution": differences.attribution });
     audit(&mut tx, Some(project.id), "experiment.recompute", &experiment.name, &details).await?;

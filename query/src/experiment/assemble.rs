@@ -16,7 +16,6 @@ use super::sample::{Sampled, one, sampled, shown};
 use super::series;
 use super::settings::{self, Analysis, Cuped, PopulationRule, Request, Windows};
 use super::sums::sums;
-use super::touches::Touches;
 use super::{credit, decide as rules, micros};
 use crate::answer::metric::{Cap, Comparison, Definition, Metric, Omnibus, Supplemental};
 use crate::answer::{Excluded, Experiment, METHOD_VERSION, Population, Results, Settings, Variant, Warning};
@@ -84,7 +83,7 @@ pub fn days_running(experiment: &Experiment, now: i64) -> Option<f64> {
 /// Answers a question about what was read.
 /// # Errors
 /// [`Refusal`] of code `unknown_metric`, or if a sum is too large to be exact.
-pub fn answer(known: Known, image: &Image, touches: &Touches, request: &Request) -> Result<Results, Refusal> {
+pub fn answer(known: Known, image: &Image, request: &Request) -> Result<Results, Refusal> {
     let Known { mut experiment, mut variants, configured, unknown_variant, impressions, as_of } = known;
     let newest = as_of.event_time.as_deref().and_then(micros);
     let newest_here = image.users.exposed.iter().chain(image.after.all().iter().map(|row| &row.time)).copied().max();
@@ -136,7 +135,7 @@ pub fn answer(known: Known, image: &Image, touches: &Touches, request: &Request)
     let has_control = status == "ok";
     let decision = has_control.then(|| rules::decision(&setting, &health, &metrics));
     let attribution = (population.exposed_users > 0)
-        .then(|| credit::attribution(&experiment, &ids(&variants), image, (currency.as_deref(), number), &slots, touches))
+        .then(|| credit::attribution(&experiment, &ids(&variants), image, (currency.as_deref(), number), &slots))
         .transpose()
         .map_err(overflow)?;
     let request_settings = echoed(request, analysis);

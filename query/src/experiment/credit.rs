@@ -5,7 +5,7 @@ use uuid::Uuid;
 
 use super::image::{Image, Row};
 use super::sums::Slots;
-use super::touches::{Touch, Touches};
+use super::touches::Touch;
 use crate::answer::{Attribution, AttributionModel, Experiment, Sensitivity, VariantValue};
 use crate::statistics::credit::Model;
 use crate::statistics::moments::{Overflow, decimal_text};
@@ -36,7 +36,6 @@ pub fn attribution(
     image: &Image,
     (code, currency): (Option<&str>, Option<u32>),
     slots: &Slots,
-    touches: &Touches,
 ) -> Result<Attribution, Overflow> {
     let arms = variants.len();
     let mut by_model = vec![vec![0i128; arms]; MODELS.len()];
@@ -57,7 +56,7 @@ pub fn attribution(
             if value == 0 {
                 continue;
             }
-            let seen = touches.get(user).map(|touches| until(touches, row)).unwrap_or_default();
+            let seen = image.touches.get(user).map(|touches| until(touches, row)).unwrap_or_default();
             for (model, totals) in MODELS.iter().zip(&mut by_model) {
                 if seen.is_empty() {
                     add(&mut totals[first], value)?;
@@ -100,6 +99,7 @@ fn until<'a>(touches: &'a [Touch], row: &Row) -> &'a [Touch] {
 #[cfg(test)]
 mod tests {
     use super::super::sums::tests::image;
+    use super::super::touches::Touches;
     use super::*;
 
     const HOUR: i64 = 3_600_000_000;
@@ -110,11 +110,11 @@ mod tests {
         let mut image = image(&[(0, 0), (0, 0)], &[(0, HOUR, 0, 5), (1, 240 * HOUR, 0, 90), (1, 241 * HOUR, 0, -1)]);
         image.users.is_mixed[1] = true;
         let touch = |hour: i64, arm| Touch { time: hour * HOUR, arm };
-        let touches = Touches::from([(1, vec![touch(0, 0), touch(140, 1), touch(240, 1), touch(300, 0)])]);
+        image.touches = Touches::from([(1, vec![touch(0, 0), touch(140, 1), touch(240, 1), touch(300, 0)])]);
         let variants = [Uuid::from_u128(1), Uuid::from_u128(2)];
         let slots = Slots::new(2, 2, |user| (user == 0).then_some(0));
         let experiment = Experiment { attribution_method: "first_exposure".to_owned(), ..Experiment::default() };
-        let found = attribution(&experiment, &variants, &image, (None, Some(0)), &slots, &touches).expect("fits");
+        let found = attribution(&experiment, &variants, &image, (None, Some(0)), &slots).expect("fits");
         let check = |model: &str, expected: [&str; 2]| {
             let found = found.models.iter().find(|found| found.model == model).expect("a model");
             let values: Vec<&str> = found.by_variant.iter().map(|value| value.value.as_str()).collect();
@@ -140,8 +140,7 @@ mod tests {
         rows[0].1.confidence = 79;
         image.after = super::super::image::Rows::new(1, rows);
         let slots = Slots::new(1, 1, |_| Some(0));
-        let touches = Touches::new();
-        let found = attribution(&Experiment::default(), &[Uuid::nil()], &image, (None, None), &slots, &touches).expect("fits");
+        let found = attribution(&Experiment::default(), &[Uuid::nil()], &image, (None, None), &slots).expect("fits");
         assert_eq!(found.sensitivity.share_below, Some(0.5));
         assert_eq!(found.sensitivity.by_variant[0].value, "4.00");
         assert_eq!(found.models[0].by_variant[0].value, "7.00");

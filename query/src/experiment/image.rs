@@ -1,47 +1,18 @@
-//! What users of one experiment saw and did, in arrays of numbers: read once, from one snapshot, for one answer.
+//! What users of one experiment saw and did, in arrays of numbers.
 //!
-//! DataFusion scans and joins: participation, the conversions attributed to it, the conversions shortly before it, and the
-//! property of the first exposure that users are split by. From then on a user is a number, and everything that an answer
-//! counts is a pass over these arrays ([`super::sums`]), whatever the number of metrics.
+//! [`super::reading`] fills it from one snapshot; then a user is a number, and everything that an answer counts is a pass
+//! over these arrays ([`super::sums`]), whatever the number of metrics. An image of a former moment becomes one of now by
+//! [`Image::replace`] of the users whom new facts touched.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 
-use arrow::array::{Array, AsArray, Int32Array, RecordBatch, StringViewArray};
-use arrow::datatypes::{DataType, Decimal128Type, Field, Int32Type, Int64Type, Schema, TimestampMicrosecondType};
-use datafusion::common::DataFusionError;
-use datafusion::datasource::MemTable;
-use futures_util::TryStreamExt;
-use uuid::Uuid;
-
-use super::settings::{COVARIATE_DAYS, Dimension};
-use crate::copy::Kind;
-use crate::engine::{self, Session};
-use crate::error::Refusal;
-use crate::snapshot::Snapshot;
-use crate::tables::{self, Column, Source, Table, USER_KEY};
+use super::touches::Touches;
 
 /// Microseconds of a day.
 pub const DAY_US: i64 = 86_400_000_000;
 
-/// What is to be read.
-pub struct Question<'a> {
-    /// Which experiment.
-    pub experiment: Uuid,
-    /// Its variants; their places are the numbers of arms.
-    pub variants: &'a [Uuid],
-    /// Later exposures and conversions are not read, in microseconds since 1970.
-    pub until: Option<i64>,
-    /// Whether conversions before the first exposure are read.
-    pub has_before: bool,
-    /// The property of the first exposure to read.
-    pub dimension: Option<Dimension>,
-    /// Bytes that what is read may take.
-    pub bytes_max: usize,
-}
-
 /// All users of an experiment and what they did.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Image {
     /// Who was exposed.
     pub users: Users,
@@ -57,10 +28,72 @@ pub struct Image {
     pub dimension: Vec<Option<u32>>,
     /// Values of the dimension; their places are their numbers. By name.
     pub dimension_values: Vec<String>,
+    /// Impressions of those who saw several variants and converted.
+    pub touches: Touches,
+}
+
+impl Image {
+    /// Puts users in the place of those with the same ids, and new ones behind all others. `numbers` has the number of each
+    /// user of this image, and of the new ones afterwards.
+    pub fn replace(&mut self, newer: Image, numbers: &mut HashMap<[u8; 16], u32>) {
+        let places: Vec<u32> = newer.users.keys.iter().map(|key| {
+            let next = numbers.len() as u32;
+            *numbers.entry(*key).or_insert(next)
+        }).collect();
+        let of_name = merge(&mut self.names, newer.names);
+        let of_currency = merge(&mut self.currencies, newer.currencies);
+        let of_value = merge(&mut self.dimension_values, newer.dimension_values);
+        self.after.number(&of_name.0, &of_currency.0);
+        self.before.number(&of_name.0, &of_currency.0);
+        for value in self.dimension.iter_mut().flatten() {
+            *value = of_value.0[*value as usize];
+        }
+        let has_dimension = !newer.dimension.is_empty();
+        for (user, place) in places.iter().enumerate() {
+            self.users.set(*place as usize, &newer.users, user);
+            if has_dimension {
+                let value = newer.dimension[user].map(|value| of_value.1[value as usize]);
+                set(&mut self.dimension, *place as usize, value);
+            }
+            self.touches.remove(place);
+        }
+        self.touches.extend(newer.touches.into_iter().map(|(user, touches)| (places[user as usize], touches)));
+        for (rows, mut newer) in [(&mut self.after, newer.after), (&mut self.before, newer.before)] {
+            newer.number(&of_name.1, &of_currency.1);
+            rows.replace(self.users.len(), &places, &newer);
+        }
+    }
+
+    /// Returns about how many bytes it takes.
+    pub fn bytes(&self) -> usize {
+        let user = size_of::<[u8; 16]>() + 2 * size_of::<u32>() + 2 * size_of::<i64>();
+        let rows = |rows: &Rows| rows.rows.len() * size_of::<Row>() + (rows.starts.len() + rows.filled.len()) * size_of::<u32>();
+        let touches: usize = self.touches.values().map(|touches| 64 + size_of_val(touches.as_slice())).sum();
+        self.users.len() * user + rows(&self.after) + rows(&self.before) + self.dimension.len() * 8 + touches
+    }
+}
+
+/// Adds texts to a sorted list, and returns where the former ones and the added ones now are.
+fn merge<T: Ord + Clone>(texts: &mut Vec<T>, more: Vec<T>) -> (Vec<u32>, Vec<u32>) {
+    let mut all: Vec<T> = texts.iter().chain(&more).cloned().collect();
+    all.sort();
+    all.dedup();
+    let places = |of: &[T]| of.iter().filter_map(|text| all.binary_search(text).ok()).map(|place| place as u32).collect();
+    let found = (places(texts), places(&more));
+    *texts = all;
+    found
+}
+
+fn set<T>(column: &mut Vec<T>, place: usize, value: T) {
+    match column.get_mut(place) {
+        Some(found) => *found = value,
+        // New users come in the order of their numbers.
+        None => column.push(value),
+    }
 }
 
 /// Users by number.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Users {
     /// The user's id.
     pub keys: Vec<[u8; 16]>,
@@ -84,6 +117,14 @@ impl Users {
     pub fn is_empty(&self) -> bool {
         self.arms.is_empty()
     }
+
+    fn set(&mut self, place: usize, newer: &Users, user: usize) {
+        set(&mut self.keys, place, newer.keys[user]);
+        set(&mut self.arms, place, newer.arms[user]);
+        set(&mut self.exposed, place, newer.exposed[user]);
+        set(&mut self.is_mixed, place, newer.is_mixed[user]);
+        set(&mut self.impressions, place, newer.impressions[user]);
+    }
 }
 
 /// One conversion.
@@ -102,7 +143,7 @@ pub struct Row {
 }
 
 /// Conversions by user, each user's in the order of time.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Rows {
     /// Where the rows of each user begin; one more entry than users.
     starts: Vec<u32>,
@@ -132,8 +173,50 @@ impl Rows {
             // Rows of equal times may come in any order; sums do not see it, days neither.
             sorted[starts[user] as usize..starts[user + 1] as usize].sort_by_key(|row| row.time);
         }
-        let filled = (0..users as u32).filter(|user| starts[*user as usize] < starts[*user as usize + 1]).collect();
-        Rows { starts, rows: sorted, filled }
+        Rows { filled: filled(&starts), starts, rows: sorted }
+    }
+
+    /// Gives names and currencies other numbers.
+    fn number(&mut self, of_name: &[u32], of_currency: &[u32]) {
+        let is_same = |numbers: &[u32]| numbers.iter().enumerate().all(|(place, number)| place == *number as usize);
+        if is_same(of_name) && is_same(of_currency) {
+            return;
+        }
+        for row in &mut self.rows {
+            row.name = of_name[row.name as usize];
+            row.currency = of_currency[row.currency as usize];
+        }
+    }
+
+    /// Puts other rows in the place of those of some users: user `places[n]` gets those of the user n of `newer`. `users` is
+    /// how many users there are now.
+    fn replace(&mut self, users: usize, places: &[u32], newer: &Rows) {
+        let mut changed: Vec<(u32, usize)> = places.iter().enumerate().map(|(user, place)| (*place, user)).collect();
+        changed.sort_unstable();
+        let mut next = Rows { starts: Vec::with_capacity(users + 1), rows: Vec::with_capacity(self.rows.len()), filled: vec![] };
+        let known = self.starts.len().saturating_sub(1);
+        let mut done = 0;
+        for (place, user) in changed {
+            next.keep(self, done, (place as usize).min(known));
+            next.starts.push(next.rows.len() as u32);
+            next.rows.extend_from_slice(newer.of(user));
+            done = place as usize + 1;
+        }
+        next.keep(self, done, known);
+        next.starts.push(next.rows.len() as u32);
+        next.filled = filled(&next.starts);
+        *self = next;
+    }
+
+    /// Appends the rows of the users `from..to` of other rows.
+    fn keep(&mut self, other: &Rows, from: usize, to: usize) {
+        if from >= to {
+            return;
+        }
+        let first = other.starts[from];
+        let shift = self.rows.len() as u32;
+        self.starts.extend(other.starts[from..to].iter().map(|start| start - first + shift));
+        self.rows.extend_from_slice(&other.rows[first as usize..other.starts[to] as usize]);
     }
 
     /// Returns one user's rows.
@@ -155,296 +238,15 @@ impl Rows {
     }
 }
 
-/// Numbers for texts in the order in which they come; [`Numbers::sorted`] puts that right.
-#[derive(Default)]
-struct Numbers<T> {
-    numbers: HashMap<T, u32>,
-}
-
-impl<T: Clone + Eq + std::hash::Hash + Ord> Numbers<T> {
-    fn of<Q>(&mut self, text: &Q) -> u32
-    where
-        T: std::borrow::Borrow<Q>,
-        Q: std::hash::Hash + Eq + ToOwned<Owned = T> + ?Sized,
-    {
-        match self.numbers.get(text) {
-            Some(number) => *number,
-            None => {
-                let number = self.numbers.len() as u32;
-                self.numbers.insert(text.to_owned(), number);
-                number
-            }
-        }
-    }
-
-    /// Returns the texts in their order, and for each number given out its place among them.
-    fn sorted(self) -> (Vec<T>, Vec<u32>) {
-        let mut texts: Vec<(T, u32)> = self.numbers.into_iter().collect();
-        texts.sort();
-        let mut places = vec![0; texts.len()];
-        for (place, (_, number)) in texts.iter().enumerate() {
-            places[*number as usize] = place as u32;
-        }
-        (texts.into_iter().map(|(text, _)| text).collect(), places)
-    }
-}
-
-/// Reads everything on one snapshot.
-/// # Errors
-/// [`Refusal`]; also if it takes more memory than a query may use.
-pub async fn read(session: &Session, snapshot: &Arc<Snapshot>, question: &Question<'_>) -> Result<Image, Refusal> {
-    read_all(session, snapshot, question).await.map_err(engine::refusal)
-}
-
-async fn read_all(session: &Session, snapshot: &Arc<Snapshot>, question: &Question<'_>) -> Result<Image, DataFusionError> {
-    session.add("participants", Session::scan_of(participants(question), snapshot))?;
-    session.add("attributed", Session::scan_of(attributed(question), snapshot))?;
-    let mut image = Image { users: users(session, question).await?, ..Image::default() };
-    let (mut names, mut currencies) = (Numbers::<String>::default(), Numbers::<Option<String>>::default());
-    let after = conversions(session, question, &after_sql(question), &mut names, &mut currencies).await?;
-    let mut before = Vec::new();
-    if question.has_before || question.dimension.is_some() {
-        let events = tables::table("events").ok_or_else(|| DataFusionError::Internal("no table of events".to_owned()))?;
-        session.add("events", Session::scan_of(events.with_user_key(), snapshot))?;
-    }
-    if question.has_before
-        && let Some(sql) = before_sql(question, &image.users)
-    {
-        before = conversions(session, question, &sql, &mut names, &mut currencies).await?;
-    }
-    let ((names, name_places), (currencies, currency_places)) = (names.sorted(), currencies.sorted());
-    let place = |rows: &mut Vec<(u32, Row)>| {
-        for (_, row) in rows {
-            row.name = name_places[row.name as usize];
-            row.currency = currency_places[row.currency as usize];
-        }
-    };
-    let mut after = after;
-    place(&mut after);
-    place(&mut before);
-    image.after = Rows::new(image.users.len(), after);
-    image.before = Rows::new(image.users.len(), before);
-    (image.names, image.currencies) = (names, currencies);
-    if let Some(dimension) = question.dimension {
-        read_dimension(session, question, dimension, &mut image).await?;
-    }
-    Ok(image)
-}
-
-/// Participation of one experiment, with a number for the variant: 36 bytes of text per user would be most of the scan.
-fn participants(question: &Question<'_>) -> Table {
-    let variants: Vec<String> = question.variants.iter().map(|id| format!("'{id}'")).collect();
-    let arm = format!("coalesce(array_position(ARRAY[{}]::uuid[], f.variant_id), 0) - 1", variants.join(", "));
-    let columns = [
-        (USER_KEY.name, "f.user_id", Kind::Key),
-        ("arm", &arm, Kind::Int),
-        ("exposed", "f.first_exposure_date", Kind::Time),
-        ("is_mixed", "cardinality(f.variants_seen) > 1", Kind::Bool),
-        ("impressions", "f.total_impressions::bigint", Kind::Long),
-        ("first_impression_id", "f.first_impression_id", Kind::Uuid),
-    ];
-    of_experiment("participants", "user_experiment_participation", question.experiment, &columns)
-}
-
-/// Conversions attributed to one experiment.
-fn attributed(question: &Question<'_>) -> Table {
-    let columns = [
-        (USER_KEY.name, "f.user_id", Kind::Key),
-        ("name", "f.conversion_type", Kind::Text),
-        ("currency", "f.currency", Kind::Text),
-        ("value", "f.conversion_value_attributed", Kind::Decimal(20, 6)),
-        ("time", "f.conversion_time", Kind::Time),
-        ("confidence", "(f.attribution_confidence * 100)::integer", Kind::Int),
-    ];
-    of_experiment("attributed", "conversion_attribution", question.experiment, &columns)
-}
-
-fn of_experiment(name: &'static str, table: &str, experiment: Uuid, columns: &[(&'static str, &str, Kind)]) -> Table {
-    Table {
-        name,
-        columns: columns.iter().map(|(name, _, kind)| Column { name, kind: *kind }).collect(),
-        sources: vec![Source {
-            from: format!("(SELECT * FROM {table} WHERE experiment_id = '{experiment}') f"),
-            expressions: columns.iter().map(|(_, expression, _)| (*expression).to_owned()).collect(),
-        }],
-    }
-}
-
-/// Writes a moment as SQL of DataFusion, which folds it into a literal that Postgres is given too.
-pub fn moment(us: i64) -> String {
-    format!("arrow_cast({us}, 'Timestamp(Microsecond, Some(\"UTC\"))')")
-}
-
-fn until(question: &Question<'_>, column: &str) -> String {
-    question.until.map(|until| format!(" AND {column} <= {}", moment(until))).unwrap_or_default()
-}
-
-fn after_sql(question: &Question<'_>) -> String {
-    format!(
-        "SELECT u.n, a.name, a.currency, a.value, a.time, a.confidence
-         FROM attributed a JOIN users u ON a.user_key = u.user_key WHERE a.time IS NOT NULL{}",
-        until(question, "a.time")
-    )
-}
-
-/// None without users: there is no time before nothing.
-fn before_sql(question: &Question<'_>, users: &Users) -> Option<String> {
-    let (first, last) = (users.exposed.iter().min()?, users.exposed.iter().max()?);
-    Some(format!(
-        "SELECT u.n, e.event AS name, e.currency, e.value, e.event_time AS time, CAST(100 AS INT) AS confidence
-         FROM events e JOIN users u ON e.user_key = u.user_key
-         WHERE e.kind = 'conversion' AND NOT e.is_bot AND (e.experiment_id IS NULL OR e.experiment_id = '{}')
-           AND e.event_time >= {} AND e.event_time < {}
-           AND e.event_time >= u.exposed - INTERVAL '{} hours' AND e.event_time < u.exposed",
-        question.experiment,
-        moment(first - COVARIATE_DAYS * DAY_US),
-        moment(*last),
-        COVARIATE_DAYS * 24,
-    ))
-}
-
-/// Runs SQL to its end, within the memory of a query.
-async fn collect(session: &Session, sql: &str, bytes_max: usize) -> Result<Vec<RecordBatch>, DataFusionError> {
-    let plan = session.state().create_logical_plan(sql).await?;
-    let mut stream = session.run(plan).await?;
-    let (mut batches, mut bytes): (Vec<RecordBatch>, usize) = (Vec::new(), 0);
-    while let Some(batch) = stream.try_next().await? {
-        bytes += batch.get_array_memory_size();
-        if bytes > bytes_max {
-            let message = format!("the users and conversions of the experiment take more than {bytes_max} bytes");
-            return Err(DataFusionError::ResourcesExhausted(message));
-        }
-        batches.push(batch);
-    }
-    Ok(batches)
-}
-
-/// Reads the users, and leaves them behind as the table `users` for joins: id, number, first exposure and its impression.
-async fn users(session: &Session, question: &Question<'_>) -> Result<Users, DataFusionError> {
-    let impression = if question.dimension.is_some() { ", first_impression_id" } else { "" };
-    let sql = format!(
-        "SELECT user_key, exposed{impression}, arm, is_mixed, impressions FROM participants WHERE arm >= 0{}",
-        until(question, "exposed")
-    );
-    let batches = collect(session, &sql, question.bytes_max).await?;
-    let kept = if question.dimension.is_some() { 3 } else { 2 };
-    let mut users = Users::default();
-    let mut numbered = Vec::new();
-    let mut schema = None;
-    for batch in &batches {
-        let from = users.len();
-        let keys = batch.column(0).as_fixed_size_binary();
-        for key in keys.iter() {
-            users.keys.push(key.and_then(|key| key.try_into().ok()).unwrap_or_default());
-        }
-        users.exposed.extend(batch.column(1).as_primitive::<TimestampMicrosecondType>().values());
-        users.arms.extend(batch.column(kept).as_primitive::<Int32Type>().values().iter().map(|arm| *arm as u32));
-        let is_mixed = batch.column(kept + 1).as_boolean();
-        users.is_mixed.extend((0..batch.num_rows()).map(|row| is_mixed.value(row)));
-        users.impressions.extend(batch.column(kept + 2).as_primitive::<Int64Type>().values());
-        let to = i32::try_from(users.len())
-            .map_err(|_| DataFusionError::ResourcesExhausted("more than 2,147,483,647 users".to_owned()))?;
-        let numbers = Int32Array::from_iter_values(from as i32..to);
-        let mut columns = batch.columns()[..kept].to_vec();
-        columns.push(Arc::new(numbers));
-        let schema = schema.get_or_insert_with(|| {
-            let mut fields: Vec<_> = batch.schema().fields()[..kept].to_vec();
-            fields.push(Arc::new(Field::new("n", DataType::Int32, false)));
-            Arc::new(Schema::new(fields))
-        });
-        numbered.push(RecordBatch::try_new(schema.clone(), columns)?);
-    }
-    let schema = schema.unwrap_or_else(|| {
-        let field = |column: &Column, name: &str| Field::new(name, column.kind.data_type(), true);
-        let mut fields = vec![field(&USER_KEY, "user_key"), Field::new("exposed", Kind::Time.data_type(), true)];
-        if question.dimension.is_some() {
-            fields.push(Field::new("first_impression_id", Kind::Uuid.data_type(), true));
-        }
-        fields.push(Field::new("n", DataType::Int32, false));
-        Arc::new(Schema::new(fields))
-    });
-    session.add("users", Arc::new(MemTable::try_new(schema, vec![numbered])?))?;
-    Ok(users)
-}
-
-/// Reads conversions: number of the user, name, currency, value, time, confidence.
-async fn conversions(
-    session: &Session,
-    question: &Question<'_>,
-    sql: &str,
-    names: &mut Numbers<String>,
-    currencies: &mut Numbers<Option<String>>,
-) -> Result<Vec<(u32, Row)>, DataFusionError> {
-    let mut rows = Vec::new();
-    for batch in collect(session, sql, question.bytes_max).await? {
-        let users = batch.column(0).as_primitive::<Int32Type>();
-        let (texts, codes) = (text_column(&batch, 1)?, text_column(&batch, 2)?);
-        let values = batch.column(3).as_primitive::<Decimal128Type>();
-        let times = batch.column(4).as_primitive::<TimestampMicrosecondType>();
-        let confidences = batch.column(5).as_primitive::<Int32Type>();
-        for row in 0..batch.num_rows() {
-            let code = codes.is_valid(row).then(|| codes.value(row).to_owned());
-            rows.push((
-                users.value(row) as u32,
-                Row {
-                    time: times.value(row),
-                    value: values.is_valid(row).then(|| values.value(row)),
-                    name: names.of(texts.value(row)),
-                    currency: currencies.of(&code),
-                    confidence: u8::try_from(confidences.value(row)).unwrap_or(0),
-                },
-            ));
-        }
-    }
-    Ok(rows)
-}
-
-fn text_column(batch: &RecordBatch, column: usize) -> Result<&StringViewArray, DataFusionError> {
-    let found = batch.column(column);
-    found.as_string_view_opt().ok_or_else(|| DataFusionError::Internal(format!("column {column} is {}", found.data_type())))
-}
-
-/// Reads the dimension's value of each user's first exposure.
-async fn read_dimension(
-    session: &Session,
-    question: &Question<'_>,
-    dimension: Dimension,
-    image: &mut Image,
-) -> Result<(), DataFusionError> {
-    let sql = format!(
-        "SELECT u.n, e.{} AS value FROM events e
-         JOIN users u ON e.user_key = u.user_key AND e.event_id = u.first_impression_id AND e.event_time = u.exposed
-         WHERE e.kind = 'impression' AND e.experiment_id = '{}'",
-        dimension.as_str(),
-        question.experiment
-    );
-    let mut numbers = Numbers::<String>::default();
-    let mut found: Vec<Option<u32>> = vec![None; image.users.len()];
-    let mut texts: Vec<String> = Vec::new();
-    for batch in collect(session, &sql, question.bytes_max).await? {
-        let users = batch.column(0).as_primitive::<Int32Type>();
-        let values = text_column(&batch, 1)?;
-        for row in (0..batch.num_rows()).filter(|row| values.is_valid(*row)) {
-            let number = numbers.of(values.value(row));
-            if number as usize == texts.len() {
-                texts.push(values.value(row).to_owned());
-            }
-            let slot = &mut found[users.value(row) as usize];
-            // One id may have come twice with different claimed times; then the least text stands, in any order of rows.
-            if slot.is_none_or(|other| texts[number as usize] < texts[other as usize]) {
-                *slot = Some(number);
-            }
-        }
-    }
-    let (values, places) = numbers.sorted();
-    image.dimension = found.into_iter().map(|number| number.map(|number| places[number as usize])).collect();
-    image.dimension_values = values;
-    Ok(())
+fn filled(starts: &[u32]) -> Vec<u32> {
+    (0..starts.len().saturating_sub(1)).filter(|user| starts[*user] < starts[user + 1]).map(|user| user as u32).collect()
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::touches::Touch;
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn rows_are_found_by_user_in_the_order_of_time() {
@@ -456,29 +258,114 @@ mod tests {
         assert!(Rows::default().of(0).is_empty());
     }
 
-    #[test]
-    fn texts_get_numbers_in_their_order() {
-        let mut numbers = Numbers::<String>::default();
-        assert_eq!(["b", "a", "b", "c"].map(|text| numbers.of(text)), [0, 1, 0, 2]);
-        let (texts, places) = numbers.sorted();
-        assert_eq!((texts, places), (vec!["a".to_owned(), "b".to_owned(), "c".to_owned()], vec![1, 0, 2]));
+    /// What is known of a user: arm, exposure, conversions (time, name, value) after and before, a property, touches.
+    type Known = (u32, i64, Vec<(i64, u8, i128)>, Vec<(i64, u8, i128)>, Option<u8>, Vec<i64>);
+
+    fn name(number: u8) -> String {
+        char::from(b'a' + number).to_string()
     }
 
-    #[test]
-    fn a_filter_on_the_experiment_is_in_every_scan() {
-        let variants = [Uuid::from_u128(1), Uuid::from_u128(2)];
-        let question = Question {
-            experiment: Uuid::from_u128(9),
-            variants: &variants,
-            until: Some(7),
-            has_before: true,
-            dimension: None,
-            bytes_max: 1,
+    /// Makes an image of users in this order.
+    fn image(users: &[(u8, Known)]) -> Image {
+        let mut names: Vec<String> =
+            users.iter().flat_map(|(_, known)| known.2.iter().chain(&known.3)).map(|(_, number, _)| name(*number)).collect();
+        names.sort();
+        names.dedup();
+        let mut values: Vec<String> = users.iter().filter_map(|(_, known)| known.4).map(name).collect();
+        values.sort();
+        values.dedup();
+        let rows = |which: fn(&Known) -> &Vec<(i64, u8, i128)>| {
+            let of_user = |(user, (_, known)): (usize, &(u8, Known))| {
+                let row = |(time, number, value): &(i64, u8, i128)| Row {
+                    time: *time,
+                    value: Some(*value),
+                    name: names.binary_search(&name(*number)).expect("a name") as u32,
+                    currency: 0,
+                    confidence: 100,
+                };
+                which(known).iter().map(|found| (user as u32, row(found))).collect::<Vec<_>>()
+            };
+            Rows::new(users.len(), users.iter().enumerate().flat_map(of_user).collect())
         };
-        for table in [participants(&question), attributed(&question)] {
-            assert!(table.sources[0].from.contains("experiment_id = '00000000-0000-0000-0000-000000000009'"), "{table:?}");
+        Image {
+            after: rows(|known| &known.2),
+            before: rows(|known| &known.3),
+            users: Users {
+                keys: users.iter().map(|(id, _)| [*id; 16]).collect(),
+                arms: users.iter().map(|(_, known)| known.0).collect(),
+                exposed: users.iter().map(|(_, known)| known.1).collect(),
+                is_mixed: users.iter().map(|(_, known)| !known.5.is_empty()).collect(),
+                impressions: users.iter().map(|(_, known)| known.1 + 1).collect(),
+            },
+            dimension: users
+                .iter()
+                .map(|(_, known)| known.4.map(|value| values.binary_search(&name(value)).expect("a value") as u32))
+                .collect(),
+            dimension_values: values,
+            touches: users
+                .iter()
+                .enumerate()
+                .filter(|(_, (_, known))| !known.5.is_empty())
+                .map(|(user, (_, known))| (user as u32, known.5.iter().map(|time| Touch { time: *time, arm: 1 }).collect()))
+                .collect(),
+            names,
+            currencies: vec![None],
         }
-        assert!(after_sql(&question).contains("a.time <= arrow_cast(7,"));
-        assert_eq!(before_sql(&question, &Users::default()), None);
+    }
+
+    /// Everything that is known of each user, whatever the numbers.
+    fn known(image: &Image) -> Vec<String> {
+        let rows = |rows: &Rows, user: usize| {
+            rows.of(user).iter().map(|row| (row.time, image.names[row.name as usize].clone(), row.value)).collect::<Vec<_>>()
+        };
+        let mut known: Vec<String> = (0..image.users.len())
+            .map(|user| {
+                let users = &image.users;
+                let value = image.dimension[user].map(|value| &image.dimension_values[value as usize]);
+                let of_user = (users.keys[user][0], users.arms[user], users.exposed[user], users.is_mixed[user], users.impressions[user]);
+                format!(
+                    "{of_user:?} {:?} {:?} {value:?} {:?}",
+                    rows(&image.after, user),
+                    rows(&image.before, user),
+                    image.touches.get(&(user as u32))
+                )
+            })
+            .collect();
+        known.sort();
+        known
+    }
+
+    fn some_user() -> impl Strategy<Value = Known> {
+        let rows = || prop::collection::btree_map(0i64..90, (0u8..6, 0i128..9), 0..4);
+        let flat = |rows: std::collections::BTreeMap<i64, (u8, i128)>| -> Vec<(i64, u8, i128)> {
+            rows.into_iter().map(|(time, (name, value))| (time, name, value)).collect()
+        };
+        let value = prop::option::of(0u8..4);
+        (0u32..3, 0i64..90, rows(), rows(), value, prop::collection::vec(0i64..90, 0..3)).prop_map(
+            move |(arm, exposed, after, before, value, touches)| (arm, exposed, flat(after), flat(before), value, touches),
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn an_image_with_users_replaced_is_that_of_all_users_as_they_are(
+            first in prop::collection::btree_map(any::<u8>(), some_user(), 0..12),
+            second in prop::collection::btree_map(any::<u8>(), some_user(), 0..12),
+            third in prop::collection::btree_map(any::<u8>(), some_user(), 0..12),
+        ) {
+            let list = |users: &std::collections::BTreeMap<u8, Known>| users.clone().into_iter().collect::<Vec<_>>();
+            let mut now = first.clone();
+            let mut followed = image(&list(&first));
+            let mut numbers = followed.users.keys.iter().enumerate().map(|(user, key)| (*key, user as u32)).collect();
+            for newer in [second, third] {
+                now.extend(newer.clone());
+                let mut in_any_order = list(&newer);
+                in_any_order.reverse();
+                followed.replace(image(&in_any_order), &mut numbers);
+                prop_assert_eq!(known(&followed), known(&image(&list(&now))));
+                let filled = (0..followed.users.len() as u32).filter(|user| !followed.after.of(*user as usize).is_empty());
+                prop_assert_eq!(followed.after.filled(), filled.collect::<Vec<_>>());
+            }
+        }
     }
 }

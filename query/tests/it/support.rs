@@ -79,6 +79,7 @@ impl Service {
             ),
         )
         .await;
+        follow_writes(&mut rows).await;
         let address = SocketAddr::from(([127, 0, 0, 1], 0));
         let config = Config { query: address, metrics: None, database_url: database.url.clone(), limits };
         let query = Query::start(config).await.expect("the service starts");
@@ -119,6 +120,23 @@ impl Service {
 pub(crate) async fn run(connection: &mut PgConnection, sql: &str) {
     let done = sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(connection).await;
     done.unwrap_or_else(|error| panic!("{error}: {sql}"));
+}
+
+/// Raises `change_seq` with every write, as each of the aggregator's transactions does.
+async fn follow_writes(rows: &mut PgConnection) {
+    run(
+        rows,
+        "CREATE FUNCTION follow_write() RETURNS trigger LANGUAGE plpgsql AS
+         'BEGIN UPDATE checkpoints SET change_seq = change_seq + 1; RETURN NULL; END'",
+    )
+    .await;
+    for table in ["impressions", "conversions", "user_experiment_participation", "conversion_attribution", "experiments", "variants"] {
+        let sql = format!(
+            "CREATE TRIGGER follow_write AFTER INSERT OR UPDATE OR DELETE ON {table}
+             FOR EACH STATEMENT EXECUTE FUNCTION follow_write()"
+        );
+        run(rows, &sql).await;
+    }
 }
 
 pub(crate) async fn add_key(connection: &mut PgConnection, project: Uuid, token: &str, kind: &str) {

@@ -1,0 +1,395 @@
+//! Reads an [`Image`] from one snapshot: of everybody, or of the users whom new facts touched.
+//!
+//! DataFusion scans and joins: participation, the conversions attributed to it, the conversions shortly before it, and the
+//! property of the first exposure that users are split by.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use arrow::array::{Array, AsArray, Int32Array, RecordBatch, StringViewArray};
+use arrow::datatypes::{DataType, Decimal128Type, Field, Int32Type, Int64Type, Schema, TimestampMicrosecondType};
+use datafusion::common::DataFusionError;
+use datafusion::datasource::MemTable;
+use futures_util::TryStreamExt;
+use uuid::Uuid;
+
+use super::image::{DAY_US, Image, Row, Rows, Users};
+use super::settings::{COVARIATE_DAYS, Dimension};
+use super::touches;
+use crate::copy::Kind;
+use crate::engine::{self, Session};
+use crate::error::Refusal;
+use crate::snapshot::Snapshot;
+use crate::tables::{self, Column, Source, Table, USER_KEY};
+
+/// What is to be read.
+pub struct Question<'a> {
+    /// Which experiment.
+    pub experiment: Uuid,
+    /// Its variants; their places are the numbers of arms.
+    pub variants: &'a [Uuid],
+    /// From when to when impressions count, in microseconds since 1970: from the first on, before the second.
+    pub runs: (Option<i64>, Option<i64>),
+    /// Later exposures and conversions are not read, in microseconds since 1970.
+    pub until: Option<i64>,
+    /// Whether conversions before the first exposure are read.
+    pub has_before: bool,
+    /// The property of the first exposure to read.
+    pub dimension: Option<Dimension>,
+    /// Bytes that what is read may take.
+    pub bytes_max: usize,
+}
+
+/// Whose rows are read.
+#[derive(Clone, Debug)]
+pub enum Who {
+    /// Everybody's.
+    Everyone,
+    /// Those of the users whom this SELECT of Postgres gives, one column `user_id`.
+    Touched(String),
+}
+
+/// A question, put to one project's rows.
+pub(super) struct Reading<'a> {
+    pub(super) session: &'a Session,
+    pub(super) snapshot: &'a Arc<Snapshot>,
+    pub(super) question: &'a Question<'a>,
+    pub(super) who: &'a Who,
+}
+
+/// Reads everything on one snapshot.
+/// # Errors
+/// [`Refusal`]; also if it takes more memory than a query may use.
+pub async fn read(session: &Session, snapshot: &Arc<Snapshot>, question: &Question<'_>, who: &Who) -> Result<Image, Refusal> {
+    let reading = Reading { session, snapshot, question, who };
+    reading.image().await.map_err(engine::refusal)
+}
+
+impl Reading<'_> {
+    async fn image(&self) -> Result<Image, DataFusionError> {
+        self.add(self.participants())?;
+        self.add(self.attributed())?;
+        let mut image = Image { users: self.users().await?, ..Image::default() };
+        let (mut names, mut currencies) = (Numbers::<String>::default(), Numbers::<Option<String>>::default());
+        let mut after = self.conversions(&self.after_sql(), &mut names, &mut currencies).await?;
+        let mut before = Vec::new();
+        if self.question.has_before
+            && let Some(sql) = self.before_sql(&image.users)
+        {
+            self.add(self.earlier())?;
+            before = self.conversions(&sql, &mut names, &mut currencies).await?;
+        }
+        let ((names, name_places), (currencies, currency_places)) = (names.sorted(), currencies.sorted());
+        for (_, row) in after.iter_mut().chain(&mut before) {
+            row.name = name_places[row.name as usize];
+            row.currency = currency_places[row.currency as usize];
+        }
+        image.after = Rows::new(image.users.len(), after);
+        image.before = Rows::new(image.users.len(), before);
+        (image.names, image.currencies) = (names, currencies);
+        if let Some(dimension) = self.question.dimension {
+            self.add(self.first_impressions(dimension)?)?;
+            self.dimension(&mut image).await?;
+        }
+        image.touches = touches::read(self, &image).await?;
+        Ok(image)
+    }
+
+    pub(super) fn add(&self, table: Table) -> Result<(), DataFusionError> {
+        self.session.add(table.name, Session::scan_of(table, self.snapshot))
+    }
+
+    /// Participation of one experiment, with a number for the variant: 36 bytes of text per user would be most of the scan.
+    fn participants(&self) -> Table {
+        let columns = [
+            (USER_KEY.name, "f.user_id", Kind::Key),
+            ("arm", &self.arm(), Kind::Int),
+            ("exposed", "f.first_exposure_date", Kind::Time),
+            ("is_mixed", "cardinality(f.variants_seen) > 1", Kind::Bool),
+            ("impressions", "f.total_impressions::bigint", Kind::Long),
+            ("first_impression_id", "f.first_impression_id", Kind::Uuid),
+        ];
+        self.table("participants", "user_experiment_participation", &self.of_experiment(), &columns)
+    }
+
+    /// Conversions attributed to one experiment.
+    fn attributed(&self) -> Table {
+        let columns = [
+            (USER_KEY.name, "f.user_id", Kind::Key),
+            ("name", "f.conversion_type", Kind::Text),
+            ("currency", "f.currency", Kind::Text),
+            ("value", "f.conversion_value_attributed", Kind::Decimal(20, 6)),
+            ("time", "f.conversion_time", Kind::Time),
+            ("confidence", "(f.attribution_confidence * 100)::integer", Kind::Int),
+        ];
+        self.table("attributed", "conversion_attribution", &self.of_experiment(), &columns)
+    }
+
+    /// Conversions that name one experiment or none.
+    fn earlier(&self) -> Table {
+        let columns = [
+            (USER_KEY.name, "f.user_id", Kind::Key),
+            ("name", "f.conversion_type", Kind::Text),
+            ("currency", "f.currency", Kind::Text),
+            ("value", "f.conversion_value", Kind::Decimal(20, 6)),
+            ("time", "f.event_time", Kind::Time),
+        ];
+        let of_experiment = format!("NOT r.is_bot AND (r.experiment_id IS NULL OR {})", self.of_experiment());
+        self.table("earlier", "conversions", &of_experiment, &columns)
+    }
+
+    /// Impressions of one experiment, with the property that users are split by.
+    fn first_impressions(&self, dimension: Dimension) -> Result<Table, DataFusionError> {
+        let unknown = || DataFusionError::Internal(format!("no column {} of events", dimension.as_str()));
+        let events = tables::table("events").ok_or_else(unknown)?;
+        let place = events.columns.iter().position(|column| column.name == dimension.as_str()).ok_or_else(unknown)?;
+        let columns = [
+            (USER_KEY.name, "f.user_id", Kind::Key),
+            ("event_id", "f.id", Kind::Uuid),
+            ("time", "f.event_time", Kind::Time),
+            ("value", events.sources[0].expressions[place].as_str(), Kind::Text),
+        ];
+        Ok(self.table("first_impressions", "impressions", &self.of_experiment(), &columns))
+    }
+
+    /// The place of a row's variant among those of the question; -1 for another one.
+    pub(super) fn arm(&self) -> String {
+        let variants: Vec<String> = self.question.variants.iter().map(|id| format!("'{id}'")).collect();
+        format!("coalesce(array_position(ARRAY[{}]::uuid[], f.variant_id), 0) - 1", variants.join(", "))
+    }
+
+    pub(super) fn of_experiment(&self) -> String {
+        format!("r.experiment_id = '{}'", self.question.experiment)
+    }
+
+    /// Makes a table of the rows `r` of a table of Postgres for which `condition` holds, everybody's or some users'.
+    pub(super) fn table(
+        &self,
+        name: &'static str,
+        table: &str,
+        condition: &str,
+        columns: &[(&'static str, &str, Kind)],
+    ) -> Table {
+        let from = match self.who {
+            Who::Everyone => format!("(SELECT r.* FROM {table} r WHERE {condition}) f"),
+            // OFFSET 0 keeps the planner from joining in another order, which would read all of the table.
+            Who::Touched(users) => format!(
+                "(SELECT r.* FROM ({users}) u CROSS JOIN LATERAL
+                  (SELECT r.* FROM {table} r WHERE r.project_id = '{}' AND r.user_id = u.user_id AND {condition} OFFSET 0) r) f",
+                self.snapshot.project()
+            ),
+        };
+        Table {
+            name,
+            columns: columns.iter().map(|(name, _, kind)| Column { name, kind: *kind }).collect(),
+            sources: vec![Source { from, expressions: columns.iter().map(|(_, expression, _)| (*expression).to_owned()).collect() }],
+        }
+    }
+
+    fn until(&self, column: &str) -> String {
+        self.question.until.map(|until| format!(" AND {column} <= {}", moment(until))).unwrap_or_default()
+    }
+
+    fn after_sql(&self) -> String {
+        format!(
+            "SELECT u.n, a.name, a.currency, a.value, a.time, a.confidence
+             FROM attributed a JOIN users u ON a.user_key = u.user_key WHERE a.time IS NOT NULL{}",
+            self.until("a.time")
+        )
+    }
+
+    /// None without users: there is no time before nothing.
+    fn before_sql(&self, users: &Users) -> Option<String> {
+        let (first, last) = (users.exposed.iter().min()?, users.exposed.iter().max()?);
+        Some(format!(
+            "SELECT u.n, e.name, e.currency, e.value, e.time, CAST(100 AS INT) AS confidence
+             FROM earlier e JOIN users u ON e.user_key = u.user_key
+             WHERE e.time >= {} AND e.time < {}
+               AND e.time >= u.exposed - INTERVAL '{} hours' AND e.time < u.exposed",
+            moment(first - COVARIATE_DAYS * DAY_US),
+            moment(*last),
+            COVARIATE_DAYS * 24,
+        ))
+    }
+
+    /// Runs SQL to its end, within the memory of a query.
+    pub(super) async fn collect(&self, sql: &str) -> Result<Vec<RecordBatch>, DataFusionError> {
+        let plan = self.session.state().create_logical_plan(sql).await?;
+        let mut stream = self.session.run(plan).await?;
+        let (mut batches, mut bytes): (Vec<RecordBatch>, usize) = (Vec::new(), 0);
+        while let Some(batch) = stream.try_next().await? {
+            bytes += batch.get_array_memory_size();
+            if bytes > self.question.bytes_max {
+                let message =
+                    format!("the users and conversions of the experiment take more than {} bytes", self.question.bytes_max);
+                return Err(DataFusionError::ResourcesExhausted(message));
+            }
+            batches.push(batch);
+        }
+        Ok(batches)
+    }
+
+    /// Reads the users, and leaves them behind as the table `users` for joins: id, number, first exposure and its impression.
+    async fn users(&self) -> Result<Users, DataFusionError> {
+        let impression = if self.question.dimension.is_some() { ", first_impression_id" } else { "" };
+        let sql = format!(
+            "SELECT user_key, exposed{impression}, arm, is_mixed, impressions FROM participants WHERE arm >= 0{}",
+            self.until("exposed")
+        );
+        let batches = self.collect(&sql).await?;
+        let kept = if self.question.dimension.is_some() { 3 } else { 2 };
+        let mut users = Users::default();
+        let mut numbered = Vec::new();
+        let mut schema = None;
+        for batch in &batches {
+            let from = users.len();
+            let keys = batch.column(0).as_fixed_size_binary();
+            for key in keys.iter() {
+                users.keys.push(key.and_then(|key| key.try_into().ok()).unwrap_or_default());
+            }
+            users.exposed.extend(batch.column(1).as_primitive::<TimestampMicrosecondType>().values());
+            users.arms.extend(batch.column(kept).as_primitive::<Int32Type>().values().iter().map(|arm| *arm as u32));
+            let is_mixed = batch.column(kept + 1).as_boolean();
+            users.is_mixed.extend((0..batch.num_rows()).map(|row| is_mixed.value(row)));
+            users.impressions.extend(batch.column(kept + 2).as_primitive::<Int64Type>().values());
+            let to = i32::try_from(users.len())
+                .map_err(|_| DataFusionError::ResourcesExhausted("more than 2,147,483,647 users".to_owned()))?;
+            let numbers = Int32Array::from_iter_values(from as i32..to);
+            let mut columns = batch.columns()[..kept].to_vec();
+            columns.push(Arc::new(numbers));
+            let schema = schema.get_or_insert_with(|| {
+                let mut fields: Vec<_> = batch.schema().fields()[..kept].to_vec();
+                fields.push(Arc::new(Field::new("n", DataType::Int32, false)));
+                Arc::new(Schema::new(fields))
+            });
+            numbered.push(RecordBatch::try_new(schema.clone(), columns)?);
+        }
+        let schema = schema.unwrap_or_else(|| {
+            let field = |column: &Column, name: &str| Field::new(name, column.kind.data_type(), true);
+            let mut fields = vec![field(&USER_KEY, "user_key"), Field::new("exposed", Kind::Time.data_type(), true)];
+            if self.question.dimension.is_some() {
+                fields.push(Field::new("first_impression_id", Kind::Uuid.data_type(), true));
+            }
+            fields.push(Field::new("n", DataType::Int32, false));
+            Arc::new(Schema::new(fields))
+        });
+        self.session.add("users", Arc::new(MemTable::try_new(schema, vec![numbered])?))?;
+        Ok(users)
+    }
+
+    /// Reads conversions: number of the user, name, currency, value, time, confidence.
+    async fn conversions(
+        &self,
+        sql: &str,
+        names: &mut Numbers<String>,
+        currencies: &mut Numbers<Option<String>>,
+    ) -> Result<Vec<(u32, Row)>, DataFusionError> {
+        let mut rows = Vec::new();
+        for batch in self.collect(sql).await? {
+            let users = batch.column(0).as_primitive::<Int32Type>();
+            let (texts, codes) = (text_column(&batch, 1)?, text_column(&batch, 2)?);
+            let values = batch.column(3).as_primitive::<Decimal128Type>();
+            let times = batch.column(4).as_primitive::<TimestampMicrosecondType>();
+            let confidences = batch.column(5).as_primitive::<Int32Type>();
+            for row in 0..batch.num_rows() {
+                let code = codes.is_valid(row).then(|| codes.value(row).to_owned());
+                rows.push((
+                    users.value(row) as u32,
+                    Row {
+                        time: times.value(row),
+                        value: values.is_valid(row).then(|| values.value(row)),
+                        name: names.of(texts.value(row)),
+                        currency: currencies.of(&code),
+                        confidence: u8::try_from(confidences.value(row)).unwrap_or(0),
+                    },
+                ));
+            }
+        }
+        Ok(rows)
+    }
+
+    /// Reads the dimension's value of each user's first exposure.
+    async fn dimension(&self, image: &mut Image) -> Result<(), DataFusionError> {
+        let sql = "SELECT u.n, e.value FROM first_impressions e
+                   JOIN users u ON e.user_key = u.user_key AND e.event_id = u.first_impression_id AND e.time = u.exposed";
+        let mut numbers = Numbers::<String>::default();
+        let mut found: Vec<Option<u32>> = vec![None; image.users.len()];
+        let mut texts: Vec<String> = Vec::new();
+        for batch in self.collect(sql).await? {
+            let users = batch.column(0).as_primitive::<Int32Type>();
+            let values = text_column(&batch, 1)?;
+            for row in (0..batch.num_rows()).filter(|row| values.is_valid(*row)) {
+                let number = numbers.of(values.value(row));
+                if number as usize == texts.len() {
+                    texts.push(values.value(row).to_owned());
+                }
+                let slot = &mut found[users.value(row) as usize];
+                // One id may have come twice with different claimed times; then the least text stands, in any order of rows.
+                if slot.is_none_or(|other| texts[number as usize] < texts[other as usize]) {
+                    *slot = Some(number);
+                }
+            }
+        }
+        let (values, places) = numbers.sorted();
+        image.dimension = found.into_iter().map(|number| number.map(|number| places[number as usize])).collect();
+        image.dimension_values = values;
+        Ok(())
+    }
+}
+
+/// Writes a moment as SQL of DataFusion, which folds it into a literal that Postgres is given too.
+pub fn moment(us: i64) -> String {
+    format!("arrow_cast({us}, 'Timestamp(Microsecond, Some(\"UTC\"))')")
+}
+
+fn text_column(batch: &RecordBatch, column: usize) -> Result<&StringViewArray, DataFusionError> {
+    let found = batch.column(column);
+    found.as_string_view_opt().ok_or_else(|| DataFusionError::Internal(format!("column {column} is {}", found.data_type())))
+}
+
+/// Numbers for texts in the order in which they come; [`Numbers::sorted`] puts that right.
+#[derive(Default)]
+struct Numbers<T> {
+    numbers: HashMap<T, u32>,
+}
+
+impl<T: Clone + Eq + std::hash::Hash + Ord> Numbers<T> {
+    fn of<Q>(&mut self, text: &Q) -> u32
+    where
+        T: std::borrow::Borrow<Q>,
+        Q: std::hash::Hash + Eq + ToOwned<Owned = T> + ?Sized,
+    {
+        match self.numbers.get(text) {
+            Some(number) => *number,
+            None => {
+                let number = self.numbers.len() as u32;
+                self.numbers.insert(text.to_owned(), number);
+                number
+            }
+        }
+    }
+
+    /// Returns the texts in their order, and for each number given out its place among them.
+    fn sorted(self) -> (Vec<T>, Vec<u32>) {
+        let mut texts: Vec<(T, u32)> = self.numbers.into_iter().collect();
+        texts.sort();
+        let mut places = vec![0; texts.len()];
+        for (place, (_, number)) in texts.iter().enumerate() {
+            places[*number as usize] = place as u32;
+        }
+        (texts.into_iter().map(|(text, _)| text).collect(), places)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_get_numbers_in_their_order() {
+        let mut numbers = Numbers::<String>::default();
+        assert_eq!(["b", "a", "b", "c"].map(|text| numbers.of(text)), [0, 1, 0, 2]);
+        let (texts, places) = numbers.sorted();
+        assert_eq!((texts, places), (vec!["a".to_owned(), "b".to_owned(), "c".to_owned()], vec![1, 0, 2]));
+    }
+}
