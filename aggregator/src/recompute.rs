@@ -3,8 +3,8 @@
 use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 
-use crate::commit::participation;
 use crate::catalogue::raise_version;
+use crate::commit::participation;
 use crate::database::catalogue_lock;
 
 pub use crate::commit::participation::Differences;

@@ -1,4 +1,4 @@
-//! Servers under measurement: this program again, as a child process, so that their CPU time is theirs alone.
+//! Servers under measurement: this program again or another one, as a child process, so that their CPU time is theirs alone.
 
 use std::io::{BufRead, BufReader, Read as _};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
@@ -24,20 +24,21 @@ impl Server {
     /// Starts this program with these arguments and waits until it says `url ADDRESS`.
     pub(crate) fn start(arguments: &[&str]) -> anyhow::Result<Self> {
         let program = std::env::current_exe().context("this program's own path")?;
-        let mut command = Command::new(program);
-        let mut child = command
-            .args(arguments)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .with_context(|| format!("starting {}", arguments[0]))?;
+        Self::start_program(Command::new(program).args(arguments), "url")
+    }
+
+    /// Starts a program that ends with its input, and waits until it says `NAME ADDRESS`.
+    pub(crate) fn start_program(command: &mut Command, name: &str) -> anyhow::Result<Self> {
+        let shown = format!("{command:?}");
+        let mut child =
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().with_context(|| format!("starting {shown}"))?;
         let (input, output) = (child.stdin.take(), child.stdout.take().context("was piped")?);
         let mut server = Server { child, input, output: BufReader::new(output), url: String::new() };
         let mut line = String::new();
         server.output.read_line(&mut line)?;
-        match line.trim().strip_prefix("url ") {
-            Some(url) => url.clone_into(&mut server.url),
-            None => bail!("{} did not start: {:?} instead of its url", arguments[0], line.trim()),
+        match line.trim().split_once(' ') {
+            Some((found, url)) if found == name => url.clone_into(&mut server.url),
+            _ => bail!("{shown} did not start: {:?} instead of its {name}", line.trim()),
         }
         Ok(server)
     }

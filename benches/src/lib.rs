@@ -10,6 +10,7 @@
 //! - [`bare_kafka_server`] is its limit over Kafka: it appends each event as it came.
 //! - [`door`] compares the collector with them, over the embedded log or over Kafka.
 //! - [`copy`] compares the aggregator with COPY of the same rows into the same tables.
+//! - [`results`] asks the query service about an experiment, and says where the time goes.
 //! - [`pipeline`] runs all of it in one go, and watches how soon an accepted event can be queried.
 //!
 //! Nothing imports this crate.
@@ -27,6 +28,7 @@ mod machine;
 mod payload;
 pub mod pipeline;
 mod report;
+pub mod results;
 pub mod serve;
 
 pub use histogram::Histogram;

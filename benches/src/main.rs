@@ -5,7 +5,7 @@ use std::io::Write as _;
 use anyhow::Context as _;
 #[cfg(feature = "kafka")]
 use benches::bare_kafka_server;
-use benches::{bare_server, copy, door, load, pipeline, serve};
+use benches::{bare_server, copy, door, load, pipeline, results, serve};
 use clap::Parser;
 use tokio::net::TcpListener;
 
@@ -27,6 +27,8 @@ enum Command {
     Copy(copy::Options),
     /// Measure the whole path, and how soon an accepted event can be queried
     Pipeline(pipeline::Options),
+    /// Measure answers about an experiment, and where their time goes
+    Results(results::Options),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -58,6 +60,7 @@ fn main() -> anyhow::Result<()> {
             Command::Door(options) => say(&door::run(&options).await?),
             Command::Copy(options) => say(&copy::run(&options).await?),
             Command::Pipeline(options) => say(&pipeline::run(&options).await?),
+            Command::Results(options) => say(&results::run(&options).await?),
         }
     })
 }

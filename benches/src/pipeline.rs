@@ -22,7 +22,7 @@ use crate::report::{Figures, Page, number};
 /// How often Postgres is asked.
 const ASK_EVERY: Duration = Duration::from_millis(5);
 /// How long the aggregator may go on after the load has ended.
-const DRAIN_MAX: Duration = Duration::from_secs(120);
+const DRAIN_MAX: Duration = Duration::from_secs(300);
 
 /// Settings of the measurement.
 #[derive(Clone, Debug, clap::Args)]

@@ -133,11 +133,7 @@ pub async fn results(app: &Arc<App>, project: Uuid, name: String, request: Reque
         drop(snapshot);
         let has_image = Instant::now();
         let results = assemble::answer(known, &image, &request)?;
-        let steps = Steps {
-            catalogue: has_catalogue - began,
-            image: has_image - has_catalogue,
-            statistics: has_image.elapsed(),
-        };
+        let steps = Steps { catalogue: has_catalogue - began, image: has_image - has_catalogue, statistics: has_image.elapsed() };
         Ok((results, steps))
     })
     .await

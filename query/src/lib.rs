@@ -29,6 +29,7 @@ pub mod sql;
 pub mod statistics;
 pub mod tables;
 mod tokens;
+mod writer;
 
 use std::net::SocketAddr;
 use std::str::FromStr;

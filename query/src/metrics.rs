@@ -42,7 +42,8 @@ impl Metrics {
         recorder.describe_counter(
             IMAGES.into(),
             None,
-            "Answers about experiments, by how their users were known: the same as before, followed by what was new, or read".into(),
+            "Answers about experiments, by how their users were known: the same as before, followed by what was new, or read"
+                .into(),
         );
         let counter = |name: &'static str, help: &'static str| {
             recorder.describe_counter(KeyName::from(name), None, SharedString::from(help));

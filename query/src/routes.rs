@@ -163,9 +163,11 @@ async fn dispatch(app: &Arc<App>, route: Option<Route>, request: Request<Incomin
             let content_type = match format {
                 sql::Format::Json => "application/json",
                 sql::Format::Csv => "text/csv; charset=utf-8; header=present",
+                sql::Format::Arrow => ARROW,
+                sql::Format::Parquet => PARQUET,
             };
             let mut answer = respond(StatusCode::OK, content_type, rows.body);
-            if format == sql::Format::Csv {
+            if format != sql::Format::Json {
                 // JSON holds both itself.
                 let as_of = HeaderValue::from_str(&json!(rows.as_of).to_string()).map_err(|_| Refusal::internal())?;
                 answer.headers_mut().insert("x-weir-as-of", as_of);
@@ -211,13 +213,21 @@ fn query_fields(query: Option<&str>) -> Result<Vec<(String, String)>, Refusal> {
     pairs.map(field).collect()
 }
 
+/// Media types as IANA lists them.
+const ARROW: &str = "application/vnd.apache.arrow.stream";
+const PARQUET: &str = "application/vnd.apache.parquet";
+
+/// Returns the first format that the client names; JSON if it names none that there is.
 fn accepted(headers: &HeaderMap) -> sql::Format {
     let accept = headers.get(ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
-    if accept.split(',').any(|part| part.trim().split(';').next() == Some("text/csv")) {
-        sql::Format::Csv
-    } else {
-        sql::Format::Json
-    }
+    let format = |part: &str| match part.split(';').next().unwrap_or_default().trim() {
+        "application/json" => Some(sql::Format::Json),
+        "text/csv" => Some(sql::Format::Csv),
+        ARROW => Some(sql::Format::Arrow),
+        PARQUET => Some(sql::Format::Parquet),
+        _ => None,
+    };
+    accept.split(',').find_map(format).unwrap_or(sql::Format::Json)
 }
 
 async fn body(app: &App, request: Request<Incoming>) -> Result<Bytes, Refusal> {

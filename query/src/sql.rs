@@ -2,19 +2,18 @@
 
 use std::sync::Arc;
 
-use arrow::datatypes::SchemaRef;
+use arrow::error::ArrowError;
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::execution::context::SQLOptions;
 use futures_util::StreamExt;
-use serde_json::json;
 use uuid::Uuid;
 
 use crate::app::App;
-use crate::cells;
 use crate::engine::{self, Session, on_large_stack};
 use crate::error::Refusal;
 use crate::guard::{self, Guarded};
 use crate::snapshot::AsOf;
+use crate::writer::Writer;
 
 /// How rows are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +22,10 @@ pub enum Format {
     Json,
     /// RFC 4180 with a header line.
     Csv,
+    /// An Arrow IPC stream.
+    Arrow,
+    /// A Parquet file.
+    Parquet,
 }
 
 /// The rows of one statement.
@@ -83,63 +86,24 @@ async fn plan(session: Arc<Session>, guarded: Guarded) -> Result<SendableRecordB
 }
 
 async fn write(mut stream: SendableRecordBatchStream, app: &App, format: Format, as_of: AsOf) -> Result<Rows, Refusal> {
-    let mut body = header(&stream.schema(), format);
+    let mut writer = Writer::new(&stream.schema(), format).map_err(refused)?;
     let (mut rows, mut truncated) = (0, false);
-    'batches: while let Some(batch) = stream.next().await {
+    while let Some(batch) = stream.next().await {
         let batch = batch.map_err(engine::refusal)?;
-        for row in 0..batch.num_rows() {
-            if rows == app.limits.rows_max {
-                truncated = true;
-                break 'batches;
-            }
-            let before = body.len();
-            let written = match format {
-                Format::Json => {
-                    if rows > 0 {
-                        body.push(b',');
-                    }
-                    cells::write_json_row(&mut body, batch.columns(), row)
-                }
-                Format::Csv => cells::write_csv_row(&mut body, batch.columns(), row),
-            };
-            written.map_err(|error| Refusal::bad_sql(error.to_string()))?;
-            if body.len() > app.limits.answer_bytes_max {
-                body.truncate(before);
-                truncated = true;
-                break 'batches;
-            }
-            rows += 1;
+        let fitting = batch.slice(0, batch.num_rows().min(app.limits.rows_max - rows));
+        let written = writer.write(&fitting, app.limits.answer_bytes_max).map_err(refused)?;
+        rows += written;
+        if written < batch.num_rows() {
+            truncated = true;
+            break;
         }
     }
-    if format == Format::Json {
-        let rest = json!({"truncated": truncated, "as_of": as_of});
-        // The object goes on behind the rows: its opening brace gives way.
-        body.extend_from_slice(b"],");
-        body.extend_from_slice(&rest.to_string().as_bytes()[1..]);
-    }
-    Ok(Rows { body, rows, truncated, as_of })
+    Ok(Rows { body: writer.finish(truncated, &as_of).map_err(refused)?, rows, truncated, as_of })
 }
 
-fn header(schema: &SchemaRef, format: Format) -> Vec<u8> {
-    let mut body = Vec::new();
-    match format {
-        Format::Json => {
-            let column =
-                |field: &arrow::datatypes::FieldRef| json!({"name": field.name(), "type": cells::type_name(field.data_type())});
-            let columns: Vec<serde_json::Value> = schema.fields().iter().map(column).collect();
-            body.extend_from_slice(format!("{{\"columns\":{},\"rows\":[", json!(columns)).as_bytes());
-        }
-        Format::Csv => {
-            for (index, field) in schema.fields().iter().enumerate() {
-                if index > 0 {
-                    body.push(b',');
-                }
-                cells::write_csv_text(&mut body, field.name());
-            }
-            body.extend_from_slice(b"\r\n");
-        }
-    }
-    body
+/// What cannot be written in a format is the statement's fault: it chose the types.
+fn refused(error: ArrowError) -> Refusal {
+    Refusal::bad_sql(error.to_string())
 }
 
 #[cfg(test)]

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
-use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use hyper::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
 use hyper::{Method, Request, StatusCode, Uri};
 use hyper_util::client::legacy;
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -35,6 +35,8 @@ pub(crate) struct Answer {
     pub(crate) body: Bytes,
     /// When to ask again, if the service says.
     pub(crate) retry_after: Option<Duration>,
+    /// Whether the service left rows out.
+    pub(crate) is_cut: bool,
 }
 
 impl Client {
@@ -67,14 +69,14 @@ impl Client {
     /// # Errors
     /// If there is no answer, or it is too long.
     pub(crate) async fn get(&self, path: &str) -> anyhow::Result<Answer> {
-        self.send(Method::GET, path, None, None, ANSWER_MAX).await
+        self.send(Method::GET, path, &[], Bytes::new(), ANSWER_MAX).await
     }
 
     /// Gets a page that is small and there at once, if the service is.
     /// # Errors
     /// If there is no answer within `within`.
     pub(crate) async fn probe(&self, path: &str, within: Duration) -> anyhow::Result<Answer> {
-        self.send(Method::GET, path, None, None, within).await
+        self.send(Method::GET, path, &[], Bytes::new(), within).await
     }
 
     /// Asks for an answer in JSON.
@@ -88,8 +90,18 @@ impl Client {
     /// # Errors
     /// If there is none; else what the service says, with its code.
     pub(crate) async fn post_json(&self, path: &str, body: &Value) -> anyhow::Result<Value> {
-        let body = ("application/json", Bytes::from(body.to_string()));
-        self.send(Method::POST, path, Some(body), None, ANSWER_MAX).await?.json(&self.base)
+        let headers = [(CONTENT_TYPE, HeaderValue::from_static("application/json"))];
+        self.send(Method::POST, path, &headers, Bytes::from(body.to_string()), ANSWER_MAX).await?.json(&self.base)
+    }
+
+    /// Asks with a body of JSON for an answer of another media type.
+    /// # Errors
+    /// If there is none; else what the service says, with its code.
+    pub(crate) async fn post_json_for(&self, path: &str, body: &Value, media_type: &'static str) -> anyhow::Result<Answer> {
+        let json = HeaderValue::from_static("application/json");
+        let headers = [(CONTENT_TYPE, json), (ACCEPT, HeaderValue::from_static(media_type))];
+        let answer = self.send(Method::POST, path, &headers, Bytes::from(body.to_string()), ANSWER_MAX).await?;
+        if answer.status.is_success() { Ok(answer) } else { Err(answer.failure(&self.base)) }
     }
 
     /// Posts a body of any kind under an authorization of its own.
@@ -105,31 +117,34 @@ impl Client {
     ) -> anyhow::Result<Answer> {
         let mut authorization = HeaderValue::from_str(authorization).context("the key holds characters that no header takes")?;
         authorization.set_sensitive(true);
-        self.send(Method::POST, path, Some((content_type, body)), Some(authorization), within).await
+        let headers = [(CONTENT_TYPE, HeaderValue::from_static(content_type)), (AUTHORIZATION, authorization)];
+        self.send(Method::POST, path, &headers, body, within).await
     }
 
     async fn send(
         &self,
         method: Method,
         path: &str,
-        body: Option<(&'static str, Bytes)>,
-        authorization: Option<HeaderValue>,
+        headers: &[(HeaderName, HeaderValue)],
+        body: Bytes,
         within: Duration,
     ) -> anyhow::Result<Answer> {
         let url = format!("{}{path}", self.base);
         let mut request = Request::builder().method(method).uri(&url);
-        if let Some(authorization) = authorization.as_ref().or(self.authorization.as_ref()) {
+        for (name, value) in headers {
+            request = request.header(name, value);
+        }
+        if let Some(authorization) = &self.authorization
+            && headers.iter().all(|(name, _)| name != AUTHORIZATION)
+        {
             request = request.header(AUTHORIZATION, authorization);
         }
-        if let Some((content_type, _)) = &body {
-            request = request.header(CONTENT_TYPE, *content_type);
-        }
-        let body = body.map(|(_, body)| body).unwrap_or_default();
         let request = request.body(Full::new(body)).with_context(|| format!("{url:?}"))?;
         let answer = async {
-            let response = self.inner.request(request).await.map_err(|error| anyhow::anyhow!("{}", innermost(&error)))?;
+            let response = self.inner.request(request).await.map_err(|error| anyhow!("{}", innermost(&error)))?;
             let status = response.status();
             let retry_after = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
+            let is_cut = response.headers().get("x-weir-truncated").is_some_and(|value| value == "true");
             let body = match Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await {
                 Ok(body) => body.to_bytes(),
                 Err(error) if error.is::<LengthLimitError>() => {
@@ -137,7 +152,7 @@ impl Client {
                 }
                 Err(error) => bail!("the answer broke off: {error}"),
             };
-            anyhow::Ok(Answer { status, body, retry_after: retry_after.map(Duration::from_secs) })
+            anyhow::Ok(Answer { status, body, retry_after: retry_after.map(Duration::from_secs), is_cut })
         };
         tokio::time::timeout(within, answer)
             .await
@@ -157,16 +172,21 @@ fn innermost<'a>(error: &'a (dyn std::error::Error + 'static)) -> &'a (dyn std::
 
 impl Answer {
     fn json(self, base: &str) -> anyhow::Result<Value> {
-        let parsed: Result<Value, _> = serde_json::from_slice(&self.body);
-        if self.status.is_success() {
-            return parsed.with_context(|| format!("{base}: the answer is no JSON; is this the query service?"));
+        if !self.status.is_success() {
+            return Err(self.failure(base));
         }
-        let error = parsed.ok().and_then(|answer| answer.get("error").cloned()).unwrap_or_default();
+        serde_json::from_slice(&self.body).with_context(|| format!("{base}: the answer is no JSON; is this the query service?"))
+    }
+
+    /// Returns what an answer says that is none.
+    fn failure(&self, base: &str) -> anyhow::Error {
+        let parsed: Option<Value> = serde_json::from_slice(&self.body).ok();
+        let error = parsed.and_then(|answer| answer.get("error").cloned()).unwrap_or_default();
         let text = |member: &str| error.get(member).and_then(Value::as_str).map(crate::commands::printable);
         match (text("code"), text("message"), text("field")) {
-            (Some(code), Some(message), Some(field)) => bail!("{code}: {field}: {message}"),
-            (Some(code), Some(message), None) => bail!("{code}: {message}"),
-            _ => bail!("{base}: {}; is this the query service?", self.status),
+            (Some(code), Some(message), Some(field)) => anyhow!("{code}: {field}: {message}"),
+            (Some(code), Some(message), None) => anyhow!("{code}: {message}"),
+            _ => anyhow!("{base}: {}; is this the query service?", self.status),
         }
     }
 
@@ -227,7 +247,7 @@ mod tests {
     fn errors_of_the_service_are_told_and_escaped() {
         let check = |status: u16, body: &str, expected: Result<Value, &str>| {
             let status = StatusCode::from_u16(status).expect("a status");
-            let found = Answer { status, body: Bytes::from(body.to_owned()), retry_after: None }.json("http://q");
+            let found = Answer { status, body: Bytes::from(body.to_owned()), retry_after: None, is_cut: false }.json("http://q");
             assert_eq!(found.map_err(|error| error.to_string()), expected.map_err(str::to_owned));
         };
         check(200, r#"{"a":1}"#, Ok(serde_json::json!({ "a": 1 })));

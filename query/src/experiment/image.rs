@@ -36,10 +36,15 @@ impl Image {
     /// Puts users in the place of those with the same ids, and new ones behind all others. `numbers` has the number of each
     /// user of this image, and of the new ones afterwards.
     pub fn replace(&mut self, newer: Image, numbers: &mut HashMap<[u8; 16], u32>) {
-        let places: Vec<u32> = newer.users.keys.iter().map(|key| {
-            let next = numbers.len() as u32;
-            *numbers.entry(*key).or_insert(next)
-        }).collect();
+        let places: Vec<u32> = newer
+            .users
+            .keys
+            .iter()
+            .map(|key| {
+                let next = numbers.len() as u32;
+                *numbers.entry(*key).or_insert(next)
+            })
+            .collect();
         let of_name = merge(&mut self.names, newer.names);
         let of_currency = merge(&mut self.currencies, newer.currencies);
         let of_value = merge(&mut self.dimension_values, newer.dimension_values);
@@ -322,7 +327,8 @@ mod tests {
             .map(|user| {
                 let users = &image.users;
                 let value = image.dimension[user].map(|value| &image.dimension_values[value as usize]);
-                let of_user = (users.keys[user][0], users.arms[user], users.exposed[user], users.is_mixed[user], users.impressions[user]);
+                let of_user =
+                    (users.keys[user][0], users.arms[user], users.exposed[user], users.is_mixed[user], users.impressions[user]);
                 format!(
                     "{of_user:?} {:?} {:?} {value:?} {:?}",
                     rows(&image.after, user),

@@ -223,7 +223,8 @@ mod tests {
     #[test]
     fn what_was_stored_since_decides_what_is_read() {
         let then = moment(1, &[(7, 0, 10, 3), (7, 1, 20, 5)]);
-        let check = |now: &[(u128, i32, i64, i64)], expected: Way| assert_eq!(way(&then, &moment(1, now), 1_000), expected, "{now:?}");
+        let check =
+            |now: &[(u128, i32, i64, i64)], expected: Way| assert_eq!(way(&then, &moment(1, now), 1_000), expected, "{now:?}");
         check(&[(7, 0, 10, 3), (7, 1, 20, 5)], Way::Same);
         check(&[(7, 0, 10, 3), (7, 1, 25, 6)], Way::Facts(vec![(LOG, 1, 20, 25)]));
         check(&[(7, 0, 10, 4), (7, 1, 25, 6)], Way::Anew); // partition 0 was written without facts
@@ -246,13 +247,15 @@ mod tests {
             dimension: None,
         };
         let of = |users: usize| {
-            let image = Image { users: super::super::image::Users { arms: vec![0; users], ..Default::default() }, ..Image::default() };
+            let image =
+                Image { users: super::super::image::Users { arms: vec![0; users], ..Default::default() }, ..Image::default() };
             let image = Arc::new(image);
             Kept { of: Some(Of { experiment: LOG, variants: vec![], moment: Moment::default(), image, numbers: None }) }
         };
         let images = Images::new(of(100).bytes() * 2);
         let names = || {
-            let mut names: Vec<String> = images.places.lock().expect("free").keys().map(|asked| asked.experiment.clone()).collect();
+            let mut names: Vec<String> =
+                images.places.lock().expect("free").keys().map(|asked| asked.experiment.clone()).collect();
             names.sort();
             names
         };

@@ -182,7 +182,10 @@ impl Reading<'_> {
         Table {
             name,
             columns: columns.iter().map(|(name, _, kind)| Column { name, kind: *kind }).collect(),
-            sources: vec![Source { from, expressions: columns.iter().map(|(_, expression, _)| (*expression).to_owned()).collect() }],
+            sources: vec![Source {
+                from,
+                expressions: columns.iter().map(|(_, expression, _)| (*expression).to_owned()).collect(),
+            }],
         }
     }
 

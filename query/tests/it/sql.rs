@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use crate::support::{
     Event, OTHER_PROJECT, OTHER_TOKEN, PROJECT, Service, TOKEN, add_conversions, add_experiment, add_users, experiment_id,
-    request, variant_id,
+    request, request_bytes, variant_id,
 };
 
 #[tokio::test]
@@ -168,6 +168,34 @@ async fn answers_come_as_csv_too() {
     assert_eq!(reply.body, "a,\"b,c\",d\r\n1,\"'=1+1\",\r\n2,\"x\"\"y\",\r\n");
     assert!(reply.headers["x-weir-as-of"].contains("\"offsets\":{\"0\":120"));
     assert_eq!(reply.headers["x-weir-truncated"], "false");
+}
+
+#[tokio::test]
+async fn answers_come_as_arrow_and_parquet_too() {
+    let service = Service::start_with(Limits { rows_max: 2, ..Limits::default() }).await;
+    let select =
+        "SELECT a, b, CAST(c AS DECIMAL(20, 6)) AS c FROM (VALUES (1, 'one', 1.5), (2, NULL, -2), (3, 'three', 0)) t (a, b, c)";
+    let body = json!({ "sql": format!("{select} ORDER BY a") }).to_string();
+    let ask = async |accept: &str| {
+        let headers = [("authorization", &*format!("Bearer {TOKEN}")), ("accept", accept)];
+        let (head, body) = request_bytes(service.address, "POST", "/v1/sql", &headers, &body).await;
+        assert!(head.contains("200 OK") && head.contains(accept) && head.contains("x-weir-truncated: true"), "{head}");
+        assert!(head.contains("x-weir-as-of: "), "{head}");
+        body
+    };
+    let stream = ask("application/vnd.apache.arrow.stream").await;
+    let arrow = arrow::ipc::reader::StreamReader::try_new(stream.as_slice(), None).expect("a stream");
+    let arrow: Vec<_> = arrow.map(|batch| batch.expect("a batch")).collect();
+    let file = bytes::Bytes::from(ask("application/vnd.apache.parquet").await);
+    let parquet = parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder::try_new(file).expect("a file");
+    let parquet: Vec<_> = parquet.build().expect("a reader").map(|batch| batch.expect("a batch")).collect();
+    for batches in [arrow, parquet] {
+        let shown = arrow::util::pretty::pretty_format_batches(&batches).expect("a table").to_string();
+        let rows: Vec<Vec<&str>> =
+            shown.lines().filter(|line| line.starts_with('|')).map(|line| line.split('|').map(str::trim).collect()).collect();
+        let expected = [["", "a", "b", "c", ""], ["", "1", "one", "1.500000", ""], ["", "2", "", "-2.000000", ""]];
+        assert_eq!(rows, expected, "{shown}");
+    }
 }
 
 #[tokio::test]

@@ -130,7 +130,9 @@ async fn follow_writes(rows: &mut PgConnection) {
          'BEGIN UPDATE checkpoints SET change_seq = change_seq + 1; RETURN NULL; END'",
     )
     .await;
-    for table in ["impressions", "conversions", "user_experiment_participation", "conversion_attribution", "experiments", "variants"] {
+    for table in
+        ["impressions", "conversions", "user_experiment_participation", "conversion_attribution", "experiments", "variants"]
+    {
         let sql = format!(
             "CREATE TRIGGER follow_write AFTER INSERT OR UPDATE OR DELETE ON {table}
              FOR EACH STATEMENT EXECUTE FUNCTION follow_write()"
@@ -153,6 +155,21 @@ pub(crate) async fn add_key(connection: &mut PgConnection, project: Uuid, token:
 
 /// Sends one request on a connection of its own.
 pub(crate) async fn request(address: SocketAddr, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> Reply {
+    let (head, body) = request_bytes(address, method, path, headers, body).await;
+    let mut lines = head.lines();
+    let status = lines.next().and_then(|line| line.split(' ').nth(1)).and_then(|status| status.parse().ok()).expect("a status");
+    let header = |line: &str| line.split_once(": ").map(|(name, value)| (name.to_lowercase(), value.to_owned()));
+    Reply { status, headers: lines.filter_map(header).collect(), body: String::from_utf8(body).expect("UTF-8") }
+}
+
+/// The same for a body that is no text: the head, and the body.
+pub(crate) async fn request_bytes(
+    address: SocketAddr,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &str,
+) -> (String, Vec<u8>) {
     let mut stream = TcpStream::connect(address).await.expect("connects");
     let mut text = format!("{method} {path} HTTP/1.1\r\nhost: weir\r\nconnection: close\r\ncontent-length: {}\r\n", body.len());
     for (name, value) in headers {
@@ -164,12 +181,10 @@ pub(crate) async fn request(address: SocketAddr, method: &str, path: &str, heade
     let _ = stream.write_all(text.as_bytes()).await;
     let mut bytes = Vec::new();
     let _ = stream.read_to_end(&mut bytes).await;
-    let text = String::from_utf8(bytes).expect("UTF-8");
-    let (head, body) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no answer to {method} {path}: {text:?}"));
-    let mut lines = head.lines();
-    let status = lines.next().and_then(|line| line.split(' ').nth(1)).and_then(|status| status.parse().ok()).expect("a status");
-    let header = |line: &str| line.split_once(": ").map(|(name, value)| (name.to_lowercase(), value.to_owned()));
-    Reply { status, headers: lines.filter_map(header).collect(), body: body.to_owned() }
+    let end = bytes.windows(4).position(|window| window == b"\r\n\r\n");
+    let end = end.unwrap_or_else(|| panic!("no answer to {method} {path}: {:?}", String::from_utf8_lossy(&bytes)));
+    let body = bytes.split_off(end + 4);
+    (String::from_utf8_lossy(&bytes).into_owned(), body)
 }
 
 /// Returns the user of a number.

@@ -1,10 +1,13 @@
 //! `weir sql`: any question, in SQL.
 
+use std::io::{IsTerminal, Write};
+
+use anyhow::{Context, bail};
 use serde_json::{Value, json};
 
 use super::results::as_of;
 use super::text::{Side, elements, plain, text_of};
-use super::{Endpoint, Format, print_answer};
+use super::{Endpoint, print_answer};
 use crate::cli::Globals;
 
 /// The arguments of `weir sql`.
@@ -19,11 +22,49 @@ pub(crate) struct Args {
     endpoint: Endpoint,
 }
 
+/// How rows are printed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+enum Format {
+    /// For people
+    #[default]
+    Table,
+    /// For programs, as the service answers
+    Json,
+    /// For spreadsheets
+    Csv,
+    /// For notebooks: an Arrow IPC stream, into a file or a pipe
+    Arrow,
+    /// For notebooks and other databases: a Parquet file, into a file or a pipe
+    Parquet,
+}
+
 /// Asks and prints.
 pub(crate) async fn run(args: Args, globals: &Globals) -> anyhow::Result<()> {
     let client = args.endpoint.client(globals)?;
-    let answer = client.post_json("/v1/sql", &json!({ "sql": args.query_text })).await?;
-    print_answer(&answer, args.format, render, csv)
+    let body = json!({ "sql": args.query_text });
+    let media_type = match args.format {
+        Format::Arrow => "application/vnd.apache.arrow.stream",
+        Format::Parquet => "application/vnd.apache.parquet",
+        format => {
+            let answer = client.post_json("/v1/sql", &body).await?;
+            let format = match format {
+                Format::Json => super::Format::Json,
+                Format::Csv => super::Format::Csv,
+                _ => super::Format::Table,
+            };
+            return print_answer(&answer, format, render, csv);
+        }
+    };
+    if std::io::stdout().is_terminal() {
+        bail!("this format is no text: send it into a file, with > FILE");
+    }
+    let answer = client.post_json_for("/v1/sql", &body, media_type).await?;
+    if answer.is_cut {
+        // The rows that are there still are of use.
+        let _ = writeln!(std::io::stderr(), "weir: the answer was too long, and its last rows are left out");
+    }
+    let mut out = std::io::stdout().lock();
+    out.write_all(&answer.body).and_then(|()| out.flush()).context("stdout")
 }
 
 /// Writes an answer for people: one table, and the number of rows.

@@ -1,12 +1,14 @@
 //! Results end to end: raw rows with published numbers go through the collector and come out of the HTTP answer.
 
+use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::Output;
+use std::process::{Output, Stdio};
 
 use hyper::Method;
 use serde_json::{Value, json};
 
 use crate::harness::{Folder, Up, send, weir};
+use crate::support::page;
 
 /// Runs a command of the program on a data folder.
 fn command(folder: &Folder, args: &[&str]) -> Output {
@@ -153,6 +155,92 @@ async fn raw_rows_with_published_numbers_give_these_numbers() {
         answers.push(answer.to_string());
     }
     assert_eq!(answers[0], answers[1]);
+}
+
+/// One of everything that changes what was known of users before.
+fn steps() -> Vec<Vec<Value>> {
+    let now = events::Micros::now().0;
+    let at = |minutes: i64| events::Micros(now - 10 * events::Micros::DAY + minutes * 60 * events::Micros::SECOND).to_string();
+    let seen = |user: usize, variant: &str, country: &str, minutes: i64| {
+        json!({"type": "impression", "user_id": format!("user-{user}"), "experiment": "followed", "variant": variant,
+               "country": country, "timestamp": at(minutes)})
+    };
+    let bought = |user: usize, name: &str, value: i64, currency: &str, minutes: i64| {
+        json!({"type": "conversion", "user_id": format!("user-{user}"), "name": name, "value": value.to_string(),
+               "currency": currency, "timestamp": at(minutes)})
+    };
+    let arm = |user: usize| if user % 2 == 0 { "control" } else { "b" };
+    let first = (0..300)
+        .flat_map(|user| {
+            let mut events = vec![seen(user, arm(user), ["DE", "AT"][user / 2 % 2], 1_000 + user as i64)];
+            if user % 3 == 0 {
+                events.push(bought(user, "purchase", 10 + user as i64 % 7, "EUR", 2_000 + user as i64));
+            }
+            if user % 5 == 0 {
+                events.push(bought(user, "purchase", 3, "EUR", 500));
+            }
+            events
+        })
+        .collect();
+    vec![
+        first,
+        // New users, and second conversions with a name that sorts first.
+        (300..330)
+            .map(|user| seen(user, arm(user), "CH", 1_500))
+            .chain((0..9).map(|user| bought(user, "add", 1, "EUR", 3_000)))
+            .collect(),
+        // Refunds, values in another currency, and users who now saw both variants.
+        (0..9)
+            .map(|user| bought(3 * user, "purchase", -5, "EUR", 4_000))
+            .chain((9..12).map(|user| bought(user, "purchase", 8, "USD", 4_000)))
+            .chain((20..24).map(|user| seen(user, arm(user + 1), "DE", 1_900)))
+            .collect(),
+        // First exposures that come last: other variant, other country; and what was bought before anybody was seen.
+        (40..46)
+            .map(|user| seen(user, arm(user + 1), "FR", 100))
+            .chain((50..56).map(|user| bought(user, "purchase", 4, "EUR", 300)))
+            .chain((400..403).map(|user| bought(user, "purchase", 4, "EUR", 300)))
+            .collect(),
+        // Users of whom only conversions were known.
+        (400..403).map(|user| seen(user, arm(user), "AT", 1_000)).collect(),
+    ]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_that_follow_new_events_are_those_of_a_service_that_reads_everything() {
+    let folder = Folder::new();
+    let up = Up::start(&folder);
+    let questions = ["", "?dimension=country&series=daily", "?cuped=off&population=first_exposure&baseline=b"];
+    let ask = async |query: &str, question: &str| {
+        let url = format!("{query}/v1/experiments/followed/results{question}");
+        let (status, mut answer) = send(Method::GET, &url, up.line("read_token"), None).await.expect("an answer");
+        assert_eq!(status, 200, "{answer}");
+        assert!(answer["computed_at"].take().is_string());
+        answer
+    };
+    let mut sent = 0;
+    for (step, events) in steps().into_iter().enumerate() {
+        sent += events.len() as u64;
+        import(&up, &events).await;
+        up.until_stored(sent).await;
+        let mut command = weir();
+        command.args(["query", "--query", "127.0.0.1:0", "--until-stdin-closes", "--database-url", up.line("postgres")]);
+        let mut fresh = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("starts");
+        let mut line = String::new();
+        BufReader::new(fresh.stdout.take().expect("was piped")).read_line(&mut line).expect("a line");
+        let reader = line.trim().strip_prefix("query ").unwrap_or_else(|| panic!("{line:?}"));
+        for question in questions {
+            let (followed, read) = (ask(up.line("query"), question).await, ask(reader, question).await);
+            assert!(followed["population"]["exposed_users"].as_u64().is_some_and(|users| users >= 300), "{followed}");
+            assert_eq!(followed, read, "step {step}, {question:?}");
+        }
+        drop(fresh.stdin.take());
+        fresh.wait().expect("a child of ours");
+    }
+    let (_, metrics) = page(&format!("{}/metrics", up.line("query"))).await;
+    let followed = metrics.lines().find_map(|line| line.strip_prefix("weir_query_images_total{way=\"followed\"} "));
+    let expected = (steps().len() - 1) * questions.len();
+    assert_eq!(followed.and_then(|count| count.parse().ok()), Some(expected), "{metrics}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
