@@ -1,6 +1,6 @@
 #!/bin/sh
 # Measures and keeps the pages in benches/runs: `benches/run.sh` all of it, `benches/run.sh door copy` only these; of door, door-kafka, copy,
-# pipeline-20k, pipeline-60k, pipeline-closed. Wants a machine with nothing else to do, and about a quarter of an hour.
+# copy-kafka, pipeline-20k, pipeline-60k, pipeline-closed, results. Wants a machine with nothing else to do, and about a quarter of an hour.
 # DATABASE_URL: a server whose user may make databases and run CHECKPOINT. Without it a private one is started from the
 # installed binaries, with fsync on, as a server in earnest has it.
 # PROFILE: of cargo; release if not given.
@@ -45,21 +45,25 @@ if [ -z "${DATABASE_URL:-}" ]; then
 fi
 
 mkdir "$folder/files"
-[ $# -gt 0 ] || set -- door door-kafka copy pipeline-20k pipeline-60k pipeline-closed
+[ $# -gt 0 ] || set -- door door-kafka copy copy-kafka pipeline-20k pipeline-60k pipeline-closed results
 for what; do
     case $what in
     door | copy) set -- "$what" ;;
-    door-kafka)
+    door-kafka | copy-kafka)
         # shellcheck disable=SC2016 # for the inner shell, which knows the broker
-        deploy/kafka.sh run sh -c '"$0" door --kafka "$WEIR_TEST_KAFKA" "$@"' \
-            "$benches" --folder "$folder/files" --save benches/runs
+        deploy/kafka.sh run sh -c '"$0" "$1" --kafka "$WEIR_TEST_KAFKA" --folder "$2" --save "$3"' \
+            "$benches" "${what%-kafka}" "$folder/files" benches/runs
         continue
         ;;
     pipeline-20k) set -- pipeline --name "$what" --rate 20000 ;;
     pipeline-60k) set -- pipeline --name "$what" --rate 60000 ;;
-    pipeline-closed) set -- pipeline --name "$what" --rate 0 ;;
+    pipeline-closed) set -- pipeline --name "$what" --rate 0 --seconds 10 ;;
+    results)
+        cargo build --profile "$profile" -p weir
+        set -- results --weir "${CARGO_TARGET_DIR:-target}/$profile/weir"
+        ;;
     *)
-        echo "found $what; door, door-kafka, copy, pipeline-20k, pipeline-60k and pipeline-closed are accepted" >&2
+        echo "found $what; see the head of this file for what is accepted" >&2
         exit 2
         ;;
     esac

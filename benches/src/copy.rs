@@ -1,4 +1,5 @@
-//! The aggregator against COPY: the same rows, into the same tables with the same indexes, on the same server.
+//! The aggregator against COPY: the same rows, into the same tables with the same indexes, on the same server. Over Kafka also
+//! against a bare loop from the topic to the tables.
 //!
 //! A first round, which is not measured, stores the events with the aggregator and reads the rows back as COPY writes them,
 //! in the order of the log. So both sides of each later round begin with an equal, empty database that knows the
@@ -7,14 +8,14 @@
 
 use std::net::SocketAddr;
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use async_trait::async_trait;
 use eventlog::embedded::{EmbeddedLog, Options as LogOptions};
-use eventlog::{LogIdentity, Offset, Read, ReadBound, ReadError, StoredRecord};
+use eventlog::{Append, LogIdentity, Offset, Read, ReadBound, ReadError, StoredRecord};
 use events::identity::Dialect;
 use events::rules::{self, Door, Unit};
 use events::{EventId, Micros, ProjectId, Record};
@@ -48,6 +49,10 @@ pub struct Options {
     /// Server to measure on, whose user may make databases and run CHECKPOINT; none: a private one, with fsync off
     #[arg(long, env = "DATABASE_URL")]
     pub database_url: Option<String>,
+    /// Measure over Kafka: the brokers, in which topics are made; none: over the embedded log
+    #[cfg(feature = "kafka")]
+    #[arg(long)]
+    pub kafka: Option<String>,
     /// Folder for the log's files
     #[arg(long)]
     pub folder: Option<PathBuf>,
@@ -84,6 +89,27 @@ impl Side {
     }
 }
 
+impl Options {
+    #[cfg(feature = "kafka")]
+    fn brokers(&self) -> Option<&str> {
+        self.kafka.as_deref()
+    }
+
+    #[cfg(not(feature = "kafka"))]
+    fn brokers(&self) -> Option<&str> {
+        None
+    }
+}
+
+/// Who stores the rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Who {
+    Copy,
+    Aggregator,
+    /// Only over Kafka.
+    Loop,
+}
+
 /// Runs the comparison and returns its page.
 /// # Errors
 /// Whatever fails first, and rows that are not what was sent.
@@ -91,11 +117,21 @@ pub async fn run(options: &Options) -> anyhow::Result<String> {
     let folder = crate::folder(options.folder.as_deref())?;
     let mut databases = Databases::open(options.database_url.as_deref()).await?;
     let facts = vec![databases.facts().await?];
-    let mut page = Page::new("copy", "The aggregator against COPY BINARY of the same rows", folder.path(), facts);
+    let (name, title, log, bare) = match options.brokers() {
+        Some(_) => (
+            "copy-kafka",
+            "The aggregator over Kafka against a bare loop, and COPY BINARY of the same rows",
+            "a topic of 8 partitions",
+            " The bare loop reads the same topic, parses each record, copies the rows straight into the tables and moves the offsets in the \
+             same transaction; it looks up no name, so experiments stay null, deduplicates nothing and derives nothing.",
+        ),
+        None => ("copy", "The aggregator against COPY BINARY of the same rows", "the embedded log", ""),
+    };
+    let mut page = Page::new(name, title, folder.path(), facts);
     page.say(&format!(
-        "{} events of {} users in each round, {} worker(s), from the embedded log. Both sides use the same server, begin with \
-         an empty database of the same schema and end with the same fact rows; the order of the two turns round each time, \
-         with a CHECKPOINT before each. Own CPU is that of this process, the server's not included. \
+        "{} events of {} users in each round, {} worker(s), from {log}. All sides use the same server, begin with \
+         an empty database of the same schema and end with the same fact rows; their order turns round each time, \
+         with a CHECKPOINT before each. Own CPU is that of this process, the server's not included.{bare} \
          Least / **median** / most of {} rounds.",
         options.events, options.users, options.workers, options.rounds
     ));
@@ -105,20 +141,29 @@ pub async fn run(options: &Options) -> anyhow::Result<String> {
     ];
     for (number, (title, mix)) in parts.into_iter().enumerate() {
         let plan = Plan { seed: 1 + number as u64, users: options.users, mix };
-        let log = Log::open(folder.path().join(format!("log-{number}")))?;
-        let (aggregator, copy) = compare(options, &mut databases, plan, log).await.with_context(|| title.to_owned())?;
-        let head = ["", "rows/s", "ratio", "own CPU s per million", "Postgres CPU s per million"];
+        let log = Log::open(options, folder.path(), number).await?;
+        let sides = compare(options, &mut databases, plan, log).await.with_context(|| title.to_owned())?;
+        let head = ["", "rows/s", "of COPY", "own CPU s per million", "Postgres CPU s per million"];
         page.say(&format!("## {title}"));
-        page.table(&[
-            head.map(str::to_owned).to_vec(),
-            copy.row("COPY BINARY, one stream", None),
-            aggregator.row("aggregator", Some(aggregator.rates.ratio_to(&copy.rates))),
-        ]);
+        let mut table = vec![head.map(str::to_owned).to_vec()];
+        let copy = &sides[0].1.rates;
+        for (who, side) in &sides {
+            let (name, ratio) = match who {
+                Who::Copy => ("COPY BINARY, one stream", None),
+                Who::Aggregator => ("aggregator", Some(side.rates.ratio_to(copy))),
+                Who::Loop => ("bare loop", Some(side.rates.ratio_to(copy))),
+            };
+            table.push(side.row(name, ratio));
+        }
+        page.table(&table);
+        if let Some((_, bare)) = sides.iter().find(|(who, _)| *who == Who::Loop) {
+            page.say(&format!("The aggregator's rate to the loop's: {}.", sides[1].1.rates.ratio_to(&bare.rates).spread(2)));
+        }
     }
     page.finish(options.save.as_deref())
 }
 
-async fn compare(options: &Options, databases: &mut Databases, plan: Plan, log: Log) -> anyhow::Result<(Side, Side)> {
+async fn compare(options: &Options, databases: &mut Databases, plan: Plan, log: Log) -> anyhow::Result<Vec<(Who, Side)>> {
     let template = databases.create(None).await?;
     let mut connection = template.connect().await?;
     let expected = fill(&log, plan, options.events, project(&mut connection).await?).await?;
@@ -128,21 +173,26 @@ async fn compare(options: &Options, databases: &mut Databases, plan: Plan, log: 
     sqlx::raw_sql(AssertSqlSafe(format!("TRUNCATE {}", EMPTIED.join(", ")))).execute(&mut connection).await?;
     connection.close().await?;
 
-    let (mut aggregator, mut copy) = (Side::default(), Side::default());
+    let mut sides = vec![(Who::Copy, Side::default()), (Who::Aggregator, Side::default())];
+    if options.brokers().is_some() {
+        sides.push((Who::Loop, Side::default()));
+    }
     for round in 0..options.rounds {
-        for turn in 0..2 {
-            let is_copy = (round + turn) % 2 == 0;
+        let mut turns: Vec<usize> = (0..sides.len()).collect();
+        if round % 2 == 1 {
+            turns.reverse();
+        }
+        for turn in turns {
+            let (who, side) = &mut sides[turn];
             let database = databases.create(Some(&template)).await?;
             databases.settle().await?;
-            let cost = if is_copy {
-                rows.write(databases, &database).await?
-            } else {
-                store(options, databases, &database, &log).await?
+            let cost = match who {
+                Who::Copy => rows.write(databases, &database).await?,
+                Who::Aggregator => store(options, databases, &database, &log).await?,
+                Who::Loop => bare_loop(options, databases, &database, &log).await?,
             };
-            let side = if is_copy { &mut copy } else { &mut aggregator };
             side.push(options.events, &cost);
-            let name = if is_copy { "COPY" } else { "aggregator" };
-            crate::progress(&format!("round {}: {name} took {:.2} s", round + 1, cost.seconds));
+            crate::progress(&format!("round {}: {who:?} took {:.2} s", round + 1, cost.seconds));
             let mut connection = database.connect().await?;
             check(&mut connection, expected).await?;
             connection.close().await?;
@@ -150,7 +200,29 @@ async fn compare(options: &Options, databases: &mut Databases, plan: Plan, log: 
         }
     }
     databases.remove(template).await?;
-    Ok((aggregator, copy))
+    Ok(sides)
+}
+
+#[cfg(feature = "kafka")]
+async fn bare_loop(options: &Options, databases: &Databases, database: &Database, log: &Log) -> anyhow::Result<Cost> {
+    use crate::bare_kafka_loop;
+    let (brokers, topic) = (options.brokers().context("brokers")?, log.topic.as_deref().context("a topic")?);
+    let identity = log.read.identity();
+    let log_id = identity.log_id;
+    bare_kafka_loop::know(log_id, identity.partitions, database).await?;
+    let (own, postgres) = (machine::own_cpu_seconds(), databases.cpu_seconds());
+    let began = Instant::now();
+    bare_kafka_loop::store(brokers, topic, log_id, options.events, database).await?;
+    Ok(Cost {
+        seconds: began.elapsed().as_secs_f64(),
+        own_cpu: machine::own_cpu_seconds() - own,
+        postgres_cpu: databases.cpu_seconds() - postgres,
+    })
+}
+
+#[cfg(not(feature = "kafka"))]
+async fn bare_loop(_: &Options, _: &Databases, _: &Database, _: &Log) -> anyhow::Result<Cost> {
+    bail!("built without Kafka")
 }
 
 /// What a round fills; the catalogue stays.
@@ -181,7 +253,6 @@ async fn check(connection: &mut PgConnection, expected: Counted) -> anyhow::Resu
 
 /// Appends the plan's events as the collector would: admitted by the same rules, encoded by the same code.
 async fn fill(log: &Log, plan: Plan, events: u64, project: Uuid) -> anyhow::Result<Counted> {
-    use eventlog::Append as _;
     let received_at = Micros::now();
     let door = Door {
         project: ProjectId(project),
@@ -202,7 +273,7 @@ async fn fill(log: &Log, plan: Plan, events: u64, project: Uuid) -> anyhow::Resu
         batch.push(Record::encode(&event));
         weight += u128::from(plan.facts(number).weight);
         if batch.len() == 5_000 || number + 1 == events {
-            log.0.append(std::mem::replace(&mut batch, Vec::with_capacity(5_000))).await?;
+            log.append.append(std::mem::replace(&mut batch, Vec::with_capacity(5_000))).await?;
         }
     }
     Ok(Counted { rows: events, weight })
@@ -215,7 +286,7 @@ async fn store(options: &Options, databases: &Databases, database: &Database, lo
     let config = aggregator::Config { workers: options.workers, ..aggregator::Config::new(address, database.url.clone()) };
     let (own, postgres) = (machine::own_cpu_seconds(), databases.cpu_seconds());
     let began = Instant::now();
-    let aggregator = aggregator::Aggregator::start(config, Arc::new(log.clone()), Arc::new(log.0.clone())).await?;
+    let aggregator = aggregator::Aggregator::start(config, Arc::clone(&log.read), Arc::clone(&log.append)).await?;
     let mut last = (0, began);
     while last.0 < options.events {
         tokio::time::sleep(Duration::from_millis(10)).await;
@@ -283,18 +354,34 @@ impl Rows {
     }
 }
 
-/// A filled log that is read again in each round: it keeps what its reader releases.
-#[derive(Clone)]
-struct Log(EmbeddedLog);
+/// A filled log that is read again in each round.
+struct Log {
+    read: Arc<dyn Read>,
+    append: Arc<dyn Append>,
+    /// Over Kafka.
+    topic: Option<String>,
+}
 
 impl Log {
-    fn open(folder: PathBuf) -> anyhow::Result<Self> {
-        Ok(Log(EmbeddedLog::open(&folder, LogOptions::default()).context("the log")?))
+    async fn open(options: &Options, folder: &Path, number: usize) -> anyhow::Result<Self> {
+        #[cfg(feature = "kafka")]
+        if let Some(brokers) = options.brokers() {
+            use eventlog::kafka::{Config, KafkaLog};
+            let topic = format!("bench-copy-{}-{number}", std::process::id());
+            let log = KafkaLog::open(Config { topic: topic.clone(), ..Config::new(brokers) }).await.context("the topic")?;
+            return Ok(Log { read: Arc::new(log.clone()), append: Arc::new(log), topic: Some(topic) });
+        }
+        let _ = options;
+        let log = EmbeddedLog::open(&folder.join(format!("log-{number}")), LogOptions::default()).context("the log")?;
+        Ok(Log { read: Arc::new(Kept(log.clone())), append: Arc::new(log), topic: None })
     }
 }
 
+/// An embedded log that keeps what its reader releases.
+struct Kept(EmbeddedLog);
+
 #[async_trait]
-impl Read for Log {
+impl Read for Kept {
     fn identity(&self) -> LogIdentity {
         self.0.identity()
     }

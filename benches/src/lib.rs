@@ -9,12 +9,14 @@
 //! - [`bare_server`] is the limit of a collector: it reads the same bodies and answers from memory.
 //! - [`bare_kafka_server`] is its limit over Kafka: it appends each event as it came.
 //! - [`door`] compares the collector with them, over the embedded log or over Kafka.
-//! - [`copy`] compares the aggregator with COPY of the same rows into the same tables.
+//! - [`copy`] compares the aggregator with COPY of the same rows into the same tables, and over Kafka with a bare loop.
 //! - [`results`] asks the query service about an experiment, and says where the time goes.
 //! - [`pipeline`] runs all of it in one go, and watches how soon an accepted event can be queried.
 //!
 //! Nothing imports this crate.
 
+#[cfg(feature = "kafka")]
+mod bare_kafka_loop;
 #[cfg(feature = "kafka")]
 pub mod bare_kafka_server;
 pub mod bare_server;

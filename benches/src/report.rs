@@ -98,7 +98,7 @@ fn command() -> String {
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         let name = argument.split('=').next().unwrap_or_default().to_owned();
-        if ["--database-url", "--folder", "--save", "--name"].contains(&name.as_str()) {
+        if ["--database-url", "--folder", "--save", "--name", "--weir"].contains(&name.as_str()) {
             if name == argument {
                 arguments.next();
             }

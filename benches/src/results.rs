@@ -149,8 +149,8 @@ impl Rows {
              INSERT INTO experiments (project_id, id, name, status, started_at)
              SELECT id, '{EXPERIMENT}', 'large', 'running', '2026-01-01' FROM projects;
              INSERT INTO variants (project_id, experiment_id, id, name, is_control, weight)
-             SELECT id, '{EXPERIMENT}', v.id::uuid, v.name, v.name = 'control', 1
-             FROM projects, (VALUES ('{}', 'control'), ('{}', 'treatment')) v (id, name);
+             SELECT p.id, '{EXPERIMENT}', v.id::uuid, v.name, v.name = 'control', 1
+             FROM projects p, (VALUES ('{}', 'control'), ('{}', 'treatment')) v (id, name);
              INSERT INTO metrics (project_id, experiment_id, name, conversion_type, aggregation, role)
              SELECT id, '{EXPERIMENT}', m, 'purchase', m, CASE m WHEN 'conversion_rate' THEN 'primary' ELSE 'secondary' END
              FROM projects, unnest(ARRAY['conversion_rate', 'value_per_user', 'count_per_user']) m",

@@ -97,4 +97,6 @@ codes! {
     NumberOutOfRange = "number_out_of_range",
     /// The whole event is larger than accepted.
     EventTooLarge = "event_too_large",
+    /// One more name of an event than a project may have.
+    CardinalityLimit = "cardinality_limit",
 }

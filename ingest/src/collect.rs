@@ -152,7 +152,8 @@ fn validate(
             .and_then(|mut shaped| {
                 identify_agent(app, admitted, header_agent, &mut shaped);
                 rule(shaped, &door, minter.id(index))
-            });
+            })
+            .and_then(|event| app.keys.names.admit(event).map_err(|fault| vec![fault]));
         match admitted_event {
             Ok(event) => {
                 // Ids that were minted here differ, so only clients' own can repeat.

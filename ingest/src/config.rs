@@ -53,6 +53,8 @@ pub struct Limits {
     pub in_flight_bytes_max: usize,
     /// Events of one request.
     pub events_max: usize,
+    /// Names of conversions and engagement of one project, about: each collector counts by itself what is new.
+    pub event_names_max: usize,
     /// Bytes of a request target.
     pub uri_bytes_max: usize,
     /// Bytes of a request's head.
@@ -86,6 +88,7 @@ impl Default for Limits {
             decoded_bytes_max: 10 * 1024 * 1024,
             in_flight_bytes_max: 256 * 1024 * 1024,
             events_max: 2_500,
+            event_names_max: 2_000,
             uri_bytes_max: 4 * 1024,
             head_bytes_max: 16 * 1024,
             headers_max: 64,

@@ -17,6 +17,7 @@ use subtle::ConstantTimeEq as _;
 use tokio::sync::{Notify, watch};
 
 use crate::metrics::Metrics;
+use crate::names::Names;
 use limiter::Limiter;
 pub(crate) use refresh::refresh;
 
@@ -103,15 +104,17 @@ pub(crate) struct Keys {
     /// Asks for a reading before the next is due.
     wanted: Notify,
     any_key: bool,
+    /// Names of events, which are read when the keys are for the first time.
+    pub(crate) names: Names,
     /// Where the keys are kept for a start without Postgres.
     file: Option<PathBuf>,
 }
 
 impl Keys {
     /// Makes the cache, filled from `keys.json` if there is one.
-    pub(crate) fn new(any_key: bool, file: Option<PathBuf>) -> Self {
+    pub(crate) fn new(any_key: bool, file: Option<PathBuf>, names: Names) -> Self {
         let snapshot = file.as_deref().and_then(stored::load).map(Arc::new);
-        Keys { snapshot: RwLock::new(snapshot), readings: watch::Sender::new(None), wanted: Notify::new(), any_key, file }
+        Keys { snapshot: RwLock::new(snapshot), readings: watch::Sender::new(None), wanted: Notify::new(), any_key, names, file }
     }
 
     /// Returns the present keys, none if they were never loaded.
@@ -211,7 +214,7 @@ mod tests {
 
     /// A cache that holds `known`, and `old` until 10.
     fn filled(any_key: bool) -> Keys {
-        let keys = Keys::new(any_key, None);
+        let keys = Keys::new(any_key, None, Names::new(9));
         let mut snapshot = Snapshot { default: Some(access(None)), ..Snapshot::default() };
         snapshot.insert(digest("known"), access(None));
         snapshot.insert(digest("old"), access(Some(Micros(10))));
@@ -271,7 +274,7 @@ mod tests {
     #[tokio::test]
     async fn any_key_is_the_default_projects() {
         check(&filled(true), "whatever", 0, "access").await;
-        assert_eq!(Keys::new(true, None).ready(), Err("the keys were never read from Postgres"));
+        assert_eq!(Keys::new(true, None, Names::new(9)).ready(), Err("the keys were never read from Postgres"));
         let keys = filled(true);
         assert_eq!(keys.ready(), Ok(()));
         keys.replace(Snapshot::default());

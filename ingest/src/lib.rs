@@ -15,6 +15,7 @@ mod collect;
 mod config;
 mod keys;
 mod metrics;
+mod names;
 mod request;
 mod respond;
 mod route;
@@ -81,7 +82,7 @@ impl Collector {
         }
 
         let file = (!data_dir.as_os_str().is_empty()).then(|| data_dir.join("keys.json"));
-        let keys = Arc::new(keys::Keys::new(any_key, file));
+        let keys = Arc::new(keys::Keys::new(any_key, file, names::Names::new(limits.event_names_max)));
         let metrics = Arc::new(metrics::Metrics::new());
         let permits = Arc::new(Semaphore::new(limits.connections_max as usize));
         let app = Arc::new(App {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use events::ProjectId;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{Connection as _, Row as _};
 
@@ -32,15 +33,30 @@ SELECT id AS project_id, unit = 'device' AS by_device, conversion_events FROM pr
 const HORIZON: &str = "\
 SELECT CASE WHEN isfinite(until) THEN (extract(epoch FROM until) * 1000000)::bigint END AS until FROM horizon";
 
+/// Enough to fill the limit of many projects.
+const NAMES: &str = "\
+SELECT DISTINCT project_id, event FROM daily_rollups WHERE kind IN ('conversion', 'engagement') LIMIT 1000000";
+
 /// Reads the keys every few seconds, and when a request asks for it. Runs until it is aborted.
 pub(crate) async fn refresh(keys: Arc<Keys>, options: PgConnectOptions, metrics: Arc<Metrics>) {
     let mut connection = None;
     let mut back_off = BACK_OFF.0;
     let mut kept = None;
     let mut was_up = None;
+    let mut has_names = false;
     loop {
         let started = Instant::now();
-        let result = read(&mut connection, &options).await;
+        let mut result = read(&mut connection, &options).await;
+        if !has_names
+            && result.is_ok()
+            && let Some(connection) = &mut connection
+        {
+            match names(connection).await {
+                Ok(names) => keys.names.know(names),
+                Err(error) => result = Err(error),
+            }
+            has_names = result.is_ok();
+        }
         let succeeded = result.is_ok();
         match result {
             Ok(stored) => {
@@ -117,6 +133,12 @@ async fn read(connection: &mut Option<PgConnection>, options: &PgConnectOptions)
         Ok(Stored::new(keys, default, horizon))
     };
     tokio::time::timeout(ANSWER_MAX, reading).await.unwrap_or(Err(ReadError::Timeout))
+}
+
+async fn names(connection: &mut PgConnection) -> Result<Vec<(ProjectId, String)>, ReadError> {
+    let rows = tokio::time::timeout(ANSWER_MAX, sqlx::query(NAMES).fetch_all(connection)).await.map_err(|_| ReadError::Timeout)??;
+    let name = |row: &sqlx::postgres::PgRow| Ok((ProjectId(row.try_get("project_id")?), row.try_get("event")?));
+    rows.iter().map(name).collect()
 }
 
 fn project(row: &sqlx::postgres::PgRow) -> Result<Project, sqlx::Error> {

@@ -137,3 +137,17 @@ async fn rates_of_a_key() {
     assert_eq!(service.post(&batch(120, 0)).await.status, 200);
     assert_eq!(service.counter("weir_collector_events_deferred_total").await, 1);
 }
+
+#[tokio::test]
+async fn names_of_events() {
+    let service = Service::with(|limits| limits.event_names_max = 3).await;
+    let event = |kind: &str, name: &str| format!(r#"{{"type":"{kind}","name":"{name}","user_id":"u"}}"#);
+    let batch = ["a", "b", "a", "c", "d", "e"].map(|name| event("engagement", name)).join(",");
+    let (accepted, _, rejected) = service.post(&format!("[{batch}]")).await.native();
+    let rejected: Vec<_> = rejected.iter().map(|(index, code, field)| format!("{index} {code} {field}")).collect();
+    assert_eq!((accepted, rejected), (4, vec!["4 cardinality_limit name".to_owned(), "5 cardinality_limit name".to_owned()]));
+    // Names that are there go on, in any kind; a fixed list needs no limit.
+    let batch = [event("conversion", "c"), event("conversion", "f"), event("campaign_event", "click")].join(",");
+    let (accepted, _, rejected) = service.post(&format!("[{batch}]")).await.native();
+    assert_eq!((accepted, rejected.len()), (2, 1));
+}

@@ -200,6 +200,21 @@ async fn rows_of_all_kinds_and_formats_arrive() {
     database.until("SELECT count(*) FROM conversions WHERE conversion_type = 'signup'", 2, IMPORT_MAX).await;
     assert_eq!(database.number("SELECT count(*) FROM conversions WHERE metadata->'plan'->>'name' = 'pro'").await, 1);
 
+    // An answer in Parquet is a file to import.
+    let select = "SELECT 'conversion' AS type, external_id AS user_id, event_time AS timestamp, 'copied' AS name, \
+                  CAST('12.50' AS DECIMAL(20, 6)) AS value, 'EUR' AS currency \
+                  FROM events WHERE event = 'signup'";
+    let mut command = weir();
+    command.args(["sql", select, "--format", "parquet", "--data"]).arg(folder.path());
+    let answer = run(command, IMPORT_MAX).await;
+    assert!(answer.status.success(), "{}", String::from_utf8_lossy(&answer.stderr));
+    let file = folder.path().join("copied.parquet");
+    std::fs::write(&file, &answer.stdout).expect("written");
+    import(&folder, &file, &[]).await.expect(0, &["2", "2", "0", "0"]);
+    let copied = "SELECT count(*) FROM conversions c JOIN conversions s USING (user_id, event_time) \
+                  WHERE c.conversion_type = 'copied' AND s.conversion_type = 'signup' AND c.conversion_value = 12.5";
+    database.until(copied, 2, IMPORT_MAX).await;
+
     // Tables as an experiment platform keeps them.
     let (id, user) = ("6ba7b812-9dad-11d1-80b4-00c04fd430c8", "6ba7b812-9dad-11d1-80b4-00c04fd430c9");
     let table = format!(
