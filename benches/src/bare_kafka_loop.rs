@@ -98,8 +98,7 @@ async fn commit(connection: &mut PgConnection, log_id: Uuid, batch: Batch) -> an
     for ((table, more), mut rows) in TABLES.iter().zip(batch.rows) {
         if rows.len() > HEADER.len() + 8 {
             rows.extend_from_slice(&(-1i16).to_be_bytes());
-            let mut copy =
-                transaction.copy_in_raw(&format!("COPY {table} ({COLUMNS}{more}) FROM STDIN (FORMAT BINARY)")).await?;
+            let mut copy = transaction.copy_in_raw(&format!("COPY {table} ({COLUMNS}{more}) FROM STDIN (FORMAT BINARY)")).await?;
             copy.send(rows).await?;
             copy.finish().await?;
         }

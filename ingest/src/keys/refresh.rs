@@ -136,7 +136,8 @@ async fn read(connection: &mut Option<PgConnection>, options: &PgConnectOptions)
 }
 
 async fn names(connection: &mut PgConnection) -> Result<Vec<(ProjectId, String)>, ReadError> {
-    let rows = tokio::time::timeout(ANSWER_MAX, sqlx::query(NAMES).fetch_all(connection)).await.map_err(|_| ReadError::Timeout)??;
+    let rows =
+        tokio::time::timeout(ANSWER_MAX, sqlx::query(NAMES).fetch_all(connection)).await.map_err(|_| ReadError::Timeout)??;
     let name = |row: &sqlx::postgres::PgRow| Ok((ProjectId(row.try_get("project_id")?), row.try_get("event")?));
     rows.iter().map(name).collect()
 }

@@ -141,7 +141,7 @@ async fn rates_of_a_key() {
 #[tokio::test]
 async fn names_of_events() {
     let service = Service::with(|limits| limits.event_names_max = 3).await;
-    let event = |kind: &str, name: &str| format!(r#"{{"type":"{kind}","name":"{name}","user_id":"u"}}"#);
+    let event = |kind: &str, name: &str| format!(r#"{{"type":"{kind}","name":"{name}","user_id":"u","campaign":"c"}}"#);
     let batch = ["a", "b", "a", "c", "d", "e"].map(|name| event("engagement", name)).join(",");
     let (accepted, _, rejected) = service.post(&format!("[{batch}]")).await.native();
     let rejected: Vec<_> = rejected.iter().map(|(index, code, field)| format!("{index} {code} {field}")).collect();

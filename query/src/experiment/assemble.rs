@@ -99,11 +99,8 @@ pub fn answer(known: Known, image: &Image, request: &Request) -> Result<Results,
     let own_currency = std::mem::replace(&mut experiment.currency, currency.clone());
     let metrics = measure::chosen(configured, &people, &mut warnings);
     let metrics = asked_for(metrics, request)?;
-    let measured: Vec<Measured> = metrics
-        .into_iter()
-        .map(|metric| measure::measure(&people, metric, number, experiment.conversion_window_days, request.cap))
-        .collect::<Result<_, _>>()
-        .map_err(overflow)?;
+    let measured =
+        measure::measure_all(&people, metrics, number, experiment.conversion_window_days, request.cap).map_err(overflow)?;
     let split = request.dimension.map(|_| measure::split(&people));
 
     let counted: u64 = image.users.impressions.iter().map(|seen| u64::try_from(*seen).unwrap_or(0)).sum();
@@ -352,7 +349,8 @@ impl Shown<'_> {
         dimension: Option<breakdown::Dimensioned>,
     ) -> Result<Metric, Overflow> {
         let (setting, configured) = (self.setting, &metric.configured);
-        let raw = sums(&metric.entries, &[], &metric.slots, None)?;
+        let uncut = metric.cap.map(|_| sums(&metric.entries, &[], &metric.slots, None)).transpose()?;
+        let raw = uncut.as_ref().unwrap_or(&metric.sums);
         let best = best(configured, &prepared.sampled);
         let mut comparisons: Vec<Comparison> = Vec::with_capacity(prepared.compared.len());
         for (compared, decisive) in prepared.compared.iter().zip(decisive) {

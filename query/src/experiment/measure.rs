@@ -1,7 +1,7 @@
 //! What each metric comes to: users' sums, the cap, the sums of the variants; and the values of a dimension.
 
 use std::collections::HashMap;
-use std::rc::Rc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::catalogue::{Aggregation, Configured, default_metrics};
 use super::image::Image;
@@ -17,6 +17,9 @@ const CONVERSION_NAMES_MAX: usize = 50;
 /// Values of a dimension that are shown by themselves, at most.
 const VALUES_MAX: usize = 20;
 
+/// Conversions below which a thread costs more than it brings.
+const ROWS_PER_THREAD_MIN: usize = 10_000;
+
 /// One metric, measured.
 #[derive(Debug)]
 pub struct Measured {
@@ -31,7 +34,7 @@ pub struct Measured {
     /// What sums are cut at.
     pub cap: Option<AppliedCap>,
     /// Who counts, in which variant.
-    pub slots: Rc<Slots>,
+    pub slots: Arc<Slots>,
     /// By variant.
     pub sums: Vec<Sums>,
 }
@@ -43,6 +46,40 @@ pub struct AppliedCap {
     pub amount: i128,
     /// The percentile it comes from, in ten-thousandths of a percent; none if it was set.
     pub percentile: Option<u32>,
+}
+
+/// Measures metrics over the people asked for, on as many threads as there are processors: this is where all users' rows are
+/// gone through.
+/// # Errors
+/// [`Overflow`].
+pub fn measure_all(
+    people: &People<'_>,
+    metrics: Vec<Configured>,
+    currency: Option<u32>,
+    window_days: i32,
+    rule: CapRule,
+) -> Result<Vec<Measured>, Overflow> {
+    let one = |metric| measure(people, metric, currency, window_days, rule);
+    if people.image.after.all().len() < ROWS_PER_THREAD_MIN {
+        return metrics.into_iter().map(one).collect();
+    }
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let count = metrics.len();
+    let waiting = Mutex::new(metrics.into_iter().enumerate());
+    let done = Mutex::new(Vec::with_capacity(count));
+    std::thread::scope(|scope| {
+        for _ in 0..threads.min(count) {
+            scope.spawn(|| {
+                while let Some((place, metric)) = { waiting.lock().unwrap_or_else(PoisonError::into_inner).next() } {
+                    let measured = one(metric);
+                    done.lock().unwrap_or_else(PoisonError::into_inner).push((place, measured));
+                }
+            });
+        }
+    });
+    let mut done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
+    done.sort_by_key(|(place, _)| *place);
+    done.into_iter().map(|(_, measured)| measured).collect()
 }
 
 /// Measures one metric over the people asked for.

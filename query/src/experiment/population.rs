@@ -1,8 +1,7 @@
 //! Who is counted, in which variant, and when "now" is.
 
-use std::cell::RefCell;
 use std::collections::HashMap;
-use std::rc::Rc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use uuid::Uuid;
 
@@ -28,7 +27,7 @@ pub struct People<'a> {
     /// Users who saw several variants.
     mixed: u64,
     /// Slots that were asked for: most metrics ask for the same.
-    found: RefCell<HashMap<(PopulationRule, Windows, i64), Rc<Slots>>>,
+    found: Mutex<HashMap<(PopulationRule, Windows, i64), Arc<Slots>>>,
 }
 
 impl<'a> People<'a> {
@@ -40,28 +39,30 @@ impl<'a> People<'a> {
     /// Does the same by its parts.
     pub fn by(image: &'a Image, arms: usize, now: i64, (rule, windows): (PopulationRule, Windows), window_us: i64) -> Self {
         let mixed = image.users.is_mixed.iter().filter(|is_mixed| **is_mixed).count() as u64;
-        People { image, arms, now, rule, windows, window_us, mixed, found: RefCell::default() }
+        People { image, arms, now, rule, windows, window_us, mixed, found: Mutex::default() }
     }
 
     /// Puts users into their variants, for a metric with this window.
-    pub fn slots(&self, window_us: i64) -> Rc<Slots> {
+    pub fn slots(&self, window_us: i64) -> Arc<Slots> {
         self.slots_by(self.rule, self.windows, window_us)
     }
 
     /// Does the same under other rules.
-    pub fn slots_by(&self, rule: PopulationRule, windows: Windows, window_us: i64) -> Rc<Slots> {
+    pub fn slots_by(&self, rule: PopulationRule, windows: Windows, window_us: i64) -> Arc<Slots> {
         // Windows that need not be over are all alike.
         let key = (rule, windows, if windows == Windows::All { 0 } else { window_us });
-        if let Some(found) = self.found.borrow().get(&key) {
+        // Held while they are made: another metric most likely wants the same.
+        let mut slots = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(found) = slots.get(&key) {
             return found.clone();
         }
         let users = &self.image.users;
-        let found = Rc::new(Slots::new(users.len(), self.arms, |user| {
+        let found = Arc::new(Slots::new(users.len(), self.arms, |user| {
             let is_out = rule == PopulationRule::ExcludeMulti && users.is_mixed[user];
             let is_young = windows == Windows::Complete && !self.is_mature(user, window_us);
             (!is_out && !is_young).then_some(users.arms[user] as usize)
         }));
-        self.found.borrow_mut().insert(key, found.clone());
+        slots.insert(key, found.clone());
         found
     }
 

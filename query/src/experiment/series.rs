@@ -7,7 +7,7 @@ use super::catalogue::{Aggregation, Denominator};
 use super::image::{DAY_US, Image};
 use super::measure::Measured;
 use super::sums::{Counted, Slots, Sums};
-use crate::statistics::moments::{Moments, Overflow};
+use crate::statistics::moments::{Moments, Overflow, product};
 use arrow::datatypes::i256;
 use chrono::DateTime;
 
@@ -29,9 +29,11 @@ impl Days {
         let belongs = |user: &usize| slots.of(*user as u32).is_some();
         let (mut first, mut last) = (i64::MAX, i64::MIN);
         for user in (0..image.users.len()).filter(belongs) {
-            let exposed = image.users.exposed[user];
-            first = first.min(exposed);
-            last = last.max(image.after.of(user).last().map_or(exposed, |row| row.time));
+            first = first.min(image.users.exposed[user]);
+            last = last.max(image.users.exposed[user]);
+        }
+        for user in image.after.filled().iter().map(|user| *user as usize).filter(belongs) {
+            last = last.max(image.after.of(user).last().map_or(last, |row| row.time));
         }
         if first > last {
             return None;
@@ -171,9 +173,8 @@ fn moved(sum: i256, from: (i128, i128), to: (i128, i128)) -> Result<i256, Overfl
     if from == to {
         return Ok(sum);
     }
-    let product = |(a, b): (i128, i128)| i256::from_i128(a).checked_mul(i256::from_i128(b)).ok_or(Overflow);
-    let less = product(from)?;
-    sum.checked_add(product(to)?).and_then(|sum| sum.checked_sub(less)).ok_or(Overflow)
+    let less = product(from.0, from.1)?;
+    sum.checked_add(product(to.0, to.1)?).and_then(|sum| sum.checked_sub(less)).ok_or(Overflow)
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use arrow::datatypes::i256;
 
 use super::catalogue::{Aggregation, Amount, Configured, Denominator};
 use super::image::{DAY_US, Image, Row};
-use crate::statistics::moments::{Moments, Overflow};
+use crate::statistics::moments::{Moments, Overflow, product};
 
 /// Sums that are not 0 from which on a percentile near 100 means something: below, it would only shave the largest one.
 pub const CAP_SUMS_MIN: usize = 1_000;
@@ -170,9 +170,10 @@ impl Counted {
         let entry = |user: usize| self.entry(image, user, image.after.of(user), Some(image.users.exposed[user])).transpose();
         // Everybody has impressions, conversions few.
         if matches!(self.aggregation, Aggregation::Ratio(_, Denominator::Impressions)) {
-            return (0..image.users.len()).filter_map(entry).collect();
+            return gathered(image.users.len(), (0..image.users.len()).filter_map(entry));
         }
-        image.after.filled().iter().filter_map(|user| entry(*user as usize)).collect()
+        let filled = image.after.filled();
+        gathered(filled.len(), filled.iter().filter_map(|user| entry(*user as usize)))
     }
 
     /// Returns the sums of the days before the first exposure, as covariate.
@@ -180,8 +181,17 @@ impl Counted {
     /// [`Overflow`].
     pub fn before(&self, image: &Image) -> Result<Vec<Entry>, Overflow> {
         let entry = |user: &u32| self.entry(image, *user as usize, image.before.of(*user as usize), None).transpose();
-        image.before.filled().iter().filter_map(entry).collect()
+        gathered(image.before.filled().len(), image.before.filled().iter().filter_map(entry))
     }
+}
+
+/// Gathers at most `count` entries without growing on the way.
+fn gathered(count: usize, entries: impl Iterator<Item = Result<Entry, Overflow>>) -> Result<Vec<Entry>, Overflow> {
+    let mut gathered = Vec::with_capacity(count);
+    for entry in entries {
+        gathered.push(entry?);
+    }
+    Ok(gathered)
 }
 
 /// What the users of one slot did, of one metric. Users without an entry are among them, with zeros.
@@ -219,10 +229,6 @@ impl Sums {
             amount_before: i256::ZERO,
         }
     }
-}
-
-fn product(a: i128, b: i128) -> Result<i256, Overflow> {
-    i256::from_i128(a).checked_mul(i256::from_i128(b)).ok_or(Overflow)
 }
 
 /// Adds one user's value to moments whose number of users is already right.
