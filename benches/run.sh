@@ -1,6 +1,6 @@
 #!/bin/sh
 # Measures and keeps the pages in benches/runs: `benches/run.sh` all of it, `benches/run.sh door copy` only these; of door, door-kafka, copy,
-# copy-kafka, pipeline-20k, pipeline-60k, pipeline-closed, results. Wants a machine with nothing else to do, and about a quarter of an hour.
+# copy-kafka, pipeline-20k, pipeline-60k, pipeline-closed, results. Wants a machine with nothing else to do, and about half an hour after the build.
 # DATABASE_URL: a server whose user may make databases and run CHECKPOINT. Without it a private one is started from the
 # installed binaries, with fsync on, as a server in earnest has it.
 # PROFILE: of cargo; release if not given.
@@ -17,7 +17,11 @@ finish() {
 trap finish EXIT
 trap 'exit 1' INT TERM
 
-cargo build --profile "$profile" -p benches
+[ $# -gt 0 ] || set -- door door-kafka copy copy-kafka pipeline-20k pipeline-60k pipeline-closed results
+# The program itself holds the query engine: the first build of it takes half an hour on two cores.
+case " $* " in *" results "*) packages="-p benches -p weir" ;; *) packages="-p benches" ;; esac
+# shellcheck disable=SC2086 # words
+cargo build --profile "$profile" $packages
 benches=${CARGO_TARGET_DIR:-target}/$profile/benches
 
 if [ -z "${DATABASE_URL:-}" ]; then
@@ -45,7 +49,6 @@ if [ -z "${DATABASE_URL:-}" ]; then
 fi
 
 mkdir "$folder/files"
-[ $# -gt 0 ] || set -- door door-kafka copy copy-kafka pipeline-20k pipeline-60k pipeline-closed results
 for what; do
     case $what in
     door | copy) set -- "$what" ;;
@@ -58,10 +61,7 @@ for what; do
     pipeline-20k) set -- pipeline --name "$what" --rate 20000 ;;
     pipeline-60k) set -- pipeline --name "$what" --rate 60000 ;;
     pipeline-closed) set -- pipeline --name "$what" --rate 0 --seconds 10 ;;
-    results)
-        cargo build --profile "$profile" -p weir
-        set -- results --weir "${CARGO_TARGET_DIR:-target}/$profile/weir"
-        ;;
+    results) set -- results --weir "${benches%/benches}/weir" ;;
     *)
         echo "found $what; see the head of this file for what is accepted" >&2
         exit 2

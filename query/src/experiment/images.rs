@@ -68,7 +68,7 @@ enum Way {
 }
 
 impl Kept {
-    /// Returns the image of a snapshot, which must not be older than the one before. If it fails, nothing is changed.
+    /// Returns the image of a snapshot, which must not be older than the one before. What fails leaves nothing behind that is not of its moment.
     /// # Errors
     /// [`Refusal`].
     pub(crate) async fn follow(

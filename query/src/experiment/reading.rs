@@ -190,7 +190,7 @@ impl Reading<'_> {
     }
 
     fn until(&self, column: &str) -> String {
-        self.question.until.map(|until| format!(" AND {column} <= {}", moment(until))).unwrap_or_default()
+        self.question.until.map(|until| format!(" AND {column} <= {}", time_literal(until))).unwrap_or_default()
     }
 
     fn after_sql(&self) -> String {
@@ -209,8 +209,8 @@ impl Reading<'_> {
              FROM earlier e JOIN users u ON e.user_key = u.user_key
              WHERE e.time >= {} AND e.time < {}
                AND e.time >= u.exposed - INTERVAL '{} hours' AND e.time < u.exposed",
-            moment(first - COVARIATE_DAYS * DAY_US),
-            moment(*last),
+            time_literal(first - COVARIATE_DAYS * DAY_US),
+            time_literal(*last),
             COVARIATE_DAYS * 24,
         ))
     }
@@ -340,8 +340,8 @@ impl Reading<'_> {
     }
 }
 
-/// Writes a moment as SQL of DataFusion, which folds it into a literal that Postgres is given too.
-pub fn moment(us: i64) -> String {
+/// Writes a time as SQL of DataFusion, which folds it into a literal that Postgres is given too.
+pub fn time_literal(us: i64) -> String {
     format!("arrow_cast({us}, 'Timestamp(Microsecond, Some(\"UTC\"))')")
 }
 

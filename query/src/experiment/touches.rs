@@ -10,7 +10,7 @@ use datafusion::common::DataFusionError;
 use uuid::Uuid;
 
 use super::image::Image;
-use super::reading::{Reading, moment};
+use super::reading::{Reading, time_literal};
 use crate::copy::Kind;
 use crate::tables::USER_KEY;
 
@@ -54,7 +54,7 @@ pub(super) async fn read(reading: &Reading<'_>, image: &Image) -> Result<Touches
     }
     let (from, to) = reading.question.runs;
     for (bound, operator) in [(from, ">="), (to, "<")] {
-        sql.extend(bound.map(|bound| format!(" AND time {operator} {}", moment(bound))));
+        sql.extend(bound.map(|bound| format!(" AND time {operator} {}", time_literal(bound))));
     }
     let mut touches = Touches::new();
     for batch in reading.collect(&sql).await? {
