@@ -169,7 +169,7 @@ fn steps() -> Vec<Vec<Value>> {
         json!({"type": "conversion", "user_id": format!("user-{user}"), "name": name, "value": value.to_string(),
                "currency": currency, "timestamp": at(minutes)})
     };
-    let arm = |user: usize| if user % 2 == 0 { "control" } else { "b" };
+    let arm = |user: usize| if user.is_multiple_of(2) { "control" } else { "b" };
     let first = (0..300)
         .flat_map(|user| {
             let mut events = vec![seen(user, arm(user), ["DE", "AT"][user / 2 % 2], 1_000 + user as i64)];
