@@ -9,6 +9,7 @@ mod catalogue;
 mod commit;
 mod config;
 mod database;
+mod lag;
 mod lease;
 mod maintain;
 mod metrics;
@@ -96,17 +97,20 @@ impl Aggregator {
         let (stop, stopped) = watch::channel(false);
         let mut tasks = JoinSet::new();
         let held = lease::keep(&mut tasks, &config, Arc::clone(&read), Arc::clone(&status), stopped.clone());
+        let stored = Arc::new(lag::Stored::default());
         for number in 0..config.workers {
             let worker = run::Worker {
                 number,
                 config: config.clone(),
                 log: Arc::clone(&read),
                 held: held.clone(),
+                stored: Arc::clone(&stored),
                 metrics: Arc::clone(&metrics),
                 status: Arc::clone(&status),
             };
             tasks.spawn(worker.run(stopped.clone()));
         }
+        tasks.spawn(lag::show(read, held, stored, metrics, stopped.clone()));
         tasks.spawn(maintain::run(config, append, stopped.clone()));
         tasks.spawn(page.serve(stopped));
         Ok(Aggregator { address, stop, tasks })

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use crate::batch::Batch;
 use crate::commit::{self, CommitError, Memory, Stored};
 use crate::config::Config;
+use crate::lag;
 use crate::lease::{self, Held};
 use crate::metrics::Metrics;
 use crate::status::{Halt, Status};
@@ -25,6 +26,7 @@ pub(crate) struct Worker {
     pub config: Config,
     pub log: Arc<dyn Read>,
     pub held: watch::Receiver<Held>,
+    pub stored: Arc<lag::Stored>,
     pub metrics: Arc<Metrics>,
     pub status: Arc<Status>,
 }
@@ -113,6 +115,7 @@ impl Worker {
                 continue; // lost again; the keeper will tell
             }
             let checkpoint = checkpoint::read(connection, log_id, partition).await?;
+            self.stored.up_to(partition, checkpoint.next_offset);
             match self.compare(partition, checkpoint).await {
                 Ok(None) => {
                     positions.insert(partition, Position { epoch, next: checkpoint.next_offset });
@@ -217,9 +220,7 @@ impl Worker {
     async fn acknowledge(&self, batch: &Batch, stored: &Stored, took: Duration) {
         for slice in &batch.slices {
             self.log.release(slice.partition, slice.to).await;
-            if let Ok(offsets) = self.log.offsets(slice.partition).await {
-                self.metrics.lag(slice.partition, offsets.end.saturating_sub(slice.to));
-            }
+            self.stored.up_to(slice.partition, slice.to);
         }
         self.metrics.read.increment(batch.len() as u64);
         self.metrics.duplicates.increment(stored.duplicates);

@@ -17,6 +17,7 @@ pub mod image;
 pub mod images;
 pub mod looks;
 pub mod measure;
+pub mod parallel;
 pub mod plain;
 pub mod population;
 pub mod reading;

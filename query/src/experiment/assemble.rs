@@ -11,6 +11,7 @@ use super::health;
 use super::image::{DAY_US, Image};
 use super::looks::{Plan, default_analysis};
 use super::measure::{self, Measured, Split};
+use super::parallel;
 use super::population::{People, count, ids};
 use super::sample::{Sampled, one, sampled, shown};
 use super::series;
@@ -111,7 +112,7 @@ pub fn answer(known: Known, image: &Image, request: &Request) -> Result<Results,
     let analysis = request.analysis.unwrap_or_else(|| default_analysis(&experiment));
     let status = status(&experiment, &variants, &population, analysis, &mut warnings);
     let (weights, _) = health::weights(&variants);
-    let plan = Plan::new(&experiment, analysis, weights, image, &slots, now, request.as_of.is_none());
+    let plan = Plan::new(&experiment, analysis, weights, &people, request.as_of.is_none());
     let begun = experiment.started_us.max(people.first_exposure()).or(people.first_exposure());
     let days = begun.map_or(0.0, |begun| (now.min(experiment.ended_us.unwrap_or(now)) - begun).max(0) as f64 / DAY_US as f64);
     let setting = Setting {
@@ -127,14 +128,19 @@ pub fn answer(known: Known, image: &Image, request: &Request) -> Result<Results,
         pace: (slots.total(), if days >= 1.0 { days } else { 0.0 }),
     };
     let shown = Shown { setting: &setting, people: &people, split: split.as_ref() };
-    let metrics = if status == "not_started" { Vec::new() } else { shown.metrics(&measured).map_err(overflow)? };
-    let health = health::check(&people, &experiment, &variants, &measured, split.as_ref(), &population.excluded, &mut warnings);
-    let has_control = status == "ok";
-    let decision = has_control.then(|| rules::decision(&setting, &health, &metrics));
-    let attribution = (population.exposed_users > 0)
-        .then(|| credit::attribution(&experiment, &ids(&variants), image, (currency.as_deref(), number), &slots))
-        .transpose()
-        .map_err(overflow)?;
+    let (metrics, (health, attribution)) = parallel::both(
+        image.after.all().len(),
+        || if status == "not_started" { Ok(Vec::new()) } else { shown.metrics(&measured) },
+        || {
+            let excluded = &population.excluded;
+            let health = health::check(&people, &experiment, &variants, &measured, split.as_ref(), excluded, &mut warnings);
+            let attribution = (population.exposed_users > 0)
+                .then(|| credit::attribution(&experiment, &ids(&variants), image, (currency.as_deref(), number), &slots));
+            (health, attribution.transpose())
+        },
+    );
+    let (metrics, attribution) = (metrics.map_err(overflow)?, attribution.map_err(overflow)?);
+    let decision = (status == "ok").then(|| rules::decision(&setting, &health, &metrics));
     let request_settings = echoed(request, analysis);
     let settings_hash = hashed(&experiment, own_currency, &variants, &metrics, &request_settings)?;
     Ok(Results {
@@ -302,7 +308,9 @@ impl Shown<'_> {
 
     /// Shows all metrics: each prepared by itself, then all goals decided as one family.
     fn metrics(&self, measured: &[Measured]) -> Result<Vec<Metric>, Overflow> {
-        let prepared: Vec<Prepared> = measured.iter().map(|metric| self.prepare(metric)).collect::<Result<_, _>>()?;
+        let rows = self.people.image.after.all().len();
+        let prepared = parallel::map(measured.iter().collect(), rows, |metric| self.prepare(metric));
+        let prepared: Vec<Prepared> = prepared.into_iter().collect::<Result<_, _>>()?;
         let family: Vec<(&Configured, &Compared)> = measured
             .iter()
             .zip(&prepared)
@@ -314,13 +322,18 @@ impl Shown<'_> {
             None => measured.iter().map(|_| None).collect::<Vec<_>>(),
         }
         .into_iter();
-        let mut shown = Vec::with_capacity(measured.len());
-        for (metric, prepared) in measured.iter().zip(&prepared) {
-            let decisive: Vec<Decisive> = decided.by_ref().take(prepared.compared.len()).collect();
-            let dimension = dimensions.next().flatten();
-            shown.push(self.metric(metric, prepared, &decisive, dimension)?);
-        }
-        Ok(shown)
+        let parts: Vec<_> = measured
+            .iter()
+            .zip(&prepared)
+            .map(|(metric, prepared)| {
+                let decisive: Vec<Decisive> = decided.by_ref().take(prepared.compared.len()).collect();
+                (metric, prepared, decisive, dimensions.next().flatten())
+            })
+            .collect();
+        let shown = parallel::map(parts, rows, |(metric, prepared, decisive, dimension)| {
+            self.metric(metric, prepared, &decisive, dimension)
+        });
+        shown.into_iter().collect()
     }
 
     fn prepare(&self, metric: &Measured) -> Result<Prepared, Overflow> {
@@ -330,7 +343,7 @@ impl Shown<'_> {
         let days = self.setting.plan.days;
         let needs_days = self.setting.request.has_series || self.setting.plan.analysis == Analysis::GroupSequential;
         let series = match days.filter(|_| needs_days) {
-            Some(days) => series::of_metric(metric, self.people.image, days, cap)?,
+            Some(days) => series::of_metric(metric, self.people, days, cap)?,
             None => None,
         };
         for found in &mut compared {

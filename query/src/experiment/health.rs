@@ -3,7 +3,6 @@
 use super::image::DAY_US;
 use super::measure::{Measured, Split};
 use super::population::People;
-use super::series::{self, Days};
 use super::settings::{PopulationRule, Windows};
 use super::sums::{Slots, outlier_share};
 use crate::answer::health::{Check, Health, Level, SrmOfValue};
@@ -90,7 +89,7 @@ fn srm(people: &People<'_>, variants: &[Variant], slots: &Slots, split: Option<&
         level = level.max(bounded(srm_level(&all, all.p_value)).min(Level::Warn));
         with_multi = all.p_value.zip(all.log10_p);
     }
-    let sequential = sequential_log10_p(people, slots, &weights);
+    let sequential = sequential_log10_p(people, &weights);
     if sequential.is_some_and(|log10| log10 < SRM_FAIL_BELOW.log10()) {
         level = level.max(Level::Warn);
     }
@@ -120,9 +119,8 @@ fn srm(people: &People<'_>, variants: &[Variant], slots: &Slots, split: Option<&
 
 /// Returns the decimal logarithm of the p-value that holds under daily looks; `None` without users, or where a variant of
 /// weight 0 has some, which needs no test.
-fn sequential_log10_p(people: &People<'_>, slots: &Slots, weights: &[f64]) -> Option<f64> {
-    let days = Days::of(people.image, slots)?;
-    let mut by_day = series::users(people.image, slots, days);
+fn sequential_log10_p(people: &People<'_>, weights: &[f64]) -> Option<f64> {
+    let mut by_day = people.users_by_day(people.window_us).to_vec();
     for day in (1..by_day.len()).rev() {
         let (earlier, today) = by_day.split_at_mut(day);
         today[0].iter_mut().zip(&earlier[day - 1]).for_each(|(today, before)| *today -= before);

@@ -1,13 +1,13 @@
 //! Looks on the way: which of them are allowed for, and what an effect has to reach at each.
 
-use std::cell::RefCell;
 use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::headline::{Headline, ends};
-use super::image::{DAY_US, Image};
-use super::series::{self, Days};
+use super::image::DAY_US;
+use super::population::People;
+use super::series::Days;
 use super::settings::Analysis;
-use super::sums::Slots;
 use crate::answer::Experiment;
 use crate::answer::metric::{CrossedOn, Sequential};
 use crate::statistics::effect::Effect;
@@ -32,14 +32,14 @@ pub struct Plan {
     /// The days; none without users.
     pub days: Option<Days>,
     /// Users of each variant at the end of each day.
-    pub users: Vec<Vec<u64>>,
+    pub users: Arc<Vec<Vec<u64>>>,
     target: Option<u64>,
     weights: Vec<f64>,
     /// From when to when it is planned, in microseconds since 1970.
     time: Option<(i64, i64)>,
     now: i64,
     /// Bounds of each day by variant and bits of alpha: finding them takes milliseconds.
-    found: RefCell<HashMap<(usize, u64), Bounds>>,
+    found: Mutex<HashMap<(usize, u64), Bounds>>,
 }
 
 /// Returns what the experiment's plan allows for, where nothing was asked for: bounds towards a planned size, else a
@@ -63,17 +63,8 @@ pub struct Looked<'a> {
 impl Plan {
     /// Makes the plan of an experiment from the users who count. `weights` are those of the variants; `is_newest` says that now
     /// is the newest moment there is, of which the experiment's status speaks.
-    pub fn new(
-        experiment: &Experiment,
-        analysis: Analysis,
-        weights: Vec<f64>,
-        image: &Image,
-        slots: &Slots,
-        now: i64,
-        is_newest: bool,
-    ) -> Self {
-        let days = Days::of(image, slots);
-        let users = days.map(|days| series::users(image, slots, days)).unwrap_or_default();
+    pub fn new(experiment: &Experiment, analysis: Analysis, weights: Vec<f64>, people: &People<'_>, is_newest: bool) -> Self {
+        let (days, now) = (people.days(), people.now);
         let is_over = experiment.ended_us.is_some_and(|ended| ended <= now);
         let begun = experiment.started_us.or_else(|| days.map(|days| days.first * DAY_US));
         Plan {
@@ -81,12 +72,12 @@ impl Plan {
             alpha: experiment.alpha,
             has_ended: is_over || (is_newest && matches!(experiment.status.as_str(), "completed" | "archived")),
             days,
-            users,
+            users: people.users_by_day(people.window_us),
             target: experiment.target_sample_size.and_then(|target| u64::try_from(target).ok()),
             weights,
             time: begun.zip(experiment.ended_us).filter(|(begun, ended)| begun < ended),
             now,
-            found: RefCell::default(),
+            found: Mutex::default(),
         }
     }
 
@@ -116,12 +107,9 @@ impl Plan {
 
     /// Returns the bound of |z| at the end of each day, two-sided; empty without a plan.
     pub fn bounds(&self, arm: usize, alpha: f64) -> Bounds {
-        if let Some(found) = self.found.borrow().get(&(arm, alpha.to_bits())) {
-            return found.clone();
-        }
-        let found = bounds(&self.fractions(arm), alpha, Sides::Two, SPENDING_POWER);
-        self.found.borrow_mut().insert((arm, alpha.to_bits()), found.clone());
-        found
+        let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+        let search = || bounds(&self.fractions(arm), alpha, Sides::Two, SPENDING_POWER);
+        found.entry((arm, alpha.to_bits())).or_insert_with(search).clone()
     }
 
     /// Returns the critical value of a sequence with the false alarms of `alpha`, for `users` of both variants. The mixture is
@@ -194,6 +182,7 @@ impl Plan {
 
 #[cfg(test)]
 mod tests {
+    use super::super::settings::{PopulationRule, Windows};
     use super::super::sums::tests::image;
     use super::*;
 
@@ -205,8 +194,8 @@ mod tests {
     fn plan(experiment: &Experiment, analysis: Analysis) -> Plan {
         let users: Vec<(u32, i64)> = (0..4_000).map(|user| (user % 2, i64::from(user) / 400 * DAY_US)).collect();
         let image = image(&users, &[]);
-        let slots = Slots::new(users.len(), 2, |user| Some(user % 2));
-        Plan::new(experiment, analysis, vec![1.0, 1.0], &image, &slots, 10 * DAY_US - 1, true)
+        let people = People::by(&image, 2, 10 * DAY_US - 1, (PopulationRule::ExcludeMulti, Windows::All), DAY_US);
+        Plan::new(experiment, analysis, vec![1.0, 1.0], &people, true)
     }
 
     fn headline(z: f64) -> Headline {

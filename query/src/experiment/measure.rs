@@ -1,10 +1,11 @@
 //! What each metric comes to: users' sums, the cap, the sums of the variants; and the values of a dimension.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use super::catalogue::{Aggregation, Configured, default_metrics};
 use super::image::Image;
+use super::parallel;
 use super::population::People;
 use super::settings::{CAP_NEVER, CAP_PERCENTILE, CapRule};
 use super::sums::{CAP_SUMS_MIN, Counted, Entry, Slots, Sums, filled, sums};
@@ -16,9 +17,6 @@ use crate::statistics::moments::{Overflow, decimal_text};
 const CONVERSION_NAMES_MAX: usize = 50;
 /// Values of a dimension that are shown by themselves, at most.
 const VALUES_MAX: usize = 20;
-
-/// Conversions below which a thread costs more than it brings.
-const ROWS_PER_THREAD_MIN: usize = 10_000;
 
 /// One metric, measured.
 #[derive(Debug)]
@@ -59,27 +57,9 @@ pub fn measure_all(
     window_days: i32,
     rule: CapRule,
 ) -> Result<Vec<Measured>, Overflow> {
-    let one = |metric| measure(people, metric, currency, window_days, rule);
-    if people.image.after.all().len() < ROWS_PER_THREAD_MIN {
-        return metrics.into_iter().map(one).collect();
-    }
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let count = metrics.len();
-    let waiting = Mutex::new(metrics.into_iter().enumerate());
-    let done = Mutex::new(Vec::with_capacity(count));
-    std::thread::scope(|scope| {
-        for _ in 0..threads.min(count) {
-            scope.spawn(|| {
-                while let Some((place, metric)) = { waiting.lock().unwrap_or_else(PoisonError::into_inner).next() } {
-                    let measured = one(metric);
-                    done.lock().unwrap_or_else(PoisonError::into_inner).push((place, measured));
-                }
-            });
-        }
-    });
-    let mut done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
-    done.sort_by_key(|(place, _)| *place);
-    done.into_iter().map(|(_, measured)| measured).collect()
+    let measured =
+        parallel::map(metrics, people.image.after.all().len(), |metric| measure(people, metric, currency, window_days, rule));
+    measured.into_iter().collect()
 }
 
 /// Measures one metric over the people asked for.

@@ -1,11 +1,12 @@
 //! Who is counted, in which variant, and when "now" is.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use uuid::Uuid;
 
 use super::image::{DAY_US, Image};
+use super::series::{self, Days};
 use super::settings::{PopulationRule, Request, Windows};
 use super::sums::Slots;
 use crate::answer::{Excluded, Population, Variant};
@@ -26,8 +27,23 @@ pub struct People<'a> {
     pub window_us: i64,
     /// Users who saw several variants.
     mixed: u64,
-    /// Slots that were asked for: most metrics ask for the same.
-    found: Mutex<HashMap<(PopulationRule, Windows, i64), Arc<Slots>>>,
+    /// What was asked for: most metrics ask for the same.
+    slots: Mutex<HashMap<Key, Arc<Slots>>>,
+    users_by_day: Mutex<HashMap<Key, Arc<Vec<Vec<u64>>>>>,
+    days: OnceLock<Option<Days>>,
+}
+
+/// By what users are put into slots. Windows that need not be over are all alike.
+type Key = (PopulationRule, Windows, i64);
+
+fn key(rule: PopulationRule, windows: Windows, window_us: i64) -> Key {
+    (rule, windows, if windows == Windows::All { 0 } else { window_us })
+}
+
+/// Returns what was made for a key before, or makes it. Others wait while it is made: they most likely want the same.
+fn once<T>(made: &Mutex<HashMap<Key, Arc<T>>>, key: Key, make: impl FnOnce() -> T) -> Arc<T> {
+    let mut made = made.lock().unwrap_or_else(PoisonError::into_inner);
+    made.entry(key).or_insert_with(|| Arc::new(make())).clone()
 }
 
 impl<'a> People<'a> {
@@ -39,7 +55,8 @@ impl<'a> People<'a> {
     /// Does the same by its parts.
     pub fn by(image: &'a Image, arms: usize, now: i64, (rule, windows): (PopulationRule, Windows), window_us: i64) -> Self {
         let mixed = image.users.is_mixed.iter().filter(|is_mixed| **is_mixed).count() as u64;
-        People { image, arms, now, rule, windows, window_us, mixed, found: Mutex::default() }
+        let (slots, users_by_day) = (Mutex::default(), Mutex::default());
+        People { image, arms, now, rule, windows, window_us, mixed, slots, users_by_day, days: OnceLock::new() }
     }
 
     /// Puts users into their variants, for a metric with this window.
@@ -49,21 +66,27 @@ impl<'a> People<'a> {
 
     /// Does the same under other rules.
     pub fn slots_by(&self, rule: PopulationRule, windows: Windows, window_us: i64) -> Arc<Slots> {
-        // Windows that need not be over are all alike.
-        let key = (rule, windows, if windows == Windows::All { 0 } else { window_us });
-        // Held while they are made: another metric most likely wants the same.
-        let mut slots = self.found.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(found) = slots.get(&key) {
-            return found.clone();
-        }
         let users = &self.image.users;
-        let found = Arc::new(Slots::new(users.len(), self.arms, |user| {
-            let is_out = rule == PopulationRule::ExcludeMulti && users.is_mixed[user];
-            let is_young = windows == Windows::Complete && !self.is_mature(user, window_us);
-            (!is_out && !is_young).then_some(users.arms[user] as usize)
-        }));
-        slots.insert(key, found.clone());
-        found
+        once(&self.slots, key(rule, windows, window_us), || {
+            Slots::new(users.len(), self.arms, |user| {
+                let is_out = rule == PopulationRule::ExcludeMulti && users.is_mixed[user];
+                let is_young = windows == Windows::Complete && !self.is_mature(user, window_us);
+                (!is_out && !is_young).then_some(users.arms[user] as usize)
+            })
+        })
+    }
+
+    /// Returns the days from the first exposure on; none without users.
+    pub fn days(&self) -> Option<Days> {
+        *self.days.get_or_init(|| Days::of(self.image, &self.slots(self.window_us)))
+    }
+
+    /// Returns the users of each variant at the end of each day, of those who count for a metric with this window.
+    pub fn users_by_day(&self, window_us: i64) -> Arc<Vec<Vec<u64>>> {
+        let slots = self.slots(window_us);
+        once(&self.users_by_day, key(self.rule, self.windows, window_us), || {
+            self.days().map(|days| series::users(self.image, &slots, days)).unwrap_or_default()
+        })
     }
 
     /// Puts users into slots `value * arms + variant`, where `value_of` gives the place of the dimension's value.

@@ -6,8 +6,9 @@
 use super::catalogue::{Aggregation, Denominator};
 use super::image::{DAY_US, Image};
 use super::measure::Measured;
+use super::population::People;
 use super::sums::{Counted, Slots, Sums};
-use crate::statistics::moments::{Moments, Overflow, product};
+use crate::statistics::moments::{Moments, Overflow, Products};
 use arrow::datatypes::i256;
 use chrono::DateTime;
 
@@ -62,8 +63,14 @@ pub type DaySums = Vec<Sums>;
 /// Returns the days of one metric.
 /// # Errors
 /// [`Overflow`].
-pub fn of_metric(metric: &Measured, image: &Image, days: Days, cap: Option<i128>) -> Result<Option<Vec<DaySums>>, Overflow> {
-    sums(&metric.counted, &metric.configured.aggregation, image, &metric.slots, days, cap)
+pub fn of_metric(
+    metric: &Measured,
+    people: &People<'_>,
+    days: Days,
+    cap: Option<i128>,
+) -> Result<Option<Vec<DaySums>>, Overflow> {
+    let users = people.users_by_day(metric.counted.window_us());
+    sums(&metric.counted, &metric.configured.aggregation, people.image, &metric.slots, (days, &users), cap)
 }
 
 /// Returns the users of each slot at the end of each day.
@@ -83,8 +90,19 @@ pub fn users(image: &Image, slots: &Slots, days: Days) -> Vec<Vec<u64>> {
 }
 
 /// What changes on one day in one slot.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 struct Change {
+    converters: i64,
+    amount: i128,
+    squares: Products,
+    base: i128,
+    base_squares: Products,
+    product: Products,
+}
+
+/// What came up to one day in one slot.
+#[derive(Clone, Copy, Default)]
+struct Totals {
     converters: i64,
     amount: i128,
     squares: i256,
@@ -93,11 +111,8 @@ struct Change {
     product: i256,
 }
 
-const NO_CHANGE: Change =
-    Change { converters: 0, amount: 0, squares: i256::ZERO, base: 0, base_squares: i256::ZERO, product: i256::ZERO };
-
 /// Returns the sums of each slot at the end of each day, without covariate; `None` for a metric that is not additive over
-/// days. Sums above `cap` count as `cap`.
+/// days. `users` are those of each slot at the end of each day. Sums above `cap` count as `cap`.
 /// # Errors
 /// [`Overflow`].
 pub fn sums(
@@ -105,7 +120,7 @@ pub fn sums(
     aggregation: &Aggregation,
     image: &Image,
     slots: &Slots,
-    days: Days,
+    (days, users): (Days, &[Vec<u64>]),
     cap: Option<i128>,
 ) -> Result<Option<Vec<Vec<Sums>>>, Overflow> {
     // Impressions have no days here, and quantiles do not add up.
@@ -114,7 +129,7 @@ pub fn sums(
     }
     let is_rate = *aggregation == Aggregation::ConversionRate;
     let width = slots.users().len();
-    let mut changes = vec![NO_CHANGE; days.count * width];
+    let mut changes = vec![Change::default(); days.count * width];
     let shown = |amount: i128| match cap {
         _ if is_rate => amount.min(Moments::SCALE),
         Some(cap) => amount.min(cap),
@@ -132,16 +147,15 @@ pub fn sums(
             change.converters += i64::from(!has_converted && counted.is_conversion(row));
             has_converted |= counted.is_conversion(row);
             change.amount = change.amount.checked_add(to - from).ok_or(Overflow)?;
-            change.squares = moved(change.squares, (from, from), (to, to))?;
+            replace(&mut change.squares, (from, from), (to, to))?;
             change.base = change.base.checked_add(next_base - base).ok_or(Overflow)?;
-            change.base_squares = moved(change.base_squares, (base, base), (next_base, next_base))?;
-            change.product = moved(change.product, (from, base), (to, next_base))?;
+            replace(&mut change.base_squares, (base, base), (next_base, next_base))?;
+            replace(&mut change.product, (from, base), (to, next_base))?;
             (amount, base) = (next, next_base);
         }
     }
-    let users = users(image, slots, days);
     let mut series = Vec::with_capacity(days.count);
-    let mut totals = vec![NO_CHANGE; width];
+    let mut totals = vec![Totals::default(); width];
     for (day, users) in users.iter().enumerate() {
         let mut row = Vec::with_capacity(width);
         for (slot, total) in totals.iter_mut().enumerate() {
@@ -149,9 +163,9 @@ pub fn sums(
             total.converters += change.converters;
             total.amount = total.amount.checked_add(change.amount).ok_or(Overflow)?;
             total.base = total.base.checked_add(change.base).ok_or(Overflow)?;
-            total.squares = total.squares.checked_add(change.squares).ok_or(Overflow)?;
-            total.base_squares = total.base_squares.checked_add(change.base_squares).ok_or(Overflow)?;
-            total.product = total.product.checked_add(change.product).ok_or(Overflow)?;
+            total.squares = total.squares.checked_add(change.squares.total()?).ok_or(Overflow)?;
+            total.base_squares = total.base_squares.checked_add(change.base_squares.total()?).ok_or(Overflow)?;
+            total.product = total.product.checked_add(change.product.total()?).ok_or(Overflow)?;
             row.push(Sums {
                 users: users[slot],
                 converters: total.converters as u64,
@@ -169,12 +183,12 @@ pub fn sums(
 }
 
 /// Replaces one product in a sum of products by another one.
-fn moved(sum: i256, from: (i128, i128), to: (i128, i128)) -> Result<i256, Overflow> {
-    if from == to {
-        return Ok(sum);
+fn replace(sum: &mut Products, from: (i128, i128), to: (i128, i128)) -> Result<(), Overflow> {
+    if from != to {
+        sum.add(to.0, to.1)?;
+        sum.subtract(from.0, from.1)?;
     }
-    let less = product(from.0, from.1)?;
-    sum.checked_add(product(to.0, to.1)?).and_then(|sum| sum.checked_sub(less)).ok_or(Overflow)
+    Ok(())
 }
 
 #[cfg(test)]
@@ -228,7 +242,8 @@ mod tests {
             let slots = Slots::new(users.len(), 2, |user| Some(users[user].0 as usize));
             let days = Days::of(&whole, &slots).expect("users");
             let counted = Counted::new(&metric, &whole, Some(0), 2);
-            let series = super::sums(&counted, &aggregation, &whole, &slots, days, cap).expect("fits").expect("additive");
+            let by_day = super::users(&whole, &slots, days);
+            let series = super::sums(&counted, &aggregation, &whole, &slots, (days, &by_day), cap).expect("fits").expect("additive");
             for (place, found) in series.iter().enumerate() {
                 let end = (days.first + place as i64 + 1) * DAY_US;
                 let until: Vec<_> = rows.iter().copied().filter(|row| row.1 < end && row.1 >= users[row.0 as usize].1).collect();

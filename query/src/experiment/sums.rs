@@ -8,7 +8,7 @@ use arrow::datatypes::i256;
 
 use super::catalogue::{Aggregation, Amount, Configured, Denominator};
 use super::image::{DAY_US, Image, Row};
-use crate::statistics::moments::{Moments, Overflow, product};
+use crate::statistics::moments::{Moments, Overflow, Products};
 
 /// Sums that are not 0 from which on a percentile near 100 means something: below, it would only shave the largest one.
 pub const CAP_SUMS_MIN: usize = 1_000;
@@ -215,31 +215,53 @@ pub struct Sums {
     pub amount_before: i256,
 }
 
-impl Sums {
-    fn empty(users: u64) -> Self {
-        let none = Moments::default().over(users);
-        Sums {
-            users,
-            converters: 0,
-            capped: 0,
-            amount: none,
-            base: none,
-            amount_base: i256::ZERO,
-            before: none,
-            amount_before: i256::ZERO,
-        }
+/// The same while it is added up. Users without an entry add nothing but their number.
+#[derive(Clone, Copy, Default)]
+struct Running {
+    converters: u64,
+    capped: u64,
+    amount: Quantity,
+    base: Quantity,
+    amount_base: Products,
+    before: Quantity,
+    amount_before: Products,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Quantity {
+    sum: i128,
+    squares: Products,
+}
+
+impl Quantity {
+    fn add(&mut self, value: i128) -> Result<(), Overflow> {
+        self.sum = self.sum.checked_add(value).ok_or(Overflow)?;
+        self.squares.add(value, value)
+    }
+
+    fn over(&self, users: u64) -> Result<Moments, Overflow> {
+        Ok(Moments::from_parts(users, self.sum, self.squares.total()?))
     }
 }
 
-/// Adds one user's value to moments whose number of users is already right.
-fn add(moments: &mut Moments, value: i128) -> Result<(), Overflow> {
-    if value == 0 {
-        return Ok(());
+impl Running {
+    fn add_before(&mut self, before: i128, amount: i128) -> Result<(), Overflow> {
+        self.before.add(before)?;
+        self.amount_before.add(amount, before)
     }
-    let users = moments.users();
-    moments.add(value)?;
-    *moments = moments.over(users);
-    Ok(())
+
+    fn over(&self, users: u64) -> Result<Sums, Overflow> {
+        Ok(Sums {
+            users,
+            converters: self.converters,
+            capped: self.capped,
+            amount: self.amount.over(users)?,
+            base: self.base.over(users)?,
+            amount_base: self.amount_base.total()?,
+            before: self.before.over(users)?,
+            amount_before: self.amount_before.total()?,
+        })
+    }
 }
 
 /// Sums entries up by slot. `before` is empty where there is no covariate; both are ordered by user. Sums above `cap` count
@@ -247,39 +269,35 @@ fn add(moments: &mut Moments, value: i128) -> Result<(), Overflow> {
 /// # Errors
 /// [`Overflow`].
 pub fn sums(entries: &[Entry], before: &[Entry], slots: &Slots, cap: Option<i128>) -> Result<Vec<Sums>, Overflow> {
-    let mut sums: Vec<Sums> = slots.users().iter().map(|users| Sums::empty(*users)).collect();
+    let mut running = vec![Running::default(); slots.users().len()];
     let mut later = before.iter().peekable();
     for entry in entries {
         while let Some(earlier) = later.next_if(|earlier| earlier.user < entry.user) {
-            add_before(&mut sums, slots, earlier, 0)?;
+            if let Some(slot) = slots.of(earlier.user) {
+                running[slot].add_before(earlier.amount, 0)?;
+            }
         }
         let same = later.next_if(|earlier| earlier.user == entry.user);
         let Some(slot) = slots.of(entry.user) else { continue };
-        let sum = &mut sums[slot];
+        let sum = &mut running[slot];
         let amount = cap.map_or(entry.amount, |cap| entry.amount.min(cap));
         sum.converters += u64::from(entry.has_converted);
         sum.capped += u64::from(amount != entry.amount);
-        add(&mut sum.amount, amount)?;
+        sum.amount.add(amount)?;
         if entry.base != 0 {
-            add(&mut sum.base, entry.base)?;
-            sum.amount_base = sum.amount_base.checked_add(product(amount, entry.base)?).ok_or(Overflow)?;
+            sum.base.add(entry.base)?;
+            sum.amount_base.add(amount, entry.base)?;
         }
         if let Some(earlier) = same {
-            add_before(&mut sums, slots, earlier, amount)?;
+            sum.add_before(earlier.amount, amount)?;
         }
     }
     for earlier in later {
-        add_before(&mut sums, slots, earlier, 0)?;
+        if let Some(slot) = slots.of(earlier.user) {
+            running[slot].add_before(earlier.amount, 0)?;
+        }
     }
-    Ok(sums)
-}
-
-fn add_before(sums: &mut [Sums], slots: &Slots, earlier: &Entry, amount: i128) -> Result<(), Overflow> {
-    let Some(slot) = slots.of(earlier.user) else { return Ok(()) };
-    let sum = &mut sums[slot];
-    add(&mut sum.before, earlier.amount)?;
-    sum.amount_before = sum.amount_before.checked_add(product(amount, earlier.amount)?).ok_or(Overflow)?;
-    Ok(())
+    running.iter().zip(slots.users()).map(|(running, users)| running.over(*users)).collect()
 }
 
 /// Returns how many users of a slot have a sum that is not 0.
