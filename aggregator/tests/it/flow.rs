@@ -154,6 +154,37 @@ async fn the_page_shows_its_own_numbers() {
     aggregator.stop().await;
 }
 
+/// The lag is a question to the log, not to the last commit: it grows while Postgres lets nobody commit.
+#[tokio::test]
+async fn the_lag_is_shown_while_nothing_can_be_stored() {
+    let mut pipeline = Pipeline::new().await;
+    pipeline.append(journey()).await;
+    let aggregator = pipeline.start(1).await;
+    let page = format!("http://{}/metrics", aggregator.address());
+    let lag_becomes = async |expected: f64| {
+        let mut found = f64::NAN;
+        for _ in 0..200 {
+            let lags = get(&page).await;
+            let lags = lags.lines().filter_map(|line| line.strip_prefix("weir_aggregator_lag_records{"));
+            let lags: Vec<f64> = lags.filter_map(|line| line.rsplit(' ').next()?.parse().ok()).collect();
+            found = if lags.len() == 8 { lags.iter().sum() } else { f64::NAN };
+            if found == expected {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        panic!("the page shows a lag of {found}, not of {expected}");
+    };
+    pipeline.drained().await;
+    lag_becomes(0.0).await;
+    pipeline.execute("BEGIN; SELECT FROM checkpoints FOR UPDATE").await;
+    pipeline.append(journey().into_iter().take(37)).await;
+    lag_becomes(37.0).await;
+    pipeline.execute("ROLLBACK").await;
+    lag_becomes(0.0).await;
+    aggregator.stop().await;
+}
+
 /// The whole answer of a GET, as text.
 async fn get(url: &str) -> String {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
