@@ -1,5 +1,6 @@
 //! The same work for each of a few things, on all processors.
 
+use std::panic::resume_unwind;
 use std::sync::{Mutex, PoisonError};
 
 /// Rows below which a thread costs more than it brings.
@@ -21,10 +22,11 @@ pub fn map<T: Send, R: Send>(items: Vec<T>, rows: usize, work: impl Fn(T) -> R +
         }
     };
     std::thread::scope(|scope| {
-        for _ in 1..threads {
-            scope.spawn(run);
-        }
+        let others: Vec<_> = (1..threads).map(|_| scope.spawn(run)).collect();
         run();
+        for other in others {
+            other.join().unwrap_or_else(|panic| resume_unwind(panic));
+        }
     });
     let mut done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
     done.sort_unstable_by_key(|(place, _)| *place);
@@ -39,7 +41,7 @@ pub fn both<A: Send, B>(rows: usize, one: impl FnOnce() -> A + Send, other: impl
     std::thread::scope(|scope| {
         let one = scope.spawn(one);
         let other = other();
-        (one.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), other)
+        (one.join().unwrap_or_else(|panic| resume_unwind(panic)), other)
     })
 }
 
