@@ -7,12 +7,13 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use sqlx::AssertSqlSafe;
 use uuid::Uuid;
 
 use super::image::Image;
 use super::reading::{self, Question, Who};
 use super::settings::Dimension;
-use crate::engine::Session;
+use crate::engine::{self, Session};
 use crate::error::Refusal;
 use crate::metrics::Metrics;
 use crate::snapshot::{Moment, Snapshot};
@@ -90,13 +91,16 @@ impl Kept {
                 Ok(of.image.clone())
             }
             (Way::Facts(ranges), Some(of)) => {
-                let touched = Who::Touched(touched(&ranges, snapshot.project(), question.experiment));
-                let newer = reading::read(session, snapshot, question, &touched).await?;
+                let touched = touched(snapshot, &ranges, question.experiment).await;
+                let touched = touched.map_err(|error| engine::database_refusal(&error))?;
+                if !touched.is_empty() {
+                    let newer = reading::read(session, snapshot, question, &Who::These(touched)).await?;
+                    // From here on nothing waits, so that nobody finds an image half done.
+                    let number = |image: &Image| image.users.keys.iter().zip(0..).map(|(key, number)| (*key, number)).collect();
+                    let numbers = of.numbers.get_or_insert_with(|| number(&of.image));
+                    Arc::make_mut(&mut of.image).replace(newer, numbers);
+                }
                 metrics.image("followed");
-                // From here on nothing waits, so that nobody finds an image half done.
-                let number = |image: &Image| image.users.keys.iter().zip(0..).map(|(key, number)| (*key, number)).collect();
-                let numbers = of.numbers.get_or_insert_with(|| number(&of.image));
-                Arc::make_mut(&mut of.image).replace(newer, numbers);
                 of.moment = now.clone();
                 Ok(of.image.clone())
             }
@@ -148,21 +152,28 @@ fn way(then: &Moment, now: &Moment, users: usize) -> Way {
     if records > RECORDS_MIN.max(users as u64 / USERS_PER_RECORD) { Way::Anew } else { Way::Facts(ranges) }
 }
 
-/// Selects the users of an experiment's impressions and of all conversions at these offsets.
-fn touched(ranges: &[(Uuid, i32, i64, i64)], project: Uuid, experiment: Uuid) -> String {
+/// Returns the users of an experiment's impressions and of all conversions at these offsets.
+async fn touched(snapshot: &Snapshot, ranges: &[(Uuid, i32, i64, i64)], experiment: Uuid) -> Result<Vec<Uuid>, sqlx::Error> {
     let range = |(log_id, partition, from, to): &(Uuid, i32, i64, i64)| {
         format!("(log_id = '{log_id}' AND log_partition = {partition} AND log_offset >= {from} AND log_offset < {to})")
     };
     let exact: Vec<String> = ranges.iter().map(range).collect();
-    let exact = if exact.is_empty() { "false".to_owned() } else { exact.join(" OR ") };
+    if exact.is_empty() {
+        return Ok(Vec::new());
+    }
     // One range of all offsets, for the index.
     let first = ranges.iter().map(|(_, _, from, _)| *from).min().unwrap_or(0);
     let end = ranges.iter().map(|(_, _, _, to)| *to).max().unwrap_or(0);
-    let stored = format!("project_id = '{project}' AND log_offset >= {first} AND log_offset < {end} AND ({exact})");
-    format!(
+    let stored = format!(
+        "project_id = '{}' AND log_offset >= {first} AND log_offset < {end} AND ({})",
+        snapshot.project(),
+        exact.join(" OR ")
+    );
+    let users = format!(
         "SELECT user_id FROM impressions WHERE experiment_id = '{experiment}' AND {stored}
          UNION SELECT user_id FROM conversions WHERE {stored}"
-    )
+    );
+    sqlx::query_scalar(AssertSqlSafe(users)).fetch_all(&mut **snapshot.keeper().await).await
 }
 
 /// All images that are kept.

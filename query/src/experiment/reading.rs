@@ -45,8 +45,8 @@ pub struct Question<'a> {
 pub enum Who {
     /// Everybody's.
     Everyone,
-    /// Those of the users whom this SELECT of Postgres gives, one column `user_id`.
-    Touched(String),
+    /// Those of these users.
+    These(Vec<Uuid>),
 }
 
 /// A question, put to one project's rows.
@@ -173,9 +173,10 @@ impl Reading<'_> {
         let from = match self.who {
             Who::Everyone => format!("(SELECT r.* FROM {table} r WHERE {condition}) f"),
             // OFFSET 0 keeps the planner from joining in another order, which would read all of the table.
-            Who::Touched(users) => format!(
-                "(SELECT r.* FROM ({users}) u CROSS JOIN LATERAL
+            Who::These(users) => format!(
+                "(SELECT r.* FROM unnest('{{{}}}'::uuid[]) AS u (user_id) CROSS JOIN LATERAL
                   (SELECT r.* FROM {table} r WHERE r.project_id = '{}' AND r.user_id = u.user_id AND {condition} OFFSET 0) r) f",
+                users.iter().map(Uuid::to_string).collect::<Vec<_>>().join(","),
                 self.snapshot.project()
             ),
         };
