@@ -48,10 +48,10 @@ pub(crate) async fn show(
     let show = async {
         loop {
             let mine: Vec<u32> = held.borrow().keys().copied().collect();
-            let ends = join_all(mine.iter().map(|partition| log.offsets(*partition))).await;
+            let ends = join_all(mine.iter().map(|partition| log.end(*partition))).await;
             for (partition, end) in mine.iter().zip(ends) {
-                if let (Ok(offsets), Some(next)) = (end, stored.of(*partition)) {
-                    metrics.lag(*partition, offsets.end.saturating_sub(next));
+                if let (Ok(end), Some(next)) = (end, stored.of(*partition)) {
+                    metrics.lag(*partition, end.saturating_sub(next));
                 }
             }
             for lost in shown.iter().filter(|partition| !mine.contains(partition)) {

@@ -161,6 +161,14 @@ pub trait Read: Send + Sync + 'static {
     /// [`ReadError::Unavailable`].
     async fn offsets(&self, partition: u32) -> Result<Range<Offset>, ReadError>;
 
+    /// Returns the durable end, for who only wants to know how far it is: a read that follows does not wait for records
+    /// because of it.
+    /// # Errors
+    /// [`ReadError::Unavailable`].
+    async fn end(&self, partition: u32) -> Result<Offset, ReadError> {
+        Ok(self.offsets(partition).await?.end)
+    }
+
     /// Reads records from an offset on, in order and without a gap; nothing if there is none within `bound.wait_max`.
     /// May be cancelled at any point.
     /// # Errors
@@ -184,6 +192,10 @@ impl<L: Read + ?Sized> Read for Arc<L> {
 
     async fn offsets(&self, partition: u32) -> Result<Range<Offset>, ReadError> {
         (**self).offsets(partition).await
+    }
+
+    async fn end(&self, partition: u32) -> Result<Offset, ReadError> {
+        (**self).end(partition).await
     }
 
     async fn read(&self, partition: u32, from: Offset, bound: ReadBound) -> Result<Vec<StoredRecord>, ReadError> {

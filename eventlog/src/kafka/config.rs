@@ -9,7 +9,7 @@ use rdkafka::config::NativeClientConfig;
 use rdkafka::error::KafkaError;
 use rdkafka::types::RDKafkaConfRes;
 
-use super::OpenError;
+use super::{OpenError, brokers};
 
 /// The topic, unless another one is named.
 pub const TOPIC_DEFAULT: &str = "weir.events";
@@ -65,7 +65,7 @@ pub(super) enum Role {
 }
 
 /// Properties that a file may not set, with the reason.
-const OURS: [(&str, &str); 31] = [
+const OURS: [(&str, &str); 32] = [
     ("bootstrap.servers", "the brokers are given by the setting of that name"),
     ("metadata.broker.list", "the brokers are given by the setting of that name"),
     ("acks", "an answer of success means that all replicas in sync have the record"),
@@ -96,6 +96,7 @@ const OURS: [(&str, &str); 31] = [
     ("check.crcs", "damage must be found before it is stored"),
     ("isolation.level", "the log has no transactions"),
     ("enable.partition.eof", "the end is asked for"),
+    ("statistics.interval.ms", "it tells a client that lost its brokers"),
     ("log.queue", "the client's log lines go into ours"),
 ];
 
@@ -178,6 +179,7 @@ impl Checked {
     /// What our promises rest on.
     fn promised(&self, role: Role) -> Vec<(&'static str, String)> {
         let milliseconds = |duration: Duration| duration.as_millis().to_string();
+        let own = |(name, value): (&'static str, &str)| (name, value.to_owned());
         let append = self.config.append_wait_max;
         let mut set: Vec<(&'static str, String)> = vec![("allow.auto.create.topics", "false".to_owned())];
         match role {
@@ -193,6 +195,7 @@ impl Checked {
                 // Never reached: the appends in flight are bounded before, overhead included.
                 ("queue.buffering.max.kbytes", (self.config.in_flight_bytes_max / 1024 + 1024).to_string()),
                 ("queue.buffering.max.messages", "0".to_owned()),
+                own(brokers::COUNT_EVERY),
             ]),
             Role::Consumer => set.extend([
                 ("check.crcs", "true".to_owned()),
@@ -203,6 +206,7 @@ impl Checked {
                 // The end is the high watermark: what all replicas in sync have.
                 ("isolation.level", "read_uncommitted".to_owned()),
                 ("socket.timeout.ms", "10000".to_owned()),
+                own(brokers::COUNT_EVERY),
             ]),
         }
         set

@@ -24,6 +24,7 @@
 //! - **Append** (`producer.rs`): hand each record to the library, and answer with the last delivery report; `outcome.rs` says
 //!   which failures leave nothing behind.
 //! - **Read** (`reader.rs`): a queue for each log partition, filled ahead of its reader.
+//! - **Brokers** (`brokers.rs`): a client of the library that lost all its brokers is given the first ones again.
 //! - **Native** (`native.rs`): the few calls that the Rust wrapper of the library lacks.
 
 use std::ops::Range;
@@ -35,6 +36,7 @@ use events::Record;
 
 use crate::{Append, AppendError, LogIdentity, Offset, Position, Read, ReadBound, ReadError, StoredRecord};
 
+mod brokers;
 mod config;
 mod native;
 mod outcome;
@@ -311,6 +313,11 @@ impl Read for KafkaLog {
     async fn offsets(&self, partition: u32) -> Result<Range<Offset>, ReadError> {
         self.shared.readable()?;
         self.shared.reader()?.offsets(partition).await
+    }
+
+    async fn end(&self, partition: u32) -> Result<Offset, ReadError> {
+        self.shared.readable()?;
+        self.shared.reader()?.end(partition).await
     }
 
     async fn read(&self, partition: u32, from: Offset, bound: ReadBound) -> Result<Vec<StoredRecord>, ReadError> {

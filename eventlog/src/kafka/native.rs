@@ -210,6 +210,13 @@ pub(super) fn cluster_id<C: ClientContext>(client: &Client<C>, wait_max: Duratio
     id.filter(|id| !id.is_empty()).ok_or_else(|| Refused::local("the cluster has no id"))
 }
 
+/// Gives a client brokers to begin with, as its bootstrap servers are; those that it has stay.
+pub(super) fn add_brokers<C: ClientContext>(client: &Client<C>, servers: &str) {
+    let Ok(servers) = CString::new(servers) else { return }; // no client was made from such a text
+    // SAFETY: the client is borrowed, so its handle is alive; the library copies the text.
+    unsafe { sys::rd_kafka_brokers_add(client.native_ptr(), servers.as_ptr()) };
+}
+
 /// Returns whether a record that was reported as failed is certainly not in the log: it was never sent, or each broker that
 /// got it refused it.
 pub(super) fn is_absent(message: &BorrowedMessage<'_>) -> bool {

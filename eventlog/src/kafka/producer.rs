@@ -7,6 +7,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use events::Record;
+use rdkafka::Statistics;
 use rdkafka::client::ClientContext;
 use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
 use rdkafka::error::KafkaError;
@@ -15,6 +16,7 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _, ProducerContext
 use rdkafka::types::RDKafkaErrorCode;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
+use super::brokers::Brokers;
 use super::config::{Checked, Role};
 use super::outcome::{self, Outcome};
 use super::topic::{Connection, log_line};
@@ -135,6 +137,7 @@ fn placed(mut positions: Vec<Position>, mut delivered: Vec<(u32, Offset)>) -> Ve
 /// Takes the library's reports.
 struct Receiver {
     connection: Arc<Connection>,
+    brokers: Brokers,
     /// The producer may have given up.
     is_suspect: AtomicBool,
     /// The producer has given up, and takes nothing more.
@@ -146,7 +149,9 @@ impl ClientContext for Receiver {
         log_line(level, facility, text);
     }
 
-    fn stats_raw(&self, _statistics: &[u8]) {}
+    fn stats(&self, statistics: Statistics) {
+        self.brokers.count(&statistics);
+    }
 
     fn error(&self, error: KafkaError, reason: &str) {
         // A fatal error comes here under the code of its cause, so that it is to be asked for.
@@ -187,17 +192,23 @@ struct Live {
 
 impl Live {
     fn start(checked: &Checked, connection: &Arc<Connection>) -> Result<Self, OpenError> {
-        let receiver =
-            Receiver { connection: Arc::clone(connection), is_suspect: AtomicBool::new(false), is_fatal: AtomicBool::new(false) };
+        let receiver = Receiver {
+            connection: Arc::clone(connection),
+            brokers: Brokers::default(),
+            is_suspect: AtomicBool::new(false),
+            is_fatal: AtomicBool::new(false),
+        };
         let producer = BaseProducer::from_config_and_context(&checked.client(Role::Producer), receiver);
         let producer = Arc::new(producer.map_err(|error| OpenError::Config(error.to_string()))?);
         let is_ended = Arc::new(AtomicBool::new(false));
         let poll = {
             let (producer, is_ended) = (Arc::clone(&producer), Arc::clone(&is_ended));
+            let servers = checked.config.brokers.clone();
             move || {
                 while !is_ended.load(Ordering::Relaxed) {
                     producer.poll(POLL);
                     let receiver = producer.context();
+                    receiver.brokers.bring_back(producer.client(), &servers);
                     if receiver.is_suspect.swap(false, Ordering::Relaxed)
                         && let Some((code, reason)) = producer.client().fatal_error()
                         && !receiver.is_fatal.swap(true, Ordering::Relaxed)

@@ -20,6 +20,7 @@ use rdkafka::types::RDKafkaErrorCode;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use super::brokers::Brokers;
 use super::config::{Checked, Role};
 use super::topic::{ASK_MAX, Connection, Context};
 use super::{OpenError, lock};
@@ -89,7 +90,7 @@ pub(super) struct Reader {
 impl Reader {
     /// Makes the consumer; connects in the background, and fetches nothing before something is read.
     pub(super) fn start(checked: &Checked, connection: &Arc<Connection>, partitions: u32) -> Result<Self, OpenError> {
-        let context = Context { connection: Arc::clone(connection) };
+        let context = Context { connection: Arc::clone(connection), brokers: Brokers::default() };
         let consumer = LogConsumer::from_config_and_context(&checked.client(Role::Consumer), context);
         let consumer = Arc::new(consumer.map_err(|error| OpenError::Config(error.to_string()))?);
         let topic = checked.config.topic.clone();
@@ -116,7 +117,8 @@ impl Reader {
         let serve = {
             let (consumer, topic) = (Arc::clone(&consumer), topic.clone());
             let (released, is_ended) = (Arc::clone(&released), Arc::clone(&is_ended));
-            move || serve(&consumer, &topic, &released, &is_ended)
+            let servers = checked.config.brokers.clone();
+            move || serve(&consumer, &servers, &topic, &released, &is_ended)
         };
         let thread = std::thread::Builder::new().name("kafka-consumer".to_owned()).spawn(serve);
         let thread = thread.map_err(|error| OpenError::Config(format!("a thread cannot be started: {error}")))?;
@@ -142,6 +144,13 @@ impl Reader {
         let log = Arc::clone(self.partition(partition)?);
         let (consumer, topic) = (Arc::clone(&self.consumer), self.topic.clone());
         unless_ended(move || log.ends(&consumer, &topic)).await
+    }
+
+    /// See [`crate::Read::end`].
+    pub(super) async fn end(&self, partition: u32) -> Result<Offset, ReadError> {
+        let log = Arc::clone(self.partition(partition)?);
+        let (consumer, topic) = (Arc::clone(&self.consumer), self.topic.clone());
+        unless_ended(move || log.ask(&consumer, &topic).map(|ends| ends.end)).await
     }
 
     /// See [`crate::Read::read`].
@@ -216,7 +225,7 @@ impl Drop for Reader {
 }
 
 /// Serves the consumer's own events, and tells Kafka what was released.
-fn serve(consumer: &LogConsumer, topic: &str, released: &Mutex<BTreeMap<u32, Offset>>, is_ended: &AtomicBool) {
+fn serve(consumer: &LogConsumer, servers: &str, topic: &str, released: &Mutex<BTreeMap<u32, Offset>>, is_ended: &AtomicBool) {
     let mut told = std::time::Instant::now();
     loop {
         let ends = is_ended.load(Ordering::Relaxed);
@@ -236,6 +245,7 @@ fn serve(consumer: &LogConsumer, topic: &str, released: &Mutex<BTreeMap<u32, Off
         if let Some(Err(error)) = consumer.poll(POLL) {
             tracing::debug!(topic, "the consumer reports: {error}");
         }
+        consumer.context().brokers.bring_back(consumer.client(), servers);
     }
 }
 
@@ -253,8 +263,15 @@ impl Partition {
         ReadError::Unavailable(format!("log partition {}: {reason}", self.number))
     }
 
-    /// Asks for the ends. Blocks.
+    /// Asks for the ends; reads that follow know what is there. Blocks.
     fn ends(&self, consumer: &LogConsumer, topic: &str) -> Result<Range<Offset>, ReadError> {
+        let ends = self.ask(consumer, topic)?;
+        self.end.store(ends.end, Ordering::Relaxed);
+        Ok(ends)
+    }
+
+    /// Asks for the ends. Blocks.
+    fn ask(&self, consumer: &LogConsumer, topic: &str) -> Result<Range<Offset>, ReadError> {
         let deadline = std::time::Instant::now() + ASK_MAX;
         let ends = loop {
             match consumer.fetch_watermarks(topic, self.number as i32, ASK_MAX) {
@@ -269,7 +286,6 @@ impl Partition {
         let (Ok(start), Ok(end)) = (Offset::try_from(ends.0), Offset::try_from(ends.1)) else {
             return Err(ReadError::Unavailable(format!("log partition {}: its ends are {} and {}", self.number, ends.0, ends.1)));
         };
-        self.end.store(end, Ordering::Relaxed);
         Ok(start..end)
     }
 

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use rdkafka::Statistics;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::client::ClientContext;
 use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
@@ -12,6 +13,7 @@ use rdkafka::error::KafkaError;
 use rdkafka::types::RDKafkaErrorCode;
 use uuid::Uuid;
 
+use super::brokers::Brokers;
 use super::config::{Checked, Role};
 use super::native::{self, Refused};
 use super::{OpenError, lock};
@@ -19,6 +21,8 @@ use crate::LogIdentity;
 
 /// Names a log by its cluster and topic. Fixed for ever: another one would make every log another log.
 const NAMESPACE: Uuid = Uuid::from_u128(0x6f0c_5a3e_8d0b_4b52_9f6e_2f1d_7c44_a9e1);
+/// How long the client that asks about the topic may go without an answer before it is replaced.
+const SILENCE_MAX: Duration = Duration::from_secs(30);
 /// How long one question may take.
 pub(super) const ASK_MAX: Duration = Duration::from_secs(5);
 
@@ -80,6 +84,7 @@ pub(super) fn log_line(level: RDKafkaLogLevel, facility: &str, text: &str) {
 /// Takes what a client has to say beside its answers.
 pub(super) struct Context {
     pub(super) connection: Arc<Connection>,
+    pub(super) brokers: Brokers,
 }
 
 impl ClientContext for Context {
@@ -87,7 +92,9 @@ impl ClientContext for Context {
         log_line(level, facility, text);
     }
 
-    fn stats_raw(&self, _statistics: &[u8]) {}
+    fn stats(&self, statistics: Statistics) {
+        self.brokers.count(&statistics);
+    }
 
     fn error(&self, error: KafkaError, reason: &str) {
         self.connection.note(&error, reason);
@@ -147,17 +154,41 @@ fn identity_of(name: &str, topic: &native::Topic, cluster: &str) -> Result<LogId
 
 /// Asks about one topic.
 pub(super) struct Asker {
-    admin: AdminClient<Context>,
     checked: Checked,
+    connection: Arc<Connection>,
+    client: Mutex<AdminOfNow>,
+}
+
+/// The client that asks, until it got no answer for too long: it may have lost its brokers, as `brokers.rs` tells.
+struct AdminOfNow {
+    admin: Arc<AdminClient<Context>>,
+    silent_since: Option<Instant>,
 }
 
 impl Asker {
     /// Makes the client; connects to nothing yet.
     pub(super) fn new(checked: &Checked, connection: &Arc<Connection>) -> Result<Self, OpenError> {
-        let context = Context { connection: Arc::clone(connection) };
-        let admin = AdminClient::from_config_and_context(&checked.client(Role::Admin), context);
-        let admin = admin.map_err(|error| OpenError::Config(error.to_string()))?;
-        Ok(Asker { admin, checked: checked.clone() })
+        let admin = make_admin(checked, connection)?;
+        let client = Mutex::new(AdminOfNow { admin, silent_since: None });
+        Ok(Asker { checked: checked.clone(), connection: Arc::clone(connection), client })
+    }
+
+    /// Returns the client, a new one if the last one is silent.
+    fn admin(&self) -> Arc<AdminClient<Context>> {
+        let mut now = lock(&self.client);
+        if now.silent_since.is_some_and(|since| since.elapsed() > SILENCE_MAX) {
+            match make_admin(&self.checked, &self.connection) {
+                Ok(admin) => *now = AdminOfNow { admin, silent_since: None },
+                Err(error) => tracing::warn!("the client that asks about the topic cannot be made anew: {error}"),
+            }
+        }
+        Arc::clone(&now.admin)
+    }
+
+    /// Notes whether brokers answered.
+    fn heard(&self, is_answered: bool) {
+        let mut now = lock(&self.client);
+        now.silent_since = if is_answered { None } else { now.silent_since.or_else(|| Some(Instant::now())) };
     }
 
     fn topic(&self) -> &str {
@@ -166,8 +197,11 @@ impl Asker {
 
     /// Asks which log bears the topic's name now. Blocks.
     fn identity(&self) -> Result<Result<LogIdentity, String>, Refused> {
-        let topic = native::describe_topic(self.admin.inner(), self.topic(), ASK_MAX)?;
-        let cluster = native::cluster_id(self.admin.inner(), ASK_MAX)?;
+        let admin = self.admin();
+        let asked = native::describe_topic(admin.inner(), self.topic(), ASK_MAX)
+            .and_then(|topic| Ok((topic, native::cluster_id(admin.inner(), ASK_MAX)?)));
+        self.heard(asked.is_ok());
+        let (topic, cluster) = asked?;
         Ok(identity_of(self.topic(), &topic, &cluster))
     }
 
@@ -196,7 +230,8 @@ impl Asker {
         let mut made = false;
         loop {
             let asker = Arc::clone(self);
-            let found = blocking(move || native::describe_topic(asker.admin.inner(), asker.topic(), ASK_MAX.min(open_max))).await;
+            let found =
+                blocking(move || native::describe_topic(asker.admin().inner(), asker.topic(), ASK_MAX.min(open_max))).await;
             let missing = match found {
                 Ok(topic) if topic.leaderless == 0 => break,
                 Ok(topic) => format!("{} of {} partitions have no leader", topic.leaderless, topic.partitions),
@@ -240,7 +275,7 @@ impl Asker {
             .set("compression.type", "producer");
         let options = AdminOptions::new().operation_timeout(Some(ASK_MAX)).request_timeout(Some(ASK_MAX * 2));
         let refused = |text: String| OpenError::Refused(config.topic.clone(), format!("it cannot be made: {text}"));
-        let made = self.admin.create_topics([&topic], &options).await.map_err(|error| refused(error.to_string()))?;
+        let made = self.admin().create_topics([&topic], &options).await.map_err(|error| refused(error.to_string()))?;
         match made.into_iter().next() {
             Some(Err((_, code))) if code != RDKafkaErrorCode::TopicAlreadyExists => Err(refused(code.to_string())),
             _ => {
@@ -253,7 +288,7 @@ impl Asker {
     /// Refuses settings of the topic under which records would vanish from the middle, or could not be read.
     async fn check_settings(&self) -> Result<(), OpenError> {
         let options = AdminOptions::new().request_timeout(Some(ASK_MAX));
-        let asked = self.admin.describe_configs([&ResourceSpecifier::Topic(self.topic())], &options).await;
+        let asked = self.admin().describe_configs([&ResourceSpecifier::Topic(self.topic())], &options).await;
         let settings = match asked.map(|resources| resources.into_iter().next()) {
             Ok(Some(Ok(settings))) => settings,
             // Not everyone may ask.
@@ -283,6 +318,12 @@ impl Asker {
         }
         Ok(())
     }
+}
+
+fn make_admin(checked: &Checked, connection: &Arc<Connection>) -> Result<Arc<AdminClient<Context>>, OpenError> {
+    let context = Context { connection: Arc::clone(connection), brokers: Brokers::default() };
+    let admin = AdminClient::from_config_and_context(&checked.client(Role::Admin), context);
+    admin.map(Arc::new).map_err(|error| OpenError::Config(error.to_string()))
 }
 
 /// Runs what blocks on the threads for that.

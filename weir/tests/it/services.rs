@@ -203,6 +203,18 @@ impl Deployment {
     }
 }
 
+impl Drop for Deployment {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            return;
+        }
+        let logs = std::fs::read_dir(self.folder.path()).into_iter().flatten().flatten().map(|entry| entry.path());
+        for log in logs.filter(|path| path.extension().is_some_and(|extension| extension == "log")) {
+            eprintln!("--- {}\n{}", log.display(), std::fs::read_to_string(&log).unwrap_or_default());
+        }
+    }
+}
+
 /// Each part in turn is killed under load, again and again; the others go on, and it comes back.
 #[tokio::test(flavor = "multi_thread")]
 async fn each_service_is_killed_and_nothing_is_lost_or_repeated() {
@@ -302,6 +314,7 @@ async fn an_outage_of_kafka_is_bridged_in_order() {
     let deployment = Deployment::start().await;
     let collector = deployment.collector();
     let aggregator = deployment.aggregator("aggregator");
+    let second = deployment.aggregator("second");
     collector.until_ready().await;
     let (sender, over) = tokio::sync::watch::channel(false);
     let url = format!("{}/v1/events", collector.url);
@@ -325,6 +338,8 @@ async fn an_outage_of_kafka_is_bridged_in_order() {
     tokio::time::sleep(Duration::from_secs(2)).await;
     deployment.broker.script("stop").await;
     let stopped = Instant::now();
+    // Whatever it was about to read: it does not wait for it.
+    second.end();
     tokio::time::sleep(outage).await;
     assert!(collector.metric("weir_collector_spool_records").await > 0.0, "nothing was spooled in {:?}", stopped.elapsed());
     deployment.broker.script("start").await;
@@ -346,6 +361,39 @@ async fn an_outage_of_kafka_is_bridged_in_order() {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     eprintln!("{total} events of {USERS} users, all answered 200, over an outage of {:?}", stopped.elapsed());
+    collector.end();
+    aggregator.end();
+}
+
+/// The only broker restarts in good order, again and again, under load. While it ends it tells its clients that there are no
+/// brokers, and for some of them the connection breaks just then; they find it again all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_that_restarts_in_good_order_is_found_again() {
+    if is_skipped("a_broker_that_restarts_in_good_order_is_found_again") {
+        return;
+    }
+    let deployment = Deployment::start().await;
+    let collector = deployment.collector();
+    let aggregator = deployment.aggregator("aggregator");
+    collector.until_ready().await;
+    let load = Load::default();
+    load.aim(&collector.url, KEY);
+    let clients = load.start();
+    for restart in 0..number("WEIR_RESTARTS", 4) {
+        load.goes_on(restart).await;
+        deployment.broker.script("stop").await;
+        // Neither always the same time after the last event, nor always the same length.
+        tokio::time::sleep(Duration::from_millis(500 + 130 * u64::from(restart % 13))).await;
+        deployment.broker.script("start").await;
+        let sent = i64::try_from(load.count()).expect("few");
+        let mut database = Database::connect(&deployment.postgres.url()).await;
+        let stored = "(SELECT count(*) FROM impressions) + (SELECT count(*) FROM conversions)";
+        database.until(&format!("SELECT least({stored}, {sent})"), sent, Duration::from_secs(30)).await;
+        eprintln!("restart {restart}: {sent} events acknowledged and stored");
+    }
+    let lost = ["collector", "aggregator"].map(|name| deployment.log(name).matches("lost all its brokers").count());
+    eprintln!("clients that had lost all their brokers, in the collector and the aggregator: {lost:?}");
+    load.check(clients, &deployment.postgres.url()).await;
     collector.end();
     aggregator.end();
 }
