@@ -9,7 +9,7 @@ help:
 	@echo "             (DEMO_EXIT=1 ends it after that; USERS=20000 says how many users)"
 	@echo "make test    build and run all tests"
 	@echo "make test-kafka   the tests over Kafka once more, with three brokers"
-	@echo "make chaos   30 kills of each service, and five minutes without Kafka"
+	@echo "make chaos   30 kills of each service, 30 restarts of Kafka, and five minutes without it"
 	@echo "make lint    check format and lints, as CI does"
 	@echo "make format  format the sources"
 	@echo "Both commands install what is missing on Debian or Ubuntu, and say beforehand what."
@@ -29,7 +29,7 @@ test-kafka:
 
 chaos:
 	deploy/install.sh test
-	WEIR_KILLS=30 WEIR_OUTAGE_SECONDS=300 deploy/kafka.sh run cargo test --locked $(CARGO_PROFILE) --package weir --test it -- --nocapture services:: kills::
+	WEIR_KILLS=30 WEIR_RESTARTS=30 WEIR_OUTAGE_SECONDS=300 deploy/kafka.sh run cargo test --locked $(CARGO_PROFILE) --package weir --test it -- --nocapture services:: kills::
 
 lint:
 	cargo fmt --all --check
