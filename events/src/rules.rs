@@ -138,8 +138,11 @@ pub fn admit(draft: Draft, door: &Door, minted: EventId) -> Result<Event, Vec<Re
 
 /// Returns what to add to a client's clock to get ours: `received_at - sent_at`, rounded to 5 minutes so that transit
 /// never reorders one device's events; 0 under 5 minutes, and without `sent_at`.
-pub fn skew(received_at: Micros, sent_at: Option<Micros>) -> i64 {
-    let Some(sent_at) = sent_at else { return 0 };
+///
+/// 0 as well where `sent_at` lies before `claimed_at`, the event's own time: nothing is sent before it happened, so that
+/// `sent_at` is an older request's, kept by a queue or set by hand, and says nothing about the clock.
+pub fn skew(received_at: Micros, sent_at: Option<Micros>, claimed_at: Micros) -> i64 {
+    let Some(sent_at) = sent_at.filter(|sent_at| *sent_at >= claimed_at) else { return 0 };
     let difference = received_at.0 - sent_at.0;
     if difference.abs() < limits::SKEW_MIN {
         return 0;
@@ -222,7 +225,8 @@ impl Faults {
             }
             ClaimedTime::Text(text) => match Micros::parse(text) {
                 Ok(claimed_at) => {
-                    Times { claimed_at, event_time: Micros(claimed_at.0 + skew(received_at, door.sent_at)), untimed: false }
+                    let skew = skew(received_at, door.sent_at, claimed_at);
+                    Times { claimed_at, event_time: Micros(claimed_at.0 + skew), untimed: false }
                 }
                 Err(error) => {
                     let shown: String = text.chars().take(64).collect();
@@ -461,6 +465,14 @@ mod tests {
         check("2026-03-01T14:00:00Z", false, Some("2026-03-01T14:01:00Z"), Ok("2026-03-01T12:00:00Z"));
         // 4 minutes are transit.
         check("2026-03-01T11:00:00Z", false, Some("2026-03-01T11:56:00Z"), Ok("2026-03-01T11:00:00Z"));
+        // Sent before it happened: no clock's fault, so nothing is moved, however far back.
+        for sent_at in ["2026-02-15T12:00:00Z", "2026-03-01T11:30:00Z", "2026-03-01T11:59:59.999999Z", "0001-01-01T00:00:00Z"] {
+            check("2026-03-01T12:00:00Z", false, Some(sent_at), Ok("2026-03-01T12:00:00Z"));
+        }
+        // Sent at the very moment: a clock that is 14 days behind, and says so.
+        check("2026-02-15T12:00:00Z", false, Some("2026-02-15T12:00:00Z"), Ok("2026-03-01T12:00:00Z"));
+        // A clock that is ahead does not make an event acceptable that its own request does not cover.
+        check("2026-03-01T14:02:00Z", false, Some("2026-03-01T14:01:00Z"), Err(Code::TimestampOutOfRange));
     }
 
     #[test]
@@ -523,10 +535,15 @@ mod tests {
     proptest! {
         /// Of two events of one device in one request the earlier stays the earlier, whatever its clock says.
         #[test]
-        fn skew_keeps_the_order(received in 0i64..4_000_000_000_000_000, sent in 0i64..4_000_000_000_000_000) {
-            let skew = skew(Micros(received), Some(Micros(sent)));
-            prop_assert_eq!(skew % limits::SKEW_MIN, 0);
-            prop_assert!((received - sent - skew).abs() < limits::SKEW_MIN);
+        fn skew_keeps_the_order(
+            received in 0i64..4_000_000_000_000_000,
+            sent in 0i64..4_000_000_000_000_000,
+            before in 0i64..4_000_000_000_000_000,
+        ) {
+            let found = skew(Micros(received), Some(Micros(sent)), Micros(sent - before));
+            prop_assert_eq!(found % limits::SKEW_MIN, 0);
+            prop_assert!((received - sent - found).abs() < limits::SKEW_MIN);
+            prop_assert_eq!(skew(Micros(received), Some(Micros(sent)), Micros(sent + before + 1)), 0);
         }
     }
 }
