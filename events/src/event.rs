@@ -67,7 +67,8 @@ impl Kind {
     }
 }
 
-/// When and where a user was, as far as the client tells. Each text is at most 512 bytes in an [`Event`].
+/// When and where a user was, as far as the client tells. In an [`Event`] addresses of pages have at most 2,048 bytes, all other
+/// texts 512.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 #[allow(missing_docs)] // The names say it, and they are the API's.

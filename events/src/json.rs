@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::fmt;
 
+use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::RawValue;
 
@@ -36,13 +37,72 @@ impl JsonObject {
         self.0.get()
     }
 
-    /// Returns the object with one more member at its end; of two members with one name, Postgres keeps the last.
-    /// `value` is serialised, so the result is valid JSON.
-    pub fn with_member<T: Serialize>(existing: Option<Self>, key: &str, value: &T) -> serde_json::Result<Self> {
-        let member = format!("{}:{}", serde_json::to_string(key)?, serde_json::to_string(value)?);
-        let head = existing.as_ref().map_or("{", |object| object.get().trim_end().trim_end_matches('}').trim_end());
+    /// Returns the object with a member of ours at its end. A member of the client's that has its name stays, under the name
+    /// with [`CLIENT_PREFIX`] before it. `value` is serialised, so the result is valid JSON.
+    /// # Errors
+    /// Those of serialising `value`.
+    pub fn annotated<T: Serialize>(existing: Option<Self>, key: &str, value: &T) -> serde_json::Result<Self> {
+        let existing = match existing {
+            Some(object) => object.without_name(key)?,
+            None => "{}".to_owned(),
+        };
+        // Exactly one brace: what stands before it may be the end of a nested object.
+        let head = existing.trim_end().strip_suffix('}').unwrap_or(&existing).trim_end();
         let comma = if head == "{" { "" } else { "," };
+        let member = format!("{}:{}", serde_json::to_string(key)?, serde_json::to_string(value)?);
         RawValue::from_string(format!("{head}{comma}{member}}}")).map(JsonObject)
+    }
+
+    /// Returns the text, in which no member of the object itself has this name.
+    fn without_name(&self, name: &str) -> serde_json::Result<String> {
+        let Members(mut members) = serde_json::from_str(self.get())?;
+        if members.iter().all(|(key, _)| key != name) {
+            return Ok(self.get().to_owned());
+        }
+        let mut free = format!("{CLIENT_PREFIX}{name}");
+        while members.iter().any(|(key, _)| *key == free) {
+            free.insert_str(0, CLIENT_PREFIX);
+        }
+        let mut text = String::with_capacity(self.get().len() + free.len());
+        for (key, value) in &mut members {
+            if key == name {
+                key.clone_from(&free);
+            }
+            text.push(if text.is_empty() { '{' } else { ',' });
+            text.push_str(&serde_json::to_string(key)?);
+            text.push(':');
+            text.push_str(value.get());
+        }
+        text.push('}');
+        Ok(text)
+    }
+}
+
+/// Stands before the name of a client's property that has the name of an annotation of ours, such as `truncated`.
+const CLIENT_PREFIX: &str = "client_";
+
+/// The members of an object, in their order.
+struct Members<'a>(Vec<(String, &'a RawValue)>);
+
+impl<'de> Deserialize<'de> for Members<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Walk;
+        impl<'de> Visitor<'de> for Walk {
+            type Value = Members<'de>;
+
+            fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+                out.write_str("an object")
+            }
+
+            fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Self::Value, M::Error> {
+                let mut members = Vec::new();
+                while let Some(member) = map.next_entry()? {
+                    members.push(member);
+                }
+                Ok(Members(members))
+            }
+        }
+        deserializer.deserialize_map(Walk)
     }
 }
 
@@ -294,15 +354,20 @@ mod tests {
     }
 
     #[test]
-    fn members_are_added_at_the_end() {
+    fn an_annotation_stands_at_the_end_and_beside_the_clients_own_members() {
         let check = |text: Option<&str>, expected: &str| {
             let object = text.map(|text| JsonObject::parse(text.to_owned(), "").expect("valid"));
-            let object = JsonObject::with_member(object, "t", &["a"]).expect("serialises");
+            let object = JsonObject::annotated(object, "t", &["a"]).expect("serialises");
             assert_eq!(object.get(), expected);
         };
         check(None, r#"{"t":["a"]}"#);
         check(Some("{ }"), r#"{"t":["a"]}"#);
+        check(Some(r#"{"a":1} "#), r#"{"a":1,"t":["a"]}"#);
         check(Some(r#"{"a":{"b":{}} }"#), r#"{"a":{"b":{}},"t":["a"]}"#);
+        check(Some(r#"{"a":{"b":{}}}"#), r#"{"a":{"b":{}},"t":["a"]}"#);
+        check(Some(r#"{"a":"}}"}"#), r#"{"a":"}}","t":["a"]}"#);
+        check(Some(r#"{ "t" : {"t":1}, "b": 2 }"#), r#"{"client_t":{"t":1},"b":2,"t":["a"]}"#);
+        check(Some(r#"{"\u0074":1,"client_t":2}"#), r#"{"client_client_t":1,"client_t":2,"t":["a"]}"#);
     }
 
     fn any_json() -> impl Strategy<Value = serde_json::Value> {
@@ -333,6 +398,22 @@ mod tests {
                 Ok(()) => prop_assert_eq!(check.at, text.len()),
                 Err((code, _)) => prop_assert!(matches!(code, Code::NulByte | Code::NumberOutOfRange), "{:?}", code),
             }
+        }
+
+        /// Whatever the client's object holds, annotated it is valid, and nothing of it is lost.
+        #[test]
+        fn any_object_is_annotated(value in any_json(), other in ".{0,8}", pretty: bool) {
+            let object = serde_json::json!({ "a": value, (other.as_str()): value });
+            let text = if pretty { serde_json::to_string_pretty(&object) } else { serde_json::to_string(&object) };
+            let object = JsonObject(RawValue::from_string(text.expect("serialises")).expect("valid"));
+            // As it is read, since reading a float may round it.
+            let sent: serde_json::Map<String, serde_json::Value> = serde_json::from_str(object.get()).expect("valid");
+            let annotated = JsonObject::annotated(Some(object), "a", &1).expect("annotates");
+            let found: serde_json::Map<String, serde_json::Value> = serde_json::from_str(annotated.get()).expect("valid");
+            prop_assert_eq!(&found["a"], &serde_json::json!(1));
+            let renamed = if other == "client_a" { "client_client_a" } else { "client_a" };
+            prop_assert_eq!(&found[renamed], &sent["a"]);
+            prop_assert!(other == "a" || found[other.as_str()] == sent[other.as_str()]);
         }
     }
 }

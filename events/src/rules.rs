@@ -17,6 +17,8 @@ pub mod limits {
     pub const NAME_BYTES_MAX: usize = 512;
     /// Bytes of a context text; longer ones are cut, since half a user agent still tells the browser.
     pub const CONTEXT_BYTES_MAX: usize = 512;
+    /// Bytes of a page's address and of its referrer: click ids and campaign parameters make them long.
+    pub const URL_BYTES_MAX: usize = 2_048;
     /// Levels of nesting of `properties`, itself included. Parsers in use stop between 32 and 128.
     pub const DEPTH_MAX: usize = 16;
     /// Keys in `properties`, those of nested objects included.
@@ -100,7 +102,7 @@ pub fn admit(draft: Draft, door: &Door, minted: EventId) -> Result<Event, Vec<Re
     let metadata = if truncated.is_empty() {
         draft.properties
     } else {
-        match JsonObject::with_member(draft.properties, "truncated", &truncated) {
+        match JsonObject::annotated(draft.properties, "truncated", &truncated) {
             Ok(metadata) => Some(metadata),
             Err(error) => faults.add(Code::InvalidJson, "properties", error.to_string()),
         }
@@ -320,8 +322,12 @@ impl Faults {
         let mut truncated = Vec::new();
         for (field, slot) in context.fields_mut() {
             let Some(mut text) = slot.take().filter(|text| !text.is_empty()) else { continue };
-            if text.len() > limits::CONTEXT_BYTES_MAX {
-                text.truncate(text.floor_char_boundary(limits::CONTEXT_BYTES_MAX));
+            let bytes_max = match field {
+                "page_url" | "referrer" => limits::URL_BYTES_MAX,
+                _ => limits::CONTEXT_BYTES_MAX,
+            };
+            if text.len() > bytes_max {
+                text.truncate(text.floor_char_boundary(bytes_max));
                 truncated.push(field);
             }
             *slot = self.text(text, field);
@@ -525,11 +531,31 @@ mod tests {
 
     #[test]
     fn long_context_is_cut_at_a_character_and_listed() {
-        let context = Context { city: Some("é".repeat(300)), country: Some("DE".into()), ..Default::default() };
+        let context = Context {
+            page_url: Some("é".repeat(1_025)),
+            referrer: Some("r".repeat(2_048)),
+            city: Some("é".repeat(300)),
+            country: Some("DE".into()),
+            ..Default::default()
+        };
         let event = admit(Draft { context, ..conversion() }, &door(), minted()).expect("admitted");
+        assert_eq!(event.context.page_url.as_deref(), Some("é".repeat(1_024).as_str()));
+        assert_eq!(event.context.referrer.as_deref(), Some("r".repeat(2_048).as_str()));
         assert_eq!(event.context.city.as_deref(), Some("é".repeat(256).as_str()));
         assert_eq!(event.context.country.as_deref(), Some("DE"));
-        assert_eq!(event.metadata.expect("lists the cut field").get(), r#"{"truncated":["city"]}"#);
+        assert_eq!(event.metadata.expect("lists the cut fields").get(), r#"{"truncated":["page_url","city"]}"#);
+    }
+
+    /// Metadata that ends with several braces, and a client's own property of the annotation's name.
+    #[test]
+    fn cutting_the_context_leaves_the_properties_whole() {
+        let properties = r#"{"truncated":"mine","library":{"name":"x","more":{"version":"1"}}}"#;
+        let context = Context { user_agent: Some("x".repeat(600)), ..Default::default() };
+        let properties = Some(JsonObject::parse(properties.to_owned(), "properties").expect("valid"));
+        let event = admit(Draft { context, properties, ..conversion() }, &door(), minted()).expect("admitted");
+        let expected =
+            r#"{"client_truncated":"mine","library":{"name":"x","more":{"version":"1"}},"truncated":["user_agent"]}"#;
+        assert_eq!(event.metadata.expect("kept").get(), expected);
     }
 
     proptest! {
