@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, Datelike, Months as CalendarMonths, NaiveDate, Utc};
 use events::rules::limits;
-use events::{Event, Micros};
+use events::{Event, Kind, Micros};
 use sqlx::{AssertSqlSafe, PgConnection};
 
 use crate::commit::TABLES;
@@ -37,31 +37,39 @@ impl Month {
     }
 }
 
-/// The months that a worker knows to exist.
+/// The table partitions that a worker knows to exist.
 #[derive(Debug, Default)]
-pub(crate) struct Months(BTreeSet<Month>);
+pub(crate) struct Months(BTreeSet<(Kind, Month)>);
 
 impl Months {
-    /// Makes the months of these events that are missing. Times that only a skewed clock explains get no month: their
-    /// rows go to the default, and so do rows whose month cannot be made now because its lock is taken.
+    /// Makes the months of these events that are missing. An event whose month is not worth a table partition, and one whose
+    /// month cannot be made now because its locks are taken, goes to the default.
     pub(crate) async fn make(
         &mut self,
         connection: &mut PgConnection,
         events: impl Iterator<Item = &Event>,
     ) -> Result<(), sqlx::Error> {
-        let plausible = |event: &&Event| {
-            let age = event.received_at.0 - event.claimed_at.0;
-            (-limits::AHEAD_MAX..=limits::BACKFILL_AGE_MAX).contains(&age)
-        };
-        let months: BTreeSet<Month> = events.filter(plausible).filter_map(|event| Month::of(event.claimed_at)).collect();
-        for month in months {
-            if !self.0.contains(&month) {
-                make_month(connection, month).await?;
-                self.0.insert(month);
-            }
+        let month_of = |event: &Event| Month::of(event.claimed_at).map(|month| (event.kind(), month));
+        let missing: BTreeSet<(Kind, Month)> =
+            events.filter(|event| deserves_month(event)).filter_map(month_of).filter(|month| !self.0.contains(month)).collect();
+        for (kind, month) in missing {
+            make_month(connection, kind, month).await?;
+            self.0.insert((kind, month));
         }
         Ok(())
     }
+}
+
+/// Returns whether an event's month may be made for it: what a public key sends must not make table partitions as it likes.
+///
+/// The months of the last 30 days are for everybody. An older one is made for history only, which the collector takes from
+/// server keys alone: by [`limits::AGE_MAX`] no other event lies that far back by our clock. Whoever only claims an old time,
+/// with a clock that is as wrong, is stored in the default table partition.
+fn deserves_month(event: &Event) -> bool {
+    let before_receipt = |time: Micros| event.received_at.0 - time.0;
+    let is_history = before_receipt(event.event_time) > limits::AGE_MAX;
+    let age_max = if is_history { limits::BACKFILL_AGE_MAX } else { limits::AGE_MAX };
+    (-limits::AHEAD_MAX..=age_max).contains(&before_receipt(event.claimed_at))
 }
 
 /// Makes the months around the present: the last one, this one, the next one.
@@ -69,14 +77,16 @@ pub(crate) async fn make_usual_months(connection: &mut PgConnection) -> Result<(
     let now = Micros::now();
     for days in [-31, 0, 28] {
         if let Some(month) = Month::of(Micros(now.0 + days * Micros::DAY)) {
-            make_month(connection, month).await?;
+            for kind in Kind::ALL {
+                make_month(connection, kind, month).await?;
+            }
         }
     }
     Ok(())
 }
 
-async fn make_month(connection: &mut PgConnection, month: Month) -> Result<(), sqlx::Error> {
-    for (fact_table, _) in TABLES {
+async fn make_month(connection: &mut PgConnection, kind: Kind, month: Month) -> Result<(), sqlx::Error> {
+    for (fact_table, _) in TABLES.into_iter().filter(|(_, of)| *of == kind) {
         let table = month.table(fact_table);
         let exists: bool =
             sqlx::query_scalar("SELECT to_regclass($1) IS NOT NULL").bind(&table).fetch_one(&mut *connection).await?;

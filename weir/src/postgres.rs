@@ -42,7 +42,7 @@ const LOG_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
 /// Settings that differ from Postgres' own. Facts are acknowledged to nobody before they are durable in the log, yet a
 /// checkpoint that a power cut takes back would make the log be read twice: both sync settings stay on.
-const SETTINGS: [&str; 15] = [
+const SETTINGS: [&str; 16] = [
     "listen_addresses=",
     "unix_socket_permissions=0700",
     "fsync=on",
@@ -55,6 +55,8 @@ const SETTINGS: [&str; 15] = [
     "checkpoint_timeout=15min",
     "checkpoint_completion_target=0.9",
     "max_connections=100",
+    // Ten years of history are 600 table partitions with their indexes, and a statement may need all of them.
+    "max_locks_per_transaction=512",
     "jit=off",
     "timezone=UTC",
     "log_timezone=UTC",

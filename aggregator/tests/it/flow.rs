@@ -5,7 +5,8 @@ use std::time::Duration;
 use aggregator::StartError;
 use eventlog::memory::MemoryLog;
 use events::Draft;
-use events::testing::{conversion, exposure};
+use events::rules::Door;
+use events::testing::{conversion, door, exposure};
 
 use crate::pipeline::Pipeline;
 
@@ -50,6 +51,36 @@ async fn what_the_log_holds_is_stored_once_over_restarts_and_numbers_of_workers(
     restarted.drained().await;
     aggregator.stop().await;
     assert_eq!(restarted.derived().await, expected);
+}
+
+/// A clock that is years behind, and says so by the request's own time, as any public key may send it; and one event of
+/// history, as only server keys may.
+#[tokio::test]
+async fn a_public_key_makes_no_table_partitions() {
+    let mut pipeline = Pipeline::new().await;
+    let aggregator = pipeline.start(1).await;
+    let count = "SELECT count(*) FROM pg_inherits WHERE inhparent = 'conversions'::regclass";
+    let usual = pipeline.scalar::<i64>(count).await;
+    let months: Vec<String> =
+        (0..119).map(|back| format!("{:04}-{:02}-10T00:00:00Z", 2025 - back / 12, 12 - back % 12)).collect();
+    for (number, month) in months.iter().enumerate() {
+        let sent_at = events::Micros::parse(month).ok();
+        let event = conversion(&format!("c-{number}"), "alice", month, "purchase", "1");
+        pipeline.append_at(&Door { sent_at, ..door() }, [event]).await;
+    }
+    pipeline.drained().await;
+    assert_eq!(pipeline.scalar::<i64>("SELECT count(*) FROM conversions").await, 119);
+    assert_eq!(pipeline.scalar::<i64>("SELECT count(*) FROM conversions_default").await, 119);
+    assert_eq!(pipeline.scalar::<i64>(count).await, usual);
+
+    let history = conversion("h", "bob", "2020-05-10T00:00:00Z", "purchase", "1");
+    pipeline.append_at(&Door { backfill: true, ..door() }, [history]).await;
+    pipeline.drained().await;
+    assert_eq!(pipeline.scalar::<i64>(count).await, usual + 1);
+    // Its month takes over the row that lay in the default.
+    assert_eq!(pipeline.scalar::<i64>("SELECT count(*) FROM conversions_2020_05").await, 2);
+    assert_eq!(pipeline.scalar::<i64>("SELECT count(*) FROM conversions").await, 120);
+    aggregator.stop().await;
 }
 
 #[tokio::test]

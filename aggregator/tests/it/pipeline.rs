@@ -75,10 +75,11 @@ impl Pipeline {
     }
 
     pub(crate) async fn append(&self, drafts: impl IntoIterator<Item = Draft>) {
-        let encode = |draft| {
-            let door = Door { ..door() };
-            Record::encode(&rules::admit(draft, &door, EventId(Uuid::new_v4())).expect("a valid event"))
-        };
+        self.append_at(&door(), drafts).await;
+    }
+
+    pub(crate) async fn append_at(&self, door: &Door, drafts: impl IntoIterator<Item = Draft>) {
+        let encode = |draft| Record::encode(&rules::admit(draft, door, EventId(Uuid::new_v4())).expect("a valid event"));
         self.log.append(drafts.into_iter().map(encode).collect()).await.expect("memory takes all");
     }
 
