@@ -20,6 +20,11 @@ use crate::metrics::Metrics;
 use crate::status::{Halt, Status};
 use crate::{commit::checkpoint, commit::copy, database};
 
+/// How long a worker waits before it begins again, first and at most.
+const RETRY_WAIT: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+/// A worker that went on for as long begins its waits anew.
+const STEADY: Duration = Duration::from_secs(30);
+
 /// One worker: a connection of its own, and every n-th of the log partitions that this process holds.
 pub(crate) struct Worker {
     pub number: u32,
@@ -44,7 +49,7 @@ impl Worker {
     /// Works until `stopped`, and then until the log's end. After any error the connection is closed, and everything that
     /// was known from it is read again: the checkpoint in Postgres is the only progress there is.
     pub(crate) async fn run(mut self, mut stopped: watch::Receiver<bool>) {
-        let mut pause = Duration::from_millis(100);
+        let mut retry_wait = RETRY_WAIT.0;
         loop {
             let began = Instant::now();
             match self.work(&mut stopped).await {
@@ -61,8 +66,14 @@ impl Worker {
             if *stopped.borrow() {
                 return; // what is left stays in the log
             }
-            pause = if began.elapsed() > Duration::from_secs(30) { Duration::from_millis(100) } else { pause * 2 };
-            tokio::time::sleep(pause.min(Duration::from_secs(2))).await;
+            if began.elapsed() > STEADY {
+                retry_wait = RETRY_WAIT.0;
+            }
+            tokio::select! {
+                () = tokio::time::sleep(retry_wait) => {}
+                _ = stopped.wait_for(|stopped| *stopped) => {}
+            }
+            retry_wait = (retry_wait * 2).min(RETRY_WAIT.1);
         }
     }
 
@@ -74,7 +85,7 @@ impl Worker {
         let mut positions = Positions::new();
         let mut ahead = Batch::default();
         loop {
-            self.follow_leases(&mut connection, &mut positions).await?;
+            self.follow_leases(&mut connection, &mut positions, stopped).await?;
             let draining = *stopped.borrow();
             let mut batch = std::mem::take(&mut ahead);
             if batch.len() == 0 {
@@ -101,7 +112,13 @@ impl Worker {
     }
 
     /// Takes up log partitions that became ours, after comparing the checkpoint with the log; drops those that were lost.
-    async fn follow_leases(&mut self, connection: &mut PgConnection, positions: &mut Positions) -> Result<(), sqlx::Error> {
+    /// Once `stopped` nothing is taken up any more: a log that cannot be reached keeps each question for seconds.
+    async fn follow_leases(
+        &mut self,
+        connection: &mut PgConnection,
+        positions: &mut Positions,
+        stopped: &mut watch::Receiver<bool>,
+    ) -> Result<(), sqlx::Error> {
         let mine = |partition: u32| partition % self.config.workers == self.number;
         let held: Held = self.held.borrow_and_update().iter().map(|(p, e)| (*p, *e)).filter(|(p, _)| mine(*p)).collect();
         positions.retain(|partition, position| held.get(partition) == Some(&position.epoch));
@@ -116,7 +133,12 @@ impl Worker {
             }
             let checkpoint = checkpoint::read(connection, log_id, partition).await?;
             self.stored.up_to(partition, checkpoint.next_offset);
-            match self.compare(partition, checkpoint).await {
+            let compared = tokio::select! {
+                biased;
+                _ = stopped.wait_for(|stopped| *stopped) => return Ok(()),
+                compared = self.compare(partition, checkpoint) => compared,
+            };
+            match compared {
                 Ok(None) => {
                     positions.insert(partition, Position { epoch, next: checkpoint.next_offset });
                 }
@@ -275,4 +297,35 @@ fn halt_of(error: &ReadError) -> Option<Halt> {
         ReadError::Unavailable(_) => return None,
     };
     Some(Halt { state, text: format!("{error}; {advice}") })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use eventlog::memory::MemoryLog;
+
+    /// A database that refuses connections for two hours, on a clock that passes them at once: the worker is still trying,
+    /// and ends when it is told to.
+    #[tokio::test(start_paused = true)]
+    async fn an_outage_of_postgres_may_last_as_long_as_it_likes() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = listener.local_addr().expect("its address");
+        drop(listener); // nobody listens there now
+        let (_lease_keeper, held) = watch::channel(Held::new());
+        let (stop, stopped) = watch::channel(false);
+        let worker = Worker {
+            number: 0,
+            config: Config::new(address, format!("postgres://nobody@{address}/nothing")),
+            log: Arc::new(MemoryLog::new(8)),
+            held,
+            stored: Arc::default(),
+            metrics: Arc::new(Metrics::new()),
+            status: Arc::default(),
+        };
+        let working = tokio::spawn(worker.run(stopped));
+        tokio::time::sleep(Duration::from_secs(2 * 3_600)).await;
+        assert!(!working.is_finished(), "the worker has ended: {:?}", working.await);
+        stop.send(true).expect("the worker listens");
+        working.await.expect("the worker ends by itself");
+    }
 }
