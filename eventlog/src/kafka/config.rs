@@ -138,7 +138,7 @@ fn parse(text: &str) -> Result<BTreeMap<String, String>, String> {
 #[derive(Clone)]
 pub(super) struct Checked {
     pub(super) config: Config,
-    file: BTreeMap<String, String>,
+    pub(super) file: BTreeMap<String, String>,
 }
 
 impl Checked {

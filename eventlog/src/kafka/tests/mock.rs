@@ -33,7 +33,10 @@ fn config(cluster: &Cluster) -> Config {
 
 /// Opens the log, without the questions that simulated brokers do not answer: they have no controller.
 fn open(config: Config) -> KafkaLog {
-    let checked = Checked::new(config).expect("is accepted");
+    open_checked(Checked::new(config).expect("is accepted"))
+}
+
+fn open_checked(checked: Checked) -> KafkaLog {
     let connection = Arc::new(Connection::default());
     let asker = Arc::new(Asker::new(&checked, &connection).expect("a client"));
     let identity = LogIdentity { log_id: uuid::Uuid::new_v4(), partitions: 8 };
@@ -212,4 +215,21 @@ async fn appends_beyond_the_bound_are_refused() {
     let full = refused.iter().filter(|error| error.to_string().contains("on their way")).count();
     assert_eq!(full, 1, "two fit, {refused:?}");
     assert!(begin.elapsed() < Duration::from_secs(8), "{:?}", begin.elapsed());
+}
+
+/// Clients that know no broker at all, as after a broker's restart that went wrong for them: both find the bootstrap servers.
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_without_a_broker_begin_with_the_bootstrap_servers() {
+    let cluster = cluster();
+    let mut checked = Checked::new(config(&cluster)).expect("is accepted");
+    // Stands for no server; what the clients are given later are those of the configuration.
+    checked.file.insert("bootstrap.servers".to_owned(), ",".to_owned());
+    let log = open_checked(checked);
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while append(&log, 0).await != Came::Stored {
+        assert!(Instant::now() < deadline, "the producer has not found the brokers");
+    }
+    while log.offsets(0).await.is_err() {
+        assert!(Instant::now() < deadline, "the reader has not found the brokers");
+    }
 }
