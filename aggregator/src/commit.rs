@@ -9,6 +9,7 @@
 //! 4. participation and attribution of the touched users are recomputed; 5. daily sums grow; 6. dead letters are stored;
 //! 7. commit.
 
+mod bisect;
 pub(crate) mod changes;
 pub(crate) mod checkpoint;
 pub(crate) mod copy;
@@ -17,23 +18,22 @@ pub(crate) mod derive;
 mod facts;
 pub(crate) mod history;
 pub(crate) mod participation;
-mod refused;
 mod rollups;
 #[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use events::{ConversionDetails, Details, Event, IdentityDetails, ImpressionDetails, Kind, Micros};
+use events::fact::Fact;
+use events::{Event, EventId, Kind, Micros, ProjectId, UserId};
 use sqlx::{PgConnection, Row};
 use uuid::Uuid;
 
-pub(crate) use facts::TABLES;
 use history::Histories;
 
 use crate::batch::{Batch, DeadLetter, Decoded};
 use crate::catalogue::{Catalogue, Resolved};
-use crate::database::{catalogue_lock, is_repetition, row_fault};
+use crate::database::{catalogue_lock, is_duplicate_key, row_fault};
 use crate::partitions::Months;
 
 /// An event with its ids, on its way into its table.
@@ -49,16 +49,24 @@ impl<'a> StagedRow<'a> {
         &self.decoded.event
     }
 
-    fn impression(&self) -> Option<&'a ImpressionDetails> {
-        if let Details::Impression(details) = &self.decoded.event.details { Some(details) } else { None }
+    /// Returns its identity, in the order of the tables' key.
+    fn key(&self) -> (ProjectId, UserId, Micros, EventId) {
+        let event = self.event();
+        (event.project_id, event.user_id, event.claimed_at, event.event_id)
     }
 
-    fn conversion(&self) -> Option<&'a ConversionDetails> {
-        if let Details::Conversion(details) = &self.decoded.event.details { Some(details) } else { None }
-    }
-
-    fn identity(&self) -> Option<&'a IdentityDetails> {
-        if let Details::Identity(details) = &self.decoded.event.details { Some(details) } else { None }
+    /// Returns it as the fact tables' columns take it.
+    fn fact(&self) -> Fact<'a> {
+        Fact {
+            event: self.event(),
+            experiment_id: self.ids.experiment,
+            variant_id: self.ids.variant,
+            campaign_id: self.ids.campaign,
+            component_id: self.ids.component,
+            log_id: self.log_id,
+            log_partition: self.decoded.partition,
+            log_offset: self.decoded.offset,
+        }
     }
 }
 
@@ -108,46 +116,46 @@ enum Attempt {
     CatalogueMoved,
     HorizonMoved(Micros),
     /// Copied straight, it met an identity that is stored already.
-    Repetition,
+    DuplicateKey,
 }
 
 /// What a worker keeps from commit to commit.
 #[derive(Debug, Default)]
-pub(crate) struct Memory {
+pub(crate) struct WorkerCache {
     pub catalogue: Catalogue,
     pub months: Months,
     pub horizon: Option<Micros>,
     /// The last batch had rows that were stored already, so the next one may have some, too, and goes through staging.
-    pub had_repetitions: bool,
+    pub had_duplicates: bool,
 }
 
 /// Stores a batch, whatever it holds: what Postgres refuses in a row becomes that row's dead letter, and the rest goes on.
 pub(crate) async fn commit(
     connection: &mut PgConnection,
-    memory: &mut Memory,
+    cache: &mut WorkerCache,
     log_id: Uuid,
     batch: &Batch,
 ) -> Result<Stored, CommitError> {
     let projects = batch.projects();
     let mut refused: Vec<DeadLetter> = Vec::new();
     loop {
-        memory.catalogue.know(connection, &projects).await?;
-        let (rows, unapplied) = resolve(connection, memory, log_id, batch, &refused).await?;
+        cache.catalogue.know(connection, &projects).await?;
+        let (rows, unapplied) = resolve(connection, cache, log_id, batch, &refused).await?;
         let dead: Vec<DeadLetter> = batch.undecodable.iter().chain(&refused).chain(&unapplied).cloned().collect();
-        memory.months.make(connection, rows.iter().map(|row| &row.decoded.event)).await?;
+        cache.months.make(connection, rows.iter().map(|row| &row.decoded.event)).await?;
 
-        match attempt(connection, memory, log_id, batch, &projects, &rows, &dead).await {
+        match attempt(connection, cache, log_id, batch, &projects, &rows, &dead).await {
             Ok(Attempt::Stored { inserted, unattributed }) => {
                 let duplicates = rows.len() as u64 - inserted.values().sum::<u64>();
-                memory.had_repetitions = duplicates > 0;
+                cache.had_duplicates = duplicates > 0;
                 return Ok(Stored { inserted, duplicates, unattributed, dead });
             }
-            Ok(Attempt::CatalogueMoved) => memory.catalogue.forget(&projects),
-            Ok(Attempt::HorizonMoved(horizon)) => memory.horizon = Some(horizon),
-            Ok(Attempt::Repetition) => memory.had_repetitions = true,
+            Ok(Attempt::CatalogueMoved) => cache.catalogue.forget(&projects),
+            Ok(Attempt::HorizonMoved(horizon)) => cache.horizon = Some(horizon),
+            Ok(Attempt::DuplicateKey) => cache.had_duplicates = true,
             Err(CommitError::Postgres(error)) if row_fault(&error).is_some() => {
                 sqlx::raw_sql("ROLLBACK").execute(&mut *connection).await?;
-                let found = refused::find(connection, &rows).await?;
+                let found = bisect::find_refused(connection, &rows).await?;
                 if found.is_empty() {
                     return Err(CommitError::Postgres(error)); // refused only once: transient after all
                 }
@@ -162,23 +170,23 @@ pub(crate) async fn commit(
 /// or was refused before becomes a dead letter.
 async fn resolve<'a>(
     connection: &mut PgConnection,
-    memory: &mut Memory,
+    cache: &mut WorkerCache,
     log_id: Uuid,
     batch: &'a Batch,
     refused: &[DeadLetter],
 ) -> Result<(Vec<StagedRow<'a>>, Vec<DeadLetter>), sqlx::Error> {
     let refused: BTreeSet<(u32, u64)> = refused.iter().map(|letter| (letter.partition, letter.offset)).collect();
-    let (rows, dead) = resolve_with(memory, log_id, batch, &refused);
+    let (rows, dead) = resolve_with(cache, log_id, batch, &refused);
     if dead.iter().all(|letter| letter.subject.is_none())
-        || !memory.catalogue.register(connection, batch.events.iter().map(|decoded| &decoded.event)).await?
+        || !cache.catalogue.register(connection, batch.events.iter().map(|decoded| &decoded.event)).await?
     {
         return Ok((rows, dead));
     }
-    Ok(resolve_with(memory, log_id, batch, &refused))
+    Ok(resolve_with(cache, log_id, batch, &refused))
 }
 
 fn resolve_with<'a>(
-    memory: &Memory,
+    cache: &WorkerCache,
     log_id: Uuid,
     batch: &'a Batch,
     refused: &BTreeSet<(u32, u64)>,
@@ -189,12 +197,12 @@ fn resolve_with<'a>(
         if refused.contains(&(decoded.partition, decoded.offset)) {
             continue;
         }
-        if let Some(horizon) = memory.horizon.filter(|horizon| decoded.event.claimed_at < *horizon) {
+        if let Some(horizon) = cache.horizon.filter(|horizon| decoded.event.claimed_at < *horizon) {
             let reason = format!("claimed at {}, before {horizon}: that month is no longer kept here", decoded.event.claimed_at);
             dead.push(DeadLetter::of(decoded, "before_horizon", reason));
             continue;
         }
-        match memory.catalogue.resolve(&decoded.event) {
+        match cache.catalogue.resolve(&decoded.event) {
             Ok(ids) => rows.push(StagedRow { log_id, decoded, ids }),
             Err(unknown) => {
                 dead.push(DeadLetter { subject: Some(unknown.subject), ..DeadLetter::of(decoded, unknown.code, unknown.reason) })
@@ -207,14 +215,14 @@ fn resolve_with<'a>(
 /// The transaction. After an error other than [`CommitError::Unknown`] nothing of it is left.
 async fn attempt(
     connection: &mut PgConnection,
-    memory: &Memory,
+    cache: &WorkerCache,
     log_id: Uuid,
     batch: &Batch,
     projects: &BTreeSet<Uuid>,
     rows: &[StagedRow<'_>],
     dead: &[DeadLetter],
 ) -> Result<Attempt, CommitError> {
-    let straight = if memory.had_repetitions { None } else { facts::encode(rows) };
+    let straight = if cache.had_duplicates { None } else { facts::encode(rows) };
     if straight.is_none() {
         copy::fill(connection, rows).await?;
     }
@@ -232,11 +240,11 @@ async fn attempt(
     if straight.is_none() && seen.staged != rows.len() as i64 {
         return Err(CommitError::Staging { staged: seen.staged, sent: rows.len() });
     }
-    if seen.versions.iter().any(|(project, version)| memory.catalogue.version(*project) != *version) {
+    if seen.versions.iter().any(|(project, version)| cache.catalogue.version(*project) != *version) {
         sqlx::raw_sql("ROLLBACK").execute(&mut *connection).await?;
         return Ok(Attempt::CatalogueMoved);
     }
-    if let Some(horizon) = seen.horizon.filter(|horizon| Some(*horizon) != memory.horizon) {
+    if let Some(horizon) = seen.horizon.filter(|horizon| Some(*horizon) != cache.horizon) {
         sqlx::raw_sql("ROLLBACK").execute(&mut *connection).await?;
         return Ok(Attempt::HorizonMoved(horizon));
     }
@@ -246,9 +254,9 @@ async fn attempt(
     let new = match straight {
         Some(tables) => match facts::copy(connection, &tables).await {
             Ok(()) => rows.to_vec(),
-            Err(CommitError::Postgres(error)) if is_repetition(&error) => {
+            Err(CommitError::Postgres(error)) if is_duplicate_key(&error) => {
                 sqlx::raw_sql("ROLLBACK").execute(&mut *connection).await?;
-                return Ok(Attempt::Repetition);
+                return Ok(Attempt::DuplicateKey);
             }
             Err(error) => return Err(error),
         },
@@ -261,7 +269,7 @@ async fn attempt(
             rows.iter().filter(is_new).copied().collect()
         }
     };
-    let unattributed = participation::follow(connection, &memory.catalogue, histories, &new).await?;
+    let unattributed = participation::follow(connection, &cache.catalogue, histories, &new).await?;
     rollups::add(connection, log_id, &new).await?;
     dead_letter::insert(connection, log_id, dead).await?;
     sqlx::raw_sql("COMMIT").execute(connection).await.map_err(CommitError::Unknown)?;

@@ -47,7 +47,7 @@ pub(crate) fn row_fault(error: &sqlx::Error) -> Option<(String, String)> {
 }
 
 /// Returns whether an error says that an identity is stored already.
-pub(crate) fn is_repetition(error: &sqlx::Error) -> bool {
+pub(crate) fn is_duplicate_key(error: &sqlx::Error) -> bool {
     error.as_database_error().is_some_and(|error| error.code().as_deref() == Some("23505"))
 }
 

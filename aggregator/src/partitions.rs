@@ -7,11 +7,10 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use chrono::{DateTime, Datelike, Months as CalendarMonths, NaiveDate, Utc};
+use events::fact::FactTable;
 use events::rules::limits;
 use events::{Event, Kind, Micros};
 use sqlx::{AssertSqlSafe, PgConnection};
-
-use crate::commit::TABLES;
 
 /// One for all makers of table partitions.
 const LOCK: i64 = 0x7765_6972_6d6f_6e74; // "weirmont"
@@ -86,13 +85,11 @@ pub(crate) async fn make_usual_months(connection: &mut PgConnection) -> Result<(
 }
 
 async fn make_month(connection: &mut PgConnection, kind: Kind, month: Month) -> Result<(), sqlx::Error> {
-    for (fact_table, _) in TABLES.into_iter().filter(|(_, of)| *of == kind) {
-        let table = month.table(fact_table);
-        let exists: bool =
-            sqlx::query_scalar("SELECT to_regclass($1) IS NOT NULL").bind(&table).fetch_one(&mut *connection).await?;
-        if !exists && !make_table(connection, fact_table, &table, month).await? {
-            tracing::warn!(table, "its locks are taken; rows of that month go to the default table partition for now");
-        }
+    let fact_table = FactTable::of(kind).name;
+    let table = month.table(fact_table);
+    let exists: bool = sqlx::query_scalar("SELECT to_regclass($1) IS NOT NULL").bind(&table).fetch_one(&mut *connection).await?;
+    if !exists && !make_table(connection, fact_table, &table, month).await? {
+        tracing::warn!(table, "its locks are taken; rows of that month go to the default table partition for now");
     }
     Ok(())
 }

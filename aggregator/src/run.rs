@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::batch::Batch;
-use crate::commit::{self, CommitError, Memory, Stored};
+use crate::commit::{self, CommitError, Stored, WorkerCache};
 use crate::config::Config;
 use crate::lag;
 use crate::lease::{self, Held};
@@ -81,7 +81,7 @@ impl Worker {
         let log_id = self.log.identity().log_id;
         let mut connection = database::connect(&self.config.database_url, "writer").await?;
         copy::make_table(&mut connection).await?;
-        let mut memory = Memory::default();
+        let mut cache = WorkerCache::default();
         let mut positions = Positions::new();
         let mut ahead = Batch::default();
         loop {
@@ -103,7 +103,7 @@ impl Worker {
             // Behind a full batch there is more: it is read and decoded while Postgres works on this one.
             let full = batch.len() >= self.share_of_batch(&positions);
             let began = Instant::now();
-            let (stored, next) = tokio::join!(commit::commit(&mut connection, &mut memory, log_id, &batch), async {
+            let (stored, next) = tokio::join!(commit::commit(&mut connection, &mut cache, log_id, &batch), async {
                 if full { self.read(&mut positions).await } else { Batch::default() }
             });
             self.acknowledge(&batch, &stored?, began.elapsed()).await;

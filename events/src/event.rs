@@ -216,6 +216,9 @@ pub struct ConversionDetails {
     /// By which medium.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub medium: Option<String>,
+    /// Who referred the user.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub referrer_source: Option<String>,
     /// What was bought, signed, finished.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub details: Option<JsonObject>,
@@ -318,9 +321,9 @@ impl Draft {
 pub struct Event {
     /// Whose it is.
     pub project_id: ProjectId,
-    /// Its id; with project, kind and `claimed_at` its identity.
+    /// Its id; with project, kind, user and `claimed_at` its identity.
     pub event_id: EventId,
-    /// Whether the client gave the id. An untimed event with a client's id is recognised by the id alone.
+    /// Whether the client gave the id. An untimed event with a client's id is recognised by its user and the id alone.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub id_from_client: bool,
     /// The unit.

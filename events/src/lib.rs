@@ -12,6 +12,7 @@
 
 pub mod bucket;
 mod event;
+pub mod fact;
 pub mod identity;
 mod json;
 mod money;

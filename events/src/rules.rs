@@ -300,6 +300,7 @@ impl Faults {
                 conversion.conversion_attribution_source = self.name(source, "conversion_attribution_source");
                 conversion.source = self.name(conversion.source.take(), "source");
                 conversion.medium = self.name(conversion.medium.take(), "medium");
+                conversion.referrer_source = self.name(conversion.referrer_source.take(), "referrer_source");
                 Details::Conversion(conversion)
             }
             Details::Identity(mut identity) => {
@@ -553,8 +554,7 @@ mod tests {
         let context = Context { user_agent: Some("x".repeat(600)), ..Default::default() };
         let properties = Some(JsonObject::parse(properties.to_owned(), "properties").expect("valid"));
         let event = admit(Draft { context, properties, ..conversion() }, &door(), minted()).expect("admitted");
-        let expected =
-            r#"{"client_truncated":"mine","library":{"name":"x","more":{"version":"1"}},"truncated":["user_agent"]}"#;
+        let expected = r#"{"client_truncated":"mine","library":{"name":"x","more":{"version":"1"}},"truncated":["user_agent"]}"#;
         assert_eq!(event.metadata.expect("kept").get(), expected);
     }
 

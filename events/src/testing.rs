@@ -115,6 +115,7 @@ pub fn one_of_each_kind() -> Vec<Event> {
             conversion_eligibility_verified: Some(true),
             source: Some("news".into()),
             medium: Some("email".into()),
+            referrer_source: Some("partner.example".into()),
             details: object(r#"{"sku":"x"}"#),
             conversion_context: object(r#"{"cart":2}"#),
         }),

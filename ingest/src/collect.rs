@@ -157,7 +157,10 @@ fn validate(
         match admitted_event {
             Ok(event) => {
                 // Ids that were minted here differ, so only clients' own can repeat.
-                if event.id_from_client && count > 1 && !seen.insert((event.kind(), event.event_id, event.claimed_at)) {
+                if event.id_from_client
+                    && count > 1
+                    && !seen.insert((event.kind(), event.user_id, event.event_id, event.claimed_at))
+                {
                     validated.outcome.duplicate += 1;
                     continue;
                 }

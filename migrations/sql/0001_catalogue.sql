@@ -74,6 +74,30 @@ CREATE TABLE variants (
 );
 CREATE UNIQUE INDEX variants_one_control ON variants (project_id, experiment_id) WHERE is_control;
 
+-- When an experiment assigned users, by event time, half open; the phases of one experiment follow each other.
+CREATE TABLE experiment_phases (
+    project_id    uuid NOT NULL,
+    experiment_id uuid NOT NULL,
+    phase         integer NOT NULL CHECK (phase > 0),
+    state         text NOT NULL CHECK (state IN ('assigning', 'paused')),
+    started_at    timestamptz, -- null: from the beginning
+    ended_at      timestamptz CHECK (ended_at >= started_at), -- null: it lasts
+    PRIMARY KEY (project_id, experiment_id, phase),
+    FOREIGN KEY (project_id, experiment_id) REFERENCES experiments (project_id, id)
+);
+
+-- The weights in force in a phase.
+CREATE TABLE phase_weights (
+    project_id    uuid NOT NULL,
+    experiment_id uuid NOT NULL,
+    phase         integer NOT NULL,
+    variant_id    uuid NOT NULL,
+    weight        numeric(12, 6) CHECK (weight >= 0), -- null: unknown, equal shares are assumed
+    PRIMARY KEY (project_id, experiment_id, phase, variant_id),
+    FOREIGN KEY (project_id, experiment_id, phase) REFERENCES experiment_phases (project_id, experiment_id, phase),
+    FOREIGN KEY (project_id, experiment_id, variant_id) REFERENCES variants (project_id, experiment_id, id)
+);
+
 -- What counts in an experiment, where its defaults do not fit.
 CREATE TABLE metrics (
     project_id      uuid NOT NULL,
@@ -156,6 +180,16 @@ CREATE TABLE campaign_components (
     PRIMARY KEY (project_id, campaign_id, id),
     UNIQUE (project_id, campaign_id, name),
     FOREIGN KEY (project_id, campaign_id) REFERENCES campaigns (project_id, id)
+);
+
+-- The names that a project's events have had, and those that it refuses.
+CREATE TABLE event_names (
+    project_id    uuid NOT NULL REFERENCES projects (id),
+    kind          text NOT NULL CHECK (kind IN ('conversion', 'campaign_event', 'engagement', 'identity')),
+    name          text NOT NULL CHECK (name <> ''),
+    status        text NOT NULL DEFAULT 'allowed' CHECK (status IN ('allowed', 'blocked')),
+    first_seen_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (project_id, kind, name)
 );
 
 -- A name or an id, once used, is never given to anything else: stored rows refer to it for ever.

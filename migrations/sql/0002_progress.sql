@@ -63,12 +63,29 @@ CREATE TABLE dead_letters (
 CREATE INDEX dead_letters_replay ON dead_letters (created_at) WHERE status = 'replay';
 CREATE INDEX dead_letters_open ON dead_letters (project_id, code, subject) WHERE status = 'open';
 
--- Events whose time is our receipt: a client's retry carries another one, so the id alone decides.
+-- Events whose time is our receipt: a client's retry carries another one, so that user and id alone decide.
 CREATE TABLE untimed_ids (
     project_id uuid NOT NULL,
     kind       smallint NOT NULL,
+    user_id    uuid NOT NULL,
     event_id   uuid NOT NULL,
-    PRIMARY KEY (project_id, kind, event_id)
+    PRIMARY KEY (project_id, kind, user_id, event_id)
+);
+
+-- Never entered a fact table, since a rule was broken where no client would send it again. It came through the log like all else.
+CREATE TABLE rejected_events (
+    project_id    uuid NOT NULL,
+    received_at   timestamptz NOT NULL,
+    log_id        uuid NOT NULL,
+    log_partition integer NOT NULL,
+    log_offset    bigint NOT NULL,
+    key_id        uuid NOT NULL, -- the key that it came with
+    dialect       text NOT NULL,
+    code          text NOT NULL,
+    field         text NOT NULL,
+    reason        text NOT NULL,
+    bytes         bytea NOT NULL CHECK (octet_length(bytes) <= 65536), -- as the client wrote them
+    PRIMARY KEY (project_id, received_at, log_id, log_partition, log_offset)
 );
 
 -- End of the newest month that was ever detached. Rows before it are in segments only, and no new ones are taken.

@@ -11,6 +11,7 @@ CREATE TABLE user_experiment_participation (
     total_impressions        bigint NOT NULL CHECK (total_impressions > 0), -- eligible ones
     variants_seen            uuid[] NOT NULL, -- of eligible ones, sorted
     was_eligible_at_exposure boolean NOT NULL DEFAULT true,
+    eligibility_criteria     jsonb NOT NULL DEFAULT '{}',
     has_converted            boolean NOT NULL,
     first_conversion_date    timestamptz CHECK (first_conversion_date >= first_exposure_date),
     conversion_within_window boolean NOT NULL,

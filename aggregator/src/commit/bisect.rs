@@ -1,4 +1,4 @@
-//! Which rows Postgres refuses: found by halving, in a transaction that is rolled back.
+//! Which rows Postgres refuses: found by bisection, in a transaction that is rolled back.
 
 use sqlx::PgConnection;
 
@@ -10,12 +10,9 @@ use crate::database::row_fault;
 ///
 /// Nothing is left of the search, neither a fact nor an id in `untimed_ids`: the batch is committed afterwards, without
 /// the rows that were found. Rows are searched ordered by key, as they are inserted.
-pub(super) async fn find(connection: &mut PgConnection, rows: &[StagedRow<'_>]) -> Result<Vec<DeadLetter>, sqlx::Error> {
+pub(super) async fn find_refused(connection: &mut PgConnection, rows: &[StagedRow<'_>]) -> Result<Vec<DeadLetter>, sqlx::Error> {
     let mut ordered = rows.to_vec();
-    ordered.sort_by_key(|row| {
-        let event = &row.decoded.event;
-        (event.project_id, event.event_id, event.claimed_at, row.decoded.partition, row.decoded.offset)
-    });
+    ordered.sort_by_key(|row| (row.key(), row.decoded.partition, row.decoded.offset));
     let mut found = Vec::new();
     let mut ranges: Vec<_> = std::iter::once(0..ordered.len()).collect();
     sqlx::raw_sql("BEGIN").execute(&mut *connection).await?;

@@ -191,8 +191,8 @@ async fn remove_participations(connection: &mut PgConnection, keys: &[Key]) -> R
 
 async fn write_attributions(connection: &mut PgConnection, rows: &[(Key, ConversionId, Attribution)]) -> Result<(), sqlx::Error> {
     let (projects, users, experiments) = columns(rows.iter().map(|(key, _, _)| key));
-    let id = |((project, _), experiment): &Key, (id, claimed_at): &ConversionId| {
-        row_id(format!("weir:attribution:{project}:{id}:{}:{experiment}", claimed_at.0))
+    let id = |((project, user), experiment): &Key, (id, claimed_at): &ConversionId| {
+        row_id(format!("weir:attribution:{project}:{user}:{id}:{}:{experiment}", claimed_at.0))
     };
     sqlx::query(
         "INSERT INTO conversion_attribution (

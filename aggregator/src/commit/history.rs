@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use events::{Kind, Micros, Money};
+use events::{Details, Kind, Micros, Money};
 use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row};
 use uuid::Uuid;
@@ -147,8 +147,11 @@ impl Histories {
                     currency: event.currency.clone(),
                 }),
                 (_, Some(experiment), Some(variant)) => {
-                    let was_eligible = row.impression().and_then(|details| details.user_was_eligible);
-                    if was_eligible != Some(false) && !event.is_bot {
+                    let was_ineligible = matches!(
+                        &event.details,
+                        Details::Impression(details) if details.user_was_eligible == Some(false)
+                    );
+                    if !was_ineligible && !event.is_bot {
                         let exposures = history.exposures.entry(experiment).or_default();
                         exposures.rows.push(Exposure {
                             event_time: event.event_time,

@@ -6,14 +6,14 @@ use bytes::Bytes;
 use eventlog::{LogIdentity, StoredRecord};
 use events::rules::{self, Door};
 use events::testing::{conversion, door, exposure, minted};
-use events::{Details, Draft, EventId, ProjectId, Record};
+use events::{ClaimedTime, Details, Draft, EventId, ProjectId, Record};
 use migrations::testing::TestDatabase;
 use proptest::prelude::*;
 use sqlx::PgConnection;
 use sqlx::Row;
 use uuid::Uuid;
 
-use super::{CommitError, Memory, Stored, commit};
+use super::{CommitError, Stored, WorkerCache, commit};
 use crate::batch::Batch;
 use crate::commit::copy;
 use crate::{database, lease, recompute};
@@ -22,7 +22,7 @@ use crate::{database, lease, recompute};
 struct Case {
     url: String,
     connection: PgConnection,
-    memory: Memory,
+    cache: WorkerCache,
     log_id: Uuid,
     project: Uuid,
     next: BTreeMap<u32, u64>,
@@ -39,7 +39,7 @@ impl Case {
             .expect("a project");
         lease::know_log(&mut connection, LogIdentity { log_id, partitions: 8 }, true).await.expect("a log");
         copy::make_table(&mut connection).await.expect("temporary tables");
-        Case { url: database.url.clone(), connection, memory: Memory::default(), log_id, project, next: BTreeMap::new() }
+        Case { url: database.url.clone(), connection, cache: WorkerCache::default(), log_id, project, next: BTreeMap::new() }
     }
 
     fn record(&self, draft: Draft) -> Record {
@@ -64,7 +64,7 @@ impl Case {
     }
 
     async fn commit(&mut self, batch: &Batch) -> Result<Stored, CommitError> {
-        commit(&mut self.connection, &mut self.memory, self.log_id, batch).await
+        commit(&mut self.connection, &mut self.cache, self.log_id, batch).await
     }
 
     async fn store(&mut self, drafts: Vec<Draft>) -> Stored {
@@ -237,7 +237,7 @@ proptest! {
                 let (even, odd) = (shuffled.batch(even), shuffled.batch(odd));
                 let log_id = shuffled.log_id;
                 let (first, second) = tokio::join!(
-                    commit(&mut shuffled.connection, &mut shuffled.memory, log_id, &even),
+                    commit(&mut shuffled.connection, &mut shuffled.cache, log_id, &even),
                     commit(&mut two.0, &mut two.1, log_id, &odd),
                 );
                 first.expect("commits");
@@ -261,10 +261,10 @@ proptest! {
 
 static DATABASE: tokio::sync::OnceCell<TestDatabase> = tokio::sync::OnceCell::const_new();
 
-async fn two_workers(case: &mut Case) -> (PgConnection, Memory) {
+async fn two_workers(case: &mut Case) -> (PgConnection, WorkerCache) {
     let mut connection = database::connect(&case.url, "second").await.expect("connects");
     copy::make_table(&mut connection).await.expect("temporary tables");
-    (connection, Memory::default())
+    (connection, WorkerCache::default())
 }
 
 /// Of different events with one identity the first committed stays, so their order matters; here there is one of each.
@@ -323,11 +323,11 @@ async fn repetitions_are_passed_over_and_their_neighbours_land() {
     let database = TestDatabase::create().await;
     let mut case = Case::new(&database).await;
     let buy = |id: &str, when: u8| conversion(id, &user(1), &at(when), "purchase", "5");
-    let mut check = async |drafts: Vec<Draft>, expected: (u64, u64), had_repetitions: bool| {
+    let mut check = async |drafts: Vec<Draft>, expected: (u64, u64), had_duplicates: bool| {
         let ids: Vec<_> = drafts.iter().map(|draft| draft.event_id.clone()).collect();
         let stored = case.store(drafts).await;
         assert_eq!((stored.inserted.values().sum::<u64>(), stored.duplicates), expected, "{ids:?}");
-        assert_eq!(case.memory.had_repetitions, had_repetitions, "{ids:?}");
+        assert_eq!(case.cache.had_duplicates, had_duplicates, "{ids:?}");
     };
     check(vec![buy("a", 1), buy("b", 2)], (2, 0), false).await;
     check(vec![buy("c", 3), buy("a", 1), buy("d", 3)], (2, 1), true).await;
@@ -361,6 +361,26 @@ async fn untimed_events_with_a_clients_id_are_stored_once() {
     assert_eq!((stored.inserted.values().sum::<u64>(), stored.duplicates), (0, 1));
     let received = case.rows("SELECT received_at::timestamptz AT TIME ZONE 'UTC' FROM conversions").await;
     assert_eq!(received, ["(\"2026-03-01 12:00:00\")"]);
+}
+
+/// One id under two users are two events: whoever sends a shop's order numbers first, as anybody with the public key can, takes
+/// none of its orders away, whether they have times or not.
+#[tokio::test]
+async fn nobody_blocks_anothers_events_by_sending_their_ids_first() {
+    let database = TestDatabase::create().await;
+    let mut case = Case::new(&database).await;
+    let orders = |who: u8, timestamp: ClaimedTime| -> Vec<Draft> {
+        let order =
+            |n| Draft { timestamp: timestamp.clone(), ..conversion(&format!("order-{n}"), &user(who), "", "purchase", "5") };
+        (0..50).map(order).collect()
+    };
+    for timestamp in [ClaimedTime::Missing, ClaimedTime::Text(at(1))] {
+        // Both users in one batch, then each again by itself: only the repetitions are passed over.
+        let first = case.store([orders(1, timestamp.clone()), orders(2, timestamp.clone())].concat()).await;
+        assert_eq!((first.inserted.values().sum::<u64>(), first.duplicates), (100, 0));
+        let later = case.store([orders(2, timestamp.clone()), orders(3, timestamp.clone())].concat()).await;
+        assert_eq!((later.inserted.values().sum::<u64>(), later.duplicates), (50, 50));
+    }
 }
 
 /// Records that other programs wrote, past the collector's rules: each bad row becomes a dead letter, its neighbours land.

@@ -4,3 +4,4 @@ mod admin;
 mod flow;
 mod leases;
 mod pipeline;
+mod schema;

@@ -348,6 +348,7 @@ fn fill_details(details: &mut Details, slot: Slot, value: &Value<'_>, field: &st
             Slot::EligibilityVerified => conversion.conversion_eligibility_verified = boolean()?,
             Slot::Source => conversion.source = text()?,
             Slot::Medium => conversion.medium = text()?,
+            Slot::ReferrerSource => conversion.referrer_source = text()?,
             Slot::Details => conversion.details = object()?,
             Slot::ConversionContext => conversion.conversion_context = object()?,
             _ => {}

@@ -52,6 +52,7 @@ pub(super) enum Slot {
     EligibilityVerified,
     Source,
     Medium,
+    ReferrerSource,
     Details,
     ConversionContext,
     PreviousId,
@@ -112,6 +113,7 @@ impl Slot {
             "conversion_eligibility_verified" => Slot::EligibilityVerified,
             "source" => Slot::Source,
             "medium" => Slot::Medium,
+            "referrer_source" => Slot::ReferrerSource,
             "details" => Slot::Details,
             "conversion_context" => Slot::ConversionContext,
             "previous_id" => Slot::PreviousId,
@@ -144,6 +146,7 @@ impl Slot {
             | Slot::EligibilityVerified
             | Slot::Source
             | Slot::Medium
+            | Slot::ReferrerSource
             | Slot::Details
             | Slot::ConversionContext => kind == Kind::Conversion,
             Slot::PreviousId | Slot::GroupId => kind == Kind::Identity,
