@@ -5,15 +5,16 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Who may import whom. Services never import services; a reader finds each thing where these arrows say.
-const MAY_IMPORT: [(&str, &[&str]); 9] = [
+const MAY_IMPORT: [(&str, &[&str]); 10] = [
     ("events", &[]),
     ("eventlog", &["events"]),
     ("ingest", &["events", "eventlog"]),
     ("aggregator", &["events", "eventlog", "segments"]),
     ("segments", &["events"]),
-    ("query", &["segments"]),
+    ("statistics", &[]),
+    ("query", &["segments", "statistics"]),
     ("migrations", &[]),
-    ("weir", &["events", "eventlog", "ingest", "aggregator", "segments", "query", "migrations"]),
+    ("weir", &["events", "eventlog", "ingest", "aggregator", "segments", "statistics", "query", "migrations"]),
     ("benches", &["events", "eventlog", "ingest", "aggregator", "segments", "query", "migrations"]),
 ];
 
@@ -63,7 +64,9 @@ fn dependencies(manifest: &Path) -> Vec<(String, String)> {
 #[test]
 fn crates_import_only_whom_they_may() {
     let names: Vec<&str> = MAY_IMPORT.iter().map(|(name, _)| *name).collect();
-    for (member, dependencies) in manifests() {
+    for (folder, dependencies) in manifests() {
+        // A member's folder bears its name, whichever folder that stands in.
+        let member = folder.rsplit('/').next().unwrap_or(&folder);
         let (_, allowed) =
             MAY_IMPORT.iter().find(|(name, _)| *name == member).unwrap_or_else(|| panic!("{member} is not in the table"));
         for (section, dependency) in dependencies {
@@ -74,7 +77,7 @@ fn crates_import_only_whom_they_may() {
             }
             // A second edge of the same crate in dev-dependencies may add features, not reach further.
             if let Some((heavy, holders)) = HEAVY.iter().find(|(heavy, _)| *heavy == dependency) {
-                assert!(holders.contains(&member.as_str()), "{heavy} is kept in {holders:?}, but {member} has it");
+                assert!(holders.contains(&member), "{heavy} is kept in {holders:?}, but {member} has it");
             }
         }
     }

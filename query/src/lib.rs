@@ -26,7 +26,6 @@ mod server;
 mod slots;
 pub mod snapshot;
 pub mod sql;
-pub mod statistics;
 pub mod tables;
 mod tokens;
 mod writer;

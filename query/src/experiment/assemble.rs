@@ -22,12 +22,12 @@ use crate::answer::metric::{Cap, Comparison, Definition, Metric, Omnibus, Supple
 use crate::answer::{Excluded, Experiment, METHOD_VERSION, Population, Results, Settings, Variant, Warning};
 use crate::error::Refusal;
 use crate::snapshot::{AsOf, time_text};
-use crate::statistics::bayes_beta::{Prior, probability_best};
-use crate::statistics::comparison::Sample;
-use crate::statistics::cuped::theta;
-use crate::statistics::distributions::chi_square_sf;
-use crate::statistics::moments::{Overflow, decimal_text};
-use crate::statistics::proportions::{Count, homogeneity};
+use statistics::bayes_beta::{Prior, probability_best};
+use statistics::comparison::Sample;
+use statistics::cuped::theta;
+use statistics::distributions::chi_square_sf;
+use statistics::moments::{Overflow, decimal_text};
+use statistics::proportions::{Count, homogeneity};
 
 /// What the catalogue says, the control chosen.
 pub struct Known {
@@ -452,7 +452,7 @@ pub fn compare_all(setting: &Setting<'_>, sampled: &[Sampled]) -> Result<Vec<Com
 fn z_of_day(metric: &Configured, day: &series::DaySums, arm: usize) -> Option<f64> {
     let sample = |arm: usize| one(metric, day.get(arm)?).ok()?.sample;
     let (control, treatment) = (sample(0)?, sample(arm)?);
-    let found = crate::statistics::effect::effect(&control, &treatment, crate::statistics::effect::Scale::Absolute).ok()?;
+    let found = statistics::effect::effect(&control, &treatment, statistics::effect::Scale::Absolute).ok()?;
     Some(found.estimate / found.std_error)
 }
 

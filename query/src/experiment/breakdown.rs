@@ -13,9 +13,9 @@ use super::series::{DaySums, Days};
 use super::settings::{Cuped, Request};
 use super::sums::{Sums, sums};
 use crate::answer::metric::{Cumulative, DailyArm, Day, Heterogeneity, OfValue, SeriesArm, SeriesComparison};
-use crate::statistics::distributions::chi_square_sf;
-use crate::statistics::moments::{Overflow, decimal_text};
-use crate::statistics::sample_ratio::sample_ratio;
+use statistics::distributions::chi_square_sf;
+use statistics::moments::{Overflow, decimal_text};
+use statistics::sample_ratio::sample_ratio;
 
 /// One metric by dimension.
 pub struct Dimensioned {

@@ -15,15 +15,15 @@ use crate::answer::metric::{
     Sequential, Shrunk, Supplemental, Test,
 };
 use crate::answer::{Experiment, Variant};
-use crate::statistics::bayes_beta;
-use crate::statistics::bayes_normal::{Prior, posterior};
-use crate::statistics::comparison::{self, Sample, Status, compare};
-use crate::statistics::cuped;
-use crate::statistics::effect::{Effect, Scale};
-use crate::statistics::guardrail::{Direction, State, non_inferiority, state as guardrail_state};
-use crate::statistics::moments::Overflow;
-use crate::statistics::power::{POWER_DEFAULT, Target, days_remaining, detectable_effect, mid_experiment, progress};
-use crate::statistics::proportions::{Count, newcombe, pooled_z};
+use statistics::bayes_beta;
+use statistics::bayes_normal::{Prior, posterior};
+use statistics::comparison::{self, Sample, Status, compare};
+use statistics::cuped;
+use statistics::effect::{Effect, Scale};
+use statistics::guardrail::{Direction, State, non_inferiority, state as guardrail_state};
+use statistics::moments::Overflow;
+use statistics::power::{POWER_DEFAULT, Target, days_remaining, detectable_effect, mid_experiment, progress};
+use statistics::proportions::{Count, newcombe, pooled_z};
 
 /// Part of the variance that earlier behaviour has to explain before a comparison is adjusted for it.
 const EXPLAINED_MIN: f64 = 0.05;
@@ -152,7 +152,7 @@ fn adjusted(
         covariate_days: COVARIATE_DAYS,
     };
     // The control's mean as it is: its covariance with the adjusted difference is that with its own adjusted mean.
-    let of_control = crate::statistics::sums::covariance(&one.post, &one.pre, one.products)?;
+    let of_control = statistics::sums::covariance(&one.post, &one.pre, one.products)?;
     let post = one.post.arm()?;
     let headline = Headline {
         estimate: effect.estimate,
@@ -374,7 +374,7 @@ fn relative(compared: &Compared, alpha: f64) -> Relative {
         let half = critical * effect.std_error;
         (effect, [effect.estimate - half, effect.estimate + half])
     });
-    let tested = effect.map(|effect| effect.test(crate::statistics::effect::Alternative::TwoSided, alpha));
+    let tested = effect.map(|effect| effect.test(statistics::effect::Alternative::TwoSided, alpha));
     Relative {
         lift: if is_adjusted { compared.headline.and_then(|headline| headline.lift()) } else { compared.found.lift },
         ci: ends(match published {

@@ -7,8 +7,8 @@ use super::image::{Image, Row};
 use super::sums::Slots;
 use super::touches::Touch;
 use crate::answer::{Attribution, AttributionModel, Experiment, Sensitivity, VariantValue};
-use crate::statistics::credit::Model;
-use crate::statistics::moments::{Overflow, decimal_text};
+use statistics::credit::Model;
+use statistics::moments::{Overflow, decimal_text};
 
 /// From here on an attribution counts as certain, in hundredths.
 const CONFIDENT_FROM: u8 = 80;

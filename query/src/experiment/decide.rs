@@ -7,7 +7,7 @@ use super::settings::{Analysis, Engine};
 use crate::answer::health::{Check, Health, Level};
 use crate::answer::metric::{Comparison, Metric};
 use crate::answer::{Decision, Why};
-use crate::statistics::decision::{Action, Criteria, Evidence, Experiment, Verdict, decide};
+use statistics::decision::{Action, Criteria, Evidence, Experiment, Verdict, decide};
 
 /// Evidence below this p-value counts before enough users are there, also without a test that allows for looks.
 const STRICT_BELOW: f64 = 0.001;

@@ -1,7 +1,7 @@
 //! Many comparisons at once: which of them stand, and how wide their intervals are.
 
 use super::settings::Correction;
-use crate::statistics::multiplicity::{benjamini_hochberg, holm};
+use statistics::multiplicity::{benjamini_hochberg, holm};
 
 /// Part of alpha that stays with primary metrics where they are preferred.
 const PRIMARY_SHARE: f64 = 0.5;

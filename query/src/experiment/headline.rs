@@ -1,8 +1,8 @@
 //! A difference of two means with its intervals on both scales, for any critical value: that of one look, of a bound, of a
 //! sequence, of many comparisons.
 
-use crate::statistics::distributions::{student_isf, student_upper};
-use crate::statistics::means::Arm;
+use statistics::distributions::{student_isf, student_upper};
+use statistics::means::Arm;
 
 /// A difference of two means, with what is known of the mean that it is relative to.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -96,7 +96,7 @@ pub fn ends(interval: Option<(f64, f64)>) -> [Option<f64>; 2] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::statistics::means::{lift, welch};
+    use statistics::means::{lift, welch};
     use proptest::prelude::*;
 
     #[test]

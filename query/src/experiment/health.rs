@@ -8,8 +8,8 @@ use super::sums::{Slots, outlier_share};
 use crate::answer::health::{Check, Health, Level, SrmOfValue};
 use crate::answer::{Excluded, Experiment, Variant, Warning};
 use crate::experiment::plain::p_text;
-use crate::statistics::comparison::{Sample, compare};
-use crate::statistics::sample_ratio::{SampleRatio, Status, sample_ratio, sequential};
+use statistics::comparison::{Sample, compare};
+use statistics::sample_ratio::{SampleRatio, Status, sample_ratio, sequential};
 
 /// Below this p-value the shares of users are wrong beyond doubt, unless they differ by less than a tenth of a point.
 pub const SRM_FAIL_BELOW: f64 = 0.001;

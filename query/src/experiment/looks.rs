@@ -10,9 +10,9 @@ use super::series::Days;
 use super::settings::Analysis;
 use crate::answer::Experiment;
 use crate::answer::metric::{CrossedOn, Sequential};
-use crate::statistics::effect::Effect;
-use crate::statistics::group_sequential::{Sides, bounds};
-use crate::statistics::sequential::{confidence_sequence, tightest_at};
+use statistics::effect::Effect;
+use statistics::group_sequential::{Sides, bounds};
+use statistics::sequential::{confidence_sequence, tightest_at};
 
 /// Alpha is spent in proportion to this power of the information.
 const SPENDING_POWER: f64 = 2.0;

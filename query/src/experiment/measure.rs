@@ -10,8 +10,8 @@ use super::population::People;
 use super::settings::{CAP_NEVER, CAP_PERCENTILE, CapRule};
 use super::sums::{CAP_SUMS_MIN, Counted, Entry, Slots, Sums, filled, sums};
 use crate::answer::{Experiment, Warning};
-use crate::statistics::capping::cap_value;
-use crate::statistics::moments::{Overflow, decimal_text};
+use statistics::capping::cap_value;
+use statistics::moments::{Overflow, decimal_text};
 
 /// Conversion names that get metrics of their own, at most.
 const CONVERSION_NAMES_MAX: usize = 50;

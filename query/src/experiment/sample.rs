@@ -6,14 +6,14 @@ use super::catalogue::{Aggregation, Amount, Configured};
 use super::headline::ends;
 use super::sums::{Entry, Slots, Sums, amounts};
 use crate::answer::metric::Arm as Shown;
-use crate::statistics::comparison::{Sample, Status};
-use crate::statistics::cuped::CupedSums;
-use crate::statistics::distributions::student_isf;
-use crate::statistics::moments::{Moments, Overflow};
-use crate::statistics::proportions::{Count, wilson};
-use crate::statistics::quantile::quantile;
-use crate::statistics::ratio::RatioSums;
-use crate::statistics::sums::Sums as OneSum;
+use statistics::comparison::{Sample, Status};
+use statistics::cuped::CupedSums;
+use statistics::distributions::student_isf;
+use statistics::moments::{Moments, Overflow};
+use statistics::proportions::{Count, wilson};
+use statistics::quantile::quantile;
+use statistics::ratio::RatioSums;
+use statistics::sums::Sums as OneSum;
 
 /// One variant of one metric, as far as it is defined.
 #[derive(Clone, Copy, Debug, PartialEq)]

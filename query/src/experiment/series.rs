@@ -8,8 +8,8 @@ use super::image::{DAY_US, Image};
 use super::measure::Measured;
 use super::population::People;
 use super::sums::{Counted, Slots, Sums};
-use crate::statistics::moments::{Moments, Overflow, Products};
-use arrow::datatypes::i256;
+use statistics::moments::{Moments, Overflow, Products};
+use statistics::I256;
 use chrono::DateTime;
 
 /// Days of a series, at most; what came before lies in the first one.
@@ -105,10 +105,10 @@ struct Change {
 struct Totals {
     converters: i64,
     amount: i128,
-    squares: i256,
+    squares: I256,
     base: i128,
-    base_squares: i256,
-    product: i256,
+    base_squares: I256,
+    product: I256,
 }
 
 /// Returns the sums of each slot at the end of each day, without covariate; `None` for a metric that is not additive over
@@ -174,7 +174,7 @@ pub fn sums(
                 base: Moments::from_parts(users[slot], total.base, total.base_squares),
                 amount_base: total.product,
                 before: Moments::default().over(users[slot]),
-                amount_before: i256::ZERO,
+                amount_before: I256::ZERO,
             });
         }
         series.push(row);

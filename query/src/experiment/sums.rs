@@ -4,11 +4,11 @@
 //! variant, by value of a dimension, over users with complete windows, with or without a cap. Which user belongs where is
 //! said by [`Slots`].
 
-use arrow::datatypes::i256;
+use statistics::I256;
 
 use super::catalogue::{Aggregation, Amount, Configured, Denominator};
 use super::image::{DAY_US, Image, Row};
-use crate::statistics::moments::{Moments, Overflow, Products};
+use statistics::moments::{Moments, Overflow, Products};
 
 /// Sums that are not 0 from which on a percentile near 100 means something: below, it would only shave the largest one.
 pub const CAP_SUMS_MIN: usize = 1_000;
@@ -208,11 +208,11 @@ pub struct Sums {
     /// What a ratio is over.
     pub base: Moments,
     /// Products of both.
-    pub amount_base: i256,
+    pub amount_base: I256,
     /// The same metric before the first exposure.
     pub before: Moments,
     /// Products of it with the sums.
-    pub amount_before: i256,
+    pub amount_before: I256,
 }
 
 /// The same while it is added up. Users without an entry add nothing but their number.
@@ -454,9 +454,9 @@ pub(crate) mod tests {
                 prop_assert_eq!(found.users, users.len() as u64);
                 prop_assert_eq!(found.amount.users(), found.users);
                 prop_assert_eq!(found.amount.sum(), users.iter().map(y).sum::<i128>());
-                prop_assert_eq!(found.amount.squares(), i256::from_i128(users.iter().map(|user| y(user) * y(user)).sum::<i128>()));
+                prop_assert_eq!(found.amount.squares(), I256::from(users.iter().map(|user| y(user) * y(user)).sum::<i128>()));
                 prop_assert_eq!(found.before.sum(), users.iter().map(x).sum::<i128>());
-                prop_assert_eq!(found.amount_before, i256::from_i128(users.iter().map(|user| x(user) * y(user)).sum::<i128>()));
+                prop_assert_eq!(found.amount_before, I256::from(users.iter().map(|user| x(user) * y(user)).sum::<i128>()));
             }
         }
     }

@@ -6,7 +6,7 @@ use super::compare::{Compared, Decisive, Setting};
 use super::plain::{Said, p_text, short};
 use super::settings::{Analysis, Difference, Engine};
 use crate::answer::metric::{Bayesian, ScaledImpact};
-use crate::statistics::comparison::Status;
+use statistics::comparison::Status;
 
 /// The verdict with what it rests on.
 pub struct Verdict {

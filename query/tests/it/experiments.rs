@@ -14,7 +14,7 @@ fn codes(results: &Value) -> Vec<&str> {
     results["warnings"].as_array().expect("warnings").iter().filter_map(|warning| warning["code"].as_str()).collect()
 }
 
-/// 1000 of 10000 against 1100 of 10000: the numbers are those of `d-fieller-001` and `d-lift-001` in testdata/statistics.
+/// 1000 of 10000 against 1100 of 10000: the numbers are those of `d-fieller-001` and `d-lift-001` in the golden cases of `statistics`.
 async fn add_checkout(service: &mut Service) {
     let rows = &mut service.rows;
     add_experiment(rows, PROJECT, "checkout", "", &[("b", "50"), ("control", "50")]).await;

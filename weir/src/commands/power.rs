@@ -4,7 +4,7 @@
 //! of variants, the confidence and the new users a day come from its results, where the arguments do not say otherwise.
 
 use anyhow::{Context, bail};
-use query::statistics::power::{POWER_DEFAULT, detectable_difference, sample_size_two_rates, sample_size_variants};
+use statistics::power::{POWER_DEFAULT, detectable_difference, sample_size_two_rates, sample_size_variants};
 use serde_json::{Value, json};
 
 use super::text::{Side, count, decimals, elements, number, percent, printable, table, text_of};

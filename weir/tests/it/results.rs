@@ -42,7 +42,7 @@ fn near(what: &str, found: &Value, expected: &Value) {
 }
 
 fn cases() -> Vec<Value> {
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../query/testdata/statistics/rows.json");
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates/statistics/testdata/rows.json");
     let text = std::fs::read_to_string(file).expect("the cases");
     let mut cases: Value = serde_json::from_str(&text).expect("JSON");
     cases["cases"].take().as_array().expect("cases").clone()

@@ -1,0 +1,299 @@
+//! How many users an experiment needs, what it can see with those it has, and when it will be done.
+//!
+//! Power is never computed for the effect found: that would only restate its p-value.
+
+use crate::bayes_normal::Prior;
+use crate::distributions::{normal_isf, normal_sf};
+use crate::effect::Effect;
+
+/// The power that is planned for where nothing else is said.
+pub const POWER_DEFAULT: f64 = 0.8;
+/// Days beyond which no forecast is given.
+pub const DAYS_MAX: f64 = 180.0;
+
+fn is_level(level: f64) -> bool {
+    level > 0.0 && level < 1.0
+}
+
+/// Returns the users that each of two variants needs to see the absolute difference `effect` of a conversion rate of
+/// `baseline`, in a two-sided test at `alpha`, with `power`; not rounded. Rates above 1/2 are mirrored. `None` where an
+/// input is out of range, or a rate would be.
+/// Source: Evan Miller's sample size calculator: pooled variance for alpha, that of both rates for the power.
+pub fn sample_size_two_rates(baseline: f64, effect: f64, alpha: f64, power: f64) -> Option<f64> {
+    let p = if baseline > 0.5 { 1.0 - baseline } else { baseline };
+    let other = p + effect;
+    if !(is_level(alpha) && is_level(power) && is_level(p) && (0.0..=1.0).contains(&other) && effect != 0.0) {
+        return None;
+    }
+    let apart = p * (1.0 - p) + other * (1.0 - other);
+    let both = normal_isf(alpha / 2.0) * (2.0 * p * (1.0 - p)).sqrt() + normal_isf(1.0 - power) * apart.sqrt();
+    Some((both / effect).powi(2))
+}
+
+/// Returns the users that each of two variants needs to see the absolute difference `effect` of means with the variances
+/// given, in a two-sided test at `alpha`, with `power`; not rounded. `None` where an input is out of range.
+/// Source: normal approximation, such as Lehr 1992, Statistics in Medicine 11, 1099-1102.
+pub fn sample_size_means(variances: (f64, f64), effect: f64, alpha: f64, power: f64) -> Option<f64> {
+    let variance = variances.0 + variances.1;
+    if !(is_level(alpha) && is_level(power) && variance >= 0.0 && variance.is_finite() && effect != 0.0 && effect.is_finite()) {
+        return None;
+    }
+    let both = normal_isf(alpha / 2.0) + normal_isf(1.0 - power);
+    Some(both * both * variance / (effect * effect))
+}
+
+/// The users of an experiment of several variants.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Allocation {
+    /// All users.
+    pub total: u64,
+    /// Users per variant, each rounded up.
+    pub users: Vec<u64>,
+}
+
+/// Returns the users of an experiment whose variants get `weights` of all users (the control's first), so that on average
+/// each treatment can be seen to differ by the absolute `effect`. With `is_corrected` alpha is divided by the number of
+/// treatments. `None` where an input is out of range or a count leaves 64 bits.
+/// Source: Duflo, Glennerster, Kremer 2007, Using Randomization in Development Economics Research, 4.1.
+pub fn sample_size_variants(
+    weights: &[f64],
+    variance: f64,
+    effect: f64,
+    alpha: f64,
+    power: f64,
+    is_corrected: bool,
+) -> Option<Allocation> {
+    let (control, treatments) = weights.split_first()?;
+    let all: f64 = weights.iter().sum();
+    let is_usable = !treatments.is_empty()
+        && weights.iter().all(|weight| *weight > 0.0 && weight.is_finite())
+        && is_level(alpha)
+        && is_level(power)
+        && variance >= 0.0
+        && effect != 0.0;
+    if !is_usable {
+        return None;
+    }
+    // Weights that sum to 1 but for rounding are taken as they are.
+    let all = if (all - 1.0).abs() < 1e-9 { 1.0 } else { all };
+    let count = treatments.len() as f64;
+    let alpha = if is_corrected { alpha / count } else { alpha };
+    let spread: f64 = treatments.iter().map(|weight| (all / control + all / weight).sqrt()).sum();
+    let both = normal_isf(alpha / 2.0) + normal_isf(1.0 - power);
+    let total = (both * both * variance * spread * spread / (count * effect).powi(2)).ceil();
+    if !(total.is_finite() && total < 1e18) {
+        return None;
+    }
+    let users = weights.iter().map(|weight| (weight / all * total).ceil() as u64).collect();
+    Some(Allocation { total: total as u64, users })
+}
+
+/// Returns the power of a two-sided test at `alpha` to see the absolute difference `effect` of a conversion rate of
+/// `baseline`: pooled variance under equality, that of both rates otherwise, both tails. `None` where an input is out of
+/// range.
+/// Source: as statsmodels' power_proportions_2indep, after Chow, Shao, Wang, Lokhnygina, Sample Size Calculations in
+/// Clinical Research.
+pub fn power_two_rates(baseline: f64, effect: f64, users_control: f64, users_treatment: f64, alpha: f64) -> Option<f64> {
+    let other = baseline + effect;
+    let are_rates = [baseline, other].iter().all(|rate| (0.0..=1.0).contains(rate));
+    if !(are_rates && is_level(alpha) && users_control > 0.0 && users_treatment > 0.0) {
+        return None;
+    }
+    let pooled = (other * users_treatment + baseline * users_control) / (users_treatment + users_control);
+    let equal = (pooled * (1.0 - pooled) * (1.0 / users_treatment + 1.0 / users_control)).sqrt();
+    let apart = (other * (1.0 - other) / users_treatment + baseline * (1.0 - baseline) / users_control).sqrt();
+    if apart <= 0.0 {
+        return None;
+    }
+    let critical = normal_isf(alpha / 2.0) * equal;
+    Some(normal_sf((critical - effect) / apart).p + normal_sf((critical + effect) / apart).p)
+}
+
+/// Returns the smallest effect that a two-sided test at `alpha` sees with `power`, in the unit of the standard error.
+/// `None` where an input is out of range.
+pub fn detectable_effect(std_error: f64, alpha: f64, power: f64) -> Option<f64> {
+    (is_level(alpha) && is_level(power) && std_error >= 0.0)
+        .then(|| (normal_isf(alpha / 2.0) + normal_isf(1.0 - power)).max(0.0) * std_error)
+}
+
+/// Returns the smallest absolute difference of means seen with these users, where both variants have one variance.
+pub fn detectable_difference(variance: f64, users_control: f64, users_treatment: f64, alpha: f64, power: f64) -> Option<f64> {
+    let is_usable = variance >= 0.0 && users_control > 0.0 && users_treatment > 0.0;
+    detectable_effect((variance * (1.0 / users_control + 1.0 / users_treatment)).sqrt(), alpha, power).filter(|_| is_usable)
+}
+
+/// Returns how far an experiment is: the precision reached, in parts of the one planned, at most 1.
+pub fn progress(detectable_target: f64, detectable_now: f64) -> f64 {
+    if detectable_now <= 0.0 { 1.0 } else { (detectable_target / detectable_now).powi(2).min(1.0) }
+}
+
+/// What a running experiment is to see.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Target {
+    /// The relative effect to see.
+    pub effect: f64,
+    /// The power to see it for all goals at once.
+    pub power: f64,
+    /// Number of goal metrics.
+    pub goals: u32,
+    /// Number of variants, the control included.
+    pub variants: u32,
+    /// For a sequential analysis, the users at which its sequence is tightest.
+    pub sequential_tightest_at: Option<f64>,
+}
+
+/// What a running experiment still needs.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct MidExperiment {
+    /// The power to see the target with the users so far.
+    pub power_now: f64,
+    /// More users needed, in parts of those so far; 0 if none, `None` if more than 2^27 times as many.
+    pub scaling_factor: Option<f64>,
+    /// More users needed in the two variants compared.
+    pub additional_users: Option<f64>,
+}
+
+/// Forecasts what an experiment still needs. `effect` is the relative effect with its standard error so far, of which only
+/// the latter counts; `users` those of the two variants compared; `prior` that of a Bayesian answer. `None` where an input is
+/// out of range.
+/// Source: GrowthBook's documentation, mid-experiment power: variance / (1 + f) after f times as many users more, alpha
+/// divided by all tests, power^(1 / goals) for each goal; f by bisection until the power is right to 1e-5.
+pub fn mid_experiment(effect: &Effect, users: u64, alpha: f64, target: &Target, prior: Option<&Prior>) -> Option<MidExperiment> {
+    let tests = f64::from(target.goals) * (f64::from(target.variants) - 1.0);
+    let is_usable = is_level(alpha) && is_level(target.power) && tests >= 1.0 && effect.std_error > 0.0 && users > 0;
+    if !is_usable {
+        return None;
+    }
+    let level = alpha / tests;
+    let wanted = target.power.powf(1.0 / f64::from(target.goals));
+    let power = |factor: f64| power_after(effect, users, factor, level, target, prior);
+    let power_now = power(0.0);
+    let answer = |factor: Option<f64>| MidExperiment {
+        power_now,
+        scaling_factor: factor,
+        additional_users: factor.map(|factor| factor * users as f64),
+    };
+    if power_now > wanted {
+        return Some(answer(Some(0.0)));
+    }
+    let mut factor = 1.0;
+    for _ in 0..27 {
+        if power(factor) >= wanted {
+            break;
+        }
+        factor *= 2.0;
+    }
+    if power(factor) < wanted {
+        return Some(answer(None));
+    }
+    let (mut low, mut high, mut off) = (0.0, factor, power(factor) - wanted);
+    for _ in 0..100 {
+        if off > 0.0 {
+            high = factor;
+        } else {
+            low = factor;
+        }
+        factor = 0.5 * (low + high);
+        off = power(factor) - wanted;
+        if off.abs() < 1e-5 {
+            break;
+        }
+    }
+    Some(answer(Some(factor)))
+}
+
+/// The power with `factor` times as many users more.
+fn power_after(effect: &Effect, users: u64, factor: f64, level: f64, target: &Target, prior: Option<&Prior>) -> f64 {
+    let variance = effect.std_error * effect.std_error / (1.0 + factor);
+    let (std_error, wanted) = (variance.sqrt(), target.effect.abs());
+    let fixed = normal_isf(level / 2.0);
+    // What the estimate must exceed on either side.
+    let (above, below) = match (prior, target.sequential_tightest_at) {
+        (Some(prior), _) => {
+            let half = variance * (1.0 / prior.variance + 1.0 / variance).sqrt() * fixed;
+            let shift = variance * prior.mean / prior.variance;
+            (half - shift, half + shift)
+        }
+        (None, Some(tightest_at)) => {
+            let later = Effect { std_error, ..*effect };
+            let users = (users as f64 * (1.0 + factor)).min(1e18) as u64;
+            let half = crate::sequential::confidence_sequence(&later, users, level, tightest_at).half_width;
+            (half, half)
+        }
+        (None, None) => (fixed * std_error, fixed * std_error),
+    };
+    normal_sf((above - wanted) / std_error).p + normal_sf((below + wanted) / std_error).p
+}
+
+/// Returns the days until `additional_users` have come at `users_per_day`, at most [`DAYS_MAX`]; `None` if none come.
+pub fn days_remaining(additional_users: f64, users_per_day: f64) -> Option<f64> {
+    if additional_users <= 0.0 {
+        return Some(0.0);
+    }
+    (users_per_day > 0.0).then(|| (additional_users / users_per_day).min(DAYS_MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TARGET: Target = Target { effect: 0.05, power: 0.8, goals: 1, variants: 2, sequential_tightest_at: None };
+
+    fn effect(std_error: f64) -> Effect {
+        Effect { estimate: 0.0, std_error, dof: 1e6 }
+    }
+
+    #[test]
+    fn out_of_range_is_no_size() {
+        for (baseline, effect, alpha, power) in
+            [(0.1, 0.0, 0.05, 0.8), (0.0, 0.1, 0.05, 0.8), (0.1, 0.95, 0.05, 0.8), (0.1, 0.1, 0.0, 0.8), (0.1, 0.1, 0.05, 1.0)]
+        {
+            assert_eq!(sample_size_two_rates(baseline, effect, alpha, power), None);
+        }
+        assert_eq!(sample_size_two_rates(0.9, 0.05, 0.05, 0.8), sample_size_two_rates(1.0 - 0.9, 0.05, 0.05, 0.8));
+        assert_eq!(sample_size_variants(&[1.0], 1.0, 1.0, 0.05, 0.8, false), None);
+        assert_eq!(sample_size_variants(&[1.0, 0.0], 1.0, 1.0, 0.05, 0.8, false), None);
+        assert_eq!(detectable_difference(1.0, 0.0, 5.0, 0.05, 0.8), None);
+        assert_eq!(power_two_rates(0.0, 0.0, 5.0, 5.0, 0.05), None);
+    }
+
+    #[test]
+    fn sizes_effects_and_power_agree() {
+        let users = sample_size_means((25.0, 25.0), 0.5, 0.05, 0.8).expect("in range");
+        let seen = detectable_difference(25.0, users, users, 0.05, 0.8).expect("in range");
+        assert!((seen - 0.5).abs() < 1e-12);
+        let weighted = sample_size_variants(&[1.0, 1.0], 25.0, 0.5, 0.05, 0.8, false).expect("in range");
+        assert!((weighted.total as f64 - 2.0 * users).abs() <= 1.0, "{weighted:?} {users}");
+        let users = sample_size_two_rates(0.1, 0.02, 0.05, 0.8).expect("in range");
+        let power = power_two_rates(0.1, 0.02, users, users, 0.05).expect("in range");
+        assert!((power - 0.8).abs() < 0.03, "{power}");
+    }
+
+    #[test]
+    fn a_forecast_reaches_its_power() {
+        for target in
+            [TARGET, Target { goals: 3, variants: 4, ..TARGET }, Target { sequential_tightest_at: Some(5_000.0), ..TARGET }]
+        {
+            for prior in [None, Some(Prior::SHRUNK)] {
+                let found = mid_experiment(&effect(0.1), 10_000, 0.05, &target, prior.as_ref()).expect("in range");
+                let factor = found.scaling_factor.expect("reachable");
+                let level = 0.05 / (f64::from(target.goals) * f64::from(target.variants - 1));
+                let power = power_after(&effect(0.1), 10_000, factor, level, &target, prior.as_ref());
+                assert!((power - 0.8_f64.powf(1.0 / f64::from(target.goals))).abs() < 1e-5, "{target:?} {found:?} {power}");
+            }
+        }
+        let done = mid_experiment(&effect(0.001), 10_000, 0.05, &TARGET, None).expect("in range");
+        assert_eq!((done.scaling_factor, done.additional_users), (Some(0.0), Some(0.0)));
+        let never = mid_experiment(&effect(1e9), 10_000, 0.05, &TARGET, None).expect("in range");
+        assert_eq!((never.scaling_factor, never.additional_users), (None, None));
+        assert_eq!(mid_experiment(&effect(0.1), 0, 0.05, &TARGET, None), None);
+    }
+
+    #[test]
+    fn progress_and_days_are_bounded() {
+        assert_eq!((progress(0.05, 0.1), progress(0.05, 0.01), progress(0.05, 0.0)), (0.25, 1.0, 1.0));
+        assert_eq!(days_remaining(1_000.0, 100.0), Some(10.0));
+        assert_eq!(days_remaining(1e9, 1.0), Some(DAYS_MAX));
+        assert_eq!((days_remaining(0.0, 0.0), days_remaining(5.0, 0.0)), (Some(0.0), None));
+    }
+}

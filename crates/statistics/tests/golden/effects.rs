@@ -1,0 +1,352 @@
+//! Methods that compare a treatment with a control by a normal or t-distributed effect.
+
+use statistics::bayes_normal::{self, posterior};
+use statistics::comparison::{Comparison, Sample, Status, compare};
+use statistics::cuped::{Adjusted, adjusted, adjusted_ratio, theta};
+use statistics::effect::{Effect, Scale, Undefined, effect};
+use statistics::guardrail::{Direction, non_inferiority, two_sided};
+use statistics::power::{Target, mid_experiment};
+use statistics::sequential::{confidence_sequence_of, shrinking_mixture};
+use statistics::strata::{Cell, Traffic, impact_per_day, post_stratified};
+use statistics::{quantile, ratio};
+use serde_json::{Value, json};
+
+use crate::input;
+
+/// Returns the fields of a case, or `None` if the method is not one of these.
+pub(crate) fn answer(method: &str, given: &Value) -> Option<Value> {
+    Some(match method {
+        "welch_t" => welch_t(given),
+        "lift_delta_t" => lift_delta_t(given),
+        "lift_fieller_t" => lift_fieller_t(given),
+        "ratio_delta_t" => ratio_delta_t(given),
+        "quantile_t" | "quantile_clustered_t" => quantile_t(given),
+        "cuped_t" => cuped_t(given),
+        "cuped_ratio_t" => cuped_ratio_t(given),
+        "bayes_normal" => bayes_normal(given),
+        "asymptotic_confidence_sequence" | "asymptotic_confidence_sequence_one_sided" => confidence_sequence(given),
+        "statsig_msprt" => statsig_msprt(given),
+        "non_inferiority_z" | "two_sided_z_unpooled" => non_inferiority_z(given),
+        "mid_experiment_power" => mid_experiment_power(given),
+        "post_stratified_lift" => post_stratified_lift(given),
+        "scaled_impact_per_day" => scaled_impact(given),
+        _ => return None,
+    })
+}
+
+fn samples(given: &Value) -> (Sample, Sample) {
+    (input::sample(&given["control"]), input::sample(&given["treatment"]))
+}
+
+fn alpha(given: &Value) -> f64 {
+    input::optional(given, "alpha").unwrap_or(0.05)
+}
+
+/// Adds the fields of `more` to an answer.
+fn with(mut answer: Value, more: Value) -> Value {
+    let fields = more.as_object().expect("an object").clone();
+    answer.as_object_mut().expect("an object").extend(fields);
+    answer
+}
+
+/// The exact results of a comparison, where counts are few.
+fn exact(compared: &Comparison) -> Value {
+    let exact = compared.exact;
+    json!({
+        "p_fisher": exact.and_then(|exact| exact.fisher).map(|p| p.p),
+        "log10_p_fisher": exact.and_then(|exact| exact.fisher).map(|p| p.log10),
+        "newcombe_ci_low": exact.map(|exact| exact.newcombe.0),
+        "newcombe_ci_high": exact.map(|exact| exact.newcombe.1),
+        "absolute_estimate": compared.estimate,
+    })
+}
+
+fn welch_t(given: &Value) -> Value {
+    let (control, treatment) = samples(given);
+    let compared = compare(&control, &treatment, alpha(given));
+    let welch = compared.welch;
+    // This method is about the difference; what its relative form lacks is no fault.
+    let status = match compared.status {
+        Status::ZeroBaseline if welch.is_none() => Status::ExactOnly,
+        Status::ZeroBaseline | Status::UnboundedRelativeCi => Status::Ok,
+        status => status,
+    };
+    let answer = json!({
+        "status": status.as_str(),
+        "estimate": compared.estimate,
+        "std_error": welch.map(|found| found.std_error),
+        "t": welch.map(|found| found.t),
+        "dof": welch.map(|found| found.dof),
+        "p_value": welch.map(|found| found.p_value),
+        "log10_p_value": welch.map(|found| found.log10_p),
+        "t_crit": welch.map(|found| found.t_critical),
+        "ci_low": welch.map(|found| found.interval.0),
+        "ci_high": welch.map(|found| found.interval.1),
+        "mean_control": mean(&control),
+        "mean_treatment": mean(&treatment),
+    });
+    with(answer, exact(&compared))
+}
+
+fn mean(sample: &Sample) -> Option<f64> {
+    Some(sample.arm()).filter(|arm| arm.users > 0).map(|arm| arm.mean)
+}
+
+/// The fields of an effect with its test.
+fn tested(found: Result<Effect, Undefined>, given: &Value) -> Value {
+    match found {
+        Ok(effect) => {
+            let test = effect.test(input::alternative(given), alpha(given));
+            json!({
+                "status": "ok",
+                "estimate": effect.estimate,
+                "std_error": effect.std_error,
+                "dof": effect.dof,
+                "p_value": test.p_value,
+                "log10_p_value": test.log10_p,
+                "ci_low": test.low,
+                "ci_high": test.high,
+            })
+        }
+        Err(undefined) => json!({
+            "status": undefined.status.as_str(),
+            "estimate": undefined.estimate,
+            "std_error": null,
+            "dof": null,
+            "p_value": null,
+            "log10_p_value": null,
+            "ci_low": null,
+            "ci_high": null,
+        }),
+    }
+}
+
+fn lift_delta_t(given: &Value) -> Value {
+    let (control, treatment) = samples(given);
+    let answer = tested(effect(&control, &treatment, input::scale(given)), given);
+    with(answer, exact(&compare(&control, &treatment, alpha(given))))
+}
+
+fn lift_fieller_t(given: &Value) -> Value {
+    let (control, treatment) = samples(given);
+    let compared = compare(&control, &treatment, alpha(given));
+    let (welch, relative) = (compared.welch, compared.relative);
+    let answer = json!({
+        "status": compared.status.as_str(),
+        "g": relative.map(|found| found.g),
+        "dof": welch.map(|found| found.dof),
+        "p_value": welch.map(|found| found.p_value),
+        "log10_p_value": welch.map(|found| found.log10_p),
+        "lift": compared.lift,
+        "ci_low": relative.and_then(|found| found.interval).map(|ends| ends.0),
+        "ci_high": relative.and_then(|found| found.interval).map(|ends| ends.1),
+        "absolute_ci_low": welch.map(|found| found.interval.0),
+        "absolute_ci_high": welch.map(|found| found.interval.1),
+    });
+    with(answer, exact(&compared))
+}
+
+fn ratio_delta_t(given: &Value) -> Value {
+    let (control, treatment) = (input::ratio(&given["control"]), input::ratio(&given["treatment"]));
+    let found = ratio::samples(&control, &treatment).expect("fits");
+    tested(found.and_then(|(control, treatment)| effect(&control, &treatment, input::scale(given))), given)
+}
+
+fn quantile_t(given: &Value) -> Value {
+    let (control, treatment) = (input::quantile(&given["control"]), input::quantile(&given["treatment"]));
+    let clusters = (input::clusters(&given["control"]), input::clusters(&given["treatment"]));
+    let scale = input::scale(given);
+    let found = quantile::samples((&control, clusters.0.as_ref()), (&treatment, clusters.1.as_ref()), scale);
+    tested(found.and_then(|(control, treatment)| effect(&control, &treatment, scale)), given)
+}
+
+fn cuped_fields(found: Result<Adjusted, Undefined>, theta: f64, given: &Value) -> Value {
+    let adjusted = found.as_ref().ok().copied();
+    let answer = tested(found.map(|found| found.effect), given);
+    with(
+        answer,
+        json!({
+            "theta": adjusted.map_or(theta, |found| found.theta),
+            "variance_reduction_control": adjusted.and_then(|found| found.variance_reduction_control),
+            "variance_reduction_treatment": adjusted.and_then(|found| found.variance_reduction_treatment),
+        }),
+    )
+}
+
+fn cuped_t(given: &Value) -> Value {
+    let (control, treatment) = (input::cuped(&given["control"]), input::cuped(&given["treatment"]));
+    let theta = theta(&[control, treatment]).expect("fits");
+    cuped_fields(adjusted(&control, &treatment, theta, input::scale(given)).expect("fits"), theta, given)
+}
+
+fn cuped_ratio_t(given: &Value) -> Value {
+    let (control, treatment) = (input::cuped_ratio(&given["control"]), input::cuped_ratio(&given["treatment"]));
+    cuped_fields(adjusted_ratio(&control, &treatment, input::scale(given)).expect("fits"), 0.0, given)
+}
+
+fn bayes_normal(given: &Value) -> Value {
+    let (control, treatment) = samples(given);
+    let scale = input::scale(given);
+    let given_prior = &given["prior"];
+    let prior = (given_prior["proper"].as_bool() == Some(true)).then(|| bayes_normal::Prior {
+        mean: input::number(given_prior, "mean"),
+        variance: input::number(given_prior, "variance"),
+    });
+    let found = effect(&control, &treatment, scale).and_then(|effect| {
+        let prior = match prior {
+            None => None,
+            Some(prior) => {
+                let undefined = Undefined { status: Status::ZeroBaseline, estimate: Some(effect.estimate) };
+                Some(prior.on(scale, control.arm().mean).ok_or(undefined)?)
+            }
+        };
+        Ok(posterior(&effect, prior.as_ref(), given["inverse"].as_bool().unwrap_or(false), alpha(given)))
+    });
+    let known = found.ok();
+    json!({
+        "status": found.map_or_else(|undefined| undefined.status.as_str(), |_| "ok"),
+        "estimate": found.map_or_else(|undefined| undefined.estimate, |found| Some(found.mean)),
+        "std_error": known.map(|found| found.std_dev),
+        "ci_low": known.map(|found| found.interval.0),
+        "ci_high": known.map(|found| found.interval.1),
+        "chance_to_win": known.map(|found| found.chance_to_win),
+        "risk_control": known.map(|found| found.expected_loss_control),
+        "risk_treatment": known.map(|found| found.expected_loss_treatment),
+    })
+}
+
+fn confidence_sequence(given: &Value) -> Value {
+    let (control, treatment) = samples(given);
+    let users = control.arm().users + treatment.arm().users;
+    let found = effect(&control, &treatment, input::scale(given));
+    let tightest_at = input::number(given, "n_star");
+    let sequence = found
+        .as_ref()
+        .ok()
+        .and_then(|effect| confidence_sequence_of(effect, users, alpha(given), tightest_at, input::alternative(given)));
+    with(
+        tested(found, given),
+        json!({
+            "ci_low": sequence.and_then(|found| found.low),
+            "ci_high": sequence.and_then(|found| found.high),
+            "p_value": sequence.map(|found| found.p_value),
+            "log10_p_value": sequence.map(|found| found.log10_p),
+            "halfwidth": sequence.map(|found| found.half_width),
+            "log10_e_value": sequence.and_then(|found| found.log10_e),
+        }),
+    )
+}
+
+fn statsig_msprt(given: &Value) -> Value {
+    let (control, treatment) = samples(given);
+    let (one, two) = (control.arm(), treatment.arm());
+    let Ok(effect) = effect(&control, &treatment, Scale::Absolute) else {
+        return json!({ "z_star": null, "ci_low": null, "ci_high": null, "p_value": null });
+    };
+    let found = shrinking_mixture(&effect, (one.variance, two.variance), one.users + two.users, alpha(given));
+    json!({
+        "z_star": found.z_critical,
+        "ci_low": found.interval.0,
+        "ci_high": found.interval.1,
+        "p_value": found.p_value,
+        "estimate": effect.estimate,
+        "std_error": effect.std_error,
+    })
+}
+
+fn non_inferiority_z(given: &Value) -> Value {
+    let (control, treatment) = (input::count(&given["control"]), input::count(&given["treatment"]));
+    let alpha = 1.0 - input::number(given, "confidence_level");
+    let (control, treatment) = (Sample::Share(control), Sample::Share(treatment));
+    let baseline = control.arm().mean;
+    let effect = match effect(&control, &treatment, Scale::Absolute) {
+        Ok(effect) => effect,
+        // One share at its border has a variance left in the other; the normal test stands.
+        Err(undefined) => {
+            return with(
+                json!({ "status": undefined.status.as_str(), "difference": undefined.estimate, "p_value": null,
+                        "ci_low": null, "ci_high": null, "is_significant": false }),
+                exact(&compare(&control, &treatment, alpha)),
+            );
+        }
+    };
+    let direction = match given["preferred_direction"].as_str() {
+        Some("increase") => Some(Direction::Increase),
+        Some("decrease") => Some(Direction::Decrease),
+        _ => None,
+    };
+    let Some(direction) = direction else {
+        let found = two_sided(&effect, alpha);
+        return json!({
+            "status": "ok", "difference": effect.estimate, "p_value": found.p_value, "ci_low": found.interval.0,
+            "ci_high": found.interval.1, "is_significant": found.p_value < alpha,
+        });
+    };
+    let margin = input::optional(given, "relative_margin").unwrap_or(0.0);
+    let found = non_inferiority(&effect, baseline, margin, direction, alpha);
+    let is_lower = direction == Direction::Increase;
+    json!({
+        "status": "ok",
+        "difference": found.difference,
+        "p_value": found.p_value,
+        "log10_p_value": found.log10_p,
+        "ci_low": is_lower.then_some(found.bound),
+        "ci_high": (!is_lower).then_some(found.bound),
+        "is_significant": found.holds,
+    })
+}
+
+fn mid_experiment_power(given: &Value) -> Value {
+    let (control, treatment) = samples(given);
+    let users = control.arm().users + treatment.arm().users;
+    let config = &given["power_config"];
+    let whole = |name: &str, default: u32| input::optional(config, name).map_or(default, |value| value as u32);
+    let target = Target {
+        effect: input::optional(config, "target_mde").unwrap_or(0.01),
+        power: input::optional(config, "target_power").unwrap_or(0.8),
+        goals: whole("num_goal_metrics", 1),
+        variants: whole("num_variations", 2),
+        sequential_tightest_at: (config["sequential"].as_bool() == Some(true))
+            .then(|| input::optional(config, "sequential_tuning_parameter").unwrap_or(5_000.0)),
+    };
+    let prior = (given["prior"]["proper"].as_bool() == Some(true)).then(|| bayes_normal::Prior {
+        mean: input::number(&given["prior"], "mean"),
+        variance: input::number(&given["prior"], "variance"),
+    });
+    let found = effect(&control, &treatment, Scale::Relative)
+        .ok()
+        .and_then(|effect| mid_experiment(&effect, users, alpha(given), &target, prior.as_ref()));
+    json!({
+        "power_now": found.map(|found| found.power_now),
+        "scaling_factor": found.and_then(|found| found.scaling_factor),
+        "additional_users": found.and_then(|found| found.additional_users),
+    })
+}
+
+fn post_stratified_lift(given: &Value) -> Value {
+    let cell = |cell: &Value| Cell { control: input::sample(&cell["control"]), treatment: input::sample(&cell["treatment"]) };
+    let cells: Vec<Cell> = input::list(given, "cells").iter().map(cell).collect();
+    tested(post_stratified(&cells, input::scale(given)), given)
+}
+
+fn scaled_impact(given: &Value) -> Value {
+    let (control, treatment) = samples(given);
+    let found = effect(&control, &treatment, Scale::Absolute);
+    let traffic = Traffic {
+        users: input::whole(given, "total_users"),
+        share: input::number(given, "traffic_share"),
+        days: input::number(given, "days"),
+    };
+    let impact = found
+        .as_ref()
+        .ok()
+        .and_then(|effect| impact_per_day(effect.estimate, &effect.test(input::alternative(given), alpha(given)), &traffic));
+    with(
+        tested(found, given),
+        json!({
+            "estimate": impact.map(|found| found.estimate),
+            "ci_low": impact.and_then(|found| found.interval).map(|ends| ends.0),
+            "ci_high": impact.and_then(|found| found.interval).map(|ends| ends.1),
+        }),
+    )
+}
