@@ -10,8 +10,6 @@ pub mod catalogue;
 pub mod compare;
 pub mod credit;
 pub mod decide;
-pub mod family;
-pub mod headline;
 pub mod health;
 pub mod image;
 pub mod images;

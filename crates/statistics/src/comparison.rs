@@ -1,7 +1,11 @@
 //! One variant against the control: which methods apply, and what is left to say where they do not.
 
-use crate::means::{Arm, Difference, Lift, NotTested, lift, welch};
-use crate::proportions::{Count, fisher, newcombe};
+use crate::difference::Difference;
+use crate::distributions::{PValue, student_isf};
+use crate::effect::{Effect, Undefined};
+use crate::means::{Arm, NotTested};
+use crate::proportions::{Count, fisher, homogeneity, newcombe, wilson};
+use crate::strata::heterogeneity;
 
 /// What is known of one variant: a metric's mean with its spread, or a share of users.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -18,6 +22,46 @@ impl Sample {
         match self {
             Sample::Mean(arm) => *arm,
             Sample::Share(count) => Arm::proportion(count.users, count.converted),
+        }
+    }
+
+    /// Returns the interval of the variant's own mean at 1 - `alpha`: Wilson's of a share, else Student's. `None` without
+    /// users, and for means of which one value, or one and the same for all, tells nothing about precision.
+    pub fn interval(&self, alpha: f64) -> Option<(f64, f64)> {
+        match self {
+            Sample::Share(count) => wilson(*count, alpha),
+            Sample::Mean(arm) => (arm.users > 1 && arm.variance > 0.0).then(|| {
+                let half = student_isf(alpha / 2.0, (arm.users - 1) as f64) * arm.variance_of_mean().sqrt();
+                (arm.mean - half, arm.mean + half)
+            }),
+        }
+    }
+}
+
+/// One variant of a metric, as far as it is defined.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Observed {
+    /// Number of users.
+    pub users: u64,
+    /// The mean over users, or the ratio or quantile; `None` where it is not defined.
+    pub mean: Option<f64>,
+    /// What a test takes, or why there is nothing to test.
+    pub sample: Result<Sample, Status>,
+}
+
+impl Observed {
+    /// Says that nothing but the number of users and perhaps the mean is known, and why.
+    pub fn undefined(users: u64, mean: Option<f64>, status: Status) -> Self {
+        Observed { users, mean, sample: Err(status) }
+    }
+}
+
+impl From<Sample> for Observed {
+    fn from(sample: Sample) -> Self {
+        let arm = sample.arm();
+        match arm.users {
+            0 => Observed::undefined(0, None, Status::NoData),
+            users => Observed { users, mean: Some(arm.mean), sample: Ok(sample) },
         }
     }
 }
@@ -59,15 +103,6 @@ impl Status {
     }
 }
 
-/// A p-value with its decimal logarithm.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct PValue {
-    /// The p-value; 0 where it underflows.
-    pub p: f64,
-    /// Its decimal logarithm, always finite.
-    pub log10: f64,
-}
-
 /// Exact results for shares with few counts.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Exact {
@@ -84,121 +119,151 @@ pub struct Comparison {
     pub status: Status,
     /// Treatment minus control; `None` if a variant has no users.
     pub estimate: Option<f64>,
-    /// Welch's test and interval, where both arms together have some variance and neither is a share at its border.
-    pub welch: Option<Difference>,
-    /// The relative difference; its interval is `None` where it is unbounded.
-    pub relative: Option<Lift>,
-    /// The relative difference where only that is known and no interval.
+    /// The same in shares of the control; `None` also if that is 0.
     pub lift: Option<f64>,
+    /// The difference with its precision, where both variants together have some variance and neither is a share at its
+    /// border.
+    pub difference: Option<Difference>,
     /// Exact results, for shares with few counts.
     pub exact: Option<Exact>,
 }
 
 impl Comparison {
-    /// Returns the p-value on which decisions rest: Fisher's where counts are few, else Welch's.
-    pub fn decisive(&self) -> Option<PValue> {
-        match self.exact.and_then(|exact| exact.fisher) {
-            Some(fisher) => Some(fisher),
-            None => self.welch.map(|welch| PValue { p: welch.p_value, log10: welch.log10_p }),
-        }
+    /// Returns Fisher's p-value, where counts are few.
+    pub fn fisher(&self) -> Option<PValue> {
+        self.exact.and_then(|exact| exact.fisher)
     }
 
-    fn undefined(status: Status, estimate: Option<f64>) -> Self {
-        Comparison { status, estimate, welch: None, relative: None, lift: None, exact: None }
+    /// Returns the p-value on which the decision of one look rests: Fisher's where counts are few, else Student's.
+    pub fn p_value(&self) -> Option<PValue> {
+        self.fisher().or_else(|| self.difference.map(|difference| difference.p_value()))
+    }
+
+    /// Returns the p-value of a method that rests on many counts, or Fisher's where counts are few and it is the greater one:
+    /// then the exact test has to agree.
+    pub fn at_least_exact(&self, p_value: PValue) -> PValue {
+        self.fisher().filter(|fisher| fisher.p > p_value.p).unwrap_or(p_value)
+    }
+
+    /// Returns the same comparison resting on another estimate of the same difference, such as an adjusted one.
+    pub fn adjusted(self, difference: Difference) -> Self {
+        Comparison { estimate: Some(difference.estimate), lift: difference.lift(), difference: Some(difference), ..self }
+    }
+
+    /// Returns the interval of the difference at 1 - `alpha` that holds for one look: Newcombe's where only exact methods
+    /// apply.
+    pub fn interval(&self, alpha: f64) -> Option<(f64, f64)> {
+        match self.difference {
+            Some(difference) => Some(difference.absolute(difference.critical(alpha))),
+            None => self.exact.map(|exact| exact.newcombe),
+        }
     }
 }
 
-/// Compares a treatment with the control at confidence 1 - `alpha`. Both samples are of the same sort.
-pub fn compare(control: &Sample, treatment: &Sample, alpha: f64) -> Comparison {
-    let (control_arm, treatment_arm) = (control.arm(), treatment.arm());
-    let estimate = treatment_arm.mean - control_arm.mean;
-    let counts = match (control, treatment) {
-        (Sample::Share(control), Sample::Share(treatment)) => Some((*control, *treatment)),
+/// Measures the difference between a treatment and the control. Both are of the same sort.
+/// # Errors
+/// [`Undefined`] by the first of: a variant without users; one whose sample is undefined; a mean of fewer than 2 users; no
+/// variance at all; a share of which all or none converted, for which only exact methods are left.
+pub fn difference(control: &Observed, treatment: &Observed) -> Result<Difference, Undefined> {
+    let undefined = |status| Undefined::of(status, control.mean, treatment.mean);
+    let (one, two) = match (control.sample, treatment.sample) {
+        (Ok(one), Ok(two)) => (one, two),
+        (Err(Status::NoData), _) | (_, Err(Status::NoData)) => return Err(undefined(Status::NoData)),
+        (Err(status), _) | (_, Err(status)) => return Err(undefined(status)),
+    };
+    let is_share = matches!((one, two), (Sample::Share(_), Sample::Share(_)));
+    let (one, two) = (one.arm(), two.arm());
+    let found = Difference::welch(&one, &two, !is_share).map_err(|reason| {
+        undefined(match reason {
+            NotTested::NoData => Status::NoData,
+            NotTested::TooFewUsers => Status::InsufficientSample,
+            NotTested::ZeroVariance => Status::ZeroVariance,
+        })
+    })?;
+    let is_at_border = is_share && (one.variance == 0.0 || two.variance == 0.0);
+    if is_at_border { Err(undefined(Status::ExactOnly)) } else { Ok(found) }
+}
+
+/// Compares a treatment with the control at confidence 1 - `alpha`. Both are of the same sort.
+pub fn compare(control: &Observed, treatment: &Observed, alpha: f64) -> Comparison {
+    let found = difference(control, treatment);
+    let status = match &found {
+        Err(undefined) if undefined.status == Status::ExactOnly && control.mean == Some(0.0) => Status::ZeroBaseline,
+        Err(undefined) => undefined.status,
+        Ok(difference) if difference.baseline == 0.0 => Status::ZeroBaseline,
+        Ok(difference) if difference.relative(difference.critical(alpha)).is_none() => Status::UnboundedRelativeCi,
+        Ok(_) => Status::Ok,
+    };
+    let (estimate, lift) = match &found {
+        Ok(difference) => (Some(difference.estimate), difference.lift()),
+        Err(undefined) => (undefined.estimate, undefined.lift),
+    };
+    let exact = match (control.sample, treatment.sample) {
+        (Ok(Sample::Share(one)), Ok(Sample::Share(two))) => exact(one, two, alpha),
         _ => None,
     };
-    let difference = welch(&control_arm, &treatment_arm, alpha, counts.is_none());
-    let exact =
-        counts.filter(|(control, treatment)| control.is_small() || treatment.is_small()).and_then(|(control, treatment)| {
-            let fisher = fisher(control, treatment).map(|tail| PValue { p: tail.p, log10: tail.log10() });
-            Some(Exact { fisher, newcombe: newcombe(control, treatment, alpha)? })
-        });
-    let lift_only = (control_arm.mean != 0.0).then(|| estimate / control_arm.mean.abs());
-    let difference = match difference {
-        Ok(difference) => difference,
-        Err(NotTested::NoData) => return Comparison::undefined(Status::NoData, None),
-        Err(NotTested::TooFewUsers) => {
-            return Comparison { lift: lift_only, ..Comparison::undefined(Status::InsufficientSample, Some(estimate)) };
-        }
-        Err(NotTested::ZeroVariance) => {
-            return Comparison { lift: lift_only, exact, ..Comparison::undefined(Status::ZeroVariance, Some(estimate)) };
-        }
+    Comparison { status, estimate, lift, difference: found.ok(), exact }
+}
+
+fn exact(control: Count, treatment: Count, alpha: f64) -> Option<Exact> {
+    if !control.is_small() && !treatment.is_small() {
+        return None;
+    }
+    let newcombe = newcombe(control, treatment, alpha)?;
+    Some(Exact { fisher: fisher(control, treatment).map(PValue::from), newcombe })
+}
+
+/// A test that several variants are alike.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Omnibus {
+    /// The chi-square statistic.
+    pub statistic: f64,
+    /// Its degrees of freedom.
+    pub dof: f64,
+    /// For one look.
+    pub p_value: PValue,
+}
+
+/// Tests whether all variants are alike: shares by their counts, means with variances that may differ. `None` for fewer than
+/// two, or if one of them has no precision.
+pub fn omnibus(variants: &[Observed]) -> Option<Omnibus> {
+    let samples: Option<Vec<Sample>> = variants.iter().map(|variant| variant.sample.ok()).collect();
+    let samples = samples?;
+    let count = |sample: &Sample| if let Sample::Share(count) = sample { Some(*count) } else { None };
+    if let Some(counts) = samples.iter().map(count).collect::<Option<Vec<Count>>>() {
+        let dof = counts.len().checked_sub(1)? as f64;
+        return homogeneity(&counts).map(|(statistic, tail)| Omnibus { statistic, dof, p_value: tail.into() });
+    }
+    let mean = |sample: &Sample| {
+        let arm = sample.arm();
+        (arm.users > 1 && arm.variance > 0.0).then(|| Effect {
+            estimate: arm.mean,
+            std_error: arm.variance_of_mean().sqrt(),
+            dof: (arm.users - 1) as f64,
+        })
     };
-    let at_border = counts.is_some() && (control_arm.variance == 0.0 || treatment_arm.variance == 0.0);
-    let relative = lift(&control_arm, &treatment_arm, &difference).filter(|_| !at_border);
-    let status = match relative {
-        _ if control_arm.mean == 0.0 => Status::ZeroBaseline,
-        _ if at_border => Status::ExactOnly,
-        Some(Lift { interval: None, .. }) => Status::UnboundedRelativeCi,
-        _ => Status::Ok,
-    };
-    Comparison { status, estimate: Some(estimate), welch: (!at_border).then_some(difference), relative, lift: lift_only, exact }
+    let found = heterogeneity(&samples.iter().map(mean).collect::<Option<Vec<Effect>>>()?)?;
+    Some(Omnibus { statistic: found.statistic, dof: found.dof, p_value: found.p_value })
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
+mod tests {
     use super::*;
-    use crate::golden;
-    use crate::moments::Moments;
-    use ethnum::I256;
-    use serde_json::Value;
-
-    /// Reads the statistics of one variant of a golden case.
-    pub(crate) fn arm_of(value: &Value) -> Arm {
-        sample_of(value).arm()
-    }
-
-    fn sample_of(value: &Value) -> Sample {
-        let users = value["n"].as_u64().expect("n");
-        if value["type"] == "proportion" {
-            return Sample::Share(Count { users, converted: value["sum"].as_u64().expect("sum") });
-        }
-        let whole = |name: &str| i128::from(value[name].as_i64().expect("a whole number"));
-        let squares = I256::from(whole("sum_squares") * Moments::SCALE * Moments::SCALE);
-        Sample::Mean(Moments::from_parts(users, whole("sum") * Moments::SCALE, squares).arm().expect("fits"))
-    }
-
-    #[test]
-    fn what_is_left_to_say_has_a_status() {
-        let mut checked = 0;
-        for case in golden::cases("lift", "lift_delta_t") {
-            if !case.has("status") {
-                continue;
-            }
-            let found = compare(&sample_of(&case.input["control"]), &sample_of(&case.input["treatment"]), case.number("alpha"));
-            case.check_status(found.status.as_str());
-            case.check("estimate", found.lift);
-            let exact = found.exact.expect("few counts");
-            case.check("p_fisher", exact.fisher.map(|p| p.p));
-            case.check("newcombe_ci_low", exact.newcombe.0);
-            case.check("newcombe_ci_high", exact.newcombe.1);
-            assert_eq!(found.decisive(), exact.fisher, "{}", case.id);
-            checked += 1;
-        }
-        assert_eq!(checked, 2);
-    }
+    use crate::distributions::chi_square_sf;
 
     #[test]
     fn each_status_keeps_what_is_defined() {
-        let share = |users, converted| Sample::Share(Count { users, converted });
-        let mean = |users, mean, variance| Sample::Mean(Arm { users, mean, variance });
-        let check = |control: Sample, treatment: Sample, status: Status, kept: &str| {
+        let share = |users, converted| Sample::Share(Count { users, converted }).into();
+        let mean = |users, mean, variance| Sample::Mean(Arm { users, mean, variance }).into();
+        let check = |control: Observed, treatment: Observed, status: Status, kept: &str| {
             let found = compare(&control, &treatment, 0.05);
+            let relative = found.difference.and_then(|difference| difference.relative(difference.critical(0.05)));
             let mut parts = Vec::new();
             for (name, present) in [
                 ("estimate", found.estimate.is_some()),
-                ("welch", found.welch.is_some()),
+                ("difference", found.difference.is_some()),
                 ("lift", found.lift.is_some()),
-                ("relative", found.relative.is_some()),
+                ("relative", relative.is_some()),
                 ("exact", found.exact.is_some()),
             ] {
                 parts.extend(present.then_some(name));
@@ -213,10 +278,46 @@ pub(crate) mod tests {
         check(share(9, 9), share(9, 0), Status::ZeroVariance, "estimate lift exact");
         check(share(100, 10), share(100, 0), Status::ExactOnly, "estimate lift exact");
         check(share(100, 0), share(100, 10), Status::ZeroBaseline, "estimate exact");
-        check(mean(100, 0.0, 1.0), mean(100, 1.0, 1.0), Status::ZeroBaseline, "estimate welch");
-        check(mean(20, 0.1, 3.0), mean(22, 0.4, 3.0), Status::UnboundedRelativeCi, "estimate welch lift relative");
-        check(share(1_000, 5), share(1_000, 100), Status::Ok, "estimate welch lift relative exact");
-        check(share(1_000, 50), share(1_000, 100), Status::Ok, "estimate welch lift relative");
+        check(mean(100, 0.0, 1.0), mean(100, 1.0, 1.0), Status::ZeroBaseline, "estimate difference");
+        check(mean(20, 0.1, 3.0), mean(22, 0.4, 3.0), Status::UnboundedRelativeCi, "estimate difference lift");
+        check(share(1_000, 5), share(1_000, 100), Status::Ok, "estimate difference lift relative exact");
+        check(share(1_000, 50), share(1_000, 100), Status::Ok, "estimate difference lift relative");
         check(share(1, 1), share(1, 0), Status::ZeroVariance, "estimate lift exact");
+        let unknown = |users, mean, status| Observed::undefined(users, mean, status);
+        check(unknown(5, None, Status::ZeroDenominator), mean(9, 1.0, 1.0), Status::ZeroDenominator, "");
+        check(unknown(5, Some(2.0), Status::InsufficientSample), unknown(0, None, Status::NoData), Status::NoData, "");
+        check(unknown(5, Some(2.0), Status::ZeroVariance), mean(9, 1.0, 1.0), Status::ZeroVariance, "estimate lift");
+    }
+
+    #[test]
+    fn few_counts_are_decided_exactly() {
+        let share = |users, converted| Sample::Share(Count { users, converted }).into();
+        let found = compare(&share(1_000, 5), &share(1_000, 20), 0.05);
+        let fisher = found.fisher().expect("few counts");
+        assert_eq!(found.p_value(), Some(fisher));
+        let (less, more) = (fisher.times(0.5), fisher.times(2.0));
+        assert_eq!((found.at_least_exact(less), found.at_least_exact(more)), (fisher, more));
+        let none = compare(&share(100, 10), &share(100, 0), 0.05);
+        assert_eq!(none.interval(0.05), none.exact.map(|exact| exact.newcombe));
+    }
+
+    #[test]
+    fn several_variants_are_tested_together() {
+        let mean = |mean| Observed::from(Sample::Mean(Arm { users: 100, mean, variance: 100.0 }));
+        assert_eq!(omnibus(&[mean(1.0)]), None);
+        // Each mean has a variance of 1: (1 - 2)^2 + (3 - 2)^2.
+        let found = omnibus(&[mean(1.0), mean(3.0)]).expect("two variants");
+        assert!((found.statistic - 2.0).abs() < 1e-12 && found.dof == 1.0, "{found:?}");
+        assert_eq!(found.p_value, chi_square_sf(found.statistic, 1.0).into());
+        assert_eq!(omnibus(&[mean(1.0), Observed::undefined(5, None, Status::NoData)]), None);
+        let share = |converted| Observed::from(Sample::Share(Count { users: 100, converted }));
+        assert!(omnibus(&[share(10), share(10), share(40)]).is_some_and(|found| found.dof == 2.0 && found.p_value.p < 1e-6));
+    }
+
+    #[test]
+    fn the_interval_of_a_mean_needs_a_spread() {
+        let mean = |users, variance| Sample::Mean(Arm { users, mean: 1.0, variance }).interval(0.05);
+        assert_eq!((mean(1, 0.0), mean(9, 0.0)), (None, None));
+        assert!(mean(100, 1.0).is_some_and(|(low, high)| (low - 0.8016).abs() < 1e-3 && (high - 1.1984).abs() < 1e-3));
     }
 }

@@ -3,10 +3,11 @@
 
 use ethnum::I256;
 
-use crate::comparison::Status;
-use crate::effect::{Effect, Scale, Undefined, effect, scaled};
+use crate::comparison::{Observed, Status, difference};
+use crate::difference::Difference;
+use crate::effect::Undefined;
 use crate::means::{Arm, NotTested, welch_parts};
-use crate::moments::Overflow;
+use crate::moments::{Overflow, signed_to_f64};
 use crate::ratio::RatioSums;
 use crate::sums::{Sums, covariance, cross_spread};
 
@@ -22,24 +23,17 @@ pub struct CupedSums {
     pub products: I256,
 }
 
-/// An adjusted effect.
+/// An adjusted difference.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Adjusted {
-    /// The adjusted effect.
-    pub effect: Effect,
+    /// The adjusted difference.
+    pub difference: Difference,
     /// How much of the covariate is taken off; 0 means that nothing was adjusted.
     pub theta: f64,
     /// The part of the control's variance that went away; `None` if it had none.
     pub variance_reduction_control: Option<f64>,
     /// The part of the treatment's variance that went away; `None` if it had none.
     pub variance_reduction_treatment: Option<f64>,
-}
-
-impl Adjusted {
-    /// Returns by which factor more users would have been needed without the adjustment, by the control's variance.
-    pub fn effective_sample_gain(&self) -> Option<f64> {
-        self.variance_reduction_control.filter(|reduction| *reduction < 1.0).map(|reduction| 1.0 / (1.0 - reduction))
-    }
 }
 
 /// Returns the coefficient of the covariate over all variants together: cov(post, pre) / var(pre). It is 0 where the
@@ -55,74 +49,69 @@ pub fn theta(variants: &[CupedSums]) -> Result<f64, Overflow> {
         all.pre = all.pre.merged(&variant.pre)?;
         all.products = all.products.checked_add(variant.products).ok_or(Overflow)?;
     }
-    let spread = crate::moments::signed_to_f64(cross_spread(&all.pre, &all.pre, all.pre.squares())?);
-    let shared = crate::moments::signed_to_f64(cross_spread(&all.post, &all.pre, all.products)?);
+    let spread = signed_to_f64(cross_spread(&all.pre, &all.pre, all.pre.squares())?);
+    let shared = signed_to_f64(cross_spread(&all.post, &all.pre, all.products)?);
     Ok(if spread > 0.0 { shared / spread } else { 0.0 })
 }
 
-/// Measures the effect of a treatment with the covariate's part taken off; `theta` comes from [`theta`]. Relative effects
-/// divide by the control's mean as it is, not the adjusted one, and their variance says so.
+/// Measures the difference of a treatment with the covariate's part taken off; `theta` comes from [`theta`]. It stays relative
+/// to the control's mean as it is, not the adjusted one, and its variance says so.
 /// # Errors
-/// [`Undefined`] as of [`effect`]; the outer error is [`Overflow`].
+/// [`Undefined`] as of [`difference`]; the outer error is [`Overflow`].
 /// Source: as [`theta`]; the variance of the relative effect by the delta method with the unadjusted denominator.
-pub fn adjusted(
-    control: &CupedSums,
-    treatment: &CupedSums,
-    theta: f64,
-    scale: Scale,
-) -> Result<Result<Adjusted, Undefined>, Overflow> {
+pub fn adjusted(control: &CupedSums, treatment: &CupedSums, theta: f64) -> Result<Result<Adjusted, Undefined>, Overflow> {
     let (post_control, post_treatment) = (control.post.arm()?, treatment.post.arm()?);
     if theta == 0.0 || control.post.users() < 2 || treatment.post.users() < 2 {
-        let effect = effect(&control.post.sample()?, &treatment.post.sample()?, scale);
+        let plain = difference(&Observed::from(control.post.sample()?), &Observed::from(treatment.post.sample()?));
         let reduction = |arm: &Arm| (arm.variance > 0.0).then_some(0.0);
-        return Ok(effect.map(|effect| Adjusted {
-            effect,
+        return Ok(plain.map(|difference| Adjusted {
+            difference,
             theta: 0.0,
             variance_reduction_control: reduction(&post_control),
             variance_reduction_treatment: reduction(&post_treatment),
         }));
     }
     let (one, two) = (part(control, theta)?, part(treatment, theta)?);
-    let estimate = scaled(two.arm.mean - one.arm.mean, post_control.mean, scale);
     let (variance, dof) = match welch_parts(&one.arm, &two.arm, true) {
         Ok(parts) => parts,
-        Err(reason) => return Ok(Err(undefined(reason, estimate))),
+        Err(reason) => return Ok(Err(undefined(reason, one.arm.mean, two.arm.mean, post_control.mean))),
     };
-    let Some(estimate) = estimate else { return Ok(Err(Undefined::new(Status::ZeroBaseline, None))) };
-    let variance = match scale {
-        Scale::Absolute => variance,
-        Scale::Relative => {
-            let square = post_control.mean * post_control.mean;
-            let ratio = post_treatment.mean / post_control.mean;
-            let own =
-                post_control.variance * ratio * ratio - 2.0 * theta * one.covariance * ratio + theta * theta * one.pre_variance;
-            (two.arm.variance_of_mean() + own.max(0.0) / one.arm.users as f64) / square
-        }
-    };
-    if variance <= 0.0 {
-        return Ok(Err(Undefined::new(Status::ZeroVariance, Some(estimate))));
-    }
+    // The control's mean as it is moves with the adjusted one by what they share.
+    let shared = post_control.variance - theta * one.covariance;
+    let slope = if post_control.variance > 0.0 { -shared / post_control.variance } else { 0.0 };
+    let rest_of_control = (one.arm.variance + slope * shared).max(0.0) / one.arm.users as f64;
     let reduction = |post: &Arm, arm: &Arm| (post.variance > 0.0).then(|| 1.0 - arm.variance / post.variance);
     Ok(Ok(Adjusted {
-        effect: Effect { estimate, std_error: variance.sqrt(), dof },
+        difference: Difference {
+            estimate: two.arm.mean - one.arm.mean,
+            std_error: variance.sqrt(),
+            dof,
+            baseline: post_control.mean,
+            baseline_variance: post_control.variance_of_mean(),
+            treatment: post_treatment.mean,
+            slope,
+            rest_variance: two.arm.variance_of_mean() + rest_of_control,
+        },
         theta,
         variance_reduction_control: reduction(&post_control, &one.arm),
         variance_reduction_treatment: reduction(&post_treatment, &two.arm),
     }))
 }
 
-fn undefined(reason: NotTested, estimate: Option<f64>) -> Undefined {
+/// Says what is known of a difference of adjusted means that has no precision.
+fn undefined(reason: NotTested, control: f64, treatment: f64, baseline: f64) -> Undefined {
+    let estimate = treatment - control;
+    let known = |status| Undefined::of(status, Some(baseline), Some(baseline + estimate));
     match reason {
-        NotTested::NoData => Undefined::new(Status::NoData, None),
-        NotTested::TooFewUsers => Undefined::new(Status::InsufficientSample, estimate),
-        NotTested::ZeroVariance => Undefined::new(Status::ZeroVariance, estimate),
+        NotTested::NoData => Undefined::of(Status::NoData, None, None),
+        NotTested::TooFewUsers => known(Status::InsufficientSample),
+        NotTested::ZeroVariance => known(Status::ZeroVariance),
     }
 }
 
 struct Part {
     arm: Arm,
     covariance: f64,
-    pre_variance: f64,
 }
 
 /// Takes the covariate's part off one variant.
@@ -134,7 +123,7 @@ fn part(sums: &CupedSums, theta: f64) -> Result<Part, Overflow> {
     // Where the covariate explains everything only rounding is left.
     let variance = if variance > 1e-14 * own { variance } else { 0.0 };
     let arm = Arm { users: post.users, mean: post.mean - theta * pre.mean, variance };
-    Ok(Part { arm, covariance, pre_variance: pre.variance })
+    Ok(Part { arm, covariance })
 }
 
 /// Sums over the users of one variant, of a ratio metric after and before their first exposure.
@@ -200,24 +189,20 @@ impl Quadruple {
     }
 }
 
-/// Measures the effect of a treatment on a ratio metric with the part taken off that the same ratio before the first
+/// Measures the difference of a treatment in a ratio metric with the part taken off that the same ratio before the first
 /// exposure explains; the coefficient is that of the two variants together.
 /// # Errors
-/// [`Undefined`] by the first of: no users; fewer than 2 users; a denominator that sums to 0, before or after; a relative
-/// effect on a control of 0; no variance. The outer error is [`Overflow`].
+/// [`Undefined`] by the first of: no users; fewer than 2 users; a denominator that sums to 0, before or after; no variance. The
+/// outer error is [`Overflow`].
 /// Source: as [`theta`], with all parts linearised by the delta method.
-pub fn adjusted_ratio(
-    control: &CupedRatioSums,
-    treatment: &CupedRatioSums,
-    scale: Scale,
-) -> Result<Result<Adjusted, Undefined>, Overflow> {
+pub fn adjusted_ratio(control: &CupedRatioSums, treatment: &CupedRatioSums) -> Result<Result<Adjusted, Undefined>, Overflow> {
     let fewest = control.post.users().min(treatment.post.users());
     if fewest == 0 {
-        return Ok(Err(Undefined::new(Status::NoData, None)));
+        return Ok(Err(Undefined::of(Status::NoData, None, None)));
     }
     let denominators = [&control.post, &control.pre, &treatment.post, &treatment.pre].map(|sums| sums.denominator.sum());
     if denominators.contains(&0) {
-        return Ok(Err(Undefined::new(Status::ZeroDenominator, None)));
+        return Ok(Err(Undefined::of(Status::ZeroDenominator, None, None)));
     }
     let (one, two) = (control.quadruple()?, treatment.quadruple()?);
     let both = |f: fn(&Quadruple) -> f64| f(&one) + f(&two);
@@ -229,38 +214,32 @@ pub fn adjusted_ratio(
         std::array::from_fn::<f64, 4, _>(|i| post[i] - theta * pre[i])
     };
     let mean = |arm: &Quadruple| arm.ratios().0 - theta * arm.ratios().1;
-    let (difference, baseline) = (mean(&two) - mean(&one), one.ratios().0);
-    let Some(estimate) = scaled(difference, baseline, scale) else {
-        return Ok(Err(Undefined::new(Status::ZeroBaseline, None)));
-    };
     let variance = |arm: &Quadruple| arm.covariance(&combined(arm), &combined(arm)).max(0.0);
+    let unadjusted = |arm: &Quadruple| arm.covariance(&arm.slopes().0, &arm.slopes().0);
+    let (estimate, baseline) = (mean(&two) - mean(&one), one.ratios().0);
     let arm = |users: u64, quadruple: &Quadruple| Arm { users, mean: mean(quadruple), variance: variance(quadruple) };
     let arms = (arm(control.post.users(), &one), arm(treatment.post.users(), &two));
-    let (absolute, dof) = match welch_parts(&arms.0, &arms.1, true) {
+    let (total, dof) = match welch_parts(&arms.0, &arms.1, true) {
         Ok(parts) => parts,
-        Err(reason) => return Ok(Err(undefined(reason, Some(estimate)))),
+        Err(reason) => return Ok(Err(undefined(reason, arms.0.mean, arms.1.mean, baseline))),
     };
-    let total = match scale {
-        Scale::Absolute => absolute,
-        Scale::Relative => {
-            // The control's ratio is in the difference and in the denominator.
-            let own = combined(&one);
-            let post = one.slopes().0;
-            let slopes = std::array::from_fn(|i| {
-                -own[i] / baseline.abs() - difference * baseline.signum() / (baseline * baseline) * post[i]
-            });
-            one.covariance(&slopes, &slopes).max(0.0) / one.users + variance(&two) / two.users / (baseline * baseline)
-        }
-    };
-    if total <= 0.0 {
-        return Ok(Err(Undefined::new(Status::ZeroVariance, Some(estimate))));
-    }
-    let reduction = |arm: &Quadruple| {
-        let unadjusted = arm.covariance(&arm.slopes().0, &arm.slopes().0);
-        (unadjusted > 0.0).then(|| 1.0 - variance(arm) / unadjusted)
-    };
+    // The control's ratio is in the difference and is what it is relative to.
+    let own = unadjusted(&one);
+    let with_own = one.covariance(&combined(&one), &one.slopes().0);
+    let slope = if own > 0.0 { -with_own / own } else { 0.0 };
+    let rest_of_control = (variance(&one) + slope * with_own).max(0.0) / one.users;
+    let reduction = |arm: &Quadruple| Some(unadjusted(arm)).filter(|own| *own > 0.0).map(|own| 1.0 - variance(arm) / own);
     Ok(Ok(Adjusted {
-        effect: Effect { estimate, std_error: total.sqrt(), dof },
+        difference: Difference {
+            estimate,
+            std_error: total.sqrt(),
+            dof,
+            baseline,
+            baseline_variance: own / one.users,
+            treatment: baseline + estimate,
+            slope,
+            rest_variance: arms.1.variance_of_mean() + rest_of_control,
+        },
         theta,
         variance_reduction_control: reduction(&one),
         variance_reduction_treatment: reduction(&two),
@@ -282,39 +261,39 @@ mod tests {
         CupedSums { post: Sums::Values(post), pre: Sums::Values(pre), products }
     }
 
-    fn check(control: &CupedSums, treatment: &CupedSums, scale: Scale) -> Result<Adjusted, Undefined> {
+    fn check(control: &CupedSums, treatment: &CupedSums) -> Result<Adjusted, Undefined> {
         let theta = theta(&[*control, *treatment]).expect("fits");
-        adjusted(control, treatment, theta, scale).expect("fits")
+        adjusted(control, treatment, theta).expect("fits")
     }
 
     #[test]
     fn a_covariate_that_explains_all_but_the_effect_leaves_no_variance() {
         let control = sums(&[(1, 1), (2, 2), (3, 3), (4, 4)]);
         let treatment = sums(&[(1, 1), (2, 2), (3, 3), (4, 4)]);
-        assert_eq!(check(&control, &treatment, Scale::Absolute), Err(Undefined::new(Status::ZeroVariance, Some(0.0))));
+        let found = check(&control, &treatment).map_err(|undefined| (undefined.status, undefined.estimate));
+        assert_eq!(found, Err((Status::ZeroVariance, Some(0.0))));
         let noisy = sums(&[(1, 1), (3, 2), (3, 3), (4, 4)]);
-        let found = check(&control, &noisy, Scale::Absolute).expect("some variance");
+        let found = check(&control, &noisy).expect("some variance");
         assert!(found.theta > 0.9 && found.variance_reduction_control.is_some_and(|part| part > 0.9), "{found:?}");
-        assert!(found.effective_sample_gain().is_some_and(|gain| gain > 10.0));
     }
 
     #[test]
     fn a_covariate_without_variance_changes_nothing() {
         let (control, treatment) = (sums(&[(1, 5), (2, 5), (6, 5)]), sums(&[(2, 5), (2, 5), (9, 5)]));
-        let found = check(&control, &treatment, Scale::Relative).expect("some variance");
-        let plain = effect(&control.post.sample().expect("fits"), &treatment.post.sample().expect("fits"), Scale::Relative);
-        assert_eq!((found.theta, Ok(found.effect)), (0.0, plain));
-        assert_eq!((found.variance_reduction_control, found.effective_sample_gain()), (Some(0.0), Some(1.0)));
+        let found = check(&control, &treatment).expect("some variance");
+        let plain = Difference::welch(&control.post.arm().expect("fits"), &treatment.post.arm().expect("fits"), true);
+        assert_eq!((found.theta, Ok(found.difference)), (0.0, plain));
+        assert_eq!(found.variance_reduction_control, Some(0.0));
     }
 
     #[test]
     fn what_is_undefined_says_why() {
         let some = sums(&[(1, 1), (2, 3), (6, 5)]);
-        assert_eq!(check(&some, &sums(&[]), Scale::Absolute), Err(Undefined::new(Status::NoData, None)));
-        let one = check(&some, &sums(&[(6, 2)]), Scale::Absolute);
-        assert_eq!(one, Err(Undefined::new(Status::InsufficientSample, Some(3.0))));
-        let zero = sums(&[(-1, 1), (1, 3), (0, 5)]);
-        assert_eq!(check(&zero, &some, Scale::Relative), Err(Undefined::new(Status::ZeroBaseline, None)));
+        let of = |control: &CupedSums, treatment: &CupedSums| {
+            check(control, treatment).map(|found| found.theta).map_err(|undefined| (undefined.status, undefined.estimate))
+        };
+        assert_eq!(of(&some, &sums(&[])), Err((Status::NoData, None)));
+        assert_eq!(of(&some, &sums(&[(6, 2)])), Err((Status::InsufficientSample, Some(3.0))));
         assert_eq!(theta(&[]), Ok(0.0));
     }
 }

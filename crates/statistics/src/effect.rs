@@ -1,9 +1,7 @@
-//! The effect of a treatment as one normal estimate, absolute or relative, with its test: what the sequential and Bayesian
-//! methods start from, and what other products show.
+//! One normal estimate with its test: what the sequential and Bayesian methods start from, and what other products show.
 
-use crate::comparison::{Sample, Status};
+use crate::comparison::Status;
 use crate::distributions::{student_isf, student_upper};
-use crate::means::{Arm, NotTested, delta_std_error, welch_parts};
 
 /// What an effect is measured in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,18 +47,23 @@ pub struct Tested {
     pub high: Option<f64>,
 }
 
-/// Why an effect has no precision, with what is known of it.
+/// Why a difference has no precision, with what is known of it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Undefined {
     /// The reason.
     pub status: Status,
-    /// The effect, where it is defined.
+    /// The difference, where it is defined.
     pub estimate: Option<f64>,
+    /// The same in shares of the control, where it is defined.
+    pub lift: Option<f64>,
 }
 
 impl Undefined {
-    pub(crate) fn new(status: Status, estimate: Option<f64>) -> Self {
-        Undefined { status, estimate }
+    /// Says what is known of the difference of two means, of which either may be unknown.
+    pub(crate) fn of(status: Status, control: Option<f64>, treatment: Option<f64>) -> Self {
+        let estimate = control.zip(treatment).map(|(control, treatment)| treatment - control);
+        let lift = estimate.zip(control).filter(|(_, control)| *control != 0.0);
+        Undefined { status, estimate, lift: lift.map(|(estimate, control)| estimate / control.abs()) }
     }
 }
 
@@ -81,72 +84,9 @@ impl Effect {
     }
 }
 
-/// Returns `difference` on the given scale; `None` if the control's mean is 0 and the scale relative.
-pub(crate) fn scaled(difference: f64, control_mean: f64, scale: Scale) -> Option<f64> {
-    match scale {
-        Scale::Absolute => Some(difference),
-        Scale::Relative => (control_mean != 0.0).then(|| difference / control_mean.abs()),
-    }
-}
-
-/// Measures the effect of a treatment; relative effects get their standard error by the delta method. Both samples are of
-/// the same sort. Decisions rest on the absolute effect: the test of the relative one differs slightly from it, and is the
-/// one that GrowthBook, PostHog and Eppo show.
-/// # Errors
-/// [`Undefined`] by the first of: no users; a mean of fewer than 2 users; no variance at all; a relative effect on a
-/// control of 0; a share of which all or none converted, for which only exact methods are left.
-/// Source: Welch 1947, Biometrika 34, 28-35; delta method as in Deng, Knoblich, Lu 2018, KDD 24, 233-242.
-pub fn effect(control: &Sample, treatment: &Sample, scale: Scale) -> Result<Effect, Undefined> {
-    let is_share = matches!((control, treatment), (Sample::Share(_), Sample::Share(_)));
-    let (control, treatment) = (control.arm(), treatment.arm());
-    let estimate = scaled(treatment.mean - control.mean, control.mean, scale);
-    let (_, dof) = welch_parts(&control, &treatment, !is_share).map_err(|reason| match reason {
-        NotTested::NoData => Undefined::new(Status::NoData, None),
-        NotTested::TooFewUsers => Undefined::new(Status::InsufficientSample, estimate),
-        NotTested::ZeroVariance => Undefined::new(Status::ZeroVariance, estimate),
-    })?;
-    let estimate = estimate.ok_or(Undefined::new(Status::ZeroBaseline, None))?;
-    if is_share && (control.variance == 0.0 || treatment.variance == 0.0) {
-        return Err(Undefined::new(Status::ExactOnly, Some(estimate)));
-    }
-    // A treatment at exactly 0 without variance leaves none of its relative effect, whatever the control does.
-    let std_error = std_error(&control, &treatment, scale);
-    if std_error <= 0.0 || !std_error.is_finite() || !estimate.is_finite() {
-        return Err(Undefined::new(Status::ZeroVariance, Some(estimate).filter(|estimate| estimate.is_finite())));
-    }
-    Ok(Effect { estimate, std_error, dof })
-}
-
-fn std_error(control: &Arm, treatment: &Arm, scale: Scale) -> f64 {
-    match scale {
-        Scale::Absolute => (control.variance_of_mean() + treatment.variance_of_mean()).sqrt(),
-        Scale::Relative => delta_std_error(control, treatment),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::proportions::Count;
-
-    #[test]
-    fn what_is_undefined_says_why() {
-        let share = |users, converted| Sample::Share(Count { users, converted });
-        let mean = |users, mean, variance| Sample::Mean(Arm { users, mean, variance });
-        let check = |control, treatment, scale, status, estimate| {
-            assert_eq!(effect(&control, &treatment, scale), Err(Undefined { status, estimate }), "{control:?} {treatment:?}");
-        };
-        use Scale::{Absolute, Relative};
-        check(share(0, 0), share(5, 1), Relative, Status::NoData, None);
-        check(mean(1, 2.0, 0.0), mean(5, 3.0, 1.0), Relative, Status::InsufficientSample, Some(0.5));
-        check(mean(1, 0.0, 0.0), mean(5, 3.0, 1.0), Relative, Status::InsufficientSample, None);
-        check(mean(5, -2.0, 0.0), mean(5, 3.0, 0.0), Relative, Status::ZeroVariance, Some(2.5));
-        check(share(10, 0), share(10, 3), Relative, Status::ZeroBaseline, None);
-        check(share(10, 0), share(10, 3), Absolute, Status::ExactOnly, Some(0.3));
-        check(share(10, 5), share(10, 10), Relative, Status::ExactOnly, Some(1.0));
-        check(mean(10, 0.0, 1.0), mean(10, 1.0, 1.0), Relative, Status::ZeroBaseline, None);
-        assert!(effect(&mean(10, 0.0, 1.0), &mean(10, 1.0, 1.0), Absolute).is_ok());
-    }
 
     #[test]
     fn one_side_is_half_of_both_on_the_side_found() {

@@ -1,11 +1,10 @@
 //! Experiments without any effect, looked at every day: how often does each method raise a false alarm?
 
-use crate::comparison::Sample;
-use crate::effect::{Alternative, Scale, effect};
+use crate::comparison::{Sample, difference};
 use crate::group_sequential::{Sides, bounds, look};
 use crate::proportions::Count;
 use crate::sample_ratio::{CONCENTRATION, sequential as sequential_shares};
-use crate::sequential::{confidence_sequence, hybrid, hybrid_level};
+use crate::sequential::{Tuning, confidence_sequence, hybrid, hybrid_level};
 
 /// Days, each with a look.
 pub const DAYS: u64 = 30;
@@ -69,6 +68,7 @@ pub fn simulate(runs: u64, alpha: f64, seed: u64) -> FalseAlarms {
     let planned = 2 * USERS_PER_DAY * DAYS;
     let fractions: Vec<f64> = (1..=DAYS).map(|day| day as f64 / DAYS as f64).collect();
     let bounds = bounds(&fractions, alpha, Sides::Two, 2.0);
+    let tuning = Tuning { tightest_at: planned as f64, alpha };
     let mut random = Random(seed);
     let mut alarms = [0u64; 6];
     for _ in 0..runs {
@@ -82,14 +82,15 @@ pub fn simulate(runs: u64, alpha: f64, seed: u64) -> FalseAlarms {
                 count.users += users;
                 count.converted += random.binomial(users, RATE);
             }
-            let Ok(effect) = effect(&Sample::Share(control), &Sample::Share(treatment), Scale::Absolute) else { continue };
+            let [control, treatment] = [control, treatment].map(|count| Sample::Share(count).into());
+            let Ok(found) = difference(&control, &treatment) else { continue };
             let (seen, is_over) = (control.users + treatment.users, day == DAYS);
-            let is_found = effect.test(Alternative::TwoSided, alpha).p_value < alpha;
+            let is_found = found.p_value().p < alpha;
             raised[0] |= is_found;
             raised[1] |= is_over && is_found;
-            raised[2] |= confidence_sequence(&effect, seen, alpha, planned as f64).p_value < alpha;
-            raised[3] |= bounds[day as usize - 1].is_some_and(|bound| look(&effect, bound).crossed);
-            raised[4] |= hybrid(&effect, seen, alpha, planned as f64, is_over).p_value < hybrid_level(alpha);
+            raised[2] |= confidence_sequence(found.z(), seen, alpha, &tuning).p_value.p < alpha;
+            raised[3] |= look(found.z(), &bounds[..day as usize], &[]).is_some_and(|look| look.crossed);
+            raised[4] |= hybrid(&found, seen, alpha, &tuning, is_over).p_value.p < hybrid_level(alpha);
         }
         let shares = sequential_shares(&daily_users, &[1.0, 1.0], CONCENTRATION);
         raised[5] = shares.last().is_some_and(|log10_p| *log10_p < alpha.log10());

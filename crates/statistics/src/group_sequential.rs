@@ -117,24 +117,27 @@ fn advance(before: &[Point], low: f64, bound: f64, step: f64, next_step: f64, ti
     points
 }
 
-/// One look at an effect under a plan.
+/// One look under a plan, with what earlier looks found.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Look {
-    /// The bound of z at this look.
+    /// The bound of |z| at this look. The interval that reaches so many standard errors leaves 0 out exactly if it is crossed now.
     pub boundary_z: f64,
-    /// The effect in standard errors.
-    pub z: f64,
-    /// Whether the effect has crossed the bound at this look.
+    /// Whether the bound is crossed, at this look or at an earlier one: what was crossed stays crossed.
     pub crossed: bool,
-    /// The interval that excludes 0 exactly when the bound is crossed.
-    pub interval: (f64, f64),
+    /// The earlier look at which it was crossed first.
+    pub crossed_at: Option<usize>,
 }
 
-/// Looks at an effect with the bound of this look, found by [`bounds`] for two sides.
+/// Looks at a difference of `z` standard errors. `bounds` are those of all looks so far, found by [`bounds()`] for two sides, the
+/// last one that of this look; `earlier` are the differences at the looks before, as far as they are known. `None` without
+/// information at this look: nothing is spent, and nothing can be crossed.
 /// Source: repeated confidence intervals, Jennison, Turnbull 1989, Journal of the Royal Statistical Society B 51, 305-361.
-pub fn look(effect: &crate::effect::Effect, boundary_z: f64) -> Look {
-    let (z, half) = (effect.estimate / effect.std_error, boundary_z * effect.std_error);
-    Look { boundary_z, z, crossed: z.abs() > boundary_z, interval: (effect.estimate - half, effect.estimate + half) }
+pub fn look(z: f64, bounds: &[Option<f64>], earlier: &[Option<f64>]) -> Option<Look> {
+    let (now, before) = bounds.split_last()?;
+    let boundary_z = (*now)?;
+    let is_crossed = |(z, bound): (&Option<f64>, &Option<f64>)| z.zip(*bound).is_some_and(|(z, bound)| z.abs() > bound);
+    let crossed_at = earlier.iter().zip(before).position(is_crossed);
+    Some(Look { boundary_z, crossed: z.abs() > boundary_z || crossed_at.is_some(), crossed_at })
 }
 
 /// Returns the bound of a single test at the end, which no plan undercuts.
@@ -145,7 +148,6 @@ pub fn fixed_bound(alpha: f64, sides: Sides) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::effect::Effect;
     use proptest::prelude::*;
 
     #[test]
@@ -187,11 +189,19 @@ mod tests {
     }
 
     #[test]
-    fn an_interval_agrees_with_its_bound() {
-        for estimate in [1.9, 2.1, -2.1] {
-            let found = look(&Effect { estimate, std_error: 1.0, dof: 50.0 }, 2.0);
-            assert_eq!(found.crossed, found.interval.0 > 0.0 || found.interval.1 < 0.0);
-        }
+    fn what_was_crossed_stays_crossed() {
+        let check = |z: f64, bounds: &[Option<f64>], earlier: &[Option<f64>], crossed: bool, crossed_at: Option<usize>| {
+            let found = look(z, bounds, earlier).expect("information");
+            assert_eq!((found.crossed, found.crossed_at), (crossed, crossed_at), "{z} {bounds:?} {earlier:?}");
+        };
+        let bounds = [None, Some(3.0), Some(2.5), Some(2.0)];
+        check(1.9, &bounds, &[], false, None);
+        check(-2.1, &bounds, &[], true, None);
+        check(1.0, &bounds, &[Some(9.0), Some(2.9), Some(-2.6)], true, Some(2));
+        check(1.0, &bounds, &[None, Some(3.1), Some(-2.6)], true, Some(1));
+        // The look of today is the last one, not an earlier one.
+        check(1.0, &bounds, &[None, None, None, Some(9.0)], false, None);
+        assert_eq!((look(9.0, &[], &[]), look(9.0, &[Some(2.0), None], &[Some(9.0)])), (None, None));
         assert_eq!(information_fraction(50, 200.0), Some(0.25));
         assert_eq!(information_fraction(500, 200.0), Some(1.0));
         assert_eq!(information_fraction(500, 0.0), None);

@@ -88,11 +88,11 @@ impl State {
     }
 }
 
-/// Judges a guardrail: harm that is shown counts more than a margin that holds. `p_value` is that of the two-sided test on
-/// which the metric's decision rests.
-pub fn state(found: &NonInferiority, p_value: f64, direction: Direction, alpha: f64) -> State {
+/// Judges a guardrail: harm that is shown counts more than a margin that holds. `is_shown` says whether the two-sided test on
+/// which the metric's decision rests shows a difference.
+pub fn state(found: &NonInferiority, is_shown: bool, direction: Direction) -> State {
     let is_worse = if direction == Direction::Increase { found.difference < 0.0 } else { found.difference > 0.0 };
-    if is_worse && p_value < alpha {
+    if is_worse && is_shown {
         State::Harmed
     } else if found.holds {
         State::Safe
@@ -115,7 +115,8 @@ mod tests {
         let check = |estimate: f64, margin: f64, direction, expected| {
             let effect = effect(estimate);
             let found = non_inferiority(&effect, 100.0, margin, direction, 0.05);
-            assert_eq!(state(&found, two_sided(&effect, 0.05).p_value, direction, 0.05), expected, "{found:?}");
+            let is_shown = two_sided(&effect, 0.05).p_value < 0.05;
+            assert_eq!(state(&found, is_shown, direction), expected, "{found:?}");
         };
         use Direction::{Decrease, Increase};
         check(0.0, 0.02, Increase, State::Safe);

@@ -5,6 +5,7 @@
 use crate::bayes_normal::Prior;
 use crate::distributions::{normal_isf, normal_sf};
 use crate::effect::Effect;
+use crate::sequential::Tuning;
 
 /// The power that is planned for where nothing else is said.
 pub const POWER_DEFAULT: f64 = 0.8;
@@ -28,18 +29,6 @@ pub fn sample_size_two_rates(baseline: f64, effect: f64, alpha: f64, power: f64)
     let apart = p * (1.0 - p) + other * (1.0 - other);
     let both = normal_isf(alpha / 2.0) * (2.0 * p * (1.0 - p)).sqrt() + normal_isf(1.0 - power) * apart.sqrt();
     Some((both / effect).powi(2))
-}
-
-/// Returns the users that each of two variants needs to see the absolute difference `effect` of means with the variances
-/// given, in a two-sided test at `alpha`, with `power`; not rounded. `None` where an input is out of range.
-/// Source: normal approximation, such as Lehr 1992, Statistics in Medicine 11, 1099-1102.
-pub fn sample_size_means(variances: (f64, f64), effect: f64, alpha: f64, power: f64) -> Option<f64> {
-    let variance = variances.0 + variances.1;
-    if !(is_level(alpha) && is_level(power) && variance >= 0.0 && variance.is_finite() && effect != 0.0 && effect.is_finite()) {
-        return None;
-    }
-    let both = normal_isf(alpha / 2.0) + normal_isf(1.0 - power);
-    Some(both * both * variance / (effect * effect))
 }
 
 /// The users of an experiment of several variants.
@@ -88,25 +77,44 @@ pub fn sample_size_variants(
     Some(Allocation { total: total as u64, users })
 }
 
-/// Returns the power of a two-sided test at `alpha` to see the absolute difference `effect` of a conversion rate of
-/// `baseline`: pooled variance under equality, that of both rates otherwise, both tails. `None` where an input is out of
-/// range.
-/// Source: as statsmodels' power_proportions_2indep, after Chow, Shao, Wang, Lokhnygina, Sample Size Calculations in
-/// Clinical Research.
-pub fn power_two_rates(baseline: f64, effect: f64, users_control: f64, users_treatment: f64, alpha: f64) -> Option<f64> {
-    let other = baseline + effect;
-    let are_rates = [baseline, other].iter().all(|rate| (0.0..=1.0).contains(rate));
-    if !(are_rates && is_level(alpha) && users_control > 0.0 && users_treatment > 0.0) {
-        return None;
+/// An experiment that is planned: variants with equal shares, each treatment against the control in a two-sided test. With
+/// more than one treatment each is tested at its part of alpha.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Plan {
+    /// The control's mean per user, not 0.
+    pub mean: f64,
+    /// The variance of one user's value.
+    pub variance: f64,
+    /// Whether the mean is a conversion rate, of which the treatment's variance follows from its own rate.
+    pub is_rate: bool,
+    /// Variants, the control included, at least 2.
+    pub variants: usize,
+    /// The share of false alarms among all treatments.
+    pub alpha: f64,
+    /// The chance to see the effect if it is there.
+    pub power: f64,
+}
+
+impl Plan {
+    /// Returns the users that are needed to see the relative `effect`; `None` if there can be no such effect or an input is out of
+    /// range.
+    /// Source: as [`sample_size_two_rates`] for two rates, else as [`sample_size_variants`].
+    pub fn needed(&self, effect: f64) -> Option<Allocation> {
+        let absolute = effect * self.mean.abs();
+        if self.is_rate && self.variants == 2 {
+            let each = sample_size_two_rates(self.mean, absolute, self.alpha, self.power)?.ceil();
+            return (each < 1e15).then(|| Allocation { total: 2 * each as u64, users: vec![each as u64; 2] });
+        }
+        let weights = vec![1.0 / self.variants as f64; self.variants];
+        let found = sample_size_variants(&weights, self.variance, absolute, self.alpha, self.power, true)?;
+        Some(Allocation { total: found.users.iter().sum(), users: found.users })
     }
-    let pooled = (other * users_treatment + baseline * users_control) / (users_treatment + users_control);
-    let equal = (pooled * (1.0 - pooled) * (1.0 / users_treatment + 1.0 / users_control)).sqrt();
-    let apart = (other * (1.0 - other) / users_treatment + baseline * (1.0 - baseline) / users_control).sqrt();
-    if apart <= 0.0 {
-        return None;
+
+    /// Returns the smallest absolute difference that is seen with `users` over all variants; `None` where an input is out of range.
+    pub fn detectable(&self, users: u64) -> Option<f64> {
+        let each = users as f64 / self.variants as f64;
+        detectable_difference(self.variance, each, each, self.alpha / (self.variants as f64 - 1.0), self.power)
     }
-    let critical = normal_isf(alpha / 2.0) * equal;
-    Some(normal_sf((critical - effect) / apart).p + normal_sf((critical + effect) / apart).p)
 }
 
 /// Returns the smallest effect that a two-sided test at `alpha` sees with `power`, in the unit of the standard error.
@@ -215,9 +223,8 @@ fn power_after(effect: &Effect, users: u64, factor: f64, level: f64, target: &Ta
             (half - shift, half + shift)
         }
         (None, Some(tightest_at)) => {
-            let later = Effect { std_error, ..*effect };
             let users = (users as f64 * (1.0 + factor)).min(1e18) as u64;
-            let half = crate::sequential::confidence_sequence(&later, users, level, tightest_at).half_width;
+            let half = Tuning { tightest_at, alpha: level }.critical(users, level) * std_error;
             (half, half)
         }
         (None, None) => (fixed * std_error, fixed * std_error),
@@ -254,19 +261,36 @@ mod tests {
         assert_eq!(sample_size_variants(&[1.0], 1.0, 1.0, 0.05, 0.8, false), None);
         assert_eq!(sample_size_variants(&[1.0, 0.0], 1.0, 1.0, 0.05, 0.8, false), None);
         assert_eq!(detectable_difference(1.0, 0.0, 5.0, 0.05, 0.8), None);
-        assert_eq!(power_two_rates(0.0, 0.0, 5.0, 5.0, 0.05), None);
     }
 
     #[test]
     fn sizes_effects_and_power_agree() {
-        let users = sample_size_means((25.0, 25.0), 0.5, 0.05, 0.8).expect("in range");
-        let seen = detectable_difference(25.0, users, users, 0.05, 0.8).expect("in range");
-        assert!((seen - 0.5).abs() < 1e-12);
-        let weighted = sample_size_variants(&[1.0, 1.0], 25.0, 0.5, 0.05, 0.8, false).expect("in range");
-        assert!((weighted.total as f64 - 2.0 * users).abs() <= 1.0, "{weighted:?} {users}");
-        let users = sample_size_two_rates(0.1, 0.02, 0.05, 0.8).expect("in range");
-        let power = power_two_rates(0.1, 0.02, users, users, 0.05).expect("in range");
-        assert!((power - 0.8).abs() < 0.03, "{power}");
+        let plan = Plan { mean: 5.0, variance: 25.0, is_rate: false, variants: 2, alpha: 0.05, power: 0.8 };
+        let needed = plan.needed(0.1).expect("in range");
+        // 2 * (1.96 + 0.84)^2 * 25 / 0.5^2 for each.
+        assert_eq!((needed.total, needed.users.as_slice()), (3_140, [1_570, 1_570].as_slice()));
+        assert!((plan.detectable(needed.total).expect("in range") - 0.5).abs() < 1e-3);
+        let three = Plan { variants: 3, ..plan }.needed(0.1).expect("in range");
+        assert!(three.users[0] > needed.users[0] && three.total == three.users.iter().sum::<u64>(), "{three:?}");
+        let rate = Plan { mean: 0.2, variance: 0.16, is_rate: true, ..plan };
+        assert_eq!(rate.needed(0.25).map(|needed| needed.total), Some(2_062));
+        assert_eq!(rate.needed(9.0), None);
+    }
+
+    #[test]
+    fn an_experiment_needs_what_its_plan_said() {
+        // Half of the users that the plan wants have come, with the spread that it assumed.
+        let plan = Plan { mean: 5.0, variance: 25.0, is_rate: false, variants: 2, alpha: 0.05, power: 0.8 };
+        let needed = plan.needed(0.1).expect("in range").total;
+        let users = needed / 2;
+        let std_error = (25.0 * 4.0 / users as f64).sqrt() / 5.0;
+        let target = Target { effect: 0.1, ..TARGET };
+        let found = mid_experiment(&effect(std_error), users, 0.05, &target, None).expect("in range");
+        let missing = found.additional_users.expect("reachable");
+        assert!(
+            (users as f64 + missing - needed as f64).abs() < 0.001 * needed as f64,
+            "{users} and {missing}, {needed} planned"
+        );
     }
 
     #[test]

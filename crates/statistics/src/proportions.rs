@@ -128,46 +128,7 @@ pub fn homogeneity(counts: &[Count]) -> Option<(f64, Tail)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::golden;
     use proptest::prelude::*;
-
-    fn count(value: &serde_json::Value) -> Count {
-        Count { users: value["n"].as_u64().expect("n"), converted: value["conversions"].as_u64().expect("conversions") }
-    }
-
-    #[test]
-    fn two_proportions_are_those_of_the_libraries() {
-        for case in golden::cases("proportions", "two_proportions") {
-            let (control, treatment) = (count(&case.input["control"]), count(&case.input["treatment"]));
-            let alpha = case.number("alpha");
-            let (z, tail) = pooled_z(control, treatment).expect("some converted");
-            case.check("rate_control", control.rate());
-            case.check("rate_treatment", treatment.rate());
-            case.check("z_pooled", z);
-            case.check("p_pooled", tail.p);
-            case.check("log10_p_pooled", tail.log10());
-            let check_pair = |name: &str, ends: Option<(f64, f64)>| {
-                case.check(&format!("{name}_low"), ends.map(|ends| ends.0));
-                case.check(&format!("{name}_high"), ends.map(|ends| ends.1));
-            };
-            check_pair("newcombe_ci", newcombe(control, treatment, alpha));
-            check_pair("wilson_control", wilson(control, alpha));
-            check_pair("wilson_treatment", wilson(treatment, alpha));
-            if case.has("p_fisher") {
-                case.check("p_fisher", fisher(control, treatment).map(|tail| tail.p));
-            }
-        }
-    }
-
-    #[test]
-    fn many_proportions_are_those_of_the_libraries() {
-        for case in golden::cases("proportions", "k_proportions") {
-            let counts: Vec<Count> = case.input["arms"].as_array().expect("arms").iter().map(count).collect();
-            let (statistic, tail) = homogeneity(&counts).expect("some converted");
-            case.check("chi2", statistic);
-            case.check("p_overall", tail.p);
-        }
-    }
 
     #[test]
     fn fisher_is_skipped_where_it_costs_too_much() {

@@ -2,8 +2,7 @@
 
 use ethnum::I256;
 
-use crate::comparison::{Sample, Status};
-use crate::effect::Undefined;
+use crate::comparison::{Observed, Sample, Status};
 use crate::means::Arm;
 use crate::moments::Overflow;
 use crate::sums::{Sums, covariance};
@@ -55,19 +54,17 @@ impl RatioSums {
         let variance = if variance > 1e-14 * own { variance } else { 0.0 };
         Ok(Some(Arm { users: self.users(), mean: ratio, variance }))
     }
-}
 
-/// Returns both variants of a ratio metric as [`crate::effect::effect`] and [`crate::comparison::compare`] take them.
-/// # Errors
-/// [`Undefined`] if a variant has no users, or its denominator sums to 0; the outer error is [`Overflow`].
-pub fn samples(control: &RatioSums, treatment: &RatioSums) -> Result<Result<(Sample, Sample), Undefined>, Overflow> {
-    if control.users() == 0 || treatment.users() == 0 {
-        return Ok(Err(Undefined::new(Status::NoData, None)));
+    /// Returns the ratio as [`crate::comparison::compare`] takes it: undefined without users, or if the denominator sums to 0.
+    /// # Errors
+    /// [`Overflow`] if a sum is too large to be exact.
+    pub fn observed(&self) -> Result<Observed, Overflow> {
+        if self.users() == 0 {
+            return Ok(Observed::undefined(0, None, Status::NoData));
+        }
+        let undefined = Observed::undefined(self.users(), None, Status::ZeroDenominator);
+        Ok(self.arm()?.map_or(undefined, |arm| Sample::Mean(arm).into()))
     }
-    Ok(match (control.arm()?, treatment.arm()?) {
-        (Some(control), Some(treatment)) => Ok((Sample::Mean(control), Sample::Mean(treatment))),
-        _ => Err(Undefined::new(Status::ZeroDenominator, None)),
-    })
 }
 
 #[cfg(test)]
@@ -101,8 +98,8 @@ mod tests {
         let arm = sums(&[(3, 7), (6, 14), (21, 49), (0, 0)]).arm().expect("fits").expect("a denominator");
         assert_eq!(arm.variance, 0.0);
         assert_eq!(sums(&[(3, 0), (6, 0)]).arm(), Ok(None));
-        let (filled, empty) = (sums(&[(1, 1), (2, 1)]), sums(&[(1, 0), (2, 0)]));
-        assert_eq!(samples(&filled, &empty), Ok(Err(Undefined::new(Status::ZeroDenominator, None))));
-        assert_eq!(samples(&filled, &sums(&[])), Ok(Err(Undefined::new(Status::NoData, None))));
+        let sample = |users: &[(i128, i128)]| sums(users).observed().expect("fits").sample;
+        assert_eq!(sample(&[(1, 0), (2, 0)]), Err(Status::ZeroDenominator));
+        assert_eq!(sample(&[]), Err(Status::NoData));
     }
 }

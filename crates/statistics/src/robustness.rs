@@ -6,30 +6,28 @@ use crate::bayes_beta::{self, credible_interval, probability_best};
 use crate::bayes_normal::{self, posterior};
 use crate::beta::Beta;
 use crate::capping::cap_value;
-use crate::comparison::{Sample, compare};
+use crate::comparison::{Observed, Sample, compare, omnibus};
 use crate::credit::Model;
 use crate::cuped::{self, CupedRatioSums, CupedSums};
+use crate::difference::Difference;
+use crate::distributions::PValue;
 use crate::distributions::{chi_square_sf, normal_isf, normal_sf, student_isf, student_sf, student_upper};
-use crate::effect::{Alternative, Effect, Scale, effect};
+use crate::effect::{Alternative, Effect, Scale};
 use crate::false_alarms::Random;
 use crate::group_sequential::{Sides, bounds, look};
 use crate::guardrail::{Direction, non_inferiority, state, two_sided};
 use crate::means::Arm;
 use crate::moments::Moments;
-use crate::multiplicity::{Correction, adjust, interval_level, preferential};
+use crate::multiplicity::{Correction, Member, adjust};
 use crate::power::{self, Target};
-use crate::proportions::{Count, fisher, homogeneity, newcombe, pooled_z, wilson};
-use crate::quantile::{self, Clusters, Quantile};
-use crate::rate_ratio::{self, Rate};
-use crate::ratio::{self, RatioSums};
+use crate::proportions::{Count, fisher, newcombe, pooled_z, wilson};
+use crate::quantile::{self, Quantile};
+use crate::rates;
+use crate::ratio::RatioSums;
 use crate::sample_ratio::{sample_ratio, sequential as sequential_shares};
-use crate::sequential::{
-    Running, confidence_sequence_of, hybrid, normal_mixture_bound, paired_ratios, rate_confidence_sequence, shrinking_mixture,
-    tightest_at,
-};
+use crate::sequential::{Tuning, confidence_sequence, hybrid, normal_mixture_bound, tightest_at};
 use crate::strata::{Cell, Traffic, heterogeneity, impact_per_day, post_stratified};
 use crate::sums::Sums;
-use crate::{rates, strata};
 
 const INPUTS: u64 = 100_000;
 
@@ -99,6 +97,14 @@ impl Inputs {
         Effect { estimate: self.value(), std_error, dof: self.choose(&[1.0, 2e9, dof, dof]) }
     }
 
+    fn difference(&mut self) -> Difference {
+        let (effect, baseline_variance) = (self.effect(), self.variance());
+        let (baseline, treatment, slope) = (self.value(), self.value(), self.choose(&[0.0, -1.0, 0.3]));
+        let Effect { estimate, std_error, dof } = effect;
+        let rest_variance = std_error * std_error;
+        Difference { estimate, std_error, dof, baseline, baseline_variance, treatment, slope, rest_variance }
+    }
+
     /// Values of a few users, in millionths.
     fn few(&mut self) -> Vec<i128> {
         let count = self.0.bits() % 12;
@@ -144,8 +150,7 @@ fn no_input_breaks_a_function() {
             14 => credits(&mut inputs),
             15 => guardrails(&mut inputs),
             16 => cells(&mut inputs),
-            17 => counts_per_exposure(&mut inputs),
-            18 => posteriors(&mut inputs),
+            17 | 18 => posteriors(&mut inputs),
             // Plans of many looks cost more than all else.
             _ if round % 400 == 19 => plans(&mut inputs),
             _ => caps(&mut inputs),
@@ -156,25 +161,29 @@ fn no_input_breaks_a_function() {
 
 fn comparisons(inputs: &mut Inputs) {
     let (pair, alpha) = (inputs.pair(), inputs.level());
-    let found = compare(&pair.0, &pair.1, alpha);
-    let mut all = options(&[found.estimate, found.lift, found.relative.map(|relative| relative.g)]);
-    all.extend(pairs(&[
-        found.welch.map(|welch| welch.interval),
-        found.welch.map(|welch| (welch.t, welch.dof)),
-        found.welch.map(|welch| (welch.log10_p, welch.t_critical)),
-        found.relative.and_then(|relative| relative.interval),
-        found.relative.map(|relative| relative.interval_delta),
-        found.exact.map(|exact| exact.newcombe),
-    ]));
+    let [control, treatment] = [pair.0, pair.1].map(Observed::from);
+    let found = compare(&control, &treatment, alpha);
+    let mut all = options(&[found.estimate, found.lift]);
+    all.extend(pairs(&[found.interval(alpha), pair.0.interval(alpha)]));
+    if let Some(difference) = found.difference {
+        let critical = difference.critical(alpha);
+        all.extend([difference.z(), difference.dof, difference.std_error, critical]);
+        all.extend(pairs(&[difference.relative(critical)]));
+        all.extend(options(&[difference.g(critical), found.p_value().map(|p| p.log10)]));
+    }
     numbers("compare", &(pair, alpha), &all);
-    chances("compare", &pair, &options(&[found.decisive().map(|p| p.p)]));
+    chances("compare", &pair, &options(&[found.p_value().map(|p| p.p)]));
+    let third = Observed::from(inputs.mean());
+    let all = omnibus(&[control, treatment, third]);
+    numbers("omnibus", &(pair, third), &options(&[all.map(|all| all.statistic), all.map(|all| all.p_value.log10)]));
 }
 
 fn effects(inputs: &mut Inputs) {
     let (pair, scale, alpha) = (inputs.pair(), inputs.scale(), inputs.level());
-    let found = effect(&pair.0, &pair.1, scale);
-    let Ok(found) = found else {
-        return numbers("undefined", &pair, &options(&[found.err().and_then(|undefined| undefined.estimate)]));
+    let found = crate::comparison::difference(&pair.0.into(), &pair.1.into()).and_then(|difference| difference.effect(scale));
+    let found = match found {
+        Ok(found) => found,
+        Err(undefined) => return numbers("undefined", &pair, &options(&[undefined.estimate, undefined.lift])),
     };
     let tested = found.test(inputs.alternative(), alpha);
     let input = (pair, scale, alpha, found);
@@ -202,40 +211,21 @@ fn shares(inputs: &mut Inputs) {
     if control.is_small() && treatment.is_small() {
         chances("fisher", &input, &options(&[fisher(control, treatment).map(|tail| tail.p)]));
     }
-    let all = homogeneity(&[control, treatment, inputs.count()]);
-    numbers("homogeneity", &input, &options(&[all.map(|(statistic, _)| statistic), all.map(|(_, tail)| tail.ln)]));
+    let all = omnibus(&[control, treatment, inputs.count()].map(|count| Sample::Share(count).into()));
+    numbers("omnibus", &input, &options(&[all.map(|all| all.statistic), all.map(|all| all.p_value.log10)]));
 }
 
 fn sequences(inputs: &mut Inputs) {
-    let (effect, users, alpha) = (inputs.effect(), inputs.users().max(1), inputs.level());
-    let planned = tightest_at(Some(inputs.users()), 2.0, 3.0);
-    let mut running = Running::default();
-    let input = (effect, users, alpha, planned);
-    for alternative in [Alternative::TwoSided, inputs.alternative()] {
-        let Some(found) = confidence_sequence_of(&effect, users, alpha, planned, alternative) else { continue };
-        running.look(&found);
-        numbers(
-            "sequence",
-            &input,
-            &options(&[found.low, found.high, found.log10_e, Some(found.log10_p), Some(found.half_width)]),
-        );
-        chances("sequence", &input, &[found.p_value]);
-    }
-    numbers("running", &input, &options(&[running.p_value, running.low, running.high]));
-    let found = hybrid(&effect, users, alpha, planned, inputs.0.bits().is_multiple_of(2));
-    numbers("hybrid", &input, &options(&[found.low, found.high, Some(found.log10_p)]));
-    let shown = shrinking_mixture(&effect, (inputs.variance() + 1e-9, inputs.variance()), users, alpha);
-    numbers("shrinking mixture", &input, &[shown.z_critical, shown.interval.0, shown.interval.1, shown.p_value]);
+    let (difference, users, alpha) = (inputs.difference(), inputs.users().max(1), inputs.level());
+    let tuning = Tuning { tightest_at: tightest_at(Some(inputs.users()), 2.0, 3.0), alpha: inputs.level() };
+    let input = (difference, users, alpha, tuning);
+    let found = confidence_sequence(difference.z(), users, alpha, &tuning);
+    numbers("sequence", &input, &[found.critical, found.p_value.log10, found.log10_e]);
+    chances("sequence", &input, &[found.p_value.p]);
+    let found = hybrid(&difference, users, alpha, &tuning, inputs.0.bits().is_multiple_of(2));
+    numbers("hybrid", &input, &[found.critical, found.p_value.log10]);
     let (v, optimal) = (inputs.variance(), inputs.variance());
-    numbers(
-        "bound",
-        &(v, optimal),
-        &options(&[normal_mixture_bound(v, alpha, optimal, inputs.level(), users.is_multiple_of(2))]),
-    );
-    let count = inputs.count();
-    numbers("rate", &(count, alpha), &pairs(&[rate_confidence_sequence(count, alpha, optimal, 0.05)]));
-    let values: Vec<f64> = (0..5).map(|_| inputs.value().clamp(-3.0, 3.0)).collect();
-    numbers("paired", &values, &paired_ratios(&values, &values[1..], 1.0, 0.5));
+    numbers("bound", &(v, optimal), &options(&[normal_mixture_bound(v, alpha, optimal, inputs.level())]));
 }
 
 fn bayes(inputs: &mut Inputs) {
@@ -261,21 +251,9 @@ fn quantiles(inputs: &mut Inputs) {
         Quantile { values: users, placed_for: inputs.users(), level, estimate: centre, low: centre - width, high: centre + width }
     };
     let (control, treatment) = (one(), one());
-    let clusters = Clusters {
-        users: inputs.users(),
-        below: inputs.variance(),
-        below_squares: inputs.variance(),
-        events: inputs.variance(),
-        events_squares: inputs.variance(),
-        products: inputs.variance(),
-    };
-    let scale = inputs.scale();
-    for clusters in [None, Some(&clusters)] {
-        if let Ok((one, two)) = quantile::samples((&control, clusters), (&treatment, clusters), scale)
-            && let Ok(effect) = effect(&one, &two, scale)
-        {
-            numbers("quantile", &(control, treatment, clusters), &[effect.estimate, effect.std_error, effect.dof]);
-        }
+    let (one, two) = (control.observed(), treatment.observed());
+    if let Ok(found) = crate::comparison::difference(&one, &two) {
+        numbers("quantile", &(control, treatment), &[found.estimate, found.std_error, found.dof]);
     }
     let mut values: Vec<f64> = (0..9).map(|_| inputs.value()).collect();
     let found = quantile::quantile(&mut values, level);
@@ -310,14 +288,13 @@ fn sums(inputs: &mut Inputs) {
         CupedSums { post, pre, products }
     };
     let (control, treatment) = (one(), one());
-    let scale = inputs.scale();
-    let input = (control, treatment, scale);
+    let input = (control, treatment);
     let theta = cuped::theta(&[control, treatment]).expect("fits");
     numbers("theta", &input, &[theta]);
-    if let Ok(found) = cuped::adjusted(&control, &treatment, theta, scale).expect("fits") {
-        numbers("cuped", &input, &[found.effect.estimate, found.effect.std_error, found.effect.dof]);
-        let parts = [found.variance_reduction_control, found.variance_reduction_treatment, found.effective_sample_gain()];
-        numbers("cuped", &input, &options(&parts));
+    if let Ok(found) = cuped::adjusted(&control, &treatment, theta).expect("fits") {
+        let difference = found.difference;
+        numbers("cuped", &input, &[difference.estimate, difference.std_error, difference.dof, difference.slope]);
+        numbers("cuped", &input, &options(&[found.variance_reduction_control, found.variance_reduction_treatment]));
     }
 }
 
@@ -327,10 +304,8 @@ fn ratios_of_users(inputs: &mut Inputs) {
         RatioSums { numerator, denominator, products }
     };
     let (control, treatment) = (one(), one());
-    let scale = inputs.scale();
-    if let Ok((one, two)) = ratio::samples(&control, &treatment).expect("fits")
-        && let Ok(found) = effect(&one, &two, scale)
-    {
+    let (one, two) = (control.observed().expect("fits"), treatment.observed().expect("fits"));
+    if let Ok(found) = crate::comparison::difference(&one, &two) {
         numbers("ratio", &(control, treatment), &[found.estimate, found.std_error, found.dof]);
     }
     let both = |sums: RatioSums| CupedRatioSums {
@@ -341,8 +316,8 @@ fn ratios_of_users(inputs: &mut Inputs) {
         numerator_post_denominator_pre: sums.products,
         numerator_pre_denominator_post: sums.products,
     };
-    if let Ok(found) = cuped::adjusted_ratio(&both(control), &both(treatment), scale).expect("fits") {
-        numbers("cuped ratio", &(control, treatment), &[found.theta, found.effect.estimate, found.effect.std_error]);
+    if let Ok(found) = cuped::adjusted_ratio(&both(control), &both(treatment)).expect("fits") {
+        numbers("cuped ratio", &(control, treatment), &[found.theta, found.difference.estimate, found.difference.std_error]);
     }
 }
 
@@ -362,23 +337,21 @@ fn distributions(inputs: &mut Inputs) {
 
 fn families(inputs: &mut Inputs) {
     let count = inputs.0.bits() % 9;
-    let p_values: Vec<Option<f64>> = (0..count)
+    let members: Vec<Member> = (0..count)
         .map(|_| {
             let p = inputs.0.unit();
-            inputs.choose(&[None, Some(0.0), Some(1.0), Some(1e-300), Some(p), Some(p)])
+            let p = inputs.choose(&[None, Some(0.0), Some(1.0), Some(1e-300), Some(p), Some(p)]);
+            let p_value = p.map(|p| PValue { p, log10: if p > 0.0 { p.log10() } else { -400.0 } });
+            Member { p_value, is_tested: p.is_some() || inputs.choose(&[false, true]), is_primary: inputs.choose(&[false, true]) }
         })
         .collect();
-    for correction in [Correction::None, Correction::Bonferroni, Correction::Holm, Correction::BenjaminiHochberg] {
-        let adjusted = adjust(&p_values, correction);
-        chances("adjusted", &p_values, &options(&adjusted));
-        chances("level", &p_values, &options(&[interval_level(&adjusted, correction, 0.05)]));
+    use Correction::{BenjaminiHochberg, Bonferroni, Holm, None as Uncorrected, Preferential};
+    for correction in [Uncorrected, Bonferroni, Holm, BenjaminiHochberg, Preferential] {
+        let adjusted = adjust(&members, correction, 0.05);
+        chances("adjusted", &members, &options(&adjusted.iter().map(|found| found.p_value.map(|p| p.p)).collect::<Vec<_>>()));
+        numbers("adjusted", &members, &options(&adjusted.iter().map(|found| found.p_value.map(|p| p.log10)).collect::<Vec<_>>()));
+        chances("level", &members, &adjusted.iter().map(|found| found.alpha).collect::<Vec<_>>());
     }
-    let found = preferential(inputs.users() as u32, inputs.users() as u32, inputs.0.unit(), inputs.level());
-    chances(
-        "preferential",
-        &found,
-        &options(&[found.map(|found| found.alpha_primary), found.and_then(|found| found.alpha_other)]),
-    );
     let users: Vec<u64> = (0..count).map(|_| inputs.users()).collect();
     let weights: Vec<f64> = (0..count).map(|_| inputs.choose(&[0.0, 0.5, 1.0, 98.0, 1e-12])).collect();
     let found = sample_ratio(&users, &weights, 0.001);
@@ -394,8 +367,6 @@ fn powers(inputs: &mut Inputs) {
     let (one, two) = (inputs.variance(), inputs.users() as f64);
     let found = [
         power::sample_size_two_rates(rate, effect, alpha, wanted),
-        power::sample_size_means((one, two), effect, alpha, wanted),
-        power::power_two_rates(rate, effect, one, two, alpha),
         power::detectable_effect(one, alpha, wanted),
         power::detectable_difference(one, two, two, alpha, wanted),
         power::days_remaining(one, two),
@@ -440,7 +411,7 @@ fn guardrails(inputs: &mut Inputs) {
     let input = (effect, mean, alpha);
     numbers("guardrail", &input, &[found.bound, found.log10_p, found.margin_difference, tested.log10_p]);
     chances("guardrail", &input, &[found.p_value, tested.p_value]);
-    state(&found, tested.p_value, direction, alpha);
+    state(&found, tested.p_value < alpha, direction);
 }
 
 fn cells(inputs: &mut Inputs) {
@@ -450,31 +421,18 @@ fn cells(inputs: &mut Inputs) {
             Cell { control, treatment }
         })
         .collect();
-    if let Ok(found) = post_stratified(&cells, inputs.scale()) {
+    if let Ok(found) = post_stratified(&cells) {
         numbers("strata", &cells, &[found.estimate, found.std_error, found.dof]);
     }
     let effects: Vec<Effect> = (0..inputs.0.bits() % 4).map(|_| inputs.effect()).collect();
     let found = heterogeneity(&effects);
-    numbers("heterogeneity", &effects, &options(&[found.map(|(statistic, _)| statistic), found.map(|(_, tail)| tail.ln)]));
+    numbers("heterogeneity", &effects, &options(&[found.map(|all| all.statistic), found.map(|all| all.p_value.log10)]));
     let effect = inputs.effect();
-    chances("balance", &effect, &[strata::balance(&effect)]);
     let traffic =
         Traffic { users: inputs.users(), share: inputs.choose(&[0.0, 0.01, 1.0]), days: inputs.choose(&[0.0, 1.0, 400.0]) };
-    let impact = impact_per_day(effect.estimate, &effect.test(inputs.alternative(), 0.05), &traffic);
+    let tested = effect.test(inputs.alternative(), 0.05);
+    let impact = impact_per_day(effect.estimate, tested.low.zip(tested.high), &traffic);
     numbers("impact", &(effect, traffic), &options(&[impact.map(|impact| impact.estimate)]));
-}
-
-fn counts_per_exposure(inputs: &mut Inputs) {
-    let mut one = || Rate { events: inputs.users().min(1_000_000), exposure: inputs.choose(&[1e-6, 1.0, 1_000.0, 1e9]) };
-    let (control, treatment) = (one(), one());
-    let input = (control, treatment);
-    let ends = rate_ratio::ratio_interval(control, treatment, inputs.level());
-    numbers("rate ratio", &input, &options(&[ends.and_then(|ends| ends.0), ends.and_then(|ends| ends.1)]));
-    chances("rate ratio", &input, &options(&[rate_ratio::score(control, treatment).map(|(_, tail)| tail.p)]));
-    chances("rate ratio", &input, &options(&[rate_ratio::exact_conditional(control, treatment)]));
-    if control.events + treatment.events < 10_000 {
-        chances("rate ratio", &input, &options(&[rate_ratio::unconditional(control, treatment)]));
-    }
 }
 
 fn posteriors(inputs: &mut Inputs) {
@@ -498,8 +456,8 @@ fn plans(inputs: &mut Inputs) {
     let found = bounds(&fractions, alpha, inputs.choose(&[Sides::One, Sides::Two]), power);
     assert_eq!(found.len(), fractions.len());
     numbers("bounds", &(&fractions, alpha, power), &options(&found));
-    let effect = inputs.effect();
-    numbers("look", &effect, &options(&[found.first().copied().flatten().map(|bound| look(&effect, bound).interval.0)]));
+    let found = look(inputs.value(), &found, &[Some(inputs.value()), None]);
+    numbers("look", &fractions, &options(&[found.map(|look| look.boundary_z)]));
 }
 
 fn caps(inputs: &mut Inputs) {

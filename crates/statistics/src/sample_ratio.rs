@@ -136,39 +136,6 @@ impl Status {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::golden;
-
-    #[test]
-    fn the_check_is_that_of_the_libraries() {
-        for case in golden::cases("srm", "srm_chi_square") {
-            let numbers = |name: &str| case.input[name].as_array().expect("a list").clone();
-            let users: Vec<u64> = numbers("users").iter().map(|value| value.as_u64().expect("users")).collect();
-            let weights: Vec<f64> = numbers("weights").iter().map(|value| value.as_f64().expect("a weight")).collect();
-            let found = sample_ratio(&users, &weights, case.number("threshold"));
-            case.check_status(found.status.as_str());
-            case.check("p_value", found.p_value);
-            if case.has("chi2") {
-                case.check("chi2", found.statistic);
-                case.check("log10_p_value", found.log10_p);
-                for (i, share) in found.observed.iter().enumerate() {
-                    case.check(&format!("observed_share[{i}]"), *share);
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn the_sequential_check_is_that_of_the_libraries() {
-        for case in golden::cases("srm", "srm_sequential") {
-            let list = |value: &serde_json::Value| value.as_array().expect("a list").clone();
-            let users = |day: &serde_json::Value| list(day).iter().map(|value| value.as_u64().expect("users")).collect();
-            let days: Vec<Vec<u64>> = list(&case.input["daily_users"]).iter().map(users).collect();
-            let weights: Vec<f64> = list(&case.input["weights"]).iter().map(|value| value.as_f64().expect("a weight")).collect();
-            for (i, log10_p) in sequential(&days, &weights, case.number("dirichlet_concentration")).into_iter().enumerate() {
-                case.check(&format!("p_values[{i}]"), 10.0_f64.powf(log10_p));
-            }
-        }
-    }
 
     #[test]
     fn impossible_users_and_lone_variants() {

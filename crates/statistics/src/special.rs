@@ -20,16 +20,6 @@ pub(crate) fn ln_1p_minus(x: f64) -> f64 {
     r * (2.0 * square * series - x)
 }
 
-/// Returns value ln(value / mean) - off, with off = value - mean, for positive value and mean.
-pub(crate) fn deviance(value: f64, mean: f64, off: f64) -> f64 {
-    let x = off / mean;
-    if !(-0.5..1.0).contains(&x) {
-        return value * (value / mean).ln() - off;
-    }
-    let less = ln_1p_minus(x);
-    mean * less + off * (less + x)
-}
-
 /// Returns what Stirling's formula lacks: ln gamma(x) - ((x - 1/2) ln x - x + ln(2 pi) / 2), for x > 0.
 /// Source: Abramowitz and Stegun 6.1.41; below 12 by the gamma function itself.
 pub(crate) fn stirling_error(x: f64) -> f64 {

@@ -1,8 +1,9 @@
 //! Effects over cells of users that were known before the experiment, such as countries, and effects scaled to all traffic.
 
 use crate::comparison::{Sample, Status};
-use crate::distributions::normal_sf;
-use crate::effect::{Effect, Scale, Tested, Undefined};
+use crate::difference::Difference;
+use crate::distributions::{PValue, chi_square_sf};
+use crate::effect::{Effect, Undefined};
 use crate::means::Arm;
 
 /// The users of one cell.
@@ -17,11 +18,10 @@ pub struct Cell {
 /// Measures the effect of a treatment by post-stratification: the differences of the cells, weighted by their users of both
 /// variants. Chance differences between the variants' mixtures of cells drop out. Degrees of freedom are those of the users.
 /// # Errors
-/// [`Undefined`] by the first of: no cells, or a variant without users in one; fewer than 2 users; no variance; a relative
-/// effect on a control of 0.
+/// [`Undefined`] by the first of: no cells, or a variant without users in one; fewer than 2 users; no variance.
 /// Source: Miratrix, Sekhon, Yu 2013, Journal of the Royal Statistical Society B 75, 369-396; the shares of the cells are
 /// random too, as of a multinomial, and the relative effect is by the delta method.
-pub fn post_stratified(cells: &[Cell], scale: Scale) -> Result<Effect, Undefined> {
+pub fn post_stratified(cells: &[Cell]) -> Result<Difference, Undefined> {
     let arms: Vec<(Arm, Arm, bool)> = cells
         .iter()
         .map(|cell| {
@@ -30,7 +30,7 @@ pub fn post_stratified(cells: &[Cell], scale: Scale) -> Result<Effect, Undefined
         })
         .collect();
     if arms.is_empty() || arms.iter().any(|(control, treatment, _)| control.users == 0 || treatment.users == 0) {
-        return Err(Undefined::new(Status::NoData, None));
+        return Err(Undefined::of(Status::NoData, None, None));
     }
     let all: f64 = arms.iter().map(|(control, treatment, _)| (control.users + treatment.users) as f64).sum();
     // Mean of the control and difference, over all cells; and their covariance.
@@ -53,36 +53,51 @@ pub fn post_stratified(cells: &[Cell], scale: Scale) -> Result<Effect, Undefined
         of_both += share * off_mean * off_difference / all;
         of_difference += share * off_difference * off_difference / all;
     }
-    let estimate = crate::effect::scaled(difference, mean, scale);
+    let undefined = |status| Undefined::of(status, Some(mean), Some(mean + difference));
     if arms.iter().any(|(control, treatment, is_share)| !is_share && control.users.min(treatment.users) < 2) {
-        return Err(Undefined::new(Status::InsufficientSample, estimate));
+        return Err(undefined(Status::InsufficientSample));
     }
-    let Some(estimate) = estimate else { return Err(Undefined::new(Status::ZeroBaseline, None)) };
-    let variance = match scale {
-        Scale::Absolute => of_difference,
-        Scale::Relative => {
-            let ratio = difference / mean;
-            (of_difference - 2.0 * ratio * of_both + ratio * ratio * of_mean) / (mean * mean)
-        }
-    };
-    if variance <= 0.0 {
-        return Err(Undefined::new(Status::ZeroVariance, Some(estimate)));
+    if of_difference <= 0.0 {
+        return Err(undefined(Status::ZeroVariance));
     }
-    Ok(Effect { estimate, std_error: variance.sqrt(), dof: (all - 2.0 * arms.len() as f64).max(1.0) })
+    let slope = if of_mean > 0.0 { of_both / of_mean } else { 0.0 };
+    Ok(Difference {
+        estimate: difference,
+        std_error: of_difference.sqrt(),
+        dof: (all - 2.0 * arms.len() as f64).max(1.0),
+        baseline: mean,
+        baseline_variance: of_mean,
+        treatment: mean + difference,
+        slope,
+        rest_variance: (of_difference - slope * of_both).max(0.0),
+    })
 }
 
-/// Returns the statistic and the p-value that the effect is the same in all parts of a breakdown, with its degrees of
-/// freedom; `None` for fewer than two effects.
+/// A test that the effects in the parts of a breakdown are alike.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Heterogeneity {
+    /// Cochran's Q.
+    pub statistic: f64,
+    /// Parts compared, less one.
+    pub dof: f64,
+    /// For one look.
+    pub p_value: PValue,
+}
+
+/// Tests whether effects are alike, by how far they lie from their weighted mean; `None` for fewer than two, or where one is so
+/// precise that no number holds it.
 /// Source: Cochran 1954, Biometrics 10, 101-129.
-pub fn heterogeneity(effects: &[Effect]) -> Option<(f64, crate::distributions::Tail)> {
+pub fn heterogeneity(effects: &[Effect]) -> Option<Heterogeneity> {
     if effects.len() < 2 {
         return None;
     }
     let weight = |effect: &Effect| 1.0 / (effect.std_error * effect.std_error);
     let weights: f64 = effects.iter().map(weight).sum();
     let mean = effects.iter().map(|effect| weight(effect) * effect.estimate).sum::<f64>() / weights;
-    let statistic = effects.iter().map(|effect| weight(effect) * (effect.estimate - mean).powi(2)).sum();
-    Some((statistic, crate::distributions::chi_square_sf(statistic, (effects.len() - 1) as f64)))
+    let statistic: f64 = effects.iter().map(|effect| weight(effect) * (effect.estimate - mean).powi(2)).sum();
+    let dof = (effects.len() - 1) as f64;
+    let test = || Heterogeneity { statistic, dof, p_value: chi_square_sf(statistic, dof).into() };
+    statistic.is_finite().then(test)
 }
 
 /// Traffic to which an effect is scaled.
@@ -103,28 +118,23 @@ pub struct Impact {
     pub estimate: f64,
     /// Its interval, where the effect's has both ends.
     pub interval: Option<(f64, f64)>,
+    /// Users of a day over all traffic.
+    pub users_per_day: f64,
 }
 
 /// Scales an absolute effect with its interval to all traffic of a day; `None` where share or days are not positive.
-pub fn impact_per_day(estimate: f64, tested: &Tested, traffic: &Traffic) -> Option<Impact> {
-    let factor = traffic.users as f64 / (traffic.share * traffic.days);
-    if !(traffic.share > 0.0 && traffic.days > 0.0 && factor.is_finite()) {
+pub fn impact_per_day(estimate: f64, interval: Option<(f64, f64)>, traffic: &Traffic) -> Option<Impact> {
+    let users_per_day = traffic.users as f64 / (traffic.share * traffic.days);
+    if !(traffic.share > 0.0 && traffic.days > 0.0 && users_per_day.is_finite()) {
         return None;
     }
-    let interval = tested.low.zip(tested.high).map(|(low, high)| (low * factor, high * factor));
-    Some(Impact { estimate: estimate * factor, interval })
-}
-
-/// Returns the two-sided p-value that the variants did the same before the experiment; below 0.001 the assignment is not
-/// random. `effect` is absolute, of the metric before the first exposure.
-pub fn balance(effect: &Effect) -> f64 {
-    normal_sf((effect.estimate / effect.std_error).abs()).doubled().p
+    let interval = interval.map(|(low, high)| (low * users_per_day, high * users_per_day));
+    Some(Impact { estimate: estimate * users_per_day, interval, users_per_day })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::effect::{Alternative, effect};
     use crate::proportions::Count;
 
     fn mean(users: u64, mean: f64, variance: f64) -> Sample {
@@ -134,9 +144,10 @@ mod tests {
     #[test]
     fn one_cell_is_no_stratification() {
         let (control, treatment) = (mean(100, 5.0, 4.0), mean(120, 5.5, 6.0));
-        for scale in [Scale::Absolute, Scale::Relative] {
-            let (found, plain) = (post_stratified(&[Cell { control, treatment }], scale), effect(&control, &treatment, scale));
-            let (found, plain) = (found.expect("defined"), plain.expect("defined"));
+        let found = post_stratified(&[Cell { control, treatment }]).expect("defined");
+        let plain = Difference::welch(&control.arm(), &treatment.arm(), true).expect("defined");
+        for scale in [crate::effect::Scale::Absolute, crate::effect::Scale::Relative] {
+            let (found, plain) = (found.effect(scale).expect("a baseline"), plain.effect(scale).expect("a baseline"));
             assert!((found.estimate - plain.estimate).abs() < 1e-12 && (found.std_error - plain.std_error).abs() < 1e-12);
         }
     }
@@ -144,34 +155,32 @@ mod tests {
     #[test]
     fn what_is_undefined_says_why() {
         let cell = |control, treatment| Cell { control, treatment };
-        let check = |cells: &[Cell], status, estimate| {
-            assert_eq!(post_stratified(cells, Scale::Relative), Err(Undefined { status, estimate }));
+        let check = |cells: &[Cell], status, lift| {
+            let found = post_stratified(cells).map_err(|undefined| (undefined.status, undefined.lift));
+            assert_eq!(found, Err((status, lift)));
         };
         check(&[], Status::NoData, None);
         check(&[cell(mean(0, 0.0, 0.0), mean(5, 1.0, 1.0))], Status::NoData, None);
         check(&[cell(mean(1, 2.0, 0.0), mean(5, 1.0, 1.0))], Status::InsufficientSample, Some(-0.5));
         check(&[cell(mean(5, 2.0, 0.0), mean(5, 1.0, 0.0))], Status::ZeroVariance, Some(-0.5));
         let none = Sample::Share(Count { users: 9, converted: 0 });
-        check(&[cell(none, none)], Status::ZeroBaseline, None);
+        check(&[cell(none, none)], Status::ZeroVariance, None);
     }
 
     #[test]
     fn parts_that_agree_are_not_heterogeneous() {
         let effect = |estimate| Effect { estimate, std_error: 0.1, dof: 50.0 };
         assert_eq!(heterogeneity(&[effect(1.0)]), None);
-        let (statistic, tail) = heterogeneity(&[effect(1.0), effect(1.0), effect(1.0)]).expect("parts");
-        assert!(statistic < 1e-12 && tail.p > 0.999_999);
-        assert!(heterogeneity(&[effect(1.0), effect(2.0)]).is_some_and(|(_, tail)| tail.p < 1e-10));
+        let alike = heterogeneity(&[effect(1.0), effect(1.0), effect(1.0)]).expect("parts");
+        assert!(alike.statistic < 1e-12 && alike.p_value.p > 0.999_999 && alike.dof == 2.0);
+        assert!(heterogeneity(&[effect(1.0), effect(2.0)]).is_some_and(|found| found.p_value.p < 1e-10));
     }
 
     #[test]
     fn impact_needs_traffic() {
-        let tested = Effect { estimate: 0.5, std_error: 0.1, dof: 1e6 }.test(Alternative::TwoSided, 0.05);
         let traffic = Traffic { users: 1_000, share: 0.5, days: 10.0 };
-        let found = impact_per_day(0.5, &tested, &traffic).expect("traffic");
-        assert_eq!(found.estimate, 100.0);
-        assert!(found.interval.is_some_and(|(low, high)| low > 60.0 && high < 140.0));
-        assert_eq!(impact_per_day(0.5, &tested, &Traffic { days: 0.0, ..traffic }), None);
-        assert!(balance(&Effect { estimate: 0.5, std_error: 0.1, dof: 50.0 }) < 0.001);
+        let found = impact_per_day(0.5, Some((0.3, 0.7)), &traffic).expect("traffic");
+        assert_eq!((found.estimate, found.interval, found.users_per_day), (100.0, Some((60.0, 140.0)), 200.0));
+        assert_eq!(impact_per_day(0.5, None, &Traffic { days: 0.0, ..traffic }), None);
     }
 }

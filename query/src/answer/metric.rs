@@ -563,3 +563,20 @@ pub struct SeriesComparison {
     /// Its decimal logarithm.
     pub log10_always_valid_p: Option<f64>,
 }
+
+/// Returns the two ends of an interval as answers carry them.
+pub fn ends(interval: Option<(f64, f64)>) -> [Option<f64>; 2] {
+    let finite = |end: f64| end.is_finite().then_some(end);
+    [interval.and_then(|ends| finite(ends.0)), interval.and_then(|ends| finite(ends.1))]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ends_that_are_not_finite_are_left_out() {
+        assert_eq!(ends(Some((f64::NEG_INFINITY, 2.0))), [None, Some(2.0)]);
+        assert_eq!(ends(None), [None, None]);
+    }
+}

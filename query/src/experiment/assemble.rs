@@ -23,11 +23,10 @@ use crate::answer::{Excluded, Experiment, METHOD_VERSION, Population, Results, S
 use crate::error::Refusal;
 use crate::snapshot::{AsOf, time_text};
 use statistics::bayes_beta::{Prior, probability_best};
-use statistics::comparison::Sample;
+use statistics::comparison::{Observed, Sample, difference, omnibus};
 use statistics::cuped::theta;
-use statistics::distributions::chi_square_sf;
 use statistics::moments::{Overflow, decimal_text};
-use statistics::proportions::{Count, homogeneity};
+use statistics::proportions::Count;
 
 /// What the catalogue says, the control chosen.
 pub struct Known {
@@ -398,7 +397,7 @@ impl Shown<'_> {
             }),
             arms,
             comparisons,
-            omnibus: omnibus(&prepared.sampled),
+            omnibus: all_alike(&prepared.sampled),
             dimensions,
             heterogeneity,
             series,
@@ -409,8 +408,8 @@ impl Shown<'_> {
     fn supplemental(&self, metric: &Measured, compared: &Compared) -> Result<Supplemental, Overflow> {
         let alpha = self.setting.experiment.alpha;
         let mut found = Supplemental::default();
-        if compared.cuped.is_some_and(|cuped| cuped.applied) {
-            found.unadjusted = Some(compared.unadjusted().other(alpha));
+        if compared.is_adjusted() {
+            found.unadjusted = Some(compared.other_unadjusted(alpha));
         }
         let plain = Request { cuped: Cuped::Off, ..self.setting.request.clone() };
         let setting = Setting { request: &plain, ..*self.setting };
@@ -450,47 +449,27 @@ pub fn compare_all(setting: &Setting<'_>, sampled: &[Sampled]) -> Result<Vec<Com
 
 /// Returns the difference at the end of a day in standard errors.
 fn z_of_day(metric: &Configured, day: &series::DaySums, arm: usize) -> Option<f64> {
-    let sample = |arm: usize| one(metric, day.get(arm)?).ok()?.sample;
-    let (control, treatment) = (sample(0)?, sample(arm)?);
-    let found = statistics::effect::effect(&control, &treatment, statistics::effect::Scale::Absolute).ok()?;
-    Some(found.estimate / found.std_error)
+    let observed = |arm: usize| Some(one(metric, day.get(arm)?).ok()?.observed);
+    difference(&observed(0)?, &observed(arm)?).ok().map(|difference| difference.z())
 }
 
 /// Returns for each variant the chance that it is the best of all; none for metrics other than rates.
 fn best(metric: &Configured, sampled: &[Sampled]) -> Option<Vec<f64>> {
-    let count = |sampled: &Sampled| match sampled.sample {
-        Some(Sample::Share(count)) if metric.wants_more => Some(count),
-        Some(Sample::Share(count)) => Some(Count { users: count.users, converted: count.users - count.converted }),
+    let count = |sampled: &Sampled| match sampled.observed.sample {
+        Ok(Sample::Share(count)) if metric.wants_more => Some(count),
+        Ok(Sample::Share(count)) => Some(Count { users: count.users, converted: count.users - count.converted }),
         _ => None,
     };
     let posteriors: Option<Vec<_>> = sampled.iter().map(|sampled| Prior::UNIFORM.posterior(count(sampled)?)).collect();
     posteriors.filter(|posteriors| posteriors.len() > 1).map(|posteriors| probability_best(&posteriors))
 }
 
-/// Tests whether all variants are alike; of rates by their counts, of other metrics by their means and variances.
-fn omnibus(sampled: &[Sampled]) -> Option<Omnibus> {
-    if sampled.len() < 3 {
-        return None;
-    }
-    let samples: Option<Vec<Sample>> = sampled.iter().map(|sampled| sampled.sample).collect();
-    let samples = samples?;
-    let counts: Option<Vec<Count>> =
-        samples.iter().map(|sample| if let Sample::Share(count) = sample { Some(*count) } else { None }).collect();
-    let freedom = (samples.len() - 1) as f64;
-    let (statistic, tail) = match counts {
-        Some(counts) => homogeneity(&counts)?,
-        None => {
-            let arms: Vec<(f64, f64)> = samples
-                .iter()
-                .map(|sample| sample.arm())
-                .filter(|arm| arm.users > 1 && arm.variance > 0.0)
-                .map(|arm| (arm.mean, arm.variance / arm.users as f64))
-                .collect();
-            let statistic = breakdown::spread(&arms).filter(|_| arms.len() == samples.len())?;
-            (statistic, chi_square_sf(statistic, freedom))
-        }
-    };
-    Some(Omnibus { test: "chi_square", statistic, dof: freedom, p_value: tail.p, log10_p: tail.log10() })
+/// Tests whether all variants are alike, where there are three or more.
+fn all_alike(sampled: &[Sampled]) -> Option<Omnibus> {
+    let observed: Vec<Observed> = sampled.iter().map(|sampled| sampled.observed).collect();
+    let found = omnibus(&observed).filter(|_| observed.len() > 2)?;
+    let (statistic, dof) = (found.statistic, found.dof);
+    Some(Omnibus { test: "chi_square", statistic, dof, p_value: found.p_value.p, log10_p: found.p_value.log10 })
 }
 
 /// Writes down what a metric counts.

@@ -3,19 +3,19 @@
 use super::assemble::compare_all;
 use super::catalogue::Configured;
 use super::compare::{Added, Compared, Setting, compared, decide, describe};
-use super::headline::ends;
 use super::health::{SRM_FAIL_BELOW, weights};
-use super::looks::Looked;
 use super::measure::{Measured, Split};
 use super::population::People;
 use super::sample::{one, sampled, shown};
 use super::series::{DaySums, Days};
 use super::settings::{Cuped, Request};
 use super::sums::{Sums, sums};
-use crate::answer::metric::{Cumulative, DailyArm, Day, Heterogeneity, OfValue, SeriesArm, SeriesComparison};
-use statistics::distributions::chi_square_sf;
+use crate::answer::metric::{Cumulative, DailyArm, Day, Heterogeneity, OfValue, SeriesArm, SeriesComparison, ends};
+use statistics::effect::{Effect, Scale};
 use statistics::moments::{Overflow, decimal_text};
 use statistics::sample_ratio::sample_ratio;
+use statistics::sequential::confidence_sequence;
+use statistics::strata;
 
 /// One metric by dimension.
 pub struct Dimensioned {
@@ -84,30 +84,15 @@ pub fn dimensions(
 }
 
 /// Tests for each variant whether its differences are alike in all values.
-/// Source: Cochran 1954, Biometrics 10, 101-129.
 fn heterogeneity(setting: &Setting<'_>, compared: &[&Compared]) -> Vec<Heterogeneity> {
     let of_arm = |arm: usize| {
-        let effects = compared.iter().filter(|found| found.arm == arm).filter_map(|found| found.headline);
-        let effects: Vec<(f64, f64)> = effects.map(|headline| (headline.estimate, headline.std_error.powi(2))).collect();
-        let statistic = spread(&effects)?;
-        let dof = (effects.len() - 1) as f64;
-        let tail = chi_square_sf(statistic, dof);
+        let of_arm = compared.iter().filter(|found| found.arm == arm);
+        let effects: Vec<Effect> = of_arm.filter_map(|found| found.effect(Scale::Absolute)).collect();
+        let strata::Heterogeneity { statistic, dof, p_value } = strata::heterogeneity(&effects)?;
         let variant_id = setting.variants[arm].id;
-        Some(Heterogeneity { variant_id, statistic, dof, p_value: tail.p, log10_p: tail.log10() })
+        Some(Heterogeneity { variant_id, statistic, dof, p_value: p_value.p, log10_p: p_value.log10 })
     };
     (1..setting.variants.len()).filter_map(of_arm).collect()
-}
-
-/// Returns how far estimates (with their variances) lie from their weighted mean, in squared standard errors; `None` for
-/// fewer than two.
-pub fn spread(estimates: &[(f64, f64)]) -> Option<f64> {
-    if estimates.len() < 2 {
-        return None;
-    }
-    let weight: f64 = estimates.iter().map(|(_, variance)| 1.0 / variance).sum();
-    let mean = estimates.iter().map(|(estimate, variance)| estimate / variance).sum::<f64>() / weight;
-    let statistic: f64 = estimates.iter().map(|(estimate, variance)| (estimate - mean).powi(2) / variance).sum();
-    statistic.is_finite().then_some(statistic)
 }
 
 /// Shows each day of a metric. Earlier behaviour is left aside.
@@ -133,7 +118,7 @@ pub fn series(setting: &Setting<'_>, metric: &Configured, series: &[DaySums], da
             variant_id: setting.variants[arm].id,
             users: sums.users,
             converters: sums.converters,
-            mean: sampled.mean,
+            mean: sampled.observed.mean,
         });
         let daily = |(arm, sums): (usize, &Sums)| {
             let earlier = before.map(|before| &before[arm]);
@@ -157,11 +142,10 @@ pub fn series(setting: &Setting<'_>, metric: &Configured, series: &[DaySums], da
 fn comparison(setting: &Setting<'_>, compared: &Compared) -> SeriesComparison {
     let alpha = setting.experiment.alpha;
     let found = compared.other(alpha);
-    let sequence = compared.headline.as_ref().map(|headline| {
-        let plan = setting.plan;
-        let critical = plan.sequence_critical(compared.arm, compared.users(), alpha);
-        let look = plan.look(&Looked { arm: compared.arm, headline, users: compared.users(), z_by_day: &[] }, alpha);
-        (headline.absolute(critical), look)
+    let sequence = compared.found.difference.map(|difference| {
+        let tuning = setting.plan.tuning(compared.arm);
+        let sequence = confidence_sequence(difference.z(), compared.users(), alpha, &tuning);
+        (difference.absolute(sequence.critical), sequence.p_value)
     });
     SeriesComparison {
         variant_id: setting.variants[compared.arm].id,
@@ -172,20 +156,7 @@ fn comparison(setting: &Setting<'_>, compared: &Compared) -> SeriesComparison {
         ci_relative: found.ci_relative,
         p_value: found.p_value,
         log10_p: found.log10_p,
-        always_valid_p: sequence.map(|(_, look)| look.always_valid_p),
-        log10_always_valid_p: sequence.map(|(_, look)| look.log10_p),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn spread_is_that_of_equal_and_of_far_estimates() {
-        assert_eq!(spread(&[(1.0, 2.0)]), None);
-        assert_eq!(spread(&[(1.0, 2.0), (1.0, 5.0)]), Some(0.0));
-        // (1 - 2)^2 / 1 + (3 - 2)^2 / 1
-        assert_eq!(spread(&[(1.0, 1.0), (3.0, 1.0)]), Some(2.0));
+        always_valid_p: sequence.map(|(_, p)| p.p),
+        log10_always_valid_p: sequence.map(|(_, p)| p.log10),
     }
 }

@@ -3,27 +3,31 @@
 //! First each comparison is made by itself ([`Compared`]); then the family of all of them decides what stands
 //! ([`decide`]); then each is described, verdict and sentence from the same result ([`describe`]).
 
+use statistics::bayes_beta;
+use statistics::bayes_normal::{Prior, posterior};
+use statistics::comparison::{self, Observed, Sample, compare};
+use statistics::cuped;
+use statistics::difference::Difference;
+use statistics::distributions::PValue;
+use statistics::effect::{Alternative, Effect, Scale};
+use statistics::guardrail::{Direction, State, non_inferiority, state as guardrail_state};
+use statistics::moments::Overflow;
+use statistics::multiplicity::{self, Adjusted as Kept, Member, adjust, is_finding};
+use statistics::power::{POWER_DEFAULT, Target, days_remaining, detectable_effect, mid_experiment, progress};
+use statistics::proportions::{Count, newcombe, pooled_z};
+use statistics::sequential::hybrid;
+use statistics::strata::{Traffic, impact_per_day};
+
 use super::catalogue::{Configured, Role};
-use super::family::{Kept, Member, adjust};
-use super::headline::{Headline, ends};
 use super::looks::{Looked, Plan};
 use super::sample::Sampled;
 use super::settings::{Analysis, COVARIATE_DAYS, Correction, Cuped as CupedRule, Engine, Request};
 use super::verdict::{plain, verdict};
 use crate::answer::metric::{
     Absolute, Adjusted, Bayesian, Comparison, Cuped, Guardrail, Other, Power, Prior as ShownPrior, Relative, ScaledImpact,
-    Sequential, Shrunk, Supplemental, Test,
+    Sequential, Shrunk, Supplemental, Test, ends,
 };
 use crate::answer::{Experiment, Variant};
-use statistics::bayes_beta;
-use statistics::bayes_normal::{Prior, posterior};
-use statistics::comparison::{self, Sample, Status, compare};
-use statistics::cuped;
-use statistics::effect::{Effect, Scale};
-use statistics::guardrail::{Direction, State, non_inferiority, state as guardrail_state};
-use statistics::moments::Overflow;
-use statistics::power::{POWER_DEFAULT, Target, days_remaining, detectable_effect, mid_experiment, progress};
-use statistics::proportions::{Count, newcombe, pooled_z};
 
 /// Part of the variance that earlier behaviour has to explain before a comparison is adjusted for it.
 const EXPLAINED_MIN: f64 = 0.05;
@@ -56,13 +60,13 @@ pub struct Compared {
     /// The variant's place.
     pub arm: usize,
     /// The control.
-    pub control: Sampled,
+    pub control: Observed,
     /// The variant.
-    pub treatment: Sampled,
-    /// Without adjustment.
-    pub found: comparison::Comparison,
+    pub treatment: Observed,
     /// What the answer rests on: adjusted for earlier behaviour where that helps.
-    pub headline: Option<Headline>,
+    pub found: comparison::Comparison,
+    /// The same without adjustment.
+    pub unadjusted: comparison::Comparison,
     /// What earlier behaviour adds.
     pub cuped: Option<Cuped>,
     /// The differences at the end of each day, in standard errors.
@@ -79,29 +83,14 @@ pub fn compared(
     arm: usize,
     theta: Option<f64>,
 ) -> Result<Compared, Overflow> {
-    let estimate = control.mean.zip(treatment.mean).map(|(control, treatment)| treatment - control);
-    let undefined = |status: Status| comparison::Comparison {
-        status,
-        estimate,
-        welch: None,
-        relative: None,
-        lift: estimate.zip(control.mean).filter(|(_, mean)| *mean != 0.0).map(|(estimate, mean)| estimate / mean.abs()),
-        exact: None,
-    };
-    let found = match (&control.sample, &treatment.sample) {
-        (Some(control), Some(treatment)) => compare(control, treatment, setting.experiment.alpha),
-        (None, _) => undefined(control.missing),
-        (_, None) => undefined(treatment.missing),
-    };
-    let arms = control.sample.zip(treatment.sample).map(|(control, treatment)| (control.arm(), treatment.arm()));
-    let plain = found.welch.zip(arms).map(|(welch, (control, treatment))| Headline::of(&control, &treatment, welch.dof));
-    let (cuped, adjusted) = adjusted(setting, control, treatment, theta, &found, plain.as_ref())?;
+    let unadjusted = compare(&control.observed, &treatment.observed, setting.experiment.alpha);
+    let (cuped, adjusted) = adjusted(setting, control, treatment, theta, &unadjusted)?;
     Ok(Compared {
         arm,
-        control: *control,
-        treatment: *treatment,
-        found,
-        headline: adjusted.or(plain),
+        control: control.observed,
+        treatment: treatment.observed,
+        found: adjusted.map_or(unadjusted, |difference| unadjusted.adjusted(difference)),
+        unadjusted,
         cuped,
         z_by_day: Vec::new(),
     })
@@ -113,9 +102,8 @@ fn adjusted(
     control: &Sampled,
     treatment: &Sampled,
     theta: Option<f64>,
-    found: &comparison::Comparison,
-    plain: Option<&Headline>,
-) -> Result<(Option<Cuped>, Option<Headline>), Overflow> {
+    unadjusted: &comparison::Comparison,
+) -> Result<(Option<Cuped>, Option<Difference>), Overflow> {
     let not = |reason: &'static str| Cuped {
         applied: false,
         reason: Some(reason),
@@ -130,18 +118,17 @@ fn adjusted(
     let Some((one, two)) = control.cuped.as_ref().zip(treatment.cuped.as_ref()) else {
         return Ok((Some(not("not_defined")), None));
     };
-    let Some(plain) = plain else { return Ok((None, None)) };
-    if found.exact.is_some() {
+    let Some(plain) = unadjusted.difference else { return Ok((None, None)) };
+    if unadjusted.exact.is_some() {
         return Ok((Some(not("exact")), None));
     }
     let Some(theta) = theta.filter(|theta| *theta != 0.0 && setting.has_history) else {
         return Ok((Some(not("no_history")), None));
     };
-    let Ok(adjusted) = cuped::adjusted(one, two, theta, Scale::Absolute)? else {
+    let Ok(adjusted) = cuped::adjusted(one, two, theta)? else {
         return Ok((Some(not("explains_little")), None));
     };
-    let effect = adjusted.effect;
-    let reduction = 1.0 - (effect.std_error / plain.std_error).powi(2);
+    let reduction = 1.0 - (adjusted.difference.std_error / plain.std_error).powi(2);
     let applied = reduction >= EXPLAINED_MIN;
     let shown = Cuped {
         applied,
@@ -151,24 +138,18 @@ fn adjusted(
         effective_sample_gain: (reduction < 1.0).then(|| 1.0 / (1.0 - reduction)),
         covariate_days: COVARIATE_DAYS,
     };
-    // The control's mean as it is: its covariance with the adjusted difference is that with its own adjusted mean.
-    let of_control = statistics::sums::covariance(&one.post, &one.pre, one.products)?;
-    let post = one.post.arm()?;
-    let headline = Headline {
-        estimate: effect.estimate,
-        std_error: effect.std_error,
-        dof: effect.dof,
-        baseline: post.mean,
-        baseline_variance: post.variance / post.users as f64,
-        covariance: -(post.variance - theta * of_control) / post.users as f64,
-    };
-    Ok((Some(shown), applied.then_some(headline)))
+    Ok((Some(shown), applied.then_some(adjusted.difference)))
 }
 
 impl Compared {
     /// Returns whether exact results decide, because counts are few.
     pub fn is_exact(&self) -> bool {
-        self.found.exact.is_some_and(|exact| exact.fisher.is_some())
+        self.found.fisher().is_some()
+    }
+
+    /// Returns whether the answer rests on an adjusted difference.
+    pub fn is_adjusted(&self) -> bool {
+        self.cuped.is_some_and(|cuped| cuped.applied)
     }
 
     /// Returns users of both.
@@ -176,76 +157,59 @@ impl Compared {
         self.control.users + self.treatment.users
     }
 
-    /// Returns the effect in the metric's unit, as Bayesian and sequential methods take it.
-    pub fn effect(&self) -> Option<Effect> {
-        self.headline.map(|headline| Effect { estimate: headline.estimate, std_error: headline.std_error, dof: headline.dof })
-    }
-
-    /// Returns the effect in shares of the control, by the delta method.
-    fn relative_effect(&self) -> Option<Effect> {
-        let headline = self.headline?;
-        let (lift, square) = (headline.lift()?, headline.baseline * headline.baseline);
-        let covariance = headline.covariance * headline.baseline.signum();
-        let variance = headline.std_error.powi(2) - 2.0 * lift * covariance + lift * lift * headline.baseline_variance;
-        let std_error = (variance.max(0.0) / square).sqrt();
-        (std_error > 0.0).then_some(Effect { estimate: lift, std_error, dof: headline.dof })
-    }
-
-    /// Returns the p-value of one look and its decimal logarithm: Fisher's where counts are few.
-    pub fn fixed_p(&self) -> Option<(f64, f64)> {
-        match self.found.exact.and_then(|exact| exact.fisher) {
-            Some(fisher) => Some((fisher.p, fisher.log10)),
-            None => self.headline.map(|headline| headline.p_value()),
-        }
+    /// Returns the effect in the metric's unit or in shares of the control, as Bayesian methods take it.
+    pub fn effect(&self, scale: Scale) -> Option<Effect> {
+        self.found.difference.and_then(|difference| difference.effect(scale).ok())
     }
 
     /// Looks at the difference at the level `alpha`; none if it has no precision.
     pub fn look(&self, plan: &Plan, alpha: f64) -> Option<Sequential> {
-        let headline = self.headline.as_ref()?;
-        Some(plan.look(&Looked { arm: self.arm, headline, users: self.users(), z_by_day: &self.z_by_day }, alpha))
+        let difference = self.found.difference.as_ref()?;
+        Some(plan.look(&Looked { arm: self.arm, difference, users: self.users(), z_by_day: &self.z_by_day }, alpha))
     }
 
     /// Returns the decisive p-value under the analysis; bounds have none. Sequences rest on many counts: where they are few,
     /// the exact test has to agree.
-    pub fn decisive_p(&self, plan: &Plan) -> Option<(f64, f64)> {
-        let doubled = |(p, log10): (f64, f64)| ((2.0 * p).min(1.0), (log10 + std::f64::consts::LOG10_2).min(0.0));
-        let always = || {
-            let look = self.look(plan, plan.alpha)?;
-            let exact = self.found.exact.and_then(|exact| exact.fisher).filter(|fisher| fisher.p > look.always_valid_p);
-            Some(exact.map_or((look.always_valid_p, look.log10_p), |fisher| (fisher.p, fisher.log10)))
-        };
+    pub fn decisive_p(&self, plan: &Plan) -> Option<PValue> {
         match plan.analysis {
-            Analysis::Fixed => self.fixed_p(),
-            Analysis::Sequential => always(),
-            Analysis::Hybrid if plan.has_ended => self.fixed_p().map(doubled),
-            Analysis::Hybrid => always().map(doubled),
+            Analysis::Fixed => self.found.p_value(),
+            Analysis::Sequential => {
+                let look = self.look(plan, plan.alpha)?;
+                Some(self.found.at_least_exact(PValue { p: look.always_valid_p, log10: look.log10_p }))
+            }
+            // Half of alpha is left for each part of the plan.
+            Analysis::Hybrid if plan.has_ended => Some(self.found.p_value()?.times(2.0)),
+            Analysis::Hybrid => {
+                let look = hybrid(self.found.difference.as_ref()?, self.users(), plan.alpha, &plan.tuning(self.arm), false);
+                Some(self.found.at_least_exact(look.p_value).times(2.0))
+            }
             Analysis::GroupSequential => None,
         }
     }
 
     /// Returns the comparison in short.
     pub fn other(&self, alpha: f64) -> Other {
-        let p = self.fixed_p();
-        let critical = self.headline.map(|headline| headline.critical(alpha));
-        let interval = self.headline.zip(critical).map(|(headline, critical)| headline.absolute(critical));
-        let relative = self.headline.zip(critical).and_then(|(headline, critical)| headline.relative(critical));
-        Other {
-            users: self.users(),
-            status: self.found.status.as_str(),
-            estimate: self.headline.map(|headline| headline.estimate).or(self.found.estimate),
-            ci: ends(interval.or(self.found.exact.map(|exact| exact.newcombe))),
-            lift: self.headline.map_or(self.found.lift, |headline| headline.lift()),
-            ci_relative: ends(relative),
-            p_value: p.map(|p| p.0),
-            log10_p: p.map(|p| p.1),
-        }
+        other(&self.found, self.users(), alpha)
     }
 
-    /// Returns the same without adjustment for earlier behaviour.
-    pub fn unadjusted(&self) -> Compared {
-        let arms = self.control.sample.zip(self.treatment.sample).map(|(one, two)| (one.arm(), two.arm()));
-        let headline = self.found.welch.zip(arms).map(|(welch, (one, two))| Headline::of(&one, &two, welch.dof));
-        Compared { headline, cuped: None, ..self.clone() }
+    /// Returns the same in short without adjustment for earlier behaviour.
+    pub fn other_unadjusted(&self, alpha: f64) -> Other {
+        other(&self.unadjusted, self.users(), alpha)
+    }
+}
+
+fn other(found: &comparison::Comparison, users: u64, alpha: f64) -> Other {
+    let p_value = found.p_value();
+    let relative = found.difference.and_then(|difference| difference.relative(difference.critical(alpha)));
+    Other {
+        users,
+        status: found.status.as_str(),
+        estimate: found.estimate,
+        ci: ends(found.interval(alpha)),
+        lift: found.lift,
+        ci_relative: ends(relative),
+        p_value: p_value.map(|p| p.p),
+        log10_p: p_value.map(|p| p.log10),
     }
 }
 
@@ -272,22 +236,22 @@ pub fn decide(setting: &Setting<'_>, family: &[(&Configured, &Compared)]) -> Vec
     let has_bounds = plan.analysis == Analysis::GroupSequential;
     let member = |(metric, compared): &(&Configured, &Compared)| {
         let p_value = compared.decisive_p(plan);
-        let is_tested = if has_bounds { compared.headline.is_some() } else { p_value.is_some() };
+        let is_tested = if has_bounds { compared.found.difference.is_some() } else { p_value.is_some() };
         Member { p_value, is_tested, is_primary: metric.role == Role::Primary }
     };
     let is_goal = |metric: &Configured| metric.role != Role::Guardrail;
     let members: Vec<Member> = family.iter().filter(|(metric, _)| is_goal(metric)).map(member).collect();
-    let mut kept = adjust(&members, setting.request.correction, alpha).into_iter();
+    let mut kept = adjust(&members, correction(setting.request.correction), alpha).into_iter();
     let one = |found: &(&Configured, &Compared)| {
         let (metric, compared) = found;
         let alone = || Kept { p_value: member(found).p_value, alpha, family_size: 1 };
         let kept = if is_goal(metric) { kept.next().unwrap_or_else(alone) } else { alone() };
         let look = compared.look(plan, kept.alpha);
-        let by_p = kept.p_value.is_some_and(|p| p.0 < alpha);
-        let is_exact_too = || !compared.is_exact() || compared.fixed_p().is_some_and(|p| p.0 < kept.alpha);
+        let by_p = kept.p_value.is_some_and(|p| is_finding(p.p, alpha));
+        let is_exact_too = || !compared.is_exact() || compared.found.p_value().is_some_and(|p| p.p < kept.alpha);
         let significant = if has_bounds { look.is_some_and(|look| look.crossed) && is_exact_too() } else { by_p };
         let critical = match plan.analysis {
-            Analysis::Fixed => compared.headline.map(|headline| headline.critical(kept.alpha)),
+            Analysis::Fixed => compared.found.difference.map(|difference| difference.critical(kept.alpha)),
             _ => look.and_then(|look| look.boundary_z),
         };
         let by = match plan.analysis {
@@ -298,6 +262,15 @@ pub fn decide(setting: &Setting<'_>, family: &[(&Configured, &Compared)]) -> Vec
         Decisive { kept, look, significant, by, critical, is_goal: is_goal(metric) }
     };
     family.iter().map(one).collect()
+}
+
+fn correction(asked: Correction) -> multiplicity::Correction {
+    match asked {
+        Correction::None => multiplicity::Correction::None,
+        Correction::Holm => multiplicity::Correction::Holm,
+        Correction::Bh => multiplicity::Correction::BenjaminiHochberg,
+        Correction::PreferentialBonferroni => multiplicity::Correction::Preferential,
+    }
 }
 
 /// What the answer adds to one comparison from elsewhere.
@@ -353,90 +326,66 @@ pub fn describe(
 }
 
 fn absolute(compared: &Compared, alpha: f64) -> Absolute {
-    let newcombe = compared.found.exact.map(|exact| exact.newcombe);
-    let interval = compared.headline.map(|headline| headline.absolute(headline.critical(alpha)));
+    let found = &compared.found;
     Absolute {
-        estimate: compared.headline.map(|headline| headline.estimate).or(compared.found.estimate),
-        std_error: compared.headline.map(|headline| headline.std_error),
-        ci: ends(interval.or(newcombe)),
-        ci_newcombe: newcombe.map(|ends| [ends.0, ends.1]),
+        estimate: found.estimate,
+        std_error: found.difference.map(|difference| difference.std_error),
+        ci: ends(found.interval(alpha)),
+        ci_newcombe: found.exact.map(|exact| [exact.newcombe.0, exact.newcombe.1]),
     }
 }
 
 fn relative(compared: &Compared, alpha: f64) -> Relative {
-    let is_adjusted = compared.cuped.is_some_and(|cuped| cuped.applied);
-    // Without adjustment the published closed form is the same interval, to the last digit.
-    let published = compared.found.relative.filter(|_| !is_adjusted);
-    let critical = compared.headline.map(|headline| headline.critical(alpha));
-    let from_headline = || compared.headline.zip(critical).and_then(|(headline, critical)| headline.relative(critical));
-    let effect = compared.relative_effect().filter(|_| compared.found.status != Status::ExactOnly);
-    let delta = effect.zip(critical).map(|(effect, critical)| {
-        let half = critical * effect.std_error;
-        (effect, [effect.estimate - half, effect.estimate + half])
-    });
-    let tested = effect.map(|effect| effect.test(statistics::effect::Alternative::TwoSided, alpha));
+    let difference = compared.found.difference;
+    let critical = difference.map(|difference| difference.critical(alpha));
+    let delta = compared.effect(Scale::Relative).map(|effect| effect.test(Alternative::TwoSided, alpha));
     Relative {
-        lift: if is_adjusted { compared.headline.and_then(|headline| headline.lift()) } else { compared.found.lift },
-        ci: ends(match published {
-            Some(published) => published.interval,
-            None if compared.found.status == Status::ExactOnly => None,
-            None => from_headline(),
-        }),
+        lift: compared.found.lift,
+        ci: ends(difference.zip(critical).and_then(|(difference, critical)| difference.relative(critical))),
         ci_method: "fieller",
-        g: compared.headline.zip(critical).and_then(|(headline, critical)| headline.g(critical)),
-        ci_delta: delta.map(|(_, ends)| ends),
-        p_delta: tested.map(|tested| tested.p_value),
-        log10_p_delta: tested.map(|tested| tested.log10_p),
+        g: difference.zip(critical).and_then(|(difference, critical)| difference.g(critical)),
+        ci_delta: delta.and_then(|delta| Some([delta.low?, delta.high?])),
+        p_delta: delta.map(|delta| delta.p_value),
+        log10_p_delta: delta.map(|delta| delta.log10_p),
     }
 }
 
 fn counts(compared: &Compared) -> Option<(Count, Count)> {
     match (compared.control.sample, compared.treatment.sample) {
-        (Some(Sample::Share(control)), Some(Sample::Share(treatment))) => Some((control, treatment)),
+        (Ok(Sample::Share(control)), Ok(Sample::Share(treatment))) => Some((control, treatment)),
         _ => None,
     }
 }
 
 fn test(compared: &Compared) -> Test {
-    let fisher = compared.found.exact.and_then(|exact| exact.fisher);
+    let (difference, fisher) = (compared.found.difference, compared.found.fisher());
     let pooled = counts(compared).and_then(|(control, treatment)| pooled_z(control, treatment)).map(|(_, tail)| tail);
-    let mut test = Test {
-        name: "welch_t",
-        statistic: None,
-        dof: None,
-        p_value: None,
-        log10_p: None,
+    let p_value = difference.map(|difference| difference.p_value()).or(fisher);
+    Test {
+        name: if difference.is_none() && fisher.is_some() { "fisher_exact" } else { "welch_t" },
+        statistic: difference.map(|difference| difference.z()),
+        dof: difference.map(|difference| difference.dof),
+        p_value: p_value.map(|p| p.p),
+        log10_p: p_value.map(|p| p.log10),
         p_fisher: fisher.map(|p| p.p),
         log10_p_fisher: fisher.map(|p| p.log10),
         p_pooled: pooled.map(|tail| tail.p),
         log10_p_pooled: pooled.map(|tail| tail.log10()),
-    };
-    match (&compared.headline, fisher) {
-        (Some(headline), _) => {
-            let (p, log10) = headline.p_value();
-            (test.statistic, test.dof) = (Some(headline.z()), Some(headline.dof));
-            (test.p_value, test.log10_p) = (Some(p), Some(log10));
-        }
-        (None, Some(fisher)) => {
-            test.name = "fisher_exact";
-            (test.p_value, test.log10_p) = (Some(fisher.p), Some(fisher.log10));
-        }
-        (None, None) => {}
     }
-    test
 }
 
 fn adjusted_shown(setting: &Setting<'_>, compared: &Compared, decisive: &Decisive) -> Option<Adjusted> {
     let has_bounds = setting.plan.analysis == Analysis::GroupSequential;
-    let is_tested = if has_bounds { compared.headline.is_some() } else { decisive.kept.p_value.is_some() };
+    let difference = compared.found.difference;
+    let is_tested = if has_bounds { difference.is_some() } else { decisive.kept.p_value.is_some() };
     if !is_tested {
         return None;
     }
-    let interval = compared.headline.zip(decisive.critical).map(|(headline, critical)| headline.absolute(critical));
+    let interval = difference.zip(decisive.critical).map(|(difference, critical)| difference.absolute(critical));
     let exact = counts(compared)
-        .filter(|_| compared.headline.is_none())
+        .filter(|_| difference.is_none())
         .and_then(|(control, treatment)| newcombe(control, treatment, decisive.kept.alpha));
-    let relative = compared.headline.zip(decisive.critical).and_then(|(headline, critical)| headline.relative(critical));
+    let relative = difference.zip(decisive.critical).and_then(|(difference, critical)| difference.relative(critical));
     let method = match setting.request.correction {
         Correction::Holm | Correction::Bh if has_bounds => "bonferroni",
         other => other.as_str(),
@@ -444,19 +393,18 @@ fn adjusted_shown(setting: &Setting<'_>, compared: &Compared, decisive: &Decisiv
     Some(Adjusted {
         method,
         family_size: decisive.kept.family_size,
-        p_value: decisive.kept.p_value.map(|p| p.0),
-        log10_p: decisive.kept.p_value.map(|p| p.1),
+        p_value: decisive.kept.p_value.map(|p| p.p),
+        log10_p: decisive.kept.p_value.map(|p| p.log10),
         alpha: decisive.kept.alpha,
         ci_absolute: ends(interval.or(exact)),
-        ci_relative: ends(relative.filter(|_| compared.found.status != Status::ExactOnly)),
+        ci_relative: ends(relative),
         significant: decisive.significant,
     })
 }
 
 fn bayesian(metric: &Configured, compared: &Compared, alpha: f64, probability_best: Option<f64>) -> Option<Bayesian> {
     let less_is_better = !metric.wants_more;
-    let is_adjusted = compared.cuped.is_some_and(|cuped| cuped.applied);
-    let shrunk = compared.relative_effect().and_then(|effect| {
+    let shrunk = compared.effect(Scale::Relative).and_then(|effect| {
         let prior = Prior::SHRUNK.on(Scale::Relative, compared.control.mean?)?;
         let found = posterior(&effect, Some(&prior), less_is_better, alpha);
         let ci = [found.interval.0, found.interval.1];
@@ -469,11 +417,11 @@ fn bayesian(metric: &Configured, compared: &Compared, alpha: f64, probability_be
             chance_to_win: found.chance_to_win,
         })
     });
-    if let Some((control, treatment)) = counts(compared).filter(|_| !is_adjusted) {
+    if let Some((control, treatment)) = counts(compared).filter(|_| !compared.is_adjusted()) {
         let prior = bayes_beta::Prior::UNIFORM;
         let (one, two) = (prior.posterior(control)?, prior.posterior(treatment)?);
         let found = bayes_beta::compare(&one, &two);
-        let flat = compared.effect().map(|effect| posterior(&effect, None, less_is_better, alpha).interval);
+        let flat = compared.effect(Scale::Absolute).map(|effect| posterior(&effect, None, less_is_better, alpha).interval);
         let (chance, ship, keep) = match less_is_better {
             false => (found.chance_treatment, found.expected_loss_treatment, found.expected_loss_control),
             true => (found.chance_control, found.expected_loss_control, found.expected_loss_treatment),
@@ -489,7 +437,7 @@ fn bayesian(metric: &Configured, compared: &Compared, alpha: f64, probability_be
             shrunk,
         });
     }
-    let found = posterior(&compared.effect()?, None, less_is_better, alpha);
+    let found = posterior(&compared.effect(Scale::Absolute)?, None, less_is_better, alpha);
     Some(Bayesian {
         model: "normal",
         chance_to_win: found.chance_to_win,
@@ -507,10 +455,10 @@ fn power(setting: &Setting<'_>, metric: &Configured, compared: &Compared) -> Opt
     if metric.role == Role::Guardrail {
         return None;
     }
-    let (experiment, headline) = (setting.experiment, compared.headline?);
-    let baseline = headline.baseline.abs();
-    let std_error = (baseline > 0.0).then(|| headline.std_error / baseline)?;
-    let effect = Effect { estimate: headline.lift()?, std_error, dof: headline.dof };
+    let (experiment, difference) = (setting.experiment, compared.found.difference?);
+    // The precision of the difference in shares of the control, whatever the treatment's mean is.
+    let std_error = difference.std_error / difference.baseline.abs();
+    let effect = Effect { estimate: difference.lift()?, std_error, dof: difference.dof };
     let mde_target = experiment.minimum_detectable_effect;
     let mde_now = detectable_effect(std_error, experiment.alpha, POWER_DEFAULT)?;
     let is_sequence = matches!(setting.plan.analysis, Analysis::Sequential | Analysis::Hybrid);
@@ -542,30 +490,24 @@ fn guardrail(metric: &Configured, compared: &Compared, decisive: &Decisive, alph
     }
     let margin = metric.margin.unwrap_or(0.0);
     let undefined = Guardrail { margin, bound: None, p_value: None, log10_p: None, state: State::Inconclusive.as_str() };
-    let (Some(effect), Some(baseline)) = (compared.effect(), compared.control.mean) else { return Some(undefined) };
+    let effect = compared.effect(Scale::Absolute);
+    let (Some(effect), Some(baseline)) = (effect, compared.control.mean) else { return Some(undefined) };
     let direction = if metric.wants_more { Direction::Increase } else { Direction::Decrease };
     let found = non_inferiority(&effect, baseline, margin, direction, alpha);
-    // A bound that was crossed is harm, whatever its p-value; one that was not is none.
-    let p = if decisive.significant { 0.0 } else { 1.0 };
     Some(Guardrail {
         bound: (baseline != 0.0).then(|| found.bound / baseline.abs()),
         p_value: Some(found.p_value),
         log10_p: Some(found.log10_p),
-        state: guardrail_state(&found, p, direction, alpha).as_str(),
+        state: guardrail_state(&found, decisive.significant, direction).as_str(),
         ..undefined
     })
 }
 
 /// What a day would bring with everybody in the variant: the difference per user times the users of a day.
 fn impact(setting: &Setting<'_>, compared: &Compared, decisive: &Decisive) -> Option<ScaledImpact> {
-    let headline = compared.headline?;
+    let difference = compared.found.difference?;
     let (users, days) = setting.pace;
-    let users_per_day = (days > 0.0).then(|| users as f64 / days)?;
-    let interval = decisive.critical.map(|critical| headline.absolute(critical));
-    let scaled = |value: f64| value * users_per_day;
-    Some(ScaledImpact {
-        per_day: scaled(headline.estimate),
-        ci: ends(interval.map(|ends| (scaled(ends.0), scaled(ends.1)))),
-        users_per_day,
-    })
+    let interval = decisive.critical.map(|critical| difference.absolute(critical));
+    let found = impact_per_day(difference.estimate, interval, &Traffic { users, share: 1.0, days })?;
+    Some(ScaledImpact { per_day: found.estimate, ci: ends(found.interval), users_per_day: found.users_per_day })
 }

@@ -4,18 +4,16 @@ use super::image::DAY_US;
 use super::measure::{Measured, Split};
 use super::population::People;
 use super::settings::{PopulationRule, Windows};
-use super::sums::{Slots, outlier_share};
+use super::sums::{Slots, Sums, outlier_share};
 use crate::answer::health::{Check, Health, Level, SrmOfValue};
 use crate::answer::{Excluded, Experiment, Variant, Warning};
 use crate::experiment::plain::p_text;
-use statistics::comparison::{Sample, compare};
-use statistics::sample_ratio::{SampleRatio, Status, sample_ratio, sequential};
+use statistics::comparison::{Observed, Sample, compare};
+use statistics::sample_ratio::{CONCENTRATION, SampleRatio, Status, sample_ratio, sequential};
 
 /// Below this p-value the shares of users are wrong beyond doubt, unless they differ by less than a tenth of a point.
 pub const SRM_FAIL_BELOW: f64 = 0.001;
 const SRM_WARN_BELOW: f64 = 0.01;
-/// How firmly the sequential check believes in shares near the weights, in users.
-const SRM_CONCENTRATION: f64 = 10_000.0;
 /// From this share of multi-exposed users on an answer warns, and fails.
 pub const MULTI_WARN_FROM: f64 = 0.01;
 const MULTI_FAIL_FROM: f64 = 0.1;
@@ -125,7 +123,7 @@ fn sequential_log10_p(people: &People<'_>, weights: &[f64]) -> Option<f64> {
         let (earlier, today) = by_day.split_at_mut(day);
         today[0].iter_mut().zip(&earlier[day - 1]).for_each(|(today, before)| *today -= before);
     }
-    sequential(&by_day, weights, SRM_CONCENTRATION).last().copied().filter(|log10| log10.is_finite())
+    sequential(&by_day, weights, CONCENTRATION).last().copied().filter(|log10| log10.is_finite())
 }
 
 fn srm_by_value(split: &Split, weights: &[f64], configured: bool) -> Vec<SrmOfValue> {
@@ -196,10 +194,11 @@ fn balance(experiment: &Experiment, measured: &[Measured], warnings: &mut Vec<Wa
     let mut tests = 0;
     if experiment.control_variant_id.is_some() {
         for metric in measured.iter().filter(|metric| !metric.before.is_empty()) {
-            let arms: Vec<Option<Sample>> = metric.sums.iter().map(|sums| sums.before.arm().ok().map(Sample::Mean)).collect();
+            let before = |sums: &Sums| sums.before.arm().ok().map(|arm| Observed::from(Sample::Mean(arm)));
+            let arms: Vec<Option<Observed>> = metric.sums.iter().map(before).collect();
             for arm in arms.iter().skip(1) {
                 let (Some(control), Some(arm)) = (&arms[0], arm) else { continue };
-                let Some(p) = compare(control, arm, 0.05).decisive() else { continue };
+                let Some(p) = compare(control, arm, 0.05).p_value() else { continue };
                 tests += 1;
                 if least.is_none_or(|(_, log10, _)| p.log10 < log10) {
                     least = Some((p.p, p.log10, &metric.configured.name));

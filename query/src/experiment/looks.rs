@@ -3,16 +3,15 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::headline::{Headline, ends};
 use super::image::DAY_US;
 use super::population::People;
 use super::series::Days;
 use super::settings::Analysis;
 use crate::answer::Experiment;
-use crate::answer::metric::{CrossedOn, Sequential};
-use statistics::effect::Effect;
-use statistics::group_sequential::{Sides, bounds};
-use statistics::sequential::{confidence_sequence, tightest_at};
+use crate::answer::metric::{CrossedOn, Sequential, ends};
+use statistics::difference::Difference;
+use statistics::group_sequential::{self, Sides, information_fraction};
+use statistics::sequential::{Tuning, confidence_sequence, hybrid, tightest_at};
 
 /// Alpha is spent in proportion to this power of the information.
 const SPENDING_POWER: f64 = 2.0;
@@ -53,7 +52,7 @@ pub struct Looked<'a> {
     /// The variant's place.
     pub arm: usize,
     /// The difference today.
-    pub headline: &'a Headline,
+    pub difference: &'a Difference,
     /// Users of both.
     pub users: u64,
     /// The differences at the end of each day, in standard errors; empty if they are not known.
@@ -95,7 +94,7 @@ impl Plan {
         let of_day = |(place, users): (usize, &Vec<u64>)| -> Option<f64> {
             if self.target.is_some() {
                 let pair = users.first()? + users.get(arm)?;
-                return Some((pair as f64 / self.n_star(arm)).min(1.0));
+                return information_fraction(pair, self.n_star(arm));
             }
             let (begun, ended) = self.time?;
             let day_end = ((days.first + place as i64 + 1) * DAY_US).min(self.now.max(begun));
@@ -108,74 +107,58 @@ impl Plan {
     /// Returns the bound of |z| at the end of each day, two-sided; empty without a plan.
     pub fn bounds(&self, arm: usize, alpha: f64) -> Bounds {
         let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
-        let search = || bounds(&self.fractions(arm), alpha, Sides::Two, SPENDING_POWER);
+        let search = || group_sequential::bounds(&self.fractions(arm), alpha, Sides::Two, SPENDING_POWER);
         found.entry((arm, alpha.to_bits())).or_insert_with(search).clone()
     }
 
-    /// Returns the critical value of a sequence with the false alarms of `alpha`, for `users` of both variants. The mixture is
-    /// that of the experiment's own alpha whatever `alpha` is, so that p-values and intervals agree.
-    /// Source: as [`confidence_sequence`].
-    pub fn sequence_critical(&self, arm: usize, users: u64, alpha: f64) -> f64 {
-        let surprise = -2.0 * self.alpha.ln();
-        let information = users as f64 * (surprise + surprise.ln_1p()) / self.n_star(arm);
-        let grown = information + 1.0;
-        (grown / information * (grown.ln() - 2.0 * alpha.ln())).sqrt()
+    /// Returns where sequences are tightest. That is the experiment's own alpha whatever the level of an interval is, so that
+    /// p-values and intervals agree.
+    pub fn tuning(&self, arm: usize) -> Tuning {
+        Tuning { tightest_at: self.n_star(arm), alpha: self.alpha }
     }
 
     /// Looks at one comparison at the level `alpha`.
     pub fn look(&self, looked: &Looked<'_>, alpha: f64) -> Sequential {
-        let headline = looked.headline;
-        let effect = Effect { estimate: headline.estimate, std_error: headline.std_error, dof: headline.dof };
-        let sequence = confidence_sequence(&effect, looked.users, self.alpha, self.n_star(looked.arm));
-        let (z, fraction) = (headline.z(), self.fractions(looked.arm).last().copied());
+        let (difference, tuning) = (looked.difference, self.tuning(looked.arm));
+        let z = difference.z();
+        let sequence = confidence_sequence(z, looked.users, alpha, &tuning);
         let mut found = Sequential {
-            method: Analysis::Sequential.as_str(),
-            information_fraction: fraction,
+            method: self.analysis.as_str(),
+            information_fraction: self.fractions(looked.arm).last().copied(),
             boundary_z: None,
             z,
             crossed: false,
             crossed_on: None,
             ci: [None, None],
             ci_relative: [None, None],
-            always_valid_p: sequence.p_value,
-            log10_p: sequence.log10_p,
-            log10_e: sequence.log10_e.unwrap_or(0.0),
-            n_star: self.n_star(looked.arm),
+            always_valid_p: sequence.p_value.p,
+            log10_p: sequence.p_value.log10,
+            log10_e: sequence.log10_e,
+            n_star: tuning.tightest_at,
         };
         let critical = match self.analysis {
             Analysis::GroupSequential => {
-                let bounds = self.bounds(looked.arm, alpha);
+                let look = group_sequential::look(z, &self.bounds(looked.arm, alpha), looked.z_by_day);
                 // Without information of a plan nothing is spent, and nothing can be crossed.
-                let Some(bound) = bounds.last().copied().flatten() else { return found };
-                found.method = self.analysis.as_str();
-                let earlier = looked.z_by_day.iter().zip(&bounds).take(bounds.len() - 1);
-                let crossed = earlier.enumerate().find(|(_, (z, bound))| match (z, bound) {
-                    (Some(z), Some(bound)) => z.abs() > *bound,
-                    _ => false,
-                });
-                found.crossed_on = crossed.and_then(|(place, _)| self.days.map(|days| CrossedOn(days.first + place as i64)));
-                found.crossed = z.abs() > bound || found.crossed_on.is_some();
-                bound
+                let Some(look) = look else { return Sequential { method: Analysis::Sequential.as_str(), ..found } };
+                let day = |place: usize| self.days.map(|days| CrossedOn(days.first + place as i64));
+                (found.crossed, found.crossed_on) = (look.crossed, look.crossed_at.and_then(day));
+                look.boundary_z
             }
             Analysis::Hybrid => {
-                found.method = self.analysis.as_str();
-                let half = alpha / 2.0;
-                let critical = match self.has_ended {
-                    true => headline.critical(half),
-                    false => self.sequence_critical(looked.arm, looked.users, half),
-                };
+                let critical = hybrid(difference, looked.users, alpha, &tuning, self.has_ended).critical;
                 found.crossed = z.abs() > critical;
                 critical
             }
             Analysis::Fixed | Analysis::Sequential => {
-                let critical = self.sequence_critical(looked.arm, looked.users, alpha);
-                found.crossed = z.abs() > critical;
-                critical
+                found.method = Analysis::Sequential.as_str();
+                found.crossed = z.abs() > sequence.critical;
+                sequence.critical
             }
         };
         found.boundary_z = Some(critical);
-        found.ci = ends(Some(headline.absolute(critical)));
-        found.ci_relative = ends(headline.relative(critical));
+        found.ci = ends(Some(difference.absolute(critical)));
+        found.ci_relative = ends(difference.relative(critical));
         found
     }
 }
@@ -198,8 +181,17 @@ mod tests {
         Plan::new(experiment, analysis, vec![1.0, 1.0], &people, true)
     }
 
-    fn headline(z: f64) -> Headline {
-        Headline { estimate: z, std_error: 1.0, dof: 1e4, baseline: 50.0, baseline_variance: 0.5, covariance: -0.5 }
+    fn difference(z: f64) -> Difference {
+        Difference {
+            estimate: z,
+            std_error: 1.0,
+            dof: 1e4,
+            baseline: 50.0,
+            baseline_variance: 0.5,
+            treatment: 50.0 + z,
+            slope: -1.0,
+            rest_variance: 0.5,
+        }
     }
 
     #[test]
@@ -225,8 +217,8 @@ mod tests {
         assert!(bounds.windows(2).all(|pair| pair[0] > pair[1]), "bounds fall: {bounds:?}");
         assert!(bounds[9] > 1.96 && bounds[9] < 2.4, "{bounds:?}");
         let check = |z_by_day: &[Option<f64>], z: f64, crossed: bool, on: Option<i64>| {
-            let headline = headline(z);
-            let found = plan.look(&Looked { arm: 1, headline: &headline, users: 4_000, z_by_day }, 0.05);
+            let difference = difference(z);
+            let found = plan.look(&Looked { arm: 1, difference: &difference, users: 4_000, z_by_day }, 0.05);
             assert_eq!((found.crossed, found.crossed_on), (crossed, on.map(CrossedOn)), "{z_by_day:?} {z}");
             let excludes = found.ci[0].expect("an end") > 0.0 || found.ci[1].expect("an end") < 0.0;
             assert_eq!(excludes, z.abs() > bounds[9], "the interval is that of today's bound");
@@ -244,8 +236,8 @@ mod tests {
         let plan = plan(&experiment(None, None), Analysis::Sequential);
         for level in [0.05, 0.05 / 7.0] {
             for step in 0..60 {
-                let headline = headline(f64::from(step) / 10.0);
-                let found = plan.look(&Looked { arm: 1, headline: &headline, users: 4_000, z_by_day: &[] }, level);
+                let difference = difference(f64::from(step) / 10.0);
+                let found = plan.look(&Looked { arm: 1, difference: &difference, users: 4_000, z_by_day: &[] }, level);
                 assert_eq!(found.crossed, found.always_valid_p < level, "{found:?}");
                 assert_eq!(found.crossed, found.ci[0].expect("an end") > 0.0);
             }

@@ -8,9 +8,9 @@ use super::image::{DAY_US, Image};
 use super::measure::Measured;
 use super::population::People;
 use super::sums::{Counted, Slots, Sums};
-use statistics::moments::{Moments, Overflow, Products};
-use statistics::I256;
 use chrono::DateTime;
+use statistics::I256;
+use statistics::moments::{Moments, Overflow, Products};
 
 /// Days of a series, at most; what came before lies in the first one.
 pub const DAYS_MAX: i64 = 400;

@@ -37,14 +37,15 @@ pub fn verdict(
         };
         return Verdict { text, significant: text != "inconclusive", by: "chance_to_win", chance };
     }
-    let estimate = compared.headline.map(|headline| headline.estimate).or(compared.found.estimate).unwrap_or(0.0);
+    let estimate = compared.found.estimate.unwrap_or(0.0);
     let text = match decisive.significant && estimate != 0.0 {
         true if (estimate > 0.0) == metric.wants_more => "won",
         true => "lost",
         // Precise enough to say that whatever there is, is less than what is worth finding.
         false => {
             let mde = setting.experiment.minimum_detectable_effect;
-            let interval = compared.headline.zip(decisive.critical).and_then(|(headline, critical)| headline.relative(critical));
+            let difference = compared.found.difference.zip(decisive.critical);
+            let interval = difference.and_then(|(difference, critical)| difference.relative(critical));
             let is_small = interval.is_some_and(|(low, high)| low > -mde && high < mde);
             if is_small && compared.found.status == Status::Ok { "neutral" } else { "inconclusive" }
         }
@@ -62,35 +63,27 @@ pub fn plain(
     impact: Option<&ScaledImpact>,
 ) -> String {
     let alpha = setting.experiment.alpha;
-    let headline = compared.headline.as_ref();
+    let found = compared.found.difference.as_ref();
     let difference = setting.request.difference;
-    let lift = headline.map_or(compared.found.lift, |headline| headline.lift());
     let effect = match difference {
-        Difference::Relative => lift,
-        Difference::Absolute => headline.map(|headline| headline.estimate).or(compared.found.estimate),
+        Difference::Relative => compared.found.lift,
+        Difference::Absolute => compared.found.estimate,
         Difference::Scaled => impact.map(|impact| impact.per_day),
     };
     // The interval of what decides, before other comparisons are thought of.
-    let alone = compared.look(setting.plan, alpha).and_then(|look| look.boundary_z);
     let critical = match setting.plan.analysis {
-        Analysis::Fixed => headline.map(|headline| headline.critical(alpha)),
-        _ => alone,
+        Analysis::Fixed => found.map(|found| found.critical(alpha)),
+        _ => compared.look(setting.plan, alpha).and_then(|look| look.boundary_z),
     };
-    let interval =
-        headline.zip(critical).filter(|_| compared.found.status != Status::ExactOnly).and_then(|(headline, critical)| {
-            let (users, days) = setting.pace;
-            match difference {
-                Difference::Relative => headline.relative(critical),
-                Difference::Absolute => Some(headline.absolute(critical)),
-                Difference::Scaled => {
-                    let per_day = users as f64 / days;
-                    let (low, high) = headline.absolute(critical);
-                    Some((low * per_day, high * per_day))
-                }
-            }
-        });
-    let is_adjusted = compared.cuped.is_some_and(|cuped| cuped.applied);
-    let adjusted = if is_adjusted { ", adjusted for earlier behaviour," } else { "" };
+    let interval = found.zip(critical).and_then(|(found, critical)| match difference {
+        Difference::Relative => found.relative(critical),
+        Difference::Absolute => Some(found.absolute(critical)),
+        Difference::Scaled => {
+            let (low, high) = found.absolute(critical);
+            impact.map(|impact| (low * impact.users_per_day, high * impact.users_per_day))
+        }
+    });
+    let adjusted = if compared.is_adjusted() { ", adjusted for earlier behaviour," } else { "" };
     let confidence = format!("{}% CI{adjusted}", short(setting.experiment.confidence_level * 100.0));
     let (evidence, conclusion) = evidence(setting, compared, decisive, verdict);
     Said {
@@ -132,7 +125,9 @@ fn evidence(setting: &Setting<'_>, compared: &Compared, decisive: &Decisive, ver
     let look = decisive.look;
     match setting.plan.analysis {
         Analysis::Fixed => {
-            let Some((p, _)) = compared.fixed_p() else { return (None, "too little is known to test it".to_owned()) };
+            let Some(p) = compared.found.p_value().map(|p| p.p) else {
+                return (None, "too little is known to test it".to_owned());
+            };
             let exact = if compared.is_exact() { " (exact)" } else { "" };
             let is_significant_alone = p < setting.experiment.alpha && !decisive.significant;
             let otherwise = if is_significant_alone { among.as_str() } else { "no difference is shown" };
@@ -147,9 +142,9 @@ fn evidence(setting: &Setting<'_>, compared: &Compared, decisive: &Decisive, ver
                 (Some(bound), _) => {
                     let evidence = format!("z = {} against a bound of {}", short(look.z), short(bound));
                     let crosses_alone = compared.look(setting.plan, setting.experiment.alpha).is_some_and(|look| look.crossed);
-                    let exact = compared.fixed_p().filter(|_| compared.is_exact() && look.crossed && !decisive.significant);
+                    let exact = compared.found.fisher().filter(|_| look.crossed && !decisive.significant);
                     let otherwise = match exact {
-                        Some((p, _)) => format!("counts are few, and the exact test does not agree (p = {})", p_text(p)),
+                        Some(fisher) => format!("counts are few, and the exact test does not agree (p = {})", p_text(fisher.p)),
                         None if crosses_alone => among,
                         None => "no difference is shown so far".to_owned(),
                     };
@@ -160,9 +155,9 @@ fn evidence(setting: &Setting<'_>, compared: &Compared, decisive: &Decisive, ver
             None => (None, "too little is known to test it".to_owned()),
         },
         Analysis::Sequential | Analysis::Hybrid => {
-            let Some((p, _)) = compared.decisive_p(setting.plan) else {
-                let exact = compared.fixed_p().filter(|_| compared.is_exact());
-                let evidence = exact.map(|(p, _)| format!("p = {} (exact) for a single look", p_text(p)));
+            let Some(p) = compared.decisive_p(setting.plan).map(|p| p.p) else {
+                let exact = compared.found.fisher();
+                let evidence = exact.map(|fisher| format!("p = {} (exact) for a single look", p_text(fisher.p)));
                 return (evidence, "too little is known for a test that allows for looks".to_owned());
             };
             let valid = if setting.plan.has_ended && setting.plan.analysis == Analysis::Hybrid { "" } else { " at any time" };

@@ -4,8 +4,8 @@
 //! of variants, the confidence and the new users a day come from its results, where the arguments do not say otherwise.
 
 use anyhow::{Context, bail};
-use statistics::power::{POWER_DEFAULT, detectable_difference, sample_size_two_rates, sample_size_variants};
 use serde_json::{Value, json};
+use statistics::power::{self, POWER_DEFAULT};
 
 use super::text::{Side, count, decimals, elements, number, percent, printable, table, text_of};
 use super::{Endpoint, ListFormat, print_list};
@@ -60,13 +60,8 @@ pub(crate) struct Args {
 /// What is planned with.
 #[derive(Clone, Debug, PartialEq)]
 struct Plan {
-    mean: f64,
-    variance: f64,
-    is_rate: bool,
+    design: power::Plan,
     effect: f64,
-    alpha: f64,
-    power: f64,
-    variants: usize,
     users_per_day: Option<f64>,
     users: Option<u64>,
 }
@@ -116,17 +111,8 @@ fn plan(args: &Args, answer: Option<&Value>) -> anyhow::Result<Plan> {
     let variants = args.variants.or(listed).unwrap_or(2);
     check("--variants", variants as f64, (2..=100).contains(&variants), "2 to 100")?;
     let users_per_day = args.users_per_day.or(of("/population/users_per_day")).filter(|users| *users > 0.0);
-    Ok(Plan {
-        mean,
-        variance,
-        is_rate,
-        effect,
-        alpha: 1.0 - confidence,
-        power: args.power,
-        variants,
-        users_per_day,
-        users: args.users,
-    })
+    let design = power::Plan { mean, variance, is_rate, variants, alpha: 1.0 - confidence, power: args.power };
+    Ok(Plan { design, effect, users_per_day, users: args.users })
 }
 
 /// Returns mean, variance and whether it is a rate, of the control of one metric.
@@ -150,46 +136,31 @@ fn control(answer: &Value, name: Option<&str>) -> anyhow::Result<(f64, f64, bool
 
 /// Computes the answer as JSON, which the table shows.
 fn planned(plan: &Plan) -> anyhow::Result<Value> {
+    let design = &plan.design;
     let mut rows = Vec::new();
     for factor in FACTORS {
         let effect = plan.effect * factor;
-        let Some((total, each)) = users_for(plan, effect) else { continue };
+        let Some(needed) = design.needed(effect) else { continue };
         rows.push(json!({
             "effect": effect,
-            "absolute_effect": effect * plan.mean.abs(),
-            "users_per_variant": each,
-            "users": total,
-            "days": plan.users_per_day.map(|users| total as f64 / users),
+            "absolute_effect": effect * design.mean.abs(),
+            "users_per_variant": needed.users.first(),
+            "users": needed.total,
+            "days": plan.users_per_day.map(|users| needed.total as f64 / users),
         }));
     }
     if rows.is_empty() {
-        bail!("--effect: found {}; with a mean of {} no such effect can be", plan.effect, plan.mean);
+        bail!("--effect: found {}; with a mean of {} no such effect can be", plan.effect, design.mean);
     }
     let seen = plan.users.map(|users| {
-        let each = users as f64 / plan.variants as f64;
-        let alpha = plan.alpha / (plan.variants - 1) as f64;
-        let difference = detectable_difference(plan.variance, each, each, alpha, plan.power);
-        json!({ "users": users, "effect": difference.map(|difference| difference / plan.mean.abs()), "absolute_effect": difference })
+        let difference = design.detectable(users);
+        json!({ "users": users, "effect": difference.map(|difference| difference / design.mean.abs()), "absolute_effect": difference })
     });
     Ok(json!({
-        "mean": plan.mean, "std_dev": plan.variance.sqrt(), "type": if plan.is_rate { "proportion" } else { "mean" },
-        "confidence_level": 1.0 - plan.alpha, "power": plan.power, "variants": plan.variants, "users_per_day": plan.users_per_day,
-        "needed": rows, "detectable": seen,
+        "mean": design.mean, "std_dev": design.variance.sqrt(), "type": if design.is_rate { "proportion" } else { "mean" },
+        "confidence_level": 1.0 - design.alpha, "power": design.power, "variants": design.variants,
+        "users_per_day": plan.users_per_day, "needed": rows, "detectable": seen,
     }))
-}
-
-/// Returns the users over all variants, and those of each, to find a relative effect; none if there can be no such effect.
-/// With more than one treatment each is tested at its part of alpha.
-fn users_for(plan: &Plan, effect: f64) -> Option<(u64, u64)> {
-    let absolute = effect * plan.mean.abs();
-    if plan.is_rate && plan.variants == 2 {
-        let each = sample_size_two_rates(plan.mean, absolute, plan.alpha, plan.power)?.ceil();
-        return (each < 1e15).then_some((2 * each as u64, each as u64));
-    }
-    let weights = vec![1.0 / plan.variants as f64; plan.variants];
-    let found = sample_size_variants(&weights, plan.variance, absolute, plan.alpha, plan.power, true)?;
-    let each = found.users.first().copied()?;
-    Some((each * plan.variants as u64, each))
 }
 
 fn render(answer: &Value) -> String {
@@ -278,13 +249,14 @@ mod tests {
         });
         let found = plan(&parse(&["e"]), Some(&answer)).expect("a plan");
         assert_eq!(
-            (found.mean, found.is_rate, found.effect, found.variants, found.users_per_day),
+            (found.design.mean, found.design.is_rate, found.effect, found.design.variants, found.users_per_day),
             (0.2, true, 0.1, 3, Some(1000.0))
         );
-        assert!((found.alpha - 0.1).abs() < 1e-12);
+        assert!((found.design.alpha - 0.1).abs() < 1e-12);
         let value =
             plan(&parse(&["e", "--metric", "value", "--effect", "0.02", "--variants", "2"]), Some(&answer)).expect("a plan");
-        assert_eq!((value.mean, value.variance, value.is_rate, value.effect, value.variants), (3.0, 4.0, false, 0.02, 2));
+        let design = value.design;
+        assert_eq!((design.mean, design.variance, design.is_rate, value.effect, design.variants), (3.0, 4.0, false, 0.02, 2));
         let refused = |args: &[&str], part: &str| {
             let error = plan(&parse(args), Some(&answer)).expect_err("refused").to_string();
             assert!(error.contains(part), "{error}");

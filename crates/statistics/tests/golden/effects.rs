@@ -1,15 +1,15 @@
 //! Methods that compare a treatment with a control by a normal or t-distributed effect.
 
+use serde_json::{Value, json};
 use statistics::bayes_normal::{self, posterior};
-use statistics::comparison::{Comparison, Sample, Status, compare};
+use statistics::comparison::{Comparison, Observed, Sample, Status, compare, difference};
 use statistics::cuped::{Adjusted, adjusted, adjusted_ratio, theta};
-use statistics::effect::{Effect, Scale, Undefined, effect};
+use statistics::difference::Difference;
+use statistics::effect::{Effect, Scale, Undefined};
 use statistics::guardrail::{Direction, non_inferiority, two_sided};
 use statistics::power::{Target, mid_experiment};
-use statistics::sequential::{confidence_sequence_of, shrinking_mixture};
+use statistics::sequential::{Tuning, confidence_sequence};
 use statistics::strata::{Cell, Traffic, impact_per_day, post_stratified};
-use statistics::{quantile, ratio};
-use serde_json::{Value, json};
 
 use crate::input;
 
@@ -20,12 +20,11 @@ pub(crate) fn answer(method: &str, given: &Value) -> Option<Value> {
         "lift_delta_t" => lift_delta_t(given),
         "lift_fieller_t" => lift_fieller_t(given),
         "ratio_delta_t" => ratio_delta_t(given),
-        "quantile_t" | "quantile_clustered_t" => quantile_t(given),
+        "quantile_t" => quantile_t(given),
         "cuped_t" => cuped_t(given),
         "cuped_ratio_t" => cuped_ratio_t(given),
         "bayes_normal" => bayes_normal(given),
-        "asymptotic_confidence_sequence" | "asymptotic_confidence_sequence_one_sided" => confidence_sequence(given),
-        "statsig_msprt" => statsig_msprt(given),
+        "asymptotic_confidence_sequence" => sequence(given),
         "non_inferiority_z" | "two_sided_z_unpooled" => non_inferiority_z(given),
         "mid_experiment_power" => mid_experiment_power(given),
         "post_stratified_lift" => post_stratified_lift(given),
@@ -34,8 +33,14 @@ pub(crate) fn answer(method: &str, given: &Value) -> Option<Value> {
     })
 }
 
-fn samples(given: &Value) -> (Sample, Sample) {
-    (input::sample(&given["control"]), input::sample(&given["treatment"]))
+fn observed(given: &Value) -> (Observed, Observed) {
+    (input::observed(&given["control"]), input::observed(&given["treatment"]))
+}
+
+/// The effect of a case in the terms that it asks for.
+fn effect(given: &Value) -> Result<Effect, Undefined> {
+    let (control, treatment) = observed(given);
+    difference(&control, &treatment).and_then(|found| found.effect(input::scale(given)))
 }
 
 fn alpha(given: &Value) -> f64 {
@@ -51,45 +56,45 @@ fn with(mut answer: Value, more: Value) -> Value {
 
 /// The exact results of a comparison, where counts are few.
 fn exact(compared: &Comparison) -> Value {
-    let exact = compared.exact;
     json!({
-        "p_fisher": exact.and_then(|exact| exact.fisher).map(|p| p.p),
-        "log10_p_fisher": exact.and_then(|exact| exact.fisher).map(|p| p.log10),
-        "newcombe_ci_low": exact.map(|exact| exact.newcombe.0),
-        "newcombe_ci_high": exact.map(|exact| exact.newcombe.1),
+        "p_fisher": compared.fisher().map(|p| p.p),
+        "log10_p_fisher": compared.fisher().map(|p| p.log10),
+        "newcombe_ci_low": compared.exact.map(|exact| exact.newcombe.0),
+        "newcombe_ci_high": compared.exact.map(|exact| exact.newcombe.1),
         "absolute_estimate": compared.estimate,
     })
 }
 
+fn interval(difference: Option<Difference>, alpha: f64) -> (Option<f64>, Option<f64>) {
+    difference.map(|found| found.absolute(found.critical(alpha))).unzip()
+}
+
 fn welch_t(given: &Value) -> Value {
-    let (control, treatment) = samples(given);
+    let (control, treatment) = observed(given);
     let compared = compare(&control, &treatment, alpha(given));
-    let welch = compared.welch;
+    let welch = compared.difference;
     // This method is about the difference; what its relative form lacks is no fault.
     let status = match compared.status {
         Status::ZeroBaseline if welch.is_none() => Status::ExactOnly,
         Status::ZeroBaseline | Status::UnboundedRelativeCi => Status::Ok,
         status => status,
     };
+    let (low, high) = interval(welch, alpha(given));
     let answer = json!({
         "status": status.as_str(),
         "estimate": compared.estimate,
         "std_error": welch.map(|found| found.std_error),
-        "t": welch.map(|found| found.t),
+        "t": welch.map(|found| found.z()),
         "dof": welch.map(|found| found.dof),
-        "p_value": welch.map(|found| found.p_value),
-        "log10_p_value": welch.map(|found| found.log10_p),
-        "t_crit": welch.map(|found| found.t_critical),
-        "ci_low": welch.map(|found| found.interval.0),
-        "ci_high": welch.map(|found| found.interval.1),
-        "mean_control": mean(&control),
-        "mean_treatment": mean(&treatment),
+        "p_value": welch.map(|found| found.p_value().p),
+        "log10_p_value": welch.map(|found| found.p_value().log10),
+        "t_crit": welch.map(|found| found.critical(alpha(given))),
+        "ci_low": low,
+        "ci_high": high,
+        "mean_control": control.mean,
+        "mean_treatment": treatment.mean,
     });
     with(answer, exact(&compared))
-}
-
-fn mean(sample: &Sample) -> Option<f64> {
-    Some(sample.arm()).filter(|arm| arm.users > 0).map(|arm| arm.mean)
 }
 
 /// The fields of an effect with its test.
@@ -110,7 +115,7 @@ fn tested(found: Result<Effect, Undefined>, given: &Value) -> Value {
         }
         Err(undefined) => json!({
             "status": undefined.status.as_str(),
-            "estimate": undefined.estimate,
+            "estimate": estimate(&undefined, given),
             "std_error": null,
             "dof": null,
             "p_value": null,
@@ -121,48 +126,57 @@ fn tested(found: Result<Effect, Undefined>, given: &Value) -> Value {
     }
 }
 
+fn estimate(undefined: &Undefined, given: &Value) -> Option<f64> {
+    if input::scale(given) == Scale::Absolute { undefined.estimate } else { undefined.lift }
+}
+
 fn lift_delta_t(given: &Value) -> Value {
-    let (control, treatment) = samples(given);
-    let answer = tested(effect(&control, &treatment, input::scale(given)), given);
-    with(answer, exact(&compare(&control, &treatment, alpha(given))))
+    let (control, treatment) = observed(given);
+    let mut answer = tested(effect(given), given);
+    let compared = compare(&control, &treatment, alpha(given));
+    if input::scale(given) == Scale::Relative && answer["status"] != "ok" {
+        answer["status"] = json!(compared.status.as_str());
+    }
+    with(answer, exact(&compared))
 }
 
 fn lift_fieller_t(given: &Value) -> Value {
-    let (control, treatment) = samples(given);
+    let (control, treatment) = observed(given);
     let compared = compare(&control, &treatment, alpha(given));
-    let (welch, relative) = (compared.welch, compared.relative);
+    let found = compared.difference;
+    let critical = found.map(|found| found.critical(alpha(given)));
+    let (low, high) = found.zip(critical).and_then(|(found, critical)| found.relative(critical)).unzip();
+    let (absolute_low, absolute_high) = interval(found, alpha(given));
     let answer = json!({
         "status": compared.status.as_str(),
-        "g": relative.map(|found| found.g),
-        "dof": welch.map(|found| found.dof),
-        "p_value": welch.map(|found| found.p_value),
-        "log10_p_value": welch.map(|found| found.log10_p),
+        "g": found.zip(critical).and_then(|(found, critical)| found.g(critical)),
+        "dof": found.map(|found| found.dof),
+        "p_value": found.map(|found| found.p_value().p),
+        "log10_p_value": found.map(|found| found.p_value().log10),
         "lift": compared.lift,
-        "ci_low": relative.and_then(|found| found.interval).map(|ends| ends.0),
-        "ci_high": relative.and_then(|found| found.interval).map(|ends| ends.1),
-        "absolute_ci_low": welch.map(|found| found.interval.0),
-        "absolute_ci_high": welch.map(|found| found.interval.1),
+        "ci_low": low,
+        "ci_high": high,
+        "absolute_ci_low": absolute_low,
+        "absolute_ci_high": absolute_high,
     });
     with(answer, exact(&compared))
 }
 
 fn ratio_delta_t(given: &Value) -> Value {
-    let (control, treatment) = (input::ratio(&given["control"]), input::ratio(&given["treatment"]));
-    let found = ratio::samples(&control, &treatment).expect("fits");
-    tested(found.and_then(|(control, treatment)| effect(&control, &treatment, input::scale(given))), given)
+    let of = |name: &str| input::ratio(&given[name]).observed().expect("fits");
+    let found = difference(&of("control"), &of("treatment"));
+    tested(found.and_then(|found| found.effect(input::scale(given))), given)
 }
 
 fn quantile_t(given: &Value) -> Value {
-    let (control, treatment) = (input::quantile(&given["control"]), input::quantile(&given["treatment"]));
-    let clusters = (input::clusters(&given["control"]), input::clusters(&given["treatment"]));
-    let scale = input::scale(given);
-    let found = quantile::samples((&control, clusters.0.as_ref()), (&treatment, clusters.1.as_ref()), scale);
-    tested(found.and_then(|(control, treatment)| effect(&control, &treatment, scale)), given)
+    let of = |name: &str| input::quantile(&given[name]).observed();
+    let found = difference(&of("control"), &of("treatment"));
+    tested(found.and_then(|found| found.effect(input::scale(given))), given)
 }
 
 fn cuped_fields(found: Result<Adjusted, Undefined>, theta: f64, given: &Value) -> Value {
     let adjusted = found.as_ref().ok().copied();
-    let answer = tested(found.map(|found| found.effect), given);
+    let answer = tested(found.and_then(|found| found.difference.effect(input::scale(given))), given);
     with(
         answer,
         json!({
@@ -176,28 +190,27 @@ fn cuped_fields(found: Result<Adjusted, Undefined>, theta: f64, given: &Value) -
 fn cuped_t(given: &Value) -> Value {
     let (control, treatment) = (input::cuped(&given["control"]), input::cuped(&given["treatment"]));
     let theta = theta(&[control, treatment]).expect("fits");
-    cuped_fields(adjusted(&control, &treatment, theta, input::scale(given)).expect("fits"), theta, given)
+    cuped_fields(adjusted(&control, &treatment, theta).expect("fits"), theta, given)
 }
 
 fn cuped_ratio_t(given: &Value) -> Value {
     let (control, treatment) = (input::cuped_ratio(&given["control"]), input::cuped_ratio(&given["treatment"]));
-    cuped_fields(adjusted_ratio(&control, &treatment, input::scale(given)).expect("fits"), 0.0, given)
+    cuped_fields(adjusted_ratio(&control, &treatment).expect("fits"), 0.0, given)
 }
 
 fn bayes_normal(given: &Value) -> Value {
-    let (control, treatment) = samples(given);
     let scale = input::scale(given);
     let given_prior = &given["prior"];
     let prior = (given_prior["proper"].as_bool() == Some(true)).then(|| bayes_normal::Prior {
         mean: input::number(given_prior, "mean"),
         variance: input::number(given_prior, "variance"),
     });
-    let found = effect(&control, &treatment, scale).and_then(|effect| {
+    let found = effect(given).and_then(|effect| {
         let prior = match prior {
             None => None,
             Some(prior) => {
-                let undefined = Undefined { status: Status::ZeroBaseline, estimate: Some(effect.estimate) };
-                Some(prior.on(scale, control.arm().mean).ok_or(undefined)?)
+                let undefined = Undefined { status: Status::ZeroBaseline, estimate: Some(effect.estimate), lift: None };
+                Some(prior.on(scale, input::observed(&given["control"]).mean.unwrap_or(0.0)).ok_or(undefined)?)
             }
         };
         Ok(posterior(&effect, prior.as_ref(), given["inverse"].as_bool().unwrap_or(false), alpha(given)))
@@ -205,7 +218,7 @@ fn bayes_normal(given: &Value) -> Value {
     let known = found.ok();
     json!({
         "status": found.map_or_else(|undefined| undefined.status.as_str(), |_| "ok"),
-        "estimate": found.map_or_else(|undefined| undefined.estimate, |found| Some(found.mean)),
+        "estimate": found.map_or_else(|undefined| estimate(&undefined, given), |found| Some(found.mean)),
         "std_error": known.map(|found| found.std_dev),
         "ci_low": known.map(|found| found.interval.0),
         "ci_high": known.map(|found| found.interval.1),
@@ -215,51 +228,34 @@ fn bayes_normal(given: &Value) -> Value {
     })
 }
 
-fn confidence_sequence(given: &Value) -> Value {
-    let (control, treatment) = samples(given);
-    let users = control.arm().users + treatment.arm().users;
-    let found = effect(&control, &treatment, input::scale(given));
-    let tightest_at = input::number(given, "n_star");
-    let sequence = found
-        .as_ref()
-        .ok()
-        .and_then(|effect| confidence_sequence_of(effect, users, alpha(given), tightest_at, input::alternative(given)));
+fn sequence(given: &Value) -> Value {
+    let (control, treatment) = observed(given);
+    let tuning = Tuning { tightest_at: input::number(given, "n_star"), alpha: alpha(given) };
+    let found = effect(given);
+    let sequence = found.as_ref().ok().map(|effect| {
+        let users = control.users + treatment.users;
+        let sequence = confidence_sequence(effect.estimate / effect.std_error, users, alpha(given), &tuning);
+        (effect.estimate, sequence.critical * effect.std_error, sequence)
+    });
     with(
         tested(found, given),
         json!({
-            "ci_low": sequence.and_then(|found| found.low),
-            "ci_high": sequence.and_then(|found| found.high),
-            "p_value": sequence.map(|found| found.p_value),
-            "log10_p_value": sequence.map(|found| found.log10_p),
-            "halfwidth": sequence.map(|found| found.half_width),
-            "log10_e_value": sequence.and_then(|found| found.log10_e),
+            "ci_low": sequence.map(|(estimate, half_width, _)| estimate - half_width),
+            "ci_high": sequence.map(|(estimate, half_width, _)| estimate + half_width),
+            "p_value": sequence.map(|(_, _, found)| found.p_value.p),
+            "log10_p_value": sequence.map(|(_, _, found)| found.p_value.log10),
+            "halfwidth": sequence.map(|(_, half_width, _)| half_width),
+            "log10_e_value": sequence.map(|(_, _, found)| found.log10_e),
         }),
     )
-}
-
-fn statsig_msprt(given: &Value) -> Value {
-    let (control, treatment) = samples(given);
-    let (one, two) = (control.arm(), treatment.arm());
-    let Ok(effect) = effect(&control, &treatment, Scale::Absolute) else {
-        return json!({ "z_star": null, "ci_low": null, "ci_high": null, "p_value": null });
-    };
-    let found = shrinking_mixture(&effect, (one.variance, two.variance), one.users + two.users, alpha(given));
-    json!({
-        "z_star": found.z_critical,
-        "ci_low": found.interval.0,
-        "ci_high": found.interval.1,
-        "p_value": found.p_value,
-        "estimate": effect.estimate,
-        "std_error": effect.std_error,
-    })
 }
 
 fn non_inferiority_z(given: &Value) -> Value {
     let (control, treatment) = (input::count(&given["control"]), input::count(&given["treatment"]));
     let alpha = 1.0 - input::number(given, "confidence_level");
-    let (control, treatment) = (Sample::Share(control), Sample::Share(treatment));
-    let baseline = control.arm().mean;
-    let effect = match effect(&control, &treatment, Scale::Absolute) {
+    let (control, treatment): (Observed, Observed) = (Sample::Share(control).into(), Sample::Share(treatment).into());
+    let baseline = control.mean.unwrap_or(0.0);
+    let effect = match difference(&control, &treatment).and_then(|found| found.effect(Scale::Absolute)) {
         Ok(effect) => effect,
         // One share at its border has a variance left in the other; the normal test stands.
         Err(undefined) => {
@@ -297,8 +293,8 @@ fn non_inferiority_z(given: &Value) -> Value {
 }
 
 fn mid_experiment_power(given: &Value) -> Value {
-    let (control, treatment) = samples(given);
-    let users = control.arm().users + treatment.arm().users;
+    let (control, treatment) = observed(given);
+    let users = control.users + treatment.users;
     let config = &given["power_config"];
     let whole = |name: &str, default: u32| input::optional(config, name).map_or(default, |value| value as u32);
     let target = Target {
@@ -313,7 +309,8 @@ fn mid_experiment_power(given: &Value) -> Value {
         mean: input::number(&given["prior"], "mean"),
         variance: input::number(&given["prior"], "variance"),
     });
-    let found = effect(&control, &treatment, Scale::Relative)
+    let found = difference(&control, &treatment)
+        .and_then(|found| found.effect(Scale::Relative))
         .ok()
         .and_then(|effect| mid_experiment(&effect, users, alpha(given), &target, prior.as_ref()));
     json!({
@@ -326,21 +323,21 @@ fn mid_experiment_power(given: &Value) -> Value {
 fn post_stratified_lift(given: &Value) -> Value {
     let cell = |cell: &Value| Cell { control: input::sample(&cell["control"]), treatment: input::sample(&cell["treatment"]) };
     let cells: Vec<Cell> = input::list(given, "cells").iter().map(cell).collect();
-    tested(post_stratified(&cells, input::scale(given)), given)
+    tested(post_stratified(&cells).and_then(|found| found.effect(input::scale(given))), given)
 }
 
 fn scaled_impact(given: &Value) -> Value {
-    let (control, treatment) = samples(given);
-    let found = effect(&control, &treatment, Scale::Absolute);
+    let (control, treatment) = observed(given);
+    let found = difference(&control, &treatment).and_then(|found| found.effect(Scale::Absolute));
     let traffic = Traffic {
         users: input::whole(given, "total_users"),
         share: input::number(given, "traffic_share"),
         days: input::number(given, "days"),
     };
-    let impact = found
-        .as_ref()
-        .ok()
-        .and_then(|effect| impact_per_day(effect.estimate, &effect.test(input::alternative(given), alpha(given)), &traffic));
+    let impact = found.as_ref().ok().and_then(|effect| {
+        let test = effect.test(input::alternative(given), alpha(given));
+        impact_per_day(effect.estimate, test.low.zip(test.high), &traffic)
+    });
     with(
         tested(found, given),
         json!({

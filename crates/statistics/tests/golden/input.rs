@@ -1,15 +1,15 @@
 //! Reads the inputs of a case: exact numbers, and sums over the users of a variant.
 
-use ethnum::I256;
-use statistics::comparison::Sample;
+use serde_json::Value;
+use statistics::I256;
+use statistics::comparison::{Observed, Sample};
 use statistics::cuped::{CupedRatioSums, CupedSums};
 use statistics::effect::{Alternative, Scale};
 use statistics::moments::Moments;
 use statistics::proportions::Count;
-use statistics::quantile::{Clusters, Quantile};
+use statistics::quantile::Quantile;
 use statistics::ratio::RatioSums;
 use statistics::sums::Sums;
-use serde_json::Value;
 
 pub(crate) fn number(input: &Value, name: &str) -> f64 {
     optional(input, name).unwrap_or_else(|| panic!("no number {name} in {input}"))
@@ -80,6 +80,10 @@ pub(crate) fn sample(arm: &Value) -> Sample {
     sums(arm).sample().expect("fits")
 }
 
+pub(crate) fn observed(arm: &Value) -> Observed {
+    sample(arm).into()
+}
+
 pub(crate) fn ratio(arm: &Value) -> RatioSums {
     RatioSums { numerator: sums(&arm["m"]), denominator: sums(&arm["d"]), products: scaled(&arm["m_d_sum_of_products"], 12) }
 }
@@ -114,17 +118,6 @@ pub(crate) fn quantile(arm: &Value) -> Quantile {
         low: optional(arm, "quantile_lower").unwrap_or(0.0),
         high: optional(arm, "quantile_upper").unwrap_or(0.0),
     }
-}
-
-pub(crate) fn clusters(arm: &Value) -> Option<Clusters> {
-    (arm["type"] == "quantile_clustered").then(|| Clusters {
-        users: whole(arm, "n_clusters"),
-        below: number(arm, "main_sum"),
-        below_squares: number(arm, "main_sum_squares"),
-        events: number(arm, "denominator_sum"),
-        events_squares: number(arm, "denominator_sum_squares"),
-        products: number(arm, "main_denominator_sum_product"),
-    })
 }
 
 /// What the effect is measured in; relative where the case does not say.

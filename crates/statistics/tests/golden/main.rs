@@ -112,6 +112,10 @@ fn golden_statistics() {
         let text = std::fs::read_to_string(&file).expect("a readable file");
         let family: Value = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
         let name = family["family"].as_str().expect("a family");
+        // Raw rows are measured by the query service, whose tests hold these cases.
+        if name == "rows" {
+            continue;
+        }
         let cases = family["cases"].as_array().expect("a list of cases");
         assert_eq!(family["case_count"].as_u64(), Some(cases.len() as u64), "{}", file.display());
         for case in cases {

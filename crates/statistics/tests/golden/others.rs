@@ -1,23 +1,20 @@
-//! Methods on counts, lists of p-values, plans and raw rows.
+//! Methods on counts, lists of p-values and plans.
 
 use std::collections::BTreeMap;
 
+use serde_json::{Value, json};
 use statistics::bayes_beta::{self, credible_interval, probability_best};
 use statistics::beta::Beta;
 use statistics::credit::Model;
 use statistics::decision::{Action, Criteria, Evidence, Experiment, Verdict, decide};
-use statistics::distributions::{chi_square_sf, normal_sf, student_isf, student_sf};
-use statistics::effect::{Alternative, Scale, effect};
+use statistics::distributions::{PValue, chi_square_sf, normal_sf, student_isf, student_sf};
 use statistics::group_sequential::{Sides, bounds};
 use statistics::moments::Moments;
-use statistics::multiplicity::{Correction, adjust, is_finding, preferential};
+use statistics::multiplicity::{Correction, Member, adjust, is_finding, preferential};
 use statistics::proportions::{Count, fisher, homogeneity, newcombe, pooled_z, wilson};
-use statistics::rate_ratio::{self, Rate};
-use statistics::rows::{Conversion, Exposure, MultiExposed, Settings, measure};
 use statistics::sample_ratio::{CONCENTRATION, sample_ratio, sequential};
-use statistics::sequential::{first_rejection, normal_mixture_bound, paired_ratios, rate_confidence_sequence};
+use statistics::sequential::normal_mixture_bound;
 use statistics::{power, rates};
-use serde_json::{Value, json};
 
 use crate::input::{self, number, numbers, optional, whole};
 
@@ -28,41 +25,19 @@ pub(crate) fn answer(method: &str, given: &Value) -> Option<Value> {
         "k_proportions" => k_proportions(given),
         "bayes_beta_binomial" => bayes_beta_binomial(given),
         "beta_credible_interval" => beta_credible_interval(given),
-        "normal_mixture_bound" => json!({ "bound": normal_mixture_bound(
-            number(given, "v"),
-            number(given, "alpha"),
-            number(given, "v_opt"),
-            optional(given, "alpha_opt").unwrap_or(0.05),
-            given["one_sided"].as_bool().unwrap_or(false),
-        ) }),
-        "bernoulli_confidence_sequence" => rate_sequence(given),
-        "msprt_normal" => paired(given),
+        "normal_mixture_bound" => normal_mixture(given)?,
         "group_sequential_bounds" => group_sequential_bounds(given),
         "adjust_p_values" => adjust_p_values(given),
-        "preferential_bonferroni" => {
-            let found = preferential(
-                whole(given, "treatments") as u32,
-                whole(given, "metrics") as u32,
-                number(given, "gamma"),
-                number(given, "alpha"),
-            );
-            json!({
-                "alpha_primary": found.map(|found| found.alpha_primary),
-                "alpha_other": found.and_then(|found| found.alpha_other),
-            })
-        }
+        "preferential_bonferroni" => preferential_bonferroni(given),
         "srm_chi_square" => srm_chi_square(given),
         "srm_sequential" => srm_sequential(given),
         "sample_size_two_proportions" => sample_size(given),
         "sample_size_multi_arm" => sample_size_multi_arm(given),
-        "power_two_proportions" => power_two_proportions(given),
         "mde_mean" => mde_mean(given),
-        "poisson_rate_ratio" => poisson_rate_ratio(given),
         "attribution_models" => attribution_models(given),
         "decision_rule" => decision_rule(given),
         "distribution_functions" => distribution_functions(given),
         "moments_exact" => moments_exact(given),
-        "experiment_from_rows" => experiment_from_rows(given),
         _ => return None,
     })
 }
@@ -113,10 +88,21 @@ fn k_proportions(given: &Value) -> Value {
         "p_overall": overall.map(|(_, tail)| tail.p),
         "log10_p_overall": overall.map(|(_, tail)| tail.log10()),
         "p_pairwise_vs_control": pairwise,
-        "p_holm": adjust(&pairwise, Correction::Holm),
-        "p_bh": adjust(&pairwise, Correction::BenjaminiHochberg),
-        "p_bonferroni": adjust(&pairwise, Correction::Bonferroni),
+        "p_holm": adjusted(&pairwise, Correction::Holm),
+        "p_bh": adjusted(&pairwise, Correction::BenjaminiHochberg),
+        "p_bonferroni": adjusted(&pairwise, Correction::Bonferroni),
     })
+}
+
+/// Adjusts the tests of one family.
+fn adjusted(p_values: &[Option<f64>], correction: Correction) -> Vec<Option<f64>> {
+    let member = |p: &Option<f64>| Member {
+        p_value: p.map(|p| PValue { p, log10: p.log10() }),
+        is_tested: p.is_some(),
+        is_primary: false,
+    };
+    let members: Vec<Member> = p_values.iter().map(member).collect();
+    adjust(&members, correction, 0.05).iter().map(|found| found.p_value.map(|p| p.p)).collect()
 }
 
 fn prior(given: &Value) -> bayes_beta::Prior {
@@ -155,16 +141,18 @@ fn beta_credible_interval(given: &Value) -> Value {
     json!({ "intervals": input::list(given, "arms").iter().map(interval).collect::<Vec<_>>() })
 }
 
-fn rate_sequence(given: &Value) -> Value {
-    let count = Count { users: whole(given, "n"), converted: whole(given, "conversions") };
-    let alpha_optimal = optional(given, "alpha_opt").unwrap_or(0.05);
-    let found = rate_confidence_sequence(count, number(given, "alpha"), number(given, "t_opt"), alpha_optimal);
-    json!({ "ci_low": found.map(|ends| ends.0), "ci_high": found.map(|ends| ends.1) })
+/// The bound of one side is another method, which nothing here uses.
+fn normal_mixture(given: &Value) -> Option<Value> {
+    let of = |name: &str| number(given, name);
+    let bound = normal_mixture_bound(of("v"), of("alpha"), of("v_opt"), optional(given, "alpha_opt").unwrap_or(0.05));
+    (given["one_sided"] != true).then(|| json!({ "bound": bound }))
 }
 
-fn paired(given: &Value) -> Value {
-    let ratios = paired_ratios(&numbers(given, "x"), &numbers(given, "y"), number(given, "sigma"), number(given, "tau"));
-    json!({ "last_ratio": ratios.last(), "n_rejection": first_rejection(&ratios, number(given, "alpha")) })
+fn preferential_bonferroni(given: &Value) -> Value {
+    let (treatments, metrics, alpha) = (whole(given, "treatments"), whole(given, "metrics"), number(given, "alpha"));
+    let others = (treatments * (metrics - 1)) as usize;
+    let (of_primary, of_other) = preferential(treatments as usize, others, number(given, "gamma"));
+    json!({ "alpha_primary": of_primary * alpha, "alpha_other": (others > 0).then_some(of_other * alpha) })
 }
 
 fn group_sequential_bounds(given: &Value) -> Value {
@@ -180,7 +168,7 @@ fn adjust_p_values(given: &Value) -> Value {
     for (name, correction) in
         [("bonferroni", Correction::Bonferroni), ("holm", Correction::Holm), ("bh", Correction::BenjaminiHochberg)]
     {
-        let adjusted = adjust(&p_values, correction);
+        let adjusted = adjusted(&p_values, correction);
         let rejected: Vec<Option<bool>> = adjusted.iter().map(|p| p.map(|p| is_finding(p, alpha))).collect();
         answer.insert(format!("adjusted_{name}"), json!(adjusted));
         answer.insert(format!("reject_{name}"), json!(rejected));
@@ -234,31 +222,11 @@ fn sample_size_multi_arm(given: &Value) -> Value {
     json!({ "total": found.as_ref().map(|found| found.total), "allocation": found.map(|found| found.users) })
 }
 
-fn power_two_proportions(given: &Value) -> Value {
-    let users = number(given, "n_treatment");
-    let control = users * optional(given, "n_control_over_n_treatment").unwrap_or(1.0);
-    let (baseline, effect) = (number(given, "baseline"), number(given, "absolute_effect"));
-    json!({ "power": power::power_two_rates(baseline, effect, control, users, number(given, "alpha")) })
-}
-
 fn mde_mean(given: &Value) -> Value {
     let users = number(given, "n_control");
     let treatment = users * optional(given, "n_treatment_over_n_control").unwrap_or(1.0);
     let (alpha, wanted) = (number(given, "alpha"), number(given, "power"));
     json!({ "mde_absolute": power::detectable_difference(number(given, "variance"), users, treatment, alpha, wanted) })
-}
-
-fn poisson_rate_ratio(given: &Value) -> Value {
-    let rate = |name: &str| Rate { events: whole(&given[name], "events"), exposure: number(&given[name], "exposure") };
-    let (control, treatment) = (rate("control"), rate("treatment"));
-    let ends = rate_ratio::ratio_interval(control, treatment, number(given, "alpha"));
-    json!({
-        "p_score": rate_ratio::score(control, treatment).map(|(_, tail)| tail.p),
-        "p_exact_cond": rate_ratio::exact_conditional(control, treatment),
-        "p_etest": rate_ratio::unconditional(control, treatment),
-        "rate_ratio_ci_low": ends.and_then(|ends| ends.0),
-        "rate_ratio_ci_high": ends.and_then(|ends| ends.1),
-    })
 }
 
 fn attribution_models(given: &Value) -> Value {
@@ -335,74 +303,5 @@ fn moments_exact(given: &Value) -> Value {
         "sum": moments.sum_text(),
         "mean": (arm.users > 0).then_some(arm.mean),
         "variance": (arm.users > 1).then_some(arm.variance),
-    })
-}
-
-/// Reads a time in microseconds.
-fn time(value: &Value) -> i64 {
-    let text = value.as_str().expect("a time");
-    chrono::DateTime::parse_from_rfc3339(text).unwrap_or_else(|error| panic!("{text}: {error}")).timestamp_micros()
-}
-
-fn experiment_from_rows(given: &Value) -> Value {
-    let rules = &given["settings"];
-    let text = |value: &Value| value.as_str().expect("a text").to_owned();
-    let settings = Settings {
-        variants: input::list(rules, "variants").iter().map(text).collect(),
-        window_days: whole(rules, "window_days") as i64,
-        started_at: Some(&rules["started_at"]).filter(|at| at.is_string()).map(time),
-        ended_at: Some(&rules["ended_at"]).filter(|at| at.is_string()).map(time),
-        analysis_at: time(&rules["analysis_at"]),
-        multi_exposed: if rules["multi_exposure"] == "first" { MultiExposed::First } else { MultiExposed::Excluded },
-        complete_windows_only: rules["maturity"] == "complete_only",
-        cap_percentile: optional(rules, "cap_percentile"),
-    };
-    let exposure = |row: &Value| Exposure { user: text(&row[0]), variant: text(&row[1]), at: time(&row[2]) };
-    let conversion = |row: &Value| Conversion { user: text(&row[0]), at: time(&row[1]), value: input::millionths(&row[2]) };
-    let exposures: Vec<Exposure> = input::list(given, "exposures").iter().map(exposure).collect();
-    let conversions: Vec<Conversion> = input::list(given, "conversions").iter().map(conversion).collect();
-    let found = measure(&settings, &exposures, &conversions).expect("fits");
-    let scale = Moments::SCALE as f64;
-    let (mut variants, mut comparisons) = (BTreeMap::new(), BTreeMap::new());
-    for (name, measured) in settings.variants.iter().zip(&found.variants) {
-        let squares: f64 = measured.values.squares().to_string().parse().expect("a number");
-        variants.insert(
-            name.clone(),
-            json!({
-                "users": measured.users,
-                "converters": measured.converters,
-                "conversions": measured.conversions,
-                "value_sum": measured.values.sum() as f64 / scale,
-                "value_sum_squares": squares / (scale * scale),
-            }),
-        );
-        if name == &settings.variants[0] {
-            continue;
-        }
-        let control = &found.variants[0];
-        let values = (control.value().expect("fits"), measured.value().expect("fits"));
-        let mut metrics = BTreeMap::new();
-        for (metric, (control, treatment)) in [("conversion_rate", (control.rate(), measured.rate())), ("value_per_user", values)]
-        {
-            let effect = effect(&control, &treatment, Scale::Relative);
-            let test = effect.ok().map(|effect| effect.test(Alternative::TwoSided, 0.05));
-            metrics.insert(
-                metric,
-                json!({
-                    "status": effect.map_or_else(|undefined| undefined.status.as_str(), |_| "ok"),
-                    "estimate": effect.map_or_else(|undefined| undefined.estimate, |effect| Some(effect.estimate)),
-                    "ci_low": test.and_then(|test| test.low),
-                    "ci_high": test.and_then(|test| test.high),
-                    "p_value": test.map(|test| test.p_value),
-                }),
-            );
-        }
-        comparisons.insert(name.clone(), metrics);
-    }
-    json!({
-        "variants": variants,
-        "multi_exposed_users": found.multi_exposed_users,
-        "cap_value": found.cap_value.map(|cap| cap as f64 / scale),
-        "comparisons_vs_control": comparisons,
     })
 }
