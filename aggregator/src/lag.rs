@@ -36,34 +36,22 @@ impl Stored {
     }
 }
 
-/// Shows the lag of the log partitions that are held until `stopped`; of one that was lost it is its new owner's to show.
-pub(crate) async fn show(
-    log: Arc<dyn Read>,
-    held: watch::Receiver<Held>,
-    stored: Arc<Stored>,
-    metrics: Arc<Metrics>,
-    mut stopped: watch::Receiver<bool>,
-) {
+/// Shows the lag of the log partitions that are held; of one that was lost it is its new owner's to show. May be dropped at any point.
+pub(crate) async fn show(log: Arc<dyn Read>, held: watch::Receiver<Held>, stored: Arc<Stored>, metrics: Arc<Metrics>) {
     let mut shown = Vec::new();
-    let show = async {
-        loop {
-            let mine: Vec<u32> = held.borrow().keys().copied().collect();
-            let ends = join_all(mine.iter().map(|partition| log.end(*partition))).await;
-            for (partition, end) in mine.iter().zip(ends) {
-                if let (Ok(end), Some(next)) = (end, stored.of(*partition)) {
-                    metrics.lag(*partition, end.saturating_sub(next));
-                }
+    loop {
+        let mine: Vec<u32> = held.borrow().keys().copied().collect();
+        let ends = join_all(mine.iter().map(|partition| log.end(*partition))).await;
+        for (partition, end) in mine.iter().zip(ends) {
+            if let (Ok(end), Some(next)) = (end, stored.of(*partition)) {
+                metrics.lag(*partition, end.saturating_sub(next));
             }
-            for lost in shown.iter().filter(|partition| !mine.contains(partition)) {
-                metrics.lag(*lost, 0);
-            }
-            shown = mine;
-            tokio::time::sleep(PAUSE).await;
-            let _ = tokio::time::timeout(EVERY - PAUSE, stored.moved.notified()).await;
         }
-    };
-    tokio::select! {
-        () = show => {}
-        _ = stopped.wait_for(|stopped| *stopped) => {}
+        for lost in shown.iter().filter(|partition| !mine.contains(partition)) {
+            metrics.lag(*lost, 0);
+        }
+        shown = mine;
+        tokio::time::sleep(PAUSE).await;
+        let _ = tokio::time::timeout(EVERY - PAUSE, stored.moved.notified()).await;
     }
 }

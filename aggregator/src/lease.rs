@@ -15,9 +15,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use eventlog::{LogIdentity, Read};
+use service::{BackOff, Stop, Tasks};
 use sqlx::{Connection, PgConnection, Row};
 use tokio::sync::watch;
-use tokio::task::JoinSet;
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -32,6 +32,9 @@ const LOOKS_PER_HEARTBEAT: u32 = 3;
 const STANDS_STILL: Duration = Duration::from_secs(15);
 /// After so long the row of a process that stands still is removed.
 const IS_GONE: Duration = Duration::from_secs(60);
+
+/// The first and the longest pause after a failure: short, since others take over what stands still.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(1));
 
 /// The log partitions that this process owns, with the epoch of each lease.
 pub(crate) type Held = BTreeMap<u32, i64>;
@@ -81,29 +84,28 @@ pub(crate) async fn know_log(connection: &mut PgConnection, log: LogIdentity, ad
     Ok(())
 }
 
-/// Keeps leases until `stopped` and until every worker has dropped its receiver; then gives them back.
-pub(crate) fn keep(
-    tasks: &mut JoinSet<()>,
-    config: &Config,
-    log: Arc<dyn Read>,
-    status: Arc<Status>,
-    stopped: watch::Receiver<bool>,
-) -> watch::Receiver<Held> {
+/// Keeps leases until a stop and until every worker has dropped its receiver; then gives them back. Begun again after it died, it
+/// goes on as the same owner.
+pub(crate) fn keep(tasks: &Tasks, config: &Config, log: &dyn Read, status: Arc<Status>) -> watch::Receiver<Held> {
     let (sender, receiver) = watch::channel(Held::new());
-    let keeper = Keeper {
-        owner: Uuid::new_v4(),
-        url: config.database_url.clone(),
-        log_id: log.identity().log_id,
-        partitions: log.identity().partitions as usize,
-        exclusive: log.is_exclusive(),
-        held: sender,
-        looks: 0,
-        leaving: BTreeSet::new(),
-        observed: HashMap::new(),
-        others: HashMap::new(),
-        status,
-    };
-    tasks.spawn(keeper.run(stopped));
+    let (owner, held) = (Uuid::new_v4(), Arc::new(sender));
+    let (url, identity, exclusive) = (config.database_url.clone(), log.identity(), log.is_exclusive());
+    tasks.spawn("leases", move |stop| {
+        let keeper = Keeper {
+            owner,
+            url: url.clone(),
+            log_id: identity.log_id,
+            partitions: identity.partitions as usize,
+            exclusive,
+            held: Arc::clone(&held),
+            looks: 0,
+            leaving: BTreeSet::new(),
+            observed: HashMap::new(),
+            others: HashMap::new(),
+            status: Arc::clone(&status),
+        };
+        keeper.run(stop)
+    });
     receiver
 }
 
@@ -145,7 +147,7 @@ struct Keeper {
     log_id: Uuid,
     partitions: usize,
     exclusive: bool,
-    held: watch::Sender<Held>,
+    held: Arc<watch::Sender<Held>>,
     looks: u32,
     /// What is no longer read and given back with the next look.
     leaving: BTreeSet<u32>,
@@ -155,8 +157,9 @@ struct Keeper {
 }
 
 impl Keeper {
-    async fn run(mut self, mut stopped: watch::Receiver<bool>) {
+    async fn run(mut self, mut stop: Stop) {
         let mut connection: Option<PgConnection> = None;
+        let mut back_off = BackOff::new(PAUSES.0, PAUSES.1);
         loop {
             let outcome = match connection.take() {
                 Some(open) => Ok(open),
@@ -170,6 +173,7 @@ impl Keeper {
                 Ok(open) => {
                     self.status.postgres(None);
                     connection = Some(open);
+                    back_off.reset();
                     LOOK
                 }
                 Err(error) => {
@@ -179,13 +183,13 @@ impl Keeper {
                     self.observed.clear();
                     self.others.clear();
                     self.looks = 0;
-                    Duration::from_millis(500)
+                    back_off.delay()
                 }
             };
-            let draining = *stopped.borrow();
+            let draining = stop.is_requested();
             let workers_ended = tokio::select! {
                 () = tokio::time::sleep(pause) => false,
-                _ = stopped.wait_for(|stopped| *stopped), if !draining => false,
+                () = stop.requested(), if !draining => false,
                 () = self.held.closed(), if draining => true,
             };
             if workers_ended {

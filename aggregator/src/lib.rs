@@ -16,7 +16,6 @@ mod metrics;
 mod partitions;
 pub mod recompute;
 mod run;
-mod server;
 mod status;
 
 use std::net::SocketAddr;
@@ -24,8 +23,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use eventlog::{Append, Read};
-use tokio::sync::watch;
-use tokio::task::JoinSet;
+use service::{Cause, Health, Limits, Listener, Page, Scope, Tasks};
+use tokio::sync::Mutex;
 
 pub use config::Config;
 
@@ -72,11 +71,10 @@ pub enum StartError {
     },
 }
 
-/// A running aggregator: its workers, its page, its upkeep.
+/// A running aggregator: its workers, its page, its maintenance.
 pub struct Aggregator {
     address: SocketAddr,
-    stop: watch::Sender<bool>,
-    tasks: JoinSet<()>,
+    tasks: Tasks,
 }
 
 impl Aggregator {
@@ -87,16 +85,15 @@ impl Aggregator {
         let mut connection = database::connect(&config.database_url, "start").await?;
         lease::know_log(&mut connection, read.identity(), config.adopt_log).await?;
         partitions::make_usual_months(&mut connection).await?;
-        let metrics = Arc::new(Metrics::new());
-        let status = Arc::new(Status::default());
-        let page = server::listen(config.aggregator, Arc::clone(&metrics), Arc::clone(&status))
-            .await
-            .map_err(|source| StartError::Listen { address: config.aggregator, source })?;
-        let address = page.address;
+        let listener = Listener::bind(config.aggregator).await;
+        let listener = listener.map_err(|source| StartError::Listen { address: config.aggregator, source })?;
+        let address = listener.address();
 
-        let (stop, stopped) = watch::channel(false);
-        let mut tasks = JoinSet::new();
-        let held = lease::keep(&mut tasks, &config, Arc::clone(&read), Arc::clone(&status), stopped.clone());
+        let meter = metrics::meter();
+        let metrics = Arc::new(Metrics::new(Arc::clone(&meter)));
+        let status = Arc::new(Status::default());
+        let tasks = Tasks::new(&meter);
+        let held = lease::keep(&tasks, &config, read.as_ref(), Arc::clone(&status));
         let stored = Arc::new(lag::Stored::default());
         for number in 0..config.workers {
             let worker = run::Worker {
@@ -108,12 +105,22 @@ impl Aggregator {
                 metrics: Arc::clone(&metrics),
                 status: Arc::clone(&status),
             };
-            tasks.spawn(worker.run(stopped.clone()));
+            tasks.spawn(format!("worker-{number}"), move |stop| worker.clone().run(stop));
         }
-        tasks.spawn(lag::show(read, held, stored, metrics, stopped.clone()));
-        tasks.spawn(maintain::run(config, append, stopped.clone()));
-        tasks.spawn(page.serve(stopped));
-        Ok(Aggregator { address, stop, tasks })
+        log_watch(&tasks, read.as_ref());
+        tasks.spawn_until_stop("lag", move || {
+            lag::show(Arc::clone(&read), held.clone(), Arc::clone(&stored), Arc::clone(&metrics))
+        });
+        tasks.spawn("maintenance", move |stop| maintain::run(config.clone(), Arc::clone(&append), stop));
+        let page = Arc::new(Page::new(&meter, tasks.health()));
+        listener.serve(&tasks, "listener", &meter, Limits::page(), move |request| {
+            let (page, status) = (Arc::clone(&page), Arc::clone(&status));
+            async move {
+                let ready = async { status.unready().map_or(Ok(()), Err) };
+                page.answer(Scope::Page, &request, ready).await.unwrap_or_else(service::page::not_found)
+            }
+        });
+        Ok(Aggregator { address, tasks })
     }
 
     /// Returns where the page is served: `/livez`, `/readyz`, `/metrics`.
@@ -121,13 +128,37 @@ impl Aggregator {
         self.address
     }
 
+    /// Returns how its tasks are; if they fail, the process has to end.
+    pub fn health(&self) -> &Arc<Health> {
+        self.tasks.health()
+    }
+
     /// Stores what the log holds now, gives the leases back, and ends; in bounded time. What is left stays in the log.
-    pub async fn stop(mut self) {
-        let _ = self.stop.send(true);
-        let finished = async { while self.tasks.join_next().await.is_some() {} };
-        if tokio::time::timeout(STOP_MAX, finished).await.is_err() {
-            tracing::warn!(seconds = STOP_MAX.as_secs(), "the aggregator did not drain in time; the rest stays in the log");
-            self.tasks.abort_all();
+    pub async fn stop(self) {
+        if !self.tasks.stop(Duration::ZERO, STOP_MAX).await {
+            tracing::warn!("the aggregator did not drain in time; the rest stays in the log");
         }
     }
+}
+
+/// Tells of the log's own threads and tasks as of the aggregator's.
+fn log_watch(tasks: &Tasks, log: &dyn Read) {
+    let background = log.background();
+    background.names().iter().for_each(|name| tasks.health().know(name));
+    // Kept beside the task, so that one that is begun again tells nothing twice.
+    let deaths = Arc::new(Mutex::new(background.deaths()));
+    let health = Arc::clone(tasks.health());
+    tasks.spawn_until_stop("log", move || {
+        let (deaths, health) = (Arc::clone(&deaths), Arc::clone(&health));
+        async move {
+            let mut deaths = deaths.lock().await;
+            loop {
+                let death = deaths.next().await;
+                if health.died(&death.task, Cause::Panic(death.panic)).is_some() {
+                    // The log has begun it again by itself.
+                    health.began(&death.task);
+                }
+            }
+        }
+    });
 }

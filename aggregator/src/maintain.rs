@@ -1,12 +1,12 @@
-//! Upkeep beside the flow: months ahead of time, and replays of dead letters.
+//! Maintenance beside the flow: months ahead of time, and replays of dead letters.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use eventlog::Append;
 use events::Record;
+use service::{BackOff, Stop};
 use sqlx::{Connection, PgConnection, Row};
-use tokio::sync::watch;
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -16,25 +16,34 @@ use crate::{database, partitions};
 const MONTHS_EVERY: Duration = Duration::from_secs(3_600);
 const REPLAYS_EVERY: Duration = Duration::from_secs(1);
 const REPLAYS_AT_ONCE: i64 = 500;
+/// The longest pause after failures, about.
+const PAUSE_MAX: Duration = Duration::from_secs(10);
 
-/// Runs until `stopped`.
-pub(crate) async fn run(config: Config, log: Arc<dyn Append>, mut stopped: watch::Receiver<bool>) {
+/// Runs until a stop.
+pub(crate) async fn run(config: Config, log: Arc<dyn Append>, mut stop: Stop) {
     let mut connection: Option<PgConnection> = None;
     let mut months_at = Instant::now() + MONTHS_EVERY;
-    while !*stopped.borrow() {
-        let outcome = upkeep(&config, &mut connection, log.as_ref(), &mut months_at).await;
-        if let Err(error) = outcome {
-            tracing::warn!(error = %error, "upkeep failed; trying again");
-            connection = None;
-        }
+    let mut back_off = BackOff::new(REPLAYS_EVERY, PAUSE_MAX);
+    while !stop.is_requested() {
+        let pause = match maintain(&config, &mut connection, log.as_ref(), &mut months_at).await {
+            Ok(()) => {
+                back_off.reset();
+                REPLAYS_EVERY
+            }
+            Err(error) => {
+                tracing::warn!(%error, "maintenance failed; trying again");
+                connection = None;
+                back_off.delay()
+            }
+        };
         tokio::select! {
-            () = tokio::time::sleep(REPLAYS_EVERY) => {}
-            _ = stopped.wait_for(|stopped| *stopped) => {}
+            () = tokio::time::sleep(pause) => {}
+            () = stop.requested() => {}
         }
     }
 }
 
-async fn upkeep(
+async fn maintain(
     config: &Config,
     connection: &mut Option<PgConnection>,
     log: &dyn Append,
@@ -42,7 +51,7 @@ async fn upkeep(
 ) -> Result<(), sqlx::Error> {
     let open = match connection {
         Some(open) => open,
-        None => connection.insert(database::connect(&config.database_url, "upkeep").await?),
+        None => connection.insert(database::connect(&config.database_url, "maintenance").await?),
     };
     if Instant::now() >= *months_at {
         partitions::make_usual_months(open).await?;

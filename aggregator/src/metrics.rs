@@ -1,17 +1,20 @@
-//! The aggregator's own numbers, on a recorder of its own: in one process with the collector each page shows only its own.
+//! The aggregator's own numbers.
 
-use ::metrics::{Counter, Gauge, Histogram, Key, KeyName, Label, Level, Metadata, Recorder, SharedString, Unit};
+use std::sync::Arc;
+
+use ::metrics::{Counter, Gauge, Histogram, Label};
 use events::Kind;
-use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
+use service::Meter;
 
-const METADATA: Metadata<'static> = Metadata::new("aggregator", Level::INFO, None);
-const COMMIT_SECONDS: &str = "weir_aggregator_commit_seconds";
-const STORED_AGE_SECONDS: &str = "weir_aggregator_stored_age_seconds";
+const STORED: &str = "weir_aggregator_stored_total";
+const DEAD_LETTERS: &str = "weir_aggregator_dead_letters_total";
+const LAG: &str = "weir_aggregator_lag_records";
+const HALTED: &str = "weir_aggregator_halted";
+const SECONDS: [f64; 10] = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0];
 
 /// Handles of all that the aggregator counts. read = stored + duplicate + dead letters.
 pub(crate) struct Metrics {
-    recorder: PrometheusRecorder,
-    handle: PrometheusHandle,
+    meter: Arc<Meter>,
     /// Records read from the log and committed.
     pub read: Counter,
     /// Events that were already stored.
@@ -28,78 +31,53 @@ pub(crate) struct Metrics {
     pub fenced: Counter,
 }
 
+/// Makes the meter of an aggregator.
+pub(crate) fn meter() -> Arc<Meter> {
+    Arc::new(Meter::new("aggregator", &[("_seconds", &SECONDS)]))
+}
+
 impl Metrics {
-    pub(crate) fn new() -> Self {
-        let seconds = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0];
-        let recorder = PrometheusBuilder::new()
-            .set_buckets_for_metric(Matcher::Full(COMMIT_SECONDS.into()), &seconds)
-            .and_then(|builder| builder.set_buckets_for_metric(Matcher::Full(STORED_AGE_SECONDS.into()), &seconds))
-            .map(PrometheusBuilder::build_recorder)
-            .unwrap_or_else(|_| PrometheusBuilder::new().build_recorder()); // refused for an empty list only
-        let handle = recorder.handle();
-        let counter = |name: &'static str, help: &'static str| {
-            recorder.describe_counter(KeyName::from(name), None, SharedString::from(help));
-            let counter = recorder.register_counter(&Key::from_static_name(name), &METADATA);
-            counter.absolute(0);
-            counter
-        };
-        let histogram = |name: &'static str, help: &'static str| {
-            recorder.describe_histogram(KeyName::from(name), Some(Unit::Seconds), SharedString::from(help));
-            recorder.register_histogram(&Key::from_static_name(name), &METADATA)
-        };
-        recorder.describe_counter("weir_aggregator_stored_total".into(), None, "Events stored, by kind".into());
-        recorder.describe_counter(
-            "weir_aggregator_dead_letters_total".into(),
-            None,
-            "Records that could not be applied, by code".into(),
-        );
-        recorder.describe_gauge("weir_aggregator_lag_records".into(), None, "Records in the log that are not stored yet".into());
-        recorder.describe_gauge("weir_aggregator_halted".into(), None, "1 for a log partition that waits for an operator".into());
+    pub(crate) fn new(meter: Arc<Meter>) -> Self {
+        meter.describe_counter(STORED, "Events stored, by kind");
+        meter.describe_counter(DEAD_LETTERS, "Records that could not be applied, by code");
+        meter.describe_gauge(LAG, "Records in the log that are not stored yet");
+        meter.describe_gauge(HALTED, "1 for a log partition that waits for an operator");
         Metrics {
-            read: counter("weir_aggregator_read_total", "Records read from the log and committed"),
-            duplicates: counter("weir_aggregator_duplicates_total", "Events that were already stored"),
-            unattributed: counter("weir_aggregator_unattributed_total", "New conversions that no experiment was credited with"),
-            unknown_commits: counter("weir_aggregator_unknown_commits_total", "Commits whose reply was lost"),
-            fenced: counter("weir_aggregator_fenced_total", "Commits refused because another worker owns the log partition"),
-            commit_seconds: histogram(COMMIT_SECONDS, "Seconds of one commit"),
-            stored_age_seconds: histogram(STORED_AGE_SECONDS, "Seconds from receipt to commit, oldest event of a batch"),
-            handle,
-            recorder,
+            read: meter.counter("weir_aggregator_read_total", "Records read from the log and committed"),
+            duplicates: meter.counter("weir_aggregator_duplicates_total", "Events that were already stored"),
+            unattributed: meter
+                .counter("weir_aggregator_unattributed_total", "New conversions that no experiment was credited with"),
+            unknown_commits: meter.counter("weir_aggregator_unknown_commits_total", "Commits whose reply was lost"),
+            fenced: meter
+                .counter("weir_aggregator_fenced_total", "Commits refused because another worker owns the log partition"),
+            commit_seconds: meter.histogram("weir_aggregator_commit_seconds", "Seconds of one commit"),
+            stored_age_seconds: meter
+                .histogram("weir_aggregator_stored_age_seconds", "Seconds from receipt to commit, oldest event of a batch"),
+            meter,
         }
     }
 
     /// Counts events that were stored.
     pub(crate) fn stored(&self, kind: Kind, count: u64) {
-        self.labelled("weir_aggregator_stored_total", "kind", kind.as_str()).increment(count);
+        self.meter.labelled_counter(STORED, vec![Label::new("kind", kind.as_str())]).increment(count);
     }
 
     /// Counts dead letters.
     pub(crate) fn dead_letter(&self, code: &'static str) {
-        self.labelled("weir_aggregator_dead_letters_total", "code", code).increment(1);
+        self.meter.labelled_counter(DEAD_LETTERS, vec![Label::new("code", code)]).increment(1);
     }
 
     /// Shows how far a log partition is behind.
     pub(crate) fn lag(&self, partition: u32, records: u64) {
-        self.gauge("weir_aggregator_lag_records", partition).set(records as f64);
+        self.gauge(LAG, partition).set(records as f64);
     }
 
     /// Shows whether a log partition is halted.
     pub(crate) fn halted(&self, partition: u32, halted: bool) {
-        self.gauge("weir_aggregator_halted", partition).set(if halted { 1.0 } else { 0.0 });
-    }
-
-    /// Returns the page.
-    pub(crate) fn render(&self) -> String {
-        self.handle.run_upkeep();
-        self.handle.render()
-    }
-
-    fn labelled(&self, name: &'static str, label: &'static str, value: &'static str) -> Counter {
-        self.recorder.register_counter(&Key::from_parts(name, vec![Label::new(label, value)]), &METADATA)
+        self.gauge(HALTED, partition).set(if halted { 1.0 } else { 0.0 });
     }
 
     fn gauge(&self, name: &'static str, partition: u32) -> Gauge {
-        let label = Label::new("log_partition", partition.to_string());
-        self.recorder.register_gauge(&Key::from_parts(name, vec![label]), &METADATA)
+        self.meter.labelled_gauge(name, vec![Label::new("log_partition", partition.to_string())])
     }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use eventlog::{Offset, Read, ReadBound, ReadError};
 use events::Micros;
 use futures_util::future::select_all;
+use service::{BackOff, Stop};
 use sqlx::PgConnection;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -20,12 +21,13 @@ use crate::metrics::Metrics;
 use crate::status::{Halt, Status};
 use crate::{commit::checkpoint, commit::copy, database};
 
-/// How long a worker waits before it begins again, first and at most.
-const RETRY_WAIT: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
-/// A worker that went on for as long begins its waits anew.
+/// How long a worker waits at first before it begins again after an error, and at last.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(2));
+/// After so long without an error the next pause is the shortest again.
 const STEADY: Duration = Duration::from_secs(30);
 
 /// One worker: a connection of its own, and every n-th of the log partitions that this process holds.
+#[derive(Clone)]
 pub(crate) struct Worker {
     pub number: u32,
     pub config: Config,
@@ -46,13 +48,13 @@ struct Position {
 type Positions = BTreeMap<u32, Position>;
 
 impl Worker {
-    /// Works until `stopped`, and then until the log's end. After any error the connection is closed, and everything that
+    /// Works until a stop, and then until the log's end. After any error the connection is closed, and everything that
     /// was known from it is read again: the checkpoint in Postgres is the only progress there is.
-    pub(crate) async fn run(mut self, mut stopped: watch::Receiver<bool>) {
-        let mut retry_wait = RETRY_WAIT.0;
+    pub(crate) async fn run(mut self, mut stop: Stop) {
+        let mut back_off = BackOff::new(PAUSES.0, PAUSES.1);
         loop {
             let began = Instant::now();
-            match self.work(&mut stopped).await {
+            match self.work(&mut stop).await {
                 Ok(()) => return,
                 Err(error) => {
                     match &error {
@@ -63,21 +65,20 @@ impl Worker {
                     tracing::warn!(worker = self.number, %error, "starting again from the checkpoint");
                 }
             }
-            if *stopped.borrow() {
+            if stop.is_requested() {
                 return; // what is left stays in the log
             }
             if began.elapsed() > STEADY {
-                retry_wait = RETRY_WAIT.0;
+                back_off.reset();
             }
             tokio::select! {
-                () = tokio::time::sleep(retry_wait) => {}
-                _ = stopped.wait_for(|stopped| *stopped) => {}
+                () = back_off.wait() => {}
+                () = stop.requested() => {}
             }
-            retry_wait = (retry_wait * 2).min(RETRY_WAIT.1);
         }
     }
 
-    async fn work(&mut self, stopped: &mut watch::Receiver<bool>) -> Result<(), CommitError> {
+    async fn work(&mut self, stop: &mut Stop) -> Result<(), CommitError> {
         let log_id = self.log.identity().log_id;
         let mut connection = database::connect(&self.config.database_url, "writer").await?;
         copy::make_table(&mut connection).await?;
@@ -85,12 +86,12 @@ impl Worker {
         let mut positions = Positions::new();
         let mut ahead = Batch::default();
         loop {
-            self.follow_leases(&mut connection, &mut positions, stopped).await?;
-            let draining = *stopped.borrow();
+            self.follow_leases(&mut connection, &mut positions, stop).await?;
+            let draining = stop.is_requested();
             let mut batch = std::mem::take(&mut ahead);
             if batch.len() == 0 {
                 if !draining {
-                    self.wait(&positions, stopped).await;
+                    self.wait(&positions, stop).await;
                 }
                 batch = self.read(&mut positions).await;
             }
@@ -112,12 +113,12 @@ impl Worker {
     }
 
     /// Takes up log partitions that became ours, after comparing the checkpoint with the log; drops those that were lost.
-    /// Once `stopped` nothing is taken up any more: a log that cannot be reached keeps each question for seconds.
+    /// Once a stop is requested nothing is taken up any more: a log that cannot be reached keeps each question for seconds.
     async fn follow_leases(
         &mut self,
         connection: &mut PgConnection,
         positions: &mut Positions,
-        stopped: &mut watch::Receiver<bool>,
+        stop: &mut Stop,
     ) -> Result<(), sqlx::Error> {
         let mine = |partition: u32| partition % self.config.workers == self.number;
         let held: Held = self.held.borrow_and_update().iter().map(|(p, e)| (*p, *e)).filter(|(p, _)| mine(*p)).collect();
@@ -135,7 +136,7 @@ impl Worker {
             self.stored.up_to(partition, checkpoint.next_offset);
             let compared = tokio::select! {
                 biased;
-                _ = stopped.wait_for(|stopped| *stopped) => return Ok(()),
+                () = stop.requested() => return Ok(()),
                 compared = self.compare(partition, checkpoint) => compared,
             };
             match compared {
@@ -178,7 +179,7 @@ impl Worker {
     }
 
     /// Waits until one of the log partitions has a record, and then as long as a batch may grow.
-    async fn wait(&mut self, positions: &Positions, stopped: &mut watch::Receiver<bool>) {
+    async fn wait(&mut self, positions: &Positions, stop: &mut Stop) {
         let bound = ReadBound { records_max: 1, bytes_max: 1, wait_max: Duration::from_secs(1) };
         let log = &self.log;
         let reads: Vec<_> =
@@ -195,7 +196,7 @@ impl Worker {
         tokio::select! {
             () = arrival => {}
             _ = self.held.changed() => {}
-            _ = stopped.wait_for(|stopped| *stopped) => {}
+            () = stop.requested() => {}
         }
     }
 
@@ -302,7 +303,9 @@ fn halt_of(error: &ReadError) -> Option<Halt> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::metrics;
     use eventlog::memory::MemoryLog;
+    use service::Tasks;
 
     /// A database that refuses connections for two hours, on a clock that passes them at once: the worker is still trying,
     /// and ends when it is told to.
@@ -312,20 +315,19 @@ mod tests {
         let address = listener.local_addr().expect("its address");
         drop(listener); // nobody listens there now
         let (_lease_keeper, held) = watch::channel(Held::new());
-        let (stop, stopped) = watch::channel(false);
         let worker = Worker {
             number: 0,
             config: Config::new(address, format!("postgres://nobody@{address}/nothing")),
             log: Arc::new(MemoryLog::new(8)),
             held,
             stored: Arc::default(),
-            metrics: Arc::new(Metrics::new()),
+            metrics: Arc::new(Metrics::new(metrics::meter())),
             status: Arc::default(),
         };
-        let working = tokio::spawn(worker.run(stopped));
+        let tasks = Tasks::new(&metrics::meter());
+        tasks.spawn("worker", move |stop| worker.clone().run(stop));
         tokio::time::sleep(Duration::from_secs(2 * 3_600)).await;
-        assert!(!working.is_finished(), "the worker has ended: {:?}", working.await);
-        stop.send(true).expect("the worker listens");
-        working.await.expect("the worker ends by itself");
+        assert_eq!(tasks.health().unready(), None, "the worker has died");
+        assert!(tasks.stop(Duration::ZERO, Duration::from_secs(5)).await, "the worker does not end");
     }
 }

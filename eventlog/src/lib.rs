@@ -19,6 +19,7 @@ use bytes::Bytes;
 use events::Record;
 use uuid::Uuid;
 
+pub mod background;
 #[cfg(any(test, feature = "testing"))]
 pub mod conformance;
 pub mod embedded;
@@ -26,6 +27,8 @@ pub mod embedded;
 pub mod kafka;
 pub mod memory;
 pub mod spool;
+
+use background::Background;
 
 /// The next record to read, counted from 0 in each log partition.
 pub type Offset = u64;
@@ -144,6 +147,11 @@ pub trait Append: Send + Sync + 'static {
     fn spool(&self) -> Option<spool::Stats> {
         None
     }
+
+    /// Returns the threads and tasks that the log runs.
+    fn background(&self) -> Background {
+        Background::default()
+    }
 }
 
 /// The aggregator's side of a log.
@@ -178,6 +186,11 @@ pub trait Read: Send + Sync + 'static {
     /// Says that records below `offset` are no longer needed. The last one below it stays, so that a checkpoint can be
     /// compared with the record before it. A hint: nothing is deleted before it, something may be left after it.
     async fn release(&self, partition: u32, offset: Offset);
+
+    /// Returns the threads and tasks that the log runs.
+    fn background(&self) -> Background {
+        Background::default()
+    }
 }
 
 #[async_trait]
@@ -205,6 +218,10 @@ impl<L: Read + ?Sized> Read for Arc<L> {
     async fn release(&self, partition: u32, offset: Offset) {
         (**self).release(partition, offset).await;
     }
+
+    fn background(&self) -> Background {
+        (**self).background()
+    }
 }
 
 #[async_trait]
@@ -223,5 +240,9 @@ impl<L: Append + ?Sized> Append for Arc<L> {
 
     fn spool(&self) -> Option<spool::Stats> {
         (**self).spool()
+    }
+
+    fn background(&self) -> Background {
+        (**self).background()
     }
 }

@@ -44,6 +44,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use uuid::Uuid;
 
+use crate::background::Background;
 use crate::embedded;
 use crate::{Append, AppendError, LogIdentity, Position};
 
@@ -156,6 +157,8 @@ type Opener = Box<dyn Fn() -> Result<Arc<dyn Store>, embedded::OpenError> + Send
 struct Shared {
     identity: LogIdentity,
     primary: Arc<dyn Append>,
+    /// The primary's, joined by those of the spool.
+    background: Background,
     options: Options,
     /// None while its disk has failed and it is not open again.
     store: RwLock<Option<Arc<dyn Store>>>,
@@ -184,8 +187,9 @@ impl Spool {
         compare: Arc<dyn Compare>,
         options: Options,
     ) -> Result<Spool, OpenError> {
-        let opener = DiskStore::opener(folder, primary.identity().partitions, &options);
-        Spool::open_with(opener, primary, compare, options)
+        let background = primary.background();
+        let opener = DiskStore::opener(folder, primary.identity().partitions, &options, background.clone());
+        Spool::open_with(opener, primary, compare, options, background)
     }
 
     fn open_with(
@@ -193,6 +197,7 @@ impl Spool {
         primary: Arc<dyn Append>,
         compare: Arc<dyn Compare>,
         options: Options,
+        background: Background,
     ) -> Result<Spool, OpenError> {
         let identity = primary.identity();
         let store = open()?;
@@ -202,6 +207,7 @@ impl Spool {
         counters.set_damaged_files(store.damaged_files());
         let shared = Arc::new(Shared {
             identity,
+            background,
             primary,
             options,
             store_id: Append::identity(&*store).log_id,
@@ -213,10 +219,20 @@ impl Spool {
             counters,
             is_stopped: std::sync::atomic::AtomicBool::new(false),
         });
-        let mut tasks =
-            vec![tokio::spawn(trust::follow(Arc::clone(&shared), compare)), tokio::spawn(keep::keep(Arc::clone(&shared)))];
+        let background = &shared.background;
+        let mut tasks = vec![
+            background.task(trust::TASK, {
+                let shared = Arc::clone(&shared);
+                move || trust::follow(Arc::clone(&shared), Arc::clone(&compare))
+            }),
+            background.task(keep::TASK, {
+                let shared = Arc::clone(&shared);
+                move || keep::keep(Arc::clone(&shared))
+            }),
+        ];
         for partition in 0..identity.partitions {
-            tasks.push(tokio::spawn(drain::drain(Arc::clone(&shared), partition)));
+            let shared = Arc::clone(&shared);
+            tasks.push(background.task(drain::task(partition), move || drain::drain(Arc::clone(&shared), partition)));
         }
         Ok(Spool { shared, tasks: Mutex::new(tasks) })
     }
@@ -250,7 +266,7 @@ impl Spool {
             task.abort();
         }
         for task in tasks {
-            // Cancelled, or ended by a panic that was reported where it happened.
+            // Cancelled.
             let _ = task.await;
         }
         keep::note(&self.shared).await;
@@ -280,6 +296,10 @@ impl Append for Spool {
 
     fn spool(&self) -> Option<Stats> {
         Some(self.stats())
+    }
+
+    fn background(&self) -> Background {
+        self.shared.background.clone()
     }
 }
 

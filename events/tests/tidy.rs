@@ -8,13 +8,14 @@ use std::path::{Path, PathBuf};
 const MAY_IMPORT: [(&str, &[&str]); 10] = [
     ("events", &[]),
     ("eventlog", &["events"]),
-    ("ingest", &["events", "eventlog"]),
-    ("aggregator", &["events", "eventlog", "segments"]),
+    ("service", &[]),
+    ("ingest", &["events", "eventlog", "service"]),
+    ("aggregator", &["events", "eventlog", "segments", "service"]),
     ("segments", &["events"]),
     ("statistics", &[]),
-    ("query", &["segments", "statistics"]),
+    ("query", &["segments", "statistics", "service"]),
     ("migrations", &[]),
-    ("weir", &["events", "eventlog", "ingest", "aggregator", "segments", "statistics", "query", "migrations"]),
+    ("weir", &["events", "eventlog", "ingest", "aggregator", "segments", "statistics", "query", "migrations", "service"]),
     ("benches", &["events", "eventlog", "ingest", "aggregator", "segments", "query", "migrations"]),
 ];
 
@@ -25,6 +26,25 @@ const HEAVY: [(&str, &[&str]); 5] = [
     ("rdkafka", &["eventlog", "benches"]),
     ("rdkafka-sys", &["eventlog"]),
     ("sqlx", &["aggregator", "ingest", "query", "migrations", "weir", "benches"]),
+];
+
+/// How tasks and threads begin. In what serves only `service` does so, which supervises them; each other place has its reason here.
+const SPAWNS: [&str; 5] = ["tokio::spawn(", "JoinSet::new", "thread::spawn(", "thread::Builder", "thread::scope("];
+const MAY_SPAWN: [(&str, &str); 14] = [
+    ("eventlog/src/background.rs", "begins them again, and tells whoever uses the log"),
+    ("eventlog/src/embedded/writer.rs", "joined by the writer, whose panic theirs is"),
+    ("eventlog/src/kafka/producer.rs", "drops a producer that was replaced; nothing waits for it"),
+    ("eventlog/src/spool/append.rs", "awaited by its caller, whose error its panic is"),
+    ("query/src/engine.rs", "awaited by its request, whose panic it is"),
+    ("query/src/experiment/parallel.rs", "joined by its request, whose panic it is"),
+    ("query/src/lib.rs", "its listener has no supervisor yet; a panic ends one request"),
+    ("query/src/routes.rs", "its listener has no supervisor yet; a panic ends one request"),
+    ("query/src/server.rs", "its listener has no supervisor yet; a panic ends one request"),
+    ("weir/src/children.rs", "its end ends `weir up`"),
+    ("weir/src/commands/import.rs", "awaited by the command"),
+    ("weir/src/demo.rs", "awaited by the command"),
+    ("weir/src/query_service.rs", "ends with the stdin or the stdout that it reads"),
+    ("weir/src/up.rs", "awaited by the start"),
 ];
 
 /// The only file that may contain unsafe code: the glue to Kafka's C library.
@@ -117,6 +137,26 @@ fn unsafe_code_lies_in_one_file() {
         assert!(may || !names_lint, "{}: only {UNSAFE} may allow unsafe code", file.display());
     }
     assert!(root().join(UNSAFE).exists());
+}
+
+#[test]
+fn no_task_begins_where_nobody_sees_its_end() {
+    let mut found = Vec::new();
+    for member in ["eventlog", "ingest", "aggregator", "query", "weir"] {
+        for file in sources(&root().join(member).join("src")) {
+            let path = file.strip_prefix(root()).expect("below the root").to_string_lossy().into_owned();
+            let text = fs::read_to_string(&file).expect("a source file");
+            // Tests may begin what they like; so may the suite that logs are tested by.
+            let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
+            let is_of_tests = path.contains("/tests/") || path.ends_with("/conformance.rs");
+            if !is_of_tests && SPAWNS.iter().any(|spawn| code.contains(spawn)) {
+                found.push(path);
+            }
+        }
+    }
+    found.sort();
+    let allowed: Vec<&str> = MAY_SPAWN.iter().map(|(path, _)| *path).collect();
+    assert_eq!(found, allowed, "tasks and threads of services are spawned by `service::Tasks`");
 }
 
 #[test]

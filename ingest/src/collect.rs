@@ -1,7 +1,6 @@
 //! The path of a request, from its bytes to its answer: admit, decode, validate, append, respond.
 
 use std::collections::HashSet;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -12,6 +11,8 @@ use events::rules::{self, Door, limits};
 use events::{Code, Event, EventId, Micros, Record, Rejection};
 use hyper::Request;
 use hyper::body::Incoming;
+use service::tasks::Panicked;
+use service::{Health, Page, Response};
 use uuid::Uuid;
 
 use crate::admit::{Admitted, admit, body_fault, too_fast};
@@ -21,7 +22,7 @@ use crate::config::Limits;
 use crate::keys::Keys;
 use crate::metrics::Metrics;
 use crate::request::{Device, Envelope, Shaped, Text};
-use crate::respond::{self, Outcome, Refusal, Response};
+use crate::respond::{self, Outcome, Refusal};
 use crate::route::Route;
 
 /// Bodies larger than this are read beside the reactor, so that one of them does not make all others wait.
@@ -34,10 +35,10 @@ pub(crate) struct App {
     pub(crate) clock: Arc<dyn Fn() -> Micros + Send + Sync>,
     pub(crate) keys: Arc<Keys>,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) page: Page,
+    pub(crate) health: Arc<Health>,
     pub(crate) memory: Memory,
     pub(crate) agents: Agents,
-    /// The collector is going to stop.
-    pub(crate) is_stopping: AtomicBool,
     /// The last append failed: said once, until one succeeds.
     pub(crate) is_log_failing: AtomicBool,
 }
@@ -66,17 +67,15 @@ pub(crate) async fn beside<T: Send + 'static>(
     is_short: bool,
     step: impl FnOnce(&App) -> Result<T, Refusal> + Send + 'static,
 ) -> Result<T, Refusal> {
-    let done = if is_short {
-        catch_unwind(AssertUnwindSafe(|| step(app))).ok()
-    } else {
-        let app = app.clone();
-        tokio::task::spawn_blocking(move || step(&app)).await.ok()
-    };
-    done.unwrap_or_else(|| {
-        // The panic itself is on stderr already, with its place.
-        app.metrics.panics.increment(1);
-        Err(Refusal::Bug)
-    })
+    if is_short {
+        return app.health.caught_here(|| step(app)).unwrap_or(Err(Refusal::Bug));
+    }
+    let done = tokio::task::spawn_blocking({
+        let app = Arc::clone(app);
+        move || app.health.caught_here(|| step(&app))
+    });
+    // It is not cancelled, and its panics are caught.
+    done.await.unwrap_or(Err(Panicked)).unwrap_or(Err(Refusal::Bug))
 }
 
 /// Takes the body apart, so that each event stands alone, and counts them against the key's rate.

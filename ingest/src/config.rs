@@ -80,6 +80,21 @@ pub struct Limits {
     pub stop_wait_max: Duration,
 }
 
+impl Limits {
+    /// Returns those that concern connections.
+    pub(crate) fn of_connections(&self) -> service::Limits {
+        service::Limits {
+            connections_max: self.connections_max as usize,
+            headers_max: self.headers_max,
+            head_bytes_max: self.head_bytes_max,
+            head_wait_max: self.head_wait_max,
+            idle_max: self.idle_max,
+            // A client that has shut its side down after the request still wants the answer.
+            half_close: true,
+        }
+    }
+}
+
 impl Default for Limits {
     fn default() -> Self {
         Limits {

@@ -233,7 +233,7 @@ mod tests {
 
     /// A reading that ended just now.
     fn read(keys: &Keys, succeeded: bool) {
-        keys.note(Instant::now(), succeeded, &Metrics::new());
+        keys.note(Instant::now(), succeeded, &Metrics::new(crate::metrics::meter()));
     }
 
     #[tokio::test]

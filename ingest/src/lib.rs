@@ -1,6 +1,6 @@
 //! The collector: HTTP to log.
 //!
-//! A request comes by `server`, finds its `route`, and walks `collect`: **admit** (key, rate, body), **decode** (a body
+//! A request comes by `answer`, finds its `route`, and walks `collect`: **admit** (key, rate, body), **decode** (a body
 //! to events that stand alone), **validate** (every event against every rule), **append** (all at once, awaited until
 //! durable), **respond** (in the dialect that was spoken). Nothing is answered 200 before it is durable, and one bad event
 //! never harms its neighbours.
@@ -9,48 +9,42 @@
 //! log, no state about events: whether one was seen before is decided by whoever reads the log.
 
 mod admit;
+mod answer;
 mod body;
 mod bots;
 mod collect;
 mod config;
 mod keys;
+mod log_watch;
 mod metrics;
 mod names;
 mod request;
 mod respond;
 mod route;
-mod server;
 
 use std::net::SocketAddr;
 use std::str::FromStr as _;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use events::Micros;
+use service::{Health, Listener, Page, Scope, Tasks};
 use sqlx::postgres::PgConnectOptions;
-use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, watch};
-use tokio::task::JoinHandle;
 
 pub use config::{Config, Limits, StartError};
 
 use collect::App;
-use server::{Door, Stage};
 
 /// How long a start waits for Postgres; a collector that knows keys from an earlier run serves without it.
 const FIRST_READING_MAX: Duration = Duration::from_secs(2);
-/// How often recorded times are moved into their histograms.
-const UPKEEP_EVERY: Duration = Duration::from_secs(1);
 
 /// A running collector. Dropping it ends it at once; [`Collector::stop`] ends it well.
 pub struct Collector {
-    app: Arc<App>,
+    limits: Limits,
     address: SocketAddr,
     metrics_address: Option<SocketAddr>,
-    stage: watch::Sender<Stage>,
-    permits: Arc<Semaphore>,
-    tasks: Vec<JoinHandle<()>>,
+    tasks: Tasks,
 }
 
 impl Collector {
@@ -72,57 +66,55 @@ impl Collector {
         if any_key && !collector.ip().is_loopback() {
             return Err(StartError::AnyKeyInPublic(collector));
         }
-        let (listener, address) = listen(collector).await?;
+        let listener = listen(collector).await?;
+        let address = listener.address();
         let metrics_listener = match metrics_on {
             Some(address) => Some(listen(address).await?),
             None => None,
         };
+        let metrics_address = metrics_listener.as_ref().map(Listener::address);
         if any_key {
             tracing::warn!(%address, "events are taken under any key, into the project default");
         }
 
         let file = (!data_dir.as_os_str().is_empty()).then(|| data_dir.join("keys.json"));
         let keys = Arc::new(keys::Keys::new(any_key, file, names::Names::new(limits.event_names_max)));
-        let metrics = Arc::new(metrics::Metrics::new());
-        let permits = Arc::new(Semaphore::new(limits.connections_max as usize));
+        let meter = metrics::meter();
+        let metrics = Arc::new(metrics::Metrics::new(Arc::clone(&meter)));
+        let tasks = Tasks::new(&meter);
+        log_watch::spawn(&tasks, Arc::clone(&log));
         let app = Arc::new(App {
             memory: body::Memory::new(limits.in_flight_bytes_max),
-            limits,
+            limits: limits.clone(),
             log,
             clock,
-            keys: keys.clone(),
-            metrics: metrics.clone(),
+            keys: Arc::clone(&keys),
+            metrics: Arc::clone(&metrics),
+            page: Page::new(&meter, tasks.health()),
+            health: Arc::clone(tasks.health()),
             agents: bots::Agents::default(),
-            is_stopping: AtomicBool::new(false),
             is_log_failing: AtomicBool::new(false),
         });
-        let mut collector = Collector {
-            app: app.clone(),
-            address,
-            metrics_address: metrics_listener.as_ref().map(|(_, address)| *address),
-            stage: watch::Sender::new(Stage::Open),
-            permits: permits.clone(),
-            tasks: Vec::new(),
-        };
-        collector.spawn(keys::refresh(keys.clone(), options, metrics.clone()));
-        collector.spawn(async move {
-            loop {
-                tokio::time::sleep(UPKEEP_EVERY).await;
-                metrics.upkeep();
-            }
+        tasks.spawn_until_stop("keys", {
+            let keys = Arc::clone(&keys);
+            move || keys::refresh(Arc::clone(&keys), options.clone(), Arc::clone(&metrics))
         });
         // Bounded: with Postgres down the keys of `keys.json` serve, or nothing does, and `/readyz` says so.
         let _ = tokio::time::timeout(FIRST_READING_MAX, keys.first_reading()).await;
 
-        let door = Door::Public { metrics: metrics_listener.is_none() };
-        collector.spawn(server::accept(app.clone(), listener, door, permits, collector.stage.subscribe()));
-        if let Some((listener, _)) = metrics_listener {
-            // Connections of its own: counters can be read while all others are taken.
-            let permits = Arc::new(Semaphore::new(64));
-            collector.spawn(server::accept(app, listener, Door::Metrics, permits, collector.stage.subscribe()));
+        let serve = |listener: Listener, name, limits, scope| {
+            let app = Arc::clone(&app);
+            listener.serve(&tasks, name, &meter, limits, move |request| answer::answer(Arc::clone(&app), scope, request));
+        };
+        match metrics_listener {
+            None => serve(listener, "listener", limits.of_connections(), Scope::All),
+            Some(on_its_own) => {
+                serve(listener, "listener", limits.of_connections(), Scope::NoMetrics);
+                serve(on_its_own, "metrics-listener", service::Limits::page(), Scope::Page);
+            }
         }
         tracing::info!(%address, "collector listens");
-        Ok(collector)
+        Ok(Collector { limits, address, metrics_address, tasks })
     }
 
     /// Returns where events are taken; the port is the real one where 0 was asked for.
@@ -135,41 +127,22 @@ impl Collector {
         self.metrics_address
     }
 
+    /// Returns how its tasks are; if they fail, the process has to end.
+    pub fn health(&self) -> &Arc<Health> {
+        self.tasks.health()
+    }
+
     /// Ends it: `/readyz` says so, answers ask clients to close, then no connection is taken, and what is in flight is
     /// finished, within [`Limits::stop_wait_max`]. Every event that was answered as accepted is in the log.
     pub async fn stop(self) {
-        let limits = &self.app.limits;
-        let linger = limits.linger.min(limits.stop_wait_max);
-        self.app.is_stopping.store(true, Ordering::Relaxed);
-        tokio::time::sleep(linger).await;
-        self.stage.send_replace(Stage::Closing);
-        // All permits together are there when the last connection is gone.
-        let gone = self.permits.acquire_many(limits.connections_max);
-        match tokio::time::timeout(limits.stop_wait_max - linger, gone).await {
-            Ok(_) => tracing::info!("collector stopped, nothing was in flight"),
-            Err(_) => {
-                self.stage.send_replace(Stage::Aborted);
-                let open = limits.connections_max as usize - self.permits.available_permits();
-                tracing::warn!(open, "collector stopped with connections open; their clients send again");
-            }
+        if self.tasks.stop(self.limits.linger, self.limits.stop_wait_max).await {
+            tracing::info!("collector stopped, nothing was in flight");
+        } else {
+            tracing::warn!("collector stopped with connections open; their clients send again");
         }
     }
-
-    fn spawn(&mut self, task: impl Future<Output = ()> + Send + 'static) {
-        self.tasks.push(tokio::spawn(task));
-    }
 }
 
-impl Drop for Collector {
-    fn drop(&mut self) {
-        self.tasks.iter().for_each(JoinHandle::abort);
-        self.stage.send_replace(Stage::Aborted);
-    }
-}
-
-async fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), StartError> {
-    let failed = |source| StartError::Listen { address, source };
-    let listener = TcpListener::bind(address).await.map_err(failed)?;
-    let bound = listener.local_addr().map_err(failed)?;
-    Ok((listener, bound))
+async fn listen(address: SocketAddr) -> Result<Listener, StartError> {
+    Listener::bind(address).await.map_err(|source| StartError::Listen { address, source })
 }

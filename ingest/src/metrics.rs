@@ -4,13 +4,13 @@
 //! For all requests together, `events_received_total` = `events_appended_total` + `events_duplicate_total` + the sum of
 //! `events_rejected_total`; what was refused for the client to send again is in `events_deferred_total` and in none of these.
 
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use eventlog::spool;
 use events::{Code, Micros};
-use metrics::{Counter, Gauge, Histogram, Key, KeyName, Label, Level, Metadata, Recorder, SharedString, Unit};
-use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
+use metrics::{Counter, Gauge, Histogram, Label};
+use service::Meter;
 
 use crate::route::Route;
 
@@ -23,8 +23,7 @@ const STATUSES: [u16; 13] = [200, 204, 400, 401, 404, 405, 408, 413, 414, 415, 4
 /// All metrics of one collector.
 #[allow(missing_docs)] // Each is described where it is made.
 pub(crate) struct Metrics {
-    recorder: PrometheusRecorder,
-    page: PrometheusHandle,
+    meter: Arc<Meter>,
     pub(crate) received: Counter,
     pub(crate) appended: Counter,
     pub(crate) duplicate: Counter,
@@ -45,13 +44,8 @@ pub(crate) struct Metrics {
     pub(crate) key_unavailable: Counter,
     pub(crate) keys: Gauge,
     pub(crate) key_readings_failed: Counter,
-    pub(crate) connections: Gauge,
-    pub(crate) connections_accepted: Counter,
-    pub(crate) connections_timed_out: Counter,
     pub(crate) over_memory: Counter,
     pub(crate) over_rate: Counter,
-    pub(crate) panics: Counter,
-    pub(crate) ready: Gauge,
     /// Made when the log has a spool.
     spool: OnceLock<SpoolMetrics>,
 }
@@ -72,67 +66,23 @@ struct SpoolMetrics {
     refused: Counter,
 }
 
-struct Maker<'a>(&'a PrometheusRecorder);
-
-const METADATA: Metadata<'static> = Metadata::new("ingest", Level::INFO, None);
-
-impl Maker<'_> {
-    fn describe(&self, name: &'static str, help: &'static str) -> (KeyName, Option<Unit>, SharedString) {
-        (KeyName::from_const_str(name), None, SharedString::const_str(help))
-    }
-
-    fn counter(&self, name: &'static str, help: &'static str) -> Counter {
-        let (key, unit, help) = self.describe(name, help);
-        self.0.describe_counter(key, unit, help);
-        self.0.register_counter(&Key::from_static_name(name), &METADATA)
-    }
-
-    fn counters(&self, name: &'static str, help: &'static str, label: &'static str, values: &[&'static str]) -> Vec<Counter> {
-        let (key, unit, help) = self.describe(name, help);
-        self.0.describe_counter(key, unit, help);
-        let one =
-            |value: &&'static str| self.0.register_counter(&Key::from_parts(name, vec![Label::new(label, *value)]), &METADATA);
-        values.iter().map(one).collect()
-    }
-
-    fn gauge(&self, name: &'static str, help: &'static str) -> Gauge {
-        let (key, unit, help) = self.describe(name, help);
-        self.0.describe_gauge(key, unit, help);
-        self.0.register_gauge(&Key::from_static_name(name), &METADATA)
-    }
-
-    fn histogram(&self, name: &'static str, help: &'static str) -> Histogram {
-        let (key, unit, help) = self.describe(name, help);
-        self.0.describe_histogram(key, unit, help);
-        self.0.register_histogram(&Key::from_static_name(name), &METADATA)
-    }
-}
-
 const REQUESTS: &str = "weir_collector_requests_total";
 const DURATIONS: &str = "weir_collector_request_duration_seconds";
 
+/// Makes the meter of a collector.
+pub(crate) fn meter() -> Arc<Meter> {
+    Arc::new(Meter::new("collector", &[("_seconds", &SECONDS), ("_bytes", &BYTES), ("_batch_events", &EVENTS)]))
+}
+
 impl Metrics {
     /// Makes all of them, at zero.
-    pub(crate) fn new() -> Self {
-        // Fails for empty bucket lists only, and these are not.
-        let buckets = |builder: PrometheusBuilder, suffix: &str, buckets: &[f64]| {
-            builder.set_buckets_for_metric(Matcher::Suffix(suffix.to_owned()), buckets)
-        };
-        let builder = buckets(PrometheusBuilder::new(), "_seconds", &SECONDS)
-            .and_then(|builder| buckets(builder, "_bytes", &BYTES))
-            .and_then(|builder| buckets(builder, "_batch_events", &EVENTS))
-            .unwrap_or_else(|_| PrometheusBuilder::new());
-        let recorder = builder.build_recorder();
-        let page = recorder.handle();
-        let make = Maker(&recorder);
+    pub(crate) fn new(meter: Arc<Meter>) -> Self {
+        let make = meter.as_ref();
         let codes: Vec<_> = Code::ALL.iter().map(|code| code.as_str()).collect();
 
-        let (key, unit, help) = make.describe(REQUESTS, "Answers by route and status.");
-        recorder.describe_counter(key, unit, help);
-        let (key, unit, help) = make.describe(DURATIONS, "Time from a request's head to its answer, by route.");
-        recorder.describe_histogram(key, unit, help);
-        let durations = Route::NAMES
-            .map(|route| recorder.register_histogram(&Key::from_parts(DURATIONS, vec![Label::new("route", route)]), &METADATA));
+        make.describe_counter(REQUESTS, "Answers by route and status.");
+        make.describe_histogram(DURATIONS, "Time from a request's head to its answer, by route.");
+        let durations = Route::NAMES.map(|route| make.labelled_histogram(DURATIONS, vec![Label::new("route", route)]));
         let kinds = ["unavailable", "unknown", "stopped", "timeout"];
         let failed = make.counters(
             "weir_collector_append_failures_total",
@@ -153,7 +103,7 @@ impl Metrics {
             &["memory", "rate"],
         );
 
-        let metrics = Metrics {
+        Metrics {
             received: make.counter("weir_collector_events_received_total", "Events of requests that were answered for good."),
             appended: make.counter("weir_collector_events_appended_total", "Events that are durable in the log."),
             duplicate: make.counter("weir_collector_events_duplicate_total", "Events that repeat another one of their request."),
@@ -182,23 +132,11 @@ impl Metrics {
             keys: make.gauge("weir_collector_keys", "Keys that may send."),
             key_readings_failed: make
                 .counter("weir_collector_key_readings_failed_total", "Failed readings of the keys from Postgres."),
-            connections: make.gauge("weir_collector_connections", "Open connections."),
-            connections_accepted: make.counter("weir_collector_connections_accepted_total", "Connections taken."),
-            connections_timed_out: make
-                .counter("weir_collector_connections_timed_out_total", "Connections closed for being idle or too slow."),
             over_memory: pressure[0].clone(),
             over_rate: pressure[1].clone(),
-            panics: make.counter("weir_collector_panics_total", "Requests that met a bug and were answered 500."),
-            ready: make.gauge("weir_collector_ready", "1 if an event could be taken now, else 0."),
             spool: OnceLock::new(),
-            page,
-            recorder,
-        };
-        // Gauges and histograms are on the page from the start.
-        for gauge in [&metrics.in_flight, &metrics.in_flight_bytes, &metrics.keys, &metrics.connections, &metrics.ready] {
-            gauge.set(0.0);
+            meter,
         }
-        metrics
     }
 
     /// Counts one rejected event.
@@ -215,14 +153,14 @@ impl Metrics {
         let Some(at) = STATUSES.iter().position(|known| *known == status) else { return };
         let counter = self.requests[route][at].get_or_init(|| {
             let labels = vec![Label::new("route", Route::NAMES[route]), Label::new("status", STATUSES[at].to_string())];
-            self.recorder.register_counter(&Key::from_parts(REQUESTS, labels), &METADATA)
+            self.meter.labelled_counter(REQUESTS, labels)
         });
         counter.increment(1);
     }
 
     /// Shows what the spool of the log holds and has done.
     pub(crate) fn spool(&self, stats: &spool::Stats, now: Micros) {
-        let shown = self.spool.get_or_init(|| SpoolMetrics::new(&Maker(&self.recorder)));
+        let shown = self.spool.get_or_init(|| SpoolMetrics::new(&self.meter));
         let age = stats.oldest_received_at().map_or(0, |oldest| now.0.saturating_sub(oldest.0).max(0));
         shown.records.set(stats.records() as f64);
         shown.bytes.set(stats.bytes as f64);
@@ -239,26 +177,15 @@ impl Metrics {
         shown.doubtful.absolute(stats.doubtful_appends);
         shown.refused.absolute(stats.refused_appends);
     }
-
-    /// Returns the page that Prometheus scrapes.
-    pub(crate) fn render(&self) -> String {
-        self.page.render()
-    }
-
-    /// Moves what was recorded into the histograms; without it they grow until the next scrape.
-    pub(crate) fn upkeep(&self) {
-        self.page.run_upkeep();
-    }
 }
 
 impl SpoolMetrics {
-    fn new(make: &Maker<'_>) -> Self {
+    fn new(make: &Meter) -> Self {
         const STATE: &str = "weir_collector_spool_state";
-        let (key, unit, help) = make.describe(STATE, "1 for what the spool does now, else 0.");
-        make.0.describe_gauge(key, unit, help);
+        make.describe_gauge(STATE, "1 for what the spool does now, else 0.");
         let state = |state: spool::State| {
             let labels = vec![Label::new("state", state.as_str())];
-            (state, make.0.register_gauge(&Key::from_parts(STATE, labels), &METADATA))
+            (state, make.labelled_gauge(STATE, labels))
         };
         SpoolMetrics {
             records: make.gauge("weir_collector_spool_records", "Events that wait on this machine to come into the log."),
@@ -287,15 +214,17 @@ mod tests {
     use super::*;
 
     /// The rules of `promtool check metrics` that concern names, and one help text for each.
-    #[test]
-    fn the_page_is_well_formed() {
-        let metrics = Metrics::new();
+    #[tokio::test]
+    async fn the_page_is_well_formed() {
+        let meter = meter();
+        let tasks = service::Tasks::new(&meter);
+        let _page = service::Page::new(&meter, tasks.health());
+        let metrics = Metrics::new(Arc::clone(&meter));
         metrics.received.increment(3);
         metrics.reject(Code::TooDeep);
         metrics.append_seconds.record(0.002);
         metrics.answer(Some(Route::Events), 200, Duration::from_millis(2));
-        metrics.upkeep();
-        let page = metrics.render();
+        let page = meter.render();
         assert!(page.contains("weir_collector_events_received_total 3\n"), "{page}");
         assert!(page.contains("weir_collector_events_rejected_total{code=\"too_deep\"} 1\n"), "{page}");
         assert!(page.contains("weir_collector_requests_total{route=\"events\",status=\"200\"} 1\n"), "{page}");

@@ -15,13 +15,11 @@ use hyper::header::{
     WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS,
 };
 use serde::Serialize;
+use service::Response;
 
 use crate::body::BodyFault;
 use crate::config::Limits;
 use crate::request::{COOKIE, EnvelopeFault};
-
-/// An answer, complete in memory.
-pub(crate) type Response = hyper::Response<Full<Bytes>>;
 
 const ACCEPTED: HeaderName = HeaderName::from_static("x-events-accepted");
 const REJECTED: HeaderName = HeaderName::from_static("x-events-rejected");
@@ -270,24 +268,6 @@ pub(crate) fn share(mut response: Response) -> Response {
     let exposed = "X-Weir-Error, X-Events-Accepted, X-Events-Rejected, Retry-After";
     headers.insert(ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static(exposed));
     response
-}
-
-/// Answers `/livez`.
-pub(crate) fn live() -> Response {
-    text(StatusCode::OK, "application/json", "{\"live\":true}")
-}
-
-/// Answers `/readyz`: whether an event could be taken now, and if not, why.
-pub(crate) fn ready(ready: &Result<(), String>) -> Response {
-    match ready {
-        Ok(()) => json(StatusCode::OK, &serde_json::json!({ "ready": true })),
-        Err(reason) => json(StatusCode::SERVICE_UNAVAILABLE, &serde_json::json!({ "ready": false, "reason": reason })),
-    }
-}
-
-/// Answers `/metrics`.
-pub(crate) fn metrics(page: String) -> Response {
-    text(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", page)
 }
 
 fn json(status: StatusCode, body: &impl Serialize) -> Response {

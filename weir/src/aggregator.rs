@@ -21,7 +21,7 @@ pub(crate) struct AggregatorArgs {
 
 /// Runs the command until a signal. Prints the line `aggregator URL`.
 /// # Errors
-/// If the service does not start, or the schema is not the one of this build.
+/// If the service does not start or cannot go on, or the schema is not the one of this build.
 pub(crate) async fn run(args: AggregatorArgs, globals: &Globals) -> anyhow::Result<()> {
     let mut signals = EndSignals::listen()?;
     let kafka = args.kafka.required()?;
@@ -38,10 +38,9 @@ pub(crate) async fn run(args: AggregatorArgs, globals: &Globals) -> anyhow::Resu
     let aggregator = Aggregator::start(config, Arc::new(log.clone()), Arc::new(log.clone())).await?;
     // Whoever started this may have closed its end.
     let _ = writeln!(std::io::stdout(), "aggregator http://{}", aggregator.address());
-    tokio::select! {
-        () = signals.next() => {}
-        () = log::keep_compared(log) => {}
-    }
+    let compared = log.keep_compared();
+    let ended = signals.next_unless_failed(aggregator.health()).await;
+    compared.abort();
     aggregator.stop().await;
-    Ok(())
+    ended
 }

@@ -5,16 +5,17 @@
 use std::future::Future;
 use std::time::Duration;
 
-use anyhow::bail;
+use anyhow::{anyhow, bail};
 use rustix::process::{Pid, Signal};
+use service::BackOff;
 use tokio::process::Child;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-/// The wait before the first new start.
+/// The wait before the first new start, about.
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
-/// The longest wait; each start that does not last doubles it until here.
+/// The longest wait, about; each start that does not last doubles it until here.
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
 /// How long a process must have run for the next wait to be the shortest again.
 const STEADY: Duration = Duration::from_secs(30);
@@ -130,8 +131,11 @@ pub(crate) trait Program: Send + 'static {
 
 /// A process that is kept running until it is ended. When this is dropped instead, the process is left as it is.
 pub(crate) struct Kept {
+    name: &'static str,
     stop: oneshot::Sender<Instant>,
     task: JoinHandle<()>,
+    /// Its sender is dropped when the task ends, however it does.
+    ended: watch::Receiver<()>,
 }
 
 impl Kept {
@@ -166,8 +170,19 @@ impl Kept {
             }
         };
         let (stop, stopped) = oneshot::channel();
-        let task = tokio::spawn(keep(program, process, stopped));
-        Ok((Kept { stop, task }, first))
+        let (alive, ended) = watch::channel(());
+        let task = tokio::spawn(async move {
+            let _alive = alive;
+            keep(program, process, stopped).await;
+        });
+        Ok((Kept { name: P::NAME, stop, task, ended }, first))
+    }
+
+    /// Waits until nobody keeps the process running any more although it was not ended, which is a bug, and says so. May be cancelled.
+    pub(crate) async fn lost(&self) -> anyhow::Error {
+        let mut ended = self.ended.clone();
+        while ended.changed().await.is_ok() {}
+        anyhow!("the task that keeps {} running has ended; what it panicked with is in the log", self.name)
     }
 
     /// Ends the process in good order, by force after `until`.
@@ -179,7 +194,8 @@ impl Kept {
 }
 
 async fn keep<P: Program>(mut program: P, mut process: Process, mut stopped: oneshot::Receiver<Instant>) {
-    let mut wait = BACKOFF_MIN;
+    let mut back_off = BackOff::new(BACKOFF_MIN, BACKOFF_MAX);
+    service::checkpoint(&format!("weir/keep-{}", P::NAME.replace(' ', "-")));
     loop {
         let since = Instant::now();
         tokio::select! {
@@ -191,14 +207,13 @@ async fn keep<P: Program>(mut program: P, mut process: Process, mut stopped: one
             }
         }
         if since.elapsed() >= STEADY {
-            wait = BACKOFF_MIN;
+            back_off.reset();
         }
         process = loop {
             tokio::select! {
-                () = tokio::time::sleep(wait) => {}
+                () = back_off.wait() => {}
                 _ = &mut stopped => return program.ended(),
             }
-            wait = (wait * 2).min(BACKOFF_MAX);
             match program.start() {
                 Ok(process) => break process,
                 Err(error) => tracing::error!(program = P::NAME, error = format!("{error:#}"), "a child cannot be started"),

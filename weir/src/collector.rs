@@ -32,7 +32,7 @@ pub(crate) struct CollectorArgs {
 /// Runs the command until a signal. Prints the line `collector URL`. Of the database only the keys are read, and those that were
 /// read once serve without it; likewise a log that was met once need not answer.
 /// # Errors
-/// If the service does not start.
+/// If the service does not start, or cannot go on.
 pub(crate) async fn run(args: CollectorArgs, globals: &Globals) -> anyhow::Result<()> {
     let mut signals = EndSignals::listen()?;
     let kafka = args.kafka.required()?;
@@ -48,8 +48,8 @@ pub(crate) async fn run(args: CollectorArgs, globals: &Globals) -> anyhow::Resul
     let collector = Collector::start(config, spool.clone(), Arc::new(Micros::now)).await?;
     // Whoever started this may have closed its end.
     let _ = writeln!(std::io::stdout(), "collector http://{}", collector.address());
-    signals.next().await;
+    let ended = signals.next_unless_failed(collector.health()).await;
     collector.stop().await;
     spool.stop().await;
-    Ok(())
+    ended
 }

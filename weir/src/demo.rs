@@ -73,13 +73,16 @@ pub(crate) async fn run(args: DemoArgs, globals: &Globals) -> anyhow::Result<()>
 
     let shown = tokio::select! {
         shown = show(&running, args.users) => Some(shown),
+        failure = running.failed() => Some(Err(failure)),
         () = signals.next() => None,
     };
     let result = match shown {
         Some(Ok(())) if !args.exit => {
             say("everything stays up until Ctrl-C");
-            signals.next().await;
-            Ok(())
+            tokio::select! {
+                () = signals.next() => Ok(()),
+                failure = running.failed() => Err(failure),
+            }
         }
         Some(result) => result,
         None => Ok(()),

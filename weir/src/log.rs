@@ -9,7 +9,7 @@ use eventlog::{Append, Read};
 use tokio::task::JoinHandle;
 
 #[cfg(feature = "kafka")]
-pub(crate) use kafka::{KafkaArgs, SpoolArgs, keep_compared, open, open_with_spool};
+pub(crate) use kafka::{KafkaArgs, SpoolArgs, open, open_with_spool};
 
 /// Which log `weir up` runs on.
 #[derive(clap::Args, Clone, Debug)]
@@ -29,7 +29,7 @@ pub(crate) struct Opened {
     pub(crate) read: Arc<dyn Read>,
     /// Between the collector and Kafka.
     pub(crate) spool: Option<Arc<Spool>>,
-    /// Compares Kafka's log with what it was.
+    /// Compares Kafka's log with what it was, until it is aborted.
     pub(crate) compared: Option<JoinHandle<()>>,
 }
 
@@ -43,7 +43,7 @@ impl LogArgs {
         #[cfg(feature = "kafka")]
         if let Some(kafka) = self.kafka.config() {
             let (log, spool) = open_with_spool(kafka, &self.spool, folder, adopt).await?;
-            let compared = Some(tokio::spawn(keep_compared(log.clone())));
+            let compared = Some(log.keep_compared());
             return Ok(Opened { append: spool.clone(), read: Arc::new(log), spool: Some(spool), compared });
         }
         let log = Arc::new(EmbeddedLog::open(&folder.join("log"), Options::default())?);
@@ -61,8 +61,6 @@ mod kafka {
     use eventlog::kafka::{Compared, Config, KafkaLog, OpenError, TOPIC_DEFAULT};
     use eventlog::spool::{self, Comparison, Spool};
 
-    /// How often a log is compared with what it was when it was opened.
-    const COMPARE_EVERY: Duration = Duration::from_secs(10);
     /// Between two tries to reach a log that was never met.
     const RETRY_WAIT: Duration = Duration::from_secs(1);
     /// How long a start waits for the first comparison; it goes on without it.
@@ -159,13 +157,5 @@ mod kafka {
             tracing::warn!("Kafka does not answer; events go to the spool until it does");
         }
         Ok((log, Arc::new(spool)))
-    }
-
-    /// Compares the log, for as long as it is polled: a reader halts when it is another one.
-    pub(crate) async fn keep_compared(log: KafkaLog) {
-        loop {
-            tokio::time::sleep(COMPARE_EVERY).await;
-            log.check().await;
-        }
     }
 }

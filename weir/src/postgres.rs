@@ -102,6 +102,11 @@ impl Postgres {
         &self.url
     }
 
+    /// See [`Kept::lost`].
+    pub(crate) async fn lost(&self) -> anyhow::Error {
+        self.kept.lost().await
+    }
+
     /// Ends the server: open transactions are rolled back, all is flushed. At once, to be recovered at the next start, after `until`.
     pub(crate) async fn end(self, until: tokio::time::Instant) {
         self.kept.end(until).await;

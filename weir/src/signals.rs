@@ -1,5 +1,6 @@
 //! The signals that end a command in good order.
 
+use service::Health;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// Listens for SIGINT, SIGTERM and SIGHUP, the closing of a terminal, from its making on.
@@ -20,6 +21,16 @@ impl EndSignals {
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
             _ = hangup.recv() => {}
+        }
+    }
+
+    /// Waits for the next one, or until a service cannot go on. May be cancelled.
+    /// # Errors
+    /// Why the service cannot go on.
+    pub(crate) async fn next_unless_failed(&mut self, health: &Health) -> anyhow::Result<()> {
+        tokio::select! {
+            () = self.next() => Ok(()),
+            failure = health.failed() => Err(failure.into()),
         }
     }
 }

@@ -55,15 +55,18 @@ pub(crate) struct UpArgs {
 
 /// Runs the command until a signal.
 /// # Errors
-/// If a part does not start; what had started is ended.
+/// If a part does not start, or cannot go on; what had started is ended in order.
 pub(crate) async fn run(args: UpArgs, globals: &Globals) -> anyhow::Result<()> {
     let mut signals = EndSignals::listen()?;
     let folder = DataFolder::open(&globals.folder()?)?;
     let Some(running) = Running::start(folder, globals.database_url(), args, &mut signals).await? else { return Ok(()) };
     print(&running.shown);
-    signals.next().await;
+    let ended = tokio::select! {
+        () = signals.next() => Ok(()),
+        failure = running.failed() => Err(failure),
+    };
     running.end().await;
-    Ok(())
+    ended
 }
 
 /// Scripts read these lines; nobody need read them.
@@ -142,6 +145,11 @@ impl Running {
         self.parts.end().await;
     }
 
+    /// Waits until a part cannot go on, and returns why. May be cancelled.
+    pub(crate) async fn failed(&self) -> anyhow::Error {
+        self.parts.failed().await
+    }
+
     /// Returns the data folder.
     pub(crate) fn folder(&self) -> PathBuf {
         self.parts.folder.path().to_owned()
@@ -189,11 +197,24 @@ impl Parts {
         };
         let until = Instant::now() + READY_MAX;
         for url in [&shown.aggregator, &shown.collector, &shown.query] {
-            wait_until_ready(url, until).await?;
+            tokio::select! {
+                ready = wait_until_ready(url, until) => ready?,
+                failure = self.failed() => return Err(failure),
+            }
         }
         shown.write(folder.path())?;
         tracing::info!(folder = %folder.path().display(), "ready");
         Ok(shown)
+    }
+
+    /// See [`Running::failed`].
+    async fn failed(&self) -> anyhow::Error {
+        tokio::select! {
+            failure = some(self.collector.as_ref().map(|part| part.health().failed())) => failure.into(),
+            failure = some(self.aggregator.as_ref().map(|part| part.health().failed())) => failure.into(),
+            lost = some(self.query.as_ref().map(Kept::lost)) => lost,
+            lost = some(self.postgres_up.as_ref().map(Postgres::lost)) => lost,
+        }
     }
 
     async fn start_postgres(&mut self) -> anyhow::Result<String> {
@@ -235,6 +256,14 @@ impl Parts {
             postgres.end(begun + POSTGRES_ENDS).await;
         }
         tracing::info!(milliseconds = begun.elapsed().as_millis(), "ended");
+    }
+}
+
+/// Waits for what there is; for ever if there is nothing.
+async fn some<T>(waited_for: Option<impl Future<Output = T>>) -> T {
+    match waited_for {
+        Some(waited_for) => waited_for.await,
+        None => std::future::pending().await,
     }
 }
 

@@ -217,7 +217,7 @@ async fn the_lag_is_shown_while_nothing_can_be_stored() {
 }
 
 /// The whole answer of a GET, as text.
-async fn get(url: &str) -> String {
+pub(crate) async fn get(url: &str) -> String {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let (address, path) = url.trim_start_matches("http://").split_once('/').expect("a path");
     let mut stream = tokio::net::TcpStream::connect(address).await.expect("connects");

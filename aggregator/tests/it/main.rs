@@ -1,6 +1,7 @@
 //! The aggregator as a service: a log on one side, a private Postgres on the other.
 
 mod admin;
+mod faults;
 mod flow;
 mod leases;
 mod pipeline;

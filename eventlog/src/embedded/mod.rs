@@ -54,6 +54,7 @@ use async_trait::async_trait;
 use events::Record;
 use tokio::sync::oneshot;
 
+use crate::background::Background;
 use crate::{Append, AppendError, LogIdentity, Offset, Position, Read, ReadBound, ReadError, StoredRecord};
 
 mod disk;
@@ -64,7 +65,7 @@ mod recovery;
 mod scan;
 #[cfg(test)]
 pub(crate) mod tests;
-mod writer;
+pub(crate) mod writer;
 
 use disk::{Disk, Lock, OsDisk};
 use reader::{Counters, Partition, lock};
@@ -91,6 +92,8 @@ pub struct Options {
     pub group_wait: Duration,
     /// Bytes of records that are on their way to the disk; further appends wait.
     pub in_flight_bytes_max: u32,
+    /// Where the log's thread is watched: with those of the log that this one is a part of, if it is.
+    pub background: Background,
 }
 
 impl Default for Options {
@@ -101,6 +104,7 @@ impl Default for Options {
             bytes_max: 8 * 1024 * 1024 * 1024,
             group_wait: Duration::ZERO,
             in_flight_bytes_max: 64 * 1024 * 1024,
+            background: Background::default(),
         }
     }
 }
@@ -191,13 +195,14 @@ struct Shared {
     disk: Arc<dyn Disk>,
     partitions: Vec<Arc<Partition>>,
     counters: Arc<Counters>,
+    background: Background,
 }
 
 impl Drop for Owner {
     fn drop(&mut self) {
         self.queue.close();
         if let Some(writer) = self.writer.take() {
-            // A panic of the writer was reported where it happened.
+            // Its panics are caught and told by `background`.
             let _ = writer.join();
         }
     }
@@ -232,8 +237,10 @@ impl EmbeddedLog {
             },
             queue: Arc::clone(&queue),
             partitions: opened.partitions.iter().map(|partition| PartitionWriter::new(Arc::clone(partition))).collect(),
+            background: options.background.clone(),
         };
-        let thread = std::thread::Builder::new().name("log-writer".to_owned()).spawn(move || writer.run());
+        // After a panic nobody knows what the files hold, so that there is no second writer: the log has stopped.
+        let thread = options.background.thread_once(writer::THREAD, move || writer.run());
         let thread = thread.map_err(|source| OpenError::Io { path: folder.to_owned(), source })?;
         let shared = Shared {
             identity: opened.identity,
@@ -242,6 +249,7 @@ impl EmbeddedLog {
             disk,
             partitions: opened.partitions,
             counters: opened.counters,
+            background: options.background,
         };
         Ok(EmbeddedLog { owner: Arc::new(Owner { shared: Arc::new(shared), queue, writer: Some(thread), _lock: opened.lock }) })
     }
@@ -335,6 +343,10 @@ impl Append for EmbeddedLog {
             Err(error) => Err(AppendError::Unavailable(format!("{}: {error}", shared.folder.display()))),
         }
     }
+
+    fn background(&self) -> Background {
+        self.owner.shared.background.clone()
+    }
 }
 
 #[async_trait]
@@ -377,5 +389,9 @@ impl Read for EmbeddedLog {
         if let Err(error) = tokio::task::spawn_blocking(release).await {
             tracing::warn!("releasing records ended early: {error}");
         }
+    }
+
+    fn background(&self) -> Background {
+        self.owner.shared.background.clone()
     }
 }

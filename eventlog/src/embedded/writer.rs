@@ -16,6 +16,7 @@ use super::disk::{self, Disk};
 use super::format::{self, FILE_HEADER_BYTES, FRAME_BYTES, FileHeader};
 use super::reader::{Counters, Listed, OpenFile, Partition, lock};
 use super::scan::Index;
+use crate::background::Background;
 use crate::{AppendError, Offset, Position};
 
 /// What an append waits for.
@@ -341,7 +342,11 @@ pub(super) struct Writer {
     pub(super) context: Context,
     pub(super) queue: Arc<Queue>,
     pub(super) partitions: Vec<PartitionWriter>,
+    pub(super) background: Background,
 }
+
+/// The name of the writer's thread.
+pub(crate) const THREAD: &str = "log-writer";
 
 /// Closes the queue when the writer's thread ends, however it ends, so that nobody waits for it.
 struct CloseAtEnd(Arc<Queue>);
@@ -370,6 +375,7 @@ impl Writer {
             if jobs.is_empty() {
                 break;
             }
+            self.background.checkpoint(THREAD);
             self.commit(jobs);
             if let Some(reason) = self.partitions.iter().find_map(PartitionWriter::broken) {
                 tracing::error!("the log stops: {reason}");
@@ -382,7 +388,7 @@ impl Writer {
     }
 
     fn commit(&mut self, mut jobs: Vec<Job>) {
-        let Writer { context, queue, partitions } = self;
+        let Writer { context, queue, partitions, .. } = self;
         for partition in partitions.iter_mut() {
             partition.failure = None;
         }

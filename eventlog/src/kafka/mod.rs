@@ -30,10 +30,13 @@
 use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use events::Record;
+use tokio::task::JoinHandle;
 
+use crate::background::Background;
 use crate::{Append, AppendError, LogIdentity, Offset, Position, Read, ReadBound, ReadError, StoredRecord};
 
 mod brokers;
@@ -115,6 +118,7 @@ struct Shared {
     reader: OnceLock<Reader>,
     /// Held while one of the two is made.
     making: Mutex<()>,
+    background: Background,
 }
 
 #[derive(Clone, Debug)]
@@ -171,6 +175,7 @@ impl KafkaLog {
             producer: OnceLock::new(),
             reader: OnceLock::new(),
             making: Mutex::new(()),
+            background: Background::default(),
         };
         KafkaLog { shared: Arc::new(shared) }
     }
@@ -205,6 +210,22 @@ impl KafkaLog {
         compared
     }
 
+    /// Compares the log every 10 s from now on, for as long as the returned task is not aborted: a reader halts when it is
+    /// another one.
+    pub fn keep_compared(&self) -> JoinHandle<()> {
+        let log = self.clone();
+        self.shared.background.task(COMPARE_TASK, move || {
+            let log = log.clone();
+            async move {
+                loop {
+                    tokio::time::sleep(COMPARE_EVERY).await;
+                    log.shared.background.checkpoint(COMPARE_TASK);
+                    log.check().await;
+                }
+            }
+        })
+    }
+
     /// Returns counts, for metrics.
     pub fn stats(&self) -> Stats {
         let counters = &self.shared.counters;
@@ -237,16 +258,19 @@ impl Shared {
     }
 
     fn producer(&self) -> Result<&Producer, AppendError> {
-        let start = || Producer::start(&self.checked, &self.connection, &self.counters);
+        let start = || Producer::start(&self.checked, &self.connection, &self.counters, &self.background);
         made(&self.producer, &self.making, start).map_err(|error| AppendError::Unavailable(error.to_string()))
     }
 
     fn reader(&self) -> Result<&Reader, ReadError> {
-        let start = || Reader::start(&self.checked, &self.connection, self.identity.partitions);
+        let start = || Reader::start(&self.checked, &self.connection, self.identity.partitions, &self.background);
         made(&self.reader, &self.making, start).map_err(|error| ReadError::Unavailable(error.to_string()))
     }
 }
 
+/// How often a log is compared with what it was when it was opened.
+const COMPARE_EVERY: Duration = Duration::from_secs(10);
+const COMPARE_TASK: &str = "kafka-compare";
 const NOT_COMPARED: &str = "the log has not been compared with the one that was agreed on";
 
 /// Returns what is in a cell, making it if need be.
@@ -298,6 +322,10 @@ impl Append for KafkaLog {
         }
         self.shared.producer()?.ready()
     }
+
+    fn background(&self) -> Background {
+        self.shared.background.clone()
+    }
 }
 
 #[async_trait]
@@ -330,5 +358,9 @@ impl Read for KafkaLog {
         if let Some(reader) = self.shared.reader.get() {
             reader.release(partition, offset);
         }
+    }
+
+    fn background(&self) -> Background {
+        self.shared.background.clone()
     }
 }

@@ -21,6 +21,7 @@ use super::config::{Checked, Role};
 use super::outcome::{self, Outcome};
 use super::topic::{Connection, log_line};
 use super::{OpenError, lock, native};
+use crate::background::Background;
 use crate::{AppendError, Offset, Position};
 
 /// What a record takes in memory beside its bytes, here and in the library.
@@ -183,6 +184,9 @@ fn reason_of(code: RDKafkaErrorCode, partition: i32) -> String {
     format!("log partition {partition}: {code}")
 }
 
+/// The name of the thread that takes reports.
+pub(super) const THREAD: &str = "kafka-reports";
+
 /// A producer of the library, and the thread that takes its reports.
 struct Live {
     producer: Arc<BaseProducer<Receiver>>,
@@ -191,7 +195,7 @@ struct Live {
 }
 
 impl Live {
-    fn start(checked: &Checked, connection: &Arc<Connection>) -> Result<Self, OpenError> {
+    fn start(checked: &Checked, connection: &Arc<Connection>, background: &Background) -> Result<Self, OpenError> {
         let receiver = Receiver {
             connection: Arc::clone(connection),
             brokers: Brokers::default(),
@@ -204,8 +208,10 @@ impl Live {
         let poll = {
             let (producer, is_ended) = (Arc::clone(&producer), Arc::clone(&is_ended));
             let servers = checked.config.brokers.clone();
+            let background = background.clone();
             move || {
                 while !is_ended.load(Ordering::Relaxed) {
+                    background.checkpoint(THREAD);
                     producer.poll(POLL);
                     let receiver = producer.context();
                     receiver.brokers.bring_back(producer.client(), &servers);
@@ -223,7 +229,7 @@ impl Live {
                 }
             }
         };
-        let thread = std::thread::Builder::new().name("kafka-reports".to_owned()).spawn(poll);
+        let thread = background.thread(THREAD, poll);
         let thread = thread.map_err(|error| OpenError::Config(format!("a thread cannot be started: {error}")))?;
         Ok(Live { producer, is_ended, thread: Some(thread) })
     }
@@ -237,7 +243,7 @@ impl Drop for Live {
     fn drop(&mut self) {
         self.is_ended.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
-            // A panic was reported where it happened.
+            // Its panics are caught and told by `Background`.
             let _ = thread.join();
         }
     }
@@ -252,12 +258,18 @@ pub(super) struct Producer {
     live: RwLock<Arc<Live>>,
     /// When the last one was made.
     made: Mutex<Instant>,
+    background: Background,
 }
 
 impl Producer {
     /// Makes the producer; connects in the background.
-    pub(super) fn start(checked: &Checked, connection: &Arc<Connection>, counters: &Arc<Counters>) -> Result<Self, OpenError> {
-        let live = Live::start(checked, connection)?;
+    pub(super) fn start(
+        checked: &Checked,
+        connection: &Arc<Connection>,
+        counters: &Arc<Counters>,
+        background: &Background,
+    ) -> Result<Self, OpenError> {
+        let live = Live::start(checked, connection, background)?;
         Ok(Producer {
             checked: checked.clone(),
             connection: Arc::clone(connection),
@@ -265,6 +277,7 @@ impl Producer {
             room: Arc::new(Semaphore::new(checked.config.in_flight_bytes_max as usize)),
             live: RwLock::new(Arc::new(live)),
             made: Mutex::new(Instant::now()),
+            background: background.clone(),
         })
     }
 
@@ -352,7 +365,7 @@ impl Producer {
             return Err(AppendError::Unavailable("the producer gave up, and is about to be replaced".to_owned()));
         }
         *made = Instant::now();
-        let next = Live::start(&self.checked, &self.connection)
+        let next = Live::start(&self.checked, &self.connection, &self.background)
             .map_err(|error| AppendError::Unavailable(format!("the producer gave up and cannot be replaced: {error}")))?;
         self.counters.rebuilds.fetch_add(1, Ordering::Relaxed);
         let next = Arc::new(next);

@@ -24,6 +24,7 @@ use super::brokers::Brokers;
 use super::config::{Checked, Role};
 use super::topic::{ASK_MAX, Connection, Context};
 use super::{OpenError, lock};
+use crate::background::Background;
 use crate::{Offset, ReadBound, ReadError, StoredRecord};
 
 /// How long a record that is known to be there may take to come.
@@ -89,7 +90,12 @@ pub(super) struct Reader {
 
 impl Reader {
     /// Makes the consumer; connects in the background, and fetches nothing before something is read.
-    pub(super) fn start(checked: &Checked, connection: &Arc<Connection>, partitions: u32) -> Result<Self, OpenError> {
+    pub(super) fn start(
+        checked: &Checked,
+        connection: &Arc<Connection>,
+        partitions: u32,
+        background: &Background,
+    ) -> Result<Self, OpenError> {
         let context = Context { connection: Arc::clone(connection), brokers: Brokers::default() };
         let consumer = LogConsumer::from_config_and_context(&checked.client(Role::Consumer), context);
         let consumer = Arc::new(consumer.map_err(|error| OpenError::Config(error.to_string()))?);
@@ -118,9 +124,10 @@ impl Reader {
             let (consumer, topic) = (Arc::clone(&consumer), topic.clone());
             let (released, is_ended) = (Arc::clone(&released), Arc::clone(&is_ended));
             let servers = checked.config.brokers.clone();
-            move || serve(&consumer, &servers, &topic, &released, &is_ended)
+            let background = background.clone();
+            move || serve(&consumer, &servers, &topic, &released, &is_ended, &background)
         };
-        let thread = std::thread::Builder::new().name("kafka-consumer".to_owned()).spawn(serve);
+        let thread = background.thread(THREAD, serve);
         let thread = thread.map_err(|error| OpenError::Config(format!("a thread cannot be started: {error}")))?;
         Ok(Reader { topic, partitions, consumer, released, is_ended, thread: Some(thread) })
     }
@@ -218,16 +225,27 @@ impl Drop for Reader {
     fn drop(&mut self) {
         self.is_ended.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
-            // A panic was reported where it happened.
+            // Its panics are caught and told by `Background`.
             let _ = thread.join();
         }
     }
 }
 
+/// The name of the thread that serves the consumer.
+pub(super) const THREAD: &str = "kafka-consumer";
+
 /// Serves the consumer's own events, and tells Kafka what was released.
-fn serve(consumer: &LogConsumer, servers: &str, topic: &str, released: &Mutex<BTreeMap<u32, Offset>>, is_ended: &AtomicBool) {
+fn serve(
+    consumer: &LogConsumer,
+    servers: &str,
+    topic: &str,
+    released: &Mutex<BTreeMap<u32, Offset>>,
+    is_ended: &AtomicBool,
+    background: &Background,
+) {
     let mut told = std::time::Instant::now();
     loop {
+        background.checkpoint(THREAD);
         let ends = is_ended.load(Ordering::Relaxed);
         if ends || told.elapsed() >= COMMIT_EVERY {
             told = std::time::Instant::now();

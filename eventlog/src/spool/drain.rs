@@ -23,6 +23,11 @@ enum Turn {
     Failed(String),
 }
 
+/// Returns the name of the task that drains a log partition.
+pub(super) fn task(partition: u32) -> String {
+    format!("spool-drain-{partition}")
+}
+
 /// Drains a log partition, for ever.
 pub(super) async fn drain(shared: Arc<Shared>, partition: u32) {
     let options = &shared.options;
@@ -32,6 +37,7 @@ pub(super) async fn drain(shared: Arc<Shared>, partition: u32) {
     let mut no_handover_before = Instant::now();
     loop {
         lane.wait(|inner| inner.records() > 0).await;
+        shared.background.checkpoint(&task(partition));
         let turn = drain.step().await;
         drain.settle(turn).await;
         let inner = lane.inner();

@@ -5,13 +5,18 @@ use std::sync::{Arc, PoisonError};
 use super::lane::{self, Inner, Lane};
 use super::store::Store;
 use super::{OpenError, Shared};
-use crate::{Append, LogIdentity, Offset};
+use crate::{Append, AppendError, LogIdentity, Offset};
+
+/// The name of the task that does it.
+pub(super) const TASK: &str = "spool-keep";
 
 /// Notes, copies and opens, again and again.
 pub(super) async fn keep(shared: Arc<Shared>) {
     let mut noted = Vec::new();
     loop {
         tokio::time::sleep(shared.options.keep_every).await;
+        shared.background.checkpoint(TASK);
+        shared.close_stopped_store();
         if shared.store().is_none() {
             open_again(&shared).await;
         }
@@ -100,6 +105,15 @@ pub(super) fn take_up(lanes: &[Lane], store: &dyn Store, agreed: LogIdentity) ->
 }
 
 impl Shared {
+    /// Gives the spool's log up if it has stopped since the last append.
+    fn close_stopped_store(&self) {
+        if let Some(store) = self.store()
+            && let Err(AppendError::Stopped(reason)) = store.ready()
+        {
+            self.close_store(&store, &reason);
+        }
+    }
+
     /// Gives the spool's log up after its disk failed for good.
     pub(super) fn close_store(&self, failed: &Arc<dyn Store>, reason: &str) {
         let mut store = self.store.write().unwrap_or_else(PoisonError::into_inner);

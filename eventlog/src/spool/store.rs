@@ -11,6 +11,7 @@ use events::Record;
 use uuid::Uuid;
 
 use super::{Opener, Options, remembered, small_file};
+use crate::background::Background;
 use crate::embedded::{self, EmbeddedLog};
 use crate::{Append, AppendError, LogIdentity, Offset, Position, Read, ReadBound, ReadError, StoredRecord};
 
@@ -60,12 +61,13 @@ pub(super) struct DiskStore {
 
 impl DiskStore {
     /// Returns what opens the store in a folder, again and again.
-    pub(super) fn opener(folder: &Path, partitions: u32, options: &Options) -> Opener {
+    pub(super) fn opener(folder: &Path, partitions: u32, options: &Options, background: Background) -> Opener {
         let folder = folder.to_owned();
         let options = embedded::Options {
             partitions: Some(partitions),
             file_bytes_max: options.file_bytes_max,
             bytes_max: options.bytes_max,
+            background,
             ..embedded::Options::default()
         };
         let notes = folder.clone();

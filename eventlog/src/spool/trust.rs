@@ -89,6 +89,9 @@ impl Shared {
     }
 }
 
+/// The name of the task that compares.
+pub(super) const TASK: &str = "spool-trust";
+
 /// Compares at start, after each failure, and now and then; for ever.
 pub(super) async fn follow(shared: Arc<Shared>, compare: Arc<dyn Compare>) {
     let options = &shared.options;
@@ -96,6 +99,7 @@ pub(super) async fn follow(shared: Arc<Shared>, compare: Arc<dyn Compare>) {
     let mut retry_wait = options.retry_wait_min;
     let mut remember = options.remember.clone();
     loop {
+        shared.background.checkpoint(TASK);
         let failures = trust.borrow().failures;
         let found = tokio::time::timeout(options.compare_wait_max, compare.compare(shared.identity)).await;
         let found = found.unwrap_or_else(|_| {

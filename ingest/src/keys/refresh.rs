@@ -4,11 +4,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use events::ProjectId;
+use service::BackOff;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{Connection as _, Row as _};
 
 use super::Keys;
-use super::stored::{self, Key, Project, Stored, to_hex};
+use super::stored::{self, Key, Project, Stored};
 use crate::metrics::Metrics;
 
 /// A change of keys is visible after this time at the latest.
@@ -17,8 +18,8 @@ const EVERY: Duration = Duration::from_secs(5);
 const APART_MIN: Duration = Duration::from_millis(250);
 /// How long Postgres may take.
 const ANSWER_MAX: Duration = Duration::from_secs(5);
-/// Between attempts while Postgres is down: doubled from the first to the last.
-const BACK_OFF: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(4));
+/// Between attempts while Postgres is down: the first pause, and the longest.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(4));
 
 // Times become microseconds here, where Postgres knows its infinities: a key that expires at infinity does not expire.
 const KEYS: &str = "\
@@ -37,10 +38,10 @@ SELECT CASE WHEN isfinite(until) THEN (extract(epoch FROM until) * 1000000)::big
 const NAMES: &str = "\
 SELECT DISTINCT project_id, event FROM daily_rollups WHERE kind IN ('conversion', 'engagement') LIMIT 1000000";
 
-/// Reads the keys every few seconds, and when a request asks for it. Runs until it is aborted.
+/// Reads the keys every few seconds, and when a request asks for it. May be dropped at any point.
 pub(crate) async fn refresh(keys: Arc<Keys>, options: PgConnectOptions, metrics: Arc<Metrics>) {
     let mut connection = None;
-    let mut back_off = BACK_OFF.0;
+    let mut back_off = BackOff::new(PAUSES.0, PAUSES.1);
     let mut kept = None;
     let mut was_up = None;
     let mut has_names = false;
@@ -68,7 +69,7 @@ pub(crate) async fn refresh(keys: Arc<Keys>, options: PgConnectOptions, metrics:
                 if was_up != Some(true) {
                     tracing::info!(keys = keys.snapshot().map_or(0, |snapshot| snapshot.len()), "keys read from Postgres");
                 }
-                back_off = BACK_OFF.0;
+                back_off.reset();
             }
             Err(error) => {
                 connection = None;
@@ -84,8 +85,7 @@ pub(crate) async fn refresh(keys: Arc<Keys>, options: PgConnectOptions, metrics:
             // Either way it is time; a wish that came meanwhile is kept by `wanted` and ends the wait at once.
             let _ = tokio::time::timeout(EVERY, keys.wanted.notified()).await;
         } else {
-            tokio::time::sleep(back_off).await;
-            back_off = (back_off * 2).min(BACK_OFF.1);
+            back_off.wait().await;
         }
     }
 }
@@ -118,7 +118,7 @@ async fn read(connection: &mut Option<PgConnection>, options: &PgConnectOptions)
         for row in sqlx::query(KEYS).fetch_all(&mut *connection).await? {
             let rate = |name| row.try_get::<Option<i32>, _>(name).map(|rate| rate.map(i32::unsigned_abs));
             keys.push(Key {
-                digest: to_hex(row.try_get::<&[u8], _>("digest")?),
+                digest: hex::encode(row.try_get::<&[u8], _>("digest")?),
                 project: project(&row)?,
                 server: row.try_get("server")?,
                 requests_per_second: rate("requests_per_second")?,

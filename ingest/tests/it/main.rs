@@ -1,5 +1,6 @@
 //! Tests of the collector from the outside: bytes in at its socket, records out of its log.
 
+mod faults;
 mod hostile;
 mod keys;
 mod lifecycle;

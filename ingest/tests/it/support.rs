@@ -94,9 +94,26 @@ impl Service {
         Self::start_in(folder, NOWHERE, |config| limit(&mut config.limits)).await
     }
 
+    /// Starts one that knows the keys above, over a log of its own, which [`Service::log`] then is not.
+    pub(crate) async fn start_over(log: Arc<dyn Append>) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        write_keys(&folder.path().join("keys.json"));
+        Self::start_with(folder, NOWHERE, log, TestLog::new(), |_| ()).await
+    }
+
     /// Starts one over a folder and a database.
     pub(crate) async fn start_in(folder: TempDir, database_url: &str, change: impl FnOnce(&mut Config)) -> Self {
         let log = TestLog::new();
+        Self::start_with(folder, database_url, Arc::new(log.clone()), log, change).await
+    }
+
+    async fn start_with(
+        folder: TempDir,
+        database_url: &str,
+        append: Arc<dyn Append>,
+        log: TestLog,
+        change: impl FnOnce(&mut Config),
+    ) -> Self {
         let mut config = Config {
             collector: SocketAddr::from(([127, 0, 0, 1], 0)),
             database_url: database_url.to_owned(),
@@ -105,7 +122,7 @@ impl Service {
         };
         config.limits.linger = Duration::from_millis(20);
         change(&mut config);
-        let collector = Collector::start(config, Arc::new(log.clone()), Arc::new(|| RECEIVED_AT)).await.expect("starts");
+        let collector = Collector::start(config, append, Arc::new(|| RECEIVED_AT)).await.expect("starts");
         Service { collector, log, folder }
     }
 
@@ -169,7 +186,7 @@ fn write_keys(file: &Path) {
 /// SHA-256 of a text, in hexadecimal digits.
 pub(crate) fn sha256(text: &str) -> String {
     use sha2::Digest as _;
-    sha2::Sha256::digest(text.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
+    hex::encode(sha2::Sha256::digest(text.as_bytes()))
 }
 
 pub(crate) fn gzip(bytes: &[u8]) -> Vec<u8> {

@@ -56,7 +56,7 @@ impl Path {
         let server = TestDatabase::create().await;
         let mut database = Database::connect(&server.url).await;
         for ((project, key), registers) in [(OPEN, true), (STRICT, false)] {
-            let digest: String = sha2::Sha256::digest(key).iter().map(|byte| format!("{byte:02x}")).collect();
+            let digest = hex::encode(sha2::Sha256::digest(key));
             let statement = format!(
                 "INSERT INTO projects (id, name, auto_register) VALUES ('{project}', '{key}', {registers}); \
                  INSERT INTO keys (project_id, kind, digest, prefix) VALUES ('{project}', 'write', '\\x{digest}', 'wk_')"

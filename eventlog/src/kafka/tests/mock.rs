@@ -233,3 +233,25 @@ async fn clients_without_a_broker_begin_with_the_bootstrap_servers() {
         assert!(Instant::now() < deadline, "the reader has not found the brokers");
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_panics_beside_the_appends_and_reads_begins_again() {
+    let cluster = cluster();
+    let log = open(config(&cluster));
+    let compared = log.keep_compared();
+    first(&log).await;
+    log.offsets(0).await.expect("it is read from");
+    let background = Append::background(&log);
+    let mut deaths = background.deaths();
+    assert_eq!(background.names(), [COMPARE_TASK, reader::THREAD, producer::THREAD]);
+    for name in background.names() {
+        background.inject_panic(&name);
+        let death = tokio::time::timeout(Duration::from_secs(30), deaths.next()).await.expect("it is told");
+        assert_eq!((&death.task, death.panic), (&name, format!("injected into {name}")));
+    }
+    // Reports are taken again, and records come.
+    first(&log).await;
+    let bound = ReadBound { records_max: 1, bytes_max: 1, wait_max: Duration::from_secs(20) };
+    assert_eq!(log.read(0, 0, bound).await.expect("it reads").len(), 1);
+    compared.abort();
+}

@@ -228,7 +228,8 @@ async fn a_disk_that_fails_for_a_while_loses_nothing() {
         async move { found }
     };
     world.primary.set(Way::Unavailable);
-    let spool = Spool::open_with(opener, Arc::new(world.primary.clone()), Arc::new(compare), quick()).expect("opens");
+    let spool = Spool::open_with(opener, Arc::new(world.primary.clone()), Arc::new(compare), quick(), Background::default())
+        .expect("opens");
     spool.first_comparison().await;
     let mut ledger = Ledger::default();
     for round in 0..4 {

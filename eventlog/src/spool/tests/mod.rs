@@ -13,6 +13,7 @@ mod disk;
 mod doubles;
 mod handover;
 mod histories;
+mod panics;
 
 use doubles::{Disk, Kept, MemoryStore, PARTITIONS, Primary, Steps, Way};
 
@@ -66,7 +67,8 @@ impl World {
             let found = comparing.compare(agreed);
             async move { found }
         };
-        Spool::open_with(opener, Arc::new(self.primary.clone()), Arc::new(compare), self.options.clone()).expect("opens")
+        let (primary, options) = (Arc::new(self.primary.clone()), self.options.clone());
+        Spool::open_with(opener, primary, Arc::new(compare), options, Background::default()).expect("opens")
     }
 
     /// A spool that has found its primary.

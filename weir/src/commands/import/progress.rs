@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::send::{Delivered, Door};
-use super::shape::{Plan, hex};
+use super::shape::Plan;
 use super::source::Source;
 
 const VERSION: u32 = 1;
@@ -77,7 +77,7 @@ impl Ledger {
         let file = beside(&source.path, ".weir-progress");
         let fresh = Noted {
             v: VERSION,
-            sha256: hex(&source.sha256),
+            sha256: hex::encode(source.sha256),
             plan: plan.digest(),
             target: door.target().to_owned(),
             last_row: 0,

@@ -11,7 +11,7 @@ use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 
 use super::Args;
-use super::shape::{Dialect, hex};
+use super::shape::Dialect;
 use super::source::Fault;
 use crate::cli::Globals;
 use crate::client::Client;
@@ -144,7 +144,7 @@ impl Door {
                 }
             }
         };
-        let target = hex(&Sha256::digest(format!("{collector}\n{key}")));
+        let target = hex::encode(Sha256::digest(format!("{collector}\n{key}")));
         let authorization = format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(format!("{key}:")));
         Ok(Door { client: Client::new(&collector, None)?, collector, target, dialect: args.dialect, authorization })
     }

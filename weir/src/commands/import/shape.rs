@@ -99,7 +99,7 @@ impl Plan {
     pub(super) fn digest(&self) -> String {
         let mut hash = Sha256::new();
         hash.update(format!("{:?} {:?}", self.dialect, self.fields));
-        hex(&hash.finalize())
+        hex::encode(hash.finalize())
     }
 
     /// Makes one event, on one line.
@@ -161,12 +161,7 @@ impl Plan {
 
 /// Returns the namespace of the ids of a file's rows: UUIDv5(OID namespace, `weir:import:{SHA-256 of the file, hexadecimal}`).
 fn namespace(sha256: &[u8]) -> Uuid {
-    Uuid::new_v5(&Uuid::NAMESPACE_OID, format!("weir:import:{}", hex(sha256)).as_bytes())
-}
-
-/// Writes bytes as hexadecimal digits.
-pub(super) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    Uuid::new_v5(&Uuid::NAMESPACE_OID, format!("weir:import:{}", hex::encode(sha256)).as_bytes())
 }
 
 /// A JSON object on its way.

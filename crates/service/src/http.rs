@@ -1,0 +1,310 @@
+//! Sockets: how connections come, what they may take, and how they go.
+
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::header::{CONNECTION, HeaderValue};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Request, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use metrics::{Counter, Gauge};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+
+use crate::meter::Counted;
+use crate::tasks::Stage;
+use crate::{BackOff, Health, Meter, Stop, Tasks, page};
+
+/// An answer, complete in memory.
+pub type Response = hyper::Response<Full<Bytes>>;
+
+/// Pauses after a connection could not be taken: out of descriptors, mostly, and connections that end give some back.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(25), Duration::from_millis(500));
+
+/// What clients may take of one address.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Open connections; more wait in the kernel's queue.
+    pub connections_max: usize,
+    /// Headers of a request.
+    pub headers_max: usize,
+    /// Bytes of a request's head.
+    pub head_bytes_max: usize,
+    /// How long a request's head may take from its first byte on.
+    pub head_wait_max: Duration,
+    /// How long a connection may be idle.
+    pub idle_max: Duration,
+    /// Whether a client that has shut down its side after the request still gets its answer. Else its going ends the request.
+    pub half_close: bool,
+}
+
+impl Limits {
+    /// Returns those of an address that serves the page alone: scrapers and probes are few, and have connections of their own, so
+    /// that counters can be read while all others are taken.
+    pub fn page() -> Self {
+        Limits { connections_max: 64, ..Limits::default() }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            connections_max: 1_024,
+            headers_max: 64,
+            head_bytes_max: 16 * 1024,
+            head_wait_max: Duration::from_secs(10),
+            idle_max: Duration::from_secs(65),
+            half_close: true,
+        }
+    }
+}
+
+/// An address that is listened on.
+pub struct Listener {
+    socket: TcpListener,
+    address: SocketAddr,
+}
+
+impl Listener {
+    /// Listens; connections wait until they are served.
+    /// # Errors
+    /// The address is taken, or not of this machine.
+    pub async fn bind(address: SocketAddr) -> io::Result<Self> {
+        let socket = TcpListener::bind(address).await?;
+        Ok(Listener { address: socket.local_addr()?, socket })
+    }
+
+    /// Returns the address; the port is the real one where 0 was asked for.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Serves connections by a task of this name until a stop is requested. `answer` answers one request; a panic in it is counted
+    /// and answered 500, and its connection goes on.
+    pub fn serve<A, F>(self, tasks: &Tasks, name: &str, meter: &Meter, limits: Limits, answer: A)
+    where
+        A: Fn(Request<Incoming>) -> F + Send + Sync + 'static,
+        F: Future<Output = Response> + Send + 'static,
+    {
+        let server = Arc::new(Server {
+            permits: Arc::new(Semaphore::new(limits.connections_max)),
+            limits,
+            answer,
+            health: Arc::clone(tasks.health()),
+            open: meter.gauge(meter.own("connections"), "Open connections."),
+            accepted: meter.counter(meter.own("connections_accepted_total"), "Connections taken."),
+            timed_out: meter.counter(meter.own("connections_timed_out_total"), "Connections closed for being idle or too slow."),
+        });
+        // Connections do not hold it: it is closed when the task has ended, while they finish what they do.
+        let socket = Arc::new(self.socket);
+        tasks.spawn(name, move |stop| Arc::clone(&server).accept(Arc::clone(&socket), stop));
+    }
+}
+
+struct Server<A> {
+    permits: Arc<Semaphore>,
+    limits: Limits,
+    answer: A,
+    health: Arc<Health>,
+    open: Gauge,
+    accepted: Counter,
+    timed_out: Counter,
+}
+
+impl<A, F> Server<A>
+where
+    A: Fn(Request<Incoming>) -> F + Send + Sync + 'static,
+    F: Future<Output = Response> + Send + 'static,
+{
+    /// Takes connections until a stop is requested. Each holds a permit while it is open.
+    async fn accept(self: Arc<Self>, socket: Arc<TcpListener>, mut stop: Stop) {
+        let mut back_off = BackOff::new(PAUSES.0, PAUSES.1);
+        loop {
+            let accepted = async {
+                // The semaphore is never closed.
+                let permit = Arc::clone(&self.permits).acquire_owned().await.map_err(io::Error::other)?;
+                Ok::<_, io::Error>((socket.accept().await?.0, permit))
+            };
+            let accepted = tokio::select! {
+                accepted = accepted => accepted,
+                () = stop.requested() => return,
+            };
+            match accepted {
+                Ok((stream, permit)) => {
+                    back_off.reset();
+                    self.accepted.increment(1);
+                    let (server, stop) = (Arc::clone(&self), stop.clone());
+                    tokio::spawn(async move {
+                        let _permit = permit;
+                        let _counted = Counted::new(&server.open);
+                        // After a panic, which is counted, the connection is closed.
+                        let _ = server.health.caught(server.connection(stream, stop)).await;
+                    });
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "a connection could not be taken");
+                    back_off.wait().await;
+                }
+            }
+        }
+    }
+
+    /// Serves one connection to its end.
+    async fn connection(&self, stream: TcpStream, mut stop: Stop) {
+        // Answers are small and complete; waiting to fill a packet only delays them.
+        let _ = stream.set_nodelay(true);
+        let activity = Arc::new(Activity::new());
+        let service = service_fn(|request| {
+            let activity = Arc::clone(&activity);
+            async move {
+                activity.set(Doing::Answering);
+                let response = self.respond(request).await;
+                activity.set(Doing::Waiting);
+                Ok::<_, Infallible>(response)
+            }
+        });
+        let limits = &self.limits;
+        let watched = TokioIo::new(Watched { stream, activity: Arc::clone(&activity) });
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            // Its clock runs between requests too, so that it cannot tell an idle client from a slow head; `Activity` can.
+            .header_read_timeout(None)
+            .max_headers(limits.headers_max)
+            .max_header_size(limits.head_bytes_max)
+            .half_close(limits.half_close)
+            .serve_connection(watched, service);
+        let mut connection = pin!(connection);
+        let mut look = activity.deadline(limits.head_wait_max, limits.idle_max);
+        loop {
+            tokio::select! {
+                // An error is the client's going, or its breach of HTTP that hyper has answered; both are no news.
+                _ = connection.as_mut() => return,
+                stage = stop.next() => match stage {
+                    Stage::Open | Stage::Lingering => {}
+                    Stage::Closing => connection.as_mut().graceful_shutdown(),
+                    Stage::Aborted => return,
+                },
+                () = tokio::time::sleep_until(look.into()) => {
+                    look = activity.deadline(limits.head_wait_max, limits.idle_max);
+                    if look <= Instant::now() {
+                        self.timed_out.increment(1);
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn respond(&self, request: Request<Incoming>) -> Response {
+        let answered = self.health.caught((self.answer)(request)).await;
+        let bug = |_| page::text(StatusCode::INTERNAL_SERVER_ERROR, "text/plain; charset=utf-8", "internal error\n");
+        let mut response = answered.unwrap_or_else(bug);
+        if self.health.is_stopping() {
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
+    }
+}
+
+/// What a connection is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Doing {
+    /// Nothing: no byte of the next request came.
+    Waiting = 0,
+    /// A request's head is coming.
+    Reading = 1,
+    /// A request is being answered; its body has a clock of its own.
+    Answering = 2,
+}
+
+/// What a connection does and since when, in one word: milliseconds since it was made, then two bits.
+struct Activity {
+    start: Instant,
+    word: AtomicU64,
+}
+
+impl Activity {
+    fn new() -> Self {
+        // The first bytes of a connection are due like the rest of a head.
+        let activity = Activity { start: Instant::now(), word: AtomicU64::new(0) };
+        activity.set(Doing::Reading);
+        activity
+    }
+
+    fn set(&self, doing: Doing) {
+        let millis = self.start.elapsed().as_millis() as u64;
+        self.word.store(millis << 2 | doing as u64, Ordering::Relaxed);
+    }
+
+    /// Bytes came: if nothing was going on, a head begins.
+    fn read(&self) {
+        if self.word.load(Ordering::Relaxed) & 3 == Doing::Waiting as u64 {
+            self.set(Doing::Reading);
+        }
+    }
+
+    /// Returns until when something else must have begun; while a request is answered, when to look again.
+    fn deadline(&self, head_wait_max: Duration, idle_max: Duration) -> Instant {
+        let word = self.word.load(Ordering::Relaxed);
+        let since = self.start + Duration::from_millis(word >> 2);
+        match word & 3 {
+            doing if doing == Doing::Waiting as u64 => since + idle_max,
+            doing if doing == Doing::Reading as u64 => since + head_wait_max,
+            _ => Instant::now() + head_wait_max,
+        }
+    }
+}
+
+/// A stream that tells when bytes come.
+struct Watched {
+    stream: TcpStream,
+    activity: Arc<Activity>,
+}
+
+impl AsyncRead for Watched {
+    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let polled = Pin::new(&mut self.stream).poll_read(context, buffer);
+        if buffer.filled().len() > before {
+            self.activity.read();
+        }
+        polled
+    }
+}
+
+impl AsyncWrite for Watched {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(context, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}

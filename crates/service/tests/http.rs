@@ -1,0 +1,126 @@
+//! A service as its clients and probes see it.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::Request;
+use hyper::body::Incoming;
+use service::{Limits, Listener, Meter, Page, Response, Scope, Tasks};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::Notify;
+
+struct Service {
+    address: SocketAddr,
+    tasks: Tasks,
+    /// Lets the requests for `/slow` go on.
+    go_on: Arc<Notify>,
+}
+
+async fn start(limits: Limits, scope: Scope) -> Service {
+    let meter = Arc::new(Meter::new("test", &[]));
+    let tasks = Tasks::new(&meter);
+    let page = Arc::new(Page::new(&meter, tasks.health()));
+    let go_on = Arc::new(Notify::new());
+    let listener = Listener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.expect("a port");
+    let address = listener.address();
+    let waiting = Arc::clone(&go_on);
+    listener.serve(&tasks, "listener", &meter, limits, move |request: Request<Incoming>| {
+        let (page, waiting) = (Arc::clone(&page), Arc::clone(&waiting));
+        async move {
+            if let Some(response) = page.answer(scope, &request, async { Ok(()) }).await {
+                return response;
+            }
+            match request.uri().path() {
+                "/panic" => panic!("a bug"),
+                "/slow" => waiting.notified().await,
+                _ => {}
+            }
+            Response::new("done\n".into())
+        }
+    });
+    Service { address, tasks, go_on }
+}
+
+async fn ask(address: SocketAddr, method: &str, path: &str) -> String {
+    let request = format!("{method} {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n");
+    let mut stream = TcpStream::connect(address).await.expect("connects");
+    stream.write_all(request.as_bytes()).await.expect("written");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.expect("read");
+    answer
+}
+
+fn check(answer: &str, status: u16, expected: &[&str]) {
+    assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{answer}");
+    for part in expected {
+        assert!(answer.contains(part), "{part:?} is not in {answer}");
+    }
+}
+
+#[tokio::test]
+async fn the_page_is_the_same_for_every_service() {
+    let service = start(Limits::default(), Scope::All).await;
+    let text = "content-type: text/plain; charset=utf-8\r\n";
+    check(&ask(service.address, "GET", "/livez").await, 200, &[text, "\r\n\r\nlive\n"]);
+    check(&ask(service.address, "GET", "/readyz").await, 200, &[text, "\r\n\r\nready\n"]);
+    let metrics = ask(service.address, "GET", "/metrics").await;
+    check(&metrics, 200, &["content-type: text/plain; version=0.0.4; charset=utf-8\r\n", "weir_test_ready 1\n"]);
+    let head = ask(service.address, "HEAD", "/readyz").await;
+    check(&head, 200, &["content-length: 6\r\n"]);
+    assert!(head.ends_with("\r\n\r\n"), "no body: {head}");
+    check(&ask(service.address, "POST", "/metrics").await, 405, &["allow: GET, HEAD\r\n"]);
+    check(&ask(service.address, "GET", "/other").await, 200, &["done\n"]);
+
+    let apart = start(Limits::default(), Scope::NoMetrics).await;
+    check(&ask(apart.address, "GET", "/metrics").await, 200, &["done\n"]);
+    check(&ask(apart.address, "GET", "/livez").await, 200, &["live\n"]);
+}
+
+#[tokio::test]
+async fn a_panic_costs_its_request_alone() {
+    let service = start(Limits::default(), Scope::All).await;
+    check(&ask(service.address, "GET", "/panic").await, 500, &["\r\n\r\ninternal error\n"]);
+    check(&ask(service.address, "GET", "/other").await, 200, &["done\n"]);
+    check(&ask(service.address, "GET", "/readyz").await, 200, &[]);
+    check(&ask(service.address, "GET", "/metrics").await, 200, &["weir_test_panics_total 1\n", "weir_test_connections 1\n"]);
+}
+
+#[tokio::test]
+async fn a_stop_finishes_what_is_in_flight() {
+    let service = start(Limits::default(), Scope::All).await;
+    let address = service.address;
+    let slow = tokio::spawn(async move { ask(address, "GET", "/slow").await });
+    while !ask(address, "GET", "/metrics").await.contains("weir_test_connections 2\n") {
+        tokio::task::yield_now().await;
+    }
+    let (health, go_on) = (Arc::clone(service.tasks.health()), service.go_on);
+    let linger = Duration::from_secs(2);
+    let stopped = tokio::spawn(service.tasks.stop(linger, Duration::from_secs(20)));
+    while health.unready().is_none() {
+        tokio::task::yield_now().await;
+    }
+    let late = ask(address, "GET", "/readyz").await;
+    check(&late, 503, &["not ready: the test is stopping\n", "connection: close\r\n"]);
+    go_on.notify_waiters();
+    check(&slow.await.expect("no panic"), 200, &["done\n"]);
+    assert!(stopped.await.expect("no panic"), "all had ended by itself");
+    TcpStream::connect(address).await.expect_err("nobody listens");
+}
+
+#[tokio::test]
+async fn what_is_too_slow_or_too_much_is_closed_or_waits() {
+    let short = Duration::from_millis(500);
+    let limits = Limits { connections_max: 1, head_wait_max: short, idle_max: short, ..Limits::default() };
+    let service = start(limits, Scope::All).await;
+    // Sends half a head, then nothing: closed without an answer, and then the next one has its turn.
+    let mut slow = TcpStream::connect(service.address).await.expect("connects");
+    slow.write_all(b"GET /other HT").await.expect("written");
+    let next = tokio::spawn({
+        let address = service.address;
+        async move { ask(address, "GET", "/metrics").await }
+    });
+    assert_eq!(slow.read(&mut [0; 64]).await.expect("closed"), 0);
+    check(&next.await.expect("no panic"), 200, &["weir_test_connections_timed_out_total 1\n"]);
+}
