@@ -65,7 +65,7 @@ fn text(path: &Path) -> &str {
 }
 
 fn kafka(arguments: &[&str]) -> String {
-    let script: PathBuf = [env!("CARGO_MANIFEST_DIR"), "..", "deploy", "kafka.sh"].iter().collect();
+    let script: PathBuf = [env!("CARGO_MANIFEST_DIR"), "..", "..", "deploy", "kafka.sh"].iter().collect();
     let output = Command::new(script).args(arguments).output().expect("the script runs");
     assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8_lossy(&output.stdout).trim().to_owned()
