@@ -6,5 +6,46 @@
 #[cfg(feature = "testing")]
 pub mod testing;
 
+use std::sync::LazyLock;
+
+use sqlx::SqlSafeStr;
+use sqlx::migrate::{Migration, MigrationType, Migrator};
+
 /// Applies what is missing, in order, under an advisory lock, and refuses a database that is newer than this build.
-pub static MIGRATOR: sqlx::migrate::Migrator = sqlx::migrate!("./sql");
+pub static MIGRATOR: LazyLock<Migrator> = LazyLock::new(|| {
+    let migration = |(version, description, sql): (i64, &'static str, &'static str)| {
+        Migration::new(version, description.into(), MigrationType::Simple, sql.into_sql_str(), false)
+    };
+    Migrator::with_migrations(FILES.into_iter().map(migration).collect())
+});
+
+/// The files by number. They are listed rather than found by sqlx's macro: its crate builds the whole of sqlx a second time.
+const FILES: [(i64, &str, &str); 4] = [
+    (1, "catalogue", include_str!("../sql/0001_catalogue.sql")),
+    (2, "progress", include_str!("../sql/0002_progress.sql")),
+    (3, "facts", include_str!("../sql/0003_facts.sql")),
+    (4, "derived", include_str!("../sql/0004_derived.sql")),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_file_is_listed_under_its_number_and_name() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/sql");
+        let mut files: Vec<(String, String)> = std::fs::read_dir(folder)
+            .expect("the folder")
+            .map(|entry| entry.expect("an entry").path())
+            .map(|path| (path.file_name().expect("a name").to_string_lossy().into_owned(), path))
+            .map(|(name, path)| (name, std::fs::read_to_string(path).expect("readable")))
+            .collect();
+        files.sort();
+        let listed: Vec<(String, String)> = FILES
+            .iter()
+            .map(|(version, description, sql)| (format!("{version:04}_{description}.sql"), (*sql).to_owned()))
+            .collect();
+        assert_eq!(files, listed);
+        assert_eq!(MIGRATOR.iter().map(|migration| migration.version).collect::<Vec<_>>(), [1, 2, 3, 4]);
+    }
+}

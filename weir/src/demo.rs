@@ -161,7 +161,7 @@ fn funnel() -> Value {
     })
 }
 
-/// Writes what is to be seen, and how to go on.
+/// Writes what is to be seen on one screen, and how to go on.
 fn report(shown: &WeirJson, folder: &str, results: &Value, funnel: &Value) -> String {
     let truth = format!(
         "In truth {:.0} % of the users with the old button buy, and {:.0} % of those with the new one.",
@@ -169,26 +169,26 @@ fn report(shown: &WeirJson, folder: &str, results: &Value, funnel: &Value) -> St
         traffic::BUYERS_B * 100.0
     );
     let program = std::env::current_exe().map_or_else(|_| "weir".to_owned(), |path| path.display().to_string());
+    let steps: String = funnel["groups"].as_array().into_iter().flatten().map(commands::funnel::steps).collect();
     let event = r#"{"events":[{"type":"conversion","user_id":"ada","name":"purchase","value":"19.90","currency":"EUR"}]}"#;
     format!(
-        "\n{}\n{truth}\n\n{}\n\
+        "\n{}{truth}\n\n{}\n\
          collector {}\nquery {}\npostgres {}\nwrite_key {}\nread_token {}\nserver_key {}\n\n\
-         Send an event:\n  curl -d '{event}' -H 'Authorization: Bearer {}' {}/v1/events\n\
-         Ask for the results:\n  curl -H 'Authorization: Bearer {}' {}/v1/experiments/{}/results\n\
-         Ask in SQL:\n  {program} sql --data {folder} 'SELECT event, count(*) FROM events GROUP BY event'\n",
-        commands::results::render(results),
-        commands::funnel::render(funnel),
+         Type next, in another terminal:\n\
+         {program} results {} --data {folder}\n\
+         {program} sql --data {folder} 'SELECT event, count(*) FROM events GROUP BY event'\n\
+         curl {}/v1/events -H 'Authorization: Bearer {}' -d '{event}'\n",
+        commands::results::summary(results),
+        steps,
         shown.collector,
         shown.query,
         shown.postgres,
         shown.write_key,
         shown.read_token,
         shown.server_key,
-        shown.write_key,
-        shown.collector,
-        shown.read_token,
-        shown.query,
         traffic::EXPERIMENT,
+        shown.collector,
+        shown.write_key,
     )
 }
 

@@ -105,7 +105,7 @@ fn shown(value: &Value) -> String {
     if value.is_null() { "(none)".to_owned() } else { plain(value) }
 }
 
-fn steps(group: &Value) -> String {
+pub(crate) fn steps(group: &Value) -> String {
     let or_nothing = |text: Option<String>| text.filter(|text| !text.is_empty()).unwrap_or_else(|| NOTHING.to_owned());
     let mut rows = Vec::new();
     for (index, step) in elements(group, "/steps").iter().enumerate() {
