@@ -94,7 +94,7 @@ pub async fn run(options: &Options) -> anyhow::Result<String> {
         ("read", "", Before::CatalogueChange, options.answers.div_ceil(10)),
     ];
     let mut table = vec![
-        ["", "answers", "p50", "p99", "longest", "catalogue", "image", "statistics", "query CPU ms", "Postgres CPU ms"]
+        ["", "answers", "p50", "p99", "longest", "catalogue", "cohort", "statistics", "query CPU ms", "Postgres CPU ms"]
             .map(str::to_owned)
             .to_vec(),
     ];
@@ -296,7 +296,7 @@ impl Client {
                 .map(|milliseconds| std::time::Duration::from_secs_f64(milliseconds / 1e3))
                 .with_context(|| format!("no {name} in {timing}"))
         };
-        let parts = [part("catalogue")?, part("image")?, part("statistics")?];
+        let parts = [part("catalogue")?, part("cohort")?, part("statistics")?];
         Ok(Answer { body: serde_json::from_slice(&body)?, took, parts })
     }
 }

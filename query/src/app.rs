@@ -13,7 +13,7 @@ use uuid::Uuid;
 use crate::config::Limits;
 use crate::engine::{self, Engine};
 use crate::error::Refusal;
-use crate::experiment::images::Images;
+use crate::experiment::read::cohort_cache::CohortCache;
 use crate::metrics::Metrics;
 use crate::slots::Slots;
 use crate::snapshot::Snapshot;
@@ -26,7 +26,7 @@ pub struct App {
     pub(crate) engine: Engine,
     pub(crate) tokens: Tokens,
     pub(crate) slots: Slots,
-    pub(crate) images: Images,
+    pub(crate) cohorts: CohortCache,
     /// Threads of their own for queries: what computes for long must not hold up connections and health.
     pub(crate) threads: Handle,
     pub(crate) metrics: Arc<Metrics>,

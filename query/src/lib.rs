@@ -1,6 +1,6 @@
 //! The query service: answers over what the aggregator has stored. It only ever reads.
 //!
-//! - Experiments: participation -> moments -> statistics -> answer ([`experiment`]).
+//! - Experiments: read -> measure -> test -> say ([`experiment`]).
 //! - Funnels: definition -> level per user -> counts ([`funnel`]).
 //! - SQL: guard -> plan -> rows ([`sql`]).
 //!
@@ -8,7 +8,6 @@
 //! `as_of` how far the log was stored then. Tables reach DataFusion through [`scan`], which puts the project into the
 //! SQL below anything that a client can write.
 
-pub mod answer;
 pub mod app;
 pub mod cells;
 mod config;
@@ -46,7 +45,7 @@ pub use config::{Config, Limits};
 
 use app::App;
 use engine::Engine;
-use experiment::images::Images;
+use experiment::read::cohort_cache::CohortCache;
 use metrics::Metrics;
 use routes::Door;
 use slots::Slots;
@@ -119,7 +118,7 @@ impl Query {
             engine: Engine::new(&limits)?,
             tokens: Tokens::new(pool.clone(), limits.token_age_max),
             slots: Slots::new(limits.queries_running_max, limits.queries_waiting_max, metrics.clone()),
-            images: Images::new(limits.images_bytes_max),
+            cohorts: CohortCache::new(limits.images_bytes_max),
             threads: threads.handle(),
             pool,
             metrics,

@@ -14,7 +14,7 @@ use serde_json::json;
 use crate::app::{AbortOnDrop, App};
 use crate::error::Refusal;
 use crate::experiment::Steps;
-use crate::experiment::settings::Request as Asked;
+use crate::experiment::request::Request as Asked;
 use crate::{experiment, funnel, sql};
 
 type Answer = Response<Full<Bytes>>;
@@ -255,7 +255,7 @@ fn json_answer(value: &impl Serialize) -> Answer {
 
 /// Writes where the time went as browsers show it (W3C, Server Timing), in milliseconds.
 fn server_timing(steps: &Steps) -> Result<HeaderValue, Refusal> {
-    let parts = [("catalogue", steps.catalogue), ("image", steps.image), ("statistics", steps.statistics)];
+    let parts = [("catalogue", steps.catalogue), ("cohort", steps.cohort), ("statistics", steps.statistics)];
     let texts = parts.map(|(name, took)| format!("{name};dur={:.3}", took.as_secs_f64() * 1e3));
     HeaderValue::from_str(&texts.join(", ")).map_err(|_| Refusal::internal())
 }

@@ -2,6 +2,7 @@
 
 mod experiments;
 mod funnels;
+mod golden_rows;
 mod results;
 mod server;
 mod sql;

@@ -1,11 +1,12 @@
 //! What one comparison comes to, as a word and as a sentence. Both rest on the same result, so that neither says more than the
 //! other.
 
-use super::catalogue::Configured;
-use super::compare::{Compared, Decisive, Setting};
-use super::plain::{Said, p_text, short};
-use super::settings::{Analysis, Difference, Engine};
-use crate::answer::metric::{Bayesian, ScaledImpact};
+use super::sentence::Sentence;
+use crate::experiment::read::catalogue::Configured;
+use crate::experiment::request::{Analysis, Difference, Engine};
+use crate::experiment::test::comparison::{Compared, Conclusion, Design};
+use crate::experiment::test::found::{Bayesian, ScaledImpact};
+use crate::experiment::text::{p_text, short};
 use statistics::comparison::Status;
 
 /// The verdict with what it rests on.
@@ -21,14 +22,14 @@ pub struct Verdict {
 
 /// Judges one comparison by what decides it.
 pub fn verdict(
-    setting: &Setting<'_>,
+    design: &Design<'_>,
     metric: &Configured,
     compared: &Compared,
-    decisive: &Decisive,
+    decided: &Conclusion,
     bayesian: Option<&Bayesian>,
 ) -> Verdict {
-    let confidence = setting.experiment.confidence_level;
-    if setting.request.engine == Engine::Bayesian {
+    let confidence = design.experiment.confidence_level;
+    if design.request.engine == Engine::Bayesian {
         let chance = bayesian.map(|bayesian| bayesian.chance_to_win);
         let text = match chance {
             Some(chance) if chance >= confidence => "won",
@@ -38,42 +39,42 @@ pub fn verdict(
         return Verdict { text, significant: text != "inconclusive", by: "chance_to_win", chance };
     }
     let estimate = compared.found.estimate.unwrap_or(0.0);
-    let text = match decisive.significant && estimate != 0.0 {
+    let text = match decided.significant && estimate != 0.0 {
         true if (estimate > 0.0) == metric.wants_more => "won",
         true => "lost",
         // Precise enough to say that whatever there is, is less than what is worth finding.
         false => {
-            let mde = setting.experiment.minimum_detectable_effect;
-            let difference = compared.found.difference.zip(decisive.critical);
+            let mde = design.experiment.minimum_detectable_effect;
+            let difference = compared.found.difference.zip(decided.critical);
             let interval = difference.and_then(|(difference, critical)| difference.relative(critical));
             let is_small = interval.is_some_and(|(low, high)| low > -mde && high < mde);
             if is_small && compared.found.status == Status::Ok { "neutral" } else { "inconclusive" }
         }
     };
-    Verdict { text, significant: decisive.significant, by: decisive.by, chance: None }
+    Verdict { text, significant: decided.significant, by: decided.by, chance: None }
 }
 
 /// Says a comparison as a sentence, from the same results as its verdict.
 pub fn plain(
-    setting: &Setting<'_>,
+    design: &Design<'_>,
     metric: &Configured,
     compared: &Compared,
-    decisive: &Decisive,
+    decided: &Conclusion,
     verdict: &Verdict,
     impact: Option<&ScaledImpact>,
 ) -> String {
-    let alpha = setting.experiment.alpha;
+    let alpha = design.experiment.alpha;
     let found = compared.found.difference.as_ref();
-    let difference = setting.request.difference;
+    let difference = design.request.difference;
     let effect = match difference {
         Difference::Relative => compared.found.lift,
         Difference::Absolute => compared.found.estimate,
         Difference::Scaled => impact.map(|impact| impact.per_day),
     };
     // The interval of what decides, before other comparisons are thought of.
-    let critical = match setting.plan.analysis {
+    let critical = match design.plan.analysis {
         Analysis::Fixed => found.map(|found| found.critical(alpha)),
-        _ => compared.look(setting.plan, alpha).and_then(|look| look.boundary_z),
+        _ => compared.look(design.plan, alpha).and_then(|look| look.boundary_z),
     };
     let interval = found.zip(critical).and_then(|(found, critical)| match difference {
         Difference::Relative => found.relative(critical),
@@ -84,13 +85,13 @@ pub fn plain(
         }
     });
     let adjusted = if compared.is_adjusted() { ", adjusted for earlier behaviour," } else { "" };
-    let confidence = format!("{}% CI{adjusted}", short(setting.experiment.confidence_level * 100.0));
-    let (evidence, conclusion) = evidence(setting, compared, decisive, verdict);
-    Said {
+    let confidence = format!("{}% CI{adjusted}", short(design.experiment.confidence_level * 100.0));
+    let (evidence, conclusion) = evidence(design, compared, decided, verdict);
+    Sentence {
         metric,
-        currency: setting.currency,
-        control: (&setting.variants[0].name, compared.control.mean),
-        treatment: (&setting.variants[compared.arm].name, compared.treatment.mean),
+        currency: design.currency,
+        control: (&design.variants[0].name, compared.control.mean),
+        treatment: (&design.variants[compared.arm].name, compared.treatment.mean),
         difference,
         effect,
         interval: interval.map(|ends| (ends, confidence)),
@@ -101,12 +102,12 @@ pub fn plain(
 }
 
 /// Says what was found and what follows, both from what the verdict rests on.
-fn evidence(setting: &Setting<'_>, compared: &Compared, decisive: &Decisive, verdict: &Verdict) -> (Option<String>, String) {
+fn evidence(design: &Design<'_>, compared: &Compared, decided: &Conclusion, verdict: &Verdict) -> (Option<String>, String) {
     let conclusion = |otherwise: &str| {
         match verdict.text {
             "won" => "significantly better",
             "lost" => "significantly worse",
-            "neutral" => return format!("any effect is below the {} worth finding", percent(setting)),
+            "neutral" => return format!("any effect is below the {} worth finding", percent(design)),
             _ => otherwise,
         }
         .to_owned()
@@ -120,16 +121,16 @@ fn evidence(setting: &Setting<'_>, compared: &Compared, decisive: &Decisive, ver
         };
         return (chance, text.to_owned());
     }
-    let size = decisive.kept.family_size;
+    let size = decided.adjusted.family_size;
     let among = format!("not significant after correction for {size} comparisons");
-    let look = decisive.look;
-    match setting.plan.analysis {
+    let look = decided.look;
+    match design.plan.analysis {
         Analysis::Fixed => {
             let Some(p) = compared.found.p_value().map(|p| p.p) else {
                 return (None, "too little is known to test it".to_owned());
             };
             let exact = if compared.is_exact() { " (exact)" } else { "" };
-            let is_significant_alone = p < setting.experiment.alpha && !decisive.significant;
+            let is_significant_alone = p < design.experiment.alpha && !decided.significant;
             let otherwise = if is_significant_alone { among.as_str() } else { "no difference is shown" };
             (Some(format!("p = {}{exact}", p_text(p))), conclusion(otherwise))
         }
@@ -141,8 +142,8 @@ fn evidence(setting: &Setting<'_>, compared: &Compared, decisive: &Decisive, ver
                 }
                 (Some(bound), _) => {
                     let evidence = format!("z = {} against a bound of {}", short(look.z), short(bound));
-                    let crosses_alone = compared.look(setting.plan, setting.experiment.alpha).is_some_and(|look| look.crossed);
-                    let exact = compared.found.fisher().filter(|_| look.crossed && !decisive.significant);
+                    let crosses_alone = compared.look(design.plan, design.experiment.alpha).is_some_and(|look| look.crossed);
+                    let exact = compared.found.fisher().filter(|_| look.crossed && !decided.significant);
                     let otherwise = match exact {
                         Some(fisher) => format!("counts are few, and the exact test does not agree (p = {})", p_text(fisher.p)),
                         None if crosses_alone => among,
@@ -155,19 +156,19 @@ fn evidence(setting: &Setting<'_>, compared: &Compared, decisive: &Decisive, ver
             None => (None, "too little is known to test it".to_owned()),
         },
         Analysis::Sequential | Analysis::Hybrid => {
-            let Some(p) = compared.decisive_p(setting.plan).map(|p| p.p) else {
+            let Some(p) = compared.deciding_p(design.plan).map(|p| p.p) else {
                 let exact = compared.found.fisher();
                 let evidence = exact.map(|fisher| format!("p = {} (exact) for a single look", p_text(fisher.p)));
                 return (evidence, "too little is known for a test that allows for looks".to_owned());
             };
-            let valid = if setting.plan.has_ended && setting.plan.analysis == Analysis::Hybrid { "" } else { " at any time" };
-            let is_significant_alone = p < setting.experiment.alpha && !decisive.significant;
+            let valid = if design.plan.has_ended && design.plan.analysis == Analysis::Hybrid { "" } else { " at any time" };
+            let is_significant_alone = p < design.experiment.alpha && !decided.significant;
             let otherwise = if is_significant_alone { among.as_str() } else { "no difference is shown so far" };
             (Some(format!("p = {}{valid}", p_text(p))), conclusion(otherwise))
         }
     }
 }
 
-fn percent(setting: &Setting<'_>) -> String {
-    format!("{}%", short(setting.experiment.minimum_detectable_effect * 100.0))
+fn percent(design: &Design<'_>) -> String {
+    format!("{}%", short(design.experiment.minimum_detectable_effect * 100.0))
 }

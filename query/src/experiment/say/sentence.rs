@@ -1,11 +1,12 @@
 //! A comparison as a sentence, with the numbers of the answer and nothing else: what it says of significance is what the
 //! verdict rests on.
 
-use super::catalogue::{Aggregation, Amount, Configured};
-use super::settings::Difference;
+use crate::experiment::read::catalogue::{Aggregation, Amount, Configured};
+use crate::experiment::request::Difference;
+use crate::experiment::text::short;
 
 /// What a sentence needs to know.
-pub struct Said<'a> {
+pub struct Sentence<'a> {
     /// What was measured.
     pub metric: &'a Configured,
     /// The currency of values.
@@ -26,7 +27,7 @@ pub struct Said<'a> {
     pub conclusion: String,
 }
 
-impl Said<'_> {
+impl Sentence<'_> {
     /// Writes the sentence.
     pub fn text(&self) -> String {
         let (Some(control), Some(treatment)) = (self.control.1, self.treatment.1) else {
@@ -89,59 +90,16 @@ impl Said<'_> {
     }
 }
 
-/// Writes a number with three significant digits, and no fraction where it has none.
-pub fn short(value: f64) -> String {
-    if value == 0.0 {
-        return "0".to_owned();
-    }
-    let magnitude = value.abs().log10().floor() as i32;
-    let decimals = usize::try_from(2 - magnitude).unwrap_or(0).min(12);
-    let text = format!("{value:.decimals$}");
-    if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_owned() } else { text }
-}
-
-/// Writes a p-value with two significant digits.
-pub fn p_text(p: f64) -> String {
-    if p >= 0.095 {
-        format!("{p:.2}")
-    } else if p >= 0.000_95 {
-        let decimals = if p >= 0.0095 { 3 } else { 4 };
-        format!("{p:.decimals$}")
-    } else if p > 0.0 {
-        format!("{p:.1e}")
-    } else {
-        "below 1e-300".to_owned()
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::super::catalogue::default_metrics;
     use super::*;
-
-    #[test]
-    fn numbers_are_short() {
-        let check = |value: f64, expected: &str| assert_eq!(short(value), expected);
-        check(0.0, "0");
-        check(11.0, "11");
-        check(11.04, "11");
-        check(1.444, "1.44");
-        check(-0.012_345, "-0.0123");
-        check(123_456.7, "123457");
-        check(100.0, "100");
-        let check = |p: f64, expected: &str| assert_eq!(p_text(p), expected);
-        check(0.41, "0.41");
-        check(0.0211, "0.021");
-        check(0.0011, "0.0011");
-        check(2.07e-121, "2.1e-121");
-        check(0.0, "below 1e-300");
-    }
+    use crate::experiment::read::catalogue::default_metrics;
 
     #[test]
     fn sentences_name_both_variants_and_their_numbers() {
         let [rate, value] = default_metrics(None);
         let said = |metric: &Configured, difference, effect, interval: Option<(f64, f64)>, evidence: Option<&str>| {
-            Said {
+            Sentence {
                 metric,
                 currency: Some("EUR"),
                 control: ("control", Some(0.1)),
@@ -167,7 +125,7 @@ mod tests {
             "b brings 0.11 EUR per user vs 0.1 EUR in control: +12.5 EUR a day (95% CI -1 EUR a day to +26 EUR a day); \
              no difference is shown."
         );
-        let empty = Said {
+        let empty = Sentence {
             metric: &rate,
             currency: None,
             control: ("control", Some(0.1)),

@@ -3,12 +3,12 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::image::DAY_US;
-use super::population::People;
-use super::series::Days;
-use super::settings::Analysis;
-use crate::answer::Experiment;
-use crate::answer::metric::{CrossedOn, Sequential, ends};
+use crate::experiment::measure::days::Days;
+use crate::experiment::measure::population::Population;
+use crate::experiment::read::cohort::DAY_US;
+use crate::experiment::read::experiment::Experiment;
+use crate::experiment::request::Analysis;
+use crate::experiment::test::found::{CrossedOn, Sequential, ends};
 use statistics::difference::Difference;
 use statistics::group_sequential::{self, Sides, information_fraction};
 use statistics::sequential::{Tuning, confidence_sequence, hybrid, tightest_at};
@@ -48,7 +48,7 @@ pub fn default_analysis(experiment: &Experiment) -> Analysis {
 }
 
 /// One comparison of many, as bounds and sequences see it.
-pub struct Looked<'a> {
+pub struct Interim<'a> {
     /// The variant's place.
     pub arm: usize,
     /// The difference today.
@@ -62,8 +62,14 @@ pub struct Looked<'a> {
 impl Plan {
     /// Makes the plan of an experiment from the users who count. `weights` are those of the variants; `is_newest` says that now
     /// is the newest moment there is, of which the experiment's status speaks.
-    pub fn new(experiment: &Experiment, analysis: Analysis, weights: Vec<f64>, people: &People<'_>, is_newest: bool) -> Self {
-        let (days, now) = (people.days(), people.now);
+    pub fn new(
+        experiment: &Experiment,
+        analysis: Analysis,
+        weights: Vec<f64>,
+        population: &Population<'_>,
+        is_newest: bool,
+    ) -> Self {
+        let (days, now) = (population.days(), population.now);
         let is_over = experiment.ended_us.is_some_and(|ended| ended <= now);
         let begun = experiment.started_us.or_else(|| days.map(|days| days.first * DAY_US));
         Plan {
@@ -71,7 +77,7 @@ impl Plan {
             alpha: experiment.alpha,
             has_ended: is_over || (is_newest && matches!(experiment.status.as_str(), "completed" | "archived")),
             days,
-            users: people.users_by_day(people.window_us),
+            users: population.users_by_day(population.window_us),
             target: experiment.target_sample_size.and_then(|target| u64::try_from(target).ok()),
             weights,
             time: begun.zip(experiment.ended_us).filter(|(begun, ended)| begun < ended),
@@ -118,13 +124,13 @@ impl Plan {
     }
 
     /// Looks at one comparison at the level `alpha`.
-    pub fn look(&self, looked: &Looked<'_>, alpha: f64) -> Sequential {
-        let (difference, tuning) = (looked.difference, self.tuning(looked.arm));
+    pub fn look(&self, interim: &Interim<'_>, alpha: f64) -> Sequential {
+        let (difference, tuning) = (interim.difference, self.tuning(interim.arm));
         let z = difference.z();
-        let sequence = confidence_sequence(z, looked.users, alpha, &tuning);
+        let sequence = confidence_sequence(z, interim.users, alpha, &tuning);
         let mut found = Sequential {
             method: self.analysis.as_str(),
-            information_fraction: self.fractions(looked.arm).last().copied(),
+            information_fraction: self.fractions(interim.arm).last().copied(),
             boundary_z: None,
             z,
             crossed: false,
@@ -138,7 +144,7 @@ impl Plan {
         };
         let critical = match self.analysis {
             Analysis::GroupSequential => {
-                let look = group_sequential::look(z, &self.bounds(looked.arm, alpha), looked.z_by_day);
+                let look = group_sequential::look(z, &self.bounds(interim.arm, alpha), interim.z_by_day);
                 // Without information of a plan nothing is spent, and nothing can be crossed.
                 let Some(look) = look else { return Sequential { method: Analysis::Sequential.as_str(), ..found } };
                 let day = |place: usize| self.days.map(|days| CrossedOn(days.first + place as i64));
@@ -146,7 +152,7 @@ impl Plan {
                 look.boundary_z
             }
             Analysis::Hybrid => {
-                let critical = hybrid(difference, looked.users, alpha, &tuning, self.has_ended).critical;
+                let critical = hybrid(difference, interim.users, alpha, &tuning, self.has_ended).critical;
                 found.crossed = z.abs() > critical;
                 critical
             }
@@ -165,9 +171,9 @@ impl Plan {
 
 #[cfg(test)]
 mod tests {
-    use super::super::settings::{PopulationRule, Windows};
-    use super::super::sums::tests::image;
     use super::*;
+    use crate::experiment::measure::sums::tests::cohort;
+    use crate::experiment::request::{PopulationRule, Windows};
 
     fn experiment(target: Option<i32>, ended_us: Option<i64>) -> Experiment {
         Experiment { alpha: 0.05, target_sample_size: target, started_us: Some(0), ended_us, ..Experiment::default() }
@@ -176,9 +182,9 @@ mod tests {
     /// 400 users a day for ten days, half of them in each of two variants.
     fn plan(experiment: &Experiment, analysis: Analysis) -> Plan {
         let users: Vec<(u32, i64)> = (0..4_000).map(|user| (user % 2, i64::from(user) / 400 * DAY_US)).collect();
-        let image = image(&users, &[]);
-        let people = People::by(&image, 2, 10 * DAY_US - 1, (PopulationRule::ExcludeMulti, Windows::All), DAY_US);
-        Plan::new(experiment, analysis, vec![1.0, 1.0], &people, true)
+        let cohort = cohort(&users, &[]);
+        let population = Population::by(&cohort, 2, 10 * DAY_US - 1, (PopulationRule::ExcludeMulti, Windows::All), DAY_US);
+        Plan::new(experiment, analysis, vec![1.0, 1.0], &population, true)
     }
 
     fn difference(z: f64) -> Difference {
@@ -218,7 +224,7 @@ mod tests {
         assert!(bounds[9] > 1.96 && bounds[9] < 2.4, "{bounds:?}");
         let check = |z_by_day: &[Option<f64>], z: f64, crossed: bool, on: Option<i64>| {
             let difference = difference(z);
-            let found = plan.look(&Looked { arm: 1, difference: &difference, users: 4_000, z_by_day }, 0.05);
+            let found = plan.look(&Interim { arm: 1, difference: &difference, users: 4_000, z_by_day }, 0.05);
             assert_eq!((found.crossed, found.crossed_on), (crossed, on.map(CrossedOn)), "{z_by_day:?} {z}");
             let excludes = found.ci[0].expect("an end") > 0.0 || found.ci[1].expect("an end") < 0.0;
             assert_eq!(excludes, z.abs() > bounds[9], "the interval is that of today's bound");
@@ -237,7 +243,7 @@ mod tests {
         for level in [0.05, 0.05 / 7.0] {
             for step in 0..60 {
                 let difference = difference(f64::from(step) / 10.0);
-                let found = plan.look(&Looked { arm: 1, difference: &difference, users: 4_000, z_by_day: &[] }, level);
+                let found = plan.look(&Interim { arm: 1, difference: &difference, users: 4_000, z_by_day: &[] }, level);
                 assert_eq!(found.crossed, found.always_valid_p < level, "{found:?}");
                 assert_eq!(found.crossed, found.ci[0].expect("an end") > 0.0);
             }

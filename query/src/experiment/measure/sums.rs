@@ -1,13 +1,13 @@
-//! Users' sums and what variants' users sum up to: one pass over the rows of an [`Image`] for each metric, in whole numbers.
+//! Users' sums and what variants' users sum up to: one pass over the rows of an [`Cohort`] for each metric, in whole numbers.
 //!
-//! First each user with a counted conversion gets one [`Entry`] per metric. Everything else is a sum over entries: by
+//! First each user with a counted conversion gets one [`UserSum`] per metric. Everything else is a sum over entries: by
 //! variant, by value of a dimension, over users with complete windows, with or without a cap. Which user belongs where is
-//! said by [`Slots`].
+//! said by [`Groups`].
 
 use statistics::I256;
 
-use super::catalogue::{Aggregation, Amount, Configured, Denominator};
-use super::image::{DAY_US, Image, Row};
+use crate::experiment::read::catalogue::{Aggregation, Amount, Configured, Denominator};
+use crate::experiment::read::cohort::{Cohort, DAY_US, Row};
 use statistics::moments::{Moments, Overflow, Products};
 
 /// Sums that are not 0 from which on a percentile near 100 means something: below, it would only shave the largest one.
@@ -15,7 +15,7 @@ pub const CAP_SUMS_MIN: usize = 1_000;
 
 /// What one user did for one metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Entry {
+pub struct UserSum {
     /// Number of the user.
     pub user: u32,
     /// The sum, in millionths; of a conversion rate 1.
@@ -28,41 +28,41 @@ pub struct Entry {
 
 /// Where users belong. A user may belong nowhere.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Slots {
-    /// The slot of each user; [`Slots::NOWHERE`] for none.
+pub struct Groups {
+    /// The group of each user; [`Groups::NOWHERE`] for none.
     of: Vec<u32>,
-    /// Users of each slot.
+    /// Users of each group.
     users: Vec<u64>,
 }
 
-impl Slots {
-    /// The slot of users who do not count.
+impl Groups {
+    /// The group of users who do not count.
     pub const NOWHERE: u32 = u32::MAX;
 
-    /// Puts `users` users into `slots` slots. Slots beyond belong nowhere.
-    pub fn new(users: usize, slots: usize, slot_of: impl Fn(usize) -> Option<usize>) -> Self {
-        let mut counts = vec![0; slots];
+    /// Puts `users` users into `groups` groups. Groups beyond belong nowhere.
+    pub fn new(users: usize, groups: usize, group_of: impl Fn(usize) -> Option<usize>) -> Self {
+        let mut counts = vec![0; groups];
         let of = (0..users)
-            .map(|user| match slot_of(user).filter(|slot| *slot < slots) {
-                Some(slot) => {
-                    counts[slot] += 1;
-                    slot as u32
+            .map(|user| match group_of(user).filter(|group| *group < groups) {
+                Some(group) => {
+                    counts[group] += 1;
+                    group as u32
                 }
                 None => Self::NOWHERE,
             })
             .collect();
-        Slots { of, users: counts }
+        Groups { of, users: counts }
     }
 
-    /// Returns the users of each slot.
+    /// Returns the users of each group.
     pub fn users(&self) -> &[u64] {
         &self.users
     }
 
-    /// Returns a user's slot.
+    /// Returns a user's group.
     pub fn of(&self, user: u32) -> Option<usize> {
-        let slot = *self.of.get(user as usize)?;
-        (slot != Self::NOWHERE).then_some(slot as usize)
+        let group = *self.of.get(user as usize)?;
+        (group != Self::NOWHERE).then_some(group as usize)
     }
 
     /// Returns how many users belong somewhere.
@@ -71,9 +71,9 @@ impl Slots {
     }
 }
 
-/// What a metric counts, in the numbers of an image.
+/// What a metric counts, in the numbers of a cohort.
 #[derive(Clone, Debug)]
-pub struct Counted {
+pub struct CohortMetric {
     name: Option<Option<u32>>,
     base_name: Option<Option<u32>>,
     currency: Option<u32>,
@@ -81,18 +81,18 @@ pub struct Counted {
     aggregation: Aggregation,
 }
 
-impl Counted {
-    /// Resolves a metric against an image. `currency` is the one that values are in, none if all are;
+impl CohortMetric {
+    /// Resolves a metric against a cohort. `currency` is the one that values are in, none if all are;
     /// `window_days` that of the experiment.
-    pub fn new(metric: &Configured, image: &Image, currency: Option<u32>, window_days: i32) -> Self {
+    pub fn new(metric: &Configured, cohort: &Cohort, currency: Option<u32>, window_days: i32) -> Self {
         // A name that never occurred counts nothing.
         let number =
-            |name: &Option<String>| name.as_ref().map(|name| image.names.binary_search(name).ok().map(|place| place as u32));
+            |name: &Option<String>| name.as_ref().map(|name| cohort.names.binary_search(name).ok().map(|place| place as u32));
         let base_name = match &metric.aggregation {
             Aggregation::Ratio(_, Denominator::Conversions(name)) => number(name),
             _ => None,
         };
-        Counted {
+        CohortMetric {
             name: number(&metric.conversion_type),
             base_name,
             currency,
@@ -142,8 +142,8 @@ impl Counted {
         row.time - exposed <= self.window_us
     }
 
-    fn entry(&self, image: &Image, user: usize, rows: &[Row], exposed: Option<i64>) -> Result<Option<Entry>, Overflow> {
-        let mut entry = Entry { user: user as u32, amount: 0, base: 0, has_converted: false };
+    fn entry(&self, cohort: &Cohort, user: usize, rows: &[Row], exposed: Option<i64>) -> Result<Option<UserSum>, Overflow> {
+        let mut entry = UserSum { user: user as u32, amount: 0, base: 0, has_converted: false };
         let mut is_touched = false;
         for row in rows.iter().filter(|row| exposed.is_none_or(|exposed| self.is_in_window(row, exposed))) {
             if let Some((amount, base)) = self.of_row(row) {
@@ -157,7 +157,7 @@ impl Counted {
             entry.amount = if entry.has_converted { Moments::SCALE } else { 0 };
         }
         if matches!(self.aggregation, Aggregation::Ratio(_, Denominator::Impressions)) {
-            entry.base = i128::from(image.users.impressions[user]) * Moments::SCALE;
+            entry.base = i128::from(cohort.users.impressions[user]) * Moments::SCALE;
             is_touched = true;
         }
         Ok(is_touched.then_some(entry))
@@ -166,27 +166,27 @@ impl Counted {
     /// Returns the entries of all users who have one, by user.
     /// # Errors
     /// [`Overflow`].
-    pub fn after(&self, image: &Image) -> Result<Vec<Entry>, Overflow> {
-        let entry = |user: usize| self.entry(image, user, image.after.of(user), Some(image.users.exposed[user])).transpose();
+    pub fn after(&self, cohort: &Cohort) -> Result<Vec<UserSum>, Overflow> {
+        let entry = |user: usize| self.entry(cohort, user, cohort.after.of(user), Some(cohort.users.exposed[user])).transpose();
         // Everybody has impressions, conversions few.
         if matches!(self.aggregation, Aggregation::Ratio(_, Denominator::Impressions)) {
-            return gathered(image.users.len(), (0..image.users.len()).filter_map(entry));
+            return gathered(cohort.users.len(), (0..cohort.users.len()).filter_map(entry));
         }
-        let filled = image.after.filled();
+        let filled = cohort.after.filled();
         gathered(filled.len(), filled.iter().filter_map(|user| entry(*user as usize)))
     }
 
     /// Returns the sums of the days before the first exposure, as covariate.
     /// # Errors
     /// [`Overflow`].
-    pub fn before(&self, image: &Image) -> Result<Vec<Entry>, Overflow> {
-        let entry = |user: &u32| self.entry(image, *user as usize, image.before.of(*user as usize), None).transpose();
-        gathered(image.before.filled().len(), image.before.filled().iter().filter_map(entry))
+    pub fn before(&self, cohort: &Cohort) -> Result<Vec<UserSum>, Overflow> {
+        let entry = |user: &u32| self.entry(cohort, *user as usize, cohort.before.of(*user as usize), None).transpose();
+        gathered(cohort.before.filled().len(), cohort.before.filled().iter().filter_map(entry))
     }
 }
 
 /// Gathers at most `count` entries without growing on the way.
-fn gathered(count: usize, entries: impl Iterator<Item = Result<Entry, Overflow>>) -> Result<Vec<Entry>, Overflow> {
+fn gathered(count: usize, entries: impl Iterator<Item = Result<UserSum, Overflow>>) -> Result<Vec<UserSum>, Overflow> {
     let mut gathered = Vec::with_capacity(count);
     for entry in entries {
         gathered.push(entry?);
@@ -194,10 +194,10 @@ fn gathered(count: usize, entries: impl Iterator<Item = Result<Entry, Overflow>>
     Ok(gathered)
 }
 
-/// What the users of one slot did, of one metric. Users without an entry are among them, with zeros.
+/// What the users of one group did, of one metric. Users without an entry are among them, with zeros.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sums {
-    /// All users of the slot.
+    /// All users of the group.
     pub users: u64,
     /// Those who converted.
     pub converters: u64,
@@ -264,22 +264,22 @@ impl Running {
     }
 }
 
-/// Sums entries up by slot. `before` is empty where there is no covariate; both are ordered by user. Sums above `cap` count
+/// Sums entries up by group. `before` is empty where there is no covariate; both are ordered by user. Sums above `cap` count
 /// as `cap`.
 /// # Errors
 /// [`Overflow`].
-pub fn sums(entries: &[Entry], before: &[Entry], slots: &Slots, cap: Option<i128>) -> Result<Vec<Sums>, Overflow> {
-    let mut running = vec![Running::default(); slots.users().len()];
+pub fn sums(entries: &[UserSum], before: &[UserSum], groups: &Groups, cap: Option<i128>) -> Result<Vec<Sums>, Overflow> {
+    let mut running = vec![Running::default(); groups.users().len()];
     let mut later = before.iter().peekable();
     for entry in entries {
         while let Some(earlier) = later.next_if(|earlier| earlier.user < entry.user) {
-            if let Some(slot) = slots.of(earlier.user) {
-                running[slot].add_before(earlier.amount, 0)?;
+            if let Some(group) = groups.of(earlier.user) {
+                running[group].add_before(earlier.amount, 0)?;
             }
         }
         let same = later.next_if(|earlier| earlier.user == entry.user);
-        let Some(slot) = slots.of(entry.user) else { continue };
-        let sum = &mut running[slot];
+        let Some(group) = groups.of(entry.user) else { continue };
+        let sum = &mut running[group];
         let amount = cap.map_or(entry.amount, |cap| entry.amount.min(cap));
         sum.converters += u64::from(entry.has_converted);
         sum.capped += u64::from(amount != entry.amount);
@@ -293,28 +293,28 @@ pub fn sums(entries: &[Entry], before: &[Entry], slots: &Slots, cap: Option<i128
         }
     }
     for earlier in later {
-        if let Some(slot) = slots.of(earlier.user) {
-            running[slot].add_before(earlier.amount, 0)?;
+        if let Some(group) = groups.of(earlier.user) {
+            running[group].add_before(earlier.amount, 0)?;
         }
     }
-    running.iter().zip(slots.users()).map(|(running, users)| running.over(*users)).collect()
+    running.iter().zip(groups.users()).map(|(running, users)| running.over(*users)).collect()
 }
 
-/// Returns how many users of a slot have a sum that is not 0.
-pub fn filled(entries: &[Entry], slots: &Slots) -> usize {
-    entries.iter().filter(|entry| entry.amount != 0 && slots.of(entry.user).is_some()).count()
+/// Returns how many users of a group have a sum that is not 0.
+pub fn filled(entries: &[UserSum], groups: &Groups) -> usize {
+    entries.iter().filter(|entry| entry.amount != 0 && groups.of(entry.user).is_some()).count()
 }
 
-/// Returns the sums of each slot's users in units, zeros of users without an entry included, in no order.
-pub fn amounts(entries: &[Entry], slots: &Slots, cap: Option<i128>) -> Vec<Vec<f64>> {
+/// Returns the sums of each group's users in units, zeros of users without an entry included, in no order.
+pub fn amounts(entries: &[UserSum], groups: &Groups, cap: Option<i128>) -> Vec<Vec<f64>> {
     let unit = Moments::SCALE as f64;
-    let mut amounts: Vec<Vec<f64>> = slots.users().iter().map(|users| Vec::with_capacity(*users as usize)).collect();
+    let mut amounts: Vec<Vec<f64>> = groups.users().iter().map(|users| Vec::with_capacity(*users as usize)).collect();
     for entry in entries {
-        if let Some(slot) = slots.of(entry.user) {
-            amounts[slot].push(cap.map_or(entry.amount, |cap| entry.amount.min(cap)) as f64 / unit);
+        if let Some(group) = groups.of(entry.user) {
+            amounts[group].push(cap.map_or(entry.amount, |cap| entry.amount.min(cap)) as f64 / unit);
         }
     }
-    for (amounts, users) in amounts.iter_mut().zip(slots.users()) {
+    for (amounts, users) in amounts.iter_mut().zip(groups.users()) {
         amounts.resize(*users as usize, 0.0);
     }
     amounts
@@ -322,8 +322,8 @@ pub fn amounts(entries: &[Entry], slots: &Slots, cap: Option<i128>) -> Vec<Vec<f
 
 /// Returns the share of all value that the top hundredth of users with a value brought; `None` where fewer than 100 users
 /// have one or the values do not add up to more than 0.
-pub fn outlier_share(entries: &[Entry], slots: &Slots) -> Option<f64> {
-    let counted = entries.iter().filter(|entry| entry.amount > 0 && slots.of(entry.user).is_some());
+pub fn outlier_share(entries: &[UserSum], groups: &Groups) -> Option<f64> {
+    let counted = entries.iter().filter(|entry| entry.amount > 0 && groups.of(entry.user).is_some());
     let mut amounts: Vec<i128> = counted.map(|entry| entry.amount).collect();
     let top = amounts.len() / 100;
     if top == 0 {
@@ -338,20 +338,20 @@ pub fn outlier_share(entries: &[Entry], slots: &Slots) -> Option<f64> {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use super::super::catalogue::default_metrics;
-    use super::super::image::{Rows, Users};
     use super::*;
+    use crate::experiment::read::catalogue::default_metrics;
+    use crate::experiment::read::cohort::{Rows, Users};
     use proptest::prelude::*;
 
     const M: i128 = Moments::SCALE;
 
-    /// Makes an image of users (arm, time of exposure) and their conversions (user, time, name, value in units).
-    pub(crate) fn image(users: &[(u32, i64)], rows: &[(u32, i64, u32, i128)]) -> Image {
+    /// Makes a cohort of users (arm, time of exposure) and their conversions (user, time, name, value in units).
+    pub(crate) fn cohort(users: &[(u32, i64)], rows: &[(u32, i64, u32, i128)]) -> Cohort {
         let row = |(user, time, name, value): &(u32, i64, u32, i128)| {
             (*user, Row { time: *time, value: Some(*value * M), name: *name, currency: 0, confidence: 100 })
         };
         let (after, before): (Vec<_>, Vec<_>) = rows.iter().map(row).partition(|(user, row)| row.time >= users[*user as usize].1);
-        Image {
+        Cohort {
             users: Users {
                 keys: users.iter().map(|_| [0; 16]).collect(),
                 arms: users.iter().map(|(arm, _)| *arm).collect(),
@@ -363,12 +363,12 @@ pub(crate) mod tests {
             currencies: vec![None],
             after: Rows::new(users.len(), after),
             before: Rows::new(users.len(), before),
-            ..Image::default()
+            ..Cohort::default()
         }
     }
 
-    fn slots(image: &Image) -> Slots {
-        Slots::new(image.users.len(), 2, |user| Some(image.users.arms[user] as usize))
+    fn groups(cohort: &Cohort) -> Groups {
+        Groups::new(cohort.users.len(), 2, |user| Some(cohort.users.arms[user] as usize))
     }
 
     fn metric(conversion_type: Option<&str>, aggregation: Aggregation) -> Configured {
@@ -388,15 +388,15 @@ pub(crate) mod tests {
             (2, 11 + DAY_US, 0, 100),
             (3, 9, 0, 50),
         ];
-        let image = image(&users, &rows);
+        let cohort = cohort(&users, &rows);
         let check = |metric: Configured, expected: [(u64, i128, i128); 2]| {
-            let counted = Counted::new(&metric, &image, Some(0), 1);
-            let entries = counted.after(&image).expect("fits");
-            let found = sums(&entries, &[], &slots(&image), None).expect("fits");
+            let counted = CohortMetric::new(&metric, &cohort, Some(0), 1);
+            let entries = counted.after(&cohort).expect("fits");
+            let found = sums(&entries, &[], &groups(&cohort), None).expect("fits");
             let found: Vec<_> = found.iter().map(|sums| (sums.converters, sums.amount.sum() / M, sums.base.sum() / M)).collect();
             assert_eq!(found, expected, "{metric:?}");
         };
-        use super::super::catalogue::Amount::{Count, Value};
+        use crate::experiment::read::catalogue::Amount::{Count, Value};
         check(metric(None, Aggregation::ConversionRate), [(1, 1, 0), (1, 1, 0)]);
         check(metric(Some("buy"), Aggregation::ConversionRate), [(1, 1, 0), (1, 1, 0)]);
         check(metric(Some("never"), Aggregation::ConversionRate), [(0, 0, 0), (0, 0, 0)]);
@@ -410,31 +410,31 @@ pub(crate) mod tests {
         check(metric(None, Aggregation::Quantile(Value, 500)), [(1, 12, 0), (1, 3, 0)]);
         let shorter = Configured { window_days: Some(0), ..metric(None, Aggregation::CountPerUser) };
         check(shorter, [(1, 1, 0), (1, 1, 0)]);
-        let counted = Counted::new(&metric(None, Aggregation::ValuePerUser), &image, None, 1);
-        let before = counted.before(&image).expect("fits");
-        assert_eq!(before, [Entry { user: 3, amount: 50 * M, base: 0, has_converted: true }]);
+        let counted = CohortMetric::new(&metric(None, Aggregation::ValuePerUser), &cohort, None, 1);
+        let before = counted.before(&cohort).expect("fits");
+        assert_eq!(before, [UserSum { user: 3, amount: 50 * M, base: 0, has_converted: true }]);
     }
 
-    fn entry(user: u32, amount: i128) -> Entry {
-        Entry { user, amount, base: 0, has_converted: true }
+    fn entry(user: u32, amount: i128) -> UserSum {
+        UserSum { user, amount, base: 0, has_converted: true }
     }
 
     #[test]
     fn a_cap_cuts_what_is_above() {
         let entries = [entry(0, 10), entry(1, 30)];
-        let slots = Slots::new(3, 1, |_| Some(0));
-        let found = sums(&entries, &[], &slots, Some(15)).expect("fits")[0];
+        let groups = Groups::new(3, 1, |_| Some(0));
+        let found = sums(&entries, &[], &groups, Some(15)).expect("fits")[0];
         assert_eq!((found.users, found.capped, found.amount.sum()), (3, 1, 25));
-        assert_eq!(filled(&entries, &slots), 2);
-        assert_eq!(amounts(&[entry(0, 7 * M), entry(2, -M)], &slots, Some(5 * M)), [[5.0, -1.0, 0.0]]);
+        assert_eq!(filled(&entries, &groups), 2);
+        assert_eq!(amounts(&[entry(0, 7 * M), entry(2, -M)], &groups, Some(5 * M)), [[5.0, -1.0, 0.0]]);
     }
 
     #[test]
     fn outliers_are_the_top_hundredth() {
-        let entries: Vec<Entry> = (0..200).map(|user| entry(user, if user < 2 { 99 } else { 1 })).collect();
-        let slots = Slots::new(200, 1, |_| Some(0));
-        assert_eq!(outlier_share(&entries, &slots), Some(198.0 / 396.0));
-        assert_eq!(outlier_share(&entries[..99], &slots), None);
+        let entries: Vec<UserSum> = (0..200).map(|user| entry(user, if user < 2 { 99 } else { 1 })).collect();
+        let groups = Groups::new(200, 1, |_| Some(0));
+        assert_eq!(outlier_share(&entries, &groups), Some(198.0 / 396.0));
+        assert_eq!(outlier_share(&entries[..99], &groups), None);
     }
 
     proptest! {
@@ -444,11 +444,11 @@ pub(crate) mod tests {
             before in prop::collection::btree_map(0u32..60, 0i128..50, 0..40),
             cap in prop::option::of(0i128..40),
         ) {
-            let slots = Slots::new(60, 3, |user| Some(user % 4));
+            let groups = Groups::new(60, 3, |user| Some(user % 4));
             let list = |map: &std::collections::BTreeMap<u32, i128>| map.iter().map(|(user, amount)| entry(*user, *amount)).collect::<Vec<_>>();
-            let found = sums(&list(&entries), &list(&before), &slots, cap).expect("fits");
-            for (slot, found) in found.iter().enumerate() {
-                let users: Vec<u32> = (0..60).filter(|user| *user as usize % 4 == slot).collect();
+            let found = sums(&list(&entries), &list(&before), &groups, cap).expect("fits");
+            for (group, found) in found.iter().enumerate() {
+                let users: Vec<u32> = (0..60).filter(|user| *user as usize % 4 == group).collect();
                 let y = |user: &u32| entries.get(user).map_or(0, |amount| cap.map_or(*amount, |cap| (*amount).min(cap)));
                 let x = |user: &u32| before.get(user).copied().unwrap_or(0);
                 prop_assert_eq!(found.users, users.len() as u64);

@@ -1,10 +1,11 @@
-//! What was asked for: the query string as typed values, with what the answer echoes of them.
+//! What was asked for: the query string as typed values, and what the answer echoes of them.
 
 use chrono::DateTime;
 use serde::{Serialize, Serializer};
 use sha2::{Digest, Sha256};
 
 use crate::error::Refusal;
+use crate::snapshot::time_text;
 
 /// Days before a user's first exposure from which behaviour is taken as covariate.
 pub const COVARIATE_DAYS: i64 = 14;
@@ -227,6 +228,65 @@ impl Default for Request {
             cap: CapRule::Auto,
             has_series: false,
             difference: Difference::Relative,
+        }
+    }
+}
+
+/// What was asked for, defaults filled in.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Settings {
+    /// The variant asked for as baseline.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub baseline: Option<String>,
+    /// The metrics asked for; empty: all.
+    pub metrics: Vec<String>,
+    /// The moment asked for as now.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub as_of: Option<String>,
+    /// When looking at numbers is allowed for.
+    pub analysis: Analysis,
+    /// `request` if it was asked for, `plan` if it follows from the experiment's.
+    pub analysis_from: &'static str,
+    /// Whose verdict it is.
+    pub engine: Engine,
+    /// How many tests at once are allowed for.
+    pub correction: Correction,
+    /// What users are split by.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dimension: Option<Dimension>,
+    /// What happens to users who saw several variants.
+    pub population: PopulationRule,
+    /// Whose conversion windows count.
+    pub windows: Windows,
+    /// Whether earlier behaviour sharpens the comparison.
+    pub cuped: Cuped,
+    /// How value metrics are capped.
+    pub cap: CapRule,
+    /// `daily`, if each day is shown.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub series: Option<&'static str>,
+    /// In which terms sentences speak.
+    pub difference: Difference,
+}
+
+impl Settings {
+    /// Returns what was asked for with its defaults filled in. `analysis` is the one that is used.
+    pub fn of(request: &Request, analysis: Analysis) -> Self {
+        Settings {
+            baseline: request.baseline.clone(),
+            metrics: request.metrics.clone(),
+            as_of: request.as_of.map(time_text),
+            analysis,
+            analysis_from: if request.analysis.is_some() { "request" } else { "plan" },
+            engine: request.engine,
+            correction: request.correction,
+            dimension: request.dimension,
+            population: request.population,
+            windows: request.windows,
+            cuped: request.cuped,
+            cap: request.cap,
+            series: request.has_series.then_some("daily"),
+            difference: request.difference,
         }
     }
 }

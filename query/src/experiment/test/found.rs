@@ -1,250 +1,8 @@
-//! One metric of an answer: each variant alone, then each against the control.
+//! What tests find, as answers carry it.
 
 use serde::Serialize;
+use statistics::comparison;
 use uuid::Uuid;
-
-use crate::experiment::catalogue::Role;
-
-/// One metric.
-#[derive(Debug, Serialize)]
-pub struct Metric {
-    /// Its name.
-    pub id: String,
-    /// `proportion`, `mean`, `ratio` or `quantile`.
-    #[serde(rename = "type")]
-    pub kind: &'static str,
-    /// What it decides.
-    pub role: Role,
-    /// `increase` or `decrease`.
-    pub direction: &'static str,
-    /// What it counts.
-    pub definition: Definition,
-    /// After the first exposure a conversion counts for so long.
-    pub window_days: i32,
-    /// Of values.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub currency: Option<String>,
-    /// What a user's sum is cut at; null where nothing is cut.
-    pub cap: Option<Cap>,
-    /// Each variant alone, in the order of `variants`.
-    pub arms: Vec<Arm>,
-    /// Each other variant against the control; empty without one.
-    pub comparisons: Vec<Comparison>,
-    /// Whether all variants are alike; with three or more.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub omnibus: Option<Omnibus>,
-    /// The same within each value of the dimension asked for, most users first.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub dimensions: Option<Vec<OfValue>>,
-    /// Whether the values of the dimension differ in their effects, for each compared variant.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub heterogeneity: Option<Vec<Heterogeneity>>,
-    /// Each day; left out for metrics that do not add up over days.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub series: Option<Vec<Day>>,
-}
-
-/// What a metric counts.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Definition {
-    /// `conversion_rate`, `value_per_user`, `count_per_user`, `ratio` or `quantile`.
-    pub aggregation: &'static str,
-    /// The conversions that count; null: all.
-    pub conversion: Option<String>,
-    /// `value` or `count`, of a ratio or quantile.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub numerator: Option<&'static str>,
-    /// `conversions` or `impressions`, of a ratio.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub denominator: Option<&'static str>,
-    /// The conversions of the denominator.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub denominator_conversion: Option<String>,
-    /// Of users' sums.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub quantile: Option<f64>,
-    /// The relative loss that a guardrail bears.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub margin: Option<f64>,
-    /// The amount that was set for users' sums to be cut at.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub cap: Option<String>,
-    /// The percentile that was set for it.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub cap_percentile: Option<String>,
-}
-
-/// What users' sums are cut at, in all variants alike.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Cap {
-    /// The amount.
-    pub value: String,
-    /// The percentile of the sums that are not 0; absent where the amount was set.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub percentile: Option<String>,
-    /// Users whose sum was cut, in the order of `variants`.
-    pub users: Vec<u64>,
-}
-
-/// One variant alone.
-#[derive(Debug, Serialize)]
-pub struct Arm {
-    /// Which one.
-    pub variant_id: Uuid,
-    /// Users, converted or not.
-    pub users: u64,
-    /// Users who converted, of a proportion; conversions, of a count or of a ratio of counts.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub numerator: Option<u64>,
-    /// What a ratio is over: conversions or impressions.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub denominator: Option<u64>,
-    /// Over all users, of sums as they are cut; null where it is not defined.
-    pub mean: Option<f64>,
-    /// Of one user; null where it is not defined.
-    pub std_dev: Option<f64>,
-    /// Of the mean; null where it is not defined.
-    pub ci: [Option<f64>; 2],
-    /// The exact sum of values, never cut.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub sum: Option<String>,
-}
-
-/// One variant against the control.
-#[derive(Debug, Serialize)]
-pub struct Comparison {
-    /// Which one.
-    pub variant_id: Uuid,
-    /// How far it is defined.
-    pub status: &'static str,
-    /// `t`, or `exact` where counts are few.
-    pub approximation: &'static str,
-    /// Treatment minus control.
-    pub absolute: Absolute,
-    /// The same in shares of the control.
-    pub relative: Relative,
-    /// The test of no difference, for one look.
-    pub test: Test,
-    /// The decisive result among all comparisons of goal metrics.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub adjusted: Option<Adjusted>,
-    /// What holds under looks on the way.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub sequential: Option<Sequential>,
-    /// What to believe.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub bayesian: Option<Bayesian>,
-    /// What earlier behaviour adds.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub cuped: Option<Cuped>,
-    /// The same under other settings, where that differs.
-    #[serde(skip_serializing_if = "Supplemental::is_empty")]
-    pub supplemental: Supplemental,
-    /// How much could be seen by now.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub power: Option<Power>,
-    /// Whether harm was done, of a guardrail.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub guardrail: Option<Guardrail>,
-    /// What a day would bring with everybody in the variant.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub scaled_impact: Option<ScaledImpact>,
-    /// `won`, `lost`, `neutral` or `inconclusive`, by what `decided_by` names.
-    pub verdict: &'static str,
-    /// Whether the verdict is significant.
-    pub significant: bool,
-    /// The method whose result the verdict is.
-    pub decided_by: &'static str,
-    /// The same as a sentence.
-    pub plain: String,
-}
-
-/// Treatment minus control.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct Absolute {
-    /// The difference.
-    pub estimate: Option<f64>,
-    /// Its standard error.
-    pub std_error: Option<f64>,
-    /// Its interval: Welch's, or Newcombe's where only exact methods apply.
-    pub ci: [Option<f64>; 2],
-    /// Newcombe's interval, where counts are few.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub ci_newcombe: Option<[f64; 2]>,
-}
-
-/// The difference in shares of the control.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct Relative {
-    /// 0.1 is ten percent more.
-    pub lift: Option<f64>,
-    /// Its interval.
-    pub ci: [Option<f64>; 2],
-    /// How `ci` was made.
-    pub ci_method: &'static str,
-    /// From 1 on the interval has no ends.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub g: Option<f64>,
-    /// The interval that other products show; not used for decisions.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub ci_delta: Option<[f64; 2]>,
-    /// The p-value that belongs to it; not used for decisions.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub p_delta: Option<f64>,
-    /// Its decimal logarithm.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub log10_p_delta: Option<f64>,
-}
-
-/// The test of no difference.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct Test {
-    /// `welch_t` or `fisher_exact`.
-    pub name: &'static str,
-    /// Of Welch's test.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub statistic: Option<f64>,
-    /// Of Welch's test.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub dof: Option<f64>,
-    /// Two-sided; 0 where it underflows.
-    pub p_value: Option<f64>,
-    /// Its decimal logarithm, finite also then.
-    pub log10_p: Option<f64>,
-    /// Fisher's p-value, where counts are few; then it decides.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub p_fisher: Option<f64>,
-    /// Its decimal logarithm.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub log10_p_fisher: Option<f64>,
-    /// The p-value of the pooled z-test, which calculators show; not used for decisions.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub p_pooled: Option<f64>,
-    /// Its decimal logarithm.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub log10_p_pooled: Option<f64>,
-}
-
-/// The decisive result among all comparisons of goal metrics.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct Adjusted {
-    /// `holm`, `bh`, `preferential_bonferroni`, `none`; of group sequential bounds `bonferroni`.
-    pub method: &'static str,
-    /// How many tests.
-    pub family_size: usize,
-    /// Adjusted; null where a bound decides, which has no p-value.
-    pub p_value: Option<f64>,
-    /// Its decimal logarithm.
-    pub log10_p: Option<f64>,
-    /// The share of false alarms that the intervals here allow for.
-    pub alpha: f64,
-    /// Interval of the difference among all.
-    pub ci_absolute: [Option<f64>; 2],
-    /// Interval of the relative difference among all.
-    pub ci_relative: [Option<f64>; 2],
-    /// Whether it stands among all.
-    pub significant: bool,
-}
 
 /// What holds under looks on the way.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -377,7 +135,8 @@ pub struct Supplemental {
 }
 
 impl Supplemental {
-    fn is_empty(&self) -> bool {
+    /// Returns whether no other setting says anything else.
+    pub fn is_empty(&self) -> bool {
         *self == Supplemental::default()
     }
 }
@@ -461,17 +220,11 @@ pub struct Omnibus {
     pub log10_p: f64,
 }
 
-/// The metric within one value of a dimension.
-#[derive(Debug, Serialize)]
-pub struct OfValue {
-    /// The value; null where it is not known, and `other` for the rest together.
-    pub value: Option<String>,
-    /// `value`, `unknown` or `other`.
-    pub kind: &'static str,
-    /// Each variant alone.
-    pub arms: Vec<Arm>,
-    /// Each other variant against the control; adjusted among the values of this dimension.
-    pub comparisons: Vec<Comparison>,
+impl From<comparison::Omnibus> for Omnibus {
+    fn from(found: comparison::Omnibus) -> Self {
+        let comparison::Omnibus { statistic, dof, p_value } = found;
+        Omnibus { test: "chi_square", statistic, dof, p_value: p_value.p, log10_p: p_value.log10 }
+    }
 }
 
 /// Whether the values of a dimension differ in their effects.

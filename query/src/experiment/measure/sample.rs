@@ -1,17 +1,15 @@
-//! Sums of one variant as statistics take them, and as the answer shows them.
+//! Sums of one variant as statistics take them.
 
-use statistics::comparison::{Observed, Sample, Status};
+use statistics::comparison::{Observed, Status};
 use statistics::cuped::CupedSums;
 use statistics::moments::{Moments, Overflow};
 use statistics::proportions::Count;
 use statistics::quantile::quantile;
 use statistics::ratio::RatioSums;
 use statistics::sums::Sums as OneSum;
-use uuid::Uuid;
 
-use super::catalogue::{Aggregation, Amount, Configured};
-use super::sums::{Entry, Slots, Sums, amounts};
-use crate::answer::metric::{Arm as Shown, ends};
+use crate::experiment::measure::sums::{Groups, Sums, UserSum, amounts};
+use crate::experiment::read::catalogue::{Aggregation, Configured};
 
 /// One variant of one metric, as statistics take it.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -28,24 +26,24 @@ impl From<Observed> for Sampled {
     }
 }
 
-/// Returns each slot of a metric as a test takes it. `sums` are those of the same entries, slots and cap.
+/// Returns each group of a metric as a test takes it. `sums` are those of the same entries, groups and cap.
 /// # Errors
 /// [`Overflow`].
 pub fn sampled(
     metric: &Configured,
-    entries: &[Entry],
-    slots: &Slots,
+    entries: &[UserSum],
+    groups: &Groups,
     cap: Option<i128>,
     sums: &[Sums],
 ) -> Result<Vec<Sampled>, Overflow> {
     if let Aggregation::Quantile(_, thousandths) = metric.aggregation {
         let level = f64::from(thousandths) / 1_000.0;
-        return Ok(amounts(entries, slots, cap).iter_mut().map(|amounts| of_quantile(amounts, level).into()).collect());
+        return Ok(amounts(entries, groups, cap).iter_mut().map(|amounts| of_quantile(amounts, level).into()).collect());
     }
     sums.iter().map(|sums| one(metric, sums)).collect()
 }
 
-/// Returns one slot of a metric other than a quantile.
+/// Returns one group of a metric other than a quantile.
 /// # Errors
 /// [`Overflow`].
 pub fn one(metric: &Configured, sums: &Sums) -> Result<Sampled, Overflow> {
@@ -71,30 +69,4 @@ pub fn one(metric: &Configured, sums: &Sums) -> Result<Sampled, Overflow> {
 fn of_quantile(amounts: &mut [f64], level: f64) -> Observed {
     let undefined = Observed::undefined(amounts.len() as u64, None, Status::NoData);
     quantile(amounts, level).map_or(undefined, |found| found.observed())
-}
-
-/// Describes one variant alone. `raw` are its sums without a cap.
-pub fn shown(metric: &Configured, variant: Uuid, sampled: &Sampled, sums: &Sums, raw: &Sums, alpha: f64) -> Shown {
-    let is_share = metric.aggregation == Aggregation::ConversionRate;
-    let sample = sampled.observed.sample.ok();
-    let arm = sample.map(|sample: Sample| sample.arm());
-    let interval = sample.and_then(|sample| sample.interval(alpha));
-    let whole = |sum: i128| u64::try_from(sum / Moments::SCALE).ok();
-    let is_count = matches!(
-        metric.aggregation,
-        Aggregation::CountPerUser | Aggregation::Ratio(Amount::Count, _) | Aggregation::Quantile(Amount::Count, _)
-    );
-    Shown {
-        variant_id: variant,
-        users: sampled.observed.users,
-        numerator: match is_share {
-            true => Some(sums.converters),
-            false => is_count.then(|| whole(raw.amount.sum())).flatten(),
-        },
-        denominator: matches!(metric.aggregation, Aggregation::Ratio(..)).then(|| whole(sums.base.sum())).flatten(),
-        mean: sampled.observed.mean,
-        std_dev: arm.filter(|arm| arm.users > 1 || is_share).map(|arm| arm.variance.sqrt()),
-        ci: ends(interval),
-        sum: metric.aggregation.is_value().then(|| raw.amount.sum_text()),
-    }
 }

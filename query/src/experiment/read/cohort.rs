@@ -1,19 +1,19 @@
 //! What users of one experiment saw and did, in arrays of numbers.
 //!
-//! [`super::reading`] fills it from one snapshot; then a user is a number, and everything that an answer counts is a pass
-//! over these arrays ([`super::sums`]), whatever the number of metrics. An image of a former moment becomes one of now by
-//! [`Image::replace`] of the users whom new facts touched.
+//! [`super::cohort_reader`] fills it from one snapshot; then a user is a number, and everything that an answer counts is a pass
+//! over these arrays, whatever the number of metrics. A cohort of a former moment becomes one of now by [`Cohort::replace`] of
+//! the users whom new facts touched.
 
 use std::collections::HashMap;
 
-use super::touches::Touches;
+use crate::experiment::read::touches::Touches;
 
 /// Microseconds of a day.
 pub const DAY_US: i64 = 86_400_000_000;
 
 /// All users of an experiment and what they did.
 #[derive(Clone, Debug, Default)]
-pub struct Image {
+pub struct Cohort {
     /// Who was exposed.
     pub users: Users,
     /// Conversion names; their places are the numbers of names. By name.
@@ -32,10 +32,10 @@ pub struct Image {
     pub touches: Touches,
 }
 
-impl Image {
+impl Cohort {
     /// Puts users in the place of those with the same ids, and new ones behind all others. `numbers` has the number of each
-    /// user of this image, and of the new ones afterwards.
-    pub fn replace(&mut self, newer: Image, numbers: &mut HashMap<[u8; 16], u32>) {
+    /// user of this cohort, and of the new ones afterwards.
+    pub fn replace(&mut self, newer: Cohort, numbers: &mut HashMap<[u8; 16], u32>) {
         let places: Vec<u32> = newer
             .users
             .keys
@@ -67,6 +67,12 @@ impl Image {
             newer.number(&of_name.1, &of_currency.1);
             rows.replace(self.users.len(), &places, &newer);
         }
+    }
+
+    /// Returns the time of the newest exposure or conversion.
+    pub fn newest(&self) -> Option<i64> {
+        let exposed = self.users.exposed.iter().copied().max();
+        exposed.max(self.after.all().iter().map(|row| row.time).max())
     }
 
     /// Returns about how many bytes it takes.
@@ -249,8 +255,8 @@ fn filled(starts: &[u32]) -> Vec<u32> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::touches::Touch;
     use super::*;
+    use crate::experiment::read::touches::Touch;
     use proptest::prelude::*;
 
     #[test]
@@ -270,8 +276,8 @@ mod tests {
         char::from(b'a' + number).to_string()
     }
 
-    /// Makes an image of users in this order.
-    fn image(users: &[(u8, Known)]) -> Image {
+    /// Makes a cohort of users in this order.
+    fn cohort(users: &[(u8, Known)]) -> Cohort {
         let mut names: Vec<String> =
             users.iter().flat_map(|(_, known)| known.2.iter().chain(&known.3)).map(|(_, number, _)| name(*number)).collect();
         names.sort();
@@ -292,7 +298,7 @@ mod tests {
             };
             Rows::new(users.len(), users.iter().enumerate().flat_map(of_user).collect())
         };
-        Image {
+        Cohort {
             after: rows(|known| &known.2),
             before: rows(|known| &known.3),
             users: Users {
@@ -319,21 +325,21 @@ mod tests {
     }
 
     /// Everything that is known of each user, whatever the numbers.
-    fn known(image: &Image) -> Vec<String> {
+    fn known(cohort: &Cohort) -> Vec<String> {
         let rows = |rows: &Rows, user: usize| {
-            rows.of(user).iter().map(|row| (row.time, image.names[row.name as usize].clone(), row.value)).collect::<Vec<_>>()
+            rows.of(user).iter().map(|row| (row.time, cohort.names[row.name as usize].clone(), row.value)).collect::<Vec<_>>()
         };
-        let mut known: Vec<String> = (0..image.users.len())
+        let mut known: Vec<String> = (0..cohort.users.len())
             .map(|user| {
-                let users = &image.users;
-                let value = image.dimension[user].map(|value| &image.dimension_values[value as usize]);
+                let users = &cohort.users;
+                let value = cohort.dimension[user].map(|value| &cohort.dimension_values[value as usize]);
                 let of_user =
                     (users.keys[user][0], users.arms[user], users.exposed[user], users.is_mixed[user], users.impressions[user]);
                 format!(
                     "{of_user:?} {:?} {:?} {value:?} {:?}",
-                    rows(&image.after, user),
-                    rows(&image.before, user),
-                    image.touches.get(&(user as u32))
+                    rows(&cohort.after, user),
+                    rows(&cohort.before, user),
+                    cohort.touches.get(&(user as u32))
                 )
             })
             .collect();
@@ -361,14 +367,14 @@ mod tests {
         ) {
             let list = |users: &std::collections::BTreeMap<u8, Known>| users.clone().into_iter().collect::<Vec<_>>();
             let mut now = first.clone();
-            let mut followed = image(&list(&first));
+            let mut followed = cohort(&list(&first));
             let mut numbers = followed.users.keys.iter().enumerate().map(|(user, key)| (*key, user as u32)).collect();
             for newer in [second, third] {
                 now.extend(newer.clone());
                 let mut in_any_order = list(&newer);
                 in_any_order.reverse();
-                followed.replace(image(&in_any_order), &mut numbers);
-                prop_assert_eq!(known(&followed), known(&image(&list(&now))));
+                followed.replace(cohort(&in_any_order), &mut numbers);
+                prop_assert_eq!(known(&followed), known(&cohort(&list(&now))));
                 let filled = (0..followed.users.len() as u32).filter(|user| !followed.after.of(*user as usize).is_empty());
                 prop_assert_eq!(followed.after.filled(), filled.collect::<Vec<_>>());
             }

@@ -5,7 +5,7 @@ use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row};
 use uuid::Uuid;
 
-use crate::answer::{Experiment, Variant};
+use crate::experiment::read::experiment::{Experiment, Variant};
 use crate::snapshot::time_text;
 
 /// Names that mean the control where no variant is marked as it.

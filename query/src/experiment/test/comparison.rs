@@ -1,45 +1,44 @@
-//! Samples -> statistics -> the part of the answer about one variant against the control.
-//!
-//! First each comparison is made by itself ([`Compared`]); then the family of all of them decides what stands
-//! ([`decide`]); then each is described, verdict and sentence from the same result ([`describe`]).
+//! One variant against the control: first each comparison by itself ([`Compared`]), then what the family of all of them leaves
+//! ([`Conclusion`]), then what else there is to say about it ([`TestedComparison`]).
 
-use statistics::bayes_beta;
+use statistics::bayes_beta::{self, probability_best};
 use statistics::bayes_normal::{Prior, posterior};
 use statistics::comparison::{self, Observed, Sample, compare};
-use statistics::cuped;
+use statistics::cuped::{self, theta};
 use statistics::difference::Difference;
 use statistics::distributions::PValue;
-use statistics::effect::{Alternative, Effect, Scale};
+use statistics::effect::{Effect, Scale};
 use statistics::guardrail::{Direction, State, non_inferiority, state as guardrail_state};
 use statistics::moments::Overflow;
-use statistics::multiplicity::{self, Adjusted as Kept, Member, adjust, is_finding};
+use statistics::multiplicity::{self, Adjusted, Member, adjust, is_finding};
 use statistics::power::{POWER_DEFAULT, Target, days_remaining, detectable_effect, mid_experiment, progress};
-use statistics::proportions::{Count, newcombe, pooled_z};
+use statistics::proportions::Count;
 use statistics::sequential::hybrid;
 use statistics::strata::{Traffic, impact_per_day};
 
-use super::catalogue::{Configured, Role};
-use super::looks::{Looked, Plan};
-use super::sample::Sampled;
-use super::settings::{Analysis, COVARIATE_DAYS, Correction, Cuped as CupedRule, Engine, Request};
-use super::verdict::{plain, verdict};
-use crate::answer::metric::{
-    Absolute, Adjusted, Bayesian, Comparison, Cuped, Guardrail, Other, Power, Prior as ShownPrior, Relative, ScaledImpact,
-    Sequential, Shrunk, Supplemental, Test, ends,
+use super::found::{
+    Bayesian, Cuped, Guardrail, Other, Power, Prior as ShownPrior, ScaledImpact, Sequential, Shrunk, Supplemental, ends,
 };
-use crate::answer::{Experiment, Variant};
+use super::plan::{Interim, Plan};
+use crate::experiment::measure::sample::Sampled;
+use crate::experiment::read::catalogue::{Configured, Role};
+use crate::experiment::read::experiment::{Experiment, Variant};
+use crate::experiment::request::{Analysis, COVARIATE_DAYS, Correction, Cuped as CupedRule, Engine, Request};
 
 /// Part of the variance that earlier behaviour has to explain before a comparison is adjusted for it.
 const EXPLAINED_MIN: f64 = 0.05;
 
 /// What is the same for all comparisons of an answer.
-pub struct Setting<'a> {
+#[derive(Clone, Copy)]
+pub struct Design<'a> {
     /// The experiment.
     pub experiment: &'a Experiment,
     /// Its variants, the control first.
     pub variants: &'a [Variant],
     /// What was asked for.
     pub request: &'a Request,
+    /// Whether earlier behaviour sharpens the comparisons.
+    pub cuped: CupedRule,
     /// Which looks are allowed for.
     pub plan: &'a Plan,
     /// The currency of values.
@@ -77,14 +76,14 @@ pub struct Compared {
 /// # Errors
 /// [`Overflow`].
 pub fn compared(
-    setting: &Setting<'_>,
+    design: &Design<'_>,
     control: &Sampled,
     treatment: &Sampled,
     arm: usize,
     theta: Option<f64>,
 ) -> Result<Compared, Overflow> {
-    let unadjusted = compare(&control.observed, &treatment.observed, setting.experiment.alpha);
-    let (cuped, adjusted) = adjusted(setting, control, treatment, theta, &unadjusted)?;
+    let unadjusted = compare(&control.observed, &treatment.observed, design.experiment.alpha);
+    let (cuped, adjusted) = adjusted(design, control, treatment, theta, &unadjusted)?;
     Ok(Compared {
         arm,
         control: control.observed,
@@ -96,9 +95,18 @@ pub fn compared(
     })
 }
 
+/// Compares each variant with the first one, adjusted for earlier behaviour where that helps.
+/// # Errors
+/// [`Overflow`].
+pub fn compare_all(design: &Design<'_>, sampled: &[Sampled]) -> Result<Vec<Compared>, Overflow> {
+    let all: Vec<_> = sampled.iter().filter_map(|sampled| sampled.cuped).collect();
+    let theta = if all.is_empty() || design.cuped == CupedRule::Off { None } else { Some(theta(&all)?) };
+    (1..sampled.len()).map(|arm| compared(design, &sampled[0], &sampled[arm], arm, theta)).collect()
+}
+
 /// Adjusts for earlier behaviour, or says why not.
 fn adjusted(
-    setting: &Setting<'_>,
+    design: &Design<'_>,
     control: &Sampled,
     treatment: &Sampled,
     theta: Option<f64>,
@@ -112,7 +120,7 @@ fn adjusted(
         effective_sample_gain: None,
         covariate_days: COVARIATE_DAYS,
     };
-    if setting.request.cuped == CupedRule::Off {
+    if design.cuped == CupedRule::Off {
         return Ok((None, None));
     }
     let Some((one, two)) = control.cuped.as_ref().zip(treatment.cuped.as_ref()) else {
@@ -122,7 +130,7 @@ fn adjusted(
     if unadjusted.exact.is_some() {
         return Ok((Some(not("exact")), None));
     }
-    let Some(theta) = theta.filter(|theta| *theta != 0.0 && setting.has_history) else {
+    let Some(theta) = theta.filter(|theta| *theta != 0.0 && design.has_history) else {
         return Ok((Some(not("no_history")), None));
     };
     let Ok(adjusted) = cuped::adjusted(one, two, theta)? else {
@@ -165,12 +173,12 @@ impl Compared {
     /// Looks at the difference at the level `alpha`; none if it has no precision.
     pub fn look(&self, plan: &Plan, alpha: f64) -> Option<Sequential> {
         let difference = self.found.difference.as_ref()?;
-        Some(plan.look(&Looked { arm: self.arm, difference, users: self.users(), z_by_day: &self.z_by_day }, alpha))
+        Some(plan.look(&Interim { arm: self.arm, difference, users: self.users(), z_by_day: &self.z_by_day }, alpha))
     }
 
-    /// Returns the decisive p-value under the analysis; bounds have none. Sequences rest on many counts: where they are few,
+    /// Returns the p-value that decides under the analysis; bounds have none. Sequences rest on many counts: where they are few,
     /// the exact test has to agree.
-    pub fn decisive_p(&self, plan: &Plan) -> Option<PValue> {
+    pub fn deciding_p(&self, plan: &Plan) -> Option<PValue> {
         match plan.analysis {
             Analysis::Fixed => self.found.p_value(),
             Analysis::Sequential => {
@@ -215,9 +223,9 @@ fn other(found: &comparison::Comparison, users: u64, alpha: f64) -> Other {
 
 /// What the family leaves of one comparison.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Decisive {
+pub struct Conclusion {
     /// The adjusted p-value, level and size of the family.
-    pub kept: Kept,
+    pub adjusted: Adjusted,
     /// The look at that level.
     pub look: Option<Sequential>,
     /// Whether the difference stands.
@@ -231,27 +239,27 @@ pub struct Decisive {
 }
 
 /// Decides a family. Each member comes with its metric; guardrails are decided by themselves.
-pub fn decide(setting: &Setting<'_>, family: &[(&Configured, &Compared)]) -> Vec<Decisive> {
-    let (plan, alpha) = (setting.plan, setting.plan.alpha);
+pub fn decide(design: &Design<'_>, family: &[(&Configured, &Compared)]) -> Vec<Conclusion> {
+    let (plan, alpha) = (design.plan, design.plan.alpha);
     let has_bounds = plan.analysis == Analysis::GroupSequential;
     let member = |(metric, compared): &(&Configured, &Compared)| {
-        let p_value = compared.decisive_p(plan);
+        let p_value = compared.deciding_p(plan);
         let is_tested = if has_bounds { compared.found.difference.is_some() } else { p_value.is_some() };
         Member { p_value, is_tested, is_primary: metric.role == Role::Primary }
     };
     let is_goal = |metric: &Configured| metric.role != Role::Guardrail;
     let members: Vec<Member> = family.iter().filter(|(metric, _)| is_goal(metric)).map(member).collect();
-    let mut kept = adjust(&members, correction(setting.request.correction), alpha).into_iter();
+    let mut family_adjusted = adjust(&members, correction(design.request.correction), alpha).into_iter();
     let one = |found: &(&Configured, &Compared)| {
         let (metric, compared) = found;
-        let alone = || Kept { p_value: member(found).p_value, alpha, family_size: 1 };
-        let kept = if is_goal(metric) { kept.next().unwrap_or_else(alone) } else { alone() };
-        let look = compared.look(plan, kept.alpha);
-        let by_p = kept.p_value.is_some_and(|p| is_finding(p.p, alpha));
-        let is_exact_too = || !compared.is_exact() || compared.found.p_value().is_some_and(|p| p.p < kept.alpha);
+        let alone = || Adjusted { p_value: member(found).p_value, alpha, family_size: 1 };
+        let adjusted = if is_goal(metric) { family_adjusted.next().unwrap_or_else(alone) } else { alone() };
+        let look = compared.look(plan, adjusted.alpha);
+        let by_p = adjusted.p_value.is_some_and(|p| is_finding(p.p, alpha));
+        let is_exact_too = || !compared.is_exact() || compared.found.p_value().is_some_and(|p| p.p < adjusted.alpha);
         let significant = if has_bounds { look.is_some_and(|look| look.crossed) && is_exact_too() } else { by_p };
         let critical = match plan.analysis {
-            Analysis::Fixed => compared.found.difference.map(|difference| difference.critical(kept.alpha)),
+            Analysis::Fixed => compared.found.difference.map(|difference| difference.critical(adjusted.alpha)),
             _ => look.and_then(|look| look.boundary_z),
         };
         let by = match plan.analysis {
@@ -259,7 +267,7 @@ pub fn decide(setting: &Setting<'_>, family: &[(&Configured, &Compared)]) -> Vec
             Analysis::Fixed => "welch_t",
             other => other.as_str(),
         };
-        Decisive { kept, look, significant, by, critical, is_goal: is_goal(metric) }
+        Conclusion { adjusted, look, significant, by, critical, is_goal: is_goal(metric) }
     };
     family.iter().map(one).collect()
 }
@@ -273,133 +281,71 @@ fn correction(asked: Correction) -> multiplicity::Correction {
     }
 }
 
-/// What the answer adds to one comparison from elsewhere.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Added {
+/// One comparison with all that was found about it.
+#[derive(Clone, Debug)]
+pub struct TestedComparison {
+    /// By itself.
+    pub compared: Compared,
+    /// In its family.
+    pub conclusion: Conclusion,
     /// The same under other settings.
     pub supplemental: Supplemental,
-    /// That the variant is the best of all.
-    pub probability_best: Option<f64>,
+    /// What to believe.
+    pub bayesian: Option<Bayesian>,
+    /// How much could be seen by now.
+    pub power: Option<Power>,
+    /// Whether harm was done, of a guardrail.
+    pub guardrail: Option<Guardrail>,
+    /// What a day would bring with everybody in the variant.
+    pub impact: Option<ScaledImpact>,
 }
 
-/// Describes one comparison.
-pub fn describe(
-    setting: &Setting<'_>,
+/// Finds what else there is to say about a comparison that its family decided. `probability_best` is the chance that the variant is
+/// the best of all.
+pub fn conclude(
+    design: &Design<'_>,
     metric: &Configured,
-    compared: &Compared,
-    decisive: &Decisive,
-    added: Added,
-) -> Comparison {
-    let alpha = setting.experiment.alpha;
-    let engine = setting.request.engine;
-    let mut bayesian =
-        (engine != Engine::Frequentist).then(|| bayesian(metric, compared, alpha, added.probability_best)).flatten();
-    if let Some(bayesian) = bayesian.as_mut().filter(|_| setting.variants.len() == 2) {
+    compared: Compared,
+    conclusion: Conclusion,
+    supplemental: Supplemental,
+    probability_best: Option<f64>,
+) -> TestedComparison {
+    let alpha = design.experiment.alpha;
+    let is_bayesian = design.request.engine != Engine::Frequentist;
+    let mut bayesian = is_bayesian.then(|| bayesian(metric, &compared, alpha, probability_best)).flatten();
+    if let Some(bayesian) = bayesian.as_mut().filter(|_| design.variants.len() == 2) {
         // Of two the better one is the best.
         bayesian.probability_best = Some(bayesian.chance_to_win);
     }
-    let power = power(setting, metric, compared);
-    let impact = impact(setting, compared, decisive);
-    let guardrail = guardrail(metric, compared, decisive, alpha);
-    let verdict = verdict(setting, metric, compared, decisive, bayesian.as_ref());
-    let adjusted = decisive.is_goal.then(|| adjusted_shown(setting, compared, decisive));
-    Comparison {
-        variant_id: setting.variants[compared.arm].id,
-        status: compared.found.status.as_str(),
-        approximation: if compared.found.exact.is_some() { "exact" } else { "t" },
-        absolute: absolute(compared, alpha),
-        relative: relative(compared, alpha),
-        test: test(compared),
-        adjusted: adjusted.flatten(),
-        sequential: decisive.look,
-        cuped: compared.cuped,
-        supplemental: added.supplemental,
-        power,
-        guardrail,
-        scaled_impact: impact,
-        verdict: verdict.text,
-        significant: verdict.significant,
-        decided_by: verdict.by,
-        plain: plain(setting, metric, compared, decisive, &verdict, impact.as_ref()),
+    TestedComparison {
+        power: power(design, metric, &compared),
+        impact: impact(design, &compared, &conclusion),
+        guardrail: guardrail(metric, &compared, &conclusion, alpha),
         bayesian,
+        compared,
+        conclusion,
+        supplemental,
     }
 }
 
-fn absolute(compared: &Compared, alpha: f64) -> Absolute {
-    let found = &compared.found;
-    Absolute {
-        estimate: found.estimate,
-        std_error: found.difference.map(|difference| difference.std_error),
-        ci: ends(found.interval(alpha)),
-        ci_newcombe: found.exact.map(|exact| [exact.newcombe.0, exact.newcombe.1]),
-    }
-}
-
-fn relative(compared: &Compared, alpha: f64) -> Relative {
-    let difference = compared.found.difference;
-    let critical = difference.map(|difference| difference.critical(alpha));
-    let delta = compared.effect(Scale::Relative).map(|effect| effect.test(Alternative::TwoSided, alpha));
-    Relative {
-        lift: compared.found.lift,
-        ci: ends(difference.zip(critical).and_then(|(difference, critical)| difference.relative(critical))),
-        ci_method: "fieller",
-        g: difference.zip(critical).and_then(|(difference, critical)| difference.g(critical)),
-        ci_delta: delta.and_then(|delta| Some([delta.low?, delta.high?])),
-        p_delta: delta.map(|delta| delta.p_value),
-        log10_p_delta: delta.map(|delta| delta.log10_p),
-    }
-}
-
-fn counts(compared: &Compared) -> Option<(Count, Count)> {
+/// Returns the counts of a comparison of two shares of users.
+pub fn counts(compared: &Compared) -> Option<(Count, Count)> {
     match (compared.control.sample, compared.treatment.sample) {
         (Ok(Sample::Share(control)), Ok(Sample::Share(treatment))) => Some((control, treatment)),
         _ => None,
     }
 }
 
-fn test(compared: &Compared) -> Test {
-    let (difference, fisher) = (compared.found.difference, compared.found.fisher());
-    let pooled = counts(compared).and_then(|(control, treatment)| pooled_z(control, treatment)).map(|(_, tail)| tail);
-    let p_value = difference.map(|difference| difference.p_value()).or(fisher);
-    Test {
-        name: if difference.is_none() && fisher.is_some() { "fisher_exact" } else { "welch_t" },
-        statistic: difference.map(|difference| difference.z()),
-        dof: difference.map(|difference| difference.dof),
-        p_value: p_value.map(|p| p.p),
-        log10_p: p_value.map(|p| p.log10),
-        p_fisher: fisher.map(|p| p.p),
-        log10_p_fisher: fisher.map(|p| p.log10),
-        p_pooled: pooled.map(|tail| tail.p),
-        log10_p_pooled: pooled.map(|tail| tail.log10()),
-    }
-}
-
-fn adjusted_shown(setting: &Setting<'_>, compared: &Compared, decisive: &Decisive) -> Option<Adjusted> {
-    let has_bounds = setting.plan.analysis == Analysis::GroupSequential;
-    let difference = compared.found.difference;
-    let is_tested = if has_bounds { difference.is_some() } else { decisive.kept.p_value.is_some() };
-    if !is_tested {
-        return None;
-    }
-    let interval = difference.zip(decisive.critical).map(|(difference, critical)| difference.absolute(critical));
-    let exact = counts(compared)
-        .filter(|_| difference.is_none())
-        .and_then(|(control, treatment)| newcombe(control, treatment, decisive.kept.alpha));
-    let relative = difference.zip(decisive.critical).and_then(|(difference, critical)| difference.relative(critical));
-    let method = match setting.request.correction {
-        Correction::Holm | Correction::Bh if has_bounds => "bonferroni",
-        other => other.as_str(),
+/// Returns for each variant the chance that it is the best of all; none for metrics other than rates.
+pub fn chances_to_be_best(metric: &Configured, sampled: &[Sampled]) -> Option<Vec<f64>> {
+    let count = |sampled: &Sampled| match sampled.observed.sample {
+        Ok(Sample::Share(count)) if metric.wants_more => Some(count),
+        Ok(Sample::Share(count)) => Some(Count { users: count.users, converted: count.users - count.converted }),
+        _ => None,
     };
-    Some(Adjusted {
-        method,
-        family_size: decisive.kept.family_size,
-        p_value: decisive.kept.p_value.map(|p| p.p),
-        log10_p: decisive.kept.p_value.map(|p| p.log10),
-        alpha: decisive.kept.alpha,
-        ci_absolute: ends(interval.or(exact)),
-        ci_relative: ends(relative),
-        significant: decisive.significant,
-    })
+    let posteriors: Option<Vec<_>> =
+        sampled.iter().map(|sampled| bayes_beta::Prior::UNIFORM.posterior(count(sampled)?)).collect();
+    posteriors.filter(|posteriors| posteriors.len() > 1).map(|posteriors| probability_best(&posteriors))
 }
 
 fn bayesian(metric: &Configured, compared: &Compared, alpha: f64, probability_best: Option<f64>) -> Option<Bayesian> {
@@ -451,28 +397,28 @@ fn bayesian(metric: &Configured, compared: &Compared, alpha: f64, probability_be
 }
 
 /// How much could be seen by now, at the experiment's own effect worth finding.
-fn power(setting: &Setting<'_>, metric: &Configured, compared: &Compared) -> Option<Power> {
+fn power(design: &Design<'_>, metric: &Configured, compared: &Compared) -> Option<Power> {
     if metric.role == Role::Guardrail {
         return None;
     }
-    let (experiment, difference) = (setting.experiment, compared.found.difference?);
+    let (experiment, difference) = (design.experiment, compared.found.difference?);
     // The precision of the difference in shares of the control, whatever the treatment's mean is.
     let std_error = difference.std_error / difference.baseline.abs();
     let effect = Effect { estimate: difference.lift()?, std_error, dof: difference.dof };
     let mde_target = experiment.minimum_detectable_effect;
     let mde_now = detectable_effect(std_error, experiment.alpha, POWER_DEFAULT)?;
-    let is_sequence = matches!(setting.plan.analysis, Analysis::Sequential | Analysis::Hybrid);
+    let is_sequence = matches!(design.plan.analysis, Analysis::Sequential | Analysis::Hybrid);
     let target = Target {
         effect: mde_target,
         power: POWER_DEFAULT,
-        goals: setting.goals.max(1),
-        variants: u32::try_from(setting.variants.len()).ok()?,
-        sequential_tightest_at: is_sequence.then(|| setting.plan.n_star(compared.arm)),
+        goals: design.goals.max(1),
+        variants: u32::try_from(design.variants.len()).ok()?,
+        sequential_tightest_at: is_sequence.then(|| design.plan.n_star(compared.arm)),
     };
     let ahead = mid_experiment(&effect, compared.users(), experiment.alpha, &target, None)?;
     let additional = ahead.additional_users.map(f64::ceil).filter(|users| users.is_finite() && *users < 1e18);
     // Both variants get their part of all new users.
-    let of_pair = setting.users_per_day * compared.users() as f64 / (setting.pace.0.max(1) as f64);
+    let of_pair = design.users_per_day * compared.users() as f64 / (design.pace.0.max(1) as f64);
     Some(Power {
         mde_now,
         mde_target,
@@ -484,7 +430,7 @@ fn power(setting: &Setting<'_>, metric: &Configured, compared: &Compared) -> Opt
 }
 
 /// Judges a guardrail: its bound is one-sided, harm is what the two-sided decision shows.
-fn guardrail(metric: &Configured, compared: &Compared, decisive: &Decisive, alpha: f64) -> Option<Guardrail> {
+fn guardrail(metric: &Configured, compared: &Compared, conclusion: &Conclusion, alpha: f64) -> Option<Guardrail> {
     if metric.role != Role::Guardrail {
         return None;
     }
@@ -498,16 +444,16 @@ fn guardrail(metric: &Configured, compared: &Compared, decisive: &Decisive, alph
         bound: (baseline != 0.0).then(|| found.bound / baseline.abs()),
         p_value: Some(found.p_value),
         log10_p: Some(found.log10_p),
-        state: guardrail_state(&found, decisive.significant, direction).as_str(),
+        state: guardrail_state(&found, conclusion.significant, direction).as_str(),
         ..undefined
     })
 }
 
 /// What a day would bring with everybody in the variant: the difference per user times the users of a day.
-fn impact(setting: &Setting<'_>, compared: &Compared, decisive: &Decisive) -> Option<ScaledImpact> {
+fn impact(design: &Design<'_>, compared: &Compared, conclusion: &Conclusion) -> Option<ScaledImpact> {
     let difference = compared.found.difference?;
-    let (users, days) = setting.pace;
-    let interval = decisive.critical.map(|critical| difference.absolute(critical));
+    let (users, days) = design.pace;
+    let interval = conclusion.critical.map(|critical| difference.absolute(critical));
     let found = impact_per_day(difference.estimate, interval, &Traffic { users, share: 1.0, days })?;
     Some(ScaledImpact { per_day: found.estimate, ci: ends(found.interval), users_per_day: found.users_per_day })
 }

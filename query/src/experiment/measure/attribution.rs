@@ -1,12 +1,13 @@
 //! Who gets the credit for value: the models of attribution, side by side. They describe; the comparison of variants always
 //! rests on the first exposure, since what is seen later is itself an effect.
 
+use serde::Serialize;
 use uuid::Uuid;
 
-use super::image::{Image, Row};
-use super::sums::Slots;
-use super::touches::Touch;
-use crate::answer::{Attribution, AttributionModel, Experiment, Sensitivity, VariantValue};
+use crate::experiment::measure::sums::Groups;
+use crate::experiment::read::cohort::{Cohort, Row};
+use crate::experiment::read::experiment::Experiment;
+use crate::experiment::read::touches::Touch;
 use statistics::credit::Model;
 use statistics::moments::{Overflow, decimal_text};
 
@@ -26,6 +27,49 @@ const MODELS: [Model; 5] = [
     Model::TimeDecay { half_life_hours: HALF_LIFE_HOURS },
 ];
 
+/// Value by variant. Descriptive: the causal comparison is that of the metrics, by first exposure.
+#[derive(Clone, Debug, Serialize)]
+pub struct Attribution {
+    /// The experiment's method, by which conversions were stored.
+    pub method: String,
+    /// Of all values here.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub currency: Option<String>,
+    /// Each model; the values of each add up to the same total, to the last digit.
+    pub models: Vec<AttributionModel>,
+    /// What rests on little.
+    pub sensitivity: Sensitivity,
+}
+
+/// One model of attribution.
+#[derive(Clone, Debug, Serialize)]
+pub struct AttributionModel {
+    /// `first_touch`, `last_touch`, `linear`, `position_based` or `time_decay`.
+    pub model: &'static str,
+    /// In the order of the variants.
+    pub by_variant: Vec<VariantValue>,
+}
+
+/// What one variant is credited with.
+#[derive(Clone, Debug, Serialize)]
+pub struct VariantValue {
+    /// Which one.
+    pub variant_id: Uuid,
+    /// The value.
+    pub value: String,
+}
+
+/// How much rests on conversions whose attribution is not certain.
+#[derive(Clone, Debug, Serialize)]
+pub struct Sensitivity {
+    /// From here on an attribution counts as certain.
+    pub min_confidence: f64,
+    /// Share of the conversions below it; null without conversions.
+    pub share_below: Option<f64>,
+    /// Value of the conversions at or above it, by variant of the first exposure.
+    pub by_variant: Vec<VariantValue>,
+}
+
 /// Shares the value of all attributed conversions in one currency among the variants, by each model. Touches are the
 /// impressions up to the conversion. Users who saw several variants belong to it, whoever the metrics count.
 /// # Errors
@@ -33,20 +77,20 @@ const MODELS: [Model; 5] = [
 pub fn attribution(
     experiment: &Experiment,
     variants: &[Uuid],
-    image: &Image,
+    cohort: &Cohort,
     (code, currency): (Option<&str>, Option<u32>),
-    slots: &Slots,
+    groups: &Groups,
 ) -> Result<Attribution, Overflow> {
     let arms = variants.len();
     let mut by_model = vec![vec![0i128; arms]; MODELS.len()];
     let mut confident = vec![0i128; arms];
     let (mut conversions, mut below) = (0u64, 0u64);
-    for user in image.after.filled() {
-        let first = image.users.arms[*user as usize] as usize;
-        for row in image.after.of(*user as usize) {
+    for user in cohort.after.filled() {
+        let first = cohort.users.arms[*user as usize] as usize;
+        for row in cohort.after.of(*user as usize) {
             let is_confident = row.confidence >= CONFIDENT_FROM;
             let value = row.value.filter(|_| currency.is_none_or(|currency| currency == row.currency)).unwrap_or(0);
-            if slots.of(*user).is_some() {
+            if groups.of(*user).is_some() {
                 conversions += 1;
                 below += u64::from(!is_confident);
                 if is_confident {
@@ -56,7 +100,7 @@ pub fn attribution(
             if value == 0 {
                 continue;
             }
-            let seen = image.touches.get(user).map(|touches| until(touches, row)).unwrap_or_default();
+            let seen = cohort.touches.get(user).map(|touches| until(touches, row)).unwrap_or_default();
             for (model, totals) in MODELS.iter().zip(&mut by_model) {
                 if seen.is_empty() {
                     add(&mut totals[first], value)?;
@@ -98,23 +142,23 @@ fn until<'a>(touches: &'a [Touch], row: &Row) -> &'a [Touch] {
 
 #[cfg(test)]
 mod tests {
-    use super::super::sums::tests::image;
-    use super::super::touches::Touches;
     use super::*;
+    use crate::experiment::measure::sums::tests::cohort;
+    use crate::experiment::read::touches::Touches;
 
     const HOUR: i64 = 3_600_000_000;
 
     #[test]
     fn every_model_shares_the_same_total() {
         // User 0 saw one variant, user 1 three touches of two variants; the third one comes after the conversion.
-        let mut image = image(&[(0, 0), (0, 0)], &[(0, HOUR, 0, 5), (1, 240 * HOUR, 0, 90), (1, 241 * HOUR, 0, -1)]);
-        image.users.is_mixed[1] = true;
+        let mut cohort = cohort(&[(0, 0), (0, 0)], &[(0, HOUR, 0, 5), (1, 240 * HOUR, 0, 90), (1, 241 * HOUR, 0, -1)]);
+        cohort.users.is_mixed[1] = true;
         let touch = |hour: i64, arm| Touch { time: hour * HOUR, arm };
-        image.touches = Touches::from([(1, vec![touch(0, 0), touch(140, 1), touch(240, 1), touch(300, 0)])]);
+        cohort.touches = Touches::from([(1, vec![touch(0, 0), touch(140, 1), touch(240, 1), touch(300, 0)])]);
         let variants = [Uuid::from_u128(1), Uuid::from_u128(2)];
-        let slots = Slots::new(2, 2, |user| (user == 0).then_some(0));
+        let groups = Groups::new(2, 2, |user| (user == 0).then_some(0));
         let experiment = Experiment { attribution_method: "first_exposure".to_owned(), ..Experiment::default() };
-        let found = attribution(&experiment, &variants, &image, (None, Some(0)), &slots).expect("fits");
+        let found = attribution(&experiment, &variants, &cohort, (None, Some(0)), &groups).expect("fits");
         let check = |model: &str, expected: [&str; 2]| {
             let found = found.models.iter().find(|found| found.model == model).expect("a model");
             let values: Vec<&str> = found.by_variant.iter().map(|value| value.value.as_str()).collect();
@@ -135,12 +179,12 @@ mod tests {
 
     #[test]
     fn uncertain_conversions_are_named() {
-        let mut image = image(&[(0, 0)], &[(0, 1, 0, 3), (0, 2, 0, 4)]);
-        let mut rows: Vec<(u32, Row)> = image.after.all().iter().map(|row| (0, *row)).collect();
+        let mut cohort = cohort(&[(0, 0)], &[(0, 1, 0, 3), (0, 2, 0, 4)]);
+        let mut rows: Vec<(u32, Row)> = cohort.after.all().iter().map(|row| (0, *row)).collect();
         rows[0].1.confidence = 79;
-        image.after = super::super::image::Rows::new(1, rows);
-        let slots = Slots::new(1, 1, |_| Some(0));
-        let found = attribution(&Experiment::default(), &[Uuid::nil()], &image, (None, None), &slots).expect("fits");
+        cohort.after = crate::experiment::read::cohort::Rows::new(1, rows);
+        let groups = Groups::new(1, 1, |_| Some(0));
+        let found = attribution(&Experiment::default(), &[Uuid::nil()], &cohort, (None, None), &groups).expect("fits");
         assert_eq!(found.sensitivity.share_below, Some(0.5));
         assert_eq!(found.sensitivity.by_variant[0].value, "4.00");
         assert_eq!(found.models[0].by_variant[0].value, "7.00");

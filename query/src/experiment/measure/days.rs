@@ -3,11 +3,11 @@
 //! Days are those of UTC, by the time of the event. A late event therefore changes the days since it happened, not the day
 //! on which it came.
 
-use super::catalogue::{Aggregation, Denominator};
-use super::image::{DAY_US, Image};
-use super::measure::Measured;
-use super::population::People;
-use super::sums::{Counted, Slots, Sums};
+use crate::experiment::measure::metrics::MeasuredMetric;
+use crate::experiment::measure::population::Population;
+use crate::experiment::measure::sums::{CohortMetric, Groups, Sums};
+use crate::experiment::read::catalogue::{Aggregation, Denominator};
+use crate::experiment::read::cohort::{Cohort, DAY_US};
 use chrono::DateTime;
 use statistics::I256;
 use statistics::moments::{Moments, Overflow, Products};
@@ -26,15 +26,15 @@ pub struct Days {
 
 impl Days {
     /// Returns the days of the users who belong somewhere; `None` without users.
-    pub fn of(image: &Image, slots: &Slots) -> Option<Self> {
-        let belongs = |user: &usize| slots.of(*user as u32).is_some();
+    pub fn of(cohort: &Cohort, groups: &Groups) -> Option<Self> {
+        let belongs = |user: &usize| groups.of(*user as u32).is_some();
         let (mut first, mut last) = (i64::MAX, i64::MIN);
-        for user in (0..image.users.len()).filter(belongs) {
-            first = first.min(image.users.exposed[user]);
-            last = last.max(image.users.exposed[user]);
+        for user in (0..cohort.users.len()).filter(belongs) {
+            first = first.min(cohort.users.exposed[user]);
+            last = last.max(cohort.users.exposed[user]);
         }
-        for user in image.after.filled().iter().map(|user| *user as usize).filter(belongs) {
-            last = last.max(image.after.of(user).last().map_or(last, |row| row.time));
+        for user in cohort.after.filled().iter().map(|user| *user as usize).filter(belongs) {
+            last = last.max(cohort.after.of(user).last().map_or(last, |row| row.time));
         }
         if first > last {
             return None;
@@ -57,39 +57,39 @@ impl Days {
     }
 }
 
-/// The sums of each slot at the end of one day.
+/// The sums of each group at the end of one day.
 pub type DaySums = Vec<Sums>;
 
 /// Returns the days of one metric.
 /// # Errors
 /// [`Overflow`].
 pub fn of_metric(
-    metric: &Measured,
-    people: &People<'_>,
+    metric: &MeasuredMetric,
+    population: &Population<'_>,
     days: Days,
     cap: Option<i128>,
 ) -> Result<Option<Vec<DaySums>>, Overflow> {
-    let users = people.users_by_day(metric.counted.window_us());
-    sums(&metric.counted, &metric.configured.aggregation, people.image, &metric.slots, (days, &users), cap)
+    let users = population.users_by_day(metric.counted.window_us());
+    sums(&metric.counted, &metric.configured.aggregation, population.cohort, &metric.groups, (days, &users), cap)
 }
 
-/// Returns the users of each slot at the end of each day.
-pub fn users(image: &Image, slots: &Slots, days: Days) -> Vec<Vec<u64>> {
-    let mut users = vec![vec![0; slots.users().len()]; days.count];
-    for user in 0..image.users.len() {
-        if let Some(slot) = slots.of(user as u32) {
-            users[days.place(image.users.exposed[user])][slot] += 1;
+/// Returns the users of each group at the end of each day.
+pub fn users(cohort: &Cohort, groups: &Groups, days: Days) -> Vec<Vec<u64>> {
+    let mut users = vec![vec![0; groups.users().len()]; days.count];
+    for user in 0..cohort.users.len() {
+        if let Some(group) = groups.of(user as u32) {
+            users[days.place(cohort.users.exposed[user])][group] += 1;
         }
     }
     for day in 1..days.count {
-        for slot in 0..slots.users().len() {
-            users[day][slot] += users[day - 1][slot];
+        for group in 0..groups.users().len() {
+            users[day][group] += users[day - 1][group];
         }
     }
     users
 }
 
-/// What changes on one day in one slot.
+/// What changes on one day in one group.
 #[derive(Clone, Copy, Default)]
 struct Change {
     converters: i64,
@@ -100,7 +100,7 @@ struct Change {
     product: Products,
 }
 
-/// What came up to one day in one slot.
+/// What came up to one day in one group.
 #[derive(Clone, Copy, Default)]
 struct Totals {
     converters: i64,
@@ -111,15 +111,15 @@ struct Totals {
     product: I256,
 }
 
-/// Returns the sums of each slot at the end of each day, without covariate; `None` for a metric that is not additive over
-/// days. `users` are those of each slot at the end of each day. Sums above `cap` count as `cap`.
+/// Returns the sums of each group at the end of each day, without covariate; `None` for a metric that is not additive over
+/// days. `users` are those of each group at the end of each day. Sums above `cap` count as `cap`.
 /// # Errors
 /// [`Overflow`].
 pub fn sums(
-    counted: &Counted,
+    counted: &CohortMetric,
     aggregation: &Aggregation,
-    image: &Image,
-    slots: &Slots,
+    cohort: &Cohort,
+    groups: &Groups,
     (days, users): (Days, &[Vec<u64>]),
     cap: Option<i128>,
 ) -> Result<Option<Vec<Vec<Sums>>>, Overflow> {
@@ -128,20 +128,20 @@ pub fn sums(
         return Ok(None);
     }
     let is_rate = *aggregation == Aggregation::ConversionRate;
-    let width = slots.users().len();
+    let width = groups.users().len();
     let mut changes = vec![Change::default(); days.count * width];
     let shown = |amount: i128| match cap {
         _ if is_rate => amount.min(Moments::SCALE),
         Some(cap) => amount.min(cap),
         None => amount,
     };
-    for user in image.after.filled().iter().map(|user| *user as usize) {
-        let Some(slot) = slots.of(user as u32) else { continue };
-        let exposed = image.users.exposed[user];
+    for user in cohort.after.filled().iter().map(|user| *user as usize) {
+        let Some(group) = groups.of(user as u32) else { continue };
+        let exposed = cohort.users.exposed[user];
         let (mut amount, mut base, mut has_converted) = (0i128, 0i128, false);
-        for row in image.after.of(user).iter().filter(|row| counted.is_in_window(row, exposed)) {
+        for row in cohort.after.of(user).iter().filter(|row| counted.is_in_window(row, exposed)) {
             let Some((more, more_base)) = counted.of_row(row) else { continue };
-            let change = &mut changes[days.place(row.time) * width + slot];
+            let change = &mut changes[days.place(row.time) * width + group];
             let (next, next_base) = (amount.checked_add(more).ok_or(Overflow)?, base.checked_add(more_base).ok_or(Overflow)?);
             let (from, to) = (shown(amount), shown(next));
             change.converters += i64::from(!has_converted && counted.is_conversion(row));
@@ -158,8 +158,8 @@ pub fn sums(
     let mut totals = vec![Totals::default(); width];
     for (day, users) in users.iter().enumerate() {
         let mut row = Vec::with_capacity(width);
-        for (slot, total) in totals.iter_mut().enumerate() {
-            let change = &changes[day * width + slot];
+        for (group, total) in totals.iter_mut().enumerate() {
+            let change = &changes[day * width + group];
             total.converters += change.converters;
             total.amount = total.amount.checked_add(change.amount).ok_or(Overflow)?;
             total.base = total.base.checked_add(change.base).ok_or(Overflow)?;
@@ -167,13 +167,13 @@ pub fn sums(
             total.base_squares = total.base_squares.checked_add(change.base_squares.total()?).ok_or(Overflow)?;
             total.product = total.product.checked_add(change.product.total()?).ok_or(Overflow)?;
             row.push(Sums {
-                users: users[slot],
+                users: users[group],
                 converters: total.converters as u64,
                 capped: 0,
-                amount: Moments::from_parts(users[slot], total.amount, total.squares),
-                base: Moments::from_parts(users[slot], total.base, total.base_squares),
+                amount: Moments::from_parts(users[group], total.amount, total.squares),
+                base: Moments::from_parts(users[group], total.base, total.base_squares),
                 amount_base: total.product,
-                before: Moments::default().over(users[slot]),
+                before: Moments::default().over(users[group]),
                 amount_before: I256::ZERO,
             });
         }
@@ -193,30 +193,30 @@ fn replace(sum: &mut Products, from: (i128, i128), to: (i128, i128)) -> Result<(
 
 #[cfg(test)]
 mod tests {
-    use super::super::catalogue::{Amount, Configured, default_metrics};
-    use super::super::sums::{self, tests::image};
     use super::*;
+    use crate::experiment::measure::sums::{self, tests::cohort};
+    use crate::experiment::read::catalogue::{Amount, Configured, default_metrics};
     use proptest::prelude::*;
 
     #[test]
     fn days_are_those_of_utc() {
         let day = |time: &str| DateTime::parse_from_rfc3339(time).expect("a time").timestamp_micros();
         let users = [(0, day("2026-02-28T23:59:59.999999Z")), (1, day("2026-03-01T00:00:00Z"))];
-        let image = image(&users, &[(0, day("2026-03-02T12:00:00Z"), 0, 1)]);
-        let slots = Slots::new(2, 2, Some);
-        let days = Days::of(&image, &slots).expect("users");
+        let cohort = cohort(&users, &[(0, day("2026-03-02T12:00:00Z"), 0, 1)]);
+        let groups = Groups::new(2, 2, Some);
+        let days = Days::of(&cohort, &groups).expect("users");
         assert_eq!((0..days.count).map(|place| days.date(place)).collect::<Vec<_>>(), ["2026-02-28", "2026-03-01", "2026-03-02"]);
-        assert_eq!(super::users(&image, &slots, days), [[1, 0], [1, 1], [1, 1]]);
-        assert_eq!(Days::of(&image, &Slots::new(2, 2, |_| None)), None);
+        assert_eq!(super::users(&cohort, &groups, days), [[1, 0], [1, 1], [1, 1]]);
+        assert_eq!(Days::of(&cohort, &Groups::new(2, 2, |_| None)), None);
     }
 
     #[test]
     fn what_is_too_old_lies_in_the_first_day() {
-        let image = image(&[(0, 0), (0, 1_000 * DAY_US)], &[]);
-        let slots = Slots::new(2, 1, |_| Some(0));
-        let days = Days::of(&image, &slots).expect("users");
+        let cohort = cohort(&[(0, 0), (0, 1_000 * DAY_US)], &[]);
+        let groups = Groups::new(2, 1, |_| Some(0));
+        let days = Days::of(&cohort, &groups).expect("users");
         assert_eq!((days.first, days.count), (601, 400));
-        let users = super::users(&image, &slots, days);
+        let users = super::users(&cohort, &groups, days);
         assert_eq!((users[0][0], users[399][0]), (1, 2));
     }
 
@@ -238,18 +238,18 @@ mod tests {
             ][which].clone();
             let metric = Configured { aggregation: aggregation.clone(), ..default_metrics(Some("buy"))[0].clone() };
             let cap = cap.filter(|_| which > 0);
-            let whole = image(&users, &rows);
-            let slots = Slots::new(users.len(), 2, |user| Some(users[user].0 as usize));
-            let days = Days::of(&whole, &slots).expect("users");
-            let counted = Counted::new(&metric, &whole, Some(0), 2);
-            let by_day = super::users(&whole, &slots, days);
-            let series = super::sums(&counted, &aggregation, &whole, &slots, (days, &by_day), cap).expect("fits").expect("additive");
+            let whole = cohort(&users, &rows);
+            let groups = Groups::new(users.len(), 2, |user| Some(users[user].0 as usize));
+            let days = Days::of(&whole, &groups).expect("users");
+            let counted = CohortMetric::new(&metric, &whole, Some(0), 2);
+            let by_day = super::users(&whole, &groups, days);
+            let series = super::sums(&counted, &aggregation, &whole, &groups, (days, &by_day), cap).expect("fits").expect("additive");
             for (place, found) in series.iter().enumerate() {
                 let end = (days.first + place as i64 + 1) * DAY_US;
                 let until: Vec<_> = rows.iter().copied().filter(|row| row.1 < end && row.1 >= users[row.0 as usize].1).collect();
-                let cut = image(&users, &until);
-                let present = Slots::new(users.len(), 2, |user| (users[user].1 < end).then_some(users[user].0 as usize));
-                let counted = Counted::new(&metric, &cut, Some(0), 2);
+                let cut = cohort(&users, &until);
+                let present = Groups::new(users.len(), 2, |user| (users[user].1 < end).then_some(users[user].0 as usize));
+                let counted = CohortMetric::new(&metric, &cut, Some(0), 2);
                 let expected = sums::sums(&counted.after(&cut).expect("fits"), &[], &present, cap).expect("fits");
                 for (found, expected) in found.iter().zip(&expected) {
                     prop_assert_eq!(found.users, expected.users);

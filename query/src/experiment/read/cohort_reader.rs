@@ -1,4 +1,4 @@
-//! Reads an [`Image`] from one snapshot: of everybody, or of the users whom new facts touched.
+//! Reads an [`Cohort`] from one snapshot: of everybody, or of the users whom new facts touched.
 //!
 //! DataFusion scans and joins: participation, the conversions attributed to it, the conversions shortly before it, and the
 //! property of the first exposure that users are split by.
@@ -13,17 +13,17 @@ use datafusion::datasource::MemTable;
 use futures_util::TryStreamExt;
 use uuid::Uuid;
 
-use super::image::{DAY_US, Image, Row, Rows, Users};
-use super::settings::{COVARIATE_DAYS, Dimension};
-use super::touches;
 use crate::copy::Kind;
 use crate::engine::{self, Session};
 use crate::error::Refusal;
+use crate::experiment::read::cohort::{Cohort, DAY_US, Row, Rows, Users};
+use crate::experiment::read::touches;
+use crate::experiment::request::{COVARIATE_DAYS, Dimension};
 use crate::snapshot::Snapshot;
 use crate::tables::{self, Column, Source, Table, USER_KEY};
 
 /// What is to be read.
-pub struct Question<'a> {
+pub struct CohortQuery<'a> {
     /// Which experiment.
     pub experiment: Uuid,
     /// Its variants; their places are the numbers of arms.
@@ -42,39 +42,44 @@ pub struct Question<'a> {
 
 /// Whose rows are read.
 #[derive(Clone, Debug)]
-pub enum Who {
+pub enum Scope {
     /// Everybody's.
     Everyone,
     /// Those of these users.
     These(Vec<Uuid>),
 }
 
-/// A question, put to one project's rows.
-pub(super) struct Reading<'a> {
+/// A query, put to one project's rows.
+pub(super) struct Reader<'a> {
     pub(super) session: &'a Session,
     pub(super) snapshot: &'a Arc<Snapshot>,
-    pub(super) question: &'a Question<'a>,
-    pub(super) who: &'a Who,
+    pub(super) query: &'a CohortQuery<'a>,
+    pub(super) scope: &'a Scope,
 }
 
 /// Reads everything on one snapshot.
 /// # Errors
 /// [`Refusal`]; also if it takes more memory than a query may use.
-pub async fn read(session: &Session, snapshot: &Arc<Snapshot>, question: &Question<'_>, who: &Who) -> Result<Image, Refusal> {
-    let reading = Reading { session, snapshot, question, who };
-    reading.image().await.map_err(engine::refusal)
+pub async fn read(
+    session: &Session,
+    snapshot: &Arc<Snapshot>,
+    query: &CohortQuery<'_>,
+    scope: &Scope,
+) -> Result<Cohort, Refusal> {
+    let reader = Reader { session, snapshot, query, scope };
+    reader.cohort().await.map_err(engine::refusal)
 }
 
-impl Reading<'_> {
-    async fn image(&self) -> Result<Image, DataFusionError> {
+impl Reader<'_> {
+    async fn cohort(&self) -> Result<Cohort, DataFusionError> {
         self.add(self.participants())?;
         self.add(self.attributed())?;
-        let mut image = Image { users: self.users().await?, ..Image::default() };
+        let mut cohort = Cohort { users: self.users().await?, ..Cohort::default() };
         let (mut names, mut currencies) = (Numbers::<String>::default(), Numbers::<Option<String>>::default());
         let mut after = self.conversions(&self.after_sql(), &mut names, &mut currencies).await?;
         let mut before = Vec::new();
-        if self.question.has_before
-            && let Some(sql) = self.before_sql(&image.users)
+        if self.query.has_before
+            && let Some(sql) = self.before_sql(&cohort.users)
         {
             self.add(self.earlier())?;
             before = self.conversions(&sql, &mut names, &mut currencies).await?;
@@ -84,15 +89,15 @@ impl Reading<'_> {
             row.name = name_places[row.name as usize];
             row.currency = currency_places[row.currency as usize];
         }
-        image.after = Rows::new(image.users.len(), after);
-        image.before = Rows::new(image.users.len(), before);
-        (image.names, image.currencies) = (names, currencies);
-        if let Some(dimension) = self.question.dimension {
+        cohort.after = Rows::new(cohort.users.len(), after);
+        cohort.before = Rows::new(cohort.users.len(), before);
+        (cohort.names, cohort.currencies) = (names, currencies);
+        if let Some(dimension) = self.query.dimension {
             self.add(self.first_impressions(dimension)?)?;
-            self.dimension(&mut image).await?;
+            self.dimension(&mut cohort).await?;
         }
-        image.touches = touches::read(self, &image).await?;
-        Ok(image)
+        cohort.touches = touches::read(self, &cohort).await?;
+        Ok(cohort)
     }
 
     pub(super) fn add(&self, table: Table) -> Result<(), DataFusionError> {
@@ -152,14 +157,14 @@ impl Reading<'_> {
         Ok(self.table("first_impressions", "impressions", &self.of_experiment(), &columns))
     }
 
-    /// The place of a row's variant among those of the question; -1 for another one.
+    /// The place of a row's variant among those of the query; -1 for another one.
     pub(super) fn arm(&self) -> String {
-        let variants: Vec<String> = self.question.variants.iter().map(|id| format!("'{id}'")).collect();
+        let variants: Vec<String> = self.query.variants.iter().map(|id| format!("'{id}'")).collect();
         format!("coalesce(array_position(ARRAY[{}]::uuid[], f.variant_id), 0) - 1", variants.join(", "))
     }
 
     pub(super) fn of_experiment(&self) -> String {
-        format!("r.experiment_id = '{}'", self.question.experiment)
+        format!("r.experiment_id = '{}'", self.query.experiment)
     }
 
     /// Makes a table of the rows `r` of a table of Postgres for which `condition` holds, everybody's or some users'.
@@ -170,10 +175,10 @@ impl Reading<'_> {
         condition: &str,
         columns: &[(&'static str, &str, Kind)],
     ) -> Table {
-        let from = match self.who {
-            Who::Everyone => format!("(SELECT r.* FROM {table} r WHERE {condition}) f"),
+        let from = match self.scope {
+            Scope::Everyone => format!("(SELECT r.* FROM {table} r WHERE {condition}) f"),
             // OFFSET 0 keeps the planner from joining in another order, which would read all of the table.
-            Who::These(users) => format!(
+            Scope::These(users) => format!(
                 "(SELECT r.* FROM unnest('{{{}}}'::uuid[]) AS u (user_id) CROSS JOIN LATERAL
                   (SELECT r.* FROM {table} r WHERE r.project_id = '{}' AND r.user_id = u.user_id AND {condition} OFFSET 0) r) f",
                 users.iter().map(Uuid::to_string).collect::<Vec<_>>().join(","),
@@ -191,7 +196,7 @@ impl Reading<'_> {
     }
 
     fn until(&self, column: &str) -> String {
-        self.question.until.map(|until| format!(" AND {column} <= {}", time_literal(until))).unwrap_or_default()
+        self.query.until.map(|until| format!(" AND {column} <= {}", time_literal(until))).unwrap_or_default()
     }
 
     fn after_sql(&self) -> String {
@@ -223,9 +228,9 @@ impl Reading<'_> {
         let (mut batches, mut bytes): (Vec<RecordBatch>, usize) = (Vec::new(), 0);
         while let Some(batch) = stream.try_next().await? {
             bytes += batch.get_array_memory_size();
-            if bytes > self.question.bytes_max {
+            if bytes > self.query.bytes_max {
                 let message =
-                    format!("the users and conversions of the experiment take more than {} bytes", self.question.bytes_max);
+                    format!("the users and conversions of the experiment take more than {} bytes", self.query.bytes_max);
                 return Err(DataFusionError::ResourcesExhausted(message));
             }
             batches.push(batch);
@@ -235,13 +240,13 @@ impl Reading<'_> {
 
     /// Reads the users, and leaves them behind as the table `users` for joins: id, number, first exposure and its impression.
     async fn users(&self) -> Result<Users, DataFusionError> {
-        let impression = if self.question.dimension.is_some() { ", first_impression_id" } else { "" };
+        let impression = if self.query.dimension.is_some() { ", first_impression_id" } else { "" };
         let sql = format!(
             "SELECT user_key, exposed{impression}, arm, is_mixed, impressions FROM participants WHERE arm >= 0{}",
             self.until("exposed")
         );
         let batches = self.collect(&sql).await?;
-        let kept = if self.question.dimension.is_some() { 3 } else { 2 };
+        let kept = if self.query.dimension.is_some() { 3 } else { 2 };
         let mut users = Users::default();
         let mut numbered = Vec::new();
         let mut schema = None;
@@ -271,7 +276,7 @@ impl Reading<'_> {
         let schema = schema.unwrap_or_else(|| {
             let field = |column: &Column, name: &str| Field::new(name, column.kind.data_type(), true);
             let mut fields = vec![field(&USER_KEY, "user_key"), Field::new("exposed", Kind::Time.data_type(), true)];
-            if self.question.dimension.is_some() {
+            if self.query.dimension.is_some() {
                 fields.push(Field::new("first_impression_id", Kind::Uuid.data_type(), true));
             }
             fields.push(Field::new("n", DataType::Int32, false));
@@ -313,11 +318,11 @@ impl Reading<'_> {
     }
 
     /// Reads the dimension's value of each user's first exposure.
-    async fn dimension(&self, image: &mut Image) -> Result<(), DataFusionError> {
+    async fn dimension(&self, cohort: &mut Cohort) -> Result<(), DataFusionError> {
         let sql = "SELECT u.n, e.value FROM first_impressions e
                    JOIN users u ON e.user_key = u.user_key AND e.event_id = u.first_impression_id AND e.time = u.exposed";
         let mut numbers = Numbers::<String>::default();
-        let mut found: Vec<Option<u32>> = vec![None; image.users.len()];
+        let mut found: Vec<Option<u32>> = vec![None; cohort.users.len()];
         let mut texts: Vec<String> = Vec::new();
         for batch in self.collect(sql).await? {
             let users = batch.column(0).as_primitive::<Int32Type>();
@@ -335,8 +340,8 @@ impl Reading<'_> {
             }
         }
         let (values, places) = numbers.sorted();
-        image.dimension = found.into_iter().map(|number| number.map(|number| places[number as usize])).collect();
-        image.dimension_values = values;
+        cohort.dimension = found.into_iter().map(|number| number.map(|number| places[number as usize])).collect();
+        cohort.dimension_values = values;
         Ok(())
     }
 }

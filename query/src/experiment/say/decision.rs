@@ -1,12 +1,12 @@
 //! What the numbers advise, with the rules that led there and the numbers that they saw.
 
-use super::catalogue::Role;
-use super::compare::Setting;
-use super::plain::p_text;
-use super::settings::{Analysis, Engine};
-use crate::answer::health::{Check, Health, Level};
-use crate::answer::metric::{Comparison, Metric};
-use crate::answer::{Decision, Why};
+use super::body::{Decision, Why};
+use super::metric::{Comparison, Metric};
+use crate::experiment::read::catalogue::Role;
+use crate::experiment::request::{Analysis, Engine};
+use crate::experiment::test::comparison::Design;
+use crate::experiment::test::health::{Check, Health, Level};
+use crate::experiment::text::p_text;
 use statistics::decision::{Action, Criteria, Evidence, Experiment, Verdict, decide};
 
 /// Evidence below this p-value counts before enough users are there, also without a test that allows for looks.
@@ -14,8 +14,8 @@ const STRICT_BELOW: f64 = 0.001;
 
 /// Decides by the verdicts of primary metrics and guardrails; health comes first. Metrics that cannot be tested yet do not
 /// vote as long as another primary one can.
-pub fn decision(setting: &Setting<'_>, health: &Health, metrics: &[Metric]) -> Decision {
-    let variants = setting.variants.len() - 1;
+pub fn decision(design: &Design<'_>, health: &Health, metrics: &[Metric]) -> Decision {
+    let variants = design.variants.len() - 1;
     let primary: Vec<&Metric> = metrics.iter().filter(|metric| metric.role == Role::Primary).collect();
     let is_tested = |metric: &&Metric| metric.comparisons.iter().any(|found| found.test.p_value.is_some());
     let can_vote: Vec<&Metric> = primary.iter().copied().filter(is_tested).collect();
@@ -33,7 +33,7 @@ pub fn decision(setting: &Setting<'_>, health: &Health, metrics: &[Metric]) -> D
         .collect();
     let evidence: Vec<Evidence<'_>> =
         lists.iter().map(|[goals, goals_strict, guardrails]| Evidence { goals, goals_strict, guardrails }).collect();
-    let powered = is_powered(setting, &goals);
+    let powered = is_powered(design, &goals);
     let multi_exposed_share = health.checks.iter().find_map(|check| match check {
         // A handful of users is no share.
         Check::MultiExposure { level, share, .. } if *level > Level::Ok => *share,
@@ -46,8 +46,8 @@ pub fn decision(setting: &Setting<'_>, health: &Health, metrics: &[Metric]) -> D
         &Experiment {
             has_mismatch,
             multi_exposed_share: multi_exposed_share.unwrap_or(0.0),
-            is_powered: powered || setting.plan.has_ended,
-            is_sequential: setting.plan.analysis != Analysis::Fixed && setting.request.engine != Engine::Bayesian,
+            is_powered: powered || design.plan.has_ended,
+            is_sequential: design.plan.analysis != Analysis::Fixed && design.request.engine != Engine::Bayesian,
         },
         &evidence,
     );
@@ -56,9 +56,9 @@ pub fn decision(setting: &Setting<'_>, health: &Health, metrics: &[Metric]) -> D
     if found.variants.is_empty() {
         why.extend(found.why.iter().map(|fact| Why { rule: "health", fact: (*fact).to_owned() }));
     } else {
-        why.push(Why { rule: "power", fact: power_fact(setting, &goals, powered) });
+        why.push(Why { rule: "power", fact: power_fact(design, &goals, powered) });
         for (arm, rule) in found.why.iter().enumerate() {
-            let name = &setting.variants[arm + 1].name;
+            let name = &design.variants[arm + 1].name;
             let action = found.variants[arm].map_or("wait", Action::as_str);
             why.push(Why { rule: action, fact: format!("{name}: {rule}") });
             let votes = goals.iter().chain(&guardrails).filter_map(|metric| Some(vote(metric, metric.comparisons.get(arm)?)));
@@ -68,7 +68,7 @@ pub fn decision(setting: &Setting<'_>, health: &Health, metrics: &[Metric]) -> D
     Decision {
         status: found.status.as_str(),
         criteria: "clear_signals",
-        variant_id: shipped.map(|arm| setting.variants[arm + 1].id),
+        variant_id: shipped.map(|arm| design.variants[arm + 1].id),
         powered,
         why,
     }
@@ -107,9 +107,9 @@ fn by_harm(found: &Comparison, _: bool) -> Verdict {
 
 /// Returns whether enough is known by the experiment's own plan: the planned users are there, or each goal could see the
 /// effect worth finding.
-fn is_powered(setting: &Setting<'_>, goals: &[&Metric]) -> bool {
-    let users: u64 = setting.variants.iter().filter_map(|variant| variant.users).sum();
-    let has_target = setting.experiment.target_sample_size.and_then(|target| u64::try_from(target).ok());
+fn is_powered(design: &Design<'_>, goals: &[&Metric]) -> bool {
+    let users: u64 = design.variants.iter().filter_map(|variant| variant.users).sum();
+    let has_target = design.experiment.target_sample_size.and_then(|target| u64::try_from(target).ok());
     if has_target.is_some_and(|target| users >= target) {
         return true;
     }
@@ -117,9 +117,9 @@ fn is_powered(setting: &Setting<'_>, goals: &[&Metric]) -> bool {
     powers.peek().is_some() && powers.all(|power| power.is_some_and(|power| power.progress >= 1.0))
 }
 
-fn power_fact(setting: &Setting<'_>, goals: &[&Metric], powered: bool) -> String {
-    let users: u64 = setting.variants.iter().filter_map(|variant| variant.users).sum();
-    let planned = setting.experiment.target_sample_size.map(|target| format!(" of {target} planned")).unwrap_or_default();
+fn power_fact(design: &Design<'_>, goals: &[&Metric], powered: bool) -> String {
+    let users: u64 = design.variants.iter().filter_map(|variant| variant.users).sum();
+    let planned = design.experiment.target_sample_size.map(|target| format!(" of {target} planned")).unwrap_or_default();
     let least = goals
         .iter()
         .flat_map(|metric| &metric.comparisons)

@@ -1,13 +1,15 @@
 //! What makes numbers unworthy of trust, before anybody reads them.
 
-use super::image::DAY_US;
-use super::measure::{Measured, Split};
-use super::population::People;
-use super::settings::{PopulationRule, Windows};
-use super::sums::{Slots, Sums, outlier_share};
-use crate::answer::health::{Check, Health, Level, SrmOfValue};
-use crate::answer::{Excluded, Experiment, Variant, Warning};
-use crate::experiment::plain::p_text;
+use crate::experiment::measure::Measured;
+use crate::experiment::measure::metrics::{MeasuredMetric, Split};
+use crate::experiment::measure::population::{Excluded, Population};
+use crate::experiment::measure::sums::{Groups, Sums, outlier_share};
+use crate::experiment::read::cohort::DAY_US;
+use crate::experiment::read::experiment::{Experiment, Variant};
+use crate::experiment::request::{PopulationRule, Windows};
+use crate::experiment::text::p_text;
+use crate::experiment::warning::Warning;
+use serde::Serialize;
 use statistics::comparison::{Observed, Sample, compare};
 use statistics::sample_ratio::{CONCENTRATION, SampleRatio, Status, sample_ratio, sequential};
 
@@ -30,27 +32,184 @@ const MATURE_SHARE_MIN: f64 = 0.5;
 /// From this part of the value in a hundredth of the users on, a mean is that of a few.
 const OUTLIER_SHARE_MAX: f64 = 0.5;
 
+/// Whether the numbers can be trusted.
+#[derive(Debug, Serialize)]
+pub struct Health {
+    /// The worst level of all checks.
+    pub overall: Level,
+    /// What was looked at.
+    pub checks: Vec<Check>,
+}
+
+/// How bad it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Level {
+    /// Nothing found.
+    Ok,
+    /// Look at it.
+    Warn,
+    /// Do not decide on these numbers.
+    Fail,
+}
+
+/// One check.
+#[derive(Debug, Serialize)]
+#[serde(tag = "id", rename_all = "snake_case")]
+pub enum Check {
+    /// Whether the variants hold the users that they should.
+    Srm {
+        /// How bad it is.
+        level: Level,
+        /// `ok`, `mismatch`, `no_data` or `insufficient_sample`.
+        status: &'static str,
+        /// Of the chi-square test.
+        p_value: Option<f64>,
+        /// Its decimal logarithm.
+        log10_p: Option<f64>,
+        /// Valid under daily looks: the least over all days of the inverse Bayes factor; null without users.
+        sequential_p: Option<f64>,
+        /// Its decimal logarithm.
+        sequential_log10_p: Option<f64>,
+        /// Expected shares of the variants with a weight above 0, in their order.
+        expected: Vec<f64>,
+        /// Shares found of the same; empty without users.
+        observed: Vec<f64>,
+        /// `configured`, or `assumed_equal` if the variants have no weights.
+        weights: &'static str,
+        /// The same test with users who saw several variants, in the variant that they saw first: leaving them out may
+        /// itself tilt the shares. Absent where there are none.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        p_value_with_multi_exposed: Option<f64>,
+        /// Its decimal logarithm.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        log10_p_with_multi_exposed: Option<f64>,
+        /// The same test within each value of the dimension that was asked for.
+        #[serde(skip_serializing_if = "Vec::is_empty")]
+        by_dimension: Vec<SrmOfValue>,
+    },
+    /// Whether users saw several variants.
+    MultiExposure {
+        /// How bad it is.
+        level: Level,
+        /// Of all exposed users.
+        share: Option<f64>,
+        /// How many.
+        users: u64,
+    },
+    /// Whether exposures named variants that do not exist.
+    UnknownVariant {
+        /// How bad it is.
+        level: Level,
+        /// Who.
+        users: u64,
+    },
+    /// Whether the variants' users were alike before they were exposed.
+    PreExposureBalance {
+        /// How bad it is.
+        level: Level,
+        /// `ok`, `mismatch`, or `no_data` without behaviour before exposures.
+        status: &'static str,
+        /// The least over metrics and variants, times their number.
+        p_value: Option<f64>,
+        /// Its decimal logarithm.
+        log10_p: Option<f64>,
+        /// The metric of the least one.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        metric: Option<String>,
+    },
+    /// Whether a week was seen.
+    MinimumRuntime {
+        /// How bad it is.
+        level: Level,
+        /// Days from the first exposure on.
+        days: Option<f64>,
+        /// Days that are needed.
+        days_min: u32,
+    },
+    /// Whether each variant has 100 users.
+    MinimumUsers {
+        /// How bad it is.
+        level: Level,
+        /// Of the smallest variant.
+        users: u64,
+    },
+    /// Whether a running experiment still gets events.
+    Freshness {
+        /// How bad it is.
+        level: Level,
+        /// From its newest exposure or conversion to now; null without any.
+        lag_seconds: Option<i64>,
+    },
+    /// Whether conversion windows are over.
+    MatureShare {
+        /// How bad it is.
+        level: Level,
+        /// Of the users whose window is over.
+        share: Option<f64>,
+    },
+    /// Whether a few users bring most of the value.
+    OutlierShare {
+        /// How bad it is.
+        level: Level,
+        /// Part of all value that the top hundredth of users brought; null with fewer than 100 such users.
+        share: Option<f64>,
+        /// The metric with the greatest one.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        metric: Option<String>,
+    },
+}
+
+/// The sample ratio within one value of a dimension.
+#[derive(Debug, Serialize)]
+pub struct SrmOfValue {
+    /// The value; null where it is not known, and `other` for the rest together.
+    pub value: Option<String>,
+    /// Users by variant.
+    pub users: Vec<u64>,
+    /// How bad it is, with the p-value adjusted.
+    pub level: Level,
+    /// Of the chi-square test; null with too few users.
+    pub p_value: Option<f64>,
+    /// Its decimal logarithm.
+    pub log10_p: Option<f64>,
+    /// Times the number of values tested.
+    pub p_adjusted: Option<f64>,
+    /// Its decimal logarithm.
+    pub log10_p_adjusted: Option<f64>,
+}
+
+impl Check {
+    /// Returns how bad it is.
+    pub fn level(&self) -> Level {
+        match self {
+            Check::Srm { level, .. }
+            | Check::MultiExposure { level, .. }
+            | Check::UnknownVariant { level, .. }
+            | Check::PreExposureBalance { level, .. }
+            | Check::MinimumRuntime { level, .. }
+            | Check::MinimumUsers { level, .. }
+            | Check::Freshness { level, .. }
+            | Check::MatureShare { level, .. }
+            | Check::OutlierShare { level, .. } => *level,
+        }
+    }
+}
+
 /// Checks everything, and warns in words of what is wrong.
-pub fn check(
-    people: &People<'_>,
-    experiment: &Experiment,
-    variants: &[Variant],
-    measured: &[Measured],
-    split: Option<&Split>,
-    excluded: &Excluded,
-    warnings: &mut Vec<Warning>,
-) -> Health {
-    let slots = people.slots(people.window_us);
+pub fn check(measured: &Measured<'_>, warnings: &mut Vec<Warning>) -> Health {
+    let Measured { population, experiment, variants, metrics, split, .. } = measured;
+    let groups = population.groups(population.window_us);
     let checks = vec![
-        srm(people, variants, &slots, split, warnings),
-        multi_exposure(people, warnings),
-        unknown_variant(people, excluded, warnings),
-        balance(experiment, measured, warnings),
-        minimum_runtime(people, experiment),
-        minimum_users(&slots),
-        freshness(people, experiment, warnings),
-        mature_share(people, experiment, warnings),
-        outliers(measured, warnings),
+        srm(population, variants, &groups, split.as_ref(), warnings),
+        multi_exposure(population, warnings),
+        unknown_variant(population, &measured.counts.excluded, warnings),
+        balance(experiment, metrics, warnings),
+        minimum_runtime(population, experiment),
+        minimum_users(&groups),
+        freshness(population, experiment, warnings),
+        mature_share(population, experiment, warnings),
+        outliers(metrics, warnings),
     ];
     Health { overall: checks.iter().map(Check::level).max().unwrap_or(Level::Ok), checks }
 }
@@ -74,20 +233,26 @@ fn srm_level(ratio: &SampleRatio, p_value: Option<f64>) -> Level {
     }
 }
 
-fn srm(people: &People<'_>, variants: &[Variant], slots: &Slots, split: Option<&Split>, warnings: &mut Vec<Warning>) -> Check {
+fn srm(
+    population: &Population<'_>,
+    variants: &[Variant],
+    groups: &Groups,
+    split: Option<&Split>,
+    warnings: &mut Vec<Warning>,
+) -> Check {
     let (weights, configured) = weights(variants);
-    let ratio = sample_ratio(slots.users(), &weights, SRM_FAIL_BELOW);
+    let ratio = sample_ratio(groups.users(), &weights, SRM_FAIL_BELOW);
     // Equal shares are only a guess where none were set.
     let bounded = |level: Level| if configured { level } else { level.min(Level::Warn) };
     let mut level = bounded(srm_level(&ratio, ratio.p_value));
     let mut with_multi = None;
-    if people.multi_exposed() > 0 && people.rule == PopulationRule::ExcludeMulti {
-        let all = people.slots_by(PopulationRule::FirstExposure, people.windows, people.window_us);
+    if population.multi_exposed() > 0 && population.rule == PopulationRule::ExcludeMulti {
+        let all = population.groups_by(PopulationRule::FirstExposure, population.windows, population.window_us);
         let all = sample_ratio(all.users(), &weights, SRM_FAIL_BELOW);
         level = level.max(bounded(srm_level(&all, all.p_value)).min(Level::Warn));
         with_multi = all.p_value.zip(all.log10_p);
     }
-    let sequential = sequential_log10_p(people, &weights);
+    let sequential = sequential_log10_p(population, &weights);
     if sequential.is_some_and(|log10| log10 < SRM_FAIL_BELOW.log10()) {
         level = level.max(Level::Warn);
     }
@@ -117,8 +282,8 @@ fn srm(people: &People<'_>, variants: &[Variant], slots: &Slots, split: Option<&
 
 /// Returns the decimal logarithm of the p-value that holds under daily looks; `None` without users, or where a variant of
 /// weight 0 has some, which needs no test.
-fn sequential_log10_p(people: &People<'_>, weights: &[f64]) -> Option<f64> {
-    let mut by_day = people.users_by_day(people.window_us).to_vec();
+fn sequential_log10_p(population: &Population<'_>, weights: &[f64]) -> Option<f64> {
+    let mut by_day = population.users_by_day(population.window_us).to_vec();
     for day in (1..by_day.len()).rev() {
         let (earlier, today) = by_day.split_at_mut(day);
         today[0].iter_mut().zip(&earlier[day - 1]).for_each(|(today, before)| *today -= before);
@@ -128,7 +293,7 @@ fn sequential_log10_p(people: &People<'_>, weights: &[f64]) -> Option<f64> {
 
 fn srm_by_value(split: &Split, weights: &[f64], configured: bool) -> Vec<SrmOfValue> {
     let arms = weights.len();
-    let ratio = |place: usize| sample_ratio(&split.slots.users()[place * arms..(place + 1) * arms], weights, SRM_FAIL_BELOW);
+    let ratio = |place: usize| sample_ratio(&split.groups.users()[place * arms..(place + 1) * arms], weights, SRM_FAIL_BELOW);
     let ratios: Vec<SampleRatio> = (0..split.values.len()).map(ratio).collect();
     let tested = ratios.iter().filter(|ratio| ratio.p_value.is_some()).count().max(1) as f64;
     let of_value = |(place, ratio): (usize, &SampleRatio)| {
@@ -140,7 +305,7 @@ fn srm_by_value(split: &Split, weights: &[f64], configured: bool) -> Vec<SrmOfVa
         };
         SrmOfValue {
             value: split.values[place].text.clone(),
-            users: split.slots.users()[place * arms..(place + 1) * arms].to_vec(),
+            users: split.groups.users()[place * arms..(place + 1) * arms].to_vec(),
             level: if configured { level } else { level.min(Level::Warn) },
             p_value: ratio.p_value,
             log10_p: ratio.log10_p,
@@ -151,8 +316,8 @@ fn srm_by_value(split: &Split, weights: &[f64], configured: bool) -> Vec<SrmOfVa
     ratios.iter().enumerate().map(of_value).collect()
 }
 
-fn multi_exposure(people: &People<'_>, warnings: &mut Vec<Warning>) -> Check {
-    let (users, share) = (people.multi_exposed(), people.multi_share());
+fn multi_exposure(population: &Population<'_>, warnings: &mut Vec<Warning>) -> Check {
+    let (users, share) = (population.multi_exposed(), population.multi_share());
     let level = match share {
         _ if users < MULTI_USERS_MIN => Level::Ok,
         Some(share) if share >= MULTI_FAIL_FROM => Level::Fail,
@@ -160,19 +325,19 @@ fn multi_exposure(people: &People<'_>, warnings: &mut Vec<Warning>) -> Check {
         _ => Level::Ok,
     };
     if level > Level::Ok {
-        let what = match people.rule {
+        let what = match population.rule {
             PopulationRule::ExcludeMulti => "are not counted",
             PopulationRule::FirstExposure => "count for the one that they saw first",
         };
-        let message = format!("{users} of {} users saw several variants and {what}", people.image.users.len());
+        let message = format!("{users} of {} users saw several variants and {what}", population.cohort.users.len());
         warnings.push(Warning::new("multi_exposed", message));
     }
     Check::MultiExposure { level, share, users }
 }
 
-fn unknown_variant(people: &People<'_>, excluded: &Excluded, warnings: &mut Vec<Warning>) -> Check {
+fn unknown_variant(population: &Population<'_>, excluded: &Excluded, warnings: &mut Vec<Warning>) -> Check {
     let users = excluded.unknown_variant;
-    let share = users as f64 / (users + people.image.users.len() as u64).max(1) as f64;
+    let share = users as f64 / (users + population.cohort.users.len() as u64).max(1) as f64;
     let level = match users {
         0 => Level::Ok,
         users if users >= MULTI_USERS_MIN && share >= MULTI_FAIL_FROM => Level::Fail,
@@ -189,7 +354,7 @@ fn unknown_variant(people: &People<'_>, excluded: &Excluded, warnings: &mut Vec<
 }
 
 /// Compares what users did before they were exposed: nothing but chance may differ there.
-fn balance(experiment: &Experiment, measured: &[Measured], warnings: &mut Vec<Warning>) -> Check {
+fn balance(experiment: &Experiment, measured: &[MeasuredMetric], warnings: &mut Vec<Warning>) -> Check {
     let mut least: Option<(f64, f64, &str)> = None;
     let mut tests = 0;
     if experiment.control_variant_id.is_some() {
@@ -228,23 +393,23 @@ fn balance(experiment: &Experiment, measured: &[Measured], warnings: &mut Vec<Wa
     }
 }
 
-fn minimum_runtime(people: &People<'_>, experiment: &Experiment) -> Check {
-    let days = people.first_exposure().map(|first| {
+fn minimum_runtime(population: &Population<'_>, experiment: &Experiment) -> Check {
+    let days = population.first_exposure().map(|first| {
         let begun = experiment.started_us.map_or(first, |started| started.min(first));
-        let end = experiment.ended_us.map_or(people.now, |ended| ended.min(people.now));
+        let end = experiment.ended_us.map_or(population.now, |ended| ended.min(population.now));
         (end - begun).max(0) as f64 / DAY_US as f64
     });
     let is_short = days.is_some_and(|days| days < f64::from(DAYS_MIN));
     Check::MinimumRuntime { level: if is_short { Level::Warn } else { Level::Ok }, days, days_min: DAYS_MIN }
 }
 
-fn minimum_users(slots: &Slots) -> Check {
-    let users = slots.users().iter().copied().min().unwrap_or(0);
+fn minimum_users(groups: &Groups) -> Check {
+    let users = groups.users().iter().copied().min().unwrap_or(0);
     Check::MinimumUsers { level: if users < USERS_MIN { Level::Warn } else { Level::Ok }, users }
 }
 
-fn freshness(people: &People<'_>, experiment: &Experiment, warnings: &mut Vec<Warning>) -> Check {
-    let lag = people.newest().map(|newest| (people.now - newest).max(0));
+fn freshness(population: &Population<'_>, experiment: &Experiment, warnings: &mut Vec<Warning>) -> Check {
+    let lag = population.newest().map(|newest| (population.now - newest).max(0));
     let is_stale = experiment.status == "running" && lag.is_some_and(|lag| lag > LAG_MAX_US);
     if let Some(lag) = lag.filter(|_| is_stale) {
         let message = format!(
@@ -256,10 +421,10 @@ fn freshness(people: &People<'_>, experiment: &Experiment, warnings: &mut Vec<Wa
     Check::Freshness { level: if is_stale { Level::Warn } else { Level::Ok }, lag_seconds: lag.map(|lag| lag / 1_000_000) }
 }
 
-fn mature_share(people: &People<'_>, experiment: &Experiment, warnings: &mut Vec<Warning>) -> Check {
-    let (any, mature) = people.maturity();
+fn mature_share(population: &Population<'_>, experiment: &Experiment, warnings: &mut Vec<Warning>) -> Check {
+    let (any, mature) = population.maturity();
     let share = (any > 0).then(|| mature as f64 / any as f64);
-    if mature < any && people.windows == Windows::All {
+    if mature < any && population.windows == Windows::All {
         let message = format!(
             "the conversion window of {} days is over for {mature} of {any} users; later conversions of the others still change \
              the numbers",
@@ -271,10 +436,10 @@ fn mature_share(people: &People<'_>, experiment: &Experiment, warnings: &mut Vec
     Check::MatureShare { level: if is_young { Level::Warn } else { Level::Ok }, share }
 }
 
-fn outliers(measured: &[Measured], warnings: &mut Vec<Warning>) -> Check {
+fn outliers(measured: &[MeasuredMetric], warnings: &mut Vec<Warning>) -> Check {
     let values = measured.iter().filter(|metric| metric.configured.aggregation.is_value());
-    let shares = values.filter_map(|metric| Some((outlier_share(&metric.entries, &metric.slots)?, metric)));
-    let greatest = shares.fold(None, |greatest: Option<(f64, &Measured)>, found| match greatest {
+    let shares = values.filter_map(|metric| Some((outlier_share(&metric.entries, &metric.groups)?, metric)));
+    let greatest = shares.fold(None, |greatest: Option<(f64, &MeasuredMetric)>, found| match greatest {
         Some(greatest) if greatest.0 >= found.0 => Some(greatest),
         _ => Some(found),
     });

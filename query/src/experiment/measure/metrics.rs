@@ -1,0 +1,335 @@
+//! What each metric comes to: users' sums, the cap, the sums of the variants; and the values of a dimension.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::experiment::measure::population::Population;
+use crate::experiment::measure::sample::{Sampled, sampled};
+use crate::experiment::measure::sums::{CAP_SUMS_MIN, CohortMetric, Groups, Sums, UserSum, filled, sums};
+use crate::experiment::parallel;
+use crate::experiment::read::catalogue::{Aggregation, Configured, default_metrics};
+use crate::experiment::read::cohort::Cohort;
+use crate::experiment::read::experiment::Experiment;
+use crate::experiment::request::{CAP_NEVER, CAP_PERCENTILE, CapRule};
+use crate::experiment::warning::Warning;
+use statistics::capping::cap_value;
+use statistics::moments::{Overflow, decimal_text};
+
+/// Conversion names that get metrics of their own, at most.
+const CONVERSION_NAMES_MAX: usize = 50;
+/// Values of a dimension that are shown by themselves, at most.
+const VALUES_MAX: usize = 20;
+
+/// One metric, measured.
+#[derive(Debug)]
+pub struct MeasuredMetric {
+    /// What it counts.
+    pub configured: Configured,
+    /// The same in the numbers of the cohort.
+    pub counted: CohortMetric,
+    /// Each user's sum.
+    pub entries: Vec<UserSum>,
+    /// Each user's sum before the first exposure.
+    pub before: Vec<UserSum>,
+    /// What sums are cut at.
+    pub cap: Option<AppliedCap>,
+    /// Who counts, in which variant.
+    pub groups: Arc<Groups>,
+    /// By variant.
+    pub sums: Vec<Sums>,
+    /// The same without a cap.
+    pub raw: Vec<Sums>,
+    /// By variant, as tests take it.
+    pub sampled: Vec<Sampled>,
+}
+
+/// What sums are cut at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AppliedCap {
+    /// In millionths.
+    pub amount: i128,
+    /// The percentile it comes from, in ten-thousandths of a percent; none if it was set.
+    pub percentile: Option<u32>,
+}
+
+/// Measures metrics over the population asked for, on as many threads as there are processors: this is where all users' rows are
+/// gone through.
+/// # Errors
+/// [`Overflow`].
+pub fn measure_all(
+    population: &Population<'_>,
+    metrics: Vec<Configured>,
+    currency: Option<u32>,
+    window_days: i32,
+    rule: CapRule,
+) -> Result<Vec<MeasuredMetric>, Overflow> {
+    let measured = parallel::map(metrics, population.cohort.after.all().len(), |metric| {
+        measure(population, metric, currency, window_days, rule)
+    });
+    measured.into_iter().collect()
+}
+
+/// Measures one metric over the population asked for.
+/// # Errors
+/// [`Overflow`].
+pub fn measure(
+    population: &Population<'_>,
+    configured: Configured,
+    currency: Option<u32>,
+    window_days: i32,
+    rule: CapRule,
+) -> Result<MeasuredMetric, Overflow> {
+    let counted = CohortMetric::new(&configured, population.cohort, currency, window_days);
+    let groups = population.groups(counted.window_us());
+    let (entries, before) = (counted.after(population.cohort)?, counted.before(population.cohort)?);
+    let cap = choose_cap(&configured, rule, &entries, &groups);
+    let amount = cap.map(|cap| cap.amount);
+    let of_cut = sums(&entries, &before, &groups, amount)?;
+    let raw = if cap.is_some() { sums(&entries, &[], &groups, None)? } else { of_cut.clone() };
+    let sampled = sampled(&configured, &entries, &groups, amount, &of_cut)?;
+    Ok(MeasuredMetric { configured, counted, entries, before, cap, groups, sums: of_cut, raw, sampled })
+}
+
+fn choose_cap(metric: &Configured, rule: CapRule, entries: &[UserSum], groups: &Groups) -> Option<AppliedCap> {
+    let is_value = metric.aggregation == Aggregation::ValuePerUser;
+    if !is_value && metric.aggregation != Aggregation::CountPerUser {
+        return None;
+    }
+    let at = match rule {
+        CapRule::Off => None,
+        CapRule::Percentile(at) => is_value.then_some(at),
+        CapRule::Auto if metric.cap.is_some() => {
+            return metric.cap.map(|amount| AppliedCap { amount, percentile: None });
+        }
+        CapRule::Auto => match metric.cap_percentile {
+            Some(at) => Some(at),
+            None => (is_value && filled(entries, groups) >= CAP_SUMS_MIN).then_some(CAP_PERCENTILE),
+        },
+    };
+    let at = at.filter(|at| *at < CAP_NEVER)?;
+    let counted = entries.iter().filter(|entry| groups.of(entry.user).is_some());
+    cap_value(counted.map(|entry| entry.amount), f64::from(at) / 10_000.0)
+        .map(|amount| AppliedCap { amount, percentile: Some(at) })
+}
+
+/// Returns the metrics to measure: the configured ones, or else the usual ones for all conversions and for each name.
+pub fn chosen(configured: Vec<Configured>, population: &Population<'_>, warnings: &mut Vec<Warning>) -> Vec<Configured> {
+    if !configured.is_empty() {
+        return configured;
+    }
+    let cohort = population.cohort;
+    let groups = population.groups(population.window_us);
+    let mut users = vec![0u64; cohort.names.len()];
+    let mut last = vec![u32::MAX; cohort.names.len()];
+    for user in cohort.after.filled().iter().filter(|user| groups.of(**user).is_some()) {
+        for row in cohort.after.of(*user as usize) {
+            let name = row.name as usize;
+            if last[name] != *user {
+                (last[name], users[name]) = (*user, users[name] + 1);
+            }
+        }
+    }
+    let mut names: Vec<usize> = (0..cohort.names.len()).filter(|name| users[*name] > 0).collect();
+    if names.len() > CONVERSION_NAMES_MAX {
+        let message = format!(
+            "there are {} conversion names; the {CONVERSION_NAMES_MAX} with the most users are shown; configure metrics to choose",
+            names.len()
+        );
+        warnings.push(Warning::new("conversion_names_cut", message));
+        // Sorting is stable: with equal numbers the name decides.
+        names.sort_by_key(|name| std::cmp::Reverse(users[*name]));
+        names.truncate(CONVERSION_NAMES_MAX);
+        names.sort_unstable();
+    }
+    let of_names = names.into_iter().flat_map(|name| default_metrics(Some(&cohort.names[name])));
+    default_metrics(None).into_iter().chain(of_names).collect()
+}
+
+/// Returns the currency of value metrics and its number: the experiment's, else the only one seen, else the most used one.
+/// Warns of what is left out. A number of none means that values of all currencies count, since there are none.
+pub fn choose_currency(
+    experiment: &Experiment,
+    cohort: &Cohort,
+    groups: &Groups,
+    warnings: &mut Vec<Warning>,
+) -> (Option<String>, Option<u32>) {
+    let mut seen: Vec<(u64, i128)> = vec![(0, 0); cohort.currencies.len()];
+    for user in cohort.after.filled().iter().filter(|user| groups.of(**user).is_some()) {
+        for row in cohort.after.of(*user as usize) {
+            if let Some(value) = row.value {
+                let (conversions, sum) = &mut seen[row.currency as usize];
+                *conversions += 1;
+                *sum = sum.saturating_add(value);
+            }
+        }
+    }
+    let most = (0..seen.len()).filter(|number| seen[*number].0 > 0).min_by_key(|number| std::cmp::Reverse(seen[*number].0));
+    let chosen = match &experiment.currency {
+        Some(currency) => Some(currency.clone()),
+        None => most.and_then(|number| cohort.currencies[number].clone()),
+    };
+    let kept = chosen.as_deref().unwrap_or("none");
+    for (number, (conversions, sum)) in seen.iter().enumerate().filter(|(_, (conversions, _))| *conversions > 0) {
+        if cohort.currencies[number] == chosen {
+            continue;
+        }
+        let message = format!(
+            "{conversions} conversions with a total value of {} {} are not in the value metrics, which are in the currency {kept}; \
+             set the experiment's currency to choose another one",
+            decimal_text(*sum),
+            cohort.currencies[number].as_deref().unwrap_or("without a currency"),
+        );
+        warnings.push(Warning::new("other_currency", message));
+    }
+    let number = cohort.currencies.iter().position(|currency| *currency == chosen).map(|number| number as u32);
+    // A currency that nobody used counts nothing.
+    (chosen, number.or_else(|| most.map(|_| u32::MAX)))
+}
+
+/// The values of a dimension and who has them.
+#[derive(Debug)]
+pub struct Split {
+    /// Most users first, then those without one, then the rest together.
+    pub values: Vec<Value>,
+    /// Groups `value * variants + variant`, by the experiment's own window.
+    pub groups: Groups,
+    /// The place of each user's value.
+    pub places: Vec<u32>,
+}
+
+/// One value of a dimension.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Value {
+    /// Its text; none where it is not known.
+    pub text: Option<String>,
+    /// `value`, `unknown` or `other`.
+    pub kind: &'static str,
+}
+
+/// Splits the population by the cohort's dimension: the 20 values with the most users, the rest as `other`.
+pub fn split(population: &Population<'_>) -> Split {
+    let cohort = population.cohort;
+    let groups = population.groups(population.window_us);
+    let mut users = vec![0u64; cohort.dimension_values.len()];
+    let mut unknown = 0u64;
+    for user in (0..cohort.users.len()).filter(|user| groups.of(*user as u32).is_some()) {
+        match cohort.dimension.get(user).copied().flatten() {
+            Some(value) => users[value as usize] += 1,
+            None => unknown += 1,
+        }
+    }
+    let mut order: Vec<usize> = (0..users.len()).filter(|value| users[*value] > 0).collect();
+    order.sort_by_key(|value| std::cmp::Reverse(users[*value]));
+    let has_other = order.len() > VALUES_MAX;
+    order.truncate(VALUES_MAX);
+    let place_of: HashMap<usize, u32> = order.iter().enumerate().map(|(place, value)| (*value, place as u32)).collect();
+    let mut values: Vec<Value> =
+        order.iter().map(|value| Value { text: Some(cohort.dimension_values[*value].clone()), kind: "value" }).collect();
+    let unknown_place = values.len() as u32;
+    values.extend((unknown > 0).then_some(Value { text: None, kind: "unknown" }));
+    let other_place = values.len() as u32;
+    values.extend(has_other.then_some(Value { text: Some("other".to_owned()), kind: "other" }));
+    let place = |user: usize| match cohort.dimension.get(user).copied().flatten() {
+        Some(value) => place_of.get(&(value as usize)).copied().unwrap_or(other_place),
+        None => unknown_place,
+    };
+    let places: Vec<u32> = (0..cohort.users.len()).map(place).collect();
+    let groups = population.groups_of_values(values.len(), population.window_us, |user| places[user] as usize);
+    Split { values, groups, places }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::experiment::measure::sums::tests::cohort;
+    use crate::experiment::read::cohort::{Row, Rows};
+    use crate::experiment::request::{PopulationRule, Windows};
+
+    fn population(cohort: &Cohort) -> Population<'_> {
+        Population::by(cohort, 2, 0, (PopulationRule::ExcludeMulti, Windows::All), 100)
+    }
+
+    fn experiment(currency: Option<&str>) -> Experiment {
+        Experiment { currency: currency.map(str::to_owned), ..Experiment::default() }
+    }
+
+    #[test]
+    fn one_currency_is_kept_and_the_others_are_named() {
+        let check =
+            |own: Option<&str>, seen: &[(Option<&str>, u64, i128)], expected: (Option<&str>, Option<u32>), texts: &[&str]| {
+                let mut cohort = cohort(&[(0, 0)], &[]);
+                cohort.currencies = seen.iter().map(|(code, _, _)| code.map(str::to_owned)).collect();
+                cohort.currencies.sort();
+                let mut rows = Vec::new();
+                for (code, conversions, sum) in seen {
+                    let currency = cohort.currencies.iter().position(|known| known.as_deref() == *code).expect("known") as u32;
+                    for part in 0..*conversions {
+                        let value = Some(if part == 0 { *sum } else { 0 });
+                        rows.push((0, Row { value, currency, ..Row::default() }));
+                    }
+                }
+                cohort.after = Rows::new(1, rows);
+                let mut warnings = Vec::new();
+                let population = population(&cohort);
+                let (code, number) = choose_currency(&experiment(own), &cohort, &population.groups(100), &mut warnings);
+                assert_eq!((code.as_deref(), number), expected, "{seen:?}");
+                assert_eq!(warnings.len(), texts.len(), "{warnings:?}");
+                for (warning, text) in warnings.iter().zip(texts) {
+                    assert!(warning.message.contains(text), "{warning:?}");
+                }
+            };
+        check(None, &[], (None, None), &[]);
+        check(None, &[(None, 3, 0)], (None, Some(0)), &[]);
+        check(None, &[(Some("EUR"), 3, 0)], (Some("EUR"), Some(0)), &[]);
+        let mixed = [(Some("EUR"), 3, 0), (Some("USD"), 2, 25_500_000), (None, 1, -1_000_000)];
+        check(
+            None,
+            &mixed,
+            (Some("EUR"), Some(1)),
+            &["-1.00 without a currency", "2 conversions with a total value of 25.50 USD"],
+        );
+        check(Some("USD"), &mixed, (Some("USD"), Some(2)), &["without a currency", "0.00 EUR"]);
+        check(Some("CHF"), &mixed[..1], (Some("CHF"), Some(u32::MAX)), &["the currency CHF"]);
+    }
+
+    #[test]
+    fn caps_come_from_the_question_or_the_metric_or_the_number_of_sums() {
+        let entries: Vec<UserSum> =
+            (1..=2_000).map(|user| UserSum { user: user - 1, amount: i128::from(user), base: 0, has_converted: true }).collect();
+        let groups = Groups::new(2_000, 1, |_| Some(0));
+        let [rate, value] = default_metrics(None);
+        let check = |metric: &Configured, rule: CapRule, sums: usize, expected: Option<(i128, Option<u32>)>| {
+            let found = choose_cap(metric, rule, &entries[..sums], &groups);
+            assert_eq!(found.map(|cap| (cap.amount, cap.percentile)), expected, "{metric:?} {rule:?} {sums}");
+        };
+        check(&rate, CapRule::Percentile(500_000), 2_000, None);
+        check(&value, CapRule::Auto, 999, None);
+        check(&value, CapRule::Auto, 1_000, Some((999, Some(999_000))));
+        check(&value, CapRule::Off, 2_000, None);
+        check(&value, CapRule::Percentile(500_000), 3, Some((2, Some(500_000))));
+        check(&value, CapRule::Percentile(CAP_NEVER), 2_000, None);
+        let set = Configured { cap: Some(7), ..value.clone() };
+        check(&set, CapRule::Auto, 3, Some((7, None)));
+        check(&set, CapRule::Off, 3, None);
+        let own = Configured { cap_percentile: Some(500_000), ..value.clone() };
+        check(&own, CapRule::Auto, 3, Some((2, Some(500_000))));
+        let never = Configured { cap_percentile: Some(CAP_NEVER), ..value };
+        check(&never, CapRule::Auto, 2_000, None);
+    }
+
+    #[test]
+    fn the_most_used_values_stand_alone() {
+        let users: Vec<(u32, i64)> = (0..100).map(|user| (user % 2, 0)).collect();
+        let mut cohort = cohort(&users, &[]);
+        cohort.dimension_values = (0..25).map(|value| format!("v{value:02}")).collect();
+        // Value 24 has 28 users, the others 3 each; 0 users have none.
+        cohort.dimension = (0..100).map(|user| Some(if user < 72 { user / 3 } else { 24 })).collect();
+        cohort.dimension[0] = None;
+        let population = population(&cohort);
+        let split = split(&population);
+        let texts: Vec<&str> = split.values.iter().map(|value| value.text.as_deref().unwrap_or("-")).collect();
+        assert_eq!((texts.len(), texts[0], texts[1], texts[20], texts[21]), (22, "v24", "v01", "-", "other"));
+        assert_eq!(split.groups.total(), 100, "nobody is lost");
+        assert_eq!(split.groups.users()[..2], [14, 14]);
+    }
+}

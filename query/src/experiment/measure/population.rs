@@ -1,0 +1,230 @@
+//! Who is counted, in which variant, and when "now" is.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use serde::Serialize;
+use uuid::Uuid;
+
+use crate::experiment::measure::days::{self, Days};
+use crate::experiment::measure::sums::Groups;
+use crate::experiment::read::cohort::{Cohort, DAY_US};
+use crate::experiment::read::experiment::Variant;
+use crate::experiment::request::{PopulationRule, Request, Windows};
+
+/// Who is counted.
+#[derive(Clone, Debug, Serialize)]
+pub struct PopulationCounts {
+    /// Users with an exposure.
+    pub exposed_users: u64,
+    /// Those of them in the metrics.
+    pub analysed_users: u64,
+    /// And those who are not.
+    pub excluded: Excluded,
+    /// Share of the users whose conversion window is over, of those who count whether it is or not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mature_share: Option<f64>,
+    /// New users a day who count, over the last seven full days before now.
+    pub users_per_day: f64,
+}
+
+/// Why users are not counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Excluded {
+    /// They saw several variants.
+    pub multi_exposed: u64,
+    /// Their conversion window is not over, and only complete windows were asked for.
+    pub incomplete_window: u64,
+    /// Some of their events name a variant that does not exist, and wait as dead letters; 10,000 of these are interim into.
+    pub unknown_variant: u64,
+    /// Impressions, not users: sent as not eligible, or outside of the experiment's time. Left out with an `as_of`, since
+    /// impressions are counted as of the newest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub impressions_not_counted: Option<u64>,
+}
+
+/// Who is counted, of one experiment.
+pub struct Population<'a> {
+    /// Users and what they did.
+    pub cohort: &'a Cohort,
+    /// How many variants there are.
+    pub arms: usize,
+    /// The moment that counts as now, in microseconds since 1970.
+    pub now: i64,
+    /// Who is asked for.
+    pub rule: PopulationRule,
+    /// Whose windows.
+    pub windows: Windows,
+    /// The experiment's window, in microseconds.
+    pub window_us: i64,
+    /// Users who saw several variants.
+    mixed: u64,
+    /// What was asked for: most metrics ask for the same.
+    groups: Mutex<HashMap<Key, Arc<Groups>>>,
+    users_by_day: Mutex<HashMap<Key, Arc<Vec<Vec<u64>>>>>,
+    days: OnceLock<Option<Days>>,
+}
+
+/// By what users are put into groups. Windows that need not be over are all alike.
+type Key = (PopulationRule, Windows, i64);
+
+fn key(rule: PopulationRule, windows: Windows, window_us: i64) -> Key {
+    (rule, windows, if windows == Windows::All { 0 } else { window_us })
+}
+
+/// Returns what was made for a key before, or makes it. Others wait while it is made: they most likely want the same.
+fn once<T>(made: &Mutex<HashMap<Key, Arc<T>>>, key: Key, make: impl FnOnce() -> T) -> Arc<T> {
+    let mut made = made.lock().unwrap_or_else(PoisonError::into_inner);
+    made.entry(key).or_insert_with(|| Arc::new(make())).clone()
+}
+
+impl<'a> Population<'a> {
+    /// Says who is asked for.
+    pub fn new(cohort: &'a Cohort, variants: &[Variant], request: &Request, now: i64, window_days: i32) -> Self {
+        Self::by(cohort, variants.len(), now, (request.population, request.windows), i64::from(window_days) * DAY_US)
+    }
+
+    /// Does the same by its parts.
+    pub fn by(cohort: &'a Cohort, arms: usize, now: i64, (rule, windows): (PopulationRule, Windows), window_us: i64) -> Self {
+        let mixed = cohort.users.is_mixed.iter().filter(|is_mixed| **is_mixed).count() as u64;
+        let (groups, users_by_day) = (Mutex::default(), Mutex::default());
+        Population { cohort, arms, now, rule, windows, window_us, mixed, groups, users_by_day, days: OnceLock::new() }
+    }
+
+    /// Puts users into their variants, for a metric with this window.
+    pub fn groups(&self, window_us: i64) -> Arc<Groups> {
+        self.groups_by(self.rule, self.windows, window_us)
+    }
+
+    /// Does the same under other rules.
+    pub fn groups_by(&self, rule: PopulationRule, windows: Windows, window_us: i64) -> Arc<Groups> {
+        let users = &self.cohort.users;
+        once(&self.groups, key(rule, windows, window_us), || {
+            Groups::new(users.len(), self.arms, |user| {
+                let is_out = rule == PopulationRule::ExcludeMulti && users.is_mixed[user];
+                let is_young = windows == Windows::Complete && !self.is_mature(user, window_us);
+                (!is_out && !is_young).then_some(users.arms[user] as usize)
+            })
+        })
+    }
+
+    /// Returns the days from the first exposure on; none without users.
+    pub fn days(&self) -> Option<Days> {
+        *self.days.get_or_init(|| Days::of(self.cohort, &self.groups(self.window_us)))
+    }
+
+    /// Returns the users of each variant at the end of each day, of those who count for a metric with this window.
+    pub fn users_by_day(&self, window_us: i64) -> Arc<Vec<Vec<u64>>> {
+        let groups = self.groups(window_us);
+        once(&self.users_by_day, key(self.rule, self.windows, window_us), || {
+            self.days().map(|days| days::users(self.cohort, &groups, days)).unwrap_or_default()
+        })
+    }
+
+    /// Puts users into groups `value * arms + variant`, where `value_of` gives the place of the dimension's value.
+    pub fn groups_of_values(&self, values: usize, window_us: i64, value_of: impl Fn(usize) -> usize) -> Groups {
+        let whole = self.groups(window_us);
+        Groups::new(self.cohort.users.len(), values * self.arms, |user| {
+            whole.of(user as u32).map(|arm| value_of(user) * self.arms + arm)
+        })
+    }
+
+    fn is_mature(&self, user: usize, window_us: i64) -> bool {
+        self.cohort.users.exposed[user].saturating_add(window_us) <= self.now
+    }
+
+    /// Returns how many users saw several variants.
+    pub fn multi_exposed(&self) -> u64 {
+        self.mixed
+    }
+
+    /// Returns the share of users who saw several variants; none without users.
+    pub fn multi_share(&self) -> Option<f64> {
+        let exposed = self.cohort.users.len();
+        (exposed > 0).then(|| self.multi_exposed() as f64 / exposed as f64)
+    }
+
+    /// Returns the users who count whether their window is over or not, and how many of them have one that is.
+    pub fn maturity(&self) -> (u64, u64) {
+        let any = self.groups_by(self.rule, Windows::All, self.window_us).total();
+        (any, self.groups_by(self.rule, Windows::Complete, self.window_us).total())
+    }
+
+    /// Says who is counted. `not_counted` brings what the cohort does not know.
+    pub fn describe(&self, not_counted: Excluded) -> PopulationCounts {
+        let (any, mature) = self.maturity();
+        let analysed = self.groups(self.window_us).total();
+        let multi_exposed = if self.rule == PopulationRule::ExcludeMulti { self.multi_exposed() } else { 0 };
+        PopulationCounts {
+            exposed_users: self.cohort.users.len() as u64,
+            analysed_users: analysed,
+            excluded: Excluded { multi_exposed, incomplete_window: any - analysed, ..not_counted },
+            mature_share: (any > 0).then(|| mature as f64 / any as f64),
+            users_per_day: self.users_per_day(),
+        }
+    }
+
+    /// Returns the time of the first exposure.
+    pub fn first_exposure(&self) -> Option<i64> {
+        self.cohort.users.exposed.iter().copied().min()
+    }
+
+    /// Returns the time of the newest exposure or conversion.
+    pub fn newest(&self) -> Option<i64> {
+        self.cohort.newest()
+    }
+
+    /// Returns the new users per day over the last seven full days before now; 0 where there were none.
+    pub fn users_per_day(&self) -> f64 {
+        let end = self.now.div_euclid(DAY_US) * DAY_US;
+        let groups = self.groups_by(self.rule, Windows::All, self.window_us);
+        let is_recent = |user: &usize| {
+            let exposed = self.cohort.users.exposed[*user];
+            groups.of(*user as u32).is_some() && exposed < end && exposed >= end - 7 * DAY_US
+        };
+        (0..self.cohort.users.len()).filter(is_recent).count() as f64 / 7.0
+    }
+}
+
+/// Sets the number of users of each variant.
+pub fn count(variants: &mut [Variant], groups: &Groups) {
+    for (variant, users) in variants.iter_mut().zip(groups.users()) {
+        variant.users = Some(*users);
+    }
+}
+
+/// Returns the ids of variants, in their order.
+pub fn ids(variants: &[Variant]) -> Vec<Uuid> {
+    variants.iter().map(|variant| variant.id).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::experiment::measure::sums::tests::cohort;
+
+    #[test]
+    fn rules_say_who_counts() {
+        let mut cohort = cohort(&[(0, 0), (0, 5 * DAY_US), (1, DAY_US), (1, 9 * DAY_US)], &[]);
+        cohort.users.is_mixed[2] = true;
+        let population = |rule, windows| Population::by(&cohort, 2, 9 * DAY_US + 5, (rule, windows), 3 * DAY_US);
+        let check = |rule, windows, users: [u64; 2], excluded: (u64, u64), mature_share: f64| {
+            let population = population(rule, windows);
+            assert_eq!(population.groups(population.window_us).users(), users, "{rule:?} {windows:?}");
+            let found = population.describe(Excluded { unknown_variant: 3, ..Excluded::default() });
+            assert_eq!((found.excluded.multi_exposed, found.excluded.incomplete_window), excluded);
+            assert_eq!((found.exposed_users, found.excluded.unknown_variant), (4, 3));
+            assert_eq!(found.mature_share, Some(mature_share));
+        };
+        check(PopulationRule::ExcludeMulti, Windows::All, [2, 1], (1, 0), 2.0 / 3.0);
+        check(PopulationRule::ExcludeMulti, Windows::Complete, [2, 0], (1, 1), 2.0 / 3.0);
+        check(PopulationRule::FirstExposure, Windows::All, [2, 2], (0, 0), 0.75);
+        check(PopulationRule::FirstExposure, Windows::Complete, [2, 1], (0, 1), 0.75);
+        let population = population(PopulationRule::FirstExposure, Windows::All);
+        // Of days 2 to 8 there is one; the user of day 9 came on a day that is not full.
+        assert_eq!(population.users_per_day(), 1.0 / 7.0);
+        assert_eq!((population.first_exposure(), population.newest()), (Some(0), Some(9 * DAY_US)));
+        let values = population.groups_of_values(2, population.window_us, |user| usize::from(user == 3));
+        assert_eq!(values.users(), [2, 1, 0, 1]);
+    }
+}

@@ -1,0 +1,115 @@
+//! Everything that an answer rests on, read on one snapshot: what the catalogue says of the experiment, and the cohort of its
+//! users with what they did.
+
+pub mod catalogue;
+pub mod cohort;
+pub mod cohort_cache;
+pub mod cohort_reader;
+pub mod experiment;
+pub mod touches;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use uuid::Uuid;
+
+use crate::app::App;
+use crate::engine;
+use crate::error::Refusal;
+use crate::experiment::request::{Cuped, Request};
+use crate::snapshot::{AsOf, Snapshot};
+use catalogue::{Configured, choose_control};
+use cohort::Cohort;
+use cohort_cache::CohortKey;
+use cohort_reader::CohortQuery;
+use experiment::{Experiment, Variant};
+
+/// What was read.
+#[derive(Clone, Debug)]
+pub struct Read {
+    /// What the catalogue says.
+    pub catalogue: Catalogue,
+    /// Its users and what they did.
+    pub cohort: Arc<Cohort>,
+    /// How far the log was stored.
+    pub as_of: AsOf,
+    /// How long it took until the catalogue was read, waiting for another answer about the same cohort included.
+    pub catalogue_took: Duration,
+}
+
+/// What the catalogue says of an experiment.
+#[derive(Clone, Debug)]
+pub struct Catalogue {
+    /// The experiment, with its control chosen.
+    pub experiment: Experiment,
+    /// Its variants, the control first.
+    pub variants: Vec<Variant>,
+    /// The metrics configured for it.
+    pub metrics: Vec<Configured>,
+    /// Users whose events name a variant that does not exist.
+    pub unknown_variant: u64,
+    /// Impressions stored, counted or not.
+    pub impressions: u64,
+}
+
+/// Reads the experiment with this name or id.
+/// # Errors
+/// [`Refusal`]; `unknown_experiment` and `unknown_variant` among them.
+pub async fn read(app: &App, project: Uuid, name: &str, request: &Request) -> Result<Read, Refusal> {
+    let began = Instant::now();
+    let key = CohortKey {
+        project,
+        experiment: name.to_owned(),
+        baseline: request.baseline.clone(),
+        until: request.as_of,
+        has_before: request.cuped == Cuped::Auto,
+        dimension: request.dimension,
+    };
+    let entry = app.cohorts.entry(&key);
+    let mut cached = entry.lock().await;
+    let snapshot = Arc::new(app.snapshot(project).await?);
+    let catalogue = read_catalogue(&snapshot, name, request.baseline.as_deref()).await?;
+    let catalogue_took = began.elapsed();
+    let query = CohortQuery {
+        experiment: catalogue.experiment.id,
+        variants: &catalogue.variants.iter().map(|variant| variant.id).collect::<Vec<_>>(),
+        runs: (catalogue.experiment.started_us, catalogue.experiment.ended_us),
+        until: key.until,
+        has_before: key.has_before,
+        dimension: key.dimension,
+        bytes_max: app.limits.query_memory_bytes_max,
+    };
+    let session = app.engine.session().map_err(engine::refusal)?;
+    let cohort = cached.refresh(&session, &snapshot, &query, &app.metrics).await?;
+    app.cohorts.record_size(&key, &cached);
+    Ok(Read { catalogue, cohort, as_of: snapshot.as_of().clone(), catalogue_took })
+}
+
+async fn read_catalogue(snapshot: &Snapshot, name: &str, baseline: Option<&str>) -> Result<Catalogue, Refusal> {
+    let project = snapshot.project();
+    let mut connection = snapshot.keeper().await;
+    let database = |error: sqlx::Error| engine::database_refusal(&error);
+    let experiment = catalogue::find(&mut connection, project, name).await.map_err(database)?;
+    let mut experiment = experiment.ok_or_else(|| unknown_experiment(name))?;
+    let variants = catalogue::variants(&mut connection, project, Some(experiment.id)).await.map_err(database)?;
+    let metrics = catalogue::metrics(&mut connection, project, experiment.id).await.map_err(database)?;
+    let unknown_variant = catalogue::unknown_variant_users(&mut connection, project, &experiment).await.map_err(database)?;
+    let impressions = catalogue::impressions(&mut connection, project, experiment.id).await.map_err(database)?;
+    let mut variants: Vec<Variant> = variants.into_iter().map(|(_, variant)| variant).collect();
+    let control = choose_control(&mut variants, baseline).map_err(|names| unknown_variant_name(&names))?;
+    experiment.control_variant_id = control.map(|index| variants[index].id);
+    variants.sort_by_key(|variant| !variant.is_control);
+    Ok(Catalogue { experiment, variants, metrics, unknown_variant, impressions })
+}
+
+fn unknown_experiment(name: &str) -> Refusal {
+    let shown: String = name.chars().take(200).collect();
+    let message = format!("there is no experiment with the name or id {shown:?}; GET /v1/experiments lists those that there are");
+    Refusal::not_found("unknown_experiment", message)
+}
+
+fn unknown_variant_name(names: &str) -> Refusal {
+    let mut refusal = Refusal::bad_request(format!("the experiment has no such variant; it has: {names}")).at("baseline");
+    refusal.code = "unknown_variant";
+    refusal
+}

@@ -1,0 +1,293 @@
+//! Cohorts kept from one answer to the next.
+//!
+//! While nothing was written, a cohort is that of now. When facts were stored in between, the cuts of the log say which:
+//! participation and attribution of their users are read, and replace what was known of them. After anything else (another
+//! catalogue, a recomputation, a log that was read again) everybody is read.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use sqlx::AssertSqlSafe;
+use uuid::Uuid;
+
+use super::cohort_reader::{self, CohortQuery, Scope};
+use crate::engine::{self, Session};
+use crate::error::Refusal;
+use crate::experiment::read::cohort::Cohort;
+use crate::experiment::request::Dimension;
+use crate::metrics::Metrics;
+use crate::snapshot::{Moment, Snapshot};
+
+/// Cohorts at most, however small.
+const COHORTS_MAX: usize = 64;
+/// Everybody is read if more records came than one for this many users, ..
+const USERS_PER_RECORD: u64 = 8;
+/// .. and more than these.
+const RECORDS_MIN: u64 = 10_000;
+
+/// What a cohort is of.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct CohortKey {
+    /// The project of the token.
+    pub project: Uuid,
+    /// The experiment as it was asked for, name or id.
+    pub experiment: String,
+    /// What the variants are compared with, which is their first one.
+    pub baseline: Option<String>,
+    /// See [`CohortQuery`].
+    pub until: Option<i64>,
+    /// See [`CohortQuery`].
+    pub has_before: bool,
+    /// See [`CohortQuery`].
+    pub dimension: Option<Dimension>,
+}
+
+/// The cohort of one query and the moment that it is of.
+#[derive(Default)]
+pub struct CachedCohort {
+    loaded: Option<Loaded>,
+}
+
+struct Loaded {
+    experiment: Uuid,
+    variants: Vec<Uuid>,
+    moment: Moment,
+    cohort: Arc<Cohort>,
+    /// The number of each user; made when it is first needed.
+    numbers: Option<HashMap<[u8; 16], u32>>,
+}
+
+/// How a cohort comes to be that of now.
+#[derive(Debug, PartialEq, Eq)]
+enum Refresh {
+    /// It is already.
+    Unchanged,
+    /// Facts of these offsets came: log, partition, from, to.
+    NewFacts(Vec<(Uuid, i32, i64, i64)>),
+    /// By being read again.
+    Reload,
+}
+
+impl CachedCohort {
+    /// Returns the cohort as of a snapshot, which must not be older than the one before. What fails leaves no mixture of two
+    /// moments behind.
+    /// # Errors
+    /// [`Refusal`].
+    pub(crate) async fn refresh(
+        &mut self,
+        session: &Session,
+        snapshot: &Arc<Snapshot>,
+        query: &CohortQuery<'_>,
+        metrics: &Metrics,
+    ) -> Result<Arc<Cohort>, Refusal> {
+        let now = snapshot.moment();
+        let known = self.loaded.as_mut().filter(|of| of.experiment == query.experiment && of.variants == query.variants);
+        let (refresh, known) = match known {
+            Some(of) => (needed(&of.moment, now, of.cohort.users.len()), Some(of)),
+            None => (Refresh::Reload, None),
+        };
+        match (refresh, known) {
+            (Refresh::Unchanged, Some(of)) => {
+                metrics.image("same");
+                Ok(of.cohort.clone())
+            }
+            (Refresh::NewFacts(ranges), Some(of)) => {
+                let touched = touched(snapshot, &ranges, query.experiment).await;
+                let touched = touched.map_err(|error| engine::database_refusal(&error))?;
+                if !touched.is_empty() {
+                    let newer = cohort_reader::read(session, snapshot, query, &Scope::These(touched)).await?;
+                    // From here on nothing waits, so that nobody finds a cohort half done.
+                    let number =
+                        |cohort: &Cohort| cohort.users.keys.iter().zip(0..).map(|(key, number)| (*key, number)).collect();
+                    let numbers = of.numbers.get_or_insert_with(|| number(&of.cohort));
+                    Arc::make_mut(&mut of.cohort).replace(newer, numbers);
+                }
+                metrics.image("followed");
+                of.moment = now.clone();
+                Ok(of.cohort.clone())
+            }
+            _ => {
+                // Two of them at one time are too many.
+                self.loaded = None;
+                let cohort = Arc::new(cohort_reader::read(session, snapshot, query, &Scope::Everyone).await?);
+                metrics.image("read");
+                self.loaded = Some(Loaded {
+                    experiment: query.experiment,
+                    variants: query.variants.to_vec(),
+                    moment: now.clone(),
+                    cohort: cohort.clone(),
+                    numbers: None,
+                });
+                Ok(cohort)
+            }
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        let bytes = |of: &Loaded| of.cohort.bytes() + of.numbers.as_ref().map_or(0, |numbers| numbers.capacity() * 24);
+        self.loaded.as_ref().map_or(0, bytes)
+    }
+}
+
+/// Compares two moments, of which the second one is not the earlier one.
+fn needed(then: &Moment, now: &Moment, users: usize) -> Refresh {
+    if then == now {
+        return Refresh::Unchanged;
+    }
+    if then.catalogue != now.catalogue || then.cuts.keys().any(|place| !now.cuts.contains_key(place)) {
+        return Refresh::Reload;
+    }
+    let mut ranges = Vec::new();
+    for ((log_id, partition), cut) in &now.cuts {
+        let from = match then.cuts.get(&(*log_id, *partition)) {
+            Some(known) if known == cut => continue,
+            // Written without facts, so it was a recomputation; or the log is being read again.
+            Some(known) if known.offset >= cut.offset => return Refresh::Reload,
+            Some(known) => known.offset,
+            // A new log; without facts so far it changes nothing.
+            None if cut.offset == 0 => continue,
+            None => 0,
+        };
+        ranges.push((*log_id, *partition, from, cut.offset));
+    }
+    let records: u64 = ranges.iter().map(|(_, _, from, to)| from.abs_diff(*to)).sum();
+    if records > RECORDS_MIN.max(users as u64 / USERS_PER_RECORD) { Refresh::Reload } else { Refresh::NewFacts(ranges) }
+}
+
+/// Returns the users of an experiment's impressions and of all conversions at these offsets.
+async fn touched(snapshot: &Snapshot, ranges: &[(Uuid, i32, i64, i64)], experiment: Uuid) -> Result<Vec<Uuid>, sqlx::Error> {
+    let range = |(log_id, partition, from, to): &(Uuid, i32, i64, i64)| {
+        format!("(log_id = '{log_id}' AND log_partition = {partition} AND log_offset >= {from} AND log_offset < {to})")
+    };
+    let exact: Vec<String> = ranges.iter().map(range).collect();
+    if exact.is_empty() {
+        return Ok(Vec::new());
+    }
+    // One range of all offsets, for the index.
+    let first = ranges.iter().map(|(_, _, from, _)| *from).min().unwrap_or(0);
+    let end = ranges.iter().map(|(_, _, _, to)| *to).max().unwrap_or(0);
+    let stored = format!(
+        "project_id = '{}' AND log_offset >= {first} AND log_offset < {end} AND ({})",
+        snapshot.project(),
+        exact.join(" OR ")
+    );
+    let users = format!(
+        "SELECT user_id FROM impressions WHERE experiment_id = '{experiment}' AND {stored}
+         UNION SELECT user_id FROM conversions WHERE {stored}"
+    );
+    sqlx::query_scalar(AssertSqlSafe(users)).fetch_all(&mut **snapshot.keeper().await).await
+}
+
+/// All cohorts that are kept.
+pub struct CohortCache {
+    bytes_max: usize,
+    entries: Mutex<HashMap<CohortKey, Entry>>,
+}
+
+struct Entry {
+    cached: Arc<tokio::sync::Mutex<CachedCohort>>,
+    bytes: usize,
+    /// Raised by one with each use.
+    used: u64,
+}
+
+impl CohortCache {
+    /// Makes an empty one that holds this many bytes, about.
+    pub fn new(bytes_max: usize) -> Self {
+        CohortCache { bytes_max, entries: Mutex::default() }
+    }
+
+    /// Returns the entry of a cohort. Locked from before the snapshot is taken, it never meets an older one.
+    pub fn entry(&self, key: &CohortKey) -> Arc<tokio::sync::Mutex<CachedCohort>> {
+        let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        let used = entries.values().map(|entry| entry.used).max().unwrap_or(0) + 1;
+        let entry = entries.entry(key.clone()).or_insert_with(|| Entry { cached: Arc::default(), bytes: 0, used });
+        entry.used = used;
+        entry.cached.clone()
+    }
+
+    /// Records how much memory a cohort takes now, and drops those that were not used for longest until all fit.
+    pub fn record_size(&self, key: &CohortKey, cached: &CachedCohort) {
+        let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(entry) = entries.get_mut(key) {
+            entry.bytes = cached.bytes();
+        }
+        while entries.len() > COHORTS_MAX || entries.values().map(|entry| entry.bytes).sum::<usize>() > self.bytes_max {
+            let Some(oldest) = entries.iter().min_by_key(|(_, entry)| entry.used).map(|(key, _)| key.clone()) else { return };
+            entries.remove(&oldest);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::snapshot::Cut;
+
+    const LOG: Uuid = Uuid::from_u128(7);
+
+    fn moment(catalogue: i64, cuts: &[(u128, i32, i64, i64)]) -> Moment {
+        let cut = |(log, partition, offset, change_seq): &(u128, i32, i64, i64)| {
+            ((Uuid::from_u128(*log), *partition), Cut { offset: *offset, change_seq: *change_seq })
+        };
+        Moment { catalogue, cuts: cuts.iter().map(cut).collect() }
+    }
+
+    #[test]
+    fn what_was_stored_since_decides_what_is_read() {
+        let then = moment(1, &[(7, 0, 10, 3), (7, 1, 20, 5)]);
+        let check = |now: &[(u128, i32, i64, i64)], expected: Refresh| {
+            assert_eq!(needed(&then, &moment(1, now), 1_000), expected, "{now:?}")
+        };
+        check(&[(7, 0, 10, 3), (7, 1, 20, 5)], Refresh::Unchanged);
+        check(&[(7, 0, 10, 3), (7, 1, 25, 6)], Refresh::NewFacts(vec![(LOG, 1, 20, 25)]));
+        check(&[(7, 0, 10, 4), (7, 1, 25, 6)], Refresh::Reload); // partition 0 was written without facts
+        check(&[(7, 0, 9, 4), (7, 1, 20, 5)], Refresh::Reload); // a backup was put back
+        check(&[(7, 0, 10, 3)], Refresh::Reload);
+        check(&[(7, 0, 10, 3), (7, 1, 20, 5), (8, 0, 0, 0)], Refresh::NewFacts(vec![]));
+        check(&[(7, 0, 10, 3), (7, 1, 20, 5), (8, 0, 2, 1)], Refresh::NewFacts(vec![(Uuid::from_u128(8), 0, 0, 2)]));
+        check(&[(7, 0, 10, 3), (7, 1, 20_000, 6)], Refresh::Reload); // more than reading everybody takes
+        assert_eq!(needed(&then, &moment(2, &[(7, 0, 10, 3), (7, 1, 20, 5)]), 1_000), Refresh::Reload, "the catalogue moved");
+    }
+
+    #[test]
+    fn the_cohorts_used_longest_ago_make_room() {
+        let key = |name: &str| CohortKey {
+            project: Uuid::nil(),
+            experiment: name.to_owned(),
+            baseline: None,
+            until: None,
+            has_before: false,
+            dimension: None,
+        };
+        let of = |users: usize| {
+            let cohort = Cohort {
+                users: crate::experiment::read::cohort::Users { arms: vec![0; users], ..Default::default() },
+                ..Cohort::default()
+            };
+            let cohort = Arc::new(cohort);
+            CachedCohort {
+                loaded: Some(Loaded { experiment: LOG, variants: vec![], moment: Moment::default(), cohort, numbers: None }),
+            }
+        };
+        let cohorts = CohortCache::new(of(100).bytes() * 2);
+        let names = || {
+            let mut names: Vec<String> = cohorts.entries.lock().expect("free").keys().map(|key| key.experiment.clone()).collect();
+            names.sort();
+            names
+        };
+        for name in ["a", "b", "a", "c"] {
+            cohorts.entry(&key(name));
+            cohorts.record_size(&key(name), &of(100));
+        }
+        assert_eq!(names(), ["a", "c"]);
+        cohorts.entry(&key("large"));
+        cohorts.record_size(&key("large"), &of(1_000));
+        assert!(names().is_empty(), "what alone is too large is not kept, and took the place of all others");
+        for number in 0..COHORTS_MAX + 5 {
+            cohorts.entry(&key(&number.to_string()));
+            cohorts.record_size(&key(&number.to_string()), &CachedCohort::default());
+        }
+        assert_eq!(names().len(), COHORTS_MAX);
+    }
+}

@@ -1,0 +1,134 @@
+//! What was tested -> the answer: verdicts, sentences, the decision, the shape that clients receive.
+
+pub mod body;
+pub mod decision;
+pub mod metric;
+pub mod sentence;
+pub mod verdict;
+
+use chrono::{SecondsFormat, Utc};
+use serde::Serialize;
+use uuid::Uuid;
+
+use crate::error::Refusal;
+use crate::experiment::measure::Measured;
+use crate::experiment::measure::population::PopulationCounts;
+use crate::experiment::read::Read;
+use crate::experiment::read::catalogue::Role;
+use crate::experiment::read::experiment::{Experiment, Variant};
+use crate::experiment::request::{self, Analysis, Request, Settings};
+use crate::experiment::test::Tested;
+use crate::experiment::warning::Warning;
+use crate::snapshot::time_text;
+use body::{METHOD_VERSION, Results};
+use metric::{Definition, Metric};
+
+/// Answers by what was tested. The same rows and the same request give the same answer, but for `computed_at`.
+/// # Errors
+/// [`Refusal`] of a fault of this service, if the definitions cannot be written.
+pub fn say(read: &Read, measured: &Measured<'_>, tested: Tested<'_>, request: &Request) -> Result<Results, Refusal> {
+    let analysis = tested.plan.analysis;
+    let mut warnings = measured.warnings.clone();
+    let status = status(&measured.experiment, &measured.variants, &measured.counts, analysis, &mut warnings);
+    warnings.extend(tested.warnings);
+    let design = measured.design(request, &tested.plan);
+    let metrics: Vec<Metric> = tested.metrics.into_iter().map(|tested| metric::metric(&design, tested)).collect();
+    let decision = (status == "ok").then(|| decision::decision(&design, &tested.health, &metrics));
+    let request_settings = Settings::of(request, analysis);
+    let settings_hash = definitions_hash(read, &metrics, &request_settings)?;
+    Ok(Results {
+        status,
+        as_of: read.as_of.clone(),
+        data_through: measured.through.map(time_text),
+        computed_at: Utc::now().to_rfc3339_opts(SecondsFormat::Millis, true),
+        method_version: METHOD_VERSION,
+        request_settings,
+        settings_hash,
+        population: measured.counts.clone(),
+        health: tested.health,
+        metrics,
+        attribution: measured.attribution.clone(),
+        decision,
+        warnings,
+        experiment: measured.experiment.clone(),
+        variants: measured.variants.clone(),
+    })
+}
+
+/// What decides how rows become numbers.
+#[derive(Serialize)]
+struct Definitions<'a> {
+    method_version: &'static str,
+    experiment: Experiment,
+    variants: Vec<(Uuid, &'a str, bool, Option<f64>)>,
+    metrics: Vec<(&'a str, &'a Definition, i32, &'static str, Role)>,
+    settings: &'a Settings,
+}
+
+fn definitions_hash(read: &Read, metrics: &[Metric], settings: &Settings) -> Result<String, Refusal> {
+    request::hash(&Definitions {
+        method_version: METHOD_VERSION,
+        // As the catalogue has it: what follows from the rows is no part of it.
+        experiment: read.catalogue.experiment.clone(),
+        variants: read
+            .catalogue
+            .variants
+            .iter()
+            .map(|variant| (variant.id, variant.name.as_str(), variant.is_control, variant.weight))
+            .collect(),
+        metrics: metrics
+            .iter()
+            .map(|metric| (metric.id.as_str(), &metric.definition, metric.window_days, metric.direction, metric.role))
+            .collect(),
+        settings,
+    })
+}
+
+/// Returns the status of the whole answer, and warns of what limits all of its numbers.
+fn status(
+    experiment: &Experiment,
+    variants: &[Variant],
+    population: &PopulationCounts,
+    analysis: Analysis,
+    warnings: &mut Vec<Warning>,
+) -> &'static str {
+    if experiment.frozen_at.is_some() {
+        let message = "months with events of this experiment were detached; its results are as of then";
+        warnings.push(Warning::new("experiment_frozen", message));
+    }
+    let mut limited = |status: &'static str, message: String| {
+        warnings.push(Warning::new(status, message));
+        status
+    };
+    if experiment.status == "draft" {
+        let message = "the experiment is a draft: exposures count once it is started, with `weir admin experiment start`";
+        return limited("not_started", message.to_owned());
+    }
+    if population.analysed_users == 0 {
+        let message = match (population.exposed_users, population.excluded.incomplete_window) {
+            (0, _) => "nobody was exposed yet: send events of type impression that name this experiment and a variant",
+            (_, 0) => "everybody saw several variants: give each user one variant, or ask with ?population=first_exposure",
+            _ => "nobody's conversion window is over yet: wait, or ask with ?windows=all",
+        };
+        return limited("no_data", message.to_owned());
+    }
+    if variants.len() < 2 {
+        let message = "the experiment has one variant, so that nothing can be compared: add another one with `weir admin \
+                       experiment add-variant`, or send exposures that name it";
+        return limited("one_variant", message.to_owned());
+    }
+    if experiment.control_variant_id.is_none() {
+        let names: Vec<&str> = variants.iter().map(|variant| variant.name.as_str()).collect();
+        let message = format!(
+            "no variant is the control, so that nothing is compared: mark one as the control, or ask with ?baseline= and one of {}",
+            names.join(", ")
+        );
+        return limited("no_control", message);
+    }
+    if experiment.status == "running" && analysis == Analysis::Fixed {
+        let message =
+            "the experiment still runs: p-values and intervals hold for one look at its end, not for every look until then";
+        limited("peeked", message.to_owned());
+    }
+    "ok"
+}

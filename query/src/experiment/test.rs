@@ -1,0 +1,214 @@
+//! Sums by variant -> what they show: whether the numbers can be trusted, each variant against the control, all of them as one
+//! family, looks on the way. Everything that is computed here is computed by `statistics`.
+
+pub mod comparison;
+pub mod found;
+pub mod health;
+pub mod parts;
+pub mod plan;
+
+use statistics::comparison::{Observed, difference, omnibus};
+use statistics::moments::Overflow;
+
+use crate::error::Refusal;
+use crate::experiment::measure::days::{self, DaySums};
+use crate::experiment::measure::metrics::MeasuredMetric;
+use crate::experiment::measure::sample::{one, sampled};
+use crate::experiment::measure::sums::{Groups, sums};
+use crate::experiment::measure::{Measured, overflow};
+use crate::experiment::parallel;
+use crate::experiment::read::catalogue::{Configured, Role};
+use crate::experiment::request::{Analysis, Cuped, PopulationRule, Request, Windows};
+use crate::experiment::warning::Warning;
+use comparison::{Compared, Conclusion, Design, TestedComparison, chances_to_be_best, compare_all, compared, conclude, decide};
+use found::{Day, Omnibus, Supplemental};
+use health::Health;
+use parts::Parts;
+use plan::{Plan, default_analysis};
+
+/// What was tested.
+pub struct Tested<'a> {
+    /// Which looks are allowed for.
+    pub plan: Plan,
+    /// Each metric; empty for a draft, whose exposures do not count.
+    pub metrics: Vec<TestedMetric<'a>>,
+    /// Whether the numbers can be trusted.
+    pub health: Health,
+    /// Why they cannot.
+    pub warnings: Vec<Warning>,
+}
+
+/// One metric, tested.
+pub struct TestedMetric<'a> {
+    /// What was measured.
+    pub measured: &'a MeasuredMetric,
+    /// Each other variant against the control; empty without one.
+    pub comparisons: Vec<TestedComparison>,
+    /// Whether all variants are alike, where there are three or more.
+    pub omnibus: Option<Omnibus>,
+    /// The same by the values of a dimension.
+    pub parts: Option<Parts>,
+    /// The same at the end of each day.
+    pub series: Option<Vec<Day>>,
+}
+
+impl Measured<'_> {
+    /// Returns what is the same for all comparisons of an answer.
+    pub fn design<'a>(&'a self, request: &'a Request, plan: &'a Plan) -> Design<'a> {
+        let goals = self.metrics.iter().filter(|metric| metric.configured.role == Role::Primary).count();
+        Design {
+            experiment: &self.experiment,
+            variants: &self.variants,
+            request,
+            cuped: request.cuped,
+            plan,
+            currency: self.experiment.currency.as_deref(),
+            has_history: self.has_history,
+            goals: goals as u32,
+            users_per_day: self.counts.users_per_day,
+            pace: self.pace,
+        }
+    }
+}
+
+/// Tests what was measured.
+/// # Errors
+/// [`Refusal`] if a sum is too large to be exact.
+pub fn test<'a>(measured: &'a Measured<'a>, request: &Request) -> Result<Tested<'a>, Refusal> {
+    let experiment = &measured.experiment;
+    let analysis = request.analysis.unwrap_or_else(|| default_analysis(experiment));
+    let (weights, _) = health::weights(&measured.variants);
+    let plan = Plan::new(experiment, analysis, weights, &measured.population, request.as_of.is_none());
+    let mut warnings = Vec::new();
+    let design = measured.design(request, &plan);
+    let tests = Tests { design, measured };
+    let is_draft = experiment.status == "draft";
+    let (metrics, health) = parallel::both(
+        measured.population.cohort.after.all().len(),
+        || if is_draft { Ok(Vec::new()) } else { tests.metrics() },
+        || health::check(measured, &mut warnings),
+    );
+    Ok(Tested { metrics: metrics.map_err(overflow)?, plan, health, warnings })
+}
+
+struct Tests<'a, 'b> {
+    design: Design<'b>,
+    measured: &'a Measured<'a>,
+}
+
+/// One metric by itself, before its family decides.
+struct Prepared {
+    compared: Vec<Compared>,
+    days: Option<Vec<DaySums>>,
+}
+
+impl<'a> Tests<'a, '_> {
+    /// Tests all metrics: each by itself, then all goals as one family.
+    fn metrics(&self) -> Result<Vec<TestedMetric<'a>>, Overflow> {
+        let measured = &self.measured.metrics;
+        let rows = self.measured.population.cohort.after.all().len();
+        let prepared = parallel::map(measured.iter().collect(), rows, |metric| self.prepare(metric));
+        let prepared: Vec<Prepared> = prepared.into_iter().collect::<Result<_, _>>()?;
+        let family: Vec<(&Configured, &Compared)> = measured
+            .iter()
+            .zip(&prepared)
+            .flat_map(|(metric, prepared)| prepared.compared.iter().map(|compared| (&metric.configured, compared)))
+            .collect();
+        let mut decided = decide(&self.design, &family).into_iter();
+        let by_dimension = match &self.measured.split {
+            Some(split) => parts::by_dimension(&self.design, &self.measured.population, split, measured)?,
+            None => Vec::new(),
+        };
+        let mut by_dimension = by_dimension.into_iter();
+        let decided: Vec<_> = measured
+            .iter()
+            .zip(prepared)
+            .map(|(metric, prepared)| {
+                let conclusions: Vec<Conclusion> = decided.by_ref().take(prepared.compared.len()).collect();
+                (metric, prepared, conclusions, by_dimension.next())
+            })
+            .collect();
+        let tested = parallel::map(decided, rows, |(metric, prepared, conclusions, parts)| {
+            self.conclude(metric, prepared, conclusions, parts)
+        });
+        tested.into_iter().collect()
+    }
+
+    fn prepare(&self, metric: &MeasuredMetric) -> Result<Prepared, Overflow> {
+        let (design, has_control) = (&self.design, self.design.experiment.control_variant_id.is_some());
+        let mut compared = if has_control { compare_all(design, &metric.sampled)? } else { Vec::new() };
+        let needs_days = design.request.has_series || design.plan.analysis == Analysis::GroupSequential;
+        let days = match design.plan.days.filter(|_| needs_days) {
+            Some(days) => days::of_metric(metric, &self.measured.population, days, metric.cap.map(|cap| cap.amount))?,
+            None => None,
+        };
+        for found in &mut compared {
+            let z = |day: &DaySums| z_of_day(&metric.configured, day, found.arm);
+            found.z_by_day = days.iter().flatten().map(z).collect();
+        }
+        Ok(Prepared { compared, days })
+    }
+
+    fn conclude(
+        &self,
+        metric: &'a MeasuredMetric,
+        prepared: Prepared,
+        conclusions: Vec<Conclusion>,
+        parts: Option<Parts>,
+    ) -> Result<TestedMetric<'a>, Overflow> {
+        let (design, configured) = (&self.design, &metric.configured);
+        let best = chances_to_be_best(configured, &metric.sampled);
+        let mut comparisons = Vec::with_capacity(prepared.compared.len());
+        for (compared, conclusion) in prepared.compared.into_iter().zip(conclusions) {
+            let supplemental = self.supplemental(metric, &compared)?;
+            let best = best.as_ref().and_then(|best| best.get(compared.arm).copied());
+            comparisons.push(conclude(design, configured, compared, conclusion, supplemental, best));
+        }
+        let series = match (&prepared.days, design.plan.days) {
+            (Some(series), Some(days)) if design.request.has_series => Some(parts::by_day(design, configured, series, days)?),
+            _ => None,
+        };
+        let observed: Vec<Observed> = metric.sampled.iter().map(|sampled| sampled.observed).collect();
+        let omnibus = omnibus(&observed).filter(|_| observed.len() > 2).map(Omnibus::from);
+        Ok(TestedMetric { measured: metric, comparisons, omnibus, parts, series })
+    }
+
+    /// Makes the same comparison under other settings, where they say something else.
+    fn supplemental(&self, metric: &MeasuredMetric, compared: &Compared) -> Result<Supplemental, Overflow> {
+        let alpha = self.design.experiment.alpha;
+        let mut found = Supplemental::default();
+        if compared.is_adjusted() {
+            found.unadjusted = Some(compared.other_unadjusted(alpha));
+        }
+        let design = Design { cuped: Cuped::Off, ..self.design };
+        let under = |groups: &Groups, cap: Option<i128>| -> Result<_, Overflow> {
+            let sums = sums(&metric.entries, &[], groups, cap)?;
+            let sampled = sampled(&metric.configured, &metric.entries, groups, cap, &sums)?;
+            let arm = compared.arm;
+            Ok(Some(self::compared(&design, &sampled[0], &sampled[arm], arm, None)?.other(alpha)))
+        };
+        let cap = metric.cap.map(|cap| cap.amount);
+        if cap.is_some() {
+            found.uncapped = under(&metric.groups, None)?;
+        }
+        let (population, window_us) = (&self.measured.population, metric.counted.window_us());
+        let is_mixed = population.multi_share().is_some_and(|share| share >= health::MULTI_WARN_FROM);
+        if is_mixed && population.rule == PopulationRule::ExcludeMulti {
+            let first = population.groups_by(PopulationRule::FirstExposure, population.windows, window_us);
+            found.multi_exposed_first = under(&first, cap)?;
+        }
+        if population.windows == Windows::All {
+            let complete = population.groups_by(population.rule, Windows::Complete, window_us);
+            if complete.total() > 0 && complete.total() < metric.groups.total() {
+                found.complete_windows = under(&complete, cap)?;
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// Returns the difference at the end of a day in standard errors.
+fn z_of_day(metric: &Configured, day: &DaySums, arm: usize) -> Option<f64> {
+    let observed = |arm: usize| Some(one(metric, day.get(arm)?).ok()?.observed);
+    difference(&observed(0)?, &observed(arm)?).ok().map(|difference| difference.z())
+}

@@ -1,0 +1,165 @@
+//! The same comparisons in parts: within each value of a dimension, and at the end of each day.
+
+use statistics::effect::{Effect, Scale};
+use statistics::moments::{Overflow, decimal_text};
+use statistics::sample_ratio::sample_ratio;
+use statistics::sequential::confidence_sequence;
+use statistics::strata;
+
+use super::comparison::{Compared, Design, TestedComparison, compare_all, compared, conclude, decide};
+use super::found::{Cumulative, DailyArm, Day, Heterogeneity, SeriesArm, SeriesComparison, Supplemental, ends};
+use super::health::{SRM_FAIL_BELOW, weights};
+use crate::experiment::measure::days::{DaySums, Days};
+use crate::experiment::measure::metrics::{MeasuredMetric, Split, Value};
+use crate::experiment::measure::population::Population;
+use crate::experiment::measure::sample::{Sampled, one, sampled};
+use crate::experiment::measure::sums::{Sums, sums};
+use crate::experiment::read::catalogue::Configured;
+use crate::experiment::request::Cuped;
+
+/// A metric by the values of a dimension.
+#[derive(Debug)]
+pub struct Parts {
+    /// Each value.
+    pub values: Vec<Part>,
+    /// Whether they differ in their effects.
+    pub heterogeneity: Vec<Heterogeneity>,
+}
+
+/// A metric within one value of a dimension.
+#[derive(Debug)]
+pub struct Part {
+    /// The value.
+    pub value: Value,
+    /// Each variant: as tests take it, its sums, and these without a cap.
+    pub arms: Vec<(Sampled, Sums, Sums)>,
+    /// Each other variant against the control.
+    pub comparisons: Vec<TestedComparison>,
+}
+
+/// Compares within each value of a dimension. All metrics, variants and values together are one family. The cap is that of
+/// the whole; earlier behaviour is left aside, since few users of a value have any.
+/// # Errors
+/// [`Overflow`].
+pub fn by_dimension(
+    design: &Design<'_>,
+    population: &Population<'_>,
+    split: &Split,
+    measured: &[MeasuredMetric],
+) -> Result<Vec<Parts>, Overflow> {
+    let design = &Design { cuped: Cuped::Off, ..*design };
+    let arms = design.variants.len();
+    let mut all = Vec::new();
+    for metric in measured {
+        let window_us = metric.counted.window_us();
+        let groups = population.groups_of_values(split.values.len(), window_us, |user| split.places[user] as usize);
+        let cap = metric.cap.map(|cap| cap.amount);
+        let cut = sums(&metric.entries, &[], &groups, cap)?;
+        let raw = sums(&metric.entries, &[], &groups, None)?;
+        let sampled = sampled(&metric.configured, &metric.entries, &groups, cap, &cut)?;
+        let of_value = |place: usize| {
+            let sampled = &sampled[place * arms..(place + 1) * arms];
+            if design.experiment.control_variant_id.is_some() { compare_all(design, sampled) } else { Ok(Vec::new()) }
+        };
+        let compared = (0..split.values.len()).map(of_value).collect::<Result<Vec<Vec<Compared>>, _>>()?;
+        all.push((metric, cut, raw, sampled, compared));
+    }
+    let family: Vec<(&Configured, &Compared)> = all
+        .iter()
+        .flat_map(|(metric, .., compared)| compared.iter().flatten().map(|found| (&metric.configured, found)))
+        .collect();
+    let mut decided = decide(design, &family).into_iter();
+    let mut parts = Vec::new();
+    for (metric, cut, raw, sampled, compared) in all {
+        let heterogeneity = heterogeneity(design, compared.iter().flatten());
+        let of_value = |(place, compared): (usize, Vec<Compared>)| {
+            let conclude = |(compared, conclusion)| {
+                conclude(design, &metric.configured, compared, conclusion, Supplemental::default(), None)
+            };
+            Part {
+                value: split.values[place].clone(),
+                arms: (place * arms..(place + 1) * arms).map(|group| (sampled[group], cut[group], raw[group])).collect(),
+                comparisons: compared.into_iter().zip(decided.by_ref()).map(conclude).collect(),
+            }
+        };
+        parts.push(Parts { values: compared.into_iter().enumerate().map(of_value).collect(), heterogeneity });
+    }
+    Ok(parts)
+}
+
+/// Tests for each variant whether its differences are alike in all values.
+fn heterogeneity<'a>(design: &Design<'_>, compared: impl Iterator<Item = &'a Compared> + Clone) -> Vec<Heterogeneity> {
+    let of_arm = |arm: usize| {
+        let of_arm = compared.clone().filter(|found| found.arm == arm);
+        let effects: Vec<Effect> = of_arm.filter_map(|found| found.effect(Scale::Absolute)).collect();
+        let strata::Heterogeneity { statistic, dof, p_value } = strata::heterogeneity(&effects)?;
+        let variant_id = design.variants[arm].id;
+        Some(Heterogeneity { variant_id, statistic, dof, p_value: p_value.p, log10_p: p_value.log10 })
+    };
+    (1..design.variants.len()).filter_map(of_arm).collect()
+}
+
+/// Shows each day of a metric. Earlier behaviour is left aside.
+/// # Errors
+/// [`Overflow`].
+pub fn by_day(design: &Design<'_>, metric: &Configured, series: &[DaySums], days: Days) -> Result<Vec<Day>, Overflow> {
+    let design = &Design { cuped: Cuped::Off, ..*design };
+    let (weights, _) = weights(design.variants);
+    let mut shown = Vec::with_capacity(series.len());
+    let mut before: Option<&DaySums> = None;
+    for (place, today) in series.iter().enumerate() {
+        let sampled = today.iter().map(|sums| one(metric, sums)).collect::<Result<Vec<_>, _>>()?;
+        let users: Vec<u64> = today.iter().map(|sums| sums.users).collect();
+        let ratio = sample_ratio(&users, &weights, SRM_FAIL_BELOW);
+        let mut comparisons = Vec::new();
+        if design.experiment.control_variant_id.is_some() {
+            for arm in 1..sampled.len() {
+                comparisons.push(comparison(design, &compared(design, &sampled[0], &sampled[arm], arm, None)?));
+            }
+        }
+        let arms = today.iter().zip(&sampled).enumerate().map(|(arm, (sums, sampled))| SeriesArm {
+            variant_id: design.variants[arm].id,
+            users: sums.users,
+            converters: sums.converters,
+            mean: sampled.observed.mean,
+        });
+        let daily = |(arm, sums): (usize, &Sums)| {
+            let earlier = before.map(|before| &before[arm]);
+            DailyArm {
+                variant_id: design.variants[arm].id,
+                users: sums.users - earlier.map_or(0, |earlier| earlier.users),
+                converters: sums.converters - earlier.map_or(0, |earlier| earlier.converters),
+                amount: decimal_text(sums.amount.sum() - earlier.map_or(0, |earlier| earlier.amount.sum())),
+            }
+        };
+        shown.push(Day {
+            date: days.date(place),
+            daily: today.iter().enumerate().map(daily).collect(),
+            cumulative: Cumulative { arms: arms.collect(), comparisons, srm_p: ratio.p_value, log10_srm_p: ratio.log10_p },
+        });
+        before = Some(today);
+    }
+    Ok(shown)
+}
+
+fn comparison(design: &Design<'_>, compared: &Compared) -> SeriesComparison {
+    let alpha = design.experiment.alpha;
+    let found = compared.other(alpha);
+    let sequence = compared.found.difference.map(|difference| {
+        let tuning = design.plan.tuning(compared.arm);
+        let sequence = confidence_sequence(difference.z(), compared.users(), alpha, &tuning);
+        (difference.absolute(sequence.critical), sequence.p_value)
+    });
+    SeriesComparison {
+        variant_id: design.variants[compared.arm].id,
+        estimate: found.estimate,
+        ci: found.ci,
+        ci_sequential: ends(sequence.map(|(interval, _)| interval)),
+        lift: found.lift,
+        ci_relative: found.ci_relative,
+        p_value: found.p_value,
+        log10_p: found.log10_p,
+        always_valid_p: sequence.map(|(_, p)| p.p),
+        log10_always_valid_p: sequence.map(|(_, p)| p.log10),
+    }
+}
