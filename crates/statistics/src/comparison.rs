@@ -2,10 +2,9 @@
 
 use crate::difference::Difference;
 use crate::distributions::{PValue, student_isf};
-use crate::effect::{Effect, Undefined};
+use crate::effect::{Effect, Status, Undefined, heterogeneity};
 use crate::means::{Arm, NotTested};
 use crate::proportions::{Count, fisher, homogeneity, newcombe, wilson};
-use crate::strata::heterogeneity;
 
 /// What is known of one variant: a metric's mean with its spread, or a share of users.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -62,43 +61,6 @@ impl From<Sample> for Observed {
         match arm.users {
             0 => Observed::undefined(0, None, Status::NoData),
             users => Observed { users, mean: Some(arm.mean), sample: Ok(sample) },
-        }
-    }
-}
-
-/// How far a comparison is defined.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Status {
-    /// Fully.
-    Ok,
-    /// A variant has no users; nothing is estimated.
-    NoData,
-    /// A variant has fewer than 2 users; the difference is known, its precision is not.
-    InsufficientSample,
-    /// No user differs from another one in either variant.
-    ZeroVariance,
-    /// All or none of one variant converted: only exact methods apply.
-    ExactOnly,
-    /// The control's mean is 0: there is no relative difference.
-    ZeroBaseline,
-    /// The control's mean cannot be told apart from 0: the relative difference has no bounded interval.
-    UnboundedRelativeCi,
-    /// The denominator of a ratio sums to 0 in a variant; only the numerators are known.
-    ZeroDenominator,
-}
-
-impl Status {
-    /// Returns the status as answers carry it.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Status::Ok => "ok",
-            Status::NoData => "no_data",
-            Status::InsufficientSample => "insufficient_sample",
-            Status::ZeroVariance => "zero_variance",
-            Status::ExactOnly => "exact_only",
-            Status::ZeroBaseline => "zero_baseline",
-            Status::UnboundedRelativeCi => "unbounded_relative_ci",
-            Status::ZeroDenominator => "zero_denominator",
         }
     }
 }

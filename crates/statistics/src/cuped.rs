@@ -3,9 +3,9 @@
 
 use ethnum::I256;
 
-use crate::comparison::{Observed, Status, difference};
+use crate::comparison::{Observed, difference};
 use crate::difference::Difference;
-use crate::effect::Undefined;
+use crate::effect::{Status, Undefined};
 use crate::means::{Arm, NotTested, welch_parts};
 use crate::moments::{Overflow, signed_to_f64};
 use crate::ratio::RatioSums;

@@ -1,9 +1,8 @@
 //! The difference of two means: its test, and its intervals in the metric's unit and in shares of the control, for any
 //! critical value: that of one look, of a bound, of a sequence, of many comparisons.
 
-use crate::comparison::Status;
 use crate::distributions::{PValue, student_isf, student_sf};
-use crate::effect::{Effect, Scale, Undefined};
+use crate::effect::{Effect, Scale, Status, Undefined};
 use crate::means::{Arm, NotTested, welch_parts};
 
 /// A difference of two means, with what is known of the mean that it is relative to.

@@ -1,7 +1,6 @@
 //! One normal estimate with its test: what the sequential and Bayesian methods start from, and what other products show.
 
-use crate::comparison::Status;
-use crate::distributions::{student_isf, student_upper};
+use crate::distributions::{PValue, chi_square_sf, student_isf, student_upper};
 
 /// What an effect is measured in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +46,43 @@ pub struct Tested {
     pub high: Option<f64>,
 }
 
+/// How far a comparison is defined.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Status {
+    /// Fully.
+    Ok,
+    /// A variant has no users; nothing is estimated.
+    NoData,
+    /// A variant has fewer than 2 users; the difference is known, its precision is not.
+    InsufficientSample,
+    /// No user differs from another one in either variant.
+    ZeroVariance,
+    /// All or none of one variant converted: only exact methods apply.
+    ExactOnly,
+    /// The control's mean is 0: there is no relative difference.
+    ZeroBaseline,
+    /// The control's mean cannot be told apart from 0: the relative difference has no bounded interval.
+    UnboundedRelativeCi,
+    /// The denominator of a ratio sums to 0 in a variant; only the numerators are known.
+    ZeroDenominator,
+}
+
+impl Status {
+    /// Returns the status as answers carry it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Status::Ok => "ok",
+            Status::NoData => "no_data",
+            Status::InsufficientSample => "insufficient_sample",
+            Status::ZeroVariance => "zero_variance",
+            Status::ExactOnly => "exact_only",
+            Status::ZeroBaseline => "zero_baseline",
+            Status::UnboundedRelativeCi => "unbounded_relative_ci",
+            Status::ZeroDenominator => "zero_denominator",
+        }
+    }
+}
+
 /// Why a difference has no precision, with what is known of it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Undefined {
@@ -84,6 +120,33 @@ impl Effect {
     }
 }
 
+/// A test that the effects in the parts of a breakdown are alike.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Heterogeneity {
+    /// Cochran's Q.
+    pub statistic: f64,
+    /// Parts compared, less one.
+    pub dof: f64,
+    /// For one look.
+    pub p_value: PValue,
+}
+
+/// Tests whether effects are alike, by how far they lie from their weighted mean; `None` for fewer than two, or where one is so
+/// precise that no number holds it.
+/// Source: Cochran 1954, Biometrics 10, 101-129.
+pub fn heterogeneity(effects: &[Effect]) -> Option<Heterogeneity> {
+    if effects.len() < 2 {
+        return None;
+    }
+    let weight = |effect: &Effect| 1.0 / (effect.std_error * effect.std_error);
+    let weights: f64 = effects.iter().map(weight).sum();
+    let mean = effects.iter().map(|effect| weight(effect) * effect.estimate).sum::<f64>() / weights;
+    let statistic: f64 = effects.iter().map(|effect| weight(effect) * (effect.estimate - mean).powi(2)).sum();
+    let dof = (effects.len() - 1) as f64;
+    let test = || Heterogeneity { statistic, dof, p_value: chi_square_sf(statistic, dof).into() };
+    statistic.is_finite().then(test)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -100,5 +163,14 @@ mod tests {
         assert_eq!(far.test(Alternative::Less, 0.05).p_value, 0.0);
         assert!((far.test(Alternative::Less, 0.05).log10_p + 783.9).abs() < 0.1);
         assert_eq!(far.test(Alternative::Greater, 0.05).p_value, 1.0);
+    }
+
+    #[test]
+    fn parts_that_agree_are_not_heterogeneous() {
+        let effect = |estimate| Effect { estimate, std_error: 0.1, dof: 50.0 };
+        assert_eq!(heterogeneity(&[effect(1.0)]), None);
+        let alike = heterogeneity(&[effect(1.0), effect(1.0), effect(1.0)]).expect("parts");
+        assert!(alike.statistic < 1e-12 && alike.p_value.p > 0.999_999 && alike.dof == 2.0);
+        assert!(heterogeneity(&[effect(1.0), effect(2.0)]).is_some_and(|found| found.p_value.p < 1e-10));
     }
 }

@@ -1,6 +1,7 @@
 //! Quantiles over users, such as the median or the 90th percentile, with a variance that needs no density.
 
-use crate::comparison::{Observed, Sample, Status};
+use crate::comparison::{Observed, Sample};
+use crate::effect::Status;
 use crate::means::Arm;
 
 /// The normal quantile that the ends below are taken at, whatever the confidence of the answer.

@@ -2,7 +2,8 @@
 
 use ethnum::I256;
 
-use crate::comparison::{Observed, Sample, Status};
+use crate::comparison::{Observed, Sample};
+use crate::effect::Status;
 use crate::means::Arm;
 use crate::moments::Overflow;
 use crate::sums::{Sums, covariance};

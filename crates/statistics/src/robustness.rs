@@ -12,7 +12,7 @@ use crate::cuped::{self, CupedRatioSums, CupedSums};
 use crate::difference::Difference;
 use crate::distributions::PValue;
 use crate::distributions::{chi_square_sf, normal_isf, normal_sf, student_isf, student_sf, student_upper};
-use crate::effect::{Alternative, Effect, Scale};
+use crate::effect::{Alternative, Effect, Scale, heterogeneity};
 use crate::false_alarms::Random;
 use crate::group_sequential::{Sides, bounds, look};
 use crate::guardrail::{Direction, non_inferiority, state, two_sided};
@@ -26,7 +26,7 @@ use crate::rates;
 use crate::ratio::RatioSums;
 use crate::sample_ratio::{sample_ratio, sequential as sequential_shares};
 use crate::sequential::{Tuning, confidence_sequence, hybrid, normal_mixture_bound, tightest_at};
-use crate::strata::{Cell, Traffic, heterogeneity, impact_per_day, post_stratified};
+use crate::strata::{Cell, Traffic, impact_per_day, post_stratified};
 use crate::sums::Sums;
 
 const INPUTS: u64 = 100_000;

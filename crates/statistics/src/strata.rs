@@ -1,9 +1,8 @@
 //! Effects over cells of users that were known before the experiment, such as countries, and effects scaled to all traffic.
 
-use crate::comparison::{Sample, Status};
+use crate::comparison::Sample;
 use crate::difference::Difference;
-use crate::distributions::{PValue, chi_square_sf};
-use crate::effect::{Effect, Undefined};
+use crate::effect::{Status, Undefined};
 use crate::means::Arm;
 
 /// The users of one cell.
@@ -73,33 +72,6 @@ pub fn post_stratified(cells: &[Cell]) -> Result<Difference, Undefined> {
     })
 }
 
-/// A test that the effects in the parts of a breakdown are alike.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Heterogeneity {
-    /// Cochran's Q.
-    pub statistic: f64,
-    /// Parts compared, less one.
-    pub dof: f64,
-    /// For one look.
-    pub p_value: PValue,
-}
-
-/// Tests whether effects are alike, by how far they lie from their weighted mean; `None` for fewer than two, or where one is so
-/// precise that no number holds it.
-/// Source: Cochran 1954, Biometrics 10, 101-129.
-pub fn heterogeneity(effects: &[Effect]) -> Option<Heterogeneity> {
-    if effects.len() < 2 {
-        return None;
-    }
-    let weight = |effect: &Effect| 1.0 / (effect.std_error * effect.std_error);
-    let weights: f64 = effects.iter().map(weight).sum();
-    let mean = effects.iter().map(|effect| weight(effect) * effect.estimate).sum::<f64>() / weights;
-    let statistic: f64 = effects.iter().map(|effect| weight(effect) * (effect.estimate - mean).powi(2)).sum();
-    let dof = (effects.len() - 1) as f64;
-    let test = || Heterogeneity { statistic, dof, p_value: chi_square_sf(statistic, dof).into() };
-    statistic.is_finite().then(test)
-}
-
 /// Traffic to which an effect is scaled.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Traffic {
@@ -165,15 +137,6 @@ mod tests {
         check(&[cell(mean(5, 2.0, 0.0), mean(5, 1.0, 0.0))], Status::ZeroVariance, Some(-0.5));
         let none = Sample::Share(Count { users: 9, converted: 0 });
         check(&[cell(none, none)], Status::ZeroVariance, None);
-    }
-
-    #[test]
-    fn parts_that_agree_are_not_heterogeneous() {
-        let effect = |estimate| Effect { estimate, std_error: 0.1, dof: 50.0 };
-        assert_eq!(heterogeneity(&[effect(1.0)]), None);
-        let alike = heterogeneity(&[effect(1.0), effect(1.0), effect(1.0)]).expect("parts");
-        assert!(alike.statistic < 1e-12 && alike.p_value.p > 0.999_999 && alike.dof == 2.0);
-        assert!(heterogeneity(&[effect(1.0), effect(2.0)]).is_some_and(|found| found.p_value.p < 1e-10));
     }
 
     #[test]

@@ -14,14 +14,13 @@ use statistics::moments::Overflow;
 use crate::error::Refusal;
 use crate::experiment::parallel;
 use crate::experiment::read::Read;
-use crate::experiment::read::catalogue::Configured;
-use crate::experiment::read::cohort::{Cohort, DAY_US};
+use crate::experiment::read::cohort::DAY_US;
 use crate::experiment::read::experiment::{Experiment, Variant};
 use crate::experiment::request::Request;
 use crate::experiment::warning::Warning;
 use attribution::Attribution;
 use metrics::{MeasuredMetric, Split};
-use population::{Excluded, Population, PopulationCounts};
+use population::{Population, PopulationCounts};
 
 /// What was measured.
 pub struct Measured<'a> {
@@ -62,13 +61,15 @@ pub fn measure<'a>(read: &'a Read, request: &Request) -> Result<Measured<'a>, Re
     experiment.days_running = through.and_then(|now| days_running(&experiment, now));
     let population = Population::new(cohort, &variants, request, now, window_days);
     let groups = population.groups(population.window_us);
-    population::count(&mut variants, &groups);
+    for (variant, users) in variants.iter_mut().zip(groups.users()) {
+        variant.users = Some(*users);
+    }
 
     let mut warnings = Vec::new();
     let (currency, number) = metrics::choose_currency(&experiment, cohort, &groups, &mut warnings);
     experiment.currency = currency;
-    let chosen = asked_for(metrics::chosen(catalogue.metrics.clone(), &population, &mut warnings), request)?;
-    let counts = population.describe(excluded(read, request));
+    let chosen = metrics::choose(catalogue.metrics.clone(), &population, request, &mut warnings)?;
+    let counts = population.count(catalogue.unknown_variant, request.as_of.is_none().then_some(catalogue.impressions));
     let (metrics, attribution) = parallel::both(
         cohort.after.all().len(),
         || metrics::measure_all(&population, chosen, number, window_days, request.cap),
@@ -79,10 +80,10 @@ pub fn measure<'a>(read: &'a Read, request: &Request) -> Result<Measured<'a>, Re
                 .transpose()
         },
     );
-    let pace = (groups.total(), days_of_traffic(&experiment, &population));
     Ok(Measured {
         split: request.dimension.map(|_| metrics::split(&population)),
-        has_history: has_history(cohort),
+        has_history: cohort.has_history(),
+        pace: (groups.total(), population.days_of_traffic(&experiment)),
         metrics: metrics.map_err(overflow)?,
         attribution: attribution.map_err(overflow)?,
         experiment,
@@ -90,16 +91,8 @@ pub fn measure<'a>(read: &'a Read, request: &Request) -> Result<Measured<'a>, Re
         through,
         population,
         counts,
-        pace,
         warnings,
     })
-}
-
-/// What the cohort does not know of those who are left out.
-fn excluded(read: &Read, request: &Request) -> Excluded {
-    let counted = read.cohort.users.impressions.iter().map(|seen| u64::try_from(*seen).unwrap_or(0)).sum();
-    let not_counted = request.as_of.is_none().then(|| read.catalogue.impressions.saturating_sub(counted));
-    Excluded { unknown_variant: read.catalogue.unknown_variant, impressions_not_counted: not_counted, ..Excluded::default() }
 }
 
 /// Returns the error of an answer for sums that do not fit.
@@ -117,35 +110,4 @@ pub fn days_running(experiment: &Experiment, now: i64) -> Option<f64> {
     let end = experiment.ended_us.map_or(now, |ended| ended.min(now));
     let days = (end - experiment.started_us?) as f64 / DAY_US as f64;
     (days >= 0.0).then_some(days)
-}
-
-fn days_of_traffic(experiment: &Experiment, population: &Population<'_>) -> f64 {
-    let now = population.now;
-    let begun = experiment.started_us.max(population.first_exposure()).or(population.first_exposure());
-    let end = now.min(experiment.ended_us.unwrap_or(now));
-    let days = begun.map_or(0.0, |begun| (end - begun).max(0) as f64 / DAY_US as f64);
-    if days >= 1.0 { days } else { 0.0 }
-}
-
-fn has_history(cohort: &Cohort) -> bool {
-    let is_old = |user: &u32| {
-        let exposed = cohort.users.exposed[*user as usize];
-        cohort.before.of(*user as usize).first().is_some_and(|row| exposed - row.time >= DAY_US)
-    };
-    cohort.before.filled().iter().any(is_old)
-}
-
-fn asked_for(metrics: Vec<Configured>, request: &Request) -> Result<Vec<Configured>, Refusal> {
-    if request.metrics.is_empty() {
-        return Ok(metrics);
-    }
-    if let Some(unknown) = request.metrics.iter().find(|name| metrics.iter().all(|metric| metric.name != **name)) {
-        let known: Vec<&str> = metrics.iter().map(|metric| metric.name.as_str()).take(20).collect();
-        let shown: String = unknown.chars().take(100).collect();
-        let message = format!("the experiment has no metric {shown:?}; it has: {}", known.join(", "));
-        let mut refusal = Refusal::bad_request(message).at("metrics");
-        refusal.code = "unknown_metric";
-        return Err(refusal);
-    }
-    Ok(metrics.into_iter().filter(|metric| request.metrics.contains(&metric.name)).collect())
 }

@@ -8,7 +8,7 @@ const ROWS_MIN: usize = 10_000;
 
 /// Does the work for each item and returns what comes out, in the order of the items; on as many threads as there are
 /// processors if each goes through `rows` rows and these are many.
-pub fn map<T: Send, R: Send>(items: Vec<T>, rows: usize, work: impl Fn(T) -> R + Sync) -> Vec<R> {
+pub fn each<T: Send, R: Send>(items: Vec<T>, rows: usize, work: impl Fn(T) -> R + Sync) -> Vec<R> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(items.len());
     if rows < ROWS_MIN || threads < 2 {
         return items.into_iter().map(work).collect();
@@ -56,15 +56,15 @@ mod tests {
                 std::thread::sleep(std::time::Duration::from_millis(10 / (item + 1)));
                 item * 2
             };
-            assert_eq!(map((0..20).collect(), rows, slow_first), (0..20).map(|item| item * 2).collect::<Vec<u64>>());
+            assert_eq!(each((0..20).collect(), rows, slow_first), (0..20).map(|item| item * 2).collect::<Vec<u64>>());
             assert_eq!(both(rows, || 1, || 2), (1, 2));
         }
-        assert!(map(Vec::<u8>::new(), ROWS_MIN, |item| item).is_empty());
+        assert!(each(Vec::<u8>::new(), ROWS_MIN, |item| item).is_empty());
     }
 
     #[test]
     #[should_panic(expected = "no such item")]
     fn a_panic_of_one_thread_is_everybodys() {
-        map(vec![1, 2], ROWS_MIN, |item| assert_ne!(item, 1, "no such item"));
+        each(vec![1, 2], ROWS_MIN, |item| assert_ne!(item, 1, "no such item"));
     }
 }

@@ -6,7 +6,6 @@ pub mod cohort;
 pub mod cohort_cache;
 pub mod cohort_reader;
 pub mod experiment;
-pub mod touches;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -11,7 +11,7 @@ use statistics::comparison::{Observed, difference, omnibus};
 use statistics::moments::Overflow;
 
 use crate::error::Refusal;
-use crate::experiment::measure::days::{self, DaySums};
+use crate::experiment::measure::days::DaySums;
 use crate::experiment::measure::metrics::MeasuredMetric;
 use crate::experiment::measure::sample::{one, sampled};
 use crate::experiment::measure::sums::{Groups, sums};
@@ -107,7 +107,7 @@ impl<'a> Tests<'a, '_> {
     fn metrics(&self) -> Result<Vec<TestedMetric<'a>>, Overflow> {
         let measured = &self.measured.metrics;
         let rows = self.measured.population.cohort.after.all().len();
-        let prepared = parallel::map(measured.iter().collect(), rows, |metric| self.prepare(metric));
+        let prepared = parallel::each(measured.iter().collect(), rows, |metric| self.prepare(metric));
         let prepared: Vec<Prepared> = prepared.into_iter().collect::<Result<_, _>>()?;
         let family: Vec<(&Configured, &Compared)> = measured
             .iter()
@@ -128,7 +128,7 @@ impl<'a> Tests<'a, '_> {
                 (metric, prepared, conclusions, by_dimension.next())
             })
             .collect();
-        let tested = parallel::map(decided, rows, |(metric, prepared, conclusions, parts)| {
+        let tested = parallel::each(decided, rows, |(metric, prepared, conclusions, parts)| {
             self.conclude(metric, prepared, conclusions, parts)
         });
         tested.into_iter().collect()
@@ -139,7 +139,7 @@ impl<'a> Tests<'a, '_> {
         let mut compared = if has_control { compare_all(design, &metric.sampled)? } else { Vec::new() };
         let needs_days = design.request.has_series || design.plan.analysis == Analysis::GroupSequential;
         let days = match design.plan.days.filter(|_| needs_days) {
-            Some(days) => days::of_metric(metric, &self.measured.population, days, metric.cap.map(|cap| cap.amount))?,
+            Some(days) => metric.by_day(&self.measured.population, days)?,
             None => None,
         };
         for found in &mut compared {

@@ -2,10 +2,10 @@
 
 use serde_json::{Value, json};
 use statistics::bayes_normal::{self, posterior};
-use statistics::comparison::{Comparison, Observed, Sample, Status, compare, difference};
+use statistics::comparison::{Comparison, Observed, Sample, compare, difference};
 use statistics::cuped::{Adjusted, adjusted, adjusted_ratio, theta};
 use statistics::difference::Difference;
-use statistics::effect::{Effect, Scale, Undefined};
+use statistics::effect::{Effect, Scale, Status, Undefined};
 use statistics::guardrail::{Direction, non_inferiority, two_sided};
 use statistics::power::{Target, mid_experiment};
 use statistics::sequential::{Tuning, confidence_sequence};

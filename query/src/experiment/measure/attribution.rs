@@ -5,9 +5,9 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use crate::experiment::measure::sums::Groups;
+use crate::experiment::read::cohort::Touch;
 use crate::experiment::read::cohort::{Cohort, Row};
 use crate::experiment::read::experiment::Experiment;
-use crate::experiment::read::touches::Touch;
 use statistics::credit::Model;
 use statistics::moments::{Overflow, decimal_text};
 
@@ -144,7 +144,7 @@ fn until<'a>(touches: &'a [Touch], row: &Row) -> &'a [Touch] {
 mod tests {
     use super::*;
     use crate::experiment::measure::sums::tests::cohort;
-    use crate::experiment::read::touches::Touches;
+    use crate::experiment::read::cohort::Touches;
 
     const HOUR: i64 = 3_600_000_000;
 

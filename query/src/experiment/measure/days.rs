@@ -3,8 +3,6 @@
 //! Days are those of UTC, by the time of the event. A late event therefore changes the days since it happened, not the day
 //! on which it came.
 
-use crate::experiment::measure::metrics::MeasuredMetric;
-use crate::experiment::measure::population::Population;
 use crate::experiment::measure::sums::{CohortMetric, Groups, Sums};
 use crate::experiment::read::catalogue::{Aggregation, Denominator};
 use crate::experiment::read::cohort::{Cohort, DAY_US};
@@ -59,19 +57,6 @@ impl Days {
 
 /// The sums of each group at the end of one day.
 pub type DaySums = Vec<Sums>;
-
-/// Returns the days of one metric.
-/// # Errors
-/// [`Overflow`].
-pub fn of_metric(
-    metric: &MeasuredMetric,
-    population: &Population<'_>,
-    days: Days,
-    cap: Option<i128>,
-) -> Result<Option<Vec<DaySums>>, Overflow> {
-    let users = population.users_by_day(metric.counted.window_us());
-    sums(&metric.counted, &metric.configured.aggregation, population.cohort, &metric.groups, (days, &users), cap)
-}
 
 /// Returns the users of each group at the end of each day.
 pub fn users(cohort: &Cohort, groups: &Groups, days: Days) -> Vec<Vec<u64>> {

@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use crate::error::Refusal;
+use crate::experiment::measure::days::{self, DaySums, Days};
 use crate::experiment::measure::population::Population;
 use crate::experiment::measure::sample::{Sampled, sampled};
 use crate::experiment::measure::sums::{CAP_SUMS_MIN, CohortMetric, Groups, Sums, UserSum, filled, sums};
@@ -10,7 +12,7 @@ use crate::experiment::parallel;
 use crate::experiment::read::catalogue::{Aggregation, Configured, default_metrics};
 use crate::experiment::read::cohort::Cohort;
 use crate::experiment::read::experiment::Experiment;
-use crate::experiment::request::{CAP_NEVER, CAP_PERCENTILE, CapRule};
+use crate::experiment::request::{CAP_NEVER, CAP_PERCENTILE, CapRule, Request};
 use crate::experiment::warning::Warning;
 use statistics::capping::cap_value;
 use statistics::moments::{Overflow, decimal_text};
@@ -43,6 +45,17 @@ pub struct MeasuredMetric {
     pub sampled: Vec<Sampled>,
 }
 
+impl MeasuredMetric {
+    /// Returns the sums of the variants at the end of each day; none for a metric that is not additive over days.
+    /// # Errors
+    /// [`Overflow`].
+    pub fn by_day(&self, population: &Population<'_>, days: Days) -> Result<Option<Vec<DaySums>>, Overflow> {
+        let users = population.users_by_day(self.counted.window_us());
+        let cap = self.cap.map(|cap| cap.amount);
+        days::sums(&self.counted, &self.configured.aggregation, population.cohort, &self.groups, (days, &users), cap)
+    }
+}
+
 /// What sums are cut at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AppliedCap {
@@ -63,7 +76,7 @@ pub fn measure_all(
     window_days: i32,
     rule: CapRule,
 ) -> Result<Vec<MeasuredMetric>, Overflow> {
-    let measured = parallel::map(metrics, population.cohort.after.all().len(), |metric| {
+    let measured = parallel::each(metrics, population.cohort.after.all().len(), |metric| {
         measure(population, metric, currency, window_days, rule)
     });
     measured.into_iter().collect()
@@ -112,11 +125,33 @@ fn choose_cap(metric: &Configured, rule: CapRule, entries: &[UserSum], groups: &
         .map(|amount| AppliedCap { amount, percentile: Some(at) })
 }
 
-/// Returns the metrics to measure: the configured ones, or else the usual ones for all conversions and for each name.
-pub fn chosen(configured: Vec<Configured>, population: &Population<'_>, warnings: &mut Vec<Warning>) -> Vec<Configured> {
-    if !configured.is_empty() {
-        return configured;
+/// Returns the metrics to measure: of the configured ones, or else of the usual ones for all conversions and for each name, those
+/// that were asked for.
+/// # Errors
+/// [`Refusal`] of code `unknown_metric`.
+pub fn choose(
+    configured: Vec<Configured>,
+    population: &Population<'_>,
+    request: &Request,
+    warnings: &mut Vec<Warning>,
+) -> Result<Vec<Configured>, Refusal> {
+    let metrics = if configured.is_empty() { usual(population, warnings) } else { configured };
+    if request.metrics.is_empty() {
+        return Ok(metrics);
     }
+    if let Some(unknown) = request.metrics.iter().find(|name| metrics.iter().all(|metric| metric.name != **name)) {
+        let known: Vec<&str> = metrics.iter().map(|metric| metric.name.as_str()).take(20).collect();
+        let shown: String = unknown.chars().take(100).collect();
+        let message = format!("the experiment has no metric {shown:?}; it has: {}", known.join(", "));
+        let mut refusal = Refusal::bad_request(message).at("metrics");
+        refusal.code = "unknown_metric";
+        return Err(refusal);
+    }
+    Ok(metrics.into_iter().filter(|metric| request.metrics.contains(&metric.name)).collect())
+}
+
+/// Returns the usual metrics: for all conversions, and for each name.
+fn usual(population: &Population<'_>, warnings: &mut Vec<Warning>) -> Vec<Configured> {
     let cohort = population.cohort;
     let groups = population.groups(population.window_us);
     let mut users = vec![0u64; cohort.names.len()];

@@ -9,7 +9,7 @@ use uuid::Uuid;
 use crate::experiment::measure::days::{self, Days};
 use crate::experiment::measure::sums::Groups;
 use crate::experiment::read::cohort::{Cohort, DAY_US};
-use crate::experiment::read::experiment::Variant;
+use crate::experiment::read::experiment::{Experiment, Variant};
 use crate::experiment::request::{PopulationRule, Request, Windows};
 
 /// Who is counted.
@@ -150,18 +150,32 @@ impl<'a> Population<'a> {
         (any, self.groups_by(self.rule, Windows::Complete, self.window_us).total())
     }
 
-    /// Says who is counted. `not_counted` brings what the cohort does not know.
-    pub fn describe(&self, not_counted: Excluded) -> PopulationCounts {
+    /// Counts who is counted and who is left out. `unknown_variant` users are not in the cohort; `impressions` are all that are stored,
+    /// none if that is not known as of now.
+    pub fn count(&self, unknown_variant: u64, impressions: Option<u64>) -> PopulationCounts {
         let (any, mature) = self.maturity();
         let analysed = self.groups(self.window_us).total();
-        let multi_exposed = if self.rule == PopulationRule::ExcludeMulti { self.multi_exposed() } else { 0 };
+        let counted = self.cohort.users.impressions.iter().map(|seen| u64::try_from(*seen).unwrap_or(0)).sum();
         PopulationCounts {
             exposed_users: self.cohort.users.len() as u64,
             analysed_users: analysed,
-            excluded: Excluded { multi_exposed, incomplete_window: any - analysed, ..not_counted },
+            excluded: Excluded {
+                multi_exposed: if self.rule == PopulationRule::ExcludeMulti { self.multi_exposed() } else { 0 },
+                incomplete_window: any - analysed,
+                unknown_variant,
+                impressions_not_counted: impressions.map(|stored| stored.saturating_sub(counted)),
+            },
             mature_share: (any > 0).then(|| mature as f64 / any as f64),
             users_per_day: self.users_per_day(),
         }
+    }
+
+    /// Returns the days from the first exposure that counts until now; 0 for less than one, which tells nothing about a day.
+    pub fn days_of_traffic(&self, experiment: &Experiment) -> f64 {
+        let begun = experiment.started_us.max(self.first_exposure()).or(self.first_exposure());
+        let end = self.now.min(experiment.ended_us.unwrap_or(self.now));
+        let days = begun.map_or(0.0, |begun| (end - begun).max(0) as f64 / DAY_US as f64);
+        if days >= 1.0 { days } else { 0.0 }
     }
 
     /// Returns the time of the first exposure.
@@ -186,13 +200,6 @@ impl<'a> Population<'a> {
     }
 }
 
-/// Sets the number of users of each variant.
-pub fn count(variants: &mut [Variant], groups: &Groups) {
-    for (variant, users) in variants.iter_mut().zip(groups.users()) {
-        variant.users = Some(*users);
-    }
-}
-
 /// Returns the ids of variants, in their order.
 pub fn ids(variants: &[Variant]) -> Vec<Uuid> {
     variants.iter().map(|variant| variant.id).collect()
@@ -211,9 +218,10 @@ mod tests {
         let check = |rule, windows, users: [u64; 2], excluded: (u64, u64), mature_share: f64| {
             let population = population(rule, windows);
             assert_eq!(population.groups(population.window_us).users(), users, "{rule:?} {windows:?}");
-            let found = population.describe(Excluded { unknown_variant: 3, ..Excluded::default() });
+            let found = population.count(3, Some(100));
             assert_eq!((found.excluded.multi_exposed, found.excluded.incomplete_window), excluded);
             assert_eq!((found.exposed_users, found.excluded.unknown_variant), (4, 3));
+            assert_eq!(found.excluded.impressions_not_counted, Some(92), "each of four users has two");
             assert_eq!(found.mature_share, Some(mature_share));
         };
         check(PopulationRule::ExcludeMulti, Windows::All, [2, 1], (1, 0), 2.0 / 3.0);

@@ -1,7 +1,8 @@
 //! Sums of one variant as statistics take them.
 
-use statistics::comparison::{Observed, Status};
+use statistics::comparison::Observed;
 use statistics::cuped::CupedSums;
+use statistics::effect::Status;
 use statistics::moments::{Moments, Overflow};
 use statistics::proportions::Count;
 use statistics::quantile::quantile;

@@ -6,8 +6,6 @@
 
 use std::collections::HashMap;
 
-use crate::experiment::read::touches::Touches;
-
 /// Microseconds of a day.
 pub const DAY_US: i64 = 86_400_000_000;
 
@@ -73,6 +71,15 @@ impl Cohort {
     pub fn newest(&self) -> Option<i64> {
         let exposed = self.users.exposed.iter().copied().max();
         exposed.max(self.after.all().iter().map(|row| row.time).max())
+    }
+
+    /// Returns whether anybody did anything a day before the first exposure: less is no history.
+    pub fn has_history(&self) -> bool {
+        let is_old = |user: &u32| {
+            let exposed = self.users.exposed[*user as usize];
+            self.before.of(*user as usize).first().is_some_and(|row| exposed - row.time >= DAY_US)
+        };
+        self.before.filled().iter().any(is_old)
     }
 
     /// Returns about how many bytes it takes.
@@ -152,6 +159,18 @@ pub struct Row {
     /// Confidence of the attribution, in hundredths.
     pub confidence: u8,
 }
+
+/// One impression of a user who saw several variants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Touch {
+    /// When, in microseconds since 1970.
+    pub time: i64,
+    /// Which variant.
+    pub arm: u32,
+}
+
+/// Impressions by user, each user's in the order of time.
+pub type Touches = HashMap<u32, Vec<Touch>>;
 
 /// Conversions by user, each user's in the order of time.
 #[derive(Clone, Debug, Default)]
@@ -256,7 +275,6 @@ fn filled(starts: &[u32]) -> Vec<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::experiment::read::touches::Touch;
     use proptest::prelude::*;
 
     #[test]

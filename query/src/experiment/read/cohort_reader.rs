@@ -13,14 +13,16 @@ use datafusion::datasource::MemTable;
 use futures_util::TryStreamExt;
 use uuid::Uuid;
 
+use super::cohort::{Cohort, DAY_US, Row, Rows, Touch, Touches, Users};
 use crate::copy::Kind;
 use crate::engine::{self, Session};
 use crate::error::Refusal;
-use crate::experiment::read::cohort::{Cohort, DAY_US, Row, Rows, Users};
-use crate::experiment::read::touches;
 use crate::experiment::request::{COVARIATE_DAYS, Dimension};
 use crate::snapshot::Snapshot;
 use crate::tables::{self, Column, Source, Table, USER_KEY};
+
+/// Users whose impressions are read by their ids; with more, all impressions of the experiment are.
+const IDS_MAX: usize = 2_000;
 
 /// What is to be read.
 pub struct CohortQuery<'a> {
@@ -50,11 +52,11 @@ pub enum Scope {
 }
 
 /// A query, put to one project's rows.
-pub(super) struct Reader<'a> {
-    pub(super) session: &'a Session,
-    pub(super) snapshot: &'a Arc<Snapshot>,
-    pub(super) query: &'a CohortQuery<'a>,
-    pub(super) scope: &'a Scope,
+struct Reader<'a> {
+    session: &'a Session,
+    snapshot: &'a Arc<Snapshot>,
+    query: &'a CohortQuery<'a>,
+    scope: &'a Scope,
 }
 
 /// Reads everything on one snapshot.
@@ -96,11 +98,11 @@ impl Reader<'_> {
             self.add(self.first_impressions(dimension)?)?;
             self.dimension(&mut cohort).await?;
         }
-        cohort.touches = touches::read(self, &cohort).await?;
+        cohort.touches = self.touches(&cohort).await?;
         Ok(cohort)
     }
 
-    pub(super) fn add(&self, table: Table) -> Result<(), DataFusionError> {
+    fn add(&self, table: Table) -> Result<(), DataFusionError> {
         self.session.add(table.name, Session::scan_of(table, self.snapshot))
     }
 
@@ -158,23 +160,17 @@ impl Reader<'_> {
     }
 
     /// The place of a row's variant among those of the query; -1 for another one.
-    pub(super) fn arm(&self) -> String {
+    fn arm(&self) -> String {
         let variants: Vec<String> = self.query.variants.iter().map(|id| format!("'{id}'")).collect();
         format!("coalesce(array_position(ARRAY[{}]::uuid[], f.variant_id), 0) - 1", variants.join(", "))
     }
 
-    pub(super) fn of_experiment(&self) -> String {
+    fn of_experiment(&self) -> String {
         format!("r.experiment_id = '{}'", self.query.experiment)
     }
 
     /// Makes a table of the rows `r` of a table of Postgres for which `condition` holds, everybody's or some users'.
-    pub(super) fn table(
-        &self,
-        name: &'static str,
-        table: &str,
-        condition: &str,
-        columns: &[(&'static str, &str, Kind)],
-    ) -> Table {
+    fn table(&self, name: &'static str, table: &str, condition: &str, columns: &[(&'static str, &str, Kind)]) -> Table {
         let from = match self.scope {
             Scope::Everyone => format!("(SELECT r.* FROM {table} r WHERE {condition}) f"),
             // OFFSET 0 keeps the planner from joining in another order, which would read all of the table.
@@ -222,7 +218,7 @@ impl Reader<'_> {
     }
 
     /// Runs SQL to its end, within the memory of a query.
-    pub(super) async fn collect(&self, sql: &str) -> Result<Vec<RecordBatch>, DataFusionError> {
+    async fn collect(&self, sql: &str) -> Result<Vec<RecordBatch>, DataFusionError> {
         let plan = self.session.state().create_logical_plan(sql).await?;
         let mut stream = self.session.run(plan).await?;
         let (mut batches, mut bytes): (Vec<RecordBatch>, usize) = (Vec::new(), 0);
@@ -344,10 +340,54 @@ impl Reader<'_> {
         cohort.dimension_values = values;
         Ok(())
     }
+
+    /// Reads the eligible impressions of users who saw several variants and converted.
+    async fn touches(&self, cohort: &Cohort) -> Result<Touches, DataFusionError> {
+        let mixed: Vec<u32> =
+            cohort.after.filled().iter().copied().filter(|user| cohort.users.is_mixed[*user as usize]).collect();
+        if mixed.is_empty() {
+            return Ok(Touches::new());
+        }
+        let number_of: HashMap<[u8; 16], u32> = mixed.iter().map(|user| (cohort.users.keys[*user as usize], *user)).collect();
+        let columns = [
+            (USER_KEY.name, "f.user_id", Kind::Key),
+            ("user_id", "f.user_id", Kind::Uuid),
+            ("time", "f.event_time", Kind::Time),
+            ("arm", &self.arm(), Kind::Int),
+        ];
+        let eligible = format!("{} AND r.user_was_eligible IS NOT FALSE AND NOT r.is_bot", self.of_experiment());
+        self.add(self.table("touches", "impressions", &eligible, &columns))?;
+        let mut sql = "SELECT user_key, time, arm FROM touches WHERE arm >= 0".to_owned();
+        if mixed.len() <= IDS_MAX {
+            let ids: Vec<String> =
+                mixed.iter().map(|user| format!("'{}'", Uuid::from_bytes(cohort.users.keys[*user as usize]))).collect();
+            sql.push_str(&format!(" AND user_id IN ({})", ids.join(", ")));
+        }
+        let (from, to) = self.query.runs;
+        for (bound, operator) in [(from, ">="), (to, "<")] {
+            sql.extend(bound.map(|bound| format!(" AND time {operator} {}", time_literal(bound))));
+        }
+        let mut touches = Touches::new();
+        for batch in self.collect(&sql).await? {
+            let keys = batch.column(0).as_fixed_size_binary();
+            let times = batch.column(1).as_primitive::<TimestampMicrosecondType>();
+            let arms = batch.column(2).as_primitive::<Int32Type>();
+            for row in 0..batch.num_rows() {
+                let user = <[u8; 16]>::try_from(keys.value(row)).ok().and_then(|key| number_of.get(&key));
+                if let Some(user) = user.filter(|_| times.is_valid(row)) {
+                    touches.entry(*user).or_default().push(Touch { time: times.value(row), arm: arms.value(row) as u32 });
+                }
+            }
+        }
+        for touches in touches.values_mut() {
+            touches.sort_unstable();
+        }
+        Ok(touches)
+    }
 }
 
 /// Writes a time as SQL of DataFusion, which folds it into a literal that Postgres is given too.
-pub fn time_literal(us: i64) -> String {
+fn time_literal(us: i64) -> String {
     format!("arrow_cast({us}, 'Timestamp(Microsecond, Some(\"UTC\"))')")
 }
 

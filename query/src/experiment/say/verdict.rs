@@ -7,7 +7,7 @@ use crate::experiment::request::{Analysis, Difference, Engine};
 use crate::experiment::test::comparison::{Compared, Conclusion, Design};
 use crate::experiment::test::found::{Bayesian, ScaledImpact};
 use crate::experiment::text::{p_text, short};
-use statistics::comparison::Status;
+use statistics::effect::Status;
 
 /// The verdict with what it rests on.
 pub struct Verdict {

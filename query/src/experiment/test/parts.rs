@@ -1,10 +1,9 @@
 //! The same comparisons in parts: within each value of a dimension, and at the end of each day.
 
-use statistics::effect::{Effect, Scale};
+use statistics::effect::{self, Effect, Scale};
 use statistics::moments::{Overflow, decimal_text};
 use statistics::sample_ratio::sample_ratio;
 use statistics::sequential::confidence_sequence;
-use statistics::strata;
 
 use super::comparison::{Compared, Design, TestedComparison, compare_all, compared, conclude, decide};
 use super::found::{Cumulative, DailyArm, Day, Heterogeneity, SeriesArm, SeriesComparison, Supplemental, ends};
@@ -92,7 +91,7 @@ fn heterogeneity<'a>(design: &Design<'_>, compared: impl Iterator<Item = &'a Com
     let of_arm = |arm: usize| {
         let of_arm = compared.clone().filter(|found| found.arm == arm);
         let effects: Vec<Effect> = of_arm.filter_map(|found| found.effect(Scale::Absolute)).collect();
-        let strata::Heterogeneity { statistic, dof, p_value } = strata::heterogeneity(&effects)?;
+        let effect::Heterogeneity { statistic, dof, p_value } = effect::heterogeneity(&effects)?;
         let variant_id = design.variants[arm].id;
         Some(Heterogeneity { variant_id, statistic, dof, p_value: p_value.p, log10_p: p_value.log10 })
     };
