@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
+use chrono::SubsecRound;
 use datafusion::catalog::{CatalogProvider, CatalogProviderList, SchemaProvider};
 use datafusion::catalog::{MemoryCatalogProvider, MemoryCatalogProviderList, MemorySchemaProvider};
 use datafusion::common::DataFusionError;
@@ -53,11 +54,13 @@ impl Engine {
     /// # Errors
     /// Those of DataFusion, when it refuses one of our functions.
     pub fn new(limits: &Limits) -> Result<Self, DataFusionError> {
-        let config = SessionConfig::new()
+        let mut config = SessionConfig::new()
             .with_target_partitions(limits.query_threads)
             .with_information_schema(false)
             .with_create_default_catalog_and_schema(false)
             .with_default_catalog_and_schema(CATALOG, SCHEMA);
+        // `now()` is a time in UTC, as the times of events are: the two can be subtracted.
+        config.options_mut().execution.time_zone = Some("UTC".to_owned());
         let mut base = SessionStateBuilder::new_with_default_features().with_config(config).build();
         datafusion_functions_json::register_all(&mut base)?;
         for name in AMPLIFIERS {
@@ -71,7 +74,7 @@ impl Engine {
         Ok(Engine { base, limits: limits.clone() })
     }
 
-    /// Makes a session without tables.
+    /// Makes a session without tables. Its time is fixed here: `now()` is the same in all plans of one session.
     /// # Errors
     /// Those of DataFusion.
     pub fn session(&self) -> Result<Session, DataFusionError> {
@@ -84,10 +87,15 @@ impl Engine {
         catalog.register_schema(SCHEMA, tables.clone())?;
         let catalogs = MemoryCatalogProviderList::new();
         catalogs.register_catalog(CATALOG.to_owned(), Arc::new(catalog));
-        let state = SessionStateBuilder::new_from_existing(self.base.clone())
+        let mut state = SessionStateBuilder::new_from_existing(self.base.clone())
             .with_runtime_env(runtime)
             .with_catalog_list(Arc::new(catalogs))
             .build();
+        // DataFusion's own contexts do this before each plan; without it, now() and its like cannot be planned.
+        state.mark_start_execution();
+        // Microseconds, as stored times have: a comparison with now() is then exact, and Postgres can make it.
+        let started_at = state.execution_props().query_execution_start_time;
+        state.execution_props_mut().query_execution_start_time = started_at.map(|time| time.trunc_subsecs(6));
         Ok(Session { state, tables })
     }
 
@@ -204,4 +212,23 @@ fn internal(error: &DataFusionError) -> Refusal {
 
 fn first_line(text: &str) -> String {
     text.lines().next().unwrap_or_default().chars().take(600).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn all_plans_of_a_session_have_one_now() {
+        let engine = Engine::new(&Limits::default()).expect("an engine");
+        let now = async |session: &Session| {
+            let rows = session.collect("SELECT CAST(now() AS BIGINT) % 1000, CAST(now() AS TEXT)").await.expect("one row");
+            arrow::util::pretty::pretty_format_batches(&rows).expect("a table").to_string()
+        };
+        let session = engine.session().expect("a session");
+        let first = now(&session).await;
+        assert!(first.contains("| 0 "), "no finer than stored times: {first}");
+        assert_eq!(now(&session).await, first);
+        assert_ne!(now(&engine.session().expect("a session")).await, first);
+    }
 }

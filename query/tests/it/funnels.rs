@@ -113,6 +113,27 @@ async fn steps_are_conditions_too() {
 }
 
 #[tokio::test]
+async fn conditions_know_what_time_it_is() {
+    let mut service = Service::start().await;
+    store(&mut service, &[(1, 0.0, "view"), (1, 60.0, "quiz"), (2, 0.0, "view"), (2, 60.0, "quiz")]).await;
+    for (user, age) in [(1, "1 day"), (2, "10 days")] {
+        let user = crate::support::user(user);
+        let age = format!("now() - interval '{age}' - timestamptz '2026-03-01T00:00:00Z'");
+        service.run(&format!("UPDATE engagement_events SET event_time = event_time + ({age}) WHERE user_id = '{user}'")).await;
+    }
+    for now in ["now()", "current_timestamp", "current_date", "today()"] {
+        let step = |event: &str, days: u32| {
+            let condition = format!("event = '{event}' AND event_time > {now} - INTERVAL '{days} days'");
+            json!({"name": event, "where": condition})
+        };
+        let body = |days: [u32; 2]| json!({"steps": [step("view", days[0]), step("quiz", days[1])], "window": "1h"});
+        assert_eq!(units(&service.post("/v1/funnels", &body([7, 7])).await.ok()), [1, 1], "{now}");
+        assert_eq!(units(&service.post("/v1/funnels", &body([20, 7])).await.ok()), [2, 1], "{now}");
+        assert_eq!(units(&service.post("/v1/funnels", &body([20, 20])).await.ok()), [2, 2], "{now}");
+    }
+}
+
+#[tokio::test]
 async fn an_event_fills_one_step_unless_it_may_fill_more() {
     let mut service = Service::start().await;
     store(&mut service, &[(1, 0.0, "a"), (2, 0.0, "a"), (2, 1.0, "a"), (2, 2.0, "b")]).await;

@@ -259,6 +259,40 @@ async fn deep_statements_neither_crash_nor_hang() {
 }
 
 #[tokio::test]
+async fn the_time_of_a_statement_is_one() {
+    let mut service = Service::start().await;
+    for user in 0..3 {
+        Event::new("engagement", "quiz", user, 0.0).store(&mut service.rows).await;
+    }
+    service.run("UPDATE engagement_events SET event_time = now() - interval '1 day'").await;
+    let older = crate::support::user(2);
+    service.run(&format!("UPDATE engagement_events SET event_time = now() - interval '10 days' WHERE user_id = '{older}'")).await;
+    let check = async |condition: &str, expected: i64| {
+        let rows = service.rows(&format!("SELECT count(*) FROM events WHERE {condition}")).await;
+        assert_eq!(rows, json!([[expected]]), "{condition}");
+    };
+    for now in ["now()", "current_timestamp", "current_timestamp()", "current_date", "current_date()", "today()"] {
+        check(&format!("event_time > {now} - INTERVAL '7 days'"), 2).await;
+        check(&format!("event_time BETWEEN {now} - INTERVAL '20 days' AND {now} - INTERVAL '7 days'"), 1).await;
+    }
+    check("now() - event_time IS NOT NULL", 3).await;
+    check("event_time > date_trunc('day', now()) - INTERVAL '7 days' AND current_time >= TIME '00:00:00'", 2).await;
+    // Postgres leaves the old rows out.
+    let plan = service.rows("EXPLAIN SELECT event FROM events WHERE event_time > now() - INTERVAL '7 days'").await.to_string();
+    assert!(plan.contains("partial_filters=[events.event_time > TimestampMicrosecond("), "{plan}");
+    let one =
+        "SELECT count(DISTINCT t), max(t) = now(), bool_and(CAST(t AS DATE) = current_date), bool_and(t = current_timestamp)
+               FROM (SELECT now() AS t FROM events UNION ALL SELECT current_timestamp FROM events UNION ALL SELECT now())";
+    assert_eq!(service.rows(one).await, json!([[1, true, true, true]]));
+    assert_eq!(
+        service.rows("SELECT arrow_typeof(now()), CAST(current_time AS TEXT) = CAST(current_time AS TEXT)").await,
+        json!([["Timestamp(ns, \"UTC\")", true]])
+    );
+    let (first, second) = (service.rows("SELECT now()").await, service.rows("SELECT now()").await);
+    assert!(first[0][0].as_str() < second[0][0].as_str(), "each statement has its own: {first} {second}");
+}
+
+#[tokio::test]
 async fn tenants_are_apart_whatever_the_statement() {
     let mut service = Service::start().await;
     let rows = &mut service.rows;
