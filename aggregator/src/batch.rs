@@ -104,4 +104,10 @@ impl Batch {
     pub(crate) fn projects(&self) -> BTreeSet<Uuid> {
         self.events.iter().map(|decoded| decoded.event.project_id.0).collect()
     }
+
+    /// Returns the log partitions that hold an event of a project.
+    pub(crate) fn partitions_of(&self, project: Uuid) -> BTreeSet<u32> {
+        let of_project = self.events.iter().filter(|decoded| decoded.event.project_id.0 == project);
+        of_project.map(|decoded| decoded.partition).collect()
+    }
 }

@@ -24,6 +24,8 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use catalogue::names::Resolved;
+use catalogue::{Catalogue, Unsupported, version};
 use events::fact::Fact;
 use events::{Event, EventId, Kind, Micros, ProjectId, UserId};
 use sqlx::{PgConnection, Row};
@@ -32,8 +34,7 @@ use uuid::Uuid;
 use history::Histories;
 
 use crate::batch::{Batch, DeadLetter, Decoded};
-use crate::catalogue::{Catalogue, Resolved};
-use crate::database::{catalogue_lock, is_duplicate_key, row_fault};
+use crate::database::{is_duplicate_key, row_fault};
 use crate::partitions::Months;
 
 /// An event with its ids, on its way into its table.
@@ -91,6 +92,17 @@ pub(crate) enum CommitError {
         /// The log partition.
         partition: u32,
     },
+    /// A newer version of Weir wrote the rules of an experiment. Nothing was changed, and nothing of its project may be stored
+    /// by this version: participation and attribution would be computed without them, or by a guess.
+    #[error("nothing of project {project} is stored: {unsupported}")]
+    Unsupported {
+        /// The project.
+        project: Uuid,
+        /// The log partitions of the batch that hold an event of it.
+        partitions: BTreeSet<u32>,
+        /// The experiment, and what is not known.
+        unsupported: Unsupported,
+    },
     /// The reply to COMMIT was lost; the checkpoint tells whether it happened.
     #[error("the reply to COMMIT was lost: {0}")]
     Unknown(sqlx::Error),
@@ -139,7 +151,11 @@ pub(crate) async fn commit(
     let projects = batch.projects();
     let mut refused: Vec<DeadLetter> = Vec::new();
     loop {
-        cache.catalogue.know(connection, &projects).await?;
+        cache.catalogue.load(connection, &projects).await?;
+        if let Some((project, unsupported)) = projects.iter().find_map(|id| Some((*id, cache.catalogue.unsupported(*id)?))) {
+            let partitions = batch.partitions_of(project);
+            return Err(CommitError::Unsupported { project, partitions, unsupported: unsupported.clone() });
+        }
         let (rows, unapplied) = resolve(connection, cache, log_id, batch, &refused).await?;
         let dead: Vec<DeadLetter> = batch.undecodable.iter().chain(&refused).chain(&unapplied).cloned().collect();
         cache.months.make(connection, rows.iter().map(|row| &row.decoded.event)).await?;
@@ -150,7 +166,7 @@ pub(crate) async fn commit(
                 cache.had_duplicates = duplicates > 0;
                 return Ok(Stored { inserted, duplicates, unattributed, dead });
             }
-            Ok(Attempt::CatalogueMoved) => cache.catalogue.forget(&projects),
+            Ok(Attempt::CatalogueMoved) => cache.catalogue.invalidate(&projects),
             Ok(Attempt::HorizonMoved(horizon)) => cache.horizon = Some(horizon),
             Ok(Attempt::DuplicateKey) => cache.had_duplicates = true,
             Err(CommitError::Postgres(error)) if row_fault(&error).is_some() => {
@@ -292,11 +308,7 @@ struct Seen {
 
 /// Takes the projects' shared locks, ascending, and then reads: what is read stays true until the commit.
 async fn lock_catalogue(connection: &mut PgConnection, projects: &BTreeSet<Uuid>) -> Result<Seen, sqlx::Error> {
-    let mut locks: Vec<i64> = projects.iter().map(|project| catalogue_lock(*project)).collect();
-    locks.sort_unstable();
-    for lock in locks {
-        sqlx::query("SELECT pg_advisory_xact_lock_shared($1)").bind(lock).execute(&mut *connection).await?;
-    }
+    version::lock_shared(connection, projects.iter().copied()).await?;
     let ids: Vec<Uuid> = projects.iter().copied().collect();
     let row = sqlx::query(
         "SELECT (SELECT count(*) FROM staging),

@@ -5,7 +5,6 @@
 
 pub mod admin;
 mod batch;
-mod catalogue;
 mod commit;
 mod config;
 mod database;

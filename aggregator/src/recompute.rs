@@ -1,11 +1,10 @@
 //! Participation and attribution of a whole experiment, from its raw rows.
 
+use catalogue::{ReadError, Unsupported, version};
 use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 
-use crate::catalogue::raise_version;
 use crate::commit::participation;
-use crate::database::catalogue_lock;
 
 pub use crate::commit::participation::Differences;
 
@@ -18,9 +17,21 @@ pub enum RecomputeError {
     /// Some of its rows may lie in months that are no longer in Postgres.
     #[error("experiment {0} is frozen: some of its rows are no longer kept here, so it cannot be computed again")]
     Frozen(Uuid),
+    /// A newer version of Weir wrote a rule of it.
+    #[error(transparent)]
+    Unsupported(#[from] Unsupported),
     /// Postgres refused or broke off.
     #[error(transparent)]
     Postgres(#[from] sqlx::Error),
+}
+
+impl From<ReadError> for RecomputeError {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::Unsupported(unsupported) => RecomputeError::Unsupported(unsupported),
+            ReadError::Database(error) => RecomputeError::Postgres(error),
+        }
+    }
 }
 
 /// Recomputes an experiment in a transaction of its own, and returns how many rows were not as they should be.
@@ -29,27 +40,26 @@ pub enum RecomputeError {
 /// [`RecomputeError`]; the transaction is rolled back.
 pub async fn recompute(connection: &mut PgConnection, project: Uuid, experiment: Uuid) -> Result<Differences, RecomputeError> {
     let mut transaction = connection.begin().await?;
-    lock(&mut transaction, project).await?;
+    lock_checkpoints(&mut transaction).await?;
+    version::lock(&mut transaction, project).await?;
     let changed = recompute_locked(&mut transaction, project, experiment).await?;
     // Rows changed without new facts: whoever follows facts must read all of them again.
-    raise_version(&mut transaction, project).await?;
+    version::raise(&mut transaction, project).await?;
     transaction.commit().await?;
     Ok(changed)
 }
 
-/// Locks all checkpoints, ascending, and then the project's catalogue: nothing is stored, and no name changes, until the
-/// transaction ends. Checkpoints always come before the catalogue.
-pub async fn lock(connection: &mut PgConnection, project: Uuid) -> Result<(), sqlx::Error> {
+/// Locks all checkpoints, ascending: nothing is stored until the transaction ends. They always come before the catalogue.
+pub(crate) async fn lock_checkpoints(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
     let checkpoints = "SELECT 1 FROM checkpoints ORDER BY log_id, log_partition FOR UPDATE";
-    sqlx::query(checkpoints).fetch_all(&mut *connection).await?;
-    sqlx::query("SELECT pg_advisory_xact_lock($1)").bind(catalogue_lock(project)).execute(connection).await?;
+    sqlx::query(checkpoints).fetch_all(connection).await?;
     Ok(())
 }
 
-/// Recomputes an experiment inside a transaction that holds [`lock`].
+/// Recomputes an experiment inside a transaction that holds the checkpoints and the catalogue.
 /// # Errors
 /// [`RecomputeError`]; the caller rolls back.
-pub async fn recompute_locked(
+pub(crate) async fn recompute_locked(
     connection: &mut PgConnection,
     project: Uuid,
     experiment: Uuid,

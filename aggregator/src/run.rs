@@ -60,6 +60,10 @@ impl Worker {
                     match &error {
                         CommitError::NotOwner { .. } => self.metrics.fenced.increment(1),
                         CommitError::Unknown(_) => self.metrics.unknown_commits.increment(1),
+                        CommitError::Unsupported { partitions, .. } => {
+                            let halt = Halt { state: "unsupported_catalogue", text: error.to_string() };
+                            partitions.iter().for_each(|partition| self.halt(*partition, halt.clone()));
+                        }
                         CommitError::Postgres(_) | CommitError::Staging { .. } => {}
                     }
                     tracing::warn!(worker = self.number, %error, "starting again from the checkpoint");

@@ -12,7 +12,6 @@ pub mod test;
 pub mod text;
 pub mod warning;
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -22,8 +21,7 @@ use crate::app::App;
 use crate::engine;
 use crate::error::Refusal;
 use measure::measure;
-use read::catalogue;
-use read::experiment::{Experiment, Variant};
+use read::catalogue::{self, Defined};
 use read::read;
 use request::Request;
 use say::body::{Experiments, Listed, Results};
@@ -43,7 +41,7 @@ pub struct Steps {
 
 /// Answers one request about one experiment.
 /// # Errors
-/// [`Refusal`]; `unknown_experiment`, `unknown_variant` and `unknown_metric` among them.
+/// [`Refusal`]; `unknown_experiment`, `unknown_variant`, `unknown_metric` and `unsupported_catalogue` among them.
 pub async fn results(app: &Arc<App>, project: Uuid, name: String, request: Request) -> Result<(Results, Steps), Refusal> {
     app.within_limits(|app| async move {
         let began = Instant::now();
@@ -65,19 +63,10 @@ pub async fn list(app: &Arc<App>, project: Uuid) -> Result<Experiments, Refusal>
     app.within_limits(|app| async move {
         let snapshot = app.snapshot(project).await?;
         let mut connection = snapshot.keeper().await;
-        let read = async {
-            let experiments = catalogue::experiments(&mut connection, project).await?;
-            let variants = catalogue::variants(&mut connection, project, None).await?;
-            Ok::<_, sqlx::Error>((experiments, variants))
-        };
-        let (experiments, variants) = read.await.map_err(|error| engine::database_refusal(&error))?;
-        let mut by_experiment: HashMap<Uuid, Vec<Variant>> = HashMap::new();
-        for (experiment, variant) in variants {
-            by_experiment.entry(experiment).or_default().push(variant);
-        }
+        let defined = catalogue::list(&mut connection, project).await.map_err(|error| engine::database_refusal(&error))?;
         let now = snapshot.as_of().event_time.as_deref().and_then(measure::micros);
-        let listed = |mut experiment: Experiment| {
-            let mut variants = by_experiment.remove(&experiment.id).unwrap_or_default();
+        let listed = |defined: Defined| {
+            let Defined { mut experiment, mut variants, .. } = defined;
             // Without a baseline asked for there is nothing to miss.
             let control = catalogue::choose_control(&mut variants, None).ok().flatten();
             experiment.control_variant_id = control.map(|index| variants[index].id);
@@ -85,7 +74,14 @@ pub async fn list(app: &Arc<App>, project: Uuid) -> Result<Experiments, Refusal>
             variants.sort_by_key(|variant| !variant.is_control);
             Listed { experiment, variants }
         };
-        Ok(Experiments { experiments: experiments.into_iter().map(listed).collect(), as_of: snapshot.as_of().clone() })
+        let (mut experiments, mut unsupported) = (Vec::new(), Vec::new());
+        for defined in defined {
+            match defined {
+                Ok(defined) => experiments.push(listed(defined)),
+                Err(error) => unsupported.push(error.to_string()),
+            }
+        }
+        Ok(Experiments { experiments, unsupported, as_of: snapshot.as_of().clone() })
     })
     .await
 }

@@ -5,6 +5,7 @@ use std::io::Read;
 use anyhow::{Context, bail};
 use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+use catalogue::audit::audit;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use sqlx::{Connection, PgConnection};
@@ -126,8 +127,7 @@ async fn ensure_project(connection: &mut PgConnection, auto_register: bool) -> a
     .await?;
     match made {
         Some(id) => {
-            aggregator::admin::audit(connection, Some(id), "project.create", PROJECT, &json!({"auto_register": auto_register}))
-                .await?;
+            audit(connection, Some(id), "project.create", PROJECT, &json!({"auto_register": auto_register})).await?;
             Ok(id)
         }
         None => sqlx::query_scalar("SELECT id FROM projects WHERE name = $1")
@@ -193,7 +193,7 @@ pub(crate) async fn add(connection: &mut PgConnection, project: Uuid, kind: Kind
     .await?;
     if let Some(id) = made {
         let details = json!({"kind": kind.as_str(), "name": name, "prefix": prefix});
-        aggregator::admin::audit(connection, Some(project), "key.create", &id.to_string(), &details).await?;
+        audit(connection, Some(project), "key.create", &id.to_string(), &details).await?;
         return Ok(());
     }
     let (owner, found, valid): (Uuid, String, bool) = sqlx::query_as(

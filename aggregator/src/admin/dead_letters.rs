@@ -4,33 +4,21 @@
 //! whatever was stored before is stored once, since the event's identity has not changed.
 
 use bytes::Bytes;
+use catalogue::CatalogueError;
+use catalogue::DeadLetterStatus::{self, Discarded, Replay, Replayed};
+use catalogue::audit::audit;
+use catalogue::change::begin;
+use catalogue::experiments::Experiment;
 use events::identity::hyphenated_uuid;
 use events::{Micros, Record};
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use serde_json::json;
 use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row};
 use uuid::Uuid;
 
-use super::experiments::Experiment;
-use super::{AdminError, audit, begin, iso, texts};
-
 /// Letters whose bytes are held in memory together: at most 32 MiB at the largest event.
 const CHUNK: i64 = 500;
-
-texts! {
-    /// What became of a dead letter.
-    Status {
-        /// It waits for somebody.
-        Open = "open",
-        /// The aggregator will append it to the log again.
-        Replay = "replay",
-        /// It was appended again.
-        Replayed = "replayed",
-        /// Somebody decided that it is not needed.
-        Discarded = "discarded",
-    }
-}
 
 /// Which dead letters. What is `None` does not matter.
 #[derive(Clone, Debug, Default)]
@@ -40,7 +28,7 @@ pub struct Filter {
     /// With this code.
     pub code: Option<String>,
     /// In this state.
-    pub status: Option<Status>,
+    pub status: Option<DeadLetterStatus>,
 }
 
 /// A dead letter as it is stored, without its bytes.
@@ -64,8 +52,8 @@ pub struct DeadLetter {
     pub reason: String,
     /// What Postgres said, where it refused the row.
     pub sqlstate: Option<String>,
-    /// One of [`Status`].
-    pub status: String,
+    /// What became of it.
+    pub status: DeadLetterStatus,
     /// When the record could not be applied.
     #[serde(serialize_with = "iso")]
     pub created_at: Micros,
@@ -79,8 +67,8 @@ pub struct DeadLetter {
 /// One line of a summary.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Count {
-    /// One of [`Status`].
-    pub status: String,
+    /// What became of it.
+    pub status: DeadLetterStatus,
     /// The code.
     pub code: String,
     /// How many.
@@ -113,8 +101,8 @@ pub struct Marked {
 
 /// Returns dead letters, the newest first, `limit` at most.
 /// # Errors
-/// [`AdminError::Database`].
-pub async fn list(conn: &mut PgConnection, filter: &Filter, limit: i64) -> Result<Vec<DeadLetter>, AdminError> {
+/// [`CatalogueError::Database`].
+pub async fn list(conn: &mut PgConnection, filter: &Filter, limit: i64) -> Result<Vec<DeadLetter>, CatalogueError> {
     let rows = sqlx::query(
         "SELECT id, project_id, log_id, log_partition, log_offset, code, subject, reason, sqlstate, status, \
              (extract(epoch FROM created_at) * 1000000)::bigint AS created_at, \
@@ -125,7 +113,7 @@ pub async fn list(conn: &mut PgConnection, filter: &Filter, limit: i64) -> Resul
     )
     .bind(filter.project)
     .bind(&filter.code)
-    .bind(filter.status.map(Status::as_str))
+    .bind(filter.status)
     .bind(limit)
     .fetch_all(conn)
     .await?;
@@ -152,9 +140,9 @@ fn of_row(row: &PgRow) -> Result<DeadLetter, sqlx::Error> {
 
 /// Counts dead letters by status and code.
 /// # Errors
-/// [`AdminError::Database`].
-pub async fn counts(conn: &mut PgConnection, filter: &Filter) -> Result<Vec<Count>, AdminError> {
-    let rows: Vec<(String, String, i64, i64, i64)> = sqlx::query_as(
+/// [`CatalogueError::Database`].
+pub async fn counts(conn: &mut PgConnection, filter: &Filter) -> Result<Vec<Count>, CatalogueError> {
+    let rows: Vec<(DeadLetterStatus, String, i64, i64, i64)> = sqlx::query_as(
         "SELECT status, code, count(*), (extract(epoch FROM min(created_at)) * 1000000)::bigint, \
              (extract(epoch FROM max(created_at)) * 1000000)::bigint \
          FROM dead_letters \
@@ -163,7 +151,7 @@ pub async fn counts(conn: &mut PgConnection, filter: &Filter) -> Result<Vec<Coun
     )
     .bind(filter.project)
     .bind(&filter.code)
-    .bind(filter.status.map(Status::as_str))
+    .bind(filter.status)
     .fetch_all(conn)
     .await?;
     let of_row =
@@ -173,8 +161,8 @@ pub async fn counts(conn: &mut PgConnection, filter: &Filter) -> Result<Vec<Coun
 
 /// Returns one dead letter with the record's bytes.
 /// # Errors
-/// [`AdminError::Unknown`].
-pub async fn show(conn: &mut PgConnection, id: Uuid) -> Result<(DeadLetter, Vec<u8>), AdminError> {
+/// [`CatalogueError::Unknown`].
+pub async fn show(conn: &mut PgConnection, id: Uuid) -> Result<(DeadLetter, Vec<u8>), CatalogueError> {
     let row = sqlx::query(
         "SELECT id, project_id, log_id, log_partition, log_offset, code, subject, reason, sqlstate, status, \
              (extract(epoch FROM created_at) * 1000000)::bigint AS created_at, \
@@ -188,8 +176,8 @@ pub async fn show(conn: &mut PgConnection, id: Uuid) -> Result<(DeadLetter, Vec<
     Ok((of_row(&row)?, row.try_get("record")?))
 }
 
-fn unknown(id: Uuid) -> AdminError {
-    AdminError::Unknown {
+fn unknown(id: Uuid) -> CatalogueError {
+    CatalogueError::Unknown {
         what: "dead letter",
         name: id.to_string(),
         place: "this database".into(),
@@ -200,19 +188,19 @@ fn unknown(id: Uuid) -> AdminError {
 /// Marks dead letters, so that the aggregator appends their bytes to the log again.
 /// Open and discarded ones can be named by id; those already marked stay so.
 /// # Errors
-/// [`AdminError::Unknown`], [`AdminError::WrongState`] for an id whose bytes are no event or that was replayed already.
-pub async fn replay(conn: &mut PgConnection, selection: &Selection) -> Result<Marked, AdminError> {
-    change(conn, selection, Status::Replay).await
+/// [`CatalogueError::Unknown`], [`CatalogueError::WrongState`] for an id whose bytes are no event or that was replayed already.
+pub async fn replay(conn: &mut PgConnection, selection: &Selection) -> Result<Marked, CatalogueError> {
+    change(conn, selection, Replay).await
 }
 
 /// Marks dead letters as not needed. Their bytes stay.
 /// # Errors
-/// [`AdminError::Unknown`], [`AdminError::WrongState`] for an id that was replayed.
-pub async fn discard(conn: &mut PgConnection, selection: &Selection) -> Result<Marked, AdminError> {
-    change(conn, selection, Status::Discarded).await
+/// [`CatalogueError::Unknown`], [`CatalogueError::WrongState`] for an id that was replayed.
+pub async fn discard(conn: &mut PgConnection, selection: &Selection) -> Result<Marked, CatalogueError> {
+    change(conn, selection, Discarded).await
 }
 
-async fn change(conn: &mut PgConnection, selection: &Selection, to: Status) -> Result<Marked, AdminError> {
+async fn change(conn: &mut PgConnection, selection: &Selection, to: DeadLetterStatus) -> Result<Marked, CatalogueError> {
     let mut tx = begin(conn).await?;
     let (project, subject, marked) = match selection {
         Selection::Ids(ids) => {
@@ -224,7 +212,7 @@ async fn change(conn: &mut PgConnection, selection: &Selection, to: Status) -> R
             (filter.project, json!({ "code": filter.code }), marked)
         }
     };
-    let action = if to == Status::Replay { "dead_letters.replay" } else { "dead_letters.discard" };
+    let action = if to == Replay { "dead_letters.replay" } else { "dead_letters.discard" };
     let details = json!({ "selection": subject, "marked": marked.marked, "unreadable": marked.unreadable });
     audit(&mut tx, project, action, "dead letters", &details).await?;
     tx.commit().await?;
@@ -232,25 +220,25 @@ async fn change(conn: &mut PgConnection, selection: &Selection, to: Status) -> R
 }
 
 /// Returns the project of the letters, where all have the same one.
-async fn change_ids(conn: &mut PgConnection, ids: &[Uuid], to: Status) -> Result<Option<Uuid>, AdminError> {
+async fn change_ids(conn: &mut PgConnection, ids: &[Uuid], to: DeadLetterStatus) -> Result<Option<Uuid>, CatalogueError> {
     let mut projects = Vec::new();
     for id in ids {
-        let found: Option<(String, Option<Uuid>, Vec<u8>)> =
+        let found: Option<(DeadLetterStatus, Option<Uuid>, Vec<u8>)> =
             sqlx::query_as("SELECT status, project_id, bytes FROM dead_letters WHERE id = $1 FOR UPDATE")
                 .bind(id)
                 .fetch_optional(&mut *conn)
                 .await?;
         let Some((status, project, bytes)) = found else { return Err(unknown(*id)) };
         let refuse = |found: String, accepted: &str| {
-            Err(AdminError::WrongState { subject: format!("dead letter {id}"), found, accepted: accepted.into() })
+            Err(CatalogueError::WrongState { subject: format!("dead letter {id}"), found, accepted: accepted.into() })
         };
-        if status == Status::Replayed.as_str() {
+        if status == Replayed {
             return refuse(
                 "replayed".into(),
                 "its record is in the log again; what became of it there is another dead letter, if any",
             );
         }
-        if to == Status::Replay
+        if to == Replay
             && let Err(error) = Record::from_bytes(Bytes::from(bytes))
         {
             return refuse(
@@ -259,7 +247,7 @@ async fn change_ids(conn: &mut PgConnection, ids: &[Uuid], to: Status) -> Result
             );
         }
         projects.push(project);
-        if status != to.as_str() {
+        if status != to {
             mark(conn, &[*id], to).await?;
         }
     }
@@ -267,7 +255,7 @@ async fn change_ids(conn: &mut PgConnection, ids: &[Uuid], to: Status) -> Result
     Ok(if projects.len() == 1 { projects[0] } else { None })
 }
 
-async fn change_open(conn: &mut PgConnection, filter: &Filter, to: Status) -> Result<Marked, AdminError> {
+async fn change_open(conn: &mut PgConnection, filter: &Filter, to: DeadLetterStatus) -> Result<Marked, CatalogueError> {
     let mut total = Marked::default();
     let mut after = Uuid::nil();
     loop {
@@ -280,13 +268,13 @@ async fn change_open(conn: &mut PgConnection, filter: &Filter, to: Status) -> Re
         .bind(&filter.code)
         .bind(after)
         .bind(CHUNK)
-        .bind(to == Status::Replay)
+        .bind(to == Replay)
         .fetch_all(&mut *conn)
         .await?;
         let Some((last, _)) = letters.last() else { return Ok(total) };
         after = *last;
         let seen = letters.len() as u64;
-        let is_usable = |bytes: Vec<u8>| to == Status::Discarded || Record::from_bytes(Bytes::from(bytes)).is_ok();
+        let is_usable = |bytes: Vec<u8>| to == Discarded || Record::from_bytes(Bytes::from(bytes)).is_ok();
         let usable: Vec<Uuid> = letters.into_iter().filter_map(|(id, bytes)| is_usable(bytes).then_some(id)).collect();
         total.marked += usable.len() as u64;
         total.unreadable += seen - usable.len() as u64;
@@ -294,10 +282,10 @@ async fn change_open(conn: &mut PgConnection, filter: &Filter, to: Status) -> Re
     }
 }
 
-async fn mark(conn: &mut PgConnection, ids: &[Uuid], to: Status) -> Result<(), AdminError> {
+async fn mark(conn: &mut PgConnection, ids: &[Uuid], to: DeadLetterStatus) -> Result<(), sqlx::Error> {
     sqlx::query("UPDATE dead_letters SET status = $2, changed_at = now() WHERE id = ANY($1)")
         .bind(ids)
-        .bind(to.as_str())
+        .bind(to)
         .execute(conn)
         .await?;
     Ok(())
@@ -309,7 +297,7 @@ pub(super) async fn replay_for(
     project: Uuid,
     code: &str,
     subjects: &[String],
-) -> Result<u64, AdminError> {
+) -> Result<u64, sqlx::Error> {
     let done = sqlx::query(
         "UPDATE dead_letters SET status = 'replay', changed_at = now() \
          WHERE status = 'open' AND project_id = $1 AND code = $2 AND subject = ANY ($3)",
@@ -329,7 +317,7 @@ pub(super) async fn replay_for_variants(
     project: Uuid,
     experiment: &Experiment,
     variants: &[String],
-) -> Result<u64, AdminError> {
+) -> Result<u64, sqlx::Error> {
     let (mut marked, mut after) = (0, Uuid::nil());
     let is_waiting = |bytes: &[u8]| {
         let named = events::wire::decode(bytes).ok().and_then(|event| event.experiment);
@@ -351,6 +339,11 @@ pub(super) async fn replay_for_variants(
         after = *last;
         let ids: Vec<Uuid> = letters.iter().filter(|(_, bytes)| is_waiting(bytes)).map(|(id, _)| *id).collect();
         marked += ids.len() as u64;
-        mark(conn, &ids, Status::Replay).await?;
+        mark(conn, &ids, Replay).await?;
     }
+}
+
+/// Writes a time as people and programs read it.
+fn iso<S: Serializer>(time: &Micros, out: S) -> Result<S::Ok, S::Error> {
+    out.collect_str(time)
 }

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use sqlx::{PgConnection, Row};
 use uuid::Uuid;
 
-use crate::commit::derive::{Attribution, ConversionId, Derived, Method, Participation};
+use crate::commit::derive::{Attribution, ConversionId, Derived, Participation};
 use crate::commit::history::{User, money, time};
 use crate::database::Timestamp;
 
@@ -58,7 +58,7 @@ pub(crate) async fn read_derived(
             conversion_time: time(&row, 4)?,
             kind: row.try_get(5)?,
             variant: row.try_get(6)?,
-            method: Method::named(row.try_get(7)?),
+            method: row.try_get(7)?,
             confidence: row.try_get(8)?,
             hours: row.try_get(9)?,
             value: money(&row, 10)?,

@@ -4,48 +4,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+pub(crate) use catalogue::{AttributionMethod, Rules};
 use events::{Micros, Money};
 use uuid::Uuid;
-
-/// How an experiment credits a conversion.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Method {
-    /// The variant of the first eligible impression.
-    FirstExposure,
-    /// The variant of the last eligible impression up to the conversion.
-    LastExposure,
-}
-
-impl Method {
-    /// Returns the method of that name, as the table of experiments has it.
-    pub(crate) fn named(name: &str) -> Method {
-        if name == "last_exposure" { Method::LastExposure } else { Method::FirstExposure }
-    }
-
-    /// Returns its name.
-    pub(crate) fn as_str(self) -> &'static str {
-        match self {
-            Method::FirstExposure => "first_exposure",
-            Method::LastExposure => "last_exposure",
-        }
-    }
-}
-
-/// What of an experiment decides about participation and attribution.
-#[derive(Clone, Debug)]
-pub(crate) struct Rules {
-    pub is_draft: bool,
-    /// Some of its rows may no longer be here: its two tables are left as they are.
-    pub is_frozen: bool,
-    /// Impressions count from here on; none means always.
-    pub started_at: Option<Micros>,
-    /// And before here.
-    pub ended_at: Option<Micros>,
-    /// Of 86,400 seconds each; both ends of the window belong to it.
-    pub window_days: i32,
-    pub method: Method,
-    pub variants: BTreeSet<Uuid>,
-}
 
 /// An impression that is no bot's and does not say that the user was not eligible. Their order is that of a user's history.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -95,7 +56,7 @@ pub(crate) struct Attribution {
     pub conversion_time: Micros,
     pub kind: String,
     pub variant: Uuid,
-    pub method: Method,
+    pub method: AttributionMethod,
     /// Share of the credited variant among the impressions up to the conversion, in hundredths.
     pub confidence: i32,
     pub hours: i32,
@@ -162,8 +123,8 @@ fn attribute(rules: &Rules, eligible: &[Exposure], conversions: &[&Conversion]) 
         // The conversion is not before the first exposure, so one at least has passed.
         let Some(last) = passed.checked_sub(1).and_then(|last| eligible.get(last)) else { continue };
         let variant = match rules.method {
-            Method::FirstExposure => first.variant,
-            Method::LastExposure => last.variant,
+            AttributionMethod::FirstExposure => first.variant,
+            AttributionMethod::LastExposure => last.variant,
         };
         let (of_all, of_variant) = (passed as i64, shown.get(&variant).copied().unwrap_or(0));
         let attribution = Attribution {
@@ -188,7 +149,7 @@ mod tests {
     const EXPERIMENT: Uuid = Uuid::from_u128(1);
     const DAY: i64 = 86_400 * Micros::SECOND;
 
-    fn rules(method: Method) -> Rules {
+    fn rules(method: AttributionMethod) -> Rules {
         let variants = [Uuid::from_u128(10), Uuid::from_u128(11)].into();
         Rules { is_draft: false, is_frozen: false, started_at: None, ended_at: None, window_days: 1, method, variants }
     }
@@ -216,7 +177,7 @@ mod tests {
     }
 
     /// Credited variant and confidence of one conversion, after exposures at the times given.
-    fn check(method: Method, exposures: &[(i64, u128)], at: i64, expected: Option<(u128, i32)>) {
+    fn check(method: AttributionMethod, exposures: &[(i64, u128)], at: i64, expected: Option<(u128, i32)>) {
         let conversion = conversion(at);
         let shown: Vec<Exposure> = exposures.iter().rev().map(|(time, variant)| exposure(*time, *variant)).collect();
         let derived = derive(EXPERIMENT, &rules(method), &shown, &[conversion]);
@@ -228,7 +189,7 @@ mod tests {
 
     #[test]
     fn the_window_has_both_its_ends_and_the_method_names_the_variant() {
-        use Method::{FirstExposure as First, LastExposure as Last};
+        use AttributionMethod::{FirstExposure as First, LastExposure as Last};
         check(First, &[(0, 10)], 0, Some((10, 100)));
         check(First, &[(0, 10)], DAY, Some((10, 100)));
         check(First, &[(0, 10)], DAY + 1, None);
@@ -245,14 +206,14 @@ mod tests {
     #[test]
     fn confidence_is_rounded_half_up() {
         let shown: Vec<(i64, u128)> = (0..8).map(|time| (time, if time == 0 { 10 } else { 11 })).collect();
-        check(Method::FirstExposure, &shown, 8, Some((10, 13)));
+        check(AttributionMethod::FirstExposure, &shown, 8, Some((10, 13)));
     }
 
     #[test]
     fn a_conversion_that_names_another_experiment_is_not_ours() {
         let mut other = conversion(1);
         other.experiment = Some(Uuid::from_u128(2));
-        let derived = derive(EXPERIMENT, &rules(Method::FirstExposure), &[exposure(0, 10)], &[other]);
+        let derived = derive(EXPERIMENT, &rules(AttributionMethod::FirstExposure), &[exposure(0, 10)], &[other]);
         assert_eq!(derived.participation.map(|found| (found.impressions, found.first_conversion)), Some((1, None)));
         assert!(derived.attributions.is_empty());
     }

@@ -7,10 +7,10 @@
 
 use std::collections::BTreeSet;
 
+use catalogue::{Catalogue, ReadError, rules};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use crate::catalogue::{Catalogue, load_rules};
 use crate::commit::StagedRow;
 use crate::commit::changes::{Changes, read_derived};
 use crate::commit::derive::{Conversion, ConversionId};
@@ -53,10 +53,8 @@ pub(crate) async fn follow_experiment(
     connection: &mut PgConnection,
     project: Uuid,
     experiment: Uuid,
-) -> Result<Differences, sqlx::Error> {
-    let Some(rules) = load_rules(connection, project, Some(experiment)).await?.remove(&experiment) else {
-        return Ok(Differences::default());
-    };
+) -> Result<Differences, ReadError> {
+    let Some(rules) = rules::read(connection, project, experiment).await? else { return Ok(Differences::default()) };
     let users: Vec<Uuid> = sqlx::query_scalar(
         "SELECT user_id FROM impressions WHERE project_id = $1 AND experiment_id = $2
          UNION SELECT user_id FROM user_experiment_participation WHERE project_id = $1 AND experiment_id = $2

@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use aggregator::StartError;
 use eventlog::memory::MemoryLog;
-use events::Draft;
 use events::rules::Door;
 use events::testing::{conversion, door, exposure};
+use events::{Draft, ProjectId};
+use uuid::Uuid;
 
 use crate::pipeline::Pipeline;
 
@@ -160,6 +161,42 @@ async fn other_records_in_front_of_the_checkpoint_halt() {
     }
     assert!(found.contains("log_differs"), "{found}");
     aggregator.stop().await;
+}
+
+/// A newer version of Weir made an experiment whose method this one does not know. It credits nobody by a guess: nothing of that
+/// project is stored, the page says why, other projects go on. After the upgrade all of it is stored.
+#[tokio::test]
+async fn an_experiment_of_a_newer_version_halts_its_project_only() {
+    let mut pipeline = Pipeline::new().await;
+    let other = ProjectId(Uuid::from_u128(77));
+    pipeline
+        .execute(
+            "INSERT INTO projects (id, name) VALUES ('00000000-0000-0000-0000-00000000004d', 'other');
+             ALTER TABLE experiments DROP CONSTRAINT experiments_attribution_method_check;
+             INSERT INTO experiments (project_id, name, status, attribution_method)
+             SELECT id, 'future', 'running', 'weighted' FROM projects WHERE name = 'default'",
+        )
+        .await;
+    pipeline.append(vec![exposure("i", "alice", "2026-02-20T10:00:00Z", "checkout", "b")]).await;
+    let conversions = (0..50).map(|n| conversion(&format!("c-{n}"), &format!("u-{n}"), "2026-02-20T10:00:00Z", "purchase", "1"));
+    pipeline.append_to(other, conversions).await;
+
+    let aggregator = pipeline.start(1).await;
+    pipeline.until("SELECT count(*) > 30 FROM conversions", Duration::from_secs(20)).await;
+    let page = get(&format!("http://{}/readyz", aggregator.address())).await;
+    let expected = r#"table experiments, row "future": attribution_method is "weighted""#;
+    assert!(page.starts_with("HTTP/1.1 503") && page.contains("unsupported_catalogue") && page.contains(expected), "{page}");
+    assert_eq!(pipeline.scalar::<i64>("SELECT count(*) FROM impressions").await, 0);
+    aggregator.stop().await;
+    assert_eq!(pipeline.scalar::<i64>("SELECT count(*) FROM impressions").await, 0);
+
+    pipeline.execute("UPDATE experiments SET attribution_method = 'last_exposure'").await;
+    let aggregator = pipeline.start(1).await;
+    pipeline.drained().await;
+    aggregator.stop().await;
+    assert_eq!(pipeline.scalar::<i64>("SELECT count(*) FROM impressions").await, 1);
+    assert_eq!(pipeline.scalar::<i64>("SELECT count(*) FROM conversions").await, 50);
+    assert_eq!(pipeline.scalar::<i64>("SELECT count(*) FROM user_experiment_participation").await, 1);
 }
 
 #[tokio::test]

@@ -10,7 +10,7 @@ use eventlog::memory::MemoryLog;
 use eventlog::{Append, LogIdentity, Offset, Read, ReadBound, ReadError, StoredRecord};
 use events::rules::{self, Door};
 use events::testing::door;
-use events::{Draft, EventId, Record};
+use events::{Draft, EventId, ProjectId, Record};
 use migrations::testing::TestDatabase;
 use sqlx::{AssertSqlSafe, PgConnection};
 use uuid::Uuid;
@@ -76,6 +76,11 @@ impl Pipeline {
 
     pub(crate) async fn append(&self, drafts: impl IntoIterator<Item = Draft>) {
         self.append_at(&door(), drafts).await;
+    }
+
+    /// Appends events of another project.
+    pub(crate) async fn append_to(&self, project: ProjectId, drafts: impl IntoIterator<Item = Draft>) {
+        self.append_at(&Door { project, ..door() }, drafts).await;
     }
 
     pub(crate) async fn append_at(&self, door: &Door, drafts: impl IntoIterator<Item = Draft>) {

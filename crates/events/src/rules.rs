@@ -57,6 +57,24 @@ pub enum Unit {
     Device,
 }
 
+impl Unit {
+    /// The texts of all units, as the schema has them.
+    pub const TEXTS: &'static [&'static str] = &["user", "device"];
+
+    /// Returns the text, as the schema has it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Unit::User => "user",
+            Unit::Device => "device",
+        }
+    }
+
+    /// Returns the unit of a text; none if it is another text, which must not be taken for a default.
+    pub fn of_text(text: &str) -> Option<Self> {
+        [Unit::User, Unit::Device].into_iter().find(|unit| unit.as_str() == text)
+    }
+}
+
 /// What the door knows of a request, the same for all its events.
 #[derive(Clone, Copy, Debug)]
 pub struct Door {

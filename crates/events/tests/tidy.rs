@@ -29,7 +29,7 @@ const HEAVY: [(&str, &[&str]); 5] = [
     ("arrow", &["query", "segments", "weir"]),
     ("rdkafka", &["eventlog", "benches"]),
     ("rdkafka-sys", &["eventlog"]),
-    ("sqlx", &["aggregator", "ingest", "query", "migrations", "weir", "benches"]),
+    ("sqlx", &["catalogue", "aggregator", "ingest", "query", "migrations", "weir", "benches"]),
 ];
 
 /// How tasks and threads begin. In what serves only `service` does so, which supervises them; each other place has its reason here.

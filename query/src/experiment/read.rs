@@ -17,7 +17,7 @@ use crate::engine;
 use crate::error::Refusal;
 use crate::experiment::request::{Cuped, Request};
 use crate::snapshot::{AsOf, Snapshot};
-use catalogue::{Configured, choose_control};
+use catalogue::{Configured, Defined, choose_control};
 use cohort::Cohort;
 use cohort_cache::CohortKey;
 use cohort_reader::CohortQuery;
@@ -53,7 +53,7 @@ pub struct Catalogue {
 
 /// Reads the experiment with this name or id.
 /// # Errors
-/// [`Refusal`]; `unknown_experiment` and `unknown_variant` among them.
+/// [`Refusal`]; `unknown_experiment`, `unknown_variant` and `unsupported_catalogue` among them.
 pub async fn read(app: &App, project: Uuid, name: &str, request: &Request) -> Result<Read, Refusal> {
     let began = Instant::now();
     let key = CohortKey {
@@ -88,13 +88,10 @@ async fn read_catalogue(snapshot: &Snapshot, name: &str, baseline: Option<&str>)
     let project = snapshot.project();
     let mut connection = snapshot.keeper().await;
     let database = |error: sqlx::Error| engine::database_refusal(&error);
-    let experiment = catalogue::find(&mut connection, project, name).await.map_err(database)?;
-    let mut experiment = experiment.ok_or_else(|| unknown_experiment(name))?;
-    let variants = catalogue::variants(&mut connection, project, Some(experiment.id)).await.map_err(database)?;
-    let metrics = catalogue::metrics(&mut connection, project, experiment.id).await.map_err(database)?;
+    let defined = catalogue::find(&mut connection, project, name).await.map_err(|error| catalogue::refusal(&error))?;
+    let Defined { mut experiment, mut variants, metrics } = defined.ok_or_else(|| unknown_experiment(name))?;
     let unknown_variant = catalogue::unknown_variant_users(&mut connection, project, &experiment).await.map_err(database)?;
     let impressions = catalogue::impressions(&mut connection, project, experiment.id).await.map_err(database)?;
-    let mut variants: Vec<Variant> = variants.into_iter().map(|(_, variant)| variant).collect();
     let control = choose_control(&mut variants, baseline).map_err(|names| unknown_variant_name(&names))?;
     experiment.control_variant_id = control.map(|index| variants[index].id);
     variants.sort_by_key(|variant| !variant.is_control);

@@ -310,3 +310,45 @@ async fn projects_do_not_see_each_other() {
     service.get_as(OTHER_TOKEN, &format!("/v1/experiments/{id}/results")).await.refused(404, "unknown_experiment");
     assert_eq!(service.get_as(OTHER_TOKEN, "/v1/experiments").await.ok()["experiments"].as_array().map(Vec::len), Some(1));
 }
+
+/// A newer version of Weir wrote one of two experiments: it is refused by name and never answered as something else; the other
+/// one is answered as before.
+#[tokio::test]
+async fn what_a_newer_version_wrote_is_refused_by_name() {
+    let mut service = Service::start().await;
+    add_checkout(&mut service).await;
+    add_experiment(&mut service.rows, PROJECT, "future", "", &[("b", "50"), ("control", "50")]).await;
+    let future = experiment_id(PROJECT, "future");
+    service
+        .run(&format!(
+            "ALTER TABLE experiments DROP CONSTRAINT experiments_status_check, DROP CONSTRAINT experiments_attribution_method_check;
+             ALTER TABLE metrics DROP CONSTRAINT metrics_aggregation_check, DROP CONSTRAINT metrics_role_check,
+                 DROP CONSTRAINT metrics_direction_check, DROP CONSTRAINT metrics_numerator_check;
+             INSERT INTO metrics (project_id, experiment_id, name, aggregation, denominator)
+             VALUES ('{PROJECT}', '{future}', 'm', 'ratio', 'conversions')"
+        ))
+        .await;
+    service.get("/v1/experiments/future/results").await.ok();
+    let cases = [
+        ("experiments", "attribution_method", "weighted", "first_exposure"),
+        ("experiments", "status", "ramping", "running"),
+        ("metrics", "aggregation", "median", "ratio"),
+        ("metrics", "role", "tertiary", "primary"),
+        ("metrics", "direction", "sideways", "increase"),
+        ("metrics", "numerator", "rank", "value"),
+    ];
+    for (table, column, unknown, known) in cases {
+        let of_future = if table == "metrics" { format!("experiment_id = '{future}'") } else { format!("id = '{future}'") };
+        service.run(&format!("UPDATE {table} SET {column} = '{unknown}' WHERE {of_future}")).await;
+        let refused = service.get("/v1/experiments/future/results").await.refused(501, "unsupported_catalogue");
+        let message = refused["message"].as_str().expect("a message");
+        let named = [format!("table {table}, row "), format!("{column} is {unknown:?}"), "\"future\"".to_owned()];
+        assert!(named.iter().all(|part| message.contains(part)), "{message}");
+        assert_eq!(service.get("/v1/experiments/checkout/results?analysis=fixed").await.ok()["status"], "ok");
+        let listed = service.get("/v1/experiments").await.ok();
+        assert_eq!(listed["experiments"].as_array().map(Vec::len), Some(1));
+        assert_eq!((&listed["experiments"][0]["name"], &listed["unsupported"]), (&json!("checkout"), &json!([message])));
+        service.run(&format!("UPDATE {table} SET {column} = '{known}' WHERE {of_future}")).await;
+    }
+    assert!(service.get("/v1/experiments").await.ok().get("unsupported").is_none());
+}

@@ -1,24 +1,17 @@
 //! What is known of an experiment before any event: itself, its variants, its metrics.
 
-use serde::Serialize;
-use sqlx::postgres::PgRow;
-use sqlx::{PgConnection, Row};
+use ::catalogue::experiments::{self, CONTROL_NAMES};
+use ::catalogue::metrics::Metric;
+use ::catalogue::{Aggregation as Stored, Decimal, Direction, ReadError, Unsupported};
+pub use ::catalogue::{Amount, Role};
+use events::Micros;
+use hyper::StatusCode;
+use sqlx::PgConnection;
 use uuid::Uuid;
 
+use crate::error::Refusal;
 use crate::experiment::read::experiment::{Experiment, Variant};
 use crate::snapshot::time_text;
-
-/// Names that mean the control where no variant is marked as it.
-const CONTROL_NAMES: [&str; 5] = ["control", "baseline", "original", "off", "false"];
-
-/// What of a conversion is added up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Amount {
-    /// Its value.
-    Value,
-    /// 1.
-    Count,
-}
 
 /// What a ratio is over.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,18 +54,6 @@ impl Aggregation {
     }
 }
 
-/// What a metric decides.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Role {
-    /// Whether the experiment is a success.
-    Primary,
-    /// Nothing alone.
-    Secondary,
-    /// Whether harm was done.
-    Guardrail,
-}
-
 /// A metric that was configured.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Configured {
@@ -96,147 +77,122 @@ pub struct Configured {
     pub cap_percentile: Option<u32>,
 }
 
-const EXPERIMENT: &str =
-    "SELECT id, name, description, status, target_sample_size, conversion_window_days, attribution_method, currency,
-           confidence_level::float8 AS confidence_level, minimum_detectable_effect::float8 AS minimum_detectable_effect,
-           floor(extract(epoch FROM started_at) * 1000000)::bigint AS started_us,
-           floor(extract(epoch FROM ended_at) * 1000000)::bigint AS ended_us,
-           floor(extract(epoch FROM frozen_at) * 1000000)::bigint AS frozen_us
-    FROM experiments WHERE project_id = $1";
+/// An experiment with all that is known of it before any event.
+#[derive(Debug)]
+pub struct Defined {
+    /// The experiment.
+    pub experiment: Experiment,
+    /// Its variants, by name.
+    pub variants: Vec<Variant>,
+    /// The metrics that were configured for it, by role, then name.
+    pub metrics: Vec<Configured>,
+}
 
-fn experiment(row: &PgRow) -> Result<Experiment, sqlx::Error> {
-    let time = |name: &str| Ok::<_, sqlx::Error>(row.try_get::<Option<i64>, _>(name)?.map(time_text));
-    // numeric(3,2) has at most two decimals, of which a float shows more.
-    let confidence = (row.try_get::<f64, _>("confidence_level")? * 100.0).round() / 100.0;
-    Ok(Experiment {
-        id: row.try_get("id")?,
-        name: row.try_get("name")?,
-        description: row.try_get("description")?,
-        status: row.try_get("status")?,
-        started_at: time("started_us")?,
-        ended_at: time("ended_us")?,
-        started_us: row.try_get("started_us")?,
-        ended_us: row.try_get("ended_us")?,
+/// Reads all experiments of a project, by name, each or why this version cannot read it.
+/// # Errors
+/// Those of Postgres.
+pub async fn list(connection: &mut PgConnection, project: Uuid) -> Result<Vec<Result<Defined, Unsupported>>, sqlx::Error> {
+    let experiments = experiments::list_each(connection, project).await?;
+    Ok(experiments.into_iter().map(|experiment| defined(experiment?)).collect())
+}
+
+/// Finds an experiment by its id, else by its name.
+/// # Errors
+/// Those of [`experiments::find`].
+pub async fn find(connection: &mut PgConnection, project: Uuid, name_or_id: &str) -> Result<Option<Defined>, ReadError> {
+    let found = experiments::find(connection, project, name_or_id).await?;
+    Ok(found.map(defined).transpose()?)
+}
+
+/// Returns the refusal of a question about an experiment that cannot be read.
+pub fn refusal(error: &ReadError) -> Refusal {
+    match error {
+        ReadError::Database(error) => crate::engine::database_refusal(error),
+        ReadError::Unsupported(unsupported) => Refusal {
+            status: StatusCode::NOT_IMPLEMENTED,
+            code: "unsupported_catalogue",
+            message: unsupported.to_string(),
+            field: None,
+            retry_after_s: None,
+        },
+    }
+}
+
+fn defined(stored: experiments::Experiment) -> Result<Defined, Unsupported> {
+    let confidence = stored.confidence_level.to_f64();
+    let time = |time: Option<Micros>| time.map(|time| time_text(time.0));
+    let metric = |metric| configured(metric, &stored.name);
+    let metrics = stored.metrics.into_iter().map(metric).collect::<Result<_, _>>()?;
+    let variant = |variant: experiments::Variant| Variant {
+        id: variant.id,
+        name: variant.name,
+        is_control: variant.is_control,
+        weight: variant.weight.map(Decimal::to_f64),
+        users: None,
+    };
+    let experiment = Experiment {
+        id: stored.id,
+        name: stored.name,
+        description: stored.description,
+        status: stored.status.to_string(),
+        started_at: time(stored.started_at),
+        ended_at: time(stored.ended_at),
+        started_us: stored.started_at.map(|time| time.0),
+        ended_us: stored.ended_at.map(|time| time.0),
         days_running: None,
         confidence_level: confidence,
         alpha: (100.0 - confidence * 100.0).round() / 100.0,
-        minimum_detectable_effect: row.try_get("minimum_detectable_effect")?,
-        target_sample_size: row.try_get("target_sample_size")?,
-        conversion_window_days: row.try_get("conversion_window_days")?,
-        attribution_method: row.try_get("attribution_method")?,
-        currency: row.try_get("currency")?,
-        frozen_at: time("frozen_us")?,
+        minimum_detectable_effect: stored.minimum_detectable_effect.to_f64(),
+        target_sample_size: stored.target_sample_size,
+        conversion_window_days: stored.conversion_window_days,
+        attribution_method: stored.attribution_method.to_string(),
+        currency: stored.currency,
+        frozen_at: time(stored.frozen_at),
         control_variant_id: None,
-    })
-}
-
-/// Reads all experiments of a project, by name.
-/// # Errors
-/// Those of Postgres.
-pub async fn experiments(connection: &mut PgConnection, project: Uuid) -> Result<Vec<Experiment>, sqlx::Error> {
-    let statement = sqlx::AssertSqlSafe(format!("{EXPERIMENT} ORDER BY name"));
-    let rows = sqlx::query(statement).bind(project).fetch_all(connection).await?;
-    rows.iter().map(experiment).collect()
-}
-
-/// Finds an experiment by its name, else by its id.
-/// # Errors
-/// Those of Postgres.
-pub async fn find(connection: &mut PgConnection, project: Uuid, name_or_id: &str) -> Result<Option<Experiment>, sqlx::Error> {
-    if name_or_id.contains('\0') {
-        return Ok(None);
-    }
-    let statement = sqlx::AssertSqlSafe(format!("{EXPERIMENT} AND (name = $2 OR id = $3) ORDER BY name = $2 DESC LIMIT 1"));
-    let id = Uuid::try_parse(name_or_id).ok();
-    let row = sqlx::query(statement).bind(project).bind(name_or_id).bind(id).fetch_optional(connection).await?;
-    row.as_ref().map(experiment).transpose()
-}
-
-/// Reads variants with their experiment, of one experiment or of all, by name.
-/// # Errors
-/// Those of Postgres.
-pub async fn variants(
-    connection: &mut PgConnection,
-    project: Uuid,
-    experiment: Option<Uuid>,
-) -> Result<Vec<(Uuid, Variant)>, sqlx::Error> {
-    let rows = sqlx::query(
-        "SELECT experiment_id, id, name, is_control, weight::float8 AS weight FROM variants
-         WHERE project_id = $1 AND ($2::uuid IS NULL OR experiment_id = $2) ORDER BY name",
-    )
-    .bind(project)
-    .bind(experiment)
-    .fetch_all(connection)
-    .await?;
-    let variant = |row: PgRow| {
-        let variant = Variant {
-            id: row.try_get("id")?,
-            name: row.try_get("name")?,
-            is_control: row.try_get("is_control")?,
-            weight: row.try_get("weight")?,
-            users: None,
-        };
-        Ok((row.try_get("experiment_id")?, variant))
     };
-    rows.into_iter().map(variant).collect()
+    Ok(Defined { experiment, variants: stored.variants.into_iter().map(variant).collect(), metrics })
 }
 
-/// Reads the metrics that were configured for an experiment, by role, then name.
-/// # Errors
-/// Those of Postgres.
-pub async fn metrics(connection: &mut PgConnection, project: Uuid, experiment: Uuid) -> Result<Vec<Configured>, sqlx::Error> {
-    let rows = sqlx::query(
-        "SELECT name, conversion_type, aggregation, numerator, denominator, denominator_type, direction, role, window_days,
-                trunc(quantile * 1000)::int AS quantile, margin::float8 AS margin, trunc(cap * 1000000)::text AS cap,
-                trunc(cap_percentile * 10000)::int AS cap_percentile
-         FROM metrics WHERE project_id = $1 AND experiment_id = $2
-         ORDER BY array_position(ARRAY['primary', 'secondary', 'guardrail'], role), name",
-    )
-    .bind(project)
-    .bind(experiment)
-    .fetch_all(connection)
-    .await?;
-    rows.into_iter().map(|row| configured(&row)).collect()
-}
-
-/// Reads one metric. The table's checks allow no other texts than those named here.
-fn configured(row: &PgRow) -> Result<Configured, sqlx::Error> {
-    let conversion_type: Option<String> = row.try_get("conversion_type")?;
-    let amount = if row.try_get::<&str, _>("numerator")? == "count" { Amount::Count } else { Amount::Value };
-    let aggregation = match row.try_get("aggregation")? {
-        "value_per_user" => Aggregation::ValuePerUser,
-        "count_per_user" => Aggregation::CountPerUser,
-        "ratio" => {
-            let of_type: Option<String> = row.try_get("denominator_type")?;
-            Aggregation::Ratio(
-                amount,
-                match row.try_get("denominator")? {
-                    Some("impressions") => Denominator::Impressions,
-                    _ => Denominator::Conversions(of_type.or_else(|| conversion_type.clone())),
-                },
-            )
+/// Puts the parts of a metric together. The table's checks see to it that a ratio has a denominator and a quantile its share.
+fn configured(metric: Metric, experiment: &str) -> Result<Configured, Unsupported> {
+    let missing = |column: &str, known| Unsupported {
+        table: "metrics",
+        row: format!("row {:?} of experiment {experiment:?}", metric.name),
+        column: column.to_owned(),
+        found: "null".to_owned(),
+        known,
+    };
+    let amount = metric.numerator.unwrap_or(Amount::Value);
+    let aggregation = match metric.aggregation {
+        Stored::ConversionRate => Aggregation::ConversionRate,
+        Stored::ValuePerUser => Aggregation::ValuePerUser,
+        Stored::CountPerUser => Aggregation::CountPerUser,
+        Stored::Ratio => Aggregation::Ratio(
+            amount,
+            match metric.denominator.ok_or_else(|| missing("denominator", ::catalogue::Denominator::TEXTS))? {
+                ::catalogue::Denominator::Impressions => Denominator::Impressions,
+                ::catalogue::Denominator::Conversions => {
+                    Denominator::Conversions(metric.denominator_type.or_else(|| metric.conversion_type.clone()))
+                }
+            },
+        ),
+        Stored::Quantile => {
+            let quantile = metric.quantile.ok_or_else(|| missing("quantile", &["a share between 0 and 1"]))?;
+            // numeric(4,3) between 0 and 1.
+            Aggregation::Quantile(amount, (quantile.millionths() / 1_000) as u16)
         }
-        "quantile" => {
-            let thousandths: Option<i32> = row.try_get("quantile")?;
-            Aggregation::Quantile(amount, thousandths.and_then(|thousandths| u16::try_from(thousandths).ok()).unwrap_or(500))
-        }
-        _ => Aggregation::ConversionRate,
     };
     Ok(Configured {
-        name: row.try_get("name")?,
-        conversion_type,
+        name: metric.name,
+        conversion_type: metric.conversion_type,
         aggregation,
-        wants_more: row.try_get::<&str, _>("direction")? != "decrease",
-        role: match row.try_get("role")? {
-            "primary" => Role::Primary,
-            "guardrail" => Role::Guardrail,
-            _ => Role::Secondary,
-        },
-        margin: row.try_get("margin")?,
-        window_days: row.try_get("window_days")?,
-        // numeric(20,6) has at most 20 digits.
-        cap: row.try_get::<Option<String>, _>("cap")?.and_then(|cap| cap.parse().ok()),
-        cap_percentile: row.try_get::<Option<i32>, _>("cap_percentile")?.and_then(|percentile| u32::try_from(percentile).ok()),
+        wants_more: metric.direction == Direction::Increase,
+        role: metric.role,
+        margin: metric.margin.map(Decimal::to_f64),
+        window_days: metric.window_days,
+        cap: metric.cap.map(Decimal::millionths),
+        // numeric(7,4) up to 100.
+        cap_percentile: metric.cap_percentile.map(|percentile| (percentile.millionths() / 100) as u32),
     })
 }
 

@@ -21,6 +21,9 @@ pub const METHOD_VERSION: &str = "stats-3";
 pub struct Experiments {
     /// By name.
     pub experiments: Vec<Listed>,
+    /// Why others are missing here: a newer version of Weir wrote them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub unsupported: Vec<String>,
     /// How far the log was stored.
     pub as_of: AsOf,
 }

@@ -2,7 +2,9 @@
 
 use std::str::FromStr;
 
-use aggregator::admin::campaigns::{self, Campaign, CampaignType, ComponentType, NewCampaign, NewComponent};
+use aggregator::admin::campaigns::create;
+use catalogue::campaigns::{self, Campaign, NewCampaign, NewComponent};
+use catalogue::{CampaignType, ComponentType, UnknownText};
 use sqlx::PgConnection;
 
 use super::InProject;
@@ -58,7 +60,7 @@ pub(super) async fn run(command: Command, conn: &mut PgConnection) -> anyhow::Re
         Command::Create(args) => {
             let project = args.project.find(conn).await?;
             let Create { name, components, kind, description, .. } = args;
-            let created = campaigns::create(conn, &project, &NewCampaign { name, description, kind, components }).await?;
+            let created = create(conn, &project, &NewCampaign { name, description, kind, components }).await?;
             let waiting = super::dead_letters::waiting(created.dead_letters);
             print(&format!("{}{waiting}", render(&created.campaign)))
         }
@@ -74,7 +76,7 @@ pub(super) async fn run(command: Command, conn: &mut PgConnection) -> anyhow::Re
 }
 
 /// Reads NAME[:TYPE]; a name may hold colons where a type follows.
-fn component(text: &str) -> Result<NewComponent, String> {
+fn component(text: &str) -> Result<NewComponent, UnknownText> {
     match text.rsplit_once(':') {
         None => Ok(NewComponent { name: text.to_owned(), kind: ComponentType::Custom }),
         Some((name, kind)) => Ok(NewComponent { name: name.to_owned(), kind: ComponentType::from_str(kind)? }),
@@ -89,8 +91,8 @@ fn render_list(campaigns: &[Campaign]) -> String {
         let made_by = if campaign.auto_registered { "an event" } else { "an operator" };
         vec![
             campaign.name.clone(),
-            campaign.status.clone(),
-            campaign.kind.clone().unwrap_or_default(),
+            campaign.status.to_string(),
+            campaign.kind.map(|kind| kind.to_string()).unwrap_or_default(),
             campaign.components.len().to_string(),
             made_by.to_owned(),
             campaign.id.to_string(),
@@ -113,7 +115,7 @@ fn render(campaign: &Campaign) -> String {
         out.push_str(&format!("{}\n", printable(description)));
     }
     if !campaign.components.is_empty() {
-        let row = |part: &campaigns::Component| vec![part.name.clone(), part.kind.clone(), part.id.to_string()];
+        let row = |part: &campaigns::Component| vec![part.name.clone(), part.kind.to_string(), part.id.to_string()];
         let columns = [("component", Side::Left), ("type", Side::Left), ("id", Side::Left)];
         out.push_str(&table(&columns, &campaign.components.iter().map(row).collect::<Vec<_>>()));
     }
@@ -127,7 +129,7 @@ mod tests {
     #[test]
     fn components_are_read() {
         let check = |text: &str, expected: Result<(&str, &str), &str>| {
-            let found = component(text).map(|part| (part.name, part.kind.as_str().to_owned()));
+            let found = component(text).map(|part| (part.name, part.kind.to_string())).map_err(|unknown| unknown.to_string());
             assert_eq!(found, expected.map(|(name, kind)| (name.to_owned(), kind.to_owned())).map_err(str::to_owned));
         };
         check("hero", Ok(("hero", "custom")));

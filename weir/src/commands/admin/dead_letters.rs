@@ -1,8 +1,8 @@
 //! `weir admin dead-letters`: records that entered the log and could not be stored.
 
-use aggregator::admin::dead_letters::{self, DeadLetter, Filter, Marked, Selection, Status};
-use aggregator::admin::find_project;
+use aggregator::admin::dead_letters::{self, DeadLetter, Filter, Marked, Selection};
 use anyhow::Context;
+use catalogue::{DeadLetterStatus, find_project};
 use serde_json::{Value, json};
 use sqlx::PgConnection;
 use uuid::Uuid;
@@ -23,7 +23,7 @@ pub(super) enum Command {
         which: Which,
         /// In this state: open, replay, replayed or discarded
         #[arg(long, value_name = "STATUS")]
-        status: Option<Status>,
+        status: Option<DeadLetterStatus>,
         /// How many are shown
         #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(i64).range(0..=100_000))]
         limit: i64,
@@ -70,7 +70,7 @@ pub(super) struct Chosen {
 }
 
 impl Which {
-    async fn filter(self, conn: &mut PgConnection, status: Option<Status>) -> anyhow::Result<Filter> {
+    async fn filter(self, conn: &mut PgConnection, status: Option<DeadLetterStatus>) -> anyhow::Result<Filter> {
         let project = match &self.project {
             Some(name) => Some(find_project(conn, name).await?.id),
             None => None,
@@ -149,7 +149,7 @@ fn render_list(by_code: &Value, letters: &[DeadLetter]) -> String {
             letter.id.to_string(),
             letter.code.clone(),
             letter.subject.clone().unwrap_or_default(),
-            letter.status.clone(),
+            letter.status.to_string(),
             format!("{}:{}", letter.log_partition, letter.log_offset),
             letter.created_at.to_string(),
             format!("{shortened}{more}"),
@@ -209,7 +209,7 @@ mod tests {
             subject: Some("check\u{1b}[2Jout".into()),
             reason: "r".repeat(81),
             sqlstate: None,
-            status: "open".into(),
+            status: DeadLetterStatus::Open,
             created_at: Micros(0),
             changed_at: Micros(1_000_000),
             bytes: 2,

@@ -2,9 +2,10 @@
 
 use std::str::FromStr;
 
-use aggregator::admin::experiments::{
-    self, Aggregation, AttributionMethod, Changed, Direction, Experiment, NewExperiment, NewMetric, NewVariant, Role,
-};
+use aggregator::admin::experiments::{self, Changed};
+use catalogue::experiments::{Experiment, NewExperiment, NewVariant, Variant, list, show};
+use catalogue::metrics::NewMetric;
+use catalogue::{Aggregation, AttributionMethod, Direction, ExperimentStatus, Role, UnknownText};
 use events::Micros;
 use sqlx::PgConnection;
 
@@ -138,11 +139,11 @@ pub(super) async fn run(command: Command, conn: &mut PgConnection) -> anyhow::Re
         }
         Command::List { project, format } => {
             let project = project.find(conn).await?;
-            print_list(&experiments::list(conn, &project).await?, format, |list| render_list(list))
+            print_list(&list(conn, &project).await?, format, |list| render_list(list))
         }
         Command::Show { one, format } => {
             let project = one.project.find(conn).await?;
-            print_list(&experiments::show(conn, &project, &one.experiment).await?, format, render)
+            print_list(&show(conn, &project, &one.experiment).await?, format, render)
         }
         Command::Start(one) => {
             let project = one.project.find(conn).await?;
@@ -210,11 +211,10 @@ fn metric(text: &str) -> Result<Metric, String> {
     }
     let part = |index: usize| parts.get(index).copied().filter(|part| !part.is_empty());
     let name = parts[0];
-    let (named_conversion, named_aggregation) = match name.rsplit_once('.') {
-        _ if Aggregation::from_str(name).is_ok() => (None, Aggregation::from_str(name)?),
-        Some((conversion, aggregation)) if Aggregation::from_str(aggregation).is_ok() => {
-            (Some(conversion), Aggregation::from_str(aggregation)?)
-        }
+    let (conversion_of_name, of_name) = name.rsplit_once('.').map_or((None, name), |(before, after)| (Some(before), after));
+    let (named_conversion, named_aggregation) = match (Aggregation::from_str(name), Aggregation::from_str(of_name)) {
+        (Ok(aggregation), _) => (None, aggregation),
+        (_, Ok(aggregation)) => (conversion_of_name, aggregation),
         _ => (Some(name), Aggregation::ConversionRate),
     };
     let conversion = match part(1) {
@@ -225,10 +225,14 @@ fn metric(text: &str) -> Result<Metric, String> {
     Ok(Metric {
         name: name.to_owned(),
         conversion_type: conversion.map(str::to_owned),
-        aggregation: part(2).map_or(Ok(named_aggregation), Aggregation::from_str)?,
-        role: part(3).map(Role::from_str).transpose()?,
-        direction: part(4).map_or(Ok(Direction::Increase), Direction::from_str)?,
+        aggregation: known(part(2).map_or(Ok(named_aggregation), Aggregation::from_str))?,
+        role: known(part(3).map(Role::from_str).transpose())?,
+        direction: known(part(4).map_or(Ok(Direction::Increase), Direction::from_str))?,
     })
+}
+
+fn known<T>(parsed: Result<T, UnknownText>) -> Result<T, String> {
+    parsed.map_err(|unknown| unknown.to_string())
 }
 
 fn time(text: &str) -> Result<Micros, String> {
@@ -251,7 +255,7 @@ fn render_list(experiments: &[Experiment]) -> String {
         let names: Vec<_> = experiment.variants.iter().map(|variant| variant.name.as_str()).collect();
         let time = |time: Option<Micros>| time.map(|time| time.to_string()).unwrap_or_default();
         let status =
-            if experiment.frozen_at.is_some() { format!("{}, frozen", experiment.status) } else { experiment.status.clone() };
+            if experiment.frozen_at.is_some() { format!("{}, frozen", experiment.status) } else { experiment.status.to_string() };
         let made_by = if experiment.auto_registered { "an event" } else { "an operator" };
         vec![
             experiment.name.clone(),
@@ -281,7 +285,7 @@ fn render(experiment: &Experiment) -> String {
     if let Some(description) = &experiment.description {
         out.push_str(&format!("{}\n", printable(description)));
     }
-    if experiment.status != "draft" {
+    if experiment.status != ExperimentStatus::Draft {
         let (from, until) = (or(experiment.started_at, "ever"), or(experiment.ended_at, "now"));
         out.push_str(&format!("exposures count from {from} until {until}\n"));
     }
@@ -291,15 +295,20 @@ fn render(experiment: &Experiment) -> String {
     out.push_str(&format!(
         "conversions count for {} days, credited to {}; confidence {}, relative effect worth finding {}{}{}\n\n",
         experiment.conversion_window_days,
-        experiment.attribution_method.replace('_', " "),
+        experiment.attribution_method.as_str().replace('_', " "),
         experiment.confidence_level,
         experiment.minimum_detectable_effect,
         experiment.target_sample_size.map(|size| format!(", {size} users planned")).unwrap_or_default(),
         experiment.currency.as_ref().map(|currency| format!(", values in {currency}")).unwrap_or_default(),
     ));
-    let row = |variant: &experiments::Variant| {
+    let row = |variant: &Variant| {
         let control = if variant.is_control { "control" } else { "" };
-        vec![variant.name.clone(), variant.weight.clone().unwrap_or_default(), control.to_owned(), variant.id.to_string()]
+        vec![
+            variant.name.clone(),
+            variant.weight.map(|weight| weight.to_string()).unwrap_or_default(),
+            control.to_owned(),
+            variant.id.to_string(),
+        ]
     };
     let columns = [("variant", Side::Left), ("weight", Side::Right), ("role", Side::Left), ("id", Side::Left)];
     out.push_str(&table(&columns, &experiment.variants.iter().map(row).collect::<Vec<_>>()));
@@ -386,39 +395,39 @@ mod tests {
 
     #[test]
     fn an_experiment_is_shown_with_its_parts() {
-        let variant = |name: &str, is_control, weight: Option<&str>| experiments::Variant {
+        let variant = |name: &str, is_control, weight: Option<&str>| Variant {
             id: Uuid::from_u128(2),
             name: name.into(),
             is_control,
-            weight: weight.map(Into::into),
+            weight: weight.map(|weight| weight.parse().expect("a decimal")),
         };
         let experiment = Experiment {
             id: Uuid::from_u128(1),
             name: "checkout\u{1b}".into(),
             description: None,
-            status: "running".into(),
+            status: ExperimentStatus::Running,
             started_at: Some(Micros(0)),
             ended_at: None,
             target_sample_size: Some(40_000),
-            confidence_level: "0.95".into(),
-            minimum_detectable_effect: "0.0500".into(),
+            confidence_level: "0.95".parse().expect("a decimal"),
+            minimum_detectable_effect: "0.0500".parse().expect("a decimal"),
             conversion_window_days: 30,
-            attribution_method: "first_exposure".into(),
+            attribution_method: AttributionMethod::FirstExposure,
             currency: None,
             frozen_at: None,
             auto_registered: false,
             created_at: Micros(0),
             variants: vec![variant("b", false, Some("50")), variant("control", true, Some("50"))],
-            metrics: vec![experiments::Metric {
+            metrics: vec![catalogue::metrics::Metric {
                 name: "orders".into(),
                 conversion_type: None,
-                aggregation: "conversion_rate".into(),
+                aggregation: Aggregation::ConversionRate,
                 numerator: None,
                 denominator: None,
                 denominator_type: None,
                 quantile: None,
-                direction: "increase".into(),
-                role: "primary".into(),
+                direction: Direction::Increase,
+                role: Role::Primary,
                 margin: None,
                 window_days: Some(7),
                 cap: None,
@@ -428,7 +437,7 @@ mod tests {
         let expected = "\
 experiment checkout\\u{1b}: running, id 00000000-0000-0000-0000-000000000001
 exposures count from 1970-01-01T00:00:00Z until now
-conversions count for 30 days, credited to first exposure; confidence 0.95, relative effect worth finding 0.0500, 40000 users planned
+conversions count for 30 days, credited to first exposure; confidence 0.95, relative effect worth finding 0.05, 40000 users planned
 
 variant  weight  role     id
 b            50           00000000-0000-0000-0000-000000000002

@@ -1,7 +1,8 @@
 //! `weir admin key`: write keys, server keys, read tokens.
 
-use aggregator::admin::{Project, audit};
 use anyhow::bail;
+use catalogue::Project;
+use catalogue::audit::audit;
 use clap::ValueEnum;
 use serde::Serialize;
 use serde_json::json;
@@ -222,7 +223,7 @@ fn render_list(keys: &[Key]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use aggregator::admin::find_project;
+    use catalogue::find_project;
     use migrations::testing::TestDatabase;
 
     use super::*;

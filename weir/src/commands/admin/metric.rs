@@ -1,7 +1,8 @@
 //! `weir admin metric`: what is measured in an experiment.
 
-use aggregator::admin::experiments::{self, Aggregation, Amount, Denominator, Direction, Experiment, Metric, NewMetric, Role};
-use aggregator::admin::metrics;
+use catalogue::experiments::{self, Experiment};
+use catalogue::metrics::{Metric, NewMetric};
+use catalogue::{Aggregation, Amount, Decimal, Denominator, Direction, Role};
 use sqlx::PgConnection;
 
 use super::InProject;
@@ -107,7 +108,7 @@ pub(super) async fn run(command: Command, conn: &mut PgConnection) -> anyhow::Re
     match command {
         Command::Create(args) => {
             let project = args.project.find(conn).await?;
-            let made = metrics::create(conn, &project, &args.experiment, &args.metric()).await?;
+            let made = experiments::add_metric(conn, &project, &args.experiment, &args.metric()).await?;
             print(&shown(&made))
         }
         Command::List { experiment, project, format } => {
@@ -117,7 +118,7 @@ pub(super) async fn run(command: Command, conn: &mut PgConnection) -> anyhow::Re
         }
         Command::Remove { experiment, name, project } => {
             let project = project.find(conn).await?;
-            print(&shown(&metrics::remove(conn, &project, &experiment, &name).await?))
+            print(&shown(&experiments::remove_metric(conn, &project, &experiment, &name).await?))
         }
     }
 }
@@ -136,16 +137,17 @@ fn shown(experiment: &Experiment) -> String {
 /// Writes metrics as a table.
 pub(super) fn render(metrics: &[Metric]) -> String {
     let row = |metric: &Metric| {
-        let cap = metric.cap_percentile.as_ref().map(|percentile| format!("{percentile} %"));
+        let text = |decimal: Option<Decimal>| decimal.map(|decimal| decimal.to_string());
+        let cap = metric.cap_percentile.map(|percentile| format!("{percentile} %"));
         vec![
             metric.name.clone(),
             metric.conversion_type.clone().unwrap_or_else(|| "any".to_owned()),
             computed(metric),
-            metric.role.clone(),
-            metric.direction.clone(),
+            metric.role.to_string(),
+            metric.direction.to_string(),
             metric.window_days.map(|days| format!("{days} days")).unwrap_or_default(),
-            metric.margin.clone().unwrap_or_default(),
-            metric.cap.clone().or(cap).unwrap_or_default(),
+            text(metric.margin).unwrap_or_default(),
+            text(metric.cap).or(cap).unwrap_or_default(),
         ]
     };
     let columns = [
@@ -163,12 +165,12 @@ pub(super) fn render(metrics: &[Metric]) -> String {
 
 /// Says what is computed, with the parts of a ratio or quantile.
 fn computed(metric: &Metric) -> String {
-    let numerator = metric.numerator.as_deref().unwrap_or("value");
-    match (&metric.denominator, &metric.denominator_type, &metric.quantile) {
-        (Some(denominator), None, _) => format!("{numerator} per {}", denominator.trim_end_matches('s')),
+    let numerator = metric.numerator.unwrap_or(Amount::Value);
+    match (metric.denominator, &metric.denominator_type, metric.quantile) {
+        (Some(denominator), None, _) => format!("{numerator} per {}", denominator.as_str().trim_end_matches('s')),
         (Some(_), Some(name), _) => format!("{numerator} per {name}"),
         (None, _, Some(quantile)) => format!("quantile {quantile} of {numerator}"),
-        (None, _, None) => metric.aggregation.clone(),
+        (None, _, None) => metric.aggregation.to_string(),
     }
 }
 
@@ -178,32 +180,32 @@ mod tests {
 
     #[test]
     fn metrics_line_up_with_their_parts() {
-        let metric = |name: &str, aggregation: &str| Metric {
+        let metric = |name: &str, aggregation| Metric {
             name: name.to_owned(),
             conversion_type: None,
-            aggregation: aggregation.to_owned(),
+            aggregation,
             numerator: None,
             denominator: None,
             denominator_type: None,
             quantile: None,
-            direction: "increase".to_owned(),
-            role: "secondary".to_owned(),
+            direction: Direction::Increase,
+            role: Role::Secondary,
             margin: None,
             window_days: None,
             cap: None,
             cap_percentile: None,
         };
         let metrics = [
-            Metric { role: "primary".into(), window_days: Some(7), ..metric("rate", "conversion_rate") },
-            Metric { denominator: Some("conversions".into()), ..metric("order value", "ratio") },
+            Metric { role: Role::Primary, window_days: Some(7), ..metric("rate", Aggregation::ConversionRate) },
+            Metric { denominator: Some(Denominator::Conversions), ..metric("order value", Aggregation::Ratio) },
             Metric {
-                numerator: Some("count".into()),
-                denominator: Some("conversions".into()),
+                numerator: Some(Amount::Count),
+                denominator: Some(Denominator::Conversions),
                 denominator_type: Some("view".into()),
-                ..metric("buys per view", "ratio")
+                ..metric("buys per view", Aggregation::Ratio)
             },
-            Metric { quantile: Some("0.95".into()), numerator: Some("value".into()), ..metric("p95", "quantile") },
-            Metric { cap_percentile: Some("99.5".into()), ..metric("value", "value_per_user") },
+            Metric { quantile: "0.95".parse().ok(), numerator: Some(Amount::Value), ..metric("p95", Aggregation::Quantile) },
+            Metric { cap_percentile: "99.5".parse().ok(), ..metric("value", Aggregation::ValuePerUser) },
         ];
         let expected = "\
 metric         conversion  computed                role       better    window     cap

@@ -7,7 +7,7 @@ mod key;
 mod metric;
 mod recompute;
 
-use aggregator::admin::{Project, find_project};
+use catalogue::{Project, find_project};
 use sqlx::PgConnection;
 
 use super::places::connect;

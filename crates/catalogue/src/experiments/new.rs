@@ -2,24 +2,15 @@
 
 use events::Micros;
 
-use super::experiments::{Experiment, Variant};
-use super::new_metric::{NewMetric, decimal, millionths, window};
-use super::{AdminError, check_name, texts};
+use crate::metrics::{METRICS_MAX, NewMetric};
+use crate::vocabulary::AttributionMethod;
+use crate::{CatalogueError, check};
 
 /// More arms than anybody compares; each is a row in every answer.
 const VARIANTS_MAX: usize = 100;
-/// The same for metrics.
-pub(super) const METRICS_MAX: usize = 100;
 
-texts! {
-    /// Which variant a conversion is credited to.
-    AttributionMethod {
-        /// That of the first eligible impression.
-        FirstExposure = "first_exposure",
-        /// That of the last eligible impression before the conversion.
-        LastExposure = "last_exposure",
-    }
-}
+/// Names that mean the control where no variant is marked as it, in any case.
+pub const CONTROL_NAMES: [&str; 5] = ["control", "baseline", "original", "off", "false"];
 
 /// An experiment to be made. What is `None` gets the default of the schema.
 #[derive(Clone, Debug, Default)]
@@ -63,84 +54,49 @@ pub struct NewVariant {
 
 impl NewExperiment {
     /// Checks every value. What passes is taken by every check of the schema, without rounding.
-    pub(super) fn check(&self) -> Result<(), AdminError> {
-        check_name("name", &self.name)?;
-        if self.description.as_deref().is_some_and(|text| text.contains('\0')) {
-            return Err(AdminError::invalid("description", "found the character U+0000, which Postgres cannot hold"));
-        }
-        self.check_variants()?;
+    pub(crate) fn check(&self) -> Result<(), CatalogueError> {
+        check::name("name", &self.name)?;
+        check::description(self.description.as_deref())?;
+        check_variants(&self.variants)?;
         self.check_metrics()?;
         if let Some(size) = self.target_sample_size.filter(|size| *size <= 0) {
-            return Err(AdminError::invalid("target_sample_size", format!("found {size}; users over all variants, at least 1")));
+            return Err(CatalogueError::invalid(
+                "target_sample_size",
+                format!("found {size}; users over all variants, at least 1"),
+            ));
         }
-        decimal("confidence_level", self.confidence_level.as_deref(), "0.80 to 0.99 with 2 decimals", 2, |level| {
+        check::decimal("confidence_level", self.confidence_level.as_deref(), "0.80 to 0.99 with 2 decimals", 2, |level| {
             (800_000..=990_000).contains(&level)
         })?;
         let accepted = "a relative effect above 0 and below 10 with 4 decimals, such as 0.05 for 5 %";
-        decimal("minimum_detectable_effect", self.minimum_detectable_effect.as_deref(), accepted, 4, |effect| {
+        check::decimal("minimum_detectable_effect", self.minimum_detectable_effect.as_deref(), accepted, 4, |effect| {
             (1..10_000_000).contains(&effect)
         })?;
-        window("conversion_window_days", self.conversion_window_days)?;
+        check::window("conversion_window_days", self.conversion_window_days)?;
         if let Some(currency) = &self.currency
             && (currency.len() != 3 || !currency.bytes().all(|byte| byte.is_ascii_uppercase()))
         {
-            return Err(AdminError::invalid(
+            return Err(CatalogueError::invalid(
                 "currency",
                 format!("found {currency:?}; three capital letters such as EUR are accepted"),
             ));
         }
         match self.started_at {
-            Some(_) if !self.start => {
-                Err(AdminError::invalid("started_at", "the experiment is not started; a time is accepted together with a start"))
-            }
+            Some(_) if !self.start => Err(CatalogueError::invalid(
+                "started_at",
+                "the experiment is not started; a time is accepted together with a start",
+            )),
             // Postgres' own times reach further back, but no event does.
             Some(time) if time < Micros::MIN || time > Micros::MAX => {
-                Err(AdminError::invalid("started_at", format!("found {time}; years 1 to 9999 are accepted")))
+                Err(CatalogueError::invalid("started_at", format!("found {time}; years 1 to 9999 are accepted")))
             }
             _ => Ok(()),
         }
     }
 
-    fn check_variants(&self) -> Result<(), AdminError> {
-        if self.variants.is_empty() || self.variants.len() > VARIANTS_MAX {
-            return Err(AdminError::invalid(
-                "variants",
-                format!("found {}; 1 to {VARIANTS_MAX} are accepted", self.variants.len()),
-            ));
-        }
-        for (index, variant) in self.variants.iter().enumerate() {
-            let field = format!("variants[{index}]");
-            check_name(&format!("{field}.name"), &variant.name)?;
-            if self.variants[..index].iter().any(|other| other.name == variant.name) {
-                return Err(AdminError::invalid(
-                    format!("{field}.name"),
-                    format!("found {:?} twice; each name once", variant.name),
-                ));
-            }
-            if variant.is_control && self.variants[..index].iter().any(|other| other.is_control) {
-                return Err(AdminError::invalid(field, "a second control; at most one is accepted"));
-            }
-            if variant.weight.is_none() != self.variants[0].weight.is_none() {
-                return Err(AdminError::invalid(
-                    format!("{field}.weight"),
-                    "some variants have a weight and some have none; all or none is accepted",
-                ));
-            }
-            let accepted = "0 to 999999 with at most 6 decimals";
-            decimal(&format!("{field}.weight"), variant.weight.as_deref(), accepted, 6, |weight| {
-                (0..1_000_000_000_000).contains(&weight)
-            })?;
-        }
-        let all_zero = |variant: &NewVariant| variant.weight.as_deref().and_then(millionths) == Some(0);
-        if self.variants.iter().all(all_zero) {
-            return Err(AdminError::invalid("variants", "all weights are 0; at least one above 0 is accepted"));
-        }
-        Ok(())
-    }
-
-    fn check_metrics(&self) -> Result<(), AdminError> {
+    fn check_metrics(&self) -> Result<(), CatalogueError> {
         if self.metrics.len() > METRICS_MAX {
-            return Err(AdminError::invalid(
+            return Err(CatalogueError::invalid(
                 "metrics",
                 format!("found {}; at most {METRICS_MAX} are accepted", self.metrics.len()),
             ));
@@ -149,7 +105,7 @@ impl NewExperiment {
             let field = format!("metrics[{index}].");
             metric.check(&field)?;
             if self.metrics[..index].iter().any(|other| other.name == metric.name) {
-                return Err(AdminError::invalid(
+                return Err(CatalogueError::invalid(
                     format!("{field}name"),
                     format!("found {:?} twice; each name once", metric.name),
                 ));
@@ -160,31 +116,50 @@ impl NewExperiment {
 
     /// Returns whether an answer can tell the control: the marked one, else one of the usual names.
     pub fn has_control(&self) -> bool {
-        const USUAL: [&str; 5] = ["control", "baseline", "original", "off", "false"];
-        let is_usual = |variant: &NewVariant| USUAL.contains(&variant.name.to_lowercase().as_str());
+        let is_usual = |variant: &NewVariant| CONTROL_NAMES.contains(&variant.name.to_lowercase().as_str());
         self.variants.iter().any(|variant| variant.is_control || is_usual(variant))
     }
 }
 
-/// Checks a variant that is added to `experiment`, as it would have been checked among the others from the start.
-pub(super) fn check_added(experiment: &Experiment, new: &NewVariant) -> Result<(), AdminError> {
-    if new.is_control {
-        return Err(AdminError::invalid("variant", "found a control; what the others are compared with is chosen at the start"));
+/// Checks the variants of one experiment together.
+pub(crate) fn check_variants(variants: &[NewVariant]) -> Result<(), CatalogueError> {
+    if variants.is_empty() || variants.len() > VARIANTS_MAX {
+        return Err(CatalogueError::invalid("variants", format!("found {}; 1 to {VARIANTS_MAX} are accepted", variants.len())));
     }
-    let as_new = |variant: &Variant| NewVariant {
-        name: variant.name.clone(),
-        weight: variant.weight.clone(),
-        is_control: variant.is_control,
-    };
-    let mut variants: Vec<NewVariant> = experiment.variants.iter().map(as_new).collect();
-    variants.push(new.clone());
-    NewExperiment { name: experiment.name.clone(), variants, ..NewExperiment::default() }.check()
+    for (index, variant) in variants.iter().enumerate() {
+        let field = format!("variants[{index}]");
+        check::name(&format!("{field}.name"), &variant.name)?;
+        if variants[..index].iter().any(|other| other.name == variant.name) {
+            return Err(CatalogueError::invalid(
+                format!("{field}.name"),
+                format!("found {:?} twice; each name once", variant.name),
+            ));
+        }
+        if variant.is_control && variants[..index].iter().any(|other| other.is_control) {
+            return Err(CatalogueError::invalid(field, "a second control; at most one is accepted"));
+        }
+        if variant.weight.is_none() != variants[0].weight.is_none() {
+            return Err(CatalogueError::invalid(
+                format!("{field}.weight"),
+                "some variants have a weight and some have none; all or none is accepted",
+            ));
+        }
+        let accepted = "0 to 999999 with at most 6 decimals";
+        check::decimal(&format!("{field}.weight"), variant.weight.as_deref(), accepted, 6, |weight| {
+            (0..1_000_000_000_000).contains(&weight)
+        })?;
+    }
+    let all_zero = |variant: &NewVariant| variant.weight.as_deref().and_then(check::millionths) == Some(0);
+    if variants.iter().all(all_zero) {
+        return Err(CatalogueError::invalid("variants", "all weights are 0; at least one above 0 is accepted"));
+    }
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::new_metric::{Aggregation, Role};
     use super::*;
+    use crate::vocabulary::{Aggregation, Role};
 
     fn variant(name: &str, weight: Option<&str>, is_control: bool) -> NewVariant {
         NewVariant { name: name.into(), weight: weight.map(Into::into), is_control }
@@ -284,12 +259,5 @@ mod tests {
         check("Control", false, true);
         check("OFF", false, true);
         check("controls", false, false);
-    }
-
-    #[test]
-    fn texts_are_those_of_the_schema() {
-        for text in AttributionMethod::TEXTS {
-            assert_eq!(text.parse::<AttributionMethod>().map(AttributionMethod::as_str), Ok(*text));
-        }
     }
 }

@@ -1,71 +1,111 @@
-//! What a metric is made of, and which values are accepted. Nothing here knows the database.
+//! Metrics: what is measured in an experiment. They say how stored rows are read, and change none of them.
 
-use events::Money;
+use serde::Serialize;
+use sqlx::{FromRow, PgConnection, Row};
+use uuid::Uuid;
 
-use super::{AdminError, check_name, texts};
+use crate::vocabulary::{Aggregation, Amount, Denominator, Direction, Role};
+use crate::{CatalogueError, Decimal, ReadError, Unsupported, check};
 
-/// Days, 10 years: as far back as anything is accepted.
-const WINDOW_DAYS_MAX: i32 = 3_650;
+/// More metrics than anybody compares in one experiment.
+pub(crate) const METRICS_MAX: usize = 100;
 
-texts! {
-    /// What a metric computes per user.
-    Aggregation {
-        /// Whether there was a conversion.
-        ConversionRate = "conversion_rate",
-        /// The sum of values.
-        ValuePerUser = "value_per_user",
-        /// The number of conversions.
-        CountPerUser = "count_per_user",
-        /// One sum over all users, divided by another.
-        Ratio = "ratio",
-        /// A quantile of users' sums.
-        Quantile = "quantile",
-    }
-}
-
-texts! {
-    /// What of a conversion is added up.
-    Amount {
-        /// Its value.
-        Value = "value",
-        /// 1.
-        Count = "count",
-    }
-}
-
-texts! {
+/// A metric as it is stored.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, FromRow)]
+pub struct Metric {
+    /// Its name.
+    pub name: String,
+    /// The conversions that count; `None`: all.
+    pub conversion_type: Option<String>,
+    /// What is computed of them.
+    pub aggregation: Aggregation,
+    /// What of them is added up, of a ratio or quantile.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub numerator: Option<Amount>,
     /// What a ratio is over.
-    Denominator {
-        /// Conversions.
-        Conversions = "conversions",
-        /// Eligible impressions of the experiment.
-        Impressions = "impressions",
-    }
-}
-
-texts! {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub denominator: Option<Denominator>,
+    /// The conversions that a ratio is over; `None`: those of its numerator.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub denominator_type: Option<String>,
+    /// Between 0 and 1, 3 decimals.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub quantile: Option<Decimal>,
     /// Which way is better.
-    Direction {
-        /// Up.
-        Increase = "increase",
-        /// Down.
-        Decrease = "decrease",
-    }
+    pub direction: Direction,
+    /// What it decides.
+    pub role: Role,
+    /// Of a guardrail: the relative loss that is bearable, 4 decimals.
+    pub margin: Option<Decimal>,
+    /// Days after the first exposure; `None`: the experiment's.
+    pub window_days: Option<i32>,
+    /// One user's sum counts up to here.
+    pub cap: Option<Decimal>,
+    /// One user's sum counts up to this percentile of all sums that are not 0; 100 never cuts. 4 decimals.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cap_percentile: Option<Decimal>,
 }
 
-texts! {
-    /// What a metric decides.
-    Role {
-        /// Whether the experiment is a success.
-        Primary = "primary",
-        /// Nothing alone.
-        Secondary = "secondary",
-        /// Whether harm was done.
-        Guardrail = "guardrail",
+/// Reads the metrics of experiments, each with its experiment's id; by role, then name.
+pub(crate) async fn read(
+    connection: &mut PgConnection,
+    project: Uuid,
+    experiments: &[Uuid],
+) -> Result<Vec<(Uuid, Result<Metric, Unsupported>)>, sqlx::Error> {
+    let rows = sqlx::query(
+        "SELECT experiment_id, name, conversion_type, aggregation, denominator, denominator_type, direction, role, window_days, \
+             CASE WHEN aggregation IN ('ratio', 'quantile') THEN numerator END AS numerator, quantile::text AS quantile, \
+             margin::text AS margin, cap::text AS cap, cap_percentile::text AS cap_percentile \
+         FROM metrics WHERE project_id = $1 AND experiment_id = ANY ($2) \
+         ORDER BY array_position(ARRAY['primary', 'secondary', 'guardrail'], role), name",
+    )
+    .bind(project)
+    .bind(experiments)
+    .fetch_all(connection)
+    .await?;
+    let mut found = Vec::with_capacity(rows.len());
+    for row in &rows {
+        let name: &str = row.try_get("name")?;
+        let metric = Metric::from_row(row).map_err(|error| ReadError::of_row(error, "metrics", || format!("row {name:?}")));
+        found.push((row.try_get("experiment_id")?, ReadError::split(metric)?));
     }
+    Ok(found)
 }
 
-/// One thing that is measured.
+/// Stores a metric that was checked.
+pub(crate) async fn insert(
+    connection: &mut PgConnection,
+    project: Uuid,
+    experiment: Uuid,
+    new: &NewMetric,
+) -> Result<(), sqlx::Error> {
+    sqlx::query(
+        "INSERT INTO metrics (project_id, experiment_id, name, conversion_type, aggregation, numerator, denominator, \
+             denominator_type, quantile, direction, role, margin, window_days, cap, cap_percentile) \
+         VALUES ($1, $2, $3, $4, $5, coalesce($6, 'value'), $7, $8, $9::numeric, $10, $11, $12::numeric, $13, $14::numeric, \
+             $15::numeric)",
+    )
+    .bind(project)
+    .bind(experiment)
+    .bind(&new.name)
+    .bind(&new.conversion_type)
+    .bind(new.aggregation)
+    .bind(new.numerator)
+    .bind(new.denominator)
+    .bind(&new.denominator_type)
+    .bind(&new.quantile)
+    .bind(new.direction)
+    .bind(new.role)
+    .bind(&new.margin)
+    .bind(new.window_days)
+    .bind(&new.cap)
+    .bind(&new.cap_percentile)
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// A metric to be made.
 #[derive(Clone, Debug)]
 pub struct NewMetric {
     /// Unique in the experiment.
@@ -120,11 +160,11 @@ impl Default for NewMetric {
 impl NewMetric {
     /// Checks every value; `place` stands before each field's name. What passes is taken by every check of the schema,
     /// without rounding.
-    pub(super) fn check(&self, place: &str) -> Result<(), AdminError> {
+    pub(crate) fn check(&self, place: &str) -> Result<(), CatalogueError> {
         let field = |name: &str| format!("{place}{name}");
-        let refuse = |name: &str, message: String| Err(AdminError::invalid(field(name), message));
+        let refuse = |name: &str, message: String| Err(CatalogueError::invalid(field(name), message));
         let of = self.aggregation.as_str();
-        check_name(&field("name"), &self.name)?;
+        check::name(&field("name"), &self.name)?;
         if self.name.contains(',') {
             return refuse(
                 "name",
@@ -133,7 +173,7 @@ impl NewMetric {
         }
         for (name, conversion) in [("conversion_type", &self.conversion_type), ("denominator_type", &self.denominator_type)] {
             if let Some(conversion) = conversion {
-                check_name(&field(name), conversion)?;
+                check::name(&field(name), conversion)?;
             }
         }
         let is_ratio = self.aggregation == Aggregation::Ratio;
@@ -159,7 +199,7 @@ impl NewMetric {
             };
             return refuse("quantile", message);
         }
-        decimal(
+        check::decimal(
             &field("quantile"),
             self.quantile.as_deref(),
             "above 0 and below 1 with 3 decimals, such as 0.9",
@@ -169,10 +209,10 @@ impl NewMetric {
         if self.margin.is_some() && self.role != Role::Guardrail {
             return refuse("margin", format!("found with the role {}; only a guardrail has a margin", self.role.as_str()));
         }
-        decimal(&field("margin"), self.margin.as_deref(), "0 to 9.9999 with 4 decimals", 4, |margin| {
+        check::decimal(&field("margin"), self.margin.as_deref(), "0 to 9.9999 with 4 decimals", 4, |margin| {
             (0..10_000_000).contains(&margin)
         })?;
-        window(&field("window_days"), self.window_days)?;
+        check::window(&field("window_days"), self.window_days)?;
         let is_summed = matches!(self.aggregation, Aggregation::ValuePerUser | Aggregation::CountPerUser);
         for (name, value) in [("cap", &self.cap), ("cap_percentile", &self.cap_percentile)] {
             if value.is_some() && !is_summed {
@@ -182,40 +222,11 @@ impl NewMetric {
         if self.cap.is_some() && self.cap_percentile.is_some() {
             return refuse("cap_percentile", "found beside cap; one of them is accepted".to_owned());
         }
-        decimal(&field("cap"), self.cap.as_deref(), "an amount above 0 with at most 6 decimals", 6, |cap| cap > 0)?;
+        check::decimal(&field("cap"), self.cap.as_deref(), "an amount above 0 with at most 6 decimals", 6, |cap| cap > 0)?;
         let accepted = "above 0 and up to 100 with 4 decimals, such as 99.9";
-        decimal(&field("cap_percentile"), self.cap_percentile.as_deref(), accepted, 4, |percentile| {
+        check::decimal(&field("cap_percentile"), self.cap_percentile.as_deref(), accepted, 4, |percentile| {
             (1..=100_000_000).contains(&percentile)
         })
-    }
-}
-
-pub(super) fn window(field: &str, days: Option<i32>) -> Result<(), AdminError> {
-    match days {
-        Some(days) if !(0..=WINDOW_DAYS_MAX).contains(&days) => {
-            Err(AdminError::invalid(field, format!("found {days}; 0 to {WINDOW_DAYS_MAX} days are accepted")))
-        }
-        _ => Ok(()),
-    }
-}
-
-pub(super) fn millionths(text: &str) -> Option<i128> {
-    text.parse::<Money>().ok().map(Money::millionths)
-}
-
-/// Checks a decimal text, of which no digit may be lost in a column with `decimals` digits after the point.
-pub(super) fn decimal(
-    field: &str,
-    text: Option<&str>,
-    accepted: &str,
-    decimals: u32,
-    in_range: impl Fn(i128) -> bool,
-) -> Result<(), AdminError> {
-    let Some(text) = text else { return Ok(()) };
-    let fits = |value: i128| in_range(value) && value % 10i128.pow(6 - decimals) == 0;
-    match millionths(text) {
-        Some(value) if fits(value) => Ok(()),
-        _ => Err(AdminError::invalid(field, format!("found {text:?}; accepted: {accepted}"))),
     }
 }
 
@@ -288,15 +299,6 @@ mod tests {
                 },
                 if is_accepted { "" } else { &expected },
             );
-        }
-    }
-
-    #[test]
-    fn texts_are_those_of_the_schema() {
-        let accepted = "conversion_rate, value_per_user, count_per_user, ratio, quantile";
-        assert_eq!("mean".parse::<Aggregation>(), Err(format!("found \"mean\"; accepted: {accepted}")));
-        for text in Aggregation::TEXTS {
-            assert_eq!(text.parse::<Aggregation>().map(Aggregation::as_str), Ok(*text));
         }
     }
 }

@@ -1,0 +1,44 @@
+//! What is measured: projects, keys, experiments with variants and metrics, campaigns with components. Their types, their SQL,
+//! and the changes that operators make.
+//!
+//! - [`vocabulary`] has every text that the schema knows; a text that it does not know is an error, never a default.
+//! - [`experiments`], [`metrics`], [`campaigns`] and [`project`] hold what is stored and what can be made.
+//! - [`names`] resolves the names in events to ids and registers new ones; [`rules`] says what of an experiment decides about
+//!   participation and attribution.
+//! - [`change`], [`version`] and [`mod@audit`]: every change takes the lock of the project's catalogue, raises its version and
+//!   writes the audit in one transaction.
+//!
+//! Where stored rows change their meaning with a change, the aggregator makes it: it locks its checkpoints first and computes
+//! the rows again in the same transaction.
+
+pub mod audit;
+pub mod campaigns;
+pub mod change;
+mod check;
+mod decimal;
+mod error;
+pub mod experiments;
+pub mod metrics;
+pub mod names;
+pub mod project;
+pub mod rules;
+mod timestamp;
+pub mod version;
+pub mod vocabulary;
+
+pub use change::Change;
+pub use decimal::Decimal;
+pub use error::{CatalogueError, ReadError, Unsupported};
+pub use names::Catalogue;
+pub use project::{Project, find_project};
+pub use rules::Rules;
+pub use timestamp::Timestamp;
+pub use vocabulary::{
+    Aggregation, Amount, AttributionMethod, CampaignStatus, CampaignType, ComponentType, DeadLetterStatus, Denominator,
+    Direction, ExperimentStatus, KeyKind, Role, UnknownText,
+};
+
+/// Writes a time as people and programs read it.
+pub(crate) fn time_text<S: serde::Serializer>(time: &events::Micros, out: S) -> Result<S::Ok, S::Error> {
+    out.collect_str(time)
+}

@@ -1,0 +1,269 @@
+//! Names to ids: experiments with their variants, campaigns with their components.
+//!
+//! An aggregator resolves a batch against its copy and notes the copy's versions; the commit checks, under the shared lock of
+//! the catalogue, that none has moved. Registration and changes take the same lock alone and raise the version.
+
+mod register;
+
+use std::collections::{BTreeSet, HashMap};
+
+use events::identity::hyphenated_uuid;
+use events::{Event, Kind};
+use sqlx::{PgConnection, Row};
+use uuid::Uuid;
+
+use crate::Unsupported;
+use crate::rules::{self, Rules};
+
+/// What an event's names stand for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Resolved {
+    /// The experiment.
+    pub experiment: Option<Uuid>,
+    /// Its variant.
+    pub variant: Option<Uuid>,
+    /// The campaign.
+    pub campaign: Option<Uuid>,
+    /// Its component.
+    pub component: Option<Uuid>,
+}
+
+/// A name that the catalogue does not hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnknownName {
+    /// Stable: `unknown_` and the kind of thing.
+    pub code: &'static str,
+    /// The name.
+    pub subject: String,
+    /// For people.
+    pub reason: String,
+}
+
+/// Which of the two pairs of tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Family {
+    /// Experiments with variants.
+    Experiments,
+    /// Campaigns with components.
+    Campaigns,
+}
+
+impl Family {
+    const ALL: [Family; 2] = [Family::Experiments, Family::Campaigns];
+
+    /// Whether events of a kind register names of this family.
+    fn is_registered_by(self, kind: Kind) -> bool {
+        match kind {
+            Kind::Impression | Kind::Engagement => self == Family::Experiments,
+            Kind::CampaignEvent => self == Family::Campaigns,
+            Kind::Conversion | Kind::Identity => true,
+        }
+    }
+
+    /// The names of an experiment and its variant, or of a campaign and its component, that an event carries.
+    fn names(self, event: &Event) -> Option<(&String, Option<&String>)> {
+        let (name, part) = match self {
+            Family::Experiments => (&event.experiment, &event.variant),
+            Family::Campaigns => (&event.campaign, &event.component),
+        };
+        Some((name.as_ref()?, part.as_ref()))
+    }
+
+    fn unknown(self, name: &str) -> UnknownName {
+        match self {
+            Family::Experiments => UnknownName::new("unknown_experiment", "experiment", name),
+            Family::Campaigns => UnknownName::new("unknown_campaign", "campaign", name),
+        }
+    }
+
+    fn unknown_part(self, name: &str) -> UnknownName {
+        match self {
+            Family::Experiments => UnknownName::new("unknown_variant", "variant", name),
+            Family::Campaigns => UnknownName::new("unknown_component", "component", name),
+        }
+    }
+}
+
+impl UnknownName {
+    fn new(code: &'static str, what: &str, name: &str) -> Self {
+        let reason = format!("{what} {name:?} does not exist, and the project does not register new names by itself");
+        UnknownName { code, subject: name.to_owned(), reason }
+    }
+}
+
+/// An experiment and its variants, or a campaign and its components: the parts.
+#[derive(Debug)]
+struct Entry {
+    id: Uuid,
+    parts: HashMap<String, Uuid>,
+}
+
+impl Entry {
+    /// By id if the text is one that exists, else by name.
+    fn part(&self, text: &str) -> Option<Uuid> {
+        let by_id = hyphenated_uuid(text).filter(|id| self.parts.values().any(|part| part == id));
+        by_id.or_else(|| self.parts.get(text).copied())
+    }
+}
+
+/// The names of one family in one project.
+#[derive(Debug, Default)]
+struct Names {
+    entries: HashMap<String, Entry>,
+    by_id: HashMap<Uuid, String>,
+}
+
+impl Names {
+    fn add(&mut self, id: Uuid, name: String, part: Option<(Uuid, String)>) {
+        self.by_id.insert(id, name.clone());
+        let entry = self.entries.entry(name).or_insert_with(|| Entry { id, parts: HashMap::new() });
+        if let Some((id, name)) = part {
+            entry.parts.insert(name, id);
+        }
+    }
+
+    /// By id if the text is one that exists, else by name.
+    fn find(&self, text: &str) -> Option<&Entry> {
+        let name = hyphenated_uuid(text).and_then(|id| self.by_id.get(&id)).map_or(text, String::as_str);
+        self.entries.get(name)
+    }
+}
+
+#[derive(Debug)]
+struct Project {
+    version: i64,
+    auto_register: bool,
+    experiments: Names,
+    campaigns: Names,
+    /// Of each experiment.
+    rules: HashMap<Uuid, Rules>,
+    /// The first of those that cannot be read.
+    unsupported: Option<Unsupported>,
+}
+
+impl Project {
+    fn names(&self, family: Family) -> &Names {
+        match family {
+            Family::Experiments => &self.experiments,
+            Family::Campaigns => &self.campaigns,
+        }
+    }
+
+    /// Resolves the names of one family; none where the event carries none.
+    fn resolve(&self, family: Family, event: &Event) -> Result<(Option<Uuid>, Option<Uuid>), UnknownName> {
+        let Some((name, part)) = family.names(event) else { return Ok((None, None)) };
+        let found = self.names(family).find(name).ok_or_else(|| family.unknown(name))?;
+        let part = part.map(|part| found.part(part).ok_or_else(|| family.unknown_part(part))).transpose()?;
+        Ok((Some(found.id), part))
+    }
+}
+
+/// A copy of the catalogues of some projects, loaded as they are needed.
+#[derive(Debug, Default)]
+pub struct Catalogue {
+    /// None: there is no such project.
+    projects: HashMap<Uuid, Option<Project>>,
+}
+
+impl Catalogue {
+    /// Loads the projects that are not in the copy yet.
+    /// # Errors
+    /// As Postgres has them.
+    pub async fn load(&mut self, connection: &mut PgConnection, projects: &BTreeSet<Uuid>) -> Result<(), sqlx::Error> {
+        for project in projects {
+            if !self.projects.contains_key(project) {
+                let loaded = load(connection, *project).await?;
+                self.projects.insert(*project, loaded);
+            }
+        }
+        Ok(())
+    }
+
+    /// Drops projects whose version has moved from the copy.
+    pub fn invalidate(&mut self, projects: &BTreeSet<Uuid>) {
+        self.projects.retain(|project, _| !projects.contains(project));
+    }
+
+    fn project(&self, project: Uuid) -> Option<&Project> {
+        self.projects.get(&project)?.as_ref()
+    }
+
+    /// Returns the version that the copy of a project has.
+    pub fn version(&self, project: Uuid) -> i64 {
+        self.project(project).map_or(0, |project| project.version)
+    }
+
+    /// Returns what decides about participation and attribution in an experiment; none if it does not exist, or is
+    /// [`Catalogue::unsupported`].
+    pub fn rules(&self, project: Uuid, experiment: Uuid) -> Option<&Rules> {
+        self.project(project)?.rules.get(&experiment)
+    }
+
+    /// Returns an experiment of a project whose rules this version cannot read. Nothing of the project may be stored then:
+    /// participation and attribution would be computed without it, or by a guess.
+    pub fn unsupported(&self, project: Uuid) -> Option<&Unsupported> {
+        self.project(project)?.unsupported.as_ref()
+    }
+
+    /// Resolves an event's names.
+    /// # Errors
+    /// [`UnknownName`]: the first one that does not exist.
+    pub fn resolve(&self, event: &Event) -> Result<Resolved, UnknownName> {
+        let Some(project) = self.project(event.project_id.0) else {
+            let subject = event.project_id.to_string();
+            let reason = format!("there is no project {subject} in this database");
+            return Err(UnknownName { code: "unknown_project", subject, reason });
+        };
+        let (experiment, variant) = project.resolve(Family::Experiments, event)?;
+        let (campaign, component) = project.resolve(Family::Campaigns, event)?;
+        Ok(Resolved { experiment, variant, campaign, component })
+    }
+}
+
+async fn load(connection: &mut PgConnection, project: Uuid) -> Result<Option<Project>, sqlx::Error> {
+    // The version first: a change between the statements is seen as a version that has moved.
+    let Some(row) = sqlx::query(
+        "SELECT p.auto_register, coalesce(v.version, 0) AS version
+         FROM projects p LEFT JOIN catalogue_versions v ON v.project_id = p.id WHERE p.id = $1",
+    )
+    .bind(project)
+    .fetch_optional(&mut *connection)
+    .await?
+    else {
+        return Ok(None);
+    };
+    let mut rules = HashMap::new();
+    let mut unsupported = None;
+    for (experiment, read) in rules::read_all(connection, project).await? {
+        match read {
+            Ok(read) => drop(rules.insert(experiment, read)),
+            Err(error) => unsupported = Some(error),
+        }
+    }
+    let experiments = load_names(
+        connection,
+        project,
+        "SELECT e.id, e.name, v.id, v.name FROM experiments e
+         LEFT JOIN variants v ON v.project_id = e.project_id AND v.experiment_id = e.id WHERE e.project_id = $1",
+    )
+    .await?;
+    let campaigns = load_names(
+        connection,
+        project,
+        "SELECT c.id, c.name, p.id, p.name FROM campaigns c
+         LEFT JOIN campaign_components p ON p.project_id = c.project_id AND p.campaign_id = c.id WHERE c.project_id = $1",
+    )
+    .await?;
+    let (version, auto_register) = (row.try_get("version")?, row.try_get("auto_register")?);
+    Ok(Some(Project { version, auto_register, experiments, campaigns, rules, unsupported }))
+}
+
+async fn load_names(connection: &mut PgConnection, project: Uuid, statement: &'static str) -> Result<Names, sqlx::Error> {
+    let mut names = Names::default();
+    for row in sqlx::query(statement).bind(project).fetch_all(connection).await? {
+        let part: Option<Uuid> = row.try_get(2)?;
+        let part_name: Option<String> = row.try_get(3)?;
+        names.add(row.try_get(0)?, row.try_get(1)?, part.zip(part_name));
+    }
+    Ok(names)
+}

@@ -1,0 +1,86 @@
+//! What of an experiment decides about participation and attribution.
+
+use std::collections::{BTreeSet, HashMap};
+
+use events::Micros;
+use sqlx::postgres::PgRow;
+use sqlx::{PgConnection, Row};
+use uuid::Uuid;
+
+use crate::timestamp::Timestamp;
+use crate::vocabulary::{AttributionMethod, ExperimentStatus};
+use crate::{ReadError, Unsupported};
+
+/// The rules of one experiment.
+#[derive(Clone, Debug)]
+pub struct Rules {
+    /// Its impressions do not count yet.
+    pub is_draft: bool,
+    /// Some of its rows may no longer be here: its two tables are left as they are.
+    pub is_frozen: bool,
+    /// Impressions count from here on; none means always.
+    pub started_at: Option<Micros>,
+    /// And before here.
+    pub ended_at: Option<Micros>,
+    /// Of 86,400 seconds each; both ends of the window belong to it.
+    pub window_days: i32,
+    /// Which variant a conversion is credited to.
+    pub method: AttributionMethod,
+    /// Those that it has.
+    pub variants: BTreeSet<Uuid>,
+}
+
+/// Reads the rules of one experiment, none if it does not exist.
+/// # Errors
+/// [`ReadError`].
+pub async fn read(connection: &mut PgConnection, project: Uuid, experiment: Uuid) -> Result<Option<Rules>, ReadError> {
+    Ok(read_some(connection, project, Some(experiment)).await?.remove(&experiment).transpose()?)
+}
+
+/// Reads the rules of all experiments of a project, each or why it cannot be read.
+/// # Errors
+/// As Postgres has them.
+pub(crate) async fn read_all(
+    connection: &mut PgConnection,
+    project: Uuid,
+) -> Result<HashMap<Uuid, Result<Rules, Unsupported>>, sqlx::Error> {
+    read_some(connection, project, None).await
+}
+
+async fn read_some(
+    connection: &mut PgConnection,
+    project: Uuid,
+    experiment: Option<Uuid>,
+) -> Result<HashMap<Uuid, Result<Rules, Unsupported>>, sqlx::Error> {
+    let rows = sqlx::query(
+        "SELECT e.id, e.name, e.status, e.frozen_at IS NOT NULL AS is_frozen, e.started_at, e.ended_at, e.conversion_window_days,
+                e.attribution_method,
+                ARRAY (SELECT v.id FROM variants v WHERE v.project_id = e.project_id AND v.experiment_id = e.id) AS variants
+         FROM experiments e WHERE e.project_id = $1 AND ($2::uuid IS NULL OR e.id = $2)",
+    )
+    .bind(project)
+    .bind(experiment)
+    .fetch_all(connection)
+    .await?;
+    let mut found = HashMap::with_capacity(rows.len());
+    for row in &rows {
+        let name: &str = row.try_get("name")?;
+        let rules = of_row(row).map_err(|error| ReadError::of_row(error, "experiments", || format!("row {name:?}")));
+        found.insert(row.try_get("id")?, ReadError::split(rules)?);
+    }
+    Ok(found)
+}
+
+fn of_row(row: &PgRow) -> Result<Rules, sqlx::Error> {
+    let time = |column: &str| Ok::<_, sqlx::Error>(row.try_get::<Option<Timestamp>, _>(column)?.map(|time| time.0));
+    let variants: Vec<Uuid> = row.try_get("variants")?;
+    Ok(Rules {
+        is_draft: row.try_get::<ExperimentStatus, _>("status")? == ExperimentStatus::Draft,
+        is_frozen: row.try_get("is_frozen")?,
+        started_at: time("started_at")?,
+        ended_at: time("ended_at")?,
+        window_days: row.try_get("conversion_window_days")?,
+        method: row.try_get("attribution_method")?,
+        variants: variants.into_iter().collect(),
+    })
+}

@@ -1,0 +1,275 @@
+//! The texts that the schema has for states, kinds and methods, each in one table: SQL, JSON and the command line all read and
+//! write them here. A text that is in no table, because a newer version of Weir wrote it, is an error and never a default.
+
+use events::rules::Unit;
+use sqlx::encode::IsNull;
+use sqlx::error::BoxDynError;
+use sqlx::postgres::{PgArgumentBuffer, PgTypeInfo, PgValueRef};
+use sqlx::{Decode, Encode, Postgres, Type};
+
+/// A text that is none of those that a column or an argument may have.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("found {text:?}; accepted: {}", known.join(", "))]
+pub struct UnknownText {
+    /// What was found.
+    pub text: String,
+    /// All texts that this version knows.
+    pub known: &'static [&'static str],
+}
+
+/// The columns whose texts are an enum's, with those texts. A test compares them with the checks of the schema.
+pub const COLUMNS: &[(&str, &str, &[&str])] = &[
+    ("projects", "unit", Unit::TEXTS),
+    ("keys", "kind", KeyKind::TEXTS),
+    ("experiments", "status", ExperimentStatus::TEXTS),
+    ("experiments", "attribution_method", AttributionMethod::TEXTS),
+    ("metrics", "aggregation", Aggregation::TEXTS),
+    ("metrics", "numerator", Amount::TEXTS),
+    ("metrics", "denominator", Denominator::TEXTS),
+    ("metrics", "direction", Direction::TEXTS),
+    ("metrics", "role", Role::TEXTS),
+    ("campaigns", "status", CampaignStatus::TEXTS),
+    ("campaigns", "type", CampaignType::TEXTS),
+    ("campaign_components", "component_type", ComponentType::TEXTS),
+    ("dead_letters", "status", DeadLetterStatus::TEXTS),
+];
+
+/// Defines an enum by its texts.
+macro_rules! text_enum {
+    ($(#[$doc:meta])* $name:ident { $($(#[$value_doc:meta])* $value:ident = $text:literal,)* }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum $name { $($(#[$value_doc])* $value,)* }
+
+        impl $name {
+            /// All texts, in the order of the values.
+            pub const TEXTS: &'static [&'static str] = &[$($text,)*];
+
+            /// Returns the text, as the schema has it.
+            pub const fn as_str(self) -> &'static str {
+                match self { $($name::$value => $text,)* }
+            }
+        }
+
+        impl std::str::FromStr for $name {
+            type Err = UnknownText;
+
+            fn from_str(text: &str) -> Result<Self, UnknownText> {
+                match text {
+                    $($text => Ok($name::$value),)*
+                    _ => Err(UnknownText { text: text.to_owned(), known: $name::TEXTS }),
+                }
+            }
+        }
+
+        impl std::fmt::Display for $name {
+            fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                out.pad(self.as_str())
+            }
+        }
+
+        impl serde::Serialize for $name {
+            fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.serialize_str(self.as_str())
+            }
+        }
+
+        impl Type<Postgres> for $name {
+            fn type_info() -> PgTypeInfo {
+                <str as Type<Postgres>>::type_info()
+            }
+
+            fn compatible(of: &PgTypeInfo) -> bool {
+                <str as Type<Postgres>>::compatible(of)
+            }
+        }
+
+        impl Encode<'_, Postgres> for $name {
+            fn encode_by_ref(&self, buffer: &mut PgArgumentBuffer) -> Result<IsNull, BoxDynError> {
+                <&str as Encode<'_, Postgres>>::encode_by_ref(&self.as_str(), buffer)
+            }
+        }
+
+        impl Decode<'_, Postgres> for $name {
+            fn decode(value: PgValueRef<'_>) -> Result<Self, BoxDynError> {
+                Ok(<&str as Decode<'_, Postgres>>::decode(value)?.parse::<$name>()?)
+            }
+        }
+    };
+}
+
+text_enum! {
+    /// What a key is good for.
+    KeyKind {
+        /// Sends what happens now; may stand in a page.
+        Write = "write",
+        /// Sends history too; stays on servers.
+        Server = "server",
+        /// Asks the query service.
+        Read = "read",
+    }
+}
+
+text_enum! {
+    /// Where an experiment stands.
+    ExperimentStatus {
+        /// Not started: no exposure counts.
+        Draft = "draft",
+        /// Exposures count.
+        Running = "running",
+        /// Exposures do not count for now.
+        Paused = "paused",
+        /// Ended: later exposures do not count.
+        Completed = "completed",
+        /// Ended and put away.
+        Archived = "archived",
+    }
+}
+
+text_enum! {
+    /// Which variant a conversion is credited to.
+    AttributionMethod {
+        /// That of the first eligible impression.
+        FirstExposure = "first_exposure",
+        /// That of the last eligible impression up to the conversion.
+        LastExposure = "last_exposure",
+    }
+}
+
+text_enum! {
+    /// What a metric computes per user.
+    Aggregation {
+        /// Whether there was a conversion.
+        ConversionRate = "conversion_rate",
+        /// The sum of values.
+        ValuePerUser = "value_per_user",
+        /// The number of conversions.
+        CountPerUser = "count_per_user",
+        /// One sum over all users, divided by another.
+        Ratio = "ratio",
+        /// A quantile of users' sums.
+        Quantile = "quantile",
+    }
+}
+
+text_enum! {
+    /// What of a conversion is added up.
+    Amount {
+        /// Its value.
+        Value = "value",
+        /// 1.
+        Count = "count",
+    }
+}
+
+text_enum! {
+    /// What a ratio is over.
+    Denominator {
+        /// Conversions.
+        Conversions = "conversions",
+        /// Eligible impressions of the experiment.
+        Impressions = "impressions",
+    }
+}
+
+text_enum! {
+    /// Which way is better.
+    Direction {
+        /// Up.
+        Increase = "increase",
+        /// Down.
+        Decrease = "decrease",
+    }
+}
+
+text_enum! {
+    /// What a metric decides.
+    Role {
+        /// Whether the experiment is a success.
+        Primary = "primary",
+        /// Nothing alone.
+        Secondary = "secondary",
+        /// Whether harm was done.
+        Guardrail = "guardrail",
+    }
+}
+
+text_enum! {
+    /// Where a campaign stands.
+    CampaignStatus {
+        /// Not started.
+        Draft = "draft",
+        /// Its components are being made.
+        Generating = "generating",
+        /// Its components are made.
+        Ready = "ready",
+        /// Published.
+        Launched = "launched",
+        /// It runs.
+        Active = "active",
+        /// It does not run for now.
+        Paused = "paused",
+        /// Ended.
+        Completed = "completed",
+        /// Ended and put away.
+        Archived = "archived",
+    }
+}
+
+text_enum! {
+    /// What a campaign is made of.
+    CampaignType {
+        /// One page.
+        LandingPage = "landing_page",
+        /// Several steps.
+        Funnel = "funnel",
+        /// Several mails.
+        EmailSequence = "email_sequence",
+        /// All of it.
+        CompleteCampaign = "complete_campaign",
+        /// A better part of something that exists.
+        ComponentEnhancement = "component_enhancement",
+    }
+}
+
+text_enum! {
+    /// What a component is.
+    ComponentType {
+        /// A page of its own.
+        LandingPage = "landing_page",
+        /// A form.
+        Form = "form",
+        /// A page's head.
+        Header = "header",
+        /// A page's foot.
+        Footer = "footer",
+        /// What is seen first.
+        HeroSection = "hero_section",
+        /// What customers say.
+        Testimonials = "testimonials",
+        /// A table of prices.
+        Pricing = "pricing",
+        /// A mail.
+        EmailTemplate = "email_template",
+        /// What lies above a page.
+        Popup = "popup",
+        /// A menu.
+        Navigation = "navigation",
+        /// Anything else.
+        Custom = "custom",
+    }
+}
+
+text_enum! {
+    /// What became of a record that could not be applied.
+    DeadLetterStatus {
+        /// It waits for somebody.
+        Open = "open",
+        /// The aggregator will append it to the log again.
+        Replay = "replay",
+        /// It was appended again.
+        Replayed = "replayed",
+        /// Somebody decided that it is not needed.
+        Discarded = "discarded",
+    }
+}

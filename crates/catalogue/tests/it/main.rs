@@ -1,0 +1,4 @@
+//! The catalogue against a real Postgres.
+
+mod experiments;
+mod vocabulary;
