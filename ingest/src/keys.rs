@@ -12,7 +12,6 @@ use std::time::{Duration, Instant};
 
 use events::rules::Unit;
 use events::{Micros, ProjectId};
-use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 use tokio::sync::{Notify, watch};
 
@@ -21,8 +20,7 @@ use crate::names::Names;
 use limiter::Limiter;
 pub(crate) use refresh::refresh;
 
-/// SHA-256 of a key's text. The text itself is kept nowhere.
-pub(crate) type Digest = [u8; 32];
+pub(crate) use catalogue::keys::{KeyDigest as Digest, digest};
 
 /// Longer texts are nobody's key.
 const KEY_BYTES_MAX: usize = 512;
@@ -47,7 +45,8 @@ pub(crate) struct Access {
 #[derive(Debug, Default)]
 pub(crate) struct Snapshot {
     /// By the first bytes of the digest; the rest is compared in constant time.
-    by_digest: HashMap<u64, Vec<(Digest, Arc<Access>)>>,
+    /// None: a key of a project whose unit only a newer version knows.
+    by_digest: HashMap<u64, Vec<(Digest, Option<Arc<Access>>)>>,
     /// The project `default`, which `--any-key` gives everybody.
     pub(crate) default: Option<Arc<Access>>,
     /// End of the newest month that was detached.
@@ -55,11 +54,11 @@ pub(crate) struct Snapshot {
 }
 
 impl Snapshot {
-    fn insert(&mut self, digest: Digest, access: Arc<Access>) {
+    fn insert(&mut self, digest: Digest, access: Option<Arc<Access>>) {
         self.by_digest.entry(head(&digest)).or_default().push((digest, access));
     }
 
-    fn find(&self, digest: &Digest) -> Option<&Arc<Access>> {
+    fn find(&self, digest: &Digest) -> Option<&Option<Arc<Access>>> {
         let candidates = self.by_digest.get(&head(digest))?;
         candidates.iter().find(|(known, _)| bool::from(known.ct_eq(digest))).map(|(_, access)| access)
     }
@@ -73,11 +72,6 @@ fn head(digest: &Digest) -> u64 {
     u64::from_le_bytes([digest[0], digest[1], digest[2], digest[3], digest[4], digest[5], digest[6], digest[7]])
 }
 
-/// Returns the digest of a key's text.
-pub(crate) fn digest(key: &str) -> Digest {
-    Sha256::digest(key.as_bytes()).into()
-}
-
 /// What is known of a key.
 #[derive(Clone, Debug)]
 pub(crate) enum Found {
@@ -85,7 +79,7 @@ pub(crate) enum Found {
     Access(Arc<Access>),
     /// It may not, and Postgres said so after the request came.
     Unknown,
-    /// Nobody can say: Postgres does not answer.
+    /// Nobody can say: Postgres does not answer, or only a newer version knows the unit of the project.
     Unavailable,
 }
 
@@ -141,25 +135,32 @@ impl Keys {
             return Found::Unknown;
         }
         let digest = digest(key);
-        if let Some(access) = self.find(&digest, now) {
-            return Found::Access(access);
+        if let Some(found) = self.find(&digest, now) {
+            return found;
         }
         if !self.read_again().await {
             return Found::Unavailable;
         }
         match self.find(&digest, now) {
-            Some(access) => Found::Access(access),
+            Some(found) => found,
             // Everybody may send, only the project is not there yet.
             None if self.any_key => Found::Unavailable,
             None => Found::Unknown,
         }
     }
 
-    fn find(&self, digest: &Digest, now: Micros) -> Option<Arc<Access>> {
+    /// None: not in memory, or expired.
+    fn find(&self, digest: &Digest, now: Micros) -> Option<Found> {
         let snapshot = self.snapshot()?;
-        let is_valid = |access: &&Arc<Access>| access.expires_at.is_none_or(|until| now < until);
-        let found = snapshot.find(digest).filter(is_valid);
-        found.or(snapshot.default.as_ref().filter(|_| self.any_key)).cloned()
+        match snapshot.find(digest) {
+            // An upgrade of this service makes it good; the client keeps its events until then.
+            Some(None) => return Some(Found::Unavailable),
+            Some(Some(access)) if access.expires_at.is_none_or(|until| now < until) => {
+                return Some(Found::Access(Arc::clone(access)));
+            }
+            Some(Some(_)) | None => {}
+        }
+        snapshot.default.clone().filter(|_| self.any_key).map(Found::Access)
     }
 
     /// Waits for a reading that starts after this call; requests that wait together share one. Returns whether it succeeded.
@@ -216,8 +217,9 @@ mod tests {
     fn filled(any_key: bool) -> Keys {
         let keys = Keys::new(any_key, None, Names::new(9));
         let mut snapshot = Snapshot { default: Some(access(None)), ..Snapshot::default() };
-        snapshot.insert(digest("known"), access(None));
-        snapshot.insert(digest("old"), access(Some(Micros(10))));
+        snapshot.insert(digest("known"), Some(access(None)));
+        snapshot.insert(digest("old"), Some(access(Some(Micros(10)))));
+        snapshot.insert(digest("of another unit"), None);
         keys.replace(snapshot);
         keys
     }
@@ -243,6 +245,7 @@ mod tests {
         check(&keys, "known", 0, "access").await;
         check(&keys, "old", 9, "access").await;
         check(&keys, "old", 10, "unavailable").await;
+        check(&keys, "of another unit", 0, "unavailable").await;
         check(&keys, "other", 0, "unavailable").await;
         check(&keys, &"x".repeat(KEY_BYTES_MAX + 1), 0, "unknown").await;
     }
@@ -257,7 +260,7 @@ mod tests {
         });
         keys.wanted.notified().await;
         let mut snapshot = Snapshot::default();
-        snapshot.insert(digest("new"), access(None));
+        snapshot.insert(digest("new"), Some(access(None)));
         keys.replace(snapshot);
         read(&keys, true);
         assert!(matches!(waiting.await, Ok(Found::Access(_))));

@@ -4,10 +4,9 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use catalogue::keys::{KeyDigest, digest, project_of_read_token};
 use hyper::header::{AUTHORIZATION, HeaderMap};
-use sha2::{Digest, Sha256};
-use sqlx::{PgPool, Row};
-use subtle::ConstantTimeEq;
+use sqlx::PgPool;
 use uuid::Uuid;
 
 use crate::error::Refusal;
@@ -15,13 +14,11 @@ use crate::error::Refusal;
 /// Tokens remembered at most, unknown ones included: guessing must not fill the memory.
 const REMEMBERED_MAX: usize = 4_096;
 
-type TokenDigest = [u8; 32];
-
 /// The tokens seen lately.
 pub(crate) struct Tokens {
     pool: PgPool,
     age_max: Duration,
-    known: Mutex<HashMap<TokenDigest, Seen>>,
+    known: Mutex<HashMap<KeyDigest, Seen>>,
 }
 
 #[derive(Clone, Copy)]
@@ -41,11 +38,12 @@ impl Tokens {
     /// [`Refusal::unavailable`] if it is not remembered and Postgres cannot be asked.
     pub(crate) async fn project(&self, headers: &HeaderMap) -> Result<Uuid, Refusal> {
         let token = bearer(headers).ok_or_else(Refusal::unauthorized)?;
-        let digest: TokenDigest = Sha256::digest(token).into();
+        let digest = digest(token);
         if let Some(seen) = self.remembered(&digest) {
             return seen.project.ok_or_else(Refusal::unauthorized);
         }
-        let project = self.look_up(&digest).await.map_err(|error| crate::engine::database_refusal(&error))?;
+        let project =
+            project_of_read_token(&self.pool, &digest).await.map_err(|error| crate::engine::database_refusal(&error))?;
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if known.len() >= REMEMBERED_MAX {
             known.retain(|_, seen| seen.at.elapsed() < self.age_max);
@@ -56,25 +54,9 @@ impl Tokens {
         project.ok_or_else(Refusal::unauthorized)
     }
 
-    fn remembered(&self, digest: &TokenDigest) -> Option<Seen> {
+    fn remembered(&self, digest: &KeyDigest) -> Option<Seen> {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         known.get(digest).copied().filter(|seen| seen.at.elapsed() < self.age_max)
-    }
-
-    async fn look_up(&self, digest: &TokenDigest) -> Result<Option<Uuid>, sqlx::Error> {
-        let row = sqlx::query(
-            "SELECT project_id, digest FROM keys
-             WHERE digest = $1 AND kind = 'read' AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now())",
-        )
-        .bind(digest.as_slice())
-        .fetch_optional(&self.pool)
-        .await?;
-        let Some(row) = row else {
-            return Ok(None);
-        };
-        let stored: Vec<u8> = row.try_get("digest")?;
-        let project = row.try_get("project_id")?;
-        Ok(bool::from(stored.ct_eq(digest)).then_some(project))
     }
 }
 

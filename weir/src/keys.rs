@@ -5,9 +5,8 @@ use std::io::Read;
 use anyhow::{Context, bail};
 use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
-use catalogue::audit::audit;
-use serde_json::json;
-use sha2::{Digest, Sha256};
+use catalogue::keys::{self, NewKey};
+use catalogue::{CatalogueError, KeyKind, ensure_project};
 use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 
@@ -15,49 +14,26 @@ use crate::data::WeirJson;
 
 /// The project that a fresh database gets.
 pub(crate) const PROJECT: &str = "default";
-/// Bytes of a key that a list shows: enough to tell keys apart, far too few to guess the rest.
-const PREFIX_BYTES: usize = 8;
 /// Bytes of a key that an operator chooses: shorter ones can be guessed ..
 const CHOSEN_BYTES_MIN: usize = 8;
 /// .. and longer ones do not fit into every client's header.
 const CHOSEN_BYTES_MAX: usize = 512;
 
-/// What a key is good for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
-    /// Sends what happens now; may stand in a page.
-    Write,
-    /// Sends history too; stays on servers.
-    Server,
-    /// Asks.
-    Read,
+/// Returns what random keys of a kind begin with.
+fn prefix(kind: KeyKind) -> &'static str {
+    match kind {
+        KeyKind::Write => "wk_",
+        KeyKind::Server => "sk_",
+        KeyKind::Read => "rt_",
+    }
 }
 
-impl Kind {
-    /// Returns the kind's name in the schema.
-    pub(crate) fn as_str(self) -> &'static str {
-        match self {
-            Kind::Write => "write",
-            Kind::Server => "server",
-            Kind::Read => "read",
-        }
-    }
-
-    /// Returns what random keys of this kind begin with.
-    fn prefix(self) -> &'static str {
-        match self {
-            Kind::Write => "wk_",
-            Kind::Server => "sk_",
-            Kind::Read => "rt_",
-        }
-    }
-
-    fn variable(self) -> &'static str {
-        match self {
-            Kind::Write => "WEIR_WRITE_KEY",
-            Kind::Server => "WEIR_SERVER_KEY",
-            Kind::Read => "WEIR_READ_TOKEN",
-        }
+/// Returns the environment variable that sets the key of a kind.
+fn variable(kind: KeyKind) -> &'static str {
+    match kind {
+        KeyKind::Write => "WEIR_WRITE_KEY",
+        KeyKind::Server => "WEIR_SERVER_KEY",
+        KeyKind::Read => "WEIR_READ_TOKEN",
     }
 }
 
@@ -75,16 +51,11 @@ pub(crate) struct Keys {
 /// Makes a key: the kind's prefix and 256 random bits.
 /// # Errors
 /// If the system has no randomness.
-pub(crate) fn mint(kind: Kind) -> anyhow::Result<String> {
+pub(crate) fn mint(kind: KeyKind) -> anyhow::Result<String> {
     let mut bytes = [0; 32];
     let mut source = std::fs::File::open("/dev/urandom").context("/dev/urandom")?;
     source.read_exact(&mut bytes).context("/dev/urandom")?;
-    Ok(format!("{}{}", kind.prefix(), BASE64_URL_SAFE_NO_PAD.encode(bytes)))
-}
-
-/// Returns what the database keeps of a key.
-pub(crate) fn digest(text: &str) -> Vec<u8> {
-    Sha256::digest(text.as_bytes()).to_vec()
+    Ok(format!("{}{}", prefix(kind), BASE64_URL_SAFE_NO_PAD.encode(bytes)))
 }
 
 /// Makes the project `default` if it is missing, and sees to it that it has a key of each kind: the one that an environment variable
@@ -93,10 +64,10 @@ pub(crate) fn digest(text: &str) -> Vec<u8> {
 /// If a variable's key is malformed, revoked, or already something else.
 pub(crate) async fn ensure(connection: &mut PgConnection, before: Option<&WeirJson>) -> anyhow::Result<Keys> {
     let mut tx = connection.begin().await?;
-    let project = ensure_project(&mut tx, true).await?;
-    let write = ensure_one(&mut tx, project, Kind::Write, before.map(|file| file.write_key.as_str())).await?;
-    let server = ensure_one(&mut tx, project, Kind::Server, before.map(|file| file.server_key.as_str())).await?;
-    let read = ensure_one(&mut tx, project, Kind::Read, before.map(|file| file.read_token.as_str())).await?;
+    let project = ensure_project(&mut tx, PROJECT, true).await?;
+    let write = ensure_one(&mut tx, project, KeyKind::Write, before.map(|file| file.write_key.as_str())).await?;
+    let server = ensure_one(&mut tx, project, KeyKind::Server, before.map(|file| file.server_key.as_str())).await?;
+    let read = ensure_one(&mut tx, project, KeyKind::Read, before.map(|file| file.read_token.as_str())).await?;
     tx.commit().await?;
     Ok(Keys { write, server, read })
 }
@@ -106,41 +77,19 @@ pub(crate) async fn ensure(connection: &mut PgConnection, before: Option<&WeirJs
 /// As of [`ensure`].
 pub(crate) async fn ensure_chosen(connection: &mut PgConnection) -> anyhow::Result<()> {
     let mut tx = connection.begin().await?;
-    let project = ensure_project(&mut tx, false).await?;
-    for kind in [Kind::Write, Kind::Server, Kind::Read] {
+    let project = ensure_project(&mut tx, PROJECT, false).await?;
+    for kind in [KeyKind::Write, KeyKind::Server, KeyKind::Read] {
         if let Some(chosen) = chosen(kind)? {
-            add(&mut tx, project, kind, "set in the environment", &chosen).await.with_context(|| kind.variable())?;
+            add(&mut tx, project, kind, "set in the environment", &chosen).await.with_context(|| variable(kind))?;
         }
     }
     tx.commit().await?;
     Ok(())
 }
 
-/// `auto_register`: whether a project that is made registers the names that events bring.
-async fn ensure_project(connection: &mut PgConnection, auto_register: bool) -> anyhow::Result<Uuid> {
-    let made: Option<Uuid> = sqlx::query_scalar(
-        "INSERT INTO projects (name, auto_register) VALUES ($1, $2) ON CONFLICT (name) DO NOTHING RETURNING id",
-    )
-    .bind(PROJECT)
-    .bind(auto_register)
-    .fetch_optional(&mut *connection)
-    .await?;
-    match made {
-        Some(id) => {
-            audit(connection, Some(id), "project.create", PROJECT, &json!({"auto_register": auto_register})).await?;
-            Ok(id)
-        }
-        None => sqlx::query_scalar("SELECT id FROM projects WHERE name = $1")
-            .bind(PROJECT)
-            .fetch_one(connection)
-            .await
-            .map_err(Into::into),
-    }
-}
-
-async fn ensure_one(connection: &mut PgConnection, project: Uuid, kind: Kind, before: Option<&str>) -> anyhow::Result<String> {
+async fn ensure_one(connection: &mut PgConnection, project: Uuid, kind: KeyKind, before: Option<&str>) -> anyhow::Result<String> {
     if let Some(chosen) = chosen(kind)? {
-        add(connection, project, kind, "set in the environment", &chosen).await.with_context(|| kind.variable())?;
+        add(connection, project, kind, "set in the environment", &chosen).await.with_context(|| variable(kind))?;
         return Ok(chosen);
     }
     // A key that was revoked since, or a database that was emptied: a new key is shown instead.
@@ -154,8 +103,8 @@ async fn ensure_one(connection: &mut PgConnection, project: Uuid, kind: Kind, be
     Ok(minted)
 }
 
-fn chosen(kind: Kind) -> anyhow::Result<Option<String>> {
-    let variable = kind.variable();
+fn chosen(kind: KeyKind) -> anyhow::Result<Option<String>> {
+    let variable = variable(kind);
     match std::env::var(variable) {
         Ok(text) if text.is_empty() => Ok(None),
         Ok(text) => check_chosen(&text).map(|()| Some(text)).with_context(|| variable),
@@ -175,43 +124,8 @@ fn check_chosen(text: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Adds a key unless it is there already.
-/// # Errors
-/// If the text is already a key of another project or kind, or one that was revoked or expired.
-pub(crate) async fn add(connection: &mut PgConnection, project: Uuid, kind: Kind, name: &str, text: &str) -> anyhow::Result<()> {
-    let prefix: String = text.chars().take(PREFIX_BYTES).collect();
-    let made: Option<Uuid> = sqlx::query_scalar(
-        "INSERT INTO keys (project_id, kind, name, digest, prefix) VALUES ($1, $2, $3, $4, $5) \
-         ON CONFLICT (digest) DO NOTHING RETURNING id",
-    )
-    .bind(project)
-    .bind(kind.as_str())
-    .bind(name)
-    .bind(digest(text))
-    .bind(&prefix)
-    .fetch_optional(&mut *connection)
-    .await?;
-    if let Some(id) = made {
-        let details = json!({"kind": kind.as_str(), "name": name, "prefix": prefix});
-        audit(connection, Some(project), "key.create", &id.to_string(), &details).await?;
-        return Ok(());
-    }
-    let (owner, found, valid): (Uuid, String, bool) = sqlx::query_as(
-        "SELECT project_id, kind, revoked_at IS NULL AND coalesce(expires_at > now(), true) FROM keys WHERE digest = $1",
-    )
-    .bind(digest(text))
-    .fetch_one(connection)
-    .await?;
-    if !valid {
-        bail!("this key was revoked or has expired; choose another one");
-    }
-    if owner != project || found != kind.as_str() {
-        bail!(
-            "this key is already a {found} key{}; choose another one",
-            if owner == project { "" } else { " of another project" }
-        );
-    }
-    Ok(())
+async fn add(connection: &mut PgConnection, project: Uuid, kind: KeyKind, name: &str, text: &str) -> Result<(), CatalogueError> {
+    keys::add(connection, project, &NewKey::new(kind, name, text)).await
 }
 
 #[cfg(test)]
@@ -220,10 +134,10 @@ mod tests {
 
     #[test]
     fn minted_keys_differ_and_have_43_characters() {
-        for kind in [Kind::Write, Kind::Server, Kind::Read] {
+        for kind in [KeyKind::Write, KeyKind::Server, KeyKind::Read] {
             let (one, other) = (mint(kind).expect("random"), mint(kind).expect("random"));
             assert_ne!(one, other);
-            assert_eq!(one.strip_prefix(kind.prefix()).map(str::len), Some(43), "{one}");
+            assert_eq!(one.strip_prefix(prefix(kind)).map(str::len), Some(43), "{one}");
             check_chosen(&one).expect("what is minted could be chosen");
         }
     }
@@ -247,7 +161,7 @@ mod tests {
         )
         .bind(project)
         .bind(kind)
-        .bind(digest(text))
+        .bind(keys::digest(text).as_slice())
         .fetch_one(connection)
         .await
         .expect("counts");
@@ -280,9 +194,9 @@ mod tests {
         assert_eq!(third.server, first.server);
 
         let project: Uuid = sqlx::query_scalar("SELECT id FROM projects").fetch_one(&mut connection).await.expect("one project");
-        let error = add(&mut connection, project, Kind::Write, "", &first.write).await.expect_err("revoked").to_string();
-        assert_eq!(error, "this key was revoked or has expired; choose another one");
-        let error = add(&mut connection, project, Kind::Write, "", &first.read).await.expect_err("a read token").to_string();
+        let error = add(&mut connection, project, KeyKind::Write, "", &first.write).await.expect_err("revoked").to_string();
+        assert_eq!(error, "this key is revoked or has expired; choose another one");
+        let error = add(&mut connection, project, KeyKind::Write, "", &first.read).await.expect_err("a read token").to_string();
         assert_eq!(error, "this key is already a read key; choose another one");
     }
 }

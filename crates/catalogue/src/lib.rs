@@ -2,7 +2,7 @@
 //! and the changes that operators make.
 //!
 //! - [`vocabulary`] has every text that the schema knows; a text that it does not know is an error, never a default.
-//! - [`experiments`], [`metrics`], [`campaigns`] and [`project`] hold what is stored and what can be made.
+//! - [`experiments`], [`metrics`], [`campaigns`], [`keys`] and [`project`] hold what is stored and what can be made.
 //! - [`names`] resolves the names in events to ids and registers new ones; [`rules`] says what of an experiment decides about
 //!   participation and attribution.
 //! - [`change`], [`version`] and [`mod@audit`]: every change takes the lock of the project's catalogue, raises its version and
@@ -18,6 +18,7 @@ mod check;
 mod decimal;
 mod error;
 pub mod experiments;
+pub mod keys;
 pub mod metrics;
 pub mod names;
 pub mod project;
@@ -30,7 +31,7 @@ pub use change::Change;
 pub use decimal::Decimal;
 pub use error::{CatalogueError, ReadError, Unsupported};
 pub use names::Catalogue;
-pub use project::{Project, find_project};
+pub use project::{Project, ensure_project, find_project};
 pub use rules::Rules;
 pub use timestamp::Timestamp;
 pub use vocabulary::{

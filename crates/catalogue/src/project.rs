@@ -6,6 +6,7 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use crate::CatalogueError;
+use crate::audit::audit;
 
 /// A project.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,6 +20,28 @@ pub struct Project {
 impl fmt::Display for Project {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(out, "project {:?}", self.name)
+    }
+}
+
+/// Makes a project if there is none of this name, audited; in the caller's transaction. Returns its id.
+/// `auto_register`: whether it then registers the names that events bring.
+/// # Errors
+/// As Postgres has them.
+pub async fn ensure_project(conn: &mut PgConnection, name: &str, auto_register: bool) -> Result<Uuid, sqlx::Error> {
+    let made: Option<Uuid> = sqlx::query_scalar(
+        "INSERT INTO projects (name, auto_register) VALUES ($1, $2) ON CONFLICT (name) DO NOTHING RETURNING id",
+    )
+    .bind(name)
+    .bind(auto_register)
+    .fetch_optional(&mut *conn)
+    .await?;
+    match made {
+        Some(id) => {
+            let details = serde_json::json!({ "auto_register": auto_register });
+            audit(conn, Some(id), "project.create", name, &details).await?;
+            Ok(id)
+        }
+        None => sqlx::query_scalar("SELECT id FROM projects WHERE name = $1").bind(name).fetch_one(conn).await,
     }
 }
 

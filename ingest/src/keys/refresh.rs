@@ -21,16 +21,6 @@ const ANSWER_MAX: Duration = Duration::from_secs(5);
 /// Between attempts while Postgres is down: the first pause, and the longest.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(4));
 
-// Times become microseconds here, where Postgres knows its infinities: a key that expires at infinity does not expire.
-const KEYS: &str = "\
-SELECT k.digest, k.project_id, p.unit = 'device' AS by_device, p.conversion_events, k.kind = 'server' AS server,
-       k.requests_per_second, k.events_per_second,
-       CASE WHEN isfinite(k.expires_at) THEN (extract(epoch FROM k.expires_at) * 1000000)::bigint END AS expires_at
-FROM keys k JOIN projects p ON p.id = k.project_id
-WHERE k.kind IN ('write', 'server') AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > now())
-ORDER BY k.id";
-const DEFAULT: &str = "\
-SELECT id AS project_id, unit = 'device' AS by_device, conversion_events FROM projects WHERE name = 'default'";
 const HORIZON: &str = "\
 SELECT CASE WHEN isfinite(until) THEN (extract(epoch FROM until) * 1000000)::bigint END AS until FROM horizon";
 
@@ -45,6 +35,7 @@ pub(crate) async fn refresh(keys: Arc<Keys>, options: PgConnectOptions, metrics:
     let mut kept = None;
     let mut was_up = None;
     let mut has_names = false;
+    let mut unsupported = Vec::new();
     loop {
         let started = Instant::now();
         let mut result = read(&mut connection, &options).await;
@@ -61,6 +52,13 @@ pub(crate) async fn refresh(keys: Arc<Keys>, options: PgConnectOptions, metrics:
         let succeeded = result.is_ok();
         match result {
             Ok(stored) => {
+                let found = stored.unsupported();
+                if found != unsupported {
+                    for reason in &found {
+                        tracing::error!(%reason, "events of this project are refused until this service is upgraded");
+                    }
+                    unsupported = found;
+                }
                 let before = keys.snapshot();
                 keys.replace(stored.snapshot(before.as_deref()));
                 if kept.as_ref() != Some(&stored) {
@@ -114,20 +112,8 @@ async fn read(connection: &mut Option<PgConnection>, options: &PgConnectOptions)
             Some(connection) => connection,
             None => connection.insert(PgConnection::connect_with(options).await?),
         };
-        let mut keys = Vec::new();
-        for row in sqlx::query(KEYS).fetch_all(&mut *connection).await? {
-            let rate = |name| row.try_get::<Option<i32>, _>(name).map(|rate| rate.map(i32::unsigned_abs));
-            keys.push(Key {
-                digest: hex::encode(row.try_get::<&[u8], _>("digest")?),
-                project: project(&row)?,
-                server: row.try_get("server")?,
-                requests_per_second: rate("requests_per_second")?,
-                events_per_second: rate("events_per_second")?,
-                expires_at: row.try_get("expires_at")?,
-            });
-        }
-        let default = sqlx::query(DEFAULT).fetch_optional(&mut *connection).await?;
-        let default = default.as_ref().map(project).transpose()?;
+        let keys = catalogue::keys::sending(connection).await?.into_iter().map(Key::from).collect();
+        let default = catalogue::keys::sending_project(connection, "default").await?.map(Project::from);
         let horizon = sqlx::query(HORIZON).fetch_optional(&mut *connection).await?;
         let horizon = horizon.map(|row| row.try_get::<Option<i64>, _>("until")).transpose()?.flatten();
         Ok(Stored::new(keys, default, horizon))
@@ -140,12 +126,4 @@ async fn names(connection: &mut PgConnection) -> Result<Vec<(ProjectId, String)>
         tokio::time::timeout(ANSWER_MAX, sqlx::query(NAMES).fetch_all(connection)).await.map_err(|_| ReadError::Timeout)??;
     let name = |row: &sqlx::postgres::PgRow| Ok((ProjectId(row.try_get("project_id")?), row.try_get("event")?));
     rows.iter().map(name).collect()
-}
-
-fn project(row: &sqlx::postgres::PgRow) -> Result<Project, sqlx::Error> {
-    Ok(Project {
-        project_id: row.try_get("project_id")?,
-        by_device: row.try_get("by_device")?,
-        conversion_events: row.try_get("conversion_events")?,
-    })
 }

@@ -7,6 +7,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
+use catalogue::keys::{SendingKey, SendingProject};
+use catalogue::{KeyKind, Unsupported};
 use events::rules::Unit;
 use events::{Micros, ProjectId};
 use serde::{Deserialize, Serialize};
@@ -14,7 +16,7 @@ use uuid::Uuid;
 
 use super::{Access, Digest, Limiter, Snapshot};
 
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// What is read from Postgres, and kept.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,9 +45,35 @@ pub(super) struct Key {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Project {
     pub(super) project_id: Uuid,
-    /// Whether its unit is the device, not the user.
-    pub(super) by_device: bool,
+    /// None: a newer version of Weir knows it. Its keys are known, and nothing is taken under them.
+    pub(super) unit: Option<String>,
     pub(super) conversion_events: Vec<String>,
+    /// Why there is no unit.
+    #[serde(skip)]
+    pub(super) unsupported: Option<Unsupported>,
+}
+
+impl From<SendingKey> for Key {
+    fn from(key: SendingKey) -> Self {
+        Key {
+            digest: hex::encode(key.digest),
+            server: key.kind == KeyKind::Server,
+            project: key.project.into(),
+            requests_per_second: key.requests_per_second,
+            events_per_second: key.events_per_second,
+            expires_at: key.expires_at.map(|time| time.0),
+        }
+    }
+}
+
+impl From<SendingProject> for Project {
+    fn from(project: SendingProject) -> Self {
+        let (unit, unsupported) = match project.unit {
+            Ok(unit) => (Some(unit.as_str().to_owned()), None),
+            Err(unsupported) => (None, Some(unsupported)),
+        };
+        Project { project_id: project.id, unit, conversion_events: project.conversion_events, unsupported }
+    }
 }
 
 impl Stored {
@@ -53,47 +81,55 @@ impl Stored {
         Stored { v: VERSION, keys, default, horizon }
     }
 
+    /// Returns why events of some projects are not taken, each reason once.
+    pub(super) fn unsupported(&self) -> Vec<Unsupported> {
+        let projects = self.keys.iter().map(|key| &key.project).chain(&self.default);
+        let mut reasons: Vec<Unsupported> = projects.filter_map(|project| project.unsupported.clone()).collect();
+        reasons.sort_unstable_by(|a, b| a.row.cmp(&b.row));
+        reasons.dedup();
+        reasons
+    }
+
     /// Makes the snapshot of it. Limiters go on from where they were in `before`.
     pub(super) fn snapshot(&self, before: Option<&Snapshot>) -> Snapshot {
         let now = Instant::now();
         let mut snapshot =
-            Snapshot { default: self.default.as_ref().map(|project| Arc::new(project.access())), ..Snapshot::default() };
+            Snapshot { default: self.default.as_ref().and_then(Project::access).map(Arc::new), ..Snapshot::default() };
         snapshot.horizon = self.horizon.map(Micros);
         for key in &self.keys {
             let mut digest = Digest::default();
             if hex::decode_to_slice(&key.digest, &mut digest).is_err() {
                 continue;
             }
-            let before = before.and_then(|before| before.find(&digest));
+            let before = before.and_then(|before| before.find(&digest)?.as_ref());
             let limiter = |rate: Option<u32>, before: Option<&Limiter>| {
                 rate.map(|rate| before.map_or_else(|| Limiter::new(rate, now), |before| before.with_rate(rate)))
             };
-            snapshot.insert(
-                digest,
-                Arc::new(Access {
-                    backfill: key.server,
-                    expires_at: key.expires_at.map(Micros),
-                    requests: limiter(key.requests_per_second, before.and_then(|before| before.requests.as_ref())),
-                    events: limiter(key.events_per_second, before.and_then(|before| before.events.as_ref())),
-                    ..key.project.access()
-                }),
-            );
+            let access = key.project.access().map(|access| Access {
+                backfill: key.server,
+                expires_at: key.expires_at.map(Micros),
+                requests: limiter(key.requests_per_second, before.and_then(|before| before.requests.as_ref())),
+                events: limiter(key.events_per_second, before.and_then(|before| before.events.as_ref())),
+                ..access
+            });
+            snapshot.insert(digest, access.map(Arc::new));
         }
         snapshot
     }
 }
 
 impl Project {
-    fn access(&self) -> Access {
-        Access {
+    /// None where the unit is not known.
+    fn access(&self) -> Option<Access> {
+        Some(Access {
             project: ProjectId(self.project_id),
-            unit: if self.by_device { Unit::Device } else { Unit::User },
+            unit: Unit::of_text(self.unit.as_deref()?)?,
             backfill: false,
             conversions: self.conversion_events.clone(),
             expires_at: None,
             requests: None,
             events: None,
-        }
+        })
     }
 }
 
@@ -139,8 +175,12 @@ mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
     fn stored() -> Stored {
-        let project =
-            Project { project_id: Uuid::from_u128(7), by_device: true, conversion_events: vec!["Signed Up".to_owned()] };
+        let project = Project {
+            project_id: Uuid::from_u128(7),
+            unit: Some("device".to_owned()),
+            conversion_events: vec!["Signed Up".to_owned()],
+            unsupported: None,
+        };
         let key = Key {
             digest: hex::encode(super::super::digest("k")),
             project: project.clone(),
@@ -160,13 +200,13 @@ mod tests {
         save(&file, &stored()).expect("saved");
         assert_eq!(std::fs::metadata(&file).expect("is there").permissions().mode() & 0o777, 0o600);
         let snapshot = load(&file).expect("loaded");
-        let access = snapshot.find(&super::super::digest("k")).expect("known");
+        let access = snapshot.find(&super::super::digest("k")).expect("known").as_ref().expect("its unit is known");
         assert_eq!((access.project.0, access.unit, access.backfill), (Uuid::from_u128(7), Unit::Device, true));
         assert_eq!((access.requests.is_some(), access.events.is_some()), (true, false));
         assert_eq!((access.expires_at, snapshot.horizon), (Some(Micros(5)), Some(Micros(9))));
         assert!(snapshot.default.is_some());
         let text = std::fs::read_to_string(&file).expect("is there");
-        std::fs::write(&file, text.replace("\"v\": 1", "\"v\": 2")).expect("written");
+        std::fs::write(&file, text.replace("\"v\": 2", "\"v\": 1")).expect("written");
         assert!(load(&file).is_none());
         std::fs::write(&file, "{").expect("written");
         assert!(load(&file).is_none());
@@ -177,7 +217,7 @@ mod tests {
         let now = Instant::now();
         let first = stored().snapshot(None);
         let take = |snapshot: &Snapshot| {
-            let access = snapshot.find(&super::super::digest("k")).expect("known").clone();
+            let access = snapshot.find(&super::super::digest("k"))?.clone()?;
             access.requests.as_ref().map(|limiter| limiter.take(6, now).is_ok())
         };
         assert_eq!(take(&first), Some(true));

@@ -175,3 +175,31 @@ async fn what_cannot_be_started_says_why() {
     let text = start(service.address(), "postgres://nobody@127.0.0.1:1/none").await;
     assert!(text.starts_with(&format!("cannot listen on {}: ", service.address())), "{text}");
 }
+
+/// A newer version of Weir gave a project a unit that this one does not know. Its events would get ids of other users, so they are
+/// refused until the upgrade, in a way that makes clients keep them; other projects go on.
+#[tokio::test]
+async fn a_unit_of_a_newer_version_is_never_guessed() {
+    let database = TestDatabase::create().await;
+    let mut connection = database.connect().await;
+    project(&mut connection, "shop").await;
+    key(&mut connection, "one", "write", "NULL").await;
+    let other = format!(
+        "ALTER TABLE projects DROP CONSTRAINT projects_unit_check;
+         INSERT INTO projects (id, name, unit) VALUES (gen_random_uuid(), 'newer', 'account');
+         INSERT INTO keys (project_id, kind, digest, prefix) SELECT id, 'write', '\\x{}', '' FROM projects WHERE name = 'newer'",
+        sha256("two")
+    );
+    sqlx::raw_sql(sqlx::AssertSqlSafe(other)).execute(&mut connection).await.expect("a later schema");
+    let service = start(&database).await;
+    assert_eq!(service.post_with("one", EVENT).await.native().0, 1);
+    let refused = service.post_with("two", EVENT).await;
+    assert_eq!((refused.status, service.log.events().len()), (503, 1), "{}", refused.body);
+
+    connection.execute("UPDATE projects SET unit = 'user' WHERE name = 'newer'").await.expect("changed");
+    let start = Instant::now();
+    while service.post_with("two", EVENT).await.status != 200 {
+        assert!(start.elapsed() < Duration::from_secs(7), "still refused");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}

@@ -160,7 +160,7 @@ fn write_keys(file: &Path) {
         let mut key = serde_json::json!({
             "digest": sha256(text),
             "project_id": format!("00000000-0000-0000-0000-00000000000{project}"),
-            "by_device": project == 2,
+            "unit": if project == 2 { "device" } else { "user" },
             "conversion_events": ["Signed Up"],
             "server": false,
         });
@@ -170,7 +170,7 @@ fn write_keys(file: &Path) {
     };
     let none = serde_json::json!({});
     let stored = serde_json::json!({
-        "v": 1,
+        "v": 2,
         "keys": [
             key(WRITE, 1, none.clone()),
             key(SERVER, 1, serde_json::json!({ "server": true })),

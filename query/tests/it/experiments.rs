@@ -323,7 +323,7 @@ async fn what_a_newer_version_wrote_is_refused_by_name() {
         .run(&format!(
             "ALTER TABLE experiments DROP CONSTRAINT experiments_status_check, DROP CONSTRAINT experiments_attribution_method_check;
              ALTER TABLE metrics DROP CONSTRAINT metrics_aggregation_check, DROP CONSTRAINT metrics_role_check,
-                 DROP CONSTRAINT metrics_direction_check, DROP CONSTRAINT metrics_numerator_check;
+                 DROP CONSTRAINT metrics_direction_check, DROP CONSTRAINT metrics_numerator_check, DROP CONSTRAINT metrics_check;
              INSERT INTO metrics (project_id, experiment_id, name, aggregation, denominator)
              VALUES ('{PROJECT}', '{future}', 'm', 'ratio', 'conversions')"
         ))
@@ -351,4 +351,9 @@ async fn what_a_newer_version_wrote_is_refused_by_name() {
         service.run(&format!("UPDATE {table} SET {column} = '{known}' WHERE {of_future}")).await;
     }
     assert!(service.get("/v1/experiments").await.ok().get("unsupported").is_none());
+    // What only the schema's checks see to is no default either.
+    service.run("UPDATE metrics SET denominator = NULL").await;
+    let refused = service.get("/v1/experiments/future/results").await.refused(501, "unsupported_catalogue");
+    let message = refused["message"].as_str().expect("a message");
+    assert!(message.contains(r#"row "m" of experiment "future": denominator is null"#), "{message}");
 }

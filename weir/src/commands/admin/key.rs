@@ -1,18 +1,13 @@
 //! `weir admin key`: write keys, server keys, read tokens.
 
-use anyhow::bail;
-use catalogue::Project;
-use catalogue::audit::audit;
-use clap::ValueEnum;
-use serde::Serialize;
-use serde_json::json;
-use sqlx::{Connection, FromRow, PgConnection};
-use uuid::Uuid;
+use catalogue::keys::{self, Key, NewKey};
+use catalogue::{KeyKind, Project};
+use sqlx::{Connection, PgConnection};
 
 use super::InProject;
 use crate::commands::text::{Side, table};
 use crate::commands::{ListFormat, print, print_list};
-use crate::keys::{self, Kind};
+use crate::keys::mint;
 
 /// What is done with keys.
 #[derive(Clone, Debug, clap::Subcommand)]
@@ -39,9 +34,10 @@ pub(super) enum Command {
 /// The arguments of `weir admin key create`.
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct Create {
-    /// What it is good for
-    #[arg(long, value_enum, default_value_t = Purpose::Write)]
-    kind: Purpose,
+    /// What it is good for: write sends what happens now and may stand in a page, server sends history too and stays on
+    /// servers, read asks the query service
+    #[arg(long, value_name = "KIND", default_value_t = KeyKind::Write)]
+    kind: KeyKind,
     /// What a list calls it
     #[arg(long, default_value = "")]
     name: String,
@@ -58,48 +54,13 @@ pub(super) struct Create {
     project: InProject,
 }
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum Purpose {
-    /// Sends what happens now; may stand in a page
-    Write,
-    /// Sends history too; stays on servers
-    Server,
-    /// Asks the query service
-    Read,
-}
-
-impl Purpose {
-    fn kind(self) -> Kind {
-        match self {
-            Purpose::Write => Kind::Write,
-            Purpose::Server => Kind::Server,
-            Purpose::Read => Kind::Read,
-        }
+/// What `weir up` calls a key of a kind.
+fn word(kind: KeyKind) -> &'static str {
+    match kind {
+        KeyKind::Write => "write_key",
+        KeyKind::Server => "server_key",
+        KeyKind::Read => "read_token",
     }
-
-    /// What `weir up` calls it.
-    fn word(self) -> &'static str {
-        match self {
-            Purpose::Write => "write_key",
-            Purpose::Server => "server_key",
-            Purpose::Read => "read_token",
-        }
-    }
-}
-
-/// A key without its secret.
-#[derive(Clone, Debug, Serialize, FromRow)]
-struct Key {
-    id: Uuid,
-    kind: String,
-    name: String,
-    prefix: String,
-    requests_per_second: Option<i32>,
-    events_per_second: Option<i32>,
-    created_at: String,
-    expires_at: Option<String>,
-    revoked_at: Option<String>,
-    is_expired: bool,
 }
 
 /// Does what was asked.
@@ -108,15 +69,15 @@ pub(super) async fn run(command: Command, conn: &mut PgConnection) -> anyhow::Re
         Command::Create(args) => {
             let project = args.project.find(conn).await?;
             let text = create(conn, &project, &args).await?;
-            print(&format!("{} {text}\n", args.kind.word()))
+            print(&format!("{} {text}\n", word(args.kind)))
         }
         Command::List { project, format } => {
             let project = project.find(conn).await?;
-            print_list(&list(conn, &project).await?, format, |list| render_list(list))
+            print_list(&keys::list(conn, &project).await?, format, |list| render_list(list))
         }
         Command::Revoke { key, project } => {
             let project = project.find(conn).await?;
-            let id = revoke(conn, &project, &key).await?;
+            let id = keys::revoke(conn, &project, &key).await?;
             print(&format!("key {id} is revoked; services notice within 5 seconds\n"))
         }
     }
@@ -124,65 +85,17 @@ pub(super) async fn run(command: Command, conn: &mut PgConnection) -> anyhow::Re
 
 /// Makes a key and returns its text, which is stored nowhere.
 async fn create(conn: &mut PgConnection, project: &Project, args: &Create) -> anyhow::Result<String> {
-    if args.name.contains('\0') || args.name.len() > 512 {
-        bail!("--name: up to 512 bytes without the character U+0000 are accepted");
-    }
-    let text = keys::mint(args.kind.kind())?;
+    let text = mint(args.kind)?;
+    let new = NewKey {
+        requests_per_second: args.requests_per_second,
+        events_per_second: args.events_per_second,
+        expires_in_days: args.expires_in_days,
+        ..NewKey::new(args.kind, &args.name, &text)
+    };
     let mut tx = conn.begin().await?;
-    keys::add(&mut tx, project.id, args.kind.kind(), &args.name, &text).await?;
-    sqlx::query(
-        "UPDATE keys SET requests_per_second = $2, events_per_second = $3, expires_at = now() + make_interval(days => $4) \
-         WHERE digest = $1",
-    )
-    .bind(keys::digest(&text))
-    .bind(args.requests_per_second)
-    .bind(args.events_per_second)
-    .bind(args.expires_in_days)
-    .execute(&mut *tx)
-    .await?;
+    keys::add(&mut tx, project.id, &new).await?;
     tx.commit().await?;
     Ok(text)
-}
-
-async fn list(conn: &mut PgConnection, project: &Project) -> anyhow::Result<Vec<Key>> {
-    let keys = sqlx::query_as(
-        "SELECT id, kind, name, prefix, requests_per_second, events_per_second, \
-             to_char(created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"') AS created_at, \
-             to_char(expires_at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"') AS expires_at, \
-             to_char(revoked_at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"') AS revoked_at, \
-             coalesce(expires_at <= now(), false) AS is_expired \
-         FROM keys WHERE project_id = $1 ORDER BY keys.created_at, kind, id",
-    );
-    Ok(keys.bind(project.id).fetch_all(conn).await?)
-}
-
-/// Revokes the one key that has this id, or whose prefix begins so.
-async fn revoke(conn: &mut PgConnection, project: &Project, key: &str) -> anyhow::Result<Uuid> {
-    let mut tx = conn.begin().await?;
-    // Somebody who pastes the whole key means it, too.
-    let found: Vec<(Uuid, String, bool)> = sqlx::query_as(
-        "SELECT id, prefix, revoked_at IS NOT NULL FROM keys \
-         WHERE project_id = $1 AND (id::text = lower($2) OR digest = $3 OR starts_with(prefix, $2)) \
-         ORDER BY created_at, id FOR UPDATE",
-    )
-    .bind(project.id)
-    .bind(key)
-    .bind(keys::digest(key))
-    .fetch_all(&mut *tx)
-    .await?;
-    let (id, prefix) = match found.as_slice() {
-        [] => bail!("key {key:?}: {project} has none of this id or beginning; `weir admin key list` shows them"),
-        [(id, _, true)] => bail!("key {id} is revoked already"),
-        [(id, prefix, false)] => (*id, prefix),
-        several => {
-            let ids: Vec<_> = several.iter().map(|(id, ..)| id.to_string()).collect();
-            bail!("key {key:?}: {} keys begin so; name one by its id: {}", several.len(), ids.join(", "))
-        }
-    };
-    sqlx::query("UPDATE keys SET revoked_at = now() WHERE id = $1").bind(id).execute(&mut *tx).await?;
-    audit(&mut tx, Some(project.id), "key.revoke", &id.to_string(), &json!({ "prefix": prefix })).await?;
-    tx.commit().await?;
-    Ok(id)
 }
 
 fn render_list(keys: &[Key]) -> String {
@@ -198,7 +111,7 @@ fn render_list(keys: &[Key]) -> String {
             (None, None) => "valid".to_owned(),
         };
         vec![
-            key.kind.clone(),
+            key.kind.to_string(),
             format!("{}..", key.prefix),
             key.name.clone(),
             state,
@@ -228,7 +141,7 @@ mod tests {
 
     use super::*;
 
-    fn args(kind: Purpose, name: &str) -> Create {
+    fn args(kind: KeyKind, name: &str) -> Create {
         Create {
             kind,
             name: name.into(),
@@ -253,7 +166,7 @@ mod tests {
             requests_per_second: Some(10),
             events_per_second: Some(20),
             expires_in_days: Some(30),
-            ..args(Purpose::Read, "ana")
+            ..args(KeyKind::Read, "ana")
         };
         let text = create(&mut conn, &project, &limited).await.expect("made");
         assert!(text.starts_with("rt_") && text.len() == 46, "{text}");
@@ -264,9 +177,9 @@ mod tests {
             .await
             .expect("days");
         assert_eq!(days, 30);
-        let listed = list(&mut conn, &project).await.expect("a list");
+        let listed = keys::list(&mut conn, &project).await.expect("a list");
         let key = &listed[0];
-        assert_eq!((key.kind.as_str(), key.name.as_str(), key.prefix.as_str()), ("read", "ana", &text[..8]));
+        assert_eq!((key.kind, key.name.as_str(), key.prefix.as_str()), (KeyKind::Read, "ana", &text[..8]));
         assert_eq!((key.requests_per_second, key.events_per_second, key.is_expired), (Some(10), Some(20), false));
         let line = render_list(&listed);
         assert!(!line.contains(&text) && line.contains(&format!("{}..", &text[..8])), "{line}");
@@ -275,17 +188,23 @@ mod tests {
     #[tokio::test]
     async fn a_key_is_revoked_by_what_names_only_it() {
         let (mut conn, project) = database().await;
-        let first = create(&mut conn, &project, &args(Purpose::Write, "")).await.expect("made");
-        let second = create(&mut conn, &project, &args(Purpose::Server, "")).await.expect("made");
-        create(&mut conn, &project, &args(Purpose::Server, "")).await.expect("made");
+        let first = create(&mut conn, &project, &args(KeyKind::Write, "")).await.expect("made");
+        let second = create(&mut conn, &project, &args(KeyKind::Server, "")).await.expect("made");
+        create(&mut conn, &project, &args(KeyKind::Server, "")).await.expect("made");
         let revoke =
-            async |conn: &mut PgConnection, key: &str| revoke(conn, &project, key).await.map_err(|error| error.to_string());
+            async |conn: &mut PgConnection, key: &str| keys::revoke(conn, &project, key).await.map_err(|error| error.to_string());
         let ambiguous = revoke(&mut conn, "sk_").await.expect_err("two begin so");
-        assert!(ambiguous.starts_with(r#"key "sk_": 2 keys begin so; name one by its id: "#), "{ambiguous}");
+        assert!(ambiguous.starts_with(r#"key: found "sk_", with which 2 keys begin; name one by its id: "#), "{ambiguous}");
         let unknown = revoke(&mut conn, "x").await.expect_err("none");
-        assert_eq!(unknown, r#"key "x": project "default" has none of this id or beginning; `weir admin key list` shows them"#);
+        assert_eq!(
+            unknown,
+            r#"key "x": there is none of this name or id in project "default"; `weir admin key list` shows those that there are"#
+        );
         let id = revoke(&mut conn, "wk_").await.expect("one begins so");
-        assert_eq!(revoke(&mut conn, &id.to_string()).await, Err(format!("key {id} is revoked already")));
+        assert_eq!(
+            revoke(&mut conn, &id.to_string()).await,
+            Err(format!("key {id} is revoked already; there is nothing left to do"))
+        );
         revoke(&mut conn, &second).await.expect("the whole key names it");
         let valid: i64 = sqlx::query_scalar("SELECT count(*) FROM keys WHERE revoked_at IS NULL")
             .fetch_one(&mut conn)
