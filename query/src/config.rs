@@ -46,8 +46,12 @@ pub struct Limits {
     pub sql_bytes_max: usize,
     /// Operators, list items and keywords that nest, of a SQL text: planning recurses over them.
     pub sql_operators_max: usize,
-    /// Parentheses within parentheses.
+    /// `SELECT`, `FROM`, `JOIN`, `UNION` and the like of a SQL text: the time of planning grows with more than their square.
+    pub sql_clauses_max: usize,
+    /// Parentheses within parentheses, brackets behind brackets, types within types.
     pub sql_depth_max: usize,
+    /// Subqueries within subqueries in expressions, and WITH within WITH: each level doubles the time of planning.
+    pub sql_subqueries_depth_max: usize,
     /// Tables that one query reads, a table read twice counted twice. Each needs a connection.
     pub sql_relations_max: usize,
     /// How long one query may take, waiting not included.
@@ -82,7 +86,9 @@ impl Default for Limits {
             body_wait_max: Duration::from_secs(30),
             sql_bytes_max: 64 * 1_024,
             sql_operators_max: 500,
+            sql_clauses_max: 120,
             sql_depth_max: 50,
+            sql_subqueries_depth_max: 8,
             sql_relations_max: 9,
             query_time_max: Duration::from_secs(30),
             query_memory_bytes_max: 512 * 1_024 * 1_024,

@@ -26,6 +26,7 @@ use crate::funnel::udaf::WindowFunnel;
 use crate::scan::{Scan, ScanError};
 use crate::snapshot::Snapshot;
 use crate::tables::{TABLES, Table};
+use crate::type_text::{self, SqlTypes, TypeTooLarge};
 
 /// Connections that one scan uses at most: one per fact table.
 pub const STREAMS_MAX: usize = 5;
@@ -61,7 +62,9 @@ impl Engine {
             .with_default_catalog_and_schema(CATALOG, SCHEMA);
         // `now()` is a time in UTC, as the times of events are: the two can be subtracted.
         config.options_mut().execution.time_zone = Some("UTC".to_owned());
-        let mut base = SessionStateBuilder::new_with_default_features().with_config(config).build();
+        let mut base =
+            SessionStateBuilder::new_with_default_features().with_config(config).with_type_planner(Arc::new(SqlTypes)).build();
+        type_text::guard(&mut base)?;
         datafusion_functions_json::register_all(&mut base)?;
         for name in AMPLIFIERS {
             base.deregister_udf(name)?;
@@ -178,13 +181,29 @@ where
     receiver.await.map_err(|_| Refusal::internal())
 }
 
+/// The same for a failure while planning: what DataFusion calls its own fault then is a form of SQL that it does not know.
+pub fn planning_refusal(error: DataFusionError) -> Refusal {
+    match error.find_root() {
+        DataFusionError::Internal(message) => {
+            tracing::warn!(%error, "a query cannot be planned");
+            Refusal::bad_sql(format!("this form of SQL is not supported: {}", first_line(message)))
+        }
+        _ => refusal(error),
+    }
+}
+
 /// Turns a failure of DataFusion into what the client is told. What is not the request's fault is logged here.
 pub fn refusal(error: DataFusionError) -> Refusal {
     match error.find_root() {
-        DataFusionError::External(inner) => match inner.downcast_ref::<ScanError>() {
-            Some(ScanError::Postgres(error)) => database_refusal(error),
-            _ => internal(&error),
-        },
+        DataFusionError::External(inner) => {
+            if let Some(ScanError::Postgres(error)) = inner.downcast_ref() {
+                database_refusal(error)
+            } else if let Some(error) = inner.downcast_ref::<TypeTooLarge>() {
+                Refusal::sql_too_large(error.to_string())
+            } else {
+                internal(&error)
+            }
+        }
         DataFusionError::ResourcesExhausted(message) => {
             let message = format!("the query needs more memory than it may use: {}", first_line(message));
             Refusal::limit("query_memory", message)

@@ -44,6 +44,11 @@ impl Refusal {
         Self::new(StatusCode::BAD_REQUEST, "bad_sql", message)
     }
 
+    /// The SQL is longer or nests deeper than is planned here.
+    pub fn sql_too_large(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "sql_too_large", message)
+    }
+
     /// The token is missing, unknown, revoked or expired: the same answer for all, so that nothing can be found out.
     pub fn unauthorized() -> Self {
         let message = "a read token is needed: send the header `authorization: Bearer TOKEN` with one that is valid";

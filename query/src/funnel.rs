@@ -50,7 +50,7 @@ pub async fn answer(app: &Arc<App>, project: Uuid, body: &[u8]) -> Result<Value,
                 let source =
                     LogicalPlanBuilder::scan("events", provider_as_source(scan), None).and_then(LogicalPlanBuilder::build);
                 let plan = source.and_then(|source| plan(&definition, &conditions, source, session.state()));
-                session.run(plan.map_err(engine::refusal)?).await.map_err(engine::refusal)
+                session.run(plan.map_err(engine::planning_refusal)?).await.map_err(engine::planning_refusal)
             })
             .await??
         };

@@ -7,9 +7,9 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
 use datafusion::sql::parser::{DFParserBuilder, Statement};
-use datafusion::sql::sqlparser::ast::{Query, Statement as SqlStatement, TableFactor, Visit, Visitor};
+use datafusion::sql::sqlparser::ast::{Expr, Query, Statement as SqlStatement, TableFactor, Visit, Visitor};
 use datafusion::sql::sqlparser::dialect::GenericDialect;
-use datafusion::sql::sqlparser::tokenizer::{Token, Tokenizer};
+use datafusion::sql::sqlparser::tokenizer::{Token, TokenWithSpan, Tokenizer};
 
 use crate::config::Limits;
 use crate::error::Refusal;
@@ -40,7 +40,7 @@ pub fn statement(sql: &str, limits: &Limits) -> Result<Guarded, Refusal> {
     if !statements.is_empty() {
         return Err(refused("there are several statements; exactly one is accepted"));
     }
-    let relations = check(&statement, false)?;
+    let relations = check(&statement, false, limits)?;
     if relations > limits.sql_relations_max {
         let message = format!("{relations} tables are read; at most {} are accepted", limits.sql_relations_max);
         return Err(too_large(message));
@@ -48,73 +48,270 @@ pub fn statement(sql: &str, limits: &Limits) -> Result<Guarded, Refusal> {
     Ok(Guarded { statement, relations })
 }
 
-/// Checks the size of a condition before it is parsed.
+/// Checks the size of a text of SQL on its tokens, before it is parsed.
 /// # Errors
-/// [`Refusal`] of code `bad_sql` or `sql_too_large`.
+/// [`Refusal`] of code `bad_sql` or `sql_too_large`, whose message names the place.
 pub fn measure(sql: &str, limits: &Limits) -> Result<(), Refusal> {
     if sql.len() > limits.sql_bytes_max {
         return Err(too_large(format!("{} bytes of SQL; at most {} are accepted", sql.len(), limits.sql_bytes_max)));
     }
-    let tokens = Tokenizer::new(&GenericDialect {}, sql).tokenize();
+    let tokens = Tokenizer::new(&GenericDialect {}, sql).tokenize_with_location();
     let tokens = tokens.map_err(|error| refused(error.to_string()))?;
-    let (mut operators, mut depth, mut deepest) = (0usize, 0usize, 0usize);
-    for token in &tokens {
-        match token {
-            Token::LParen | Token::LBracket | Token::LBrace => depth += 1,
-            Token::RParen | Token::RBracket | Token::RBrace => depth = depth.saturating_sub(1),
-            Token::Whitespace(_) | Token::SemiColon | Token::EOF => {}
-            Token::Word(word) if word.quote_style.is_none() => {
-                let word = word.value.to_ascii_uppercase();
-                // These nest like operators do, without parentheses.
-                let nests = ["AND", "OR", "NOT", "IS", "IN", "LIKE", "ILIKE", "SIMILAR", "BETWEEN", "CASE", "WHEN", "ELSE", "AT"];
-                let joins =
-                    ["JOIN", "UNION", "INTERSECT", "EXCEPT", "DIV", "XOR", "COLLATE", "ESCAPE", "RLIKE", "REGEXP", "INTERVAL"];
-                operators += usize::from(nests.contains(&word.as_str()) || joins.contains(&word.as_str()));
-            }
-            Token::Word(_) | Token::Number(..) | Token::Period => {}
-            Token::SingleQuotedString(_) | Token::DoubleQuotedString(_) => {}
-            // Commas are list items; whatever else there is, is some operator.
-            _ => operators += 1,
+    let mut size = Size::default();
+    for TokenWithSpan { token, span } in &tokens {
+        size.add(token);
+        let place = format_args!("line {}, column {}", span.start.line, span.start.column);
+        if size.operators > limits.sql_operators_max {
+            let max = limits.sql_operators_max;
+            return Err(too_large(format!("{place}: more than the {max} operators and list items that are accepted")));
         }
-        deepest = deepest.max(depth);
-    }
-    if operators > limits.sql_operators_max {
-        let message = format!("{operators} operators and list items; at most {} are accepted", limits.sql_operators_max);
-        return Err(too_large(message));
-    }
-    if deepest > limits.sql_depth_max {
-        return Err(too_large(format!("parentheses nest {deepest} deep; at most {} are accepted", limits.sql_depth_max)));
+        if size.clauses > limits.sql_clauses_max {
+            let max = limits.sql_clauses_max;
+            return Err(too_large(format!(
+                "{place}: more than the {max} SELECT, FROM, JOIN, UNION and the like that are accepted"
+            )));
+        }
+        if size.retries() > RETRIES_MAX {
+            return Err(too_large(format!(
+                "{place}: CASE, CAST, -> and the like nest deeper than the {RETRIES_MAX} levels that are accepted"
+            )));
+        }
+        if size.deepest > limits.sql_depth_max {
+            let max = limits.sql_depth_max;
+            return Err(too_large(format!(
+                "{place}: parentheses, brackets, types and names nest deeper than the {max} levels that are accepted"
+            )));
+        }
     }
     Ok(())
 }
+
+/// How large the tree of a text can be at most, token by token. Whatever may nest counts: what the parser builds in a
+/// loop is walked by recursion afterwards.
+#[derive(Default)]
+struct Size {
+    /// Operators, list items and keywords that make a tree one level deeper without parentheses.
+    operators: usize,
+    /// Words that make a node of the plan: the optimizer walks all of them for each of them.
+    clauses: usize,
+    /// Types such as `ARRAY<..>`, which close with `>` or `>>`; they are added up instead of matched.
+    angles: usize,
+    /// The open parentheses, outermost first, and the text outside of them.
+    open: Vec<Height>,
+    outside: Height,
+    deepest: usize,
+    /// Open `CASE`s.
+    cases: usize,
+    /// `INTERVAL`s before something else than a literal, all of them.
+    intervals: usize,
+    /// JSON operators behind each other: planning takes two to the power of their number.
+    arrows: usize,
+    last: Last,
+}
+
+/// How deep expressions and types nest between two parentheses.
+#[derive(Clone, Copy, Default)]
+struct Height {
+    /// The one being read: `a[1][2]` is two, `(a)[1]` too.
+    present: usize,
+    highest: usize,
+    /// Whether the parser reads what is in these parentheses twice.
+    is_read_twice: bool,
+}
+
+/// The token before, as far as it matters.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum Last {
+    Period,
+    /// `ARRAY`, `MAP` or `STRUCT`: a `<` after it opens a type.
+    NestedType,
+    Interval,
+    /// Another one of [`READ_TWICE`].
+    ReadTwice,
+    #[default]
+    Other,
+}
+
+impl Size {
+    fn add(&mut self, token: &Token) {
+        let mut last = Last::Other;
+        let is_literal = matches!(token, Token::SingleQuotedString(_) | Token::Number(..) | Token::Whitespace(_) | Token::EOF);
+        self.intervals += usize::from(self.last == Last::Interval && !is_literal);
+        self.arrows = match token {
+            Token::Arrow | Token::LongArrow => self.arrows + 1,
+            Token::Word(_) | Token::Comma => 0,
+            _ => self.arrows,
+        };
+        match token {
+            // Comments are whitespace too.
+            Token::Whitespace(_) | Token::EOF => return,
+            Token::LParen | Token::LBracket | Token::LBrace => {
+                let is_read_twice = matches!(self.last, Last::ReadTwice | Last::NestedType);
+                self.open.push(Height { is_read_twice, ..Height::default() });
+                self.deepest = self.deepest.max(self.open.len());
+            }
+            Token::RParen | Token::RBracket | Token::RBrace => {
+                let inside = self.open.pop().unwrap_or_default().highest;
+                self.grow(1 + inside);
+            }
+            Token::Period => {
+                self.grow(1);
+                last = Last::Period;
+            }
+            Token::Word(word) if word.quote_style.is_none() => {
+                let word = word.value.to_ascii_uppercase();
+                self.operators += usize::from(NESTING_WORDS.contains(&word.as_str()));
+                self.clauses += usize::from(CLAUSES.contains(&word.as_str()));
+                match word.as_str() {
+                    "ARRAY" | "MAP" | "STRUCT" => last = Last::NestedType,
+                    "INTERVAL" => last = Last::Interval,
+                    "CASE" => self.cases += 1,
+                    "END" => self.cases = self.cases.saturating_sub(1),
+                    other if READ_TWICE.contains(&other) => last = Last::ReadTwice,
+                    _ => {}
+                }
+                self.start_unless_named();
+            }
+            Token::Word(_) => self.start_unless_named(),
+            Token::Number(..) | Token::SingleQuotedString(_) | Token::DoubleQuotedString(_) | Token::SemiColon => self.start(),
+            // Commas are list items; whatever else there is, is some operator.
+            other => {
+                self.operators += 1;
+                if *other == Token::Lt && self.last == Last::NestedType {
+                    self.angles += 1;
+                    self.deepest = self.deepest.max(self.angles);
+                }
+                self.start();
+            }
+        }
+        self.last = last;
+    }
+
+    /// How often the parser may come to read the present place again: twice for each of these.
+    fn retries(&self) -> usize {
+        self.cases + self.intervals + self.arrows + self.open.iter().filter(|height| height.is_read_twice).count()
+    }
+
+    fn height(&mut self) -> &mut Height {
+        self.open.last_mut().unwrap_or(&mut self.outside)
+    }
+
+    /// The present expression gets deeper.
+    fn grow(&mut self, levels: usize) {
+        let height = self.height();
+        height.present += levels;
+        height.highest = height.highest.max(height.present);
+        self.deepest = self.deepest.max(self.height().highest);
+    }
+
+    /// Another expression begins.
+    fn start(&mut self) {
+        self.height().present = 0;
+    }
+
+    fn start_unless_named(&mut self) {
+        if self.last != Last::Period {
+            self.start();
+        }
+    }
+}
+
+/// Levels of what the parser reads twice. It tries these words as syntax first, and as the name of a column or function when
+/// that fails: a text with a fault at its end takes two to the power of its levels.
+const RETRIES_MAX: usize = 10;
+
+/// Words whose parentheses the parser reads twice, beside those of types.
+const READ_TWICE: &[&str] = &[
+    "CAST",
+    "CEIL",
+    "CONVERT",
+    "EXISTS",
+    "EXTRACT",
+    "FLOOR",
+    "OVERLAY",
+    "POSITION",
+    "SAFE_CAST",
+    "SUBSTR",
+    "SUBSTRING",
+    "TRIM",
+    "TRY_CAST",
+    "TRY_CONVERT",
+];
+
+const CLAUSES: &[&str] = &["APPLY", "EXCEPT", "FROM", "INTERSECT", "JOIN", "MINUS", "SELECT", "STRAIGHT_JOIN", "UNION", "VALUES"];
+
+/// Words that nest like operators do, without parentheses.
+const NESTING_WORDS: &[&str] = &[
+    "AND",
+    "APPLY",
+    "AT",
+    "BETWEEN",
+    "CASE",
+    "COLLATE",
+    "DIV",
+    "ELSE",
+    "ESCAPE",
+    "EXCEPT",
+    "EXPLAIN",
+    "ILIKE",
+    "IN",
+    "INTERSECT",
+    "INTERVAL",
+    "IS",
+    "JOIN",
+    "LIKE",
+    "MATCH",
+    "MATCH_RECOGNIZE",
+    "MEMBER",
+    "MINUS",
+    "NOT",
+    "OPERATOR",
+    "OR",
+    "OVERLAPS",
+    "PIVOT",
+    "REGEXP",
+    "RLIKE",
+    "SIMILAR",
+    "STRAIGHT_JOIN",
+    "UNION",
+    "UNPIVOT",
+    "WHEN",
+    "XOR",
+];
 
 fn refused(message: impl Into<String>) -> Refusal {
     Refusal::bad_sql(message).at("sql")
 }
 
 fn too_large(message: String) -> Refusal {
-    Refusal::limit("sql_too_large", message).at("sql")
+    Refusal::sql_too_large(message).at("sql")
 }
 
 /// Lets through a query, or EXPLAIN of one, over our tables, and counts the tables.
-fn check(statement: &Statement, is_explained: bool) -> Result<usize, Refusal> {
+fn check(statement: &Statement, is_explained: bool, limits: &Limits) -> Result<usize, Refusal> {
     match statement {
         Statement::Statement(statement) => match &**statement {
-            SqlStatement::Query(query) => check_query(query),
+            SqlStatement::Query(query) => check_query(query, limits),
             _ => Err(refused("only SELECT, WITH and EXPLAIN of them are accepted")),
         },
-        Statement::Explain(explain) if !is_explained => check(&explain.statement, true),
+        Statement::Explain(explain) if !is_explained => check(&explain.statement, true, limits),
         _ => Err(refused("only SELECT, WITH and EXPLAIN of them are accepted")),
     }
 }
 
-fn check_query(query: &Query) -> Result<usize, Refusal> {
+fn check_query(query: &Query, limits: &Limits) -> Result<usize, Refusal> {
     let mut reads = Reads::default();
     let _ = query.visit(&mut reads);
-    match reads.fault {
-        Some(fault) => Err(refused(fault)),
-        None => Ok(reads.total),
+    if let Some(fault) = reads.fault {
+        return Err(refused(fault));
     }
+    if reads.doublings_max > limits.sql_subqueries_depth_max {
+        let (found, max) = (reads.doublings_max, limits.sql_subqueries_depth_max);
+        return Err(too_large(format!(
+            "subqueries in expressions and WITH within WITH nest {found} levels deep; at most {max} are accepted"
+        )));
+    }
+    Ok(reads.total)
 }
 
 /// Counts the tables that a query reads. A name of WITH is planned once for each use, so it counts what it reads itself
@@ -126,6 +323,10 @@ struct Reads {
     names: BTreeMap<String, usize>,
     /// The queries that are being walked, innermost last.
     open: Vec<Open>,
+    /// Levels around the present place that double the time of planning each: DataFusion walks a subquery of an expression,
+    /// and a body of WITH, twice for each time that it walks what is around it.
+    doublings: usize,
+    doublings_max: usize,
     fault: Option<String>,
 }
 
@@ -142,12 +343,26 @@ impl Reads {
     }
 }
 
+impl Reads {
+    fn enter(&mut self) {
+        self.doublings += 1;
+        self.doublings_max = self.doublings_max.max(self.doublings);
+    }
+}
+
+fn has_subquery(expr: &Expr) -> bool {
+    matches!(expr, Expr::Subquery(_) | Expr::Exists { .. } | Expr::InSubquery { .. })
+}
+
 impl Visitor for Reads {
     type Break = ();
 
     fn pre_visit_query(&mut self, query: &Query) -> ControlFlow<()> {
         if query.with.as_ref().is_some_and(|with| with.recursive) {
             return self.fail("WITH RECURSIVE is not accepted".to_owned());
+        }
+        if query.with.is_some() {
+            self.enter();
         }
         let ctes = query.with.iter().flat_map(|with| &with.cte_tables);
         let bodies = ctes.map(|cte| (std::ptr::from_ref(&*cte.query), normal(&cte.alias.name))).collect();
@@ -156,6 +371,7 @@ impl Visitor for Reads {
     }
 
     fn post_visit_query(&mut self, query: &Query) -> ControlFlow<()> {
+        self.doublings -= usize::from(query.with.is_some());
         let reads = self.open.pop().map_or(0, |open| open.reads);
         match self.open.last_mut() {
             None => self.total = reads,
@@ -167,6 +383,18 @@ impl Visitor for Reads {
                 None => outer.reads = outer.reads.saturating_add(reads),
             },
         }
+        ControlFlow::Continue(())
+    }
+
+    fn pre_visit_expr(&mut self, expr: &Expr) -> ControlFlow<()> {
+        if has_subquery(expr) {
+            self.enter();
+        }
+        ControlFlow::Continue(())
+    }
+
+    fn post_visit_expr(&mut self, expr: &Expr) -> ControlFlow<()> {
+        self.doublings -= usize::from(has_subquery(expr));
         ControlFlow::Continue(())
     }
 
@@ -309,13 +537,41 @@ mod tests {
             format!("SELECT {}", "CASE WHEN true THEN 1 ELSE ".repeat(300)),
             format!("SELECT 1 {}", "UNION SELECT 1 ".repeat(600)),
             format!("SELECT 1{}", "::int".repeat(600)),
+            format!("SELECT CAST(NULL AS INT{})", "[]".repeat(51)),
+            format!("SELECT CAST(NULL AS {}INT{})", "ARRAY<".repeat(51), ">".repeat(51)),
+            format!("SELECT a{} FROM events", "[1]".repeat(51)),
+            format!("SELECT a{} FROM events", " . b".repeat(51)),
+            "SELECT ".to_owned() + &"CASE WHEN true THEN ".repeat(11),
+            "SELECT ".to_owned() + &"CAST(".repeat(11),
+            "SELECT ".to_owned() + &"INTERVAL ".repeat(12),
+            "SELECT properties".to_owned() + &"->'a'".repeat(11),
+            format!("SELECT {}properties{}", "(".repeat(11), "->'a')".repeat(11)),
+            format!("SELECT {}1{}", "(".repeat(30), ")[1]".repeat(30)),
+            format!("SELECT 1 {}", "MINUS SELECT 1 ".repeat(600)),
+            "EXPLAIN ".repeat(600) + "SELECT 1",
             format!("SELECT '{}'", "x".repeat(65_537)),
             format!("SELECT * FROM {}", ["events"; 10].join(",")),
             doubling.clone(),
+            format!("{}SELECT 1{}", "SELECT (".repeat(9), ")".repeat(9)),
+            format!("{}SELECT 1{}", "SELECT 1 WHERE EXISTS (".repeat(9), ")".repeat(9)),
+            format!("{}SELECT 1{}", "SELECT 1 WHERE 1 IN (".repeat(9), ")".repeat(9)),
+            format!("{}SELECT 1{}", "WITH a AS (".repeat(9), ") SELECT * FROM a".repeat(9)),
         ] {
             let refusal = statement(&sql, &limits).expect_err("too large");
             assert_eq!(refusal.code, "sql_too_large", "{}: {}", &sql[..40.min(sql.len())], refusal.message);
         }
-        assert!(statement(&format!("SELECT * FROM {}", ["events"; 9].join(",")), &limits).is_ok());
+        for sql in [
+            format!("SELECT * FROM {}", ["events"; 9].join(",")),
+            format!("SELECT {}1{}", "(".repeat(50), ")".repeat(50)),
+            format!("SELECT CAST(NULL AS INT{})", "[]".repeat(49)),
+            format!("SELECT {} FROM events", vec!["events.event"; 200].join(", ")),
+            format!("SELECT {}", vec!["CAST(NULL AS INT[])"; 200].join(", ")),
+            format!("{}SELECT 1{}", "SELECT (".repeat(8), ")".repeat(8)),
+        ] {
+            statement(&sql, &limits).unwrap_or_else(|refusal| panic!("{sql}: {refusal}"));
+        }
+        let deep = format!("SELECT 1,\n  CAST(NULL AS INT{})", "[]".repeat(3_000));
+        let refusal = statement(&deep, &limits).expect_err("too deep");
+        assert!(refusal.message.starts_with("line 2, column 120: ") && refusal.message.contains("50 levels"), "{refusal}");
     }
 }

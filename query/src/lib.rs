@@ -27,6 +27,7 @@ pub mod snapshot;
 pub mod sql;
 pub mod tables;
 mod tokens;
+mod type_text;
 mod writer;
 
 use std::net::SocketAddr;

@@ -82,7 +82,7 @@ async fn plan(session: Arc<Session>, guarded: Guarded) -> Result<SendableRecordB
         session.run(plan).await
     })
     .await?
-    .map_err(engine::refusal)
+    .map_err(engine::planning_refusal)
 }
 
 async fn write(mut stream: SendableRecordBatchStream, app: &App, format: Format, as_of: AsOf) -> Result<Rows, Refusal> {

@@ -61,7 +61,7 @@ async fn routes_are_those_that_are_documented() {
     ask("POST", "/v1/sql").await.refused(400, "bad_request");
     let long = json!({"sql": "x".repeat(300_000)});
     service.post("/v1/sql", &long).await.refused(413, "body_too_large");
-    service.sql(&format!("SELECT '{}'", "x".repeat(70_000))).await.refused(422, "sql_too_large");
+    service.sql(&format!("SELECT '{}'", "x".repeat(70_000))).await.refused(400, "sql_too_large");
 }
 
 #[tokio::test]

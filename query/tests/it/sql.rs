@@ -247,8 +247,8 @@ async fn deep_statements_neither_crash_nor_hang() {
     let service = Service::start().await;
     let sums = |count: usize| format!("SELECT {}", vec!["1"; count].join("+"));
     assert_eq!(service.rows(&sums(500)).await, json!([[500]]));
-    service.sql(&sums(2_000)).await.refused(422, "sql_too_large");
-    service.sql(&sums(30_000)).await.refused(422, "sql_too_large");
+    service.sql(&sums(2_000)).await.refused(400, "sql_too_large");
+    service.sql(&sums(30_000)).await.refused(400, "sql_too_large");
     let ors = vec!["event = 'a'"; 240].join(" OR ");
     assert_eq!(service.rows(&format!("SELECT count(*) FROM events WHERE {ors}")).await, json!([[0]]));
     let nested = (0..45).fold("SELECT 1 AS a".to_owned(), |inner, _| format!("SELECT a FROM ({inner})"));
@@ -256,6 +256,252 @@ async fn deep_statements_neither_crash_nor_hang() {
     let joins =
         "events e0".to_owned() + &(1..9).map(|i| format!(" JOIN events e{i} ON e0.user_id = e{i}.user_id")).collect::<String>();
     assert_eq!(service.rows(&format!("SELECT count(*) FROM {joins}")).await, json!([[0]]));
+}
+
+/// Texts that grow with `n`: whatever they are, no process ends by them.
+fn growing(n: usize) -> Vec<(&'static str, String)> {
+    let nested = |open: &str, core: &str, close: &str| format!("{}{core}{}", open.repeat(n), close.repeat(n));
+    let select = |expression: String| format!("SELECT {expression} FROM events");
+    let chain = |part: &str, between: &str| vec![part; n.max(1)].join(between);
+    let ctes = |first: &str, next: &dyn Fn(usize) -> String| {
+        let names: Vec<String> = (1..=n).map(|i| format!("t{i} AS (SELECT {} FROM t{})", next(i), i - 1)).collect();
+        let rest = if names.is_empty() { String::new() } else { format!(", {}", names.join(", ")) };
+        format!("WITH t0 AS (SELECT {first} FROM events){rest} SELECT * FROM t{n}")
+    };
+    let numbered = |part: &dyn Fn(usize) -> String| (0..n.max(1)).map(part).collect::<String>();
+    vec![
+        // Types, and texts that name types.
+        ("brackets of a type", select(format!("CAST(NULL AS INT{})", "[]".repeat(n)))),
+        ("sized brackets of a type", select(format!("CAST(NULL AS INT{})", "[3]".repeat(n)))),
+        ("cast to a type with brackets", select(format!("NULL::INT{}", "[]".repeat(n)))),
+        ("array types", select(format!("CAST(NULL AS {})", nested("ARRAY<", "INT", ">")))),
+        ("array types without end", select(format!("CAST(NULL AS {}", "ARRAY<".repeat(n)))),
+        ("array types in parentheses", select(format!("CAST(NULL AS {})", nested("Array(", "INT", ")")))),
+        ("struct types", select(format!("CAST(NULL AS {})", nested("STRUCT<a ", "INT", ">")))),
+        ("struct types in parentheses", select(format!("CAST(NULL AS {})", nested("STRUCT(a ", "INT", ")")))),
+        ("map types", select(format!("CAST(NULL AS {})", nested("MAP<INT, ", "INT", ">")))),
+        ("map types in parentheses", select(format!("CAST(NULL AS {})", nested("Map(String, ", "Int8", ")")))),
+        ("nullable types", select(format!("CAST(NULL AS {})", nested("Nullable(", "Int8", ")")))),
+        ("tuple types", select(format!("CAST(NULL AS {})", nested("Tuple(", "Int8", ")")))),
+        ("nested types", select(format!("CAST(NULL AS {})", nested("Nested(a ", "Int8", ")")))),
+        ("a typed string", select(format!("INT{} '1'", "[]".repeat(n)))),
+        ("arrow_cast", select(format!("arrow_cast(NULL, '{}')", nested("List(", "Int8", ")")))),
+        ("arrow_cast without end", select(format!("arrow_cast(NULL, '{}')", "List(".repeat(n)))),
+        ("arrow_try_cast", select(format!("arrow_try_cast(NULL, '{}')", nested("LargeList(", "Int8", ")")))),
+        ("arrow_cast of structs", select(format!("arrow_cast(NULL, '{}')", nested("Struct(\")\": nullable ", "Int8", ")")))),
+        ("arrow_cast of dictionaries", select(format!("arrow_cast(NULL, '{}')", nested("Dictionary(Int8, ", "Utf8", ")")))),
+        ("arrow_cast of fixed lists", select(format!("arrow_cast(NULL, '{}')", nested("FixedSizeList(2 x ", "Int8", ")")))),
+        (
+            "arrow_cast in a condition",
+            format!("SELECT 1 FROM events WHERE arrow_cast(event, '{}') IS NULL", nested("List(", "Int8", ")")),
+        ),
+        (
+            "arrow_cast of JSON",
+            select(format!("arrow_cast(json_get(properties, 'a'), '{}') IS NULL", nested("List(", "Int8", ")"))),
+        ),
+        ("arrow_cast by other quotes", select(format!("arrow_cast(NULL, $$ {} $$) IS NULL", nested("List(", "Int8", ")")))),
+        ("arrow_cast by an escape", select(format!("arrow_cast(NULL, E'{}') IS NULL", nested("List(", "Int8", ")")))),
+        (
+            "arrow_cast of joined texts",
+            select(format!("arrow_cast(NULL, 'List(' || '{}') IS NULL", nested("List(", "Int8)", ")"))),
+        ),
+        (
+            "arrow_cast of a column",
+            format!(
+                "SELECT arrow_cast(NULL, t) IS NULL FROM (SELECT '{}' AS t, event FROM events)",
+                nested("List(", "Int8", ")")
+            ),
+        ),
+        ("an array type of a fixed size", select(format!("CAST(NULL AS INT[{}])", "9".repeat(n)))),
+        ("arrow_cast to a fixed size", select(format!("arrow_cast(NULL, 'FixedSizeList({} x Int8)')", "9".repeat(n)))),
+        ("arrow_cast to bytes", select(format!("arrow_cast(NULL, 'FixedSizeBinary({})')", "9".repeat(n)))),
+        ("arrow_cast to few bytes", select(format!("arrow_cast(NULL, 'FixedSizeBinary(-{n})')"))),
+        // Expressions.
+        ("parentheses", select(nested("(", "1", ")"))),
+        ("parentheses without end", select("(".repeat(n))),
+        ("brackets", select(nested("[", "value", "]"))),
+        ("array literals", select(nested("ARRAY[", "value", "]"))),
+        ("array functions", select(nested("make_array(", "value", ")"))),
+        ("struct functions", select(nested("struct(", "value", ")"))),
+        ("braces", select(nested("{'a': ", "value", "}"))),
+        ("maps", select(nested("MAP {'a': ", "value", "}"))),
+        ("subscripts", select(format!("[value]{}", "[1]".repeat(n)))),
+        ("slices", select(format!("[value]{}", "[1:2]".repeat(n)))),
+        ("subscripts of a column", select(format!("properties{}", "['a']".repeat(n)))),
+        ("fields", select(format!("events.properties{}", ".a".repeat(n)))),
+        ("fields of a struct", select(format!("(struct(value)){}", ".c0".repeat(n)))),
+        ("method calls", select(format!("upper(event){}", ".upper()".repeat(n)))),
+        ("calls of calls", select(format!("upper(event){}", "(1)".repeat(n)))),
+        ("minus", select(format!("{}value", "- ".repeat(n)))),
+        ("plus", select(format!("{}value", "+ ".repeat(n)))),
+        ("tilde", select(format!("{}1", "~ ".repeat(n)))),
+        ("NOT", select(format!("{}is_bot", "NOT ".repeat(n)))),
+        ("exclamation marks", select(format!("{}is_bot", "!".repeat(n)))),
+        ("sums", select(chain("value", " + "))),
+        ("products", select(chain("1.0", " * "))),
+        ("texts joined", select(chain("event", " || "))),
+        ("AND", format!("SELECT 1 FROM events WHERE {}", chain("event <> 'a'", " AND "))),
+        ("OR", format!("SELECT 1 FROM events WHERE {}", chain("event LIKE 'a%'", " OR "))),
+        ("AND and OR", format!("SELECT 1 FROM events WHERE {}", chain("event <> city AND is_bot", " OR "))),
+        ("comparisons", select(chain("is_bot", " = "))),
+        ("IS", select(format!("is_bot{}", " IS NOT NULL".repeat(n)))),
+        ("ISNULL", select(format!("is_bot{}", " ISNULL".repeat(n)))),
+        ("NOTNULL", select(format!("is_bot{}", " NOTNULL".repeat(n)))),
+        ("IN", select(format!("is_bot{}", " IN (true)".repeat(n)))),
+        ("LIKE", select(chain("event", " LIKE "))),
+        ("SIMILAR TO", select(chain("event", " SIMILAR TO "))),
+        ("BETWEEN", select(format!("value{}", " BETWEEN 1 AND 2".repeat(n)))),
+        ("OVERLAPS", select(chain("event", " OVERLAPS "))),
+        ("OPERATOR", select(chain("value", " OPERATOR(+) "))),
+        ("casts", select(format!("value{}", "::text".repeat(n)))),
+        ("nested casts", select(nested("CAST(", "value", " AS TEXT)"))),
+        ("COLLATE", select(format!("event{}", " COLLATE c".repeat(n)))),
+        ("AT TIME ZONE", select(format!("event_time{}", " AT TIME ZONE 'UTC'".repeat(n)))),
+        ("INTERVAL", select(format!("{}'1 day'", "INTERVAL ".repeat(n)))),
+        ("BINARY", select(format!("{}event", "BINARY ".repeat(n)))),
+        ("PRIOR", format!("SELECT 1 FROM events CONNECT BY {}event = 'a'", "PRIOR ".repeat(n))),
+        ("CONNECT_BY_ROOT", select(format!("{}event", "CONNECT_BY_ROOT ".repeat(n)))),
+        ("DISTINCT", format!("SELECT {}event FROM events", "DISTINCT ".repeat(n))),
+        ("CASE", select(nested("CASE WHEN is_bot THEN 1 ELSE ", "2", " END"))),
+        ("CASE without end", select("CASE WHEN is_bot THEN ".repeat(n))),
+        ("CAST without end", select("CAST(".repeat(n))),
+        ("EXTRACT without end", select("EXTRACT(".repeat(n))),
+        ("TRIM without end", select("TRIM(".repeat(n))),
+        ("SUBSTRING without end", select("SUBSTRING(".repeat(n))),
+        ("EXISTS without end", select("EXISTS (SELECT ".repeat(n))),
+        ("ARRAY without end", select("ARRAY[".repeat(n))),
+        ("STRUCT without end", select("STRUCT(".repeat(n))),
+        ("INTERVAL without end", select("INTERVAL (".repeat(n))),
+        ("NOT with a fault", select("NOT ".repeat(n) + "+")),
+        ("WHEN", select(format!("CASE {} ELSE 0 END", "WHEN event = 'a' THEN 1 ".repeat(n.max(1))))),
+        ("functions", select(nested("abs(", "value", ")"))),
+        ("functions without end", select("abs(".repeat(n))),
+        ("functions of two", select(nested("coalesce(value, ", "value", ")"))),
+        ("JSON operators", select(format!("properties{}", "->'a'".repeat(n)))),
+        ("JSON operators for texts", select(format!("properties{}", "->>'a'".repeat(n)))),
+        ("JSON colons", select(format!("properties{}", ":a".repeat(n)))),
+        ("a JSON path", select(format!("json_get(properties{})", ", 'a'".repeat(n)))),
+        ("a deep JSON text", select(format!("json_get('{}', 0)", nested("[", "1", "]")))),
+        ("a deep JSON object", select(format!("json_get_json('{}', 'a')", nested("{\"a\":", "1", "}")))),
+        ("a deep JSON length", select(format!("json_length('{}')", nested("[", "1", "]")))),
+        ("a long pattern", select(format!("event LIKE '{}'", "%_".repeat(n)))),
+        ("lambdas", select(format!("array_transform([1], {}1)", numbered(&|i| format!("x{i} -> "))))),
+        ("LAMBDA", select(format!("array_transform([1], {}1)", numbered(&|i| format!("lambda x{i} : "))))),
+        ("window functions", select(nested("sum(", "value", ") OVER ()"))),
+        ("quantified comparisons", select(nested("value = ANY(", "value", ")"))),
+        // Queries.
+        ("subqueries", nested("SELECT event FROM (", "SELECT event FROM events", ")")),
+        ("subqueries without end", "SELECT event FROM (".repeat(n)),
+        ("scalar subqueries", nested("SELECT (", "SELECT max(event) FROM events", ")")),
+        ("EXISTS", nested("SELECT 1 WHERE EXISTS (", "SELECT 1", ")")),
+        ("IN with subqueries", nested("SELECT 'a' WHERE 'a' IN (", "SELECT 'a'", ")")),
+        ("queries in parentheses", nested("(", "SELECT 1", ")")),
+        ("tables in parentheses", format!("SELECT 1 FROM {}", nested("(", "events", ")"))),
+        ("tables in parentheses with a fault", format!("SELECT 1 FROM {}", nested("(", "events +", ")"))),
+        ("FROM first", nested("FROM (", "FROM events", ")")),
+        ("FROM first with a fault", nested("FROM (", "FROM events +", ")")),
+        ("UNION", chain("SELECT 1", " UNION ")),
+        ("UNION ALL", chain("SELECT 1", " UNION ALL ")),
+        ("UNION ALL in parentheses", nested("(SELECT 1 UNION ALL ", "SELECT 1", ")")),
+        ("MINUS", chain("SELECT 1", " MINUS ")),
+        ("EXCEPT", chain("SELECT 1", " EXCEPT ")),
+        ("INTERSECT", chain("SELECT 1", " INTERSECT ")),
+        ("VALUES", format!("VALUES {}", chain("(1)", ", "))),
+        (
+            "JOIN",
+            format!(
+                "SELECT 1 FROM {}",
+                numbered(&|i| format!("{}(SELECT 1 AS a) t{i}", if i == 0 { "" } else { " CROSS JOIN " }))
+            ),
+        ),
+        (
+            "JOIN with conditions",
+            format!(
+                "SELECT 1 FROM (SELECT event AS a FROM events) t{}",
+                numbered(&|i| format!(" JOIN (SELECT 'quiz' AS a) t{i} ON t.a = t{i}.a"))
+            ),
+        ),
+        ("tables in a list", format!("SELECT 1 FROM (SELECT 1) t{}", numbered(&|i| format!(", (SELECT 1) t{i}")))),
+        ("STRAIGHT_JOIN", format!("SELECT 1 FROM {}", chain("(SELECT 1)", " STRAIGHT_JOIN "))),
+        ("APPLY", format!("SELECT 1 FROM (SELECT 1) t{}", " CROSS APPLY (SELECT 1)".repeat(n))),
+        ("LATERAL VIEW", format!("SELECT 1 FROM events{}", " LATERAL VIEW explode(a) t".repeat(n))),
+        ("PIVOT", format!("SELECT 1 FROM events{}", " PIVOT(sum(value) FOR event IN ('a'))".repeat(n))),
+        ("UNPIVOT", format!("SELECT 1 FROM events{}", " UNPIVOT(a FOR b IN (c))".repeat(n))),
+        ("MATCH_RECOGNIZE", format!("SELECT 1 FROM events{}", " MATCH_RECOGNIZE(PATTERN (a) DEFINE a AS b)".repeat(n))),
+        ("a pattern", format!("SELECT 1 FROM events MATCH_RECOGNIZE(PATTERN ({}) DEFINE a AS b)", nested("(", "a", ")*"))),
+        ("TABLESAMPLE", format!("SELECT 1 FROM events{}", " TABLESAMPLE (1)".repeat(n))),
+        ("WITH", ctes("value", &|_| "value".to_owned())),
+        ("WITH and sums", ctes("value AS a", &|_| "a + 1 AS a".to_owned())),
+        ("WITH and lists", ctes("value AS a", &|_| "[a] AS a".to_owned())),
+        ("WITH and structs", ctes("value AS a", &|_| "struct(a) AS a".to_owned())),
+        ("WITH and casts", ctes("value AS a", &|_| "CAST(a AS TEXT) AS a".to_owned())),
+        ("WITH and windows", ctes("value AS a", &|_| "sum(a) OVER (ORDER BY a) AS a".to_owned())),
+        ("WITH and aggregates", ctes("value AS a", &|_| "max(a) AS a".to_owned())),
+        ("WITH within WITH", nested("WITH a AS (", "SELECT 1", ") SELECT * FROM a")),
+        ("WITH in UNION", format!("WITH t AS (SELECT 1) {}", chain("SELECT * FROM t", " UNION ALL "))),
+        ("pipes", format!("FROM events{}", " |> SELECT event".repeat(n))),
+        ("columns", format!("SELECT {} FROM events", chain("event", ", "))),
+        ("GROUP BY", format!("SELECT 1 FROM events GROUP BY {}", numbered(&|i| format!("value + {i}, ")) + "event")),
+        ("ORDER BY", format!("SELECT event FROM events ORDER BY {}", chain("event", ", "))),
+        (
+            "named windows",
+            format!("SELECT 1 FROM events WINDOW {}", numbered(&|i| format!("w{i} AS (w{}), ", i + 1)) + "w AS ()"),
+        ),
+        // Statements.
+        ("EXPLAIN", "EXPLAIN ".repeat(n) + "SELECT 1"),
+        ("EXPLAIN ANALYZE", "EXPLAIN ANALYZE ".repeat(n) + "SELECT 1"),
+        ("EXPLAIN with options", "EXPLAIN (ANALYZE) ".repeat(n) + "SELECT 1"),
+        ("PREPARE", "PREPARE p AS ".repeat(n) + "SELECT 1"),
+        ("IF", "IF true THEN ".repeat(n) + "SELECT 1"),
+        ("BEGIN", "BEGIN ".repeat(n) + "SELECT 1"),
+        ("CREATE VIEW", "CREATE VIEW v AS ".repeat(n) + "SELECT 1"),
+        ("COPY", nested("COPY (", "SELECT 1", ") TO 'x'")),
+        ("semicolons", ";".repeat(n) + "SELECT 1"),
+        ("statements", chain("SELECT 1", ";")),
+        ("comments", format!("{} SELECT 1 {}", "/* ".repeat(n), "*/ ".repeat(n))),
+        ("nested comments", nested("/*", "", "*/") + "SELECT 1"),
+        ("comments without end", "/*".repeat(n) + "SELECT 1"),
+        ("dollar quotes", "$a$".repeat(n) + "SELECT 1"),
+        ("quotes", format!("SELECT '{}'", "''".repeat(n))),
+        ("quoted names", format!("SELECT \"{}\"", "\"\"".repeat(n))),
+        ("placeholders", select(chain("$1", " + "))),
+    ]
+}
+
+#[tokio::test]
+async fn no_text_ends_the_process() {
+    let limits = Limits { query_time_max: Duration::from_secs(20), ..Limits::default() };
+    let mut service = Service::start_with(limits.clone()).await;
+    for user in 0..3 {
+        let more = [("metadata", "'{\"a\": {\"b\": 2}}'")];
+        Event { more: &more, ..Event::new("engagement", "quiz", user, 0.0) }.store(&mut service.rows).await;
+    }
+    // Around the limits, and as many as fit into the bytes that are accepted.
+    let sizes = [7, 24, 49, 249, 499, 3_000, 60_000];
+    let mut untold = Vec::new();
+    for n in sizes {
+        for (what, sql) in growing(n) {
+            if sql.len() > limits.sql_bytes_max {
+                continue;
+            }
+            // A text that is parsed for ever must fail here instead of stopping the test.
+            let Ok(reply) = tokio::time::timeout(Duration::from_secs(60), service.sql(&sql)).await else {
+                untold.push(format!("{what}, {n} times: no answer"));
+                continue;
+            };
+            let error = reply.json()["error"].clone();
+            let is_told = reply.status == 200 || [400, 422, 504].contains(&reply.status) && error["code"] != "internal";
+            if !is_told {
+                untold.push(format!("{what}, {n} times: {} {error}", reply.status));
+            }
+            // What was not planned says where and how much.
+            if reply.status == 400 && error["code"] == "sql_too_large" {
+                assert!(error["message"].as_str().is_some_and(|message| message.contains("accepted")), "{what}: {error}");
+            }
+        }
+        assert_eq!(service.rows("SELECT count(*) FROM events").await, json!([[3]]), "it still answers");
+    }
+    assert!(untold.is_empty(), "{untold:#?}");
 }
 
 #[tokio::test]
