@@ -6,7 +6,7 @@ use events::Micros;
 use events::identity::hyphenated_uuid;
 use serde::Serialize;
 use sqlx::postgres::PgRow;
-use sqlx::{FromRow, PgConnection, Row};
+use sqlx::{PgConnection, Row};
 use uuid::Uuid;
 
 use crate::change::Change;
@@ -64,7 +64,7 @@ pub struct Campaign {
 }
 
 /// A component as it is stored.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, FromRow)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Component {
     /// Its id.
     pub id: Uuid,
@@ -72,8 +72,13 @@ pub struct Component {
     pub name: String,
     /// What it is.
     #[serde(rename = "type")]
-    #[sqlx(rename = "component_type")]
     pub kind: ComponentType,
+}
+
+impl Component {
+    fn from_row(row: &PgRow) -> Result<Self, sqlx::Error> {
+        Ok(Component { id: row.try_get("id")?, name: row.try_get("name")?, kind: row.try_get("component_type")? })
+    }
 }
 
 /// Stores a new campaign with its components.

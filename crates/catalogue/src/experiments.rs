@@ -9,7 +9,7 @@ use events::Micros;
 use events::identity::hyphenated_uuid;
 use serde::{Serialize, Serializer};
 use sqlx::postgres::PgRow;
-use sqlx::{FromRow, PgConnection, Row};
+use sqlx::{PgConnection, Row};
 use uuid::Uuid;
 
 pub use change::{StatusChange, add_metric, add_variant, insert, remove_metric, start, stop};
@@ -65,7 +65,7 @@ pub struct Experiment {
 }
 
 /// An arm as it is stored.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, FromRow)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Variant {
     /// Its id.
     pub id: Uuid,
@@ -75,6 +75,17 @@ pub struct Variant {
     pub is_control: bool,
     /// Its share, on any scale, 6 decimals; `None`: unknown.
     pub weight: Option<Decimal>,
+}
+
+impl Variant {
+    fn from_row(row: &PgRow) -> Result<Self, sqlx::Error> {
+        Ok(Variant {
+            id: row.try_get("id")?,
+            name: row.try_get("name")?,
+            is_control: row.try_get("is_control")?,
+            weight: row.try_get("weight")?,
+        })
+    }
 }
 
 impl Experiment {

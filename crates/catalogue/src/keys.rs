@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use sqlx::postgres::PgRow;
-use sqlx::{FromRow, PgConnection, PgExecutor, Row};
+use sqlx::{PgConnection, PgExecutor, Row};
 use subtle::ConstantTimeEq;
 use uuid::Uuid;
 
@@ -54,7 +54,7 @@ impl<'a> NewKey<'a> {
 }
 
 /// A key without its secret.
-#[derive(Clone, Debug, Serialize, FromRow)]
+#[derive(Clone, Debug, Serialize)]
 pub struct Key {
     /// Its id.
     pub id: Uuid,
@@ -76,6 +76,23 @@ pub struct Key {
     pub revoked_at: Option<String>,
     /// Whether it has expired.
     pub is_expired: bool,
+}
+
+impl Key {
+    fn from_row(row: &PgRow) -> Result<Self, sqlx::Error> {
+        Ok(Key {
+            id: row.try_get("id")?,
+            kind: row.try_get("kind")?,
+            name: row.try_get("name")?,
+            prefix: row.try_get("prefix")?,
+            requests_per_second: row.try_get("requests_per_second")?,
+            events_per_second: row.try_get("events_per_second")?,
+            created_at: row.try_get("created_at")?,
+            expires_at: row.try_get("expires_at")?,
+            revoked_at: row.try_get("revoked_at")?,
+            is_expired: row.try_get("is_expired")?,
+        })
+    }
 }
 
 /// Adds a key unless it is there already, audited; in the caller's transaction.

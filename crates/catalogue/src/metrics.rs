@@ -1,7 +1,8 @@
 //! Metrics: what is measured in an experiment. They say how stored rows are read, and change none of them.
 
 use serde::Serialize;
-use sqlx::{FromRow, PgConnection, Row};
+use sqlx::postgres::PgRow;
+use sqlx::{PgConnection, Row};
 use uuid::Uuid;
 
 use crate::vocabulary::{Aggregation, Amount, Denominator, Direction, Role};
@@ -11,7 +12,7 @@ use crate::{CatalogueError, Decimal, ReadError, Unsupported, check};
 pub(crate) const METRICS_MAX: usize = 100;
 
 /// A metric as it is stored.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, FromRow)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Metric {
     /// Its name.
     pub name: String,
@@ -44,6 +45,26 @@ pub struct Metric {
     /// One user's sum counts up to this percentile of all sums that are not 0; 100 never cuts. 4 decimals.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cap_percentile: Option<Decimal>,
+}
+
+impl Metric {
+    fn from_row(row: &PgRow) -> Result<Self, sqlx::Error> {
+        Ok(Metric {
+            name: row.try_get("name")?,
+            conversion_type: row.try_get("conversion_type")?,
+            aggregation: row.try_get("aggregation")?,
+            numerator: row.try_get("numerator")?,
+            denominator: row.try_get("denominator")?,
+            denominator_type: row.try_get("denominator_type")?,
+            quantile: row.try_get("quantile")?,
+            direction: row.try_get("direction")?,
+            role: row.try_get("role")?,
+            margin: row.try_get("margin")?,
+            window_days: row.try_get("window_days")?,
+            cap: row.try_get("cap")?,
+            cap_percentile: row.try_get("cap_percentile")?,
+        })
+    }
 }
 
 /// Reads the metrics of experiments, each with its experiment's id; by role, then name.
