@@ -17,9 +17,9 @@ use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
-use crate::app::App;
 use crate::engine;
-use crate::error::Refusal;
+use crate::http::app::App;
+use crate::http::error::ApiError;
 use measure::measure;
 use read::catalogue::{self, Defined};
 use read::read;
@@ -41,8 +41,8 @@ pub struct Steps {
 
 /// Answers one request about one experiment.
 /// # Errors
-/// [`Refusal`]; `unknown_experiment`, `unknown_variant`, `unknown_metric` and `unsupported_catalogue` among them.
-pub async fn results(app: &Arc<App>, project: Uuid, name: String, request: Request) -> Result<(Results, Steps), Refusal> {
+/// [`ApiError`]; `unknown_experiment`, `unknown_variant`, `unknown_metric` and `unsupported_catalogue` among them.
+pub async fn results(app: &Arc<App>, project: Uuid, name: String, request: Request) -> Result<(Results, Steps), ApiError> {
     app.within_limits(|app| async move {
         let began = Instant::now();
         let read = read(&app, project, &name, &request).await?;
@@ -58,12 +58,12 @@ pub async fn results(app: &Arc<App>, project: Uuid, name: String, request: Reque
 
 /// Lists the experiments of a project.
 /// # Errors
-/// [`Refusal`].
-pub async fn list(app: &Arc<App>, project: Uuid) -> Result<Experiments, Refusal> {
+/// [`ApiError`].
+pub async fn list(app: &Arc<App>, project: Uuid) -> Result<Experiments, ApiError> {
     app.within_limits(|app| async move {
         let snapshot = app.snapshot(project).await?;
         let mut connection = snapshot.keeper().await;
-        let defined = catalogue::list(&mut connection, project).await.map_err(|error| engine::database_refusal(&error))?;
+        let defined = catalogue::list(&mut connection, project).await.map_err(|error| engine::database_error(&error))?;
         let now = snapshot.as_of().event_time.as_deref().and_then(measure::micros);
         let listed = |defined: Defined| {
             let Defined { mut experiment, mut variants, .. } = defined;

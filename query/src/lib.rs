@@ -1,34 +1,23 @@
 //! The query service: answers over what the aggregator has stored. It only ever reads.
 //!
-//! - Experiments: read -> measure -> test -> say ([`experiment`]).
-//! - Funnels: definition -> level per user -> counts ([`funnel`]).
-//! - SQL: guard -> plan -> rows ([`sql`]).
+//! A request's way: [`http`] takes it, finds the project of its token and waits for a place among the running queries.
+//! Then one of these answers it:
 //!
-//! Each answer is computed on one [`snapshot`] of Postgres, for the one project of the request's token, and says by
-//! `as_of` how far the log was stored then. Tables reach DataFusion through [`scan`], which puts the project into the
-//! SQL below anything that a client can write.
+//! - [`experiment`]: read -> measure -> test -> say
+//! - [`funnel`]: definition -> level per user -> counts
+//! - [`sql`]: guard -> plan -> rows
+//!
+//! Each answer is computed on one snapshot of Postgres ([`source`]), for that one project, and says by `as_of` how far the log
+//! was stored then. [`engine`] is DataFusion with our limits, functions and tables.
 
-pub mod app;
-pub mod cells;
 mod config;
-pub mod copy;
 pub mod engine;
-pub mod error;
 pub mod experiment;
-pub mod filter;
 pub mod funnel;
-pub mod guard;
+pub mod http;
 mod metrics;
-mod routes;
-pub mod scan;
-mod server;
-mod slots;
-pub mod snapshot;
+pub mod source;
 pub mod sql;
-pub mod tables;
-mod tokens;
-mod type_text;
-mod writer;
 
 use std::net::SocketAddr;
 use std::str::FromStr;
@@ -44,13 +33,14 @@ use tokio::task::JoinHandle;
 
 pub use config::{Config, Limits};
 
-use app::App;
 use engine::Engine;
 use experiment::read::cohort_cache::CohortCache;
+use http::app::App;
+use http::limits::QueryQueue;
+use http::routes::Listener;
+use http::server;
+use http::tokens::Tokens;
 use metrics::Metrics;
-use routes::Door;
-use slots::Slots;
-use tokens::Tokens;
 
 /// Why the service did not start. Nothing is left running.
 #[derive(Debug, thiserror::Error)]
@@ -93,7 +83,7 @@ impl Query {
             .map_err(StartError::DatabaseUrl)?
             .application_name("weir query")
             .options([
-                // Literals are written for this; see `filter`.
+                // Literals are written for this; see `source::filter`.
                 ("standard_conforming_strings", "on"),
                 ("TimeZone", "UTC"),
                 ("default_transaction_read_only", "on"),
@@ -118,7 +108,7 @@ impl Query {
         let app = Arc::new(App {
             engine: Engine::new(&limits)?,
             tokens: Tokens::new(pool.clone(), limits.token_age_max),
-            slots: Slots::new(limits.queries_running_max, limits.queries_waiting_max, metrics.clone()),
+            queue: QueryQueue::new(limits.queries_running_max, limits.queries_waiting_max, metrics.clone()),
             cohorts: CohortCache::new(limits.images_bytes_max),
             threads: threads.handle(),
             pool,
@@ -130,10 +120,10 @@ impl Query {
         let local = |listener: &TcpListener, asked: SocketAddr| listener.local_addr().unwrap_or(asked);
         let address = local(&listener, config.query);
         let metrics_address = metrics_listener.as_ref().zip(config.metrics).map(|(listener, asked)| local(listener, asked));
-        let door = Door::Public { metrics: metrics_listener.is_none() };
-        let mut servers = vec![tokio::spawn(server::serve(app.clone(), listener, door, stopped.clone()))];
+        let listens_as = Listener::Public { metrics: metrics_listener.is_none() };
+        let mut servers = vec![tokio::spawn(server::serve(app.clone(), listener, listens_as, stopped.clone()))];
         if let Some(listener) = metrics_listener {
-            servers.push(tokio::spawn(server::serve(app.clone(), listener, Door::Metrics, stopped)));
+            servers.push(tokio::spawn(server::serve(app.clone(), listener, Listener::Metrics, stopped)));
         }
         tracing::info!(%address, "the query service answers");
         Ok(Query { app, address, metrics_address, stop, threads, servers })

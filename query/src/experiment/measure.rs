@@ -11,13 +11,13 @@ pub mod sums;
 use chrono::DateTime;
 use statistics::moments::Overflow;
 
-use crate::error::Refusal;
 use crate::experiment::parallel;
 use crate::experiment::read::Read;
 use crate::experiment::read::cohort::DAY_US;
 use crate::experiment::read::experiment::{Experiment, Variant};
 use crate::experiment::request::Request;
 use crate::experiment::warning::Warning;
+use crate::http::error::ApiError;
 use attribution::Attribution;
 use metrics::{MeasuredMetric, Split};
 use population::{Population, PopulationCounts};
@@ -50,8 +50,8 @@ pub struct Measured<'a> {
 
 /// Measures what was read.
 /// # Errors
-/// [`Refusal`] of code `unknown_metric`, or if a sum is too large to be exact.
-pub fn measure<'a>(read: &'a Read, request: &Request) -> Result<Measured<'a>, Refusal> {
+/// [`ApiError`] of code `unknown_metric`, or if a sum is too large to be exact.
+pub fn measure<'a>(read: &'a Read, request: &Request) -> Result<Measured<'a>, ApiError> {
     let (catalogue, cohort) = (&read.catalogue, &*read.cohort);
     let (mut experiment, mut variants) = (catalogue.experiment.clone(), catalogue.variants.clone());
     let window_days = experiment.conversion_window_days;
@@ -96,8 +96,8 @@ pub fn measure<'a>(read: &'a Read, request: &Request) -> Result<Measured<'a>, Re
 }
 
 /// Returns the error of an answer for sums that do not fit.
-pub fn overflow(error: Overflow) -> Refusal {
-    Refusal::limit("value_out_of_range", error.to_string())
+pub fn overflow(error: Overflow) -> ApiError {
+    ApiError::limit("value_out_of_range", error.to_string())
 }
 
 /// Reads a time as answers write it.

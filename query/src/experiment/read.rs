@@ -12,11 +12,11 @@ use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
-use crate::app::App;
 use crate::engine;
-use crate::error::Refusal;
 use crate::experiment::request::{Cuped, Request};
-use crate::snapshot::{AsOf, Snapshot};
+use crate::http::app::App;
+use crate::http::error::ApiError;
+use crate::source::snapshot::{AsOf, Snapshot};
 use catalogue::{Configured, Defined, choose_control};
 use cohort::Cohort;
 use cohort_cache::CohortKey;
@@ -53,8 +53,8 @@ pub struct Catalogue {
 
 /// Reads the experiment with this name or id.
 /// # Errors
-/// [`Refusal`]; `unknown_experiment`, `unknown_variant` and `unsupported_catalogue` among them.
-pub async fn read(app: &App, project: Uuid, name: &str, request: &Request) -> Result<Read, Refusal> {
+/// [`ApiError`]; `unknown_experiment`, `unknown_variant` and `unsupported_catalogue` among them.
+pub async fn read(app: &App, project: Uuid, name: &str, request: &Request) -> Result<Read, ApiError> {
     let began = Instant::now();
     let key = CohortKey {
         project,
@@ -78,16 +78,16 @@ pub async fn read(app: &App, project: Uuid, name: &str, request: &Request) -> Re
         dimension: key.dimension,
         bytes_max: app.limits.query_memory_bytes_max,
     };
-    let session = app.engine.session().map_err(engine::refusal)?;
+    let session = app.engine.session().map_err(engine::api_error)?;
     let cohort = cached.refresh(&session, &snapshot, &query, &app.metrics).await?;
     app.cohorts.record_size(&key, &cached);
     Ok(Read { catalogue, cohort, as_of: snapshot.as_of().clone(), catalogue_took })
 }
 
-async fn read_catalogue(snapshot: &Snapshot, name: &str, baseline: Option<&str>) -> Result<Catalogue, Refusal> {
+async fn read_catalogue(snapshot: &Snapshot, name: &str, baseline: Option<&str>) -> Result<Catalogue, ApiError> {
     let project = snapshot.project();
     let mut connection = snapshot.keeper().await;
-    let database = |error: sqlx::Error| engine::database_refusal(&error);
+    let database = |error: sqlx::Error| engine::database_error(&error);
     let defined = catalogue::find(&mut connection, project, name).await.map_err(|error| catalogue::refusal(&error))?;
     let Defined { mut experiment, mut variants, metrics } = defined.ok_or_else(|| unknown_experiment(name))?;
     let unknown_variant = catalogue::unknown_variant_users(&mut connection, project, &experiment).await.map_err(database)?;
@@ -98,14 +98,14 @@ async fn read_catalogue(snapshot: &Snapshot, name: &str, baseline: Option<&str>)
     Ok(Catalogue { experiment, variants, metrics, unknown_variant, impressions })
 }
 
-fn unknown_experiment(name: &str) -> Refusal {
+fn unknown_experiment(name: &str) -> ApiError {
     let shown: String = name.chars().take(200).collect();
     let message = format!("there is no experiment with the name or id {shown:?}; GET /v1/experiments lists those that there are");
-    Refusal::not_found("unknown_experiment", message)
+    ApiError::not_found("unknown_experiment", message)
 }
 
-fn unknown_variant_name(names: &str) -> Refusal {
-    let mut refusal = Refusal::bad_request(format!("the experiment has no such variant; it has: {names}")).at("baseline");
+fn unknown_variant_name(names: &str) -> ApiError {
+    let mut refusal = ApiError::bad_request(format!("the experiment has no such variant; it has: {names}")).at("baseline");
     refusal.code = "unknown_variant";
     refusal
 }

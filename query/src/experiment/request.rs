@@ -4,8 +4,8 @@ use chrono::DateTime;
 use serde::{Serialize, Serializer};
 use sha2::{Digest, Sha256};
 
-use crate::error::Refusal;
-use crate::snapshot::time_text;
+use crate::http::error::ApiError;
+use crate::source::snapshot::time_text;
 
 /// Days before a user's first exposure from which behaviour is taken as covariate.
 pub const COVARIATE_DAYS: i64 = 14;
@@ -32,7 +32,7 @@ macro_rules! choices {
                 match self { $($name::$value => $text,)* }
             }
 
-            fn of(field: &str, text: &str) -> Result<Self, Refusal> {
+            fn of(field: &str, text: &str) -> Result<Self, ApiError> {
                 match text {
                     $($text => Ok($name::$value),)*
                     _ => Err(refused(field, text, &$name::TEXTS.join(", "))),
@@ -308,25 +308,25 @@ const FIELDS: [&str; 13] = [
     "difference",
 ];
 
-fn refused(field: &str, found: &str, accepted: &str) -> Refusal {
+fn refused(field: &str, found: &str, accepted: &str) -> ApiError {
     let shown: String = found.chars().take(100).collect();
-    Refusal::bad_request(format!("found {shown:?}; accepted: {accepted}")).at(field)
+    ApiError::bad_request(format!("found {shown:?}; accepted: {accepted}")).at(field)
 }
 
 impl Request {
     /// Reads the fields of a query string, already unescaped. An empty value is as if the field were not there.
     /// # Errors
-    /// [`Refusal`] `unsupported_option` for a field that is not known, else `bad_request`; each names its field.
-    pub fn of(fields: &[(String, String)]) -> Result<Self, Refusal> {
+    /// [`ApiError`] `unsupported_option` for a field that is not known, else `bad_request`; each names its field.
+    pub fn of(fields: &[(String, String)]) -> Result<Self, ApiError> {
         let mut request = Request::default();
         for (index, (field, value)) in fields.iter().enumerate() {
             let field = field.as_str();
             if !FIELDS.contains(&field) {
                 let message = format!("the query field is not known here; accepted: {}", FIELDS.join(", "));
-                return Err(Refusal::unsupported(message).at(field.chars().take(100).collect::<String>()));
+                return Err(ApiError::unsupported(message).at(field.chars().take(100).collect::<String>()));
             }
             if fields[..index].iter().any(|(earlier, _)| earlier == field) {
-                return Err(Refusal::bad_request("found twice; once is accepted").at(field));
+                return Err(ApiError::bad_request("found twice; once is accepted").at(field));
             }
             if !value.is_empty() {
                 request.set(field, value)?;
@@ -335,7 +335,7 @@ impl Request {
         Ok(request)
     }
 
-    fn set(&mut self, field: &str, value: &str) -> Result<(), Refusal> {
+    fn set(&mut self, field: &str, value: &str) -> Result<(), ApiError> {
         match field {
             "baseline" => self.baseline = Some(value.to_owned()),
             "metrics" => self.metrics = metrics(value)?,
@@ -357,24 +357,24 @@ impl Request {
     }
 }
 
-fn metrics(value: &str) -> Result<Vec<String>, Refusal> {
+fn metrics(value: &str) -> Result<Vec<String>, ApiError> {
     let names: Vec<String> = value.split(',').map(|name| name.trim().to_owned()).filter(|name| !name.is_empty()).collect();
     if names.len() > METRICS_MAX {
         return Err(
-            Refusal::bad_request(format!("found {} names; at most {METRICS_MAX} are accepted", names.len())).at("metrics")
+            ApiError::bad_request(format!("found {} names; at most {METRICS_MAX} are accepted", names.len())).at("metrics")
         );
     }
     Ok(names)
 }
 
-fn time(value: &str) -> Result<i64, Refusal> {
+fn time(value: &str) -> Result<i64, ApiError> {
     let accepted = "a time with its zone, such as 2026-03-01T00:00:00Z";
     // A plus sign of a query string is a space.
     let value = value.replace(' ', "+");
     DateTime::parse_from_rfc3339(&value).map(|time| time.timestamp_micros()).map_err(|_| refused("as_of", &value, accepted))
 }
 
-fn cap(value: &str) -> Result<CapRule, Refusal> {
+fn cap(value: &str) -> Result<CapRule, ApiError> {
     let accepted = "auto, off, or a percentile above 0 and up to 100 with at most 4 decimals, such as 99.9";
     let refuse = || refused("cap", value, accepted);
     match value {
@@ -396,11 +396,11 @@ fn cap(value: &str) -> Result<CapRule, Refusal> {
 
 /// Returns the SHA-256 of a definition's JSON, in hexadecimal. Equal definitions give equal texts.
 /// # Errors
-/// [`Refusal`] of a fault of this service, if the definition cannot be written.
-pub fn hash(definition: &impl Serialize) -> Result<String, Refusal> {
+/// [`ApiError`] of a fault of this service, if the definition cannot be written.
+pub fn hash(definition: &impl Serialize) -> Result<String, ApiError> {
     let json = serde_json::to_vec(definition).map_err(|error| {
         tracing::error!(%error, "a definition could not be written");
-        Refusal::internal()
+        ApiError::internal()
     })?;
     Ok(Sha256::digest(&json).iter().map(|byte| format!("{byte:02x}")).collect())
 }
@@ -409,7 +409,7 @@ pub fn hash(definition: &impl Serialize) -> Result<String, Refusal> {
 mod tests {
     use super::*;
 
-    fn of(query: &str) -> Result<Request, Refusal> {
+    fn of(query: &str) -> Result<Request, ApiError> {
         let pair = |pair: &str| pair.split_once('=').map(|(field, value)| (field.to_owned(), value.to_owned()));
         Request::of(&query.split('&').filter_map(pair).collect::<Vec<_>>())
     }

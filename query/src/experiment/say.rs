@@ -10,7 +10,6 @@ use chrono::{SecondsFormat, Utc};
 use serde::Serialize;
 use uuid::Uuid;
 
-use crate::error::Refusal;
 use crate::experiment::measure::Measured;
 use crate::experiment::measure::population::PopulationCounts;
 use crate::experiment::read::Read;
@@ -19,14 +18,15 @@ use crate::experiment::read::experiment::{Experiment, Variant};
 use crate::experiment::request::{self, Analysis, Request, Settings};
 use crate::experiment::test::Tested;
 use crate::experiment::warning::Warning;
-use crate::snapshot::time_text;
+use crate::http::error::ApiError;
+use crate::source::snapshot::time_text;
 use body::{METHOD_VERSION, Results};
 use metric::{Definition, Metric};
 
 /// Answers by what was tested. The same rows and the same request give the same answer, but for `computed_at`.
 /// # Errors
-/// [`Refusal`] of a fault of this service, if the definitions cannot be written.
-pub fn say(read: &Read, measured: &Measured<'_>, tested: Tested<'_>, request: &Request) -> Result<Results, Refusal> {
+/// [`ApiError`] of a fault of this service, if the definitions cannot be written.
+pub fn say(read: &Read, measured: &Measured<'_>, tested: Tested<'_>, request: &Request) -> Result<Results, ApiError> {
     let analysis = tested.plan.analysis;
     let mut warnings = measured.warnings.clone();
     let status = status(&measured.experiment, &measured.variants, &measured.counts, analysis, &mut warnings);
@@ -65,7 +65,7 @@ struct Definitions<'a> {
     settings: &'a Settings,
 }
 
-fn definitions_hash(read: &Read, metrics: &[Metric], settings: &Settings) -> Result<String, Refusal> {
+fn definitions_hash(read: &Read, metrics: &[Metric], settings: &Settings) -> Result<String, ApiError> {
     request::hash(&Definitions {
         method_version: METHOD_VERSION,
         // As the catalogue has it: what follows from the rows is no part of it.

@@ -10,7 +10,6 @@ pub mod plan;
 use statistics::comparison::{Observed, difference, omnibus};
 use statistics::moments::Overflow;
 
-use crate::error::Refusal;
 use crate::experiment::measure::days::DaySums;
 use crate::experiment::measure::metrics::MeasuredMetric;
 use crate::experiment::measure::sample::{one, sampled};
@@ -20,6 +19,7 @@ use crate::experiment::parallel;
 use crate::experiment::read::catalogue::{Configured, Role};
 use crate::experiment::request::{Analysis, Cuped, PopulationRule, Request, Windows};
 use crate::experiment::warning::Warning;
+use crate::http::error::ApiError;
 use comparison::{Compared, Conclusion, Design, TestedComparison, chances_to_be_best, compare_all, compared, conclude, decide};
 use found::{Day, Omnibus, Supplemental};
 use health::Health;
@@ -73,8 +73,8 @@ impl Measured<'_> {
 
 /// Tests what was measured.
 /// # Errors
-/// [`Refusal`] if a sum is too large to be exact.
-pub fn test<'a>(measured: &'a Measured<'a>, request: &Request) -> Result<Tested<'a>, Refusal> {
+/// [`ApiError`] if a sum is too large to be exact.
+pub fn test<'a>(measured: &'a Measured<'a>, request: &Request) -> Result<Tested<'a>, ApiError> {
     let experiment = &measured.experiment;
     let analysis = request.analysis.unwrap_or_else(|| default_analysis(experiment));
     let (weights, _) = health::weights(&measured.variants);

@@ -4,8 +4,8 @@ use chrono::{DateTime, NaiveDate};
 use serde_json::{Map, Value, json};
 
 use super::algorithm::{STEPS_MAX, Semantics};
-use crate::error::Refusal;
-use crate::snapshot::time_text;
+use crate::http::error::ApiError;
+use crate::source::snapshot::time_text;
 
 /// A funnel, complete and checked, except that the SQL of its steps has not been planned yet.
 #[derive(Clone, Debug, PartialEq)]
@@ -60,12 +60,12 @@ const FIXED: [(&str, &str); 9] = [
 impl Definition {
     /// Reads a request's body.
     /// # Errors
-    /// [`Refusal`] that names the field, what was found and what is accepted.
-    pub fn parse(body: &[u8]) -> Result<Self, Refusal> {
+    /// [`ApiError`] that names the field, what was found and what is accepted.
+    pub fn parse(body: &[u8]) -> Result<Self, ApiError> {
         let body: Value =
-            serde_json::from_slice(body).map_err(|error| Refusal::bad_request(format!("the body is no JSON: {error}")))?;
+            serde_json::from_slice(body).map_err(|error| ApiError::bad_request(format!("the body is no JSON: {error}")))?;
         let Value::Object(fields) = body else {
-            return Err(Refusal::bad_request("the body is a JSON object with the field `steps`"));
+            return Err(ApiError::bad_request("the body is a JSON object with the field `steps`"));
         };
         let mut definition = Definition {
             steps: Vec::new(),
@@ -79,31 +79,31 @@ impl Definition {
         }
         if definition.steps.is_empty() {
             let message = "at least one step is needed, such as {\"name\": \"buy\", \"events\": [\"purchase\"]}";
-            return Err(Refusal::bad_request(message).at("steps"));
+            return Err(ApiError::bad_request(message).at("steps"));
         }
         if let (Some(from), Some(to)) = (definition.from, definition.to)
             && from >= to
         {
-            return Err(Refusal::bad_request("`to` is not later than `from`").at("to"));
+            return Err(ApiError::bad_request("`to` is not later than `from`").at("to"));
         }
         Ok(definition)
     }
 
-    fn read(&mut self, name: &str, value: &Value) -> Result<(), Refusal> {
+    fn read(&mut self, name: &str, value: &Value) -> Result<(), ApiError> {
         match name {
             "steps" => {
-                let list = value.as_array().ok_or_else(|| Refusal::bad_request("a list of steps is accepted").at("steps"))?;
+                let list = value.as_array().ok_or_else(|| ApiError::bad_request("a list of steps is accepted").at("steps"))?;
                 if list.len() > STEPS_MAX {
                     let message = format!("{} steps; at most {STEPS_MAX} are accepted", list.len());
-                    return Err(Refusal::bad_request(message).at("steps"));
+                    return Err(ApiError::bad_request(message).at("steps"));
                 }
                 for (index, step) in list.iter().enumerate() {
                     self.steps.push(Step::parse(step, &format!("steps[{index}]"))?);
                 }
             }
-            "window" => self.window_us = window_us(value).map_err(|message| Refusal::bad_request(message).at("window"))?,
-            "from" => self.from = time(value).map_err(|message| Refusal::bad_request(message).at("from"))?,
-            "to" => self.to = time(value).map_err(|message| Refusal::bad_request(message).at("to"))?,
+            "window" => self.window_us = window_us(value).map_err(|message| ApiError::bad_request(message).at("window"))?,
+            "from" => self.from = time(value).map_err(|message| ApiError::bad_request(message).at("from"))?,
+            "to" => self.to = time(value).map_err(|message| ApiError::bad_request(message).at("to"))?,
             "event_reuse" => {
                 self.semantics.reuse = match value.as_str() {
                     Some("once") => false,
@@ -126,7 +126,7 @@ impl Definition {
                     let mut known: Vec<&str> = ["steps", "window", "from", "to", "event_reuse", "strict_increase"].into();
                     known.extend(FIXED.iter().map(|(fixed, _)| *fixed));
                     let message = format!("the field is not known here; accepted: {}", known.join(", "));
-                    return Err(Refusal::unsupported(message).at(name));
+                    return Err(ApiError::unsupported(message).at(name));
                 }
             },
         }
@@ -156,13 +156,13 @@ impl Definition {
 }
 
 impl Step {
-    fn parse(value: &Value, place: &str) -> Result<Self, Refusal> {
-        let bad = |field: &str, message: &str| Refusal::bad_request(message).at(format!("{place}{field}"));
+    fn parse(value: &Value, place: &str) -> Result<Self, ApiError> {
+        let bad = |field: &str, message: &str| ApiError::bad_request(message).at(format!("{place}{field}"));
         let form = "a step is {\"name\": .., \"events\": [..]} or {\"name\": .., \"where\": \"..\"}";
         let fields = value.as_object().ok_or_else(|| bad("", form))?;
         if let Some(other) = fields.keys().find(|name| !["name", "events", "where"].contains(&name.as_str())) {
             let message = format!("the field is not known here; {form}");
-            return Err(Refusal::unsupported(message).at(format!("{place}.{other}")));
+            return Err(ApiError::unsupported(message).at(format!("{place}.{other}")));
         }
         let name = match fields.get("name") {
             Some(Value::String(name)) if !name.is_empty() => name.clone(),
@@ -192,8 +192,8 @@ impl Step {
     }
 }
 
-fn unsupported(name: &str, value: &Value, accepted: &str) -> Refusal {
-    Refusal::unsupported(format!("{value} is not supported; accepted: {accepted}")).at(name)
+fn unsupported(name: &str, value: &Value, accepted: &str) -> ApiError {
+    ApiError::unsupported(format!("{value} is not supported; accepted: {accepted}")).at(name)
 }
 
 const UNITS: [(&str, i64); 7] = [
@@ -292,8 +292,8 @@ mod tests {
     #[test]
     fn what_is_wrong_is_named() {
         let check = |body: &str, code: &str, field: Option<&str>| {
-            let refusal = Definition::parse(body.as_bytes()).expect_err(body);
-            assert_eq!((refusal.code, refusal.field.as_deref()), (code, field), "{body}: {}", refusal.message);
+            let api_error = Definition::parse(body.as_bytes()).expect_err(body);
+            assert_eq!((api_error.code, api_error.field.as_deref()), (code, field), "{body}: {}", api_error.message);
         };
         let with = |rest: &str| format!(r#"{{"steps": [{{"name": "a", "events": ["a"]}}], {rest}}}"#);
         check("{", "bad_request", None);

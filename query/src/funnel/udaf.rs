@@ -20,7 +20,7 @@ use super::algorithm::{Chains, Entry, Log, STEPS_MAX, Semantics, levels};
 
 /// What a funnel needs beside its events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Shape {
+pub struct FunnelParameters {
     /// Number of steps, 1 to 32.
     pub steps: usize,
     /// In the unit of the times; not negative.
@@ -33,15 +33,15 @@ pub struct Shape {
 /// bigint, says that the row may be step k + 1.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct FunnelLevel {
-    shape: Shape,
+    parameters: FunnelParameters,
     signature: Signature,
 }
 
 impl FunnelLevel {
     /// Makes the aggregate of one funnel.
-    pub fn new(shape: Shape) -> Self {
+    pub fn new(parameters: FunnelParameters) -> Self {
         let times = DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into()));
-        FunnelLevel { shape, signature: Signature::exact(vec![times, DataType::Int64], Volatility::Immutable) }
+        FunnelLevel { parameters, signature: Signature::exact(vec![times, DataType::Int64], Volatility::Immutable) }
     }
 }
 
@@ -63,7 +63,7 @@ impl AggregateUDFImpl for FunnelLevel {
     }
 
     fn accumulator(&self, _: AccumulatorArgs) -> Result<Box<dyn Accumulator>> {
-        Ok(Box::new(OneGroup(Groups::new(self.shape, Inputs::Mask))))
+        Ok(Box::new(OneGroup(Groups::new(self.parameters, Inputs::Mask))))
     }
 
     fn groups_accumulator_supported(&self, _: AccumulatorArgs) -> bool {
@@ -71,7 +71,7 @@ impl AggregateUDFImpl for FunnelLevel {
     }
 
     fn create_groups_accumulator(&self, _: AccumulatorArgs) -> Result<Box<dyn GroupsAccumulator>> {
-        Ok(Box::new(Groups::new(self.shape, Inputs::Mask)))
+        Ok(Box::new(Groups::new(self.parameters, Inputs::Mask)))
     }
 }
 
@@ -100,7 +100,7 @@ fn is_text(data_type: &DataType) -> bool {
 }
 
 impl WindowFunnel {
-    fn shape(args: &AccumulatorArgs) -> Result<(Shape, usize)> {
+    fn parameters(args: &AccumulatorArgs) -> Result<(FunnelParameters, usize)> {
         let types: Vec<&DataType> = args.expr_fields.iter().map(|field| field.data_type()).collect();
         let has_modes = types.get(1).is_some_and(|data_type| is_text(data_type));
         let ts = if has_modes { 2 } else { 1 };
@@ -109,7 +109,7 @@ impl WindowFunnel {
             false => Semantics { reuse: true, strict_increase: false },
         };
         let window = window(constant(&args.exprs[0])?, types[ts])?;
-        Ok((Shape { steps: types.len() - ts - 1, window, semantics }, ts))
+        Ok((FunnelParameters { steps: types.len() - ts - 1, window, semantics }, ts))
     }
 }
 
@@ -198,8 +198,8 @@ impl AggregateUDFImpl for WindowFunnel {
     }
 
     fn accumulator(&self, args: AccumulatorArgs) -> Result<Box<dyn Accumulator>> {
-        let (shape, first) = Self::shape(&args)?;
-        Ok(Box::new(OneGroup(Groups::new(shape, Inputs::Conditions { first }))))
+        let (parameters, first) = Self::parameters(&args)?;
+        Ok(Box::new(OneGroup(Groups::new(parameters, Inputs::Conditions { first }))))
     }
 
     fn groups_accumulator_supported(&self, _: AccumulatorArgs) -> bool {
@@ -207,8 +207,8 @@ impl AggregateUDFImpl for WindowFunnel {
     }
 
     fn create_groups_accumulator(&self, args: AccumulatorArgs) -> Result<Box<dyn GroupsAccumulator>> {
-        let (shape, first) = Self::shape(&args)?;
-        Ok(Box::new(Groups::new(shape, Inputs::Conditions { first })))
+        let (parameters, first) = Self::parameters(&args)?;
+        Ok(Box::new(Groups::new(parameters, Inputs::Conditions { first })))
     }
 }
 
@@ -228,7 +228,7 @@ enum Inputs {
 /// The events of all groups.
 #[derive(Debug)]
 struct Groups {
-    shape: Shape,
+    parameters: FunnelParameters,
     inputs: Inputs,
     log: Log,
     groups: usize,
@@ -238,8 +238,8 @@ struct Groups {
 const STATE_ENTRY_BYTES: usize = 12;
 
 impl Groups {
-    fn new(shape: Shape, inputs: Inputs) -> Self {
-        Groups { shape, inputs, log: Log::default(), groups: 0 }
+    fn new(parameters: FunnelParameters, inputs: Inputs) -> Self {
+        Groups { parameters, inputs, log: Log::default(), groups: 0 }
     }
 
     /// Calls `take` with row, time and mask of every row that is a step and passes the filter.
@@ -322,7 +322,7 @@ impl Groups {
     }
 
     fn levels(&self, groups: usize, entries: &[Entry]) -> Vec<i32> {
-        levels(entries, groups, &mut Chains::new(self.shape.steps, self.shape.window, self.shape.semantics))
+        levels(entries, groups, &mut Chains::new(self.parameters.steps, self.parameters.window, self.parameters.semantics))
     }
 }
 

@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::error::Refusal;
 use crate::experiment::measure::days::{self, DaySums, Days};
 use crate::experiment::measure::population::Population;
 use crate::experiment::measure::sample::{Sampled, sampled};
@@ -14,6 +13,7 @@ use crate::experiment::read::cohort::Cohort;
 use crate::experiment::read::experiment::Experiment;
 use crate::experiment::request::{CAP_NEVER, CAP_PERCENTILE, CapRule, Request};
 use crate::experiment::warning::Warning;
+use crate::http::error::ApiError;
 use statistics::capping::cap_value;
 use statistics::moments::{Overflow, decimal_text};
 
@@ -128,13 +128,13 @@ fn choose_cap(metric: &Configured, rule: CapRule, entries: &[UserSum], groups: &
 /// Returns the metrics to measure: of the configured ones, or else of the usual ones for all conversions and for each name, those
 /// that were asked for.
 /// # Errors
-/// [`Refusal`] of code `unknown_metric`.
+/// [`ApiError`] of code `unknown_metric`.
 pub fn choose(
     configured: Vec<Configured>,
     population: &Population<'_>,
     request: &Request,
     warnings: &mut Vec<Warning>,
-) -> Result<Vec<Configured>, Refusal> {
+) -> Result<Vec<Configured>, ApiError> {
     let metrics = if configured.is_empty() { usual(population, warnings) } else { configured };
     if request.metrics.is_empty() {
         return Ok(metrics);
@@ -143,7 +143,7 @@ pub fn choose(
         let known: Vec<&str> = metrics.iter().map(|metric| metric.name.as_str()).take(20).collect();
         let shown: String = unknown.chars().take(100).collect();
         let message = format!("the experiment has no metric {shown:?}; it has: {}", known.join(", "));
-        let mut refusal = Refusal::bad_request(message).at("metrics");
+        let mut refusal = ApiError::bad_request(message).at("metrics");
         refusal.code = "unknown_metric";
         return Err(refusal);
     }

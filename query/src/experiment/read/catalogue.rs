@@ -9,9 +9,9 @@ use hyper::StatusCode;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use crate::error::Refusal;
 use crate::experiment::read::experiment::{Experiment, Variant};
-use crate::snapshot::time_text;
+use crate::http::error::ApiError;
+use crate::source::snapshot::time_text;
 
 /// What a ratio is over.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -105,10 +105,10 @@ pub async fn find(connection: &mut PgConnection, project: Uuid, name_or_id: &str
 }
 
 /// Returns the refusal of a question about an experiment that cannot be read.
-pub fn refusal(error: &ReadError) -> Refusal {
+pub fn refusal(error: &ReadError) -> ApiError {
     match error {
-        ReadError::Database(error) => crate::engine::database_refusal(error),
-        ReadError::Unsupported(unsupported) => Refusal {
+        ReadError::Database(error) => crate::engine::database_error(error),
+        ReadError::Unsupported(unsupported) => ApiError {
             status: StatusCode::NOT_IMPLEMENTED,
             code: "unsupported_catalogue",
             message: unsupported.to_string(),

@@ -12,11 +12,11 @@ use uuid::Uuid;
 
 use super::cohort_reader::{self, CohortQuery, Scope};
 use crate::engine::{self, Session};
-use crate::error::Refusal;
 use crate::experiment::read::cohort::Cohort;
 use crate::experiment::request::Dimension;
+use crate::http::error::ApiError;
 use crate::metrics::Metrics;
-use crate::snapshot::{Moment, Snapshot};
+use crate::source::snapshot::{Moment, Snapshot};
 
 /// Cohorts at most, however small.
 const COHORTS_MAX: usize = 64;
@@ -72,14 +72,14 @@ impl CachedCohort {
     /// Returns the cohort as of a snapshot, which must not be older than the one before. What fails leaves no mixture of two
     /// moments behind.
     /// # Errors
-    /// [`Refusal`].
+    /// [`ApiError`].
     pub(crate) async fn refresh(
         &mut self,
         session: &Session,
         snapshot: &Arc<Snapshot>,
         query: &CohortQuery<'_>,
         metrics: &Metrics,
-    ) -> Result<Arc<Cohort>, Refusal> {
+    ) -> Result<Arc<Cohort>, ApiError> {
         let now = snapshot.moment();
         let known = self.loaded.as_mut().filter(|of| of.experiment == query.experiment && of.variants == query.variants);
         let (refresh, known) = match known {
@@ -93,7 +93,7 @@ impl CachedCohort {
             }
             (Refresh::NewFacts(ranges), Some(of)) => {
                 let touched = touched(snapshot, &ranges, query.experiment).await;
-                let touched = touched.map_err(|error| engine::database_refusal(&error))?;
+                let touched = touched.map_err(|error| engine::database_error(&error))?;
                 if !touched.is_empty() {
                     let newer = cohort_reader::read(session, snapshot, query, &Scope::These(touched)).await?;
                     // From here on nothing waits, so that nobody finds a cohort half done.
@@ -222,7 +222,7 @@ impl CohortCache {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::snapshot::Cut;
+    use crate::source::snapshot::Cut;
 
     const LOG: Uuid = Uuid::from_u128(7);
 

@@ -14,12 +14,12 @@ use futures_util::TryStreamExt;
 use uuid::Uuid;
 
 use super::cohort::{Cohort, DAY_US, Row, Rows, Touch, Touches, Users};
-use crate::copy::Kind;
 use crate::engine::{self, Session};
-use crate::error::Refusal;
 use crate::experiment::request::{COVARIATE_DAYS, Dimension};
-use crate::snapshot::Snapshot;
-use crate::tables::{self, Column, Source, Table, USER_KEY};
+use crate::http::error::ApiError;
+use crate::source::copy::Kind;
+use crate::source::snapshot::Snapshot;
+use crate::source::tables::{self, Column, Source, Table, USER_KEY};
 
 /// Users whose impressions are read by their ids; with more, all impressions of the experiment are.
 const IDS_MAX: usize = 2_000;
@@ -61,15 +61,15 @@ struct Reader<'a> {
 
 /// Reads everything on one snapshot.
 /// # Errors
-/// [`Refusal`]; also if it takes more memory than a query may use.
+/// [`ApiError`]; also if it takes more memory than a query may use.
 pub async fn read(
     session: &Session,
     snapshot: &Arc<Snapshot>,
     query: &CohortQuery<'_>,
     scope: &Scope,
-) -> Result<Cohort, Refusal> {
+) -> Result<Cohort, ApiError> {
     let reader = Reader { session, snapshot, query, scope };
-    reader.cohort().await.map_err(engine::refusal)
+    reader.cohort().await.map_err(engine::api_error)
 }
 
 impl Reader<'_> {

@@ -11,7 +11,7 @@ use crate::experiment::read::experiment::{Experiment, Variant};
 use crate::experiment::request::Settings;
 use crate::experiment::test::health::Health;
 use crate::experiment::warning::Warning;
-use crate::snapshot::AsOf;
+use crate::source::snapshot::AsOf;
 
 /// Version of the statistics behind the numbers. Raised when the same rows would give other ones.
 pub const METHOD_VERSION: &str = "stats-3";

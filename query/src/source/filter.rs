@@ -7,9 +7,9 @@ use datafusion::common::ScalarValue;
 use datafusion::logical_expr::expr::InList;
 use datafusion::logical_expr::{BinaryExpr, Expr, Operator};
 
-use crate::copy::Kind;
-use crate::snapshot::time_text;
-use crate::tables::Column;
+use crate::source::copy::Kind;
+use crate::source::snapshot::time_text;
+use crate::source::tables::Column;
 
 /// Writes a filter over the alias `t`, or returns `None` if Postgres shall not see it.
 pub fn to_sql(expr: &Expr, columns: &[Column]) -> Option<String> {

@@ -1,5 +1,7 @@
 //! DataFusion as this service uses it: one session per answer, on one snapshot, for one project, within limits.
 
+mod type_text;
+
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
@@ -21,12 +23,12 @@ use futures_util::TryStreamExt;
 use tokio::sync::oneshot;
 
 use crate::config::Limits;
-use crate::error::Refusal;
 use crate::funnel::udaf::WindowFunnel;
-use crate::scan::{Scan, ScanError};
-use crate::snapshot::Snapshot;
-use crate::tables::{TABLES, Table};
-use crate::type_text::{self, SqlTypes, TypeTooLarge};
+use crate::http::error::ApiError;
+use crate::source::scan::{Scan, ScanError};
+use crate::source::snapshot::Snapshot;
+use crate::source::tables::{TABLES, Table};
+use type_text::{SqlTypes, TypeTooLarge};
 
 /// Connections that one scan uses at most: one per fact table.
 pub const STREAMS_MAX: usize = 5;
@@ -160,8 +162,8 @@ impl Session {
 
 /// Runs a future on a thread of its own with a large stack. What is dropped halfway still runs to its end there.
 /// # Errors
-/// [`Refusal::internal`] if it panicked.
-pub async fn on_large_stack<T, F>(work: F) -> Result<T, Refusal>
+/// [`ApiError::internal`] if it panicked.
+pub async fn on_large_stack<T, F>(work: F) -> Result<T, ApiError>
 where
     T: Send + 'static,
     F: Future<Output = T> + Send + 'static,
@@ -175,58 +177,58 @@ where
     });
     if let Err(error) = started {
         tracing::error!(%error, "no thread for planning");
-        return Err(Refusal::internal());
+        return Err(ApiError::internal());
     }
     // The sender is only dropped unsent by a panic, which the thread has reported.
-    receiver.await.map_err(|_| Refusal::internal())
+    receiver.await.map_err(|_| ApiError::internal())
 }
 
 /// The same for a failure while planning: what DataFusion calls its own fault then is a form of SQL that it does not know.
-pub fn planning_refusal(error: DataFusionError) -> Refusal {
+pub fn planning_error(error: DataFusionError) -> ApiError {
     match error.find_root() {
         DataFusionError::Internal(message) => {
             tracing::warn!(%error, "a query cannot be planned");
-            Refusal::bad_sql(format!("this form of SQL is not supported: {}", first_line(message)))
+            ApiError::bad_sql(format!("this form of SQL is not supported: {}", first_line(message)))
         }
-        _ => refusal(error),
+        _ => api_error(error),
     }
 }
 
 /// Turns a failure of DataFusion into what the client is told. What is not the request's fault is logged here.
-pub fn refusal(error: DataFusionError) -> Refusal {
+pub fn api_error(error: DataFusionError) -> ApiError {
     match error.find_root() {
         DataFusionError::External(inner) => {
             if let Some(ScanError::Postgres(error)) = inner.downcast_ref() {
-                database_refusal(error)
+                database_error(error)
             } else if let Some(error) = inner.downcast_ref::<TypeTooLarge>() {
-                Refusal::sql_too_large(error.to_string())
+                ApiError::sql_too_large(error.to_string())
             } else {
                 internal(&error)
             }
         }
         DataFusionError::ResourcesExhausted(message) => {
             let message = format!("the query needs more memory than it may use: {}", first_line(message));
-            Refusal::limit("query_memory", message)
+            ApiError::limit("query_memory", message)
         }
         DataFusionError::Internal(_) | DataFusionError::IoError(_) | DataFusionError::ExecutionJoin(_) => internal(&error),
         // The caller's SQL is at fault: a name, a type, a division by zero.
-        _ => Refusal::bad_sql(first_line(&error.strip_backtrace())),
+        _ => ApiError::bad_sql(first_line(&error.strip_backtrace())),
     }
 }
 
 /// Turns a failure of Postgres into what the client is told, and logs it.
-pub fn database_refusal(error: &sqlx::Error) -> Refusal {
+pub fn database_error(error: &sqlx::Error) -> ApiError {
     let code = error.as_database_error().and_then(|error| error.code());
     if code.as_deref() == Some("57014") {
-        return Refusal::limit("query_timeout", "postgres stopped the query at its time limit");
+        return ApiError::limit("query_timeout", "postgres stopped the query at its time limit");
     }
     tracing::warn!(%error, "postgres failed a query");
-    Refusal::unavailable("the database cannot answer now")
+    ApiError::unavailable("the database cannot answer now")
 }
 
-fn internal(error: &DataFusionError) -> Refusal {
+fn internal(error: &DataFusionError) -> ApiError {
     tracing::error!(%error, "a query failed");
-    Refusal::internal()
+    ApiError::internal()
 }
 
 fn first_line(text: &str) -> String {

@@ -5,11 +5,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::error::Refusal;
+use crate::http::error::ApiError;
 use crate::metrics::Metrics;
 
 /// Places for queries.
-pub(crate) struct Slots {
+pub(crate) struct QueryQueue {
     running: Arc<Semaphore>,
     waiting: AtomicUsize,
     waiting_max: usize,
@@ -17,19 +17,19 @@ pub(crate) struct Slots {
 }
 
 /// A place; dropped, the next query gets it.
-pub(crate) struct Slot {
+pub(crate) struct QueryPermit {
     _permit: OwnedSemaphorePermit,
     metrics: Arc<Metrics>,
 }
 
-impl Drop for Slot {
+impl Drop for QueryPermit {
     fn drop(&mut self) {
         self.metrics.running.decrement(1.0);
     }
 }
 
 /// Counts one that waits, also if it stops waiting by being dropped.
-struct Waiting<'a>(&'a Slots);
+struct Waiting<'a>(&'a QueryQueue);
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
@@ -38,15 +38,15 @@ impl Drop for Waiting<'_> {
     }
 }
 
-impl Slots {
+impl QueryQueue {
     pub(crate) fn new(running_max: usize, waiting_max: usize, metrics: Arc<Metrics>) -> Self {
-        Slots { running: Arc::new(Semaphore::new(running_max)), waiting: AtomicUsize::new(0), waiting_max, metrics }
+        QueryQueue { running: Arc::new(Semaphore::new(running_max)), waiting: AtomicUsize::new(0), waiting_max, metrics }
     }
 
     /// Waits for a place.
     /// # Errors
-    /// [`Refusal::busy`] at once, if too many wait already.
-    pub(crate) async fn take(&self) -> Result<Slot, Refusal> {
+    /// [`ApiError::busy`] at once, if too many wait already.
+    pub(crate) async fn acquire(&self) -> Result<QueryPermit, ApiError> {
         let permit = match self.running.clone().try_acquire_owned() {
             Ok(permit) => permit,
             Err(_) => {
@@ -55,14 +55,14 @@ impl Slots {
                 let _waiting = Waiting(self);
                 if before >= self.waiting_max {
                     self.metrics.busy.increment(1);
-                    return Err(Refusal::busy());
+                    return Err(ApiError::busy());
                 }
                 // The semaphore is never closed.
-                self.running.clone().acquire_owned().await.map_err(|_| Refusal::internal())?
+                self.running.clone().acquire_owned().await.map_err(|_| ApiError::internal())?
             }
         };
         self.metrics.running.increment(1.0);
-        Ok(Slot { _permit: permit, metrics: self.metrics.clone() })
+        Ok(QueryPermit { _permit: permit, metrics: self.metrics.clone() })
     }
 }
 
@@ -72,22 +72,22 @@ mod tests {
 
     #[tokio::test]
     async fn some_run_some_wait_and_the_next_is_refused() {
-        let slots = Arc::new(Slots::new(1, 2, Arc::new(Metrics::new())));
-        let first = slots.take().await.expect("free");
+        let queue = Arc::new(QueryQueue::new(1, 2, Arc::new(Metrics::new())));
+        let first = queue.acquire().await.expect("free");
         let wait = || {
-            let slots = slots.clone();
-            tokio::spawn(async move { slots.take().await.map(|_| ()) })
+            let queue = queue.clone();
+            tokio::spawn(async move { queue.acquire().await.map(|_| ()) })
         };
         let (second, third) = (wait(), wait());
-        while slots.waiting.load(Ordering::Relaxed) < 2 {
+        while queue.waiting.load(Ordering::Relaxed) < 2 {
             tokio::task::yield_now().await;
         }
-        assert_eq!(slots.take().await.map(|_| ()).map_err(|refusal| refusal.code), Err("busy"));
+        assert_eq!(queue.acquire().await.map(|_| ()).map_err(|api_error| api_error.code), Err("busy"));
         second.abort();
         assert!(second.await.is_err_and(|error| error.is_cancelled()));
-        assert_eq!(slots.waiting.load(Ordering::Relaxed), 1, "who stopped waiting makes room");
+        assert_eq!(queue.waiting.load(Ordering::Relaxed), 1, "who stopped waiting makes room");
         drop(first);
         third.await.expect("no panic").expect("its turn came");
-        slots.take().await.expect("free again");
+        queue.acquire().await.expect("free again");
     }
 }

@@ -12,11 +12,11 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
-use crate::app::App;
-use crate::routes::{self, Door};
+use crate::http::app::App;
+use crate::http::routes::{self, Listener};
 
 /// Takes connections until `stop` changes, then lets the requests that run end, and returns when all have.
-pub(crate) async fn serve(app: Arc<App>, listener: TcpListener, door: Door, mut stop: watch::Receiver<bool>) {
+pub(crate) async fn serve(app: Arc<App>, listener: TcpListener, listens_as: Listener, mut stop: watch::Receiver<bool>) {
     let permits = Arc::new(Semaphore::new(app.limits.connections_max));
     let mut connections = JoinSet::new();
     loop {
@@ -30,7 +30,7 @@ pub(crate) async fn serve(app: Arc<App>, listener: TcpListener, door: Door, mut 
                 let (app, stop) = (app.clone(), stop.clone());
                 connections.spawn(async move {
                     app.metrics.connections.increment(1.0);
-                    connection(&app, stream, door, stop).await;
+                    connection(&app, stream, listens_as, stop).await;
                     app.metrics.connections.decrement(1.0);
                     drop(permit);
                 });
@@ -56,12 +56,12 @@ async fn accept(
     Ok((stream, permit))
 }
 
-async fn connection(app: &Arc<App>, stream: TcpStream, door: Door, mut stop: watch::Receiver<bool>) {
+async fn connection(app: &Arc<App>, stream: TcpStream, listens_as: Listener, mut stop: watch::Receiver<bool>) {
     // Answers are complete when they are sent; waiting to fill a packet only delays them.
     let _ = stream.set_nodelay(true);
     let service = service_fn(|request| {
         let app = app.clone();
-        async move { Ok::<_, Infallible>(routes::answer(app, door, request).await) }
+        async move { Ok::<_, Infallible>(routes::answer(app, listens_as, request).await) }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())

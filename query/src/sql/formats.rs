@@ -13,9 +13,21 @@ use parquet::errors::ParquetError;
 use parquet::file::properties::WriterProperties;
 use serde_json::json;
 
-use crate::cells;
-use crate::snapshot::AsOf;
-use crate::sql::Format;
+use crate::source::snapshot::AsOf;
+use crate::sql::cells;
+
+/// How rows are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// `{"columns": [..], "rows": [[..]], "as_of": {..}}`.
+    Json,
+    /// RFC 4180 with a header line.
+    Csv,
+    /// An Arrow IPC stream.
+    Arrow,
+    /// A Parquet file.
+    Parquet,
+}
 
 /// Rows being written.
 pub(crate) enum Writer {

@@ -9,7 +9,7 @@ use hyper::header::{AUTHORIZATION, HeaderMap};
 use sqlx::PgPool;
 use uuid::Uuid;
 
-use crate::error::Refusal;
+use crate::http::error::ApiError;
 
 /// Tokens remembered at most, unknown ones included: guessing must not fill the memory.
 const REMEMBERED_MAX: usize = 4_096;
@@ -34,16 +34,15 @@ impl Tokens {
 
     /// Returns the project of a request's token.
     /// # Errors
-    /// [`Refusal::unauthorized`], the same for a token that is missing, unknown, revoked, expired or of another kind;
-    /// [`Refusal::unavailable`] if it is not remembered and Postgres cannot be asked.
-    pub(crate) async fn project(&self, headers: &HeaderMap) -> Result<Uuid, Refusal> {
-        let token = bearer(headers).ok_or_else(Refusal::unauthorized)?;
+    /// [`ApiError::unauthorized`], the same for a token that is missing, unknown, revoked, expired or of another kind;
+    /// [`ApiError::unavailable`] if it is not remembered and Postgres cannot be asked.
+    pub(crate) async fn project(&self, headers: &HeaderMap) -> Result<Uuid, ApiError> {
+        let token = bearer(headers).ok_or_else(ApiError::unauthorized)?;
         let digest = digest(token);
         if let Some(seen) = self.remembered(&digest) {
-            return seen.project.ok_or_else(Refusal::unauthorized);
+            return seen.project.ok_or_else(ApiError::unauthorized);
         }
-        let project =
-            project_of_read_token(&self.pool, &digest).await.map_err(|error| crate::engine::database_refusal(&error))?;
+        let project = project_of_read_token(&self.pool, &digest).await.map_err(|error| crate::engine::database_error(&error))?;
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if known.len() >= REMEMBERED_MAX {
             known.retain(|_, seen| seen.at.elapsed() < self.age_max);
@@ -51,7 +50,7 @@ impl Tokens {
         if known.len() < REMEMBERED_MAX {
             known.insert(digest, Seen { project, at: Instant::now() });
         }
-        project.ok_or_else(Refusal::unauthorized)
+        project.ok_or_else(ApiError::unauthorized)
     }
 
     fn remembered(&self, digest: &KeyDigest) -> Option<Seen> {

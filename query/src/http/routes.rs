@@ -1,4 +1,4 @@
-//! Requests: which route, who asks, and how an answer or a refusal is written.
+//! Requests: which route, who asks, and how an answer or an error is written.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -11,17 +11,18 @@ use hyper::{HeaderMap, Method, Request, Response, StatusCode};
 use serde::Serialize;
 use serde_json::json;
 
-use crate::app::{AbortOnDrop, App};
-use crate::error::Refusal;
 use crate::experiment::Steps;
-use crate::experiment::request::Request as Asked;
+use crate::experiment::request::Request as ResultsRequest;
+use crate::http::app::{AbortOnDrop, App};
+use crate::http::error::ApiError;
+use crate::sql::formats::Format;
 use crate::{experiment, funnel, sql};
 
 type Answer = Response<Full<Bytes>>;
 
-/// What an address serves.
+/// Which of the two addresses a request came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Door {
+pub(crate) enum Listener {
     /// Queries, health, and the metrics too if they have no address of their own.
     Public {
         /// Whether `/metrics` is answered here.
@@ -106,11 +107,11 @@ fn unescape(text: &str, is_query: bool) -> Option<String> {
 }
 
 /// Answers one request. A panic in it ends this request alone.
-pub(crate) async fn answer(app: Arc<App>, door: Door, request: Request<Incoming>) -> Answer {
+pub(crate) async fn answer(app: Arc<App>, listens_as: Listener, request: Request<Incoming>) -> Answer {
     let start = Instant::now();
-    let route = Route::of(request.uri().path()).filter(|route| match door {
-        Door::Public { metrics } => metrics || *route != Route::Metrics,
-        Door::Metrics => !route.needs_token(),
+    let route = Route::of(request.uri().path()).filter(|route| match listens_as {
+        Listener::Public { metrics } => metrics || *route != Route::Metrics,
+        Listener::Metrics => !route.needs_token(),
     });
     let label = route.as_ref().map_or("none", Route::label);
     let task = tokio::spawn({
@@ -120,24 +121,24 @@ pub(crate) async fn answer(app: Arc<App>, door: Door, request: Request<Incoming>
     // Dropped with its connection, the request ends: nobody waits for its answer.
     let answer = match AbortOnDrop(task).await {
         Ok(Ok(answer)) => answer,
-        Ok(Err(refusal)) => refuse(&refusal),
+        Ok(Err(api_error)) => refuse(&api_error),
         Err(error) => {
             tracing::error!(%error, route = label, "a request panicked");
-            refuse(&Refusal::internal())
+            refuse(&ApiError::internal())
         }
     };
     app.metrics.answer(label, answer.status().as_u16(), start.elapsed());
     answer
 }
 
-async fn dispatch(app: &Arc<App>, route: Option<Route>, request: Request<Incoming>) -> Result<Answer, Refusal> {
+async fn dispatch(app: &Arc<App>, route: Option<Route>, request: Request<Incoming>) -> Result<Answer, ApiError> {
     let Some(route) = route else {
         let message = format!("there is no route {}", request.uri().path().chars().take(200).collect::<String>());
-        return Err(Refusal::not_found("unknown_route", message));
+        return Err(ApiError::not_found("unknown_route", message));
     };
     let method = route.method();
     if *request.method() != method && !(method == Method::GET && *request.method() == Method::HEAD) {
-        return Err(Refusal::method_not_allowed(method.as_str()));
+        return Err(ApiError::method_not_allowed(method.as_str()));
     }
     if !route.needs_token() {
         return Ok(health(app, &route).await);
@@ -146,30 +147,30 @@ async fn dispatch(app: &Arc<App>, route: Option<Route>, request: Request<Incomin
     match route {
         Route::Experiments => Ok(json_answer(&experiment::list(app, project).await?)),
         Route::Results(name) => {
-            let asked = Asked::of(&query_fields(request.uri().query())?)?;
-            let (results, steps) = experiment::results(app, project, name, asked).await?;
+            let request_fields = ResultsRequest::of(&query_fields(request.uri().query())?)?;
+            let (results, steps) = experiment::results(app, project, name, request_fields).await?;
             let mut answer = json_answer(&results);
             answer.headers_mut().insert("server-timing", server_timing(&steps)?);
             Ok(answer)
         }
         Route::Funnels => {
             let body = body(app, request).await?;
-            Ok(json_answer(&funnel::answer(app, project, &body).await?))
+            Ok(json_answer(&funnel::answer::answer(app, project, &body).await?))
         }
         Route::Sql => {
             let format = accepted(request.headers());
-            let statement = sql::parse(&body(app, request).await?)?;
-            let rows = sql::answer(app, project, statement, format).await?;
+            let statement = sql::run::parse(&body(app, request).await?)?;
+            let rows = sql::run::answer(app, project, statement, format).await?;
             let content_type = match format {
-                sql::Format::Json => "application/json",
-                sql::Format::Csv => "text/csv; charset=utf-8; header=present",
-                sql::Format::Arrow => ARROW,
-                sql::Format::Parquet => PARQUET,
+                Format::Json => "application/json",
+                Format::Csv => "text/csv; charset=utf-8; header=present",
+                Format::Arrow => ARROW,
+                Format::Parquet => PARQUET,
             };
             let mut answer = respond(StatusCode::OK, content_type, rows.body);
-            if format != sql::Format::Json {
+            if format != Format::Json {
                 // JSON holds both itself.
-                let as_of = HeaderValue::from_str(&json!(rows.as_of).to_string()).map_err(|_| Refusal::internal())?;
+                let as_of = HeaderValue::from_str(&json!(rows.as_of).to_string()).map_err(|_| ApiError::internal())?;
                 answer.headers_mut().insert("x-weir-as-of", as_of);
                 answer
                     .headers_mut()
@@ -178,7 +179,7 @@ async fn dispatch(app: &Arc<App>, route: Option<Route>, request: Request<Incomin
             Ok(answer)
         }
         // Answered above.
-        Route::Live | Route::Ready | Route::Metrics => Err(Refusal::internal()),
+        Route::Live | Route::Ready | Route::Metrics => Err(ApiError::internal()),
     }
 }
 
@@ -203,11 +204,11 @@ async fn health(app: &App, route: &Route) -> Answer {
 }
 
 /// Returns the fields of a query string with their escapes undone, in their order.
-fn query_fields(query: Option<&str>) -> Result<Vec<(String, String)>, Refusal> {
+fn query_fields(query: Option<&str>) -> Result<Vec<(String, String)>, ApiError> {
     let pairs = query.unwrap_or_default().split('&').filter(|pair| !pair.is_empty());
     let field = |pair: &str| {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-        let broken = || Refusal::bad_request("the escapes make no UTF-8").at(key.chars().take(100).collect::<String>());
+        let broken = || ApiError::bad_request("the escapes make no UTF-8").at(key.chars().take(100).collect::<String>());
         Ok((unescape(key, true).ok_or_else(broken)?, unescape(value, true).ok_or_else(broken)?))
     };
     pairs.map(field).collect()
@@ -218,28 +219,28 @@ const ARROW: &str = "application/vnd.apache.arrow.stream";
 const PARQUET: &str = "application/vnd.apache.parquet";
 
 /// Returns the first format that the client names; JSON if it names none that there is.
-fn accepted(headers: &HeaderMap) -> sql::Format {
+fn accepted(headers: &HeaderMap) -> Format {
     let accept = headers.get(ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
     let format = |part: &str| match part.split(';').next().unwrap_or_default().trim() {
-        "application/json" => Some(sql::Format::Json),
-        "text/csv" => Some(sql::Format::Csv),
-        ARROW => Some(sql::Format::Arrow),
-        PARQUET => Some(sql::Format::Parquet),
+        "application/json" => Some(Format::Json),
+        "text/csv" => Some(Format::Csv),
+        ARROW => Some(Format::Arrow),
+        PARQUET => Some(Format::Parquet),
         _ => None,
     };
-    accept.split(',').find_map(format).unwrap_or(sql::Format::Json)
+    accept.split(',').find_map(format).unwrap_or(Format::Json)
 }
 
-async fn body(app: &App, request: Request<Incoming>) -> Result<Bytes, Refusal> {
+async fn body(app: &App, request: Request<Incoming>) -> Result<Bytes, ApiError> {
     let limit = app.limits.body_bytes_max;
     let collected = tokio::time::timeout(app.limits.body_wait_max, Limited::new(request.into_body(), limit).collect()).await;
     match collected {
         Ok(Ok(body)) => Ok(body.to_bytes()),
         Ok(Err(error)) if error.is::<LengthLimitError>() => {
-            Err(Refusal::too_large(format!("the body is larger than the {limit} bytes that are accepted")))
+            Err(ApiError::too_large(format!("the body is larger than the {limit} bytes that are accepted")))
         }
-        Ok(Err(_)) => Err(Refusal::bad_request("the body ended early")),
-        Err(_) => Err(Refusal::bad_request(format!("the body took longer than {} s", app.limits.body_wait_max.as_secs_f64()))),
+        Ok(Err(_)) => Err(ApiError::bad_request("the body ended early")),
+        Err(_) => Err(ApiError::bad_request(format!("the body took longer than {} s", app.limits.body_wait_max.as_secs_f64()))),
     }
 }
 
@@ -248,32 +249,32 @@ fn json_answer(value: &impl Serialize) -> Answer {
         Ok(body) => respond(StatusCode::OK, "application/json", body),
         Err(error) => {
             tracing::error!(%error, "an answer could not be written");
-            refuse(&Refusal::internal())
+            refuse(&ApiError::internal())
         }
     }
 }
 
 /// Writes where the time went as browsers show it (W3C, Server Timing), in milliseconds.
-fn server_timing(steps: &Steps) -> Result<HeaderValue, Refusal> {
+fn server_timing(steps: &Steps) -> Result<HeaderValue, ApiError> {
     let parts = [("catalogue", steps.catalogue), ("cohort", steps.cohort), ("statistics", steps.statistics)];
     let texts = parts.map(|(name, took)| format!("{name};dur={:.3}", took.as_secs_f64() * 1e3));
-    HeaderValue::from_str(&texts.join(", ")).map_err(|_| Refusal::internal())
+    HeaderValue::from_str(&texts.join(", ")).map_err(|_| ApiError::internal())
 }
 
-fn refuse(refusal: &Refusal) -> Answer {
-    let mut error = json!({"code": refusal.code, "message": refusal.message});
-    if let Some(field) = &refusal.field {
+fn refuse(api_error: &ApiError) -> Answer {
+    let mut error = json!({"code": api_error.code, "message": api_error.message});
+    if let Some(field) = &api_error.field {
         error["field"] = field.as_str().into();
     }
-    let mut answer = respond(refusal.status, "application/json", json!({"error": error}).to_string().into_bytes());
-    if let Some(seconds) = refusal.retry_after_s {
+    let mut answer = respond(api_error.status, "application/json", json!({"error": error}).to_string().into_bytes());
+    if let Some(seconds) = api_error.retry_after_s {
         answer.headers_mut().insert(RETRY_AFTER, seconds.into());
     }
-    if refusal.status == StatusCode::UNAUTHORIZED {
+    if api_error.status == StatusCode::UNAUTHORIZED {
         answer.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     }
-    if refusal.status == StatusCode::METHOD_NOT_ALLOWED
-        && let Some(method) = refusal.message.rsplit(' ').next()
+    if api_error.status == StatusCode::METHOD_NOT_ALLOWED
+        && let Some(method) = api_error.message.rsplit(' ').next()
         && let Ok(method) = HeaderValue::from_str(method)
     {
         answer.headers_mut().insert(ALLOW, method);
@@ -322,6 +323,9 @@ mod tests {
         check(None, &[]);
         check(Some("baseline=old+one%21&&cap=&x"), &[("baseline", "old one!"), ("cap", ""), ("x", "")]);
         let broken = query_fields(Some("baseline=%zz"));
-        assert_eq!(broken.map_err(|refusal| (refusal.code, refusal.field)), Err(("bad_request", Some("baseline".to_owned()))));
+        assert_eq!(
+            broken.map_err(|api_error| (api_error.code, api_error.field)),
+            Err(("bad_request", Some("baseline".to_owned())))
+        );
     }
 }

@@ -8,25 +8,12 @@ use datafusion::execution::context::SQLOptions;
 use futures_util::StreamExt;
 use uuid::Uuid;
 
-use crate::app::App;
 use crate::engine::{self, Session, on_large_stack};
-use crate::error::Refusal;
-use crate::guard::{self, Guarded};
-use crate::snapshot::AsOf;
-use crate::writer::Writer;
-
-/// How rows are written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Format {
-    /// `{"columns": [..], "rows": [[..]], "as_of": {..}}`.
-    Json,
-    /// RFC 4180 with a header line.
-    Csv,
-    /// An Arrow IPC stream.
-    Arrow,
-    /// A Parquet file.
-    Parquet,
-}
+use crate::http::app::App;
+use crate::http::error::ApiError;
+use crate::source::snapshot::AsOf;
+use crate::sql::formats::{Format, Writer};
+use crate::sql::guard::{self, Guarded};
 
 /// The rows of one statement.
 #[derive(Debug)]
@@ -43,28 +30,28 @@ pub struct Rows {
 
 /// Reads the request's body, `{"sql": ".."}`.
 /// # Errors
-/// [`Refusal`] of code `bad_request`.
-pub fn parse(body: &[u8]) -> Result<String, Refusal> {
+/// [`ApiError`] of code `bad_request`.
+pub fn parse(body: &[u8]) -> Result<String, ApiError> {
     let form = "the body is {\"sql\": \"SELECT ..\"}";
     let value: serde_json::Value =
-        serde_json::from_slice(body).map_err(|error| Refusal::bad_request(format!("{form}; it is no JSON: {error}")))?;
-    let fields = value.as_object().ok_or_else(|| Refusal::bad_request(form))?;
+        serde_json::from_slice(body).map_err(|error| ApiError::bad_request(format!("{form}; it is no JSON: {error}")))?;
+    let fields = value.as_object().ok_or_else(|| ApiError::bad_request(form))?;
     if let Some(other) = fields.keys().find(|name| *name != "sql") {
-        return Err(Refusal::bad_request(format!("the field is not known here; {form}")).at(other));
+        return Err(ApiError::bad_request(format!("the field is not known here; {form}")).at(other));
     }
     let sql = fields.get("sql").and_then(|sql| sql.as_str());
-    Ok(sql.ok_or_else(|| Refusal::bad_request(form).at("sql"))?.to_owned())
+    Ok(sql.ok_or_else(|| ApiError::bad_request(form).at("sql"))?.to_owned())
 }
 
 /// Answers one statement.
 /// # Errors
-/// [`Refusal`]; what was running is stopped.
-pub async fn answer(app: &Arc<App>, project: Uuid, sql: String, format: Format) -> Result<Rows, Refusal> {
+/// [`ApiError`]; what was running is stopped.
+pub async fn answer(app: &Arc<App>, project: Uuid, sql: String, format: Format) -> Result<Rows, ApiError> {
     let limits = app.limits.clone();
     let guarded = on_large_stack(async move { guard::statement(&sql, &limits) }).await??;
     app.within_limits(|app| async move {
         let snapshot = Arc::new(app.snapshot(project).await?);
-        let session = app.engine.session_of_tables(&snapshot, guarded.relations).map_err(engine::refusal)?;
+        let session = app.engine.session_of_tables(&snapshot, guarded.relations).map_err(engine::api_error)?;
         let stream = plan(Arc::new(session), guarded).await?;
         let rows = write(stream, &app, format, snapshot.as_of().clone()).await?;
         app.metrics.rows.increment(rows.rows as u64);
@@ -74,7 +61,7 @@ pub async fn answer(app: &Arc<App>, project: Uuid, sql: String, format: Format) 
 }
 
 /// Plans where the stack is large, and starts.
-async fn plan(session: Arc<Session>, guarded: Guarded) -> Result<SendableRecordBatchStream, Refusal> {
+async fn plan(session: Arc<Session>, guarded: Guarded) -> Result<SendableRecordBatchStream, ApiError> {
     on_large_stack(async move {
         let plan = session.state().statement_to_plan(guarded.statement).await?;
         // The guard let through nothing else; this holds even if it errs.
@@ -82,14 +69,14 @@ async fn plan(session: Arc<Session>, guarded: Guarded) -> Result<SendableRecordB
         session.run(plan).await
     })
     .await?
-    .map_err(engine::planning_refusal)
+    .map_err(engine::planning_error)
 }
 
-async fn write(mut stream: SendableRecordBatchStream, app: &App, format: Format, as_of: AsOf) -> Result<Rows, Refusal> {
+async fn write(mut stream: SendableRecordBatchStream, app: &App, format: Format, as_of: AsOf) -> Result<Rows, ApiError> {
     let mut writer = Writer::new(&stream.schema(), format).map_err(refused)?;
     let (mut rows, mut truncated) = (0, false);
     while let Some(batch) = stream.next().await {
-        let batch = batch.map_err(engine::refusal)?;
+        let batch = batch.map_err(engine::api_error)?;
         let fitting = batch.slice(0, batch.num_rows().min(app.limits.rows_max - rows));
         let written = writer.write(&fitting, app.limits.answer_bytes_max).map_err(refused)?;
         rows += written;
@@ -102,8 +89,8 @@ async fn write(mut stream: SendableRecordBatchStream, app: &App, format: Format,
 }
 
 /// What cannot be written in a format is the statement's fault: it chose the types.
-fn refused(error: ArrowError) -> Refusal {
-    Refusal::bad_sql(error.to_string())
+fn refused(error: ArrowError) -> ApiError {
+    ApiError::bad_sql(error.to_string())
 }
 
 #[cfg(test)]
@@ -113,7 +100,7 @@ mod tests {
     #[test]
     fn bodies_are_read() {
         let check = |body: &str, expected: Result<&str, Option<&str>>| {
-            let found = parse(body.as_bytes()).map_err(|refusal| refusal.field);
+            let found = parse(body.as_bytes()).map_err(|api_error| api_error.field);
             assert_eq!(found, expected.map(str::to_owned).map_err(|field| field.map(str::to_owned)), "{body}");
         };
         check(r#"{"sql": "SELECT 1"}"#, Ok("SELECT 1"));

@@ -5,7 +5,7 @@ use hyper::StatusCode;
 /// A request without an answer. The message is public: it holds no secret and nothing of another project.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{code}: {message}")]
-pub struct Refusal {
+pub struct ApiError {
     /// The HTTP status.
     pub status: StatusCode,
     /// The stable code, for programs.
@@ -18,9 +18,9 @@ pub struct Refusal {
     pub retry_after_s: Option<u32>,
 }
 
-impl Refusal {
+impl ApiError {
     fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
-        Refusal { status, code, message: message.into(), field: None, retry_after_s: None }
+        ApiError { status, code, message: message.into(), field: None, retry_after_s: None }
     }
 
     /// Names the field at fault.
@@ -77,16 +77,16 @@ impl Refusal {
 
     /// Nothing is wrong with the request; try again.
     pub fn unavailable(message: impl Into<String>) -> Self {
-        let mut refusal = Self::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", message);
-        refusal.retry_after_s = Some(1);
-        refusal
+        let mut api_error = Self::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", message);
+        api_error.retry_after_s = Some(1);
+        api_error
     }
 
     /// As many requests wait as may wait.
     pub fn busy() -> Self {
-        let mut refusal = Self::unavailable("too many queries are running and waiting");
-        refusal.code = "busy";
-        refusal
+        let mut api_error = Self::unavailable("too many queries are running and waiting");
+        api_error.code = "busy";
+        api_error
     }
 
     /// The time limit passed.

@@ -12,12 +12,12 @@ use uuid::Uuid;
 
 use crate::config::Limits;
 use crate::engine::{self, Engine};
-use crate::error::Refusal;
 use crate::experiment::read::cohort_cache::CohortCache;
+use crate::http::error::ApiError;
+use crate::http::limits::QueryQueue;
+use crate::http::tokens::Tokens;
 use crate::metrics::Metrics;
-use crate::slots::Slots;
-use crate::snapshot::Snapshot;
-use crate::tokens::Tokens;
+use crate::source::snapshot::Snapshot;
 
 /// The parts of a running service.
 pub struct App {
@@ -25,7 +25,7 @@ pub struct App {
     pub(crate) pool: PgPool,
     pub(crate) engine: Engine,
     pub(crate) tokens: Tokens,
-    pub(crate) slots: Slots,
+    pub(crate) queue: QueryQueue,
     pub(crate) cohorts: CohortCache,
     /// Threads of their own for queries: what computes for long must not hold up connections and health.
     pub(crate) threads: Handle,
@@ -36,37 +36,37 @@ pub struct App {
 impl App {
     /// Takes a snapshot of the database for one project.
     /// # Errors
-    /// [`Refusal`] of code `unavailable`.
-    pub(crate) async fn snapshot(&self, project: Uuid) -> Result<Snapshot, Refusal> {
+    /// [`ApiError`] of code `unavailable`.
+    pub(crate) async fn snapshot(&self, project: Uuid) -> Result<Snapshot, ApiError> {
         let snapshot = Snapshot::take(&self.pool, project, self.limits.query_time_max).await;
-        snapshot.map_err(|error| engine::database_refusal(&error))
+        snapshot.map_err(|error| engine::database_error(&error))
     }
 
     /// Waits for a place among the running queries, and runs the work on the threads of queries. At the time limit the
     /// caller is told at once. The work ends when it next waits for something, which a join may put off for seconds; it keeps
     /// its place until then. Dropped, it ends the same way.
     /// # Errors
-    /// Those of the work, and [`Refusal`] of code `busy` or `query_timeout`.
-    pub(crate) async fn within_limits<T, F, W>(self: &Arc<Self>, work: F) -> Result<T, Refusal>
+    /// Those of the work, and [`ApiError`] of code `busy` or `query_timeout`.
+    pub(crate) async fn within_limits<T, F, W>(self: &Arc<Self>, work: F) -> Result<T, ApiError>
     where
         T: Send + 'static,
         F: FnOnce(Arc<App>) -> W,
-        W: Future<Output = Result<T, Refusal>> + Send + 'static,
+        W: Future<Output = Result<T, ApiError>> + Send + 'static,
     {
-        let slot = self.slots.take().await?;
+        let permit = self.queue.acquire().await?;
         let work = work(self.clone());
         let task = self.threads.spawn(async move {
             let done = work.await;
-            drop(slot);
+            drop(permit);
             done
         });
         match tokio::time::timeout(self.limits.query_time_max, AbortOnDrop(task)).await {
             Ok(Ok(done)) => done,
             Ok(Err(error)) => {
                 tracing::error!(%error, "a query panicked");
-                Err(Refusal::internal())
+                Err(ApiError::internal())
             }
-            Err(_) => Err(Refusal::timeout(self.limits.query_time_max.as_secs_f64())),
+            Err(_) => Err(ApiError::timeout(self.limits.query_time_max.as_secs_f64())),
         }
     }
 

@@ -16,10 +16,10 @@ use datafusion::physical_plan::streaming::{PartitionStream, StreamingTableExec};
 use futures_util::StreamExt;
 use tokio::sync::mpsc::Sender;
 
-use crate::copy::{CopyError, Decoder, Kind};
-use crate::filter;
-use crate::snapshot::Snapshot;
-use crate::tables::{Column, Source, Table};
+use crate::source::copy::{CopyError, Decoder, Kind};
+use crate::source::filter;
+use crate::source::snapshot::Snapshot;
+use crate::source::tables::{Column, Source, Table};
 
 /// Rows of one batch, at most.
 const BATCH_ROWS: usize = 8_192;
@@ -193,12 +193,12 @@ async fn copy(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tables::table;
+    use crate::source::tables::table;
 
     #[test]
     fn the_project_is_in_every_source_whatever_is_asked_for() {
         let project = uuid::Uuid::from_u128(7);
-        for table in crate::tables::TABLES.iter() {
+        for table in crate::source::tables::TABLES.iter() {
             for source in &table.sources {
                 let sql = select(source, &table.columns, &[0], project, &["t.\"x\" = 'a OR 1=1'".to_owned()]);
                 let filter = "WHERE f.project_id = '00000000-0000-0000-0000-000000000007') t WHERE ";

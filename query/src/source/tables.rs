@@ -7,7 +7,7 @@ use std::sync::{Arc, LazyLock};
 
 use arrow::datatypes::{Field, Schema, SchemaRef};
 
-use crate::copy::Kind;
+use crate::source::copy::Kind;
 
 /// One column.
 #[derive(Clone, Copy, Debug)]

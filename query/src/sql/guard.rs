@@ -12,8 +12,8 @@ use datafusion::sql::sqlparser::dialect::GenericDialect;
 use datafusion::sql::sqlparser::tokenizer::{Token, TokenWithSpan, Tokenizer};
 
 use crate::config::Limits;
-use crate::error::Refusal;
-use crate::tables;
+use crate::http::error::ApiError;
+use crate::source::tables;
 
 /// A statement that may be planned.
 #[derive(Debug)]
@@ -26,10 +26,10 @@ pub struct Guarded {
 
 /// Reads one statement and checks it.
 /// # Errors
-/// [`Refusal`] of code `bad_sql` or `sql_too_large`; nothing was planned.
-pub fn statement(sql: &str, limits: &Limits) -> Result<Guarded, Refusal> {
+/// [`ApiError`] of code `bad_sql` or `sql_too_large`; nothing was planned.
+pub fn statement(sql: &str, limits: &Limits) -> Result<Guarded, ApiError> {
     measure(sql, limits)?;
-    let parse = |error: datafusion::common::DataFusionError| Refusal::bad_sql(error.strip_backtrace()).at("sql");
+    let parse = |error: datafusion::common::DataFusionError| ApiError::bad_sql(error.strip_backtrace()).at("sql");
     let mut statements = DFParserBuilder::new(sql)
         // The parser counts several for one level of parentheses.
         .with_recursion_limit(4 * limits.sql_depth_max)
@@ -50,8 +50,8 @@ pub fn statement(sql: &str, limits: &Limits) -> Result<Guarded, Refusal> {
 
 /// Checks the size of a text of SQL on its tokens, before it is parsed.
 /// # Errors
-/// [`Refusal`] of code `bad_sql` or `sql_too_large`, whose message names the place.
-pub fn measure(sql: &str, limits: &Limits) -> Result<(), Refusal> {
+/// [`ApiError`] of code `bad_sql` or `sql_too_large`, whose message names the place.
+pub fn measure(sql: &str, limits: &Limits) -> Result<(), ApiError> {
     if sql.len() > limits.sql_bytes_max {
         return Err(too_large(format!("{} bytes of SQL; at most {} are accepted", sql.len(), limits.sql_bytes_max)));
     }
@@ -279,16 +279,16 @@ const NESTING_WORDS: &[&str] = &[
     "XOR",
 ];
 
-fn refused(message: impl Into<String>) -> Refusal {
-    Refusal::bad_sql(message).at("sql")
+fn refused(message: impl Into<String>) -> ApiError {
+    ApiError::bad_sql(message).at("sql")
 }
 
-fn too_large(message: String) -> Refusal {
-    Refusal::sql_too_large(message).at("sql")
+fn too_large(message: String) -> ApiError {
+    ApiError::sql_too_large(message).at("sql")
 }
 
 /// Lets through a query, or EXPLAIN of one, over our tables, and counts the tables.
-fn check(statement: &Statement, is_explained: bool, limits: &Limits) -> Result<usize, Refusal> {
+fn check(statement: &Statement, is_explained: bool, limits: &Limits) -> Result<usize, ApiError> {
     match statement {
         Statement::Statement(statement) => match &**statement {
             SqlStatement::Query(query) => check_query(query, limits),
@@ -299,7 +299,7 @@ fn check(statement: &Statement, is_explained: bool, limits: &Limits) -> Result<u
     }
 }
 
-fn check_query(query: &Query, limits: &Limits) -> Result<usize, Refusal> {
+fn check_query(query: &Query, limits: &Limits) -> Result<usize, ApiError> {
     let mut reads = Reads::default();
     let _ = query.visit(&mut reads);
     if let Some(fault) = reads.fault {
@@ -438,7 +438,7 @@ mod tests {
         let found = statement(sql, &Limits::default());
         match (&found, expected) {
             (Ok(guarded), Ok(relations)) => assert_eq!(guarded.relations, relations, "{sql}"),
-            (Err(refusal), Err(text)) => assert!(refusal.message.contains(text), "{sql}: {}", refusal.message),
+            (Err(api_error), Err(text)) => assert!(api_error.message.contains(text), "{sql}: {}", api_error.message),
             _ => panic!("{sql}: {found:?}, expected {expected:?}"),
         }
     }
@@ -496,8 +496,8 @@ mod tests {
             "VACUUM",
             "KILL 1",
         ] {
-            let refusal = statement(sql, &Limits::default()).expect_err(sql);
-            assert_eq!(refusal.code, "bad_sql", "{sql}: {}", refusal.message);
+            let api_error = statement(sql, &Limits::default()).expect_err(sql);
+            assert_eq!(api_error.code, "bad_sql", "{sql}: {}", api_error.message);
         }
         check("SELECT * FROM keys", Err("no table \"keys\""));
         check("SELECT * FROM projects", Err("no table"));
@@ -557,8 +557,8 @@ mod tests {
             format!("{}SELECT 1{}", "SELECT 1 WHERE 1 IN (".repeat(9), ")".repeat(9)),
             format!("{}SELECT 1{}", "WITH a AS (".repeat(9), ") SELECT * FROM a".repeat(9)),
         ] {
-            let refusal = statement(&sql, &limits).expect_err("too large");
-            assert_eq!(refusal.code, "sql_too_large", "{}: {}", &sql[..40.min(sql.len())], refusal.message);
+            let api_error = statement(&sql, &limits).expect_err("too large");
+            assert_eq!(api_error.code, "sql_too_large", "{}: {}", &sql[..40.min(sql.len())], api_error.message);
         }
         for sql in [
             format!("SELECT * FROM {}", ["events"; 9].join(",")),
@@ -568,10 +568,10 @@ mod tests {
             format!("SELECT {}", vec!["CAST(NULL AS INT[])"; 200].join(", ")),
             format!("{}SELECT 1{}", "SELECT (".repeat(8), ")".repeat(8)),
         ] {
-            statement(&sql, &limits).unwrap_or_else(|refusal| panic!("{sql}: {refusal}"));
+            statement(&sql, &limits).unwrap_or_else(|api_error| panic!("{sql}: {api_error}"));
         }
         let deep = format!("SELECT 1,\n  CAST(NULL AS INT{})", "[]".repeat(3_000));
-        let refusal = statement(&deep, &limits).expect_err("too deep");
-        assert!(refusal.message.starts_with("line 2, column 120: ") && refusal.message.contains("50 levels"), "{refusal}");
+        let api_error = statement(&deep, &limits).expect_err("too deep");
+        assert!(api_error.message.starts_with("line 2, column 120: ") && api_error.message.contains("50 levels"), "{api_error}");
     }
 }

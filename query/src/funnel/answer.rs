@@ -1,9 +1,5 @@
 //! `POST /v1/funnels`: definition -> steps as conditions -> one level per user -> counts.
 
-pub mod algorithm;
-pub mod definition;
-pub mod udaf;
-
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
@@ -23,25 +19,25 @@ use futures_util::TryStreamExt;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::app::App;
+use super::definition::{Definition, Matches};
+use super::udaf::{FunnelLevel, FunnelParameters};
 use crate::config::Limits;
 use crate::engine::{self, Session, on_large_stack};
-use crate::error::Refusal;
-use crate::guard;
-use crate::tables;
-use definition::{Definition, Matches};
-use udaf::{FunnelLevel, Shape};
+use crate::http::app::App;
+use crate::http::error::ApiError;
+use crate::source::tables;
+use crate::sql::guard;
 
 /// Answers one funnel.
 /// # Errors
-/// [`Refusal`]; what was running is stopped.
-pub async fn answer(app: &Arc<App>, project: Uuid, body: &[u8]) -> Result<Value, Refusal> {
+/// [`ApiError`]; what was running is stopped.
+pub async fn answer(app: &Arc<App>, project: Uuid, body: &[u8]) -> Result<Value, ApiError> {
     let start = Instant::now();
     let definition = Arc::new(Definition::parse(body)?);
     app.within_limits(|app| async move {
         let snapshot = Arc::new(app.snapshot(project).await?);
-        let session = Arc::new(app.engine.session().map_err(engine::refusal)?);
-        let events = tables::table("events").ok_or_else(Refusal::internal)?.with_user_key();
+        let session = Arc::new(app.engine.session().map_err(engine::api_error)?);
+        let events = tables::table("events").ok_or_else(ApiError::internal)?.with_user_key();
         let scan = Session::scan_of(events, &snapshot);
         let stream = {
             let (session, definition, limits) = (session.clone(), definition.clone(), app.limits.clone());
@@ -50,11 +46,11 @@ pub async fn answer(app: &Arc<App>, project: Uuid, body: &[u8]) -> Result<Value,
                 let source =
                     LogicalPlanBuilder::scan("events", provider_as_source(scan), None).and_then(LogicalPlanBuilder::build);
                 let plan = source.and_then(|source| plan(&definition, &conditions, source, session.state()));
-                session.run(plan.map_err(engine::planning_refusal)?).await.map_err(engine::planning_refusal)
+                session.run(plan.map_err(engine::planning_error)?).await.map_err(engine::planning_error)
             })
             .await??
         };
-        let batches: Vec<_> = stream.try_collect().await.map_err(engine::refusal)?;
+        let batches: Vec<_> = stream.try_collect().await.map_err(engine::api_error)?;
         let mut users_at = vec![0u64; definition.steps.len() + 1];
         for batch in &batches {
             let (levels, users) = (batch.column(0).as_primitive::<Int32Type>(), batch.column(1).as_primitive::<Int64Type>());
@@ -78,15 +74,15 @@ fn conditions(
     state: &SessionState,
     schema: &arrow::datatypes::SchemaRef,
     limits: &Limits,
-) -> Result<Vec<Expr>, Refusal> {
-    let schema = DFSchema::try_from(schema.as_ref().clone()).map_err(engine::refusal)?;
+) -> Result<Vec<Expr>, ApiError> {
+    let schema = DFSchema::try_from(schema.as_ref().clone()).map_err(engine::api_error)?;
     let condition = |(index, matches): (usize, &Matches)| match matches {
         Matches::Events(events) => Ok(in_list(col("event"), events.iter().map(lit).collect(), false)),
         Matches::Where(sql) => {
             let place = format!("steps[{index}].where");
-            guard::measure(sql, limits).map_err(|refusal| refusal.at(&place))?;
-            let expr = state.create_logical_expr(sql, &schema).map_err(|error| engine::refusal(error).at(&place))?;
-            check_condition(&expr, &schema).map_err(|message| Refusal::bad_sql(message).at(place))?;
+            guard::measure(sql, limits).map_err(|api_error| api_error.at(&place))?;
+            let expr = state.create_logical_expr(sql, &schema).map_err(|error| engine::api_error(error).at(&place))?;
+            check_condition(&expr, &schema).map_err(|message| ApiError::bad_sql(message).at(place))?;
             Ok(expr)
         }
     };
@@ -139,8 +135,9 @@ fn plan(
         Some(any) => events.filter(any)?,
         None => events,
     };
-    let shape = Shape { steps: definition.steps.len(), window: definition.window_us, semantics: definition.semantics };
-    let level = AggregateUDF::from(FunnelLevel::new(shape)).call(vec![col("event_time"), col("mask")]);
+    let parameters =
+        FunnelParameters { steps: definition.steps.len(), window: definition.window_us, semantics: definition.semantics };
+    let level = AggregateUDF::from(FunnelLevel::new(parameters)).call(vec![col("event_time"), col("mask")]);
     let counted = events
         .select(vec![col("user_key"), col("event_time"), mask(definition, conditions)?.alias("mask")])?
         .aggregate(vec![col("user_key")], vec![level.alias("level")])?
@@ -197,7 +194,7 @@ fn steps(definition: &Definition, users_at: &[u64]) -> Vec<Value> {
     let reached = |step: usize| users_at[step..].iter().sum::<u64>();
     let rate = |part: u64, whole: u64| (whole > 0).then(|| part as f64 / whole as f64);
     let total = definition.steps.len();
-    let step = |(index, step): (usize, &definition::Step)| {
+    let step = |(index, step): (usize, &super::definition::Step)| {
         let (n, units) = (index + 1, reached(index + 1));
         let mut fields = json!({
             "n": n,

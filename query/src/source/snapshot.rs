@@ -95,8 +95,8 @@ impl Snapshot {
     /// Opens another connection on the same moment.
     /// # Errors
     /// Those of Postgres; nothing is kept.
-    pub async fn import(&self) -> Result<Imported, sqlx::Error> {
-        let mut imported = Imported { connection: self.pool.acquire().await?, is_done: false };
+    pub async fn import(&self) -> Result<SnapshotConnection, sqlx::Error> {
+        let mut imported = SnapshotConnection { connection: self.pool.acquire().await?, is_done: false };
         let begin = format!("{BEGIN}; SET TRANSACTION SNAPSHOT '{}'; {}", self.id, limits(self.time_limit));
         sqlx::raw_sql(AssertSqlSafe(begin)).execute(&mut *imported.connection).await?;
         Ok(imported)
@@ -109,13 +109,13 @@ fn limits(time_limit: Duration) -> String {
     format!("SET LOCAL statement_timeout = {limit_ms}; SET LOCAL idle_in_transaction_session_timeout = {}", 2 * limit_ms + 10_000)
 }
 
-/// A connection on a snapshot. Dropped before [`Imported::done`] it is closed, which ends whatever it was doing.
-pub struct Imported {
+/// A connection on a snapshot. Dropped before [`SnapshotConnection::done`] it is closed, which ends whatever it was doing.
+pub struct SnapshotConnection {
     connection: PoolConnection<Postgres>,
     is_done: bool,
 }
 
-impl Imported {
+impl SnapshotConnection {
     /// Returns the connection.
     pub fn connection(&mut self) -> &mut PgConnection {
         &mut self.connection
@@ -127,7 +127,7 @@ impl Imported {
     }
 }
 
-impl Drop for Imported {
+impl Drop for SnapshotConnection {
     fn drop(&mut self) {
         if !self.is_done {
             self.connection.close_on_drop();
