@@ -38,8 +38,10 @@ pub struct Limits {
     pub connections_max: usize,
     /// Bytes of a request's body: a longest SQL text with its escapes.
     pub body_bytes_max: usize,
-    /// How long a request's head may take, a connection idle between requests included.
+    /// How long a request's head may take from its first byte on.
     pub head_wait_max: Duration,
+    /// How long a connection may be idle.
+    pub idle_max: Duration,
     /// How long a request's body may take.
     pub body_wait_max: Duration,
     /// Bytes of a SQL text.
@@ -83,6 +85,7 @@ impl Default for Limits {
             connections_max: 1_024,
             body_bytes_max: 256 * 1_024,
             head_wait_max: Duration::from_secs(10),
+            idle_max: Duration::from_secs(65),
             body_wait_max: Duration::from_secs(30),
             sql_bytes_max: 64 * 1_024,
             sql_operators_max: 500,
@@ -105,6 +108,18 @@ impl Default for Limits {
 }
 
 impl Limits {
+    /// Returns those that concern connections.
+    pub(crate) fn of_connections(&self) -> service::Limits {
+        service::Limits {
+            connections_max: self.connections_max,
+            head_wait_max: self.head_wait_max,
+            idle_max: self.idle_max,
+            // A client that has gone no longer wants its answer: the end of its side ends the query.
+            half_close: false,
+            ..service::Limits::default()
+        }
+    }
+
     /// Returns the connections to Postgres that can ever be needed at one time: per query the keeper of its snapshot and one
     /// per scan; and a few for tokens and health. With fewer, queries could wait for each other for ever.
     pub(crate) fn postgres_connections(&self) -> u32 {

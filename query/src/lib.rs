@@ -22,14 +22,11 @@ pub mod sql;
 use std::net::SocketAddr;
 use std::str::FromStr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use service::{Health, Listener, Page, Scope, Tasks};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use tokio::net::TcpListener;
 use tokio::runtime::{Handle, Runtime};
-use tokio::sync::watch;
-use tokio::task::JoinHandle;
 
 pub use config::{Config, Limits};
 
@@ -37,8 +34,7 @@ use engine::Engine;
 use experiment::read::cohort_cache::CohortCache;
 use http::app::App;
 use http::limits::QueryQueue;
-use http::routes::Listener;
-use http::server;
+use http::routes;
 use http::tokens::Tokens;
 use metrics::Metrics;
 
@@ -69,9 +65,8 @@ pub struct Query {
     app: Arc<App>,
     address: SocketAddr,
     metrics_address: Option<SocketAddr>,
-    stop: watch::Sender<bool>,
+    tasks: Tasks,
     threads: Threads,
-    servers: Vec<JoinHandle<()>>,
 }
 
 impl Query {
@@ -97,36 +92,45 @@ impl Query {
             .acquire_timeout(Duration::from_secs(5))
             .idle_timeout(Duration::from_secs(60))
             .connect_lazy_with(options);
-        let metrics = Arc::new(Metrics::new());
         let listener = listen(config.query).await?;
+        let address = listener.address();
         let metrics_listener = match config.metrics {
             Some(address) => Some(listen(address).await?),
             None => None,
         };
+        let metrics_address = metrics_listener.as_ref().map(Listener::address);
         let limits = config.limits;
         let threads = Threads::start(&limits)?;
+        let engine = Engine::new(&limits)?;
+        let meter = metrics::meter();
+        let metrics = Arc::new(Metrics::new(Arc::clone(&meter)));
+        let tasks = Tasks::new(&meter);
         let app = Arc::new(App {
-            engine: Engine::new(&limits)?,
+            engine,
             tokens: Tokens::new(pool.clone(), limits.token_age_max),
             queue: QueryQueue::new(limits.queries_running_max, limits.queries_waiting_max, metrics.clone()),
             cohorts: CohortCache::new(limits.images_bytes_max),
             threads: threads.handle(),
             pool,
             metrics,
-            is_stopping: AtomicBool::new(false),
+            page: Page::new(&meter, tasks.health()),
+            health: Arc::clone(tasks.health()),
             limits,
         });
-        let (stop, stopped) = watch::channel(false);
-        let local = |listener: &TcpListener, asked: SocketAddr| listener.local_addr().unwrap_or(asked);
-        let address = local(&listener, config.query);
-        let metrics_address = metrics_listener.as_ref().zip(config.metrics).map(|(listener, asked)| local(listener, asked));
-        let listens_as = Listener::Public { metrics: metrics_listener.is_none() };
-        let mut servers = vec![tokio::spawn(server::serve(app.clone(), listener, listens_as, stopped.clone()))];
-        if let Some(listener) = metrics_listener {
-            servers.push(tokio::spawn(server::serve(app.clone(), listener, Listener::Metrics, stopped)));
+        let serve = |listener: Listener, name, limits, scope| {
+            let app = Arc::clone(&app);
+            listener.serve(&tasks, name, &meter, limits, move |request| routes::answer(Arc::clone(&app), scope, request));
+        };
+        let of_connections = app.limits.of_connections();
+        match metrics_listener {
+            None => serve(listener, "listener", of_connections, Scope::All),
+            Some(on_its_own) => {
+                serve(listener, "listener", of_connections, Scope::NoMetrics);
+                serve(on_its_own, "metrics-listener", service::Limits::page(), Scope::Page);
+            }
         }
         tracing::info!(%address, "the query service answers");
-        Ok(Query { app, address, metrics_address, stop, threads, servers })
+        Ok(Query { app, address, metrics_address, tasks, threads })
     }
 
     /// Returns the address that answers queries, with the port that the system chose if it was asked to.
@@ -139,20 +143,15 @@ impl Query {
         self.metrics_address
     }
 
+    /// Returns how its tasks are; if they fail, the process has to end.
+    pub fn health(&self) -> &Arc<Health> {
+        self.tasks.health()
+    }
+
     /// Stops: no new connections, running requests end, at most `stop_wait_max`; then what is left is dropped.
     pub async fn stop(self) {
-        self.app.is_stopping.store(true, Ordering::Relaxed);
-        // Nobody listens if the servers have ended already.
-        let _ = self.stop.send(true);
-        let aborts: Vec<_> = self.servers.iter().map(JoinHandle::abort_handle).collect();
-        let ended = async {
-            for server in self.servers {
-                let _ = server.await;
-            }
-        };
-        if tokio::time::timeout(self.app.limits.stop_wait_max, ended).await.is_err() {
+        if !self.tasks.stop(Duration::ZERO, self.app.limits.stop_wait_max).await {
             tracing::warn!("requests were still running at the end of the time to stop; they were dropped");
-            aborts.iter().for_each(tokio::task::AbortHandle::abort);
         }
         drop(self.threads);
         let _ = tokio::time::timeout(Duration::from_secs(1), self.app.pool.close()).await;
@@ -186,6 +185,6 @@ impl Drop for Threads {
     }
 }
 
-async fn listen(address: SocketAddr) -> Result<TcpListener, StartError> {
-    TcpListener::bind(address).await.map_err(|source| StartError::Listen { address, source })
+async fn listen(address: SocketAddr) -> Result<Listener, StartError> {
+    Listener::bind(address).await.map_err(|source| StartError::Listen { address, source })
 }

@@ -60,9 +60,10 @@ mod kafka {
     use anyhow::Context;
     use eventlog::kafka::{Compared, Config, KafkaLog, OpenError, TOPIC_DEFAULT};
     use eventlog::spool::{self, Comparison, Spool};
+    use service::BackOff;
 
-    /// Between two tries to reach a log that was never met.
-    const RETRY_WAIT: Duration = Duration::from_secs(1);
+    /// Between tries to reach a log that was never met: the first pause, and the longest.
+    const RETRY_WAITS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(5));
     /// How long a start waits for the first comparison; it goes on without it.
     const FIRST_COMPARISON_MAX: Duration = Duration::from_secs(3);
 
@@ -112,12 +113,13 @@ mod kafka {
     /// # Errors
     /// A setting, or a topic, that waiting does not mend.
     pub(crate) async fn open(config: Config) -> anyhow::Result<KafkaLog> {
+        let mut back_off = BackOff::new(RETRY_WAITS.0, RETRY_WAITS.1);
         loop {
             match KafkaLog::open(config.clone()).await {
                 Ok(log) => return Ok(log),
                 Err(OpenError::Unreachable(reason)) => {
                     tracing::warn!(brokers = config.brokers, reason, "Kafka does not answer; waiting for it");
-                    tokio::time::sleep(RETRY_WAIT).await;
+                    back_off.wait().await;
                 }
                 Err(error) => return Err(error.into()),
             }

@@ -30,7 +30,7 @@ pub(crate) struct QueryArgs {
 
 /// Runs the command until a signal, or the end of stdin where that is asked for. Prints the line `query URL`.
 /// # Errors
-/// If the service does not start.
+/// If the service does not start, or cannot go on.
 pub(crate) async fn run(args: QueryArgs, globals: &Globals) -> anyhow::Result<()> {
     let mut signals = EndSignals::listen()?;
     let Flags(mut config) = args.query;
@@ -40,12 +40,12 @@ pub(crate) async fn run(args: QueryArgs, globals: &Globals) -> anyhow::Result<()
     let service = ::query::Query::start(config).await?;
     // Whoever started this may have closed its end.
     let _ = writeln!(std::io::stdout(), "query http://{}", service.address());
-    tokio::select! {
-        () = signals.next() => {}
-        () = stdin_closes(), if args.until_stdin_closes => {}
-    }
+    let ended = tokio::select! {
+        ended = signals.next_unless_failed(service.health()) => ended,
+        () = stdin_closes(), if args.until_stdin_closes => Ok(()),
+    };
     service.stop().await;
-    Ok(())
+    ended
 }
 
 async fn stdin_closes() {

@@ -39,6 +39,7 @@ use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use events::{Micros, Record};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -99,6 +100,14 @@ pub struct Options {
     pub keep_every: Duration,
     /// Where the identity is noted once the primary was found to have it; see [`remember`].
     pub remember: Option<PathBuf>,
+}
+
+impl Options {
+    /// Returns the waits after failures in a row, without an end.
+    fn waits(&self) -> ExponentialBackoff {
+        let waits = ExponentialBuilder::new().with_min_delay(self.retry_wait_min).with_max_delay(self.retry_wait_max);
+        waits.with_factor(2.0).without_max_times().build()
+    }
 }
 
 impl Default for Options {

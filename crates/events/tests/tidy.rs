@@ -34,16 +34,13 @@ const HEAVY: [(&str, &[&str]); 5] = [
 
 /// How tasks and threads begin. In what serves only `service` does so, which supervises them; each other place has its reason here.
 const SPAWNS: [&str; 5] = ["tokio::spawn(", "JoinSet::new", "thread::spawn(", "thread::Builder", "thread::scope("];
-const MAY_SPAWN: [(&str, &str); 14] = [
+const MAY_SPAWN: [(&str, &str); 11] = [
     ("crates/eventlog/src/background.rs", "begins them again, and tells whoever uses the log"),
     ("crates/eventlog/src/embedded/writer.rs", "joined by the writer, whose panic theirs is"),
     ("crates/eventlog/src/kafka/producer.rs", "drops a producer that was replaced; nothing waits for it"),
     ("crates/eventlog/src/spool/append.rs", "awaited by its caller, whose error its panic is"),
     ("query/src/engine/mod.rs", "awaited by its request, whose panic it is"),
     ("query/src/experiment/parallel.rs", "joined by its request, whose panic it is"),
-    ("query/src/http/routes.rs", "its listener has no supervisor yet; a panic ends one request"),
-    ("query/src/http/server.rs", "its listener has no supervisor yet; a panic ends one request"),
-    ("query/src/lib.rs", "its listener has no supervisor yet; a panic ends one request"),
     ("weir/src/children.rs", "its end ends `weir up`"),
     ("weir/src/commands/import.rs", "awaited by the command"),
     ("weir/src/demo.rs", "awaited by the command"),
@@ -162,6 +159,16 @@ fn no_task_begins_where_nobody_sees_its_end() {
     found.sort();
     let allowed: Vec<&str> = MAY_SPAWN.iter().map(|(path, _)| *path).collect();
     assert_eq!(found, allowed, "tasks and threads of services are spawned by `service::Tasks`");
+}
+
+#[test]
+fn panics_are_injected_in_tests_only() {
+    for member in manifests().into_keys() {
+        let manifest = fs::read_to_string(root().join(&member).join("Cargo.toml")).expect("a member's manifest");
+        for section in manifest.split("\n[").filter(|section| section.contains("\"fault-injection\"")) {
+            assert!(section.starts_with("dev-dependencies]"), "{member} has fault-injection outside of its tests");
+        }
+    }
 }
 
 #[test]

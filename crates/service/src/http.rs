@@ -149,7 +149,7 @@ where
                         let _permit = permit;
                         let _counted = Counted::new(&server.open);
                         // After a panic, which is counted, the connection is closed.
-                        let _ = server.health.caught(server.connection(stream, stop)).await;
+                        let _ = server.health.caught_outside(server.connection(stream, stop)).await;
                     });
                 }
                 Err(error) => {
@@ -207,7 +207,7 @@ where
     }
 
     async fn respond(&self, request: Request<Incoming>) -> Response {
-        let answered = self.health.caught((self.answer)(request)).await;
+        let answered = self.health.caught_outside((self.answer)(request)).await;
         let bug = |_| page::text(StatusCode::INTERNAL_SERVER_ERROR, "text/plain; charset=utf-8", "internal error\n");
         let mut response = answered.unwrap_or_else(bug);
         if self.health.is_stopping() {

@@ -253,6 +253,13 @@ impl Health {
     /// # Errors
     /// [`Panicked`], to be answered 500.
     pub async fn caught<T>(&self, work: impl Future<Output = T>) -> Result<T, Panicked> {
+        #[cfg(feature = "fault-injection")]
+        let work = self.faults.around("request", work);
+        self.caught_outside(work).await
+    }
+
+    /// The same for what surrounds the work for requests.
+    pub(crate) async fn caught_outside<T>(&self, work: impl Future<Output = T>) -> Result<T, Panicked> {
         AssertUnwindSafe(work).catch_unwind().await.map_err(|panic| self.panicked(panic.as_ref()))
     }
 
@@ -270,7 +277,7 @@ impl Health {
         Panicked
     }
 
-    /// Panics a task the next time that it is polled.
+    /// Panics a task the next time that it is polled; `request` is the next request.
     #[cfg(feature = "fault-injection")]
     pub fn inject_panic(&self, task: &str) {
         self.faults.inject(task);

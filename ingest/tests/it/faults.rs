@@ -44,6 +44,20 @@ async fn a_panic_in_any_task_is_counted_told_and_healed() {
     service.collector.stop().await;
 }
 
+#[tokio::test]
+async fn a_panic_costs_its_request_alone() {
+    let service = Service::start().await;
+    for target in ["/v1/events", "/v1/track"] {
+        service.collector.health().inject_panic("request");
+        let answer = crate::support::send(service.address(), "POST", target, &[], EVENT.as_bytes()).await;
+        assert_eq!((answer.status, answer.code().as_str()), (500, "internal"), "{target}");
+    }
+    assert_eq!(service.post(EVENT).await.native().0, 1);
+    assert_eq!(service.counter("weir_collector_panics_total").await, 2);
+    assert_eq!(service.counter("weir_collector_requests_total{route=\"events\",status=\"500\"}").await, 1);
+    service.readyz(200, "ready").await;
+}
+
 /// A panic in a thread of the log is told as one of the collector's, and the log's end is the collector's.
 #[tokio::test]
 async fn a_log_whose_writer_panicked_ends_the_collector() {

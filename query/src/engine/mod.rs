@@ -2,6 +2,7 @@
 
 mod type_text;
 
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
@@ -162,7 +163,9 @@ impl Session {
 
 /// Runs a future on a thread of its own with a large stack. What is dropped halfway still runs to its end there.
 /// # Errors
-/// [`ApiError::internal`] if it panicked.
+/// [`ApiError::internal`] if the system gives no thread.
+/// # Panics
+/// If the future panics, with its panic.
 pub async fn on_large_stack<T, F>(work: F) -> Result<T, ApiError>
 where
     T: Send + 'static,
@@ -173,14 +176,14 @@ where
     let thread = std::thread::Builder::new().name("weir-planning".to_owned()).stack_size(PLANNING_STACK_BYTES);
     let started = thread.spawn(move || {
         // Nobody may be waiting any more.
-        let _ = sender.send(runtime.block_on(work));
+        let _ = sender.send(catch_unwind(AssertUnwindSafe(|| runtime.block_on(work))));
     });
     if let Err(error) = started {
         tracing::error!(%error, "no thread for planning");
         return Err(ApiError::internal());
     }
-    // The sender is only dropped unsent by a panic, which the thread has reported.
-    receiver.await.map_err(|_| ApiError::internal())
+    // The sender is not dropped unsent.
+    receiver.await.map_err(|_| ApiError::internal())?.map_or_else(|panic| resume_unwind(panic), Ok)
 }
 
 /// The same for a failure while planning: what DataFusion calls its own fault then is a form of SQL that it does not know.
@@ -251,5 +254,12 @@ mod tests {
         assert!(first.contains("| 0 "), "no finer than stored times: {first}");
         assert_eq!(now(&session).await, first);
         assert_ne!(now(&engine.session().expect("a session")).await, first);
+    }
+
+    #[tokio::test]
+    #[should_panic(expected = "too clever a plan")]
+    async fn a_panic_of_planning_is_its_requests() {
+        let planned: Result<(), ApiError> = on_large_stack(async { panic!("too clever a plan") }).await;
+        planned.expect("it panics before");
     }
 }

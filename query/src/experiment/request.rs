@@ -402,7 +402,7 @@ pub fn hash(definition: &impl Serialize) -> Result<String, ApiError> {
         tracing::error!(%error, "a definition could not be written");
         ApiError::internal()
     })?;
-    Ok(Sha256::digest(&json).iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(hex::encode(Sha256::digest(&json)))
 }
 
 #[cfg(test)]

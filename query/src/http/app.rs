@@ -2,9 +2,9 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 
+use service::{Health, Page};
 use sqlx::PgPool;
 use tokio::runtime::Handle;
 use tokio::task::{JoinError, JoinHandle};
@@ -30,7 +30,8 @@ pub struct App {
     /// Threads of their own for queries: what computes for long must not hold up connections and health.
     pub(crate) threads: Handle,
     pub(crate) metrics: Arc<Metrics>,
-    pub(crate) is_stopping: AtomicBool,
+    pub(crate) page: Page,
+    pub(crate) health: Arc<Health>,
 }
 
 impl App {
@@ -63,7 +64,9 @@ impl App {
         match tokio::time::timeout(self.limits.query_time_max, AbortOnDrop(task)).await {
             Ok(Ok(done)) => done,
             Ok(Err(error)) => {
-                tracing::error!(%error, "a query panicked");
+                if let Ok(panic) = error.try_into_panic() {
+                    self.health.panicked(panic.as_ref());
+                }
                 Err(ApiError::internal())
             }
             Err(_) => Err(ApiError::timeout(self.limits.query_time_max.as_secs_f64())),
@@ -72,9 +75,6 @@ impl App {
 
     /// Returns whether queries can be answered now, and if not, why.
     pub(crate) async fn ready(&self) -> Result<(), String> {
-        if self.is_stopping.load(Ordering::Relaxed) {
-            return Err("the query service is stopping".to_owned());
-        }
         let newest = sqlx::query_scalar::<_, Option<i64>>("SELECT max(version) FROM _sqlx_migrations WHERE success");
         match newest.fetch_one(&self.pool).await {
             Ok(Some(version)) if version >= SCHEMA_VERSION_MIN => Ok(()),
@@ -94,7 +94,7 @@ impl App {
 const SCHEMA_VERSION_MIN: i64 = 4;
 
 /// A task that ends with whoever waits for it.
-pub(crate) struct AbortOnDrop<T>(pub(crate) JoinHandle<T>);
+struct AbortOnDrop<T>(JoinHandle<T>);
 
 impl<T> Future for AbortOnDrop<T> {
     type Output = Result<T, JoinError>;

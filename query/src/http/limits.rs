@@ -72,7 +72,7 @@ mod tests {
 
     #[tokio::test]
     async fn some_run_some_wait_and_the_next_is_refused() {
-        let queue = Arc::new(QueryQueue::new(1, 2, Arc::new(Metrics::new())));
+        let queue = Arc::new(QueryQueue::new(1, 2, Arc::new(Metrics::new(crate::metrics::meter()))));
         let first = queue.acquire().await.expect("free");
         let wait = || {
             let queue = queue.clone();

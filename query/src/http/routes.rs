@@ -4,33 +4,21 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use hyper::header::{ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
-use hyper::{HeaderMap, Method, Request, Response, StatusCode};
+use hyper::{HeaderMap, Method, Request, StatusCode};
+use percent_encoding::percent_decode_str;
 use serde::Serialize;
 use serde_json::json;
+use service::{Response as Answer, Scope};
 
 use crate::experiment::Steps;
 use crate::experiment::request::Request as ResultsRequest;
-use crate::http::app::{AbortOnDrop, App};
+use crate::http::app::App;
 use crate::http::error::ApiError;
 use crate::sql::formats::Format;
 use crate::{experiment, funnel, sql};
-
-type Answer = Response<Full<Bytes>>;
-
-/// Which of the two addresses a request came to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Listener {
-    /// Queries, health, and the metrics too if they have no address of their own.
-    Public {
-        /// Whether `/metrics` is answered here.
-        metrics: bool,
-    },
-    /// Metrics and health only.
-    Metrics,
-}
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Route {
@@ -86,46 +74,33 @@ impl Route {
     }
 }
 
-/// Decodes the percent escapes of a path or a query; `None` if they make no UTF-8.
+/// Decodes the percent escapes of a path or a query; `None` if they make no UTF-8, or are none.
 fn unescape(text: &str, is_query: bool) -> Option<String> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((byte, tail)) = rest.split_first() {
-        rest = tail;
-        bytes.push(match (byte, tail) {
-            (b'%', [high, low, after @ ..]) => {
-                rest = after;
-                let digit = |byte: u8| char::from(byte).to_digit(16);
-                (digit(*high)? * 16 + digit(*low)?) as u8
-            }
-            (b'%', _) => return None,
-            (b'+', _) if is_query => b' ',
-            (byte, _) => *byte,
-        });
+    let is_escape = |rest: &str| rest.as_bytes().get(..2).is_some_and(|two| two.iter().all(u8::is_ascii_hexdigit));
+    if !text.split('%').skip(1).all(is_escape) {
+        return None;
     }
-    String::from_utf8(bytes).ok()
+    let text = if is_query { text.replace('+', " ") } else { text.to_owned() };
+    Some(percent_decode_str(&text).decode_utf8().ok()?.into_owned())
 }
 
 /// Answers one request. A panic in it ends this request alone.
-pub(crate) async fn answer(app: Arc<App>, listens_as: Listener, request: Request<Incoming>) -> Answer {
+pub(crate) async fn answer(app: Arc<App>, scope: Scope, request: Request<Incoming>) -> Answer {
     let start = Instant::now();
-    let route = Route::of(request.uri().path()).filter(|route| match listens_as {
-        Listener::Public { metrics } => metrics || *route != Route::Metrics,
-        Listener::Metrics => !route.needs_token(),
+    let route = Route::of(request.uri().path()).filter(|route| match scope {
+        Scope::All => true,
+        Scope::NoMetrics => *route != Route::Metrics,
+        Scope::Page => !route.needs_token(),
     });
     let label = route.as_ref().map_or("none", Route::label);
-    let task = tokio::spawn({
-        let app = app.clone();
-        async move { dispatch(&app, route, request).await }
-    });
-    // Dropped with its connection, the request ends: nobody waits for its answer.
-    let answer = match AbortOnDrop(task).await {
-        Ok(Ok(answer)) => answer,
-        Ok(Err(api_error)) => refuse(&api_error),
-        Err(error) => {
-            tracing::error!(%error, route = label, "a request panicked");
-            refuse(&ApiError::internal())
-        }
+    let answer = match app.page.answer(scope, &request, app.ready()).await {
+        Some(answer) => answer,
+        // Dropped with its connection, the request ends: nobody waits for its answer.
+        None => match app.health.caught(dispatch(&app, route, request)).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(api_error)) => refuse(&api_error),
+            Err(_) => refuse(&ApiError::internal()),
+        },
     };
     app.metrics.answer(label, answer.status().as_u16(), start.elapsed());
     answer
@@ -139,9 +114,6 @@ async fn dispatch(app: &Arc<App>, route: Option<Route>, request: Request<Incomin
     let method = route.method();
     if *request.method() != method && !(method == Method::GET && *request.method() == Method::HEAD) {
         return Err(ApiError::method_not_allowed(method.as_str()));
-    }
-    if !route.needs_token() {
-        return Ok(health(app, &route).await);
     }
     let project = app.tokens.project(request.headers()).await?;
     match route {
@@ -178,28 +150,8 @@ async fn dispatch(app: &Arc<App>, route: Option<Route>, request: Request<Incomin
             }
             Ok(answer)
         }
-        // Answered above.
+        // Answered by the page.
         Route::Live | Route::Ready | Route::Metrics => Err(ApiError::internal()),
-    }
-}
-
-async fn health(app: &App, route: &Route) -> Answer {
-    match route {
-        Route::Ready => {
-            let ready = app.ready().await;
-            app.metrics.ready.set(if ready.is_ok() { 1.0 } else { 0.0 });
-            match ready {
-                Ok(()) => respond(StatusCode::OK, "text/plain; charset=utf-8", b"ready\n".to_vec()),
-                Err(reason) => {
-                    respond(StatusCode::SERVICE_UNAVAILABLE, "text/plain; charset=utf-8", format!("{reason}\n").into_bytes())
-                }
-            }
-        }
-        Route::Metrics => {
-            app.metrics.ready.set(if app.ready().await.is_ok() { 1.0 } else { 0.0 });
-            respond(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", app.metrics.render().into_bytes())
-        }
-        _ => respond(StatusCode::OK, "text/plain; charset=utf-8", b"live\n".to_vec()),
     }
 }
 
@@ -283,7 +235,7 @@ fn refuse(api_error: &ApiError) -> Answer {
 }
 
 fn respond(status: StatusCode, content_type: &'static str, body: Vec<u8>) -> Answer {
-    let mut answer = Response::new(Full::new(Bytes::from(body)));
+    let mut answer = Answer::new(Bytes::from(body).into());
     *answer.status_mut() = status;
     let headers = answer.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));

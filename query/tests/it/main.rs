@@ -1,6 +1,7 @@
 //! Every route through HTTP, over a private Postgres with the real schema.
 
 mod experiments;
+mod faults;
 mod funnels;
 mod golden_rows;
 mod results;

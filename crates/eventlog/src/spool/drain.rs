@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use backon::ExponentialBackoff;
 use events::Record;
 use tokio::time::Instant;
 
@@ -32,8 +33,7 @@ pub(super) fn task(partition: u32) -> String {
 pub(super) async fn drain(shared: Arc<Shared>, partition: u32) {
     let options = &shared.options;
     let lane = shared.lane(partition);
-    let mut drain =
-        Drain { shared: &shared, lane, records_max: options.drain_records_max.max(1), retry_wait: options.retry_wait_min };
+    let mut drain = Drain { shared: &shared, lane, records_max: options.drain_records_max.max(1), waits: options.waits() };
     let mut no_handover_before = Instant::now();
     loop {
         lane.wait(|inner| inner.records() > 0).await;
@@ -56,8 +56,8 @@ struct Drain<'a> {
     lane: &'a Lane,
     /// Records of the next try.
     records_max: usize,
-    /// How long to wait after the next failure.
-    retry_wait: Duration,
+    /// How long to wait after the next failures.
+    waits: ExponentialBackoff,
 }
 
 /// While it lives, new appends of the log partition wait for the spool to become empty.
@@ -94,15 +94,15 @@ impl Drain<'_> {
         match turn {
             Turn::Advanced => {
                 self.records_max = options.drain_records_max.max(1);
-                self.retry_wait = options.retry_wait_min;
+                self.waits = options.waits();
             }
             Turn::Failed(reason) => {
                 let (partition, records) = (self.lane.partition, self.lane.inner().records());
-                if self.retry_wait >= options.retry_wait_max {
+                let wait = self.waits.next().unwrap_or(options.retry_wait_max);
+                if wait >= options.retry_wait_max {
                     tracing::warn!(partition, records, batch = self.records_max, "the spool does not drain: {reason}");
                 }
-                tokio::time::sleep(self.retry_wait).await;
-                self.retry_wait = (self.retry_wait * 2).min(options.retry_wait_max);
+                tokio::time::sleep(wait).await;
                 self.records_max = (self.records_max / 2).max(1);
             }
         }

@@ -96,7 +96,7 @@ pub(super) const TASK: &str = "spool-trust";
 pub(super) async fn follow(shared: Arc<Shared>, compare: Arc<dyn Compare>) {
     let options = &shared.options;
     let mut trust = shared.trust.subscribe();
-    let mut retry_wait = options.retry_wait_min;
+    let mut waits = options.waits();
     let mut remember = options.remember.clone();
     loop {
         shared.background.checkpoint(TASK);
@@ -111,7 +111,9 @@ pub(super) async fn follow(shared: Arc<Shared>, compare: Arc<dyn Compare>) {
         {
             let identity = shared.identity;
             let noted = tokio::task::spawn_blocking(move || (remembered::remember(&file, identity), file)).await;
-            if let Ok((Err(error), file)) = noted {
+            // Its panic is this task's, which then begins again with the file still to be noted.
+            let (noted, file) = noted.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
+            if let Err(error) = noted {
                 tracing::warn!(file = %file.display(), %error, "which log was agreed on cannot be noted; tried again later");
                 remember = Some(file);
             }
@@ -123,11 +125,10 @@ pub(super) async fn follow(shared: Arc<Shared>, compare: Arc<dyn Compare>) {
             }
         });
         let wait = if found == Comparison::Same {
-            retry_wait = options.retry_wait_min;
+            waits = options.waits();
             options.compare_every
         } else {
-            retry_wait = (retry_wait * 2).min(options.retry_wait_max);
-            retry_wait / 2
+            waits.next().unwrap_or(options.retry_wait_max)
         };
         wait_or_failure(&mut trust, failures, found == Comparison::Same, wait).await;
     }

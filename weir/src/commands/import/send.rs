@@ -8,6 +8,7 @@ use base64::Engine as _;
 use bytes::Bytes;
 use hyper::StatusCode;
 use serde::Deserialize;
+use service::BackOff;
 use sha2::{Digest as _, Sha256};
 
 use super::Args;
@@ -198,7 +199,7 @@ impl Door {
     async fn insist(&self, events: &[(u64, Vec<u8>)], patience: Duration) -> anyhow::Result<Result<Answer, String>> {
         let body = self.body(events);
         let begun = Instant::now();
-        let mut wait = RETRY_WAIT_MIN;
+        let mut back_off = BackOff::new(RETRY_WAIT_MIN, RETRY_WAIT_MAX);
         loop {
             let (reason, asked) = match self.ask(body.clone()).await? {
                 Said::Taken(answer) => return Ok(Ok(answer)),
@@ -209,8 +210,8 @@ impl Door {
                 bail!("{}: no events taken for {} s: {reason}", self.collector, begun.elapsed().as_secs());
             }
             tracing::warn!(reason, "the collector did not take a batch; it is sent again");
+            let wait = back_off.delay();
             tokio::time::sleep(asked.unwrap_or(wait)).await;
-            wait = (wait * 2).min(RETRY_WAIT_MAX);
         }
     }
 
