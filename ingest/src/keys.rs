@@ -41,12 +41,19 @@ pub(crate) struct Access {
     pub(crate) events: Option<Limiter>,
 }
 
+/// A key that is in the database.
+#[derive(Debug)]
+struct KnownKey {
+    digest: Digest,
+    /// None: only a newer version knows the unit of its project.
+    access: Option<Arc<Access>>,
+}
+
 /// All keys at one moment.
 #[derive(Debug, Default)]
 pub(crate) struct Snapshot {
     /// By the first bytes of the digest; the rest is compared in constant time.
-    /// None: a key of a project whose unit only a newer version knows.
-    by_digest: HashMap<u64, Vec<(Digest, Option<Arc<Access>>)>>,
+    by_digest: HashMap<u64, Vec<KnownKey>>,
     /// The project `default`, which `--any-key` gives everybody.
     pub(crate) default: Option<Arc<Access>>,
     /// End of the newest month that was detached.
@@ -55,12 +62,12 @@ pub(crate) struct Snapshot {
 
 impl Snapshot {
     fn insert(&mut self, digest: Digest, access: Option<Arc<Access>>) {
-        self.by_digest.entry(head(&digest)).or_default().push((digest, access));
+        self.by_digest.entry(head(&digest)).or_default().push(KnownKey { digest, access });
     }
 
-    fn find(&self, digest: &Digest) -> Option<&Option<Arc<Access>>> {
+    fn find(&self, digest: &Digest) -> Option<&KnownKey> {
         let candidates = self.by_digest.get(&head(digest))?;
-        candidates.iter().find(|(known, _)| bool::from(known.ct_eq(digest))).map(|(_, access)| access)
+        candidates.iter().find(|known| bool::from(known.digest.ct_eq(digest)))
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -152,7 +159,7 @@ impl Keys {
     /// None: not in memory, or expired.
     fn find(&self, digest: &Digest, now: Micros) -> Option<Found> {
         let snapshot = self.snapshot()?;
-        match snapshot.find(digest) {
+        match snapshot.find(digest).map(|known| &known.access) {
             // An upgrade of this service makes it good; the client keeps its events until then.
             Some(None) => return Some(Found::Unavailable),
             Some(Some(access)) if access.expires_at.is_none_or(|until| now < until) => {

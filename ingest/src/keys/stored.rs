@@ -101,7 +101,7 @@ impl Stored {
             if hex::decode_to_slice(&key.digest, &mut digest).is_err() {
                 continue;
             }
-            let before = before.and_then(|before| before.find(&digest)?.as_ref());
+            let before = before.and_then(|before| before.find(&digest)?.access.as_ref());
             let limiter = |rate: Option<u32>, before: Option<&Limiter>| {
                 rate.map(|rate| before.map_or_else(|| Limiter::new(rate, now), |before| before.with_rate(rate)))
             };
@@ -200,7 +200,7 @@ mod tests {
         save(&file, &stored()).expect("saved");
         assert_eq!(std::fs::metadata(&file).expect("is there").permissions().mode() & 0o777, 0o600);
         let snapshot = load(&file).expect("loaded");
-        let access = snapshot.find(&super::super::digest("k")).expect("known").as_ref().expect("its unit is known");
+        let access = snapshot.find(&super::super::digest("k")).expect("known").access.as_ref().expect("its unit is known");
         assert_eq!((access.project.0, access.unit, access.backfill), (Uuid::from_u128(7), Unit::Device, true));
         assert_eq!((access.requests.is_some(), access.events.is_some()), (true, false));
         assert_eq!((access.expires_at, snapshot.horizon), (Some(Micros(5)), Some(Micros(9))));
@@ -217,7 +217,7 @@ mod tests {
         let now = Instant::now();
         let first = stored().snapshot(None);
         let take = |snapshot: &Snapshot| {
-            let access = snapshot.find(&super::super::digest("k"))?.clone()?;
+            let access = snapshot.find(&super::super::digest("k"))?.access.clone()?;
             access.requests.as_ref().map(|limiter| limiter.take(6, now).is_ok())
         };
         assert_eq!(take(&first), Some(true));
