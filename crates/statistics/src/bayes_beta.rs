@@ -17,8 +17,6 @@ pub struct Prior {
 impl Prior {
     /// All rates are equally likely.
     pub const UNIFORM: Prior = Prior { a: 1.0, b: 1.0 };
-    /// Jeffreys' prior, which does not depend on the scale of the rate.
-    pub const JEFFREYS: Prior = Prior { a: 0.5, b: 0.5 };
 
     /// Returns the posterior of the rate after `count`; `None` if a shape leaves the range of [`Beta::new`].
     pub fn posterior(&self, count: Count) -> Option<Beta> {

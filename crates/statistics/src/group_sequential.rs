@@ -1,6 +1,6 @@
 //! Looks at an experiment with a planned end: each look spends a part of alpha, so that all together spend no more than it.
 
-use crate::distributions::{normal_density, normal_isf, normal_sf};
+use crate::distributions::{normal_density, normal_sf};
 use crate::special::{POINTS, bisect, quadrature};
 
 /// Bounds beyond this z are cut there: a chance of 6e-16.
@@ -140,15 +140,16 @@ pub fn look(z: f64, bounds: &[Option<f64>], earlier: &[Option<f64>]) -> Option<L
     Some(Look { boundary_z, crossed: z.abs() > boundary_z || crossed_at.is_some(), crossed_at })
 }
 
-/// Returns the bound of a single test at the end, which no plan undercuts.
-pub fn fixed_bound(alpha: f64, sides: Sides) -> f64 {
-    normal_isf(if sides == Sides::Two { alpha / 2.0 } else { alpha })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::distributions::normal_isf;
     use proptest::prelude::*;
+
+    /// The bound of a single test at the end, which no plan undercuts.
+    fn fixed_bound(alpha: f64, sides: Sides) -> f64 {
+        normal_isf(if sides == Sides::Two { alpha / 2.0 } else { alpha })
+    }
 
     #[test]
     fn two_equal_looks_have_a_known_bound() {

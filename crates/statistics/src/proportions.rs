@@ -16,11 +16,6 @@ impl Count {
         self.converted as f64 / self.users as f64
     }
 
-    /// Returns the part of the users that converted; `None` without users.
-    pub fn observed_rate(&self) -> Option<f64> {
-        (self.users > 0).then(|| self.rate())
-    }
-
     fn missed(&self) -> u64 {
         self.users - self.converted
     }

@@ -25,17 +25,6 @@ impl RatioSums {
         self.denominator.users()
     }
 
-    /// Returns the sums over the users of both.
-    /// # Errors
-    /// [`Overflow`].
-    pub fn merged(&self, other: &RatioSums) -> Result<RatioSums, Overflow> {
-        Ok(RatioSums {
-            numerator: self.numerator.merged(&other.numerator)?,
-            denominator: self.denominator.merged(&other.denominator)?,
-            products: self.products.checked_add(other.products).ok_or(Overflow)?,
-        })
-    }
-
     /// Returns ratio and variance as [`crate::means::welch`] takes them, the variance by the delta method over users: what
     /// users do more often than once never counts as independent. `None` if the denominator sums to 0.
     /// # Errors

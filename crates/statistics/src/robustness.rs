@@ -229,8 +229,11 @@ fn sequences(inputs: &mut Inputs) {
 }
 
 fn bayes(inputs: &mut Inputs) {
-    let prior =
-        inputs.choose(&[bayes_beta::Prior::UNIFORM, bayes_beta::Prior::JEFFREYS, bayes_beta::Prior { a: 20.0, b: 180.0 }]);
+    let prior = inputs.choose(&[
+        bayes_beta::Prior::UNIFORM,
+        bayes_beta::Prior { a: 0.5, b: 0.5 },
+        bayes_beta::Prior { a: 20.0, b: 180.0 },
+    ]);
     let counts = [inputs.count(), inputs.count(), inputs.count()];
     let posteriors: Vec<Beta> = counts.iter().filter_map(|count| prior.posterior(*count)).collect();
     let found = bayes_beta::compare(&posteriors[0], &posteriors[1]);

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 use statistics::bayes_beta::{self, credible_interval, probability_best};
 use statistics::beta::Beta;
+use statistics::comparison::{Observed, Sample};
 use statistics::credit::Model;
 use statistics::decision::{Action, Criteria, Evidence, Experiment, Verdict, decide};
 use statistics::distributions::{PValue, chi_square_sf, normal_sf, student_isf, student_sf};
@@ -51,11 +52,13 @@ fn two_proportions(given: &Value) -> Value {
     let (control, treatment) = (input::count(&given["control"]), input::count(&given["treatment"]));
     let alpha = number(given, "alpha");
     let (pooled, unpooled) = (pooled_z(control, treatment), rates::unpooled_z(control, treatment));
+    let rate = |count: Count| Observed::from(Sample::Share(count)).mean;
+    let rates = (rate(control), rate(treatment));
     let mut answer = BTreeMap::new();
     for (name, value) in [
-        ("rate_control", control.observed_rate()),
-        ("rate_treatment", treatment.observed_rate()),
-        ("diff", control.observed_rate().zip(treatment.observed_rate()).map(|(control, treatment)| treatment - control)),
+        ("rate_control", rates.0),
+        ("rate_treatment", rates.1),
+        ("diff", rates.0.zip(rates.1).map(|(control, treatment)| treatment - control)),
         ("z_pooled", pooled.map(|(z, _)| z)),
         ("p_pooled", pooled.map(|(_, tail)| tail.p)),
         ("log10_p_pooled", pooled.map(|(_, tail)| tail.log10())),

@@ -13,7 +13,7 @@ use statistics::moments::Overflow;
 use statistics::multiplicity::{self, Adjusted, Member, adjust, is_finding};
 use statistics::power::{POWER_DEFAULT, Target, days_remaining, detectable_effect, mid_experiment, progress};
 use statistics::proportions::Count;
-use statistics::sequential::hybrid;
+use statistics::sequential::{hybrid, hybrid_level};
 use statistics::strata::{Traffic, impact_per_day};
 
 use super::found::{
@@ -185,11 +185,14 @@ impl Compared {
                 let look = self.look(plan, plan.alpha)?;
                 Some(self.found.at_least_exact(PValue { p: look.always_valid_p, log10: look.log10_p }))
             }
-            // Half of alpha is left for each part of the plan.
-            Analysis::Hybrid if plan.has_ended => Some(self.found.p_value()?.times(2.0)),
             Analysis::Hybrid => {
+                // A part of alpha is left for each part of the plan.
+                let factor = plan.alpha / hybrid_level(plan.alpha);
+                if plan.has_ended {
+                    return Some(self.found.p_value()?.times(factor));
+                }
                 let look = hybrid(self.found.difference.as_ref()?, self.users(), plan.alpha, &plan.tuning(self.arm), false);
-                Some(self.found.at_least_exact(look.p_value).times(2.0))
+                Some(self.found.at_least_exact(look.p_value).times(factor))
             }
             Analysis::GroupSequential => None,
         }
