@@ -37,6 +37,19 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// Returns the type's name in Postgres.
+    pub fn sql(self) -> &'static str {
+        match self {
+            Kind::Text => "text",
+            Kind::Uuid | Kind::Key => "uuid",
+            Kind::Bool => "boolean",
+            Kind::Int => "integer",
+            Kind::Long => "bigint",
+            Kind::Decimal(..) => "numeric",
+            Kind::Time => "timestamptz",
+        }
+    }
+
     /// Returns the Arrow type.
     pub fn data_type(self) -> DataType {
         match self {

@@ -3,9 +3,11 @@
 //! A table is one or more sources, each a FROM clause with an expression per column. Every FROM clause filters by the
 //! alias `f`'s project; the scan puts the project in from the token and from nowhere else.
 
+use std::collections::HashMap;
 use std::sync::{Arc, LazyLock};
 
 use arrow::datatypes::{Field, Schema, SchemaRef};
+use events::fact::{ColumnType, FACT_TABLES, FactTable};
 
 use crate::source::copy::Kind;
 
@@ -87,81 +89,78 @@ pub fn table(name: &str) -> Option<&'static Table> {
     TABLES.iter().find(|table| table.name == name)
 }
 
-/// One row per event, from the five fact tables. The names are those of the collector's API.
+/// One row per event, from the five fact tables, in the API's names: the columns that are declared in [`events::fact`], and the
+/// names that ids of the catalogue stand for.
 fn events() -> Table {
-    use Kind::{Bool, Decimal, Text, Time, Uuid};
-    // Name, type, and the expression in impressions, conversions, campaign events, engagement and identity events.
-    // An empty expression is one that these tables do not have: null.
-    type Row = (&'static str, Kind, [&'static str; 5]);
-    let same = |name, kind, expression| -> Row { (name, kind, [expression; 5]) };
-    let rows: Vec<Row> = vec![
-        ("kind", Text, ["'impression'", "'conversion'", "'campaign_event'", "'engagement'", "'identity'"]),
-        ("event", Text, ["'impression'", "f.conversion_type", "f.event_type", "f.event_type", "f.event_type"]),
-        same("event_id", Uuid, "f.id"),
-        same("user_id", Uuid, "f.user_id"),
-        same("external_id", Text, "f.external_id"),
-        same("anonymous_id", Text, "f.anonymous_id"),
-        same("session_id", Text, "f.session_identifier"),
-        same("event_time", Time, "f.event_time"),
-        same("claimed_at", Time, "f.claimed_at"),
-        same("received_at", Time, "f.received_at"),
-        ("experiment", Text, ["e.name", "e.name", "", "e.name", ""]),
-        ("variant", Text, ["v.name", "v.name", "", "v.name", ""]),
-        ("experiment_id", Uuid, ["f.experiment_id", "f.experiment_id", "", "f.experiment_id", ""]),
-        ("variant_id", Uuid, ["f.variant_id", "f.variant_id", "", "f.variant_id", ""]),
-        ("value", Decimal(20, 6), ["", "f.conversion_value", "f.revenue", "", ""]),
-        ("currency", Text, ["", "f.currency", "f.currency", "", ""]),
-        ("campaign", Text, ["", "c.name", "c.name", "", ""]),
-        ("component", Text, ["", "p.name", "p.name", "", ""]),
-        ("campaign_id", Uuid, ["", "f.campaign_id", "f.campaign_id", "", ""]),
-        ("component_id", Uuid, ["", "f.component_id", "f.component_id", "", ""]),
-        same("country", Text, "f.country_code"),
-        same("region", Text, "f.region"),
-        same("city", Text, "f.city"),
-        same("device_type", Text, "f.device_type"),
-        same("page_url", Text, "f.page_url"),
-        same("referrer", Text, "f.referrer"),
-        same("user_agent", Text, "f.user_agent"),
-        same("language", Text, "f.language_code"),
-        same("time_zone", Text, "f.time_zone"),
-        same("screen", Text, "f.screen_resolution"),
-        same("viewport", Text, "f.viewport_size"),
-        same("connection", Text, "f.connection_type"),
-        same("utm_source", Text, "f.utm_source"),
-        same("utm_medium", Text, "f.utm_medium"),
-        same("utm_campaign", Text, "f.utm_campaign"),
-        same("is_bot", Bool, "f.is_bot"),
-        same("properties", Text, "f.metadata::text"),
-    ];
-    // Joins over unique keys: Postgres leaves out those whose columns are not asked for.
-    let experiment = "LEFT JOIN experiments e ON e.project_id = f.project_id AND e.id = f.experiment_id \
-                      LEFT JOIN variants v ON v.project_id = f.project_id AND v.experiment_id = f.experiment_id \
-                      AND v.id = f.variant_id";
-    let campaign = "LEFT JOIN campaigns c ON c.project_id = f.project_id AND c.id = f.campaign_id \
-                    LEFT JOIN campaign_components p ON p.project_id = f.project_id AND p.campaign_id = f.campaign_id \
-                    AND p.id = f.component_id";
-    let from = [
-        format!("impressions f {experiment}"),
-        format!("conversions f {experiment} {campaign}"),
-        format!("campaign_events f {campaign}"),
-        format!("engagement_events f {experiment}"),
-        "identity_events f".to_owned(),
-    ];
-    let expression = |kind: Kind, expression: &str| match (kind, expression) {
-        (Text, "") => "NULL::text".to_owned(),
-        (Text, expression) => format!("{expression}::text"),
-        (Uuid, "") => "NULL::uuid".to_owned(),
-        (_, "") => "NULL::numeric".to_owned(),
-        (_, expression) => expression.to_owned(),
+    let expressions: Vec<HashMap<&'static str, String>> = FACT_TABLES.iter().map(expressions).collect();
+    let named = ["kind", "event", "experiment", "variant", "campaign", "component"].map(|name| Column { name, kind: Kind::Text });
+    let mut columns = named.to_vec();
+    for column in FACT_TABLES.iter().flat_map(FactTable::columns) {
+        let is_new = columns.iter().all(|earlier| earlier.name != column.api_name);
+        // The project is the token's, and nobody asks for it.
+        if is_new && column.name != "project_id" {
+            columns.push(Column { name: column.api_name, kind: kind_of(column.column_type) });
+        }
+    }
+    let source = |(table, expressions): (&FactTable, &HashMap<&'static str, String>)| {
+        let expression = |column: &Column| match expressions.get(column.name) {
+            Some(expression) => expression.clone(),
+            None => format!("NULL::{}", column.kind.sql()),
+        };
+        Source { from: from_clause(table), expressions: columns.iter().map(expression).collect() }
     };
-    let source = |(index, from): (usize, String)| Source {
-        from,
-        expressions: rows.iter().map(|(_, kind, each)| expression(*kind, each[index])).collect(),
-    };
-    Table {
-        name: "events",
-        columns: rows.iter().map(|(name, kind, _)| Column { name, kind: *kind }).collect(),
-        sources: from.into_iter().enumerate().map(source).collect(),
+    let sources = FACT_TABLES.iter().zip(&expressions).map(source).collect();
+    Table { name: "events", columns, sources }
+}
+
+/// What a fact table has for each column of `events`.
+fn expressions(table: &FactTable) -> HashMap<&'static str, String> {
+    let mut found: HashMap<&'static str, String> = HashMap::new();
+    for column in table.columns() {
+        let expression = match column.column_type {
+            ColumnType::Json => format!("f.{}::text", column.name),
+            _ => format!("f.{}", column.name),
+        };
+        found.insert(column.api_name, expression);
+    }
+    found.insert("kind", format!("'{}'::text", table.kind.as_str()));
+    found.entry("event").or_insert_with(|| format!("'{}'::text", table.kind.as_str()));
+    for (id, names) in
+        [("experiment_id", [("experiment", "e"), ("variant", "v")]), ("campaign_id", [("campaign", "c"), ("component", "p")])]
+    {
+        if found.contains_key(id) {
+            found.extend(names.map(|(name, alias)| (name, format!("{alias}.name"))));
+        }
+    }
+    found
+}
+
+/// The table with the joins that give names. They go over unique keys: Postgres leaves out those whose columns are not asked for.
+fn from_clause(table: &FactTable) -> String {
+    let has = |name: &str| table.columns().any(|column| column.name == name);
+    let mut from = format!("{} f", table.name);
+    if has("experiment_id") {
+        from = format!("{from} {NAMES}");
+    }
+    if has("campaign_id") {
+        from.push_str(
+            " LEFT JOIN campaigns c ON c.project_id = f.project_id AND c.id = f.campaign_id \
+             LEFT JOIN campaign_components p ON p.project_id = f.project_id AND p.campaign_id = f.campaign_id \
+             AND p.id = f.component_id",
+        );
+    }
+    from
+}
+
+fn kind_of(column_type: ColumnType) -> Kind {
+    match column_type {
+        ColumnType::Uuid => Kind::Uuid,
+        ColumnType::Text | ColumnType::Json => Kind::Text,
+        ColumnType::Timestamp => Kind::Time,
+        ColumnType::Boolean => Kind::Bool,
+        ColumnType::Integer => Kind::Int,
+        ColumnType::Bigint => Kind::Long,
+        ColumnType::Money => Kind::Decimal(20, 6),
     }
 }
 
@@ -318,6 +317,14 @@ mod tests {
             names.sort_unstable();
             names.dedup();
             assert_eq!(names.len(), table.columns.len(), "{}: a name twice", table.name);
+        }
+    }
+
+    #[test]
+    fn every_stored_column_can_be_read() {
+        let events = table("events").expect("a table");
+        for column in FACT_TABLES.iter().flat_map(FactTable::columns).filter(|column| column.name != "project_id") {
+            assert!(events.columns.iter().any(|read| read.name == column.api_name), "{}", column.name);
         }
     }
 }

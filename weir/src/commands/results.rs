@@ -225,7 +225,7 @@ fn counts_the_same(earlier: &Value, metric: &Value) -> bool {
 }
 
 fn metric_name(metric: &Value) -> String {
-    printable(text_of(metric, "/name").or(text_of(metric, "/id")).unwrap_or("metric without a name"))
+    printable(text_of(metric, "/name").or(text_of(metric, "/id")).unwrap_or("metric without a name")).into_owned()
 }
 
 /// The experiment and its state.

@@ -56,7 +56,8 @@ pub fn decision(design: &Design<'_>, health: &Health, metrics: &[Metric]) -> Dec
     if found.variants.is_empty() {
         why.extend(found.why.iter().map(|fact| Why { rule: "health", fact: (*fact).to_owned() }));
     } else {
-        why.push(Why { rule: "power", fact: power_fact(design, &goals, powered) });
+        let is_decided = matches!(found.status.as_str(), "ship-now" | "rollback-now");
+        why.push(Why { rule: "power", fact: power_fact(design, &goals, powered, is_decided) });
         for (arm, rule) in found.why.iter().enumerate() {
             let name = &design.variants[arm + 1].name;
             let action = found.variants[arm].map_or("wait", Action::as_str);
@@ -117,7 +118,7 @@ fn is_powered(design: &Design<'_>, goals: &[&Metric]) -> bool {
     powers.peek().is_some() && powers.all(|power| power.is_some_and(|power| power.progress >= 1.0))
 }
 
-fn power_fact(design: &Design<'_>, goals: &[&Metric], powered: bool) -> String {
+fn power_fact(design: &Design<'_>, goals: &[&Metric], powered: bool, is_decided: bool) -> String {
     let users: u64 = design.variants.iter().filter_map(|variant| variant.users).sum();
     let planned = design.experiment.target_sample_size.map(|target| format!(" of {target} planned")).unwrap_or_default();
     let least = goals
@@ -127,7 +128,11 @@ fn power_fact(design: &Design<'_>, goals: &[&Metric], powered: bool) -> String {
         .map(|power| power.progress)
         .fold(None, |least: Option<f64>, progress| Some(least.map_or(progress, |least| least.min(progress))));
     let progress = least.map(|least| format!(", {:.0} % of the precision", least * 100.0)).unwrap_or_default();
-    let enough = if powered { "enough" } else { "not enough yet" };
+    let enough = match (powered, is_decided) {
+        (true, _) => "enough",
+        (false, true) => "enough for so clear a difference",
+        (false, false) => "not enough yet",
+    };
     format!("{users} users{planned}{progress}: {enough}")
 }
 
