@@ -1,6 +1,7 @@
 # Two commands do all the set-up: `make demo` and `make test`.
 
 CARGO_PROFILE = --profile demo
+TARGET = $(or $(CARGO_TARGET_DIR),target)
 
 .PHONY: help demo test test-kafka chaos lint format
 
@@ -16,8 +17,10 @@ help:
 
 demo:
 	deploy/install.sh demo
+	@[ -x "$(TARGET)/demo/weir" ] || echo "building Weir and the 400 crates that it rests on: about 8 minutes on two cores, this once;" \
+		"then it starts, sends traffic of $(or $(USERS),20000) simulated users, and shows what they did"
 	cargo build --locked $(CARGO_PROFILE) --package weir
-	"$${CARGO_TARGET_DIR:-target}/demo/weir" demo --users $(or $(USERS),20000) $(if $(DEMO_EXIT),--exit)
+	"$(TARGET)/demo/weir" demo --users $(or $(USERS),20000) $(if $(DEMO_EXIT),--exit)
 
 test:
 	deploy/install.sh test

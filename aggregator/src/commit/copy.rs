@@ -77,8 +77,8 @@ impl Encoded {
         self.columns(2 + COLUMNS.len());
         self.bytes(&kind_number(event.kind()).to_be_bytes());
         self.value(Value::Boolean(event.is_known_by_id_alone()));
-        for (_, columns) in COLUMNS_OF_KIND.iter().filter(|(kind, _)| *kind == event.kind()) {
-            for column in columns {
+        for of_kind in COLUMNS_OF_KIND.iter().filter(|of_kind| of_kind.kind == event.kind()) {
+            for column in &of_kind.columns {
                 self.value(column.map_or(Value::Null, |column| column.value(&fact)));
             }
         }
@@ -167,11 +167,16 @@ static COLUMNS: LazyLock<Vec<&'static Column>> = LazyLock::new(|| {
     columns
 });
 
-/// Of each kind, the columns of its fact table beside those of staging; none where that has no such column.
-static COLUMNS_OF_KIND: LazyLock<Vec<(Kind, Vec<Option<&'static Column>>)>> = LazyLock::new(|| {
+/// The columns of a kind's fact table beside those of [`COLUMNS`]; none where it has no such column.
+struct OfKind {
+    kind: Kind,
+    columns: Vec<Option<&'static Column>>,
+}
+
+static COLUMNS_OF_KIND: LazyLock<Vec<OfKind>> = LazyLock::new(|| {
     let of_table = |table: &FactTable| {
         let own = |column: &&'static Column| table.columns().find(|own| own.name == column.name);
-        (table.kind, COLUMNS.iter().map(own).collect())
+        OfKind { kind: table.kind, columns: COLUMNS.iter().map(own).collect() }
     };
     FACT_TABLES.iter().map(of_table).collect()
 });

@@ -17,25 +17,29 @@ use crate::commit::{CommitError, StagedRow};
 /// Drops staged rows whose user and id were seen before: a client's retry of an event without a time carries our later
 /// receipt, and only its id tells that it is the same. Of several in one batch the first stays.
 pub(crate) async fn drop_known_ids(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
-    sqlx::raw_sql(
-        "WITH firsts AS (
-             SELECT DISTINCT ON (project_id, kind, user_id, id) project_id, kind, user_id, id, log_partition, log_offset
-             FROM staging WHERE known_by_id_alone ORDER BY project_id, kind, user_id, id, log_partition, log_offset
-         ), new AS (
-             INSERT INTO untimed_ids (project_id, kind, user_id, event_id)
-             SELECT project_id, kind, user_id, id FROM firsts ORDER BY project_id, kind, user_id, id
-             ON CONFLICT DO NOTHING RETURNING project_id, kind, user_id, event_id
-         ), kept AS (
-             SELECT f.log_partition, f.log_offset FROM firsts f
-             JOIN new n ON n.project_id = f.project_id AND n.kind = f.kind AND n.user_id = f.user_id AND n.event_id = f.id
-         )
-         DELETE FROM staging s WHERE s.known_by_id_alone
-             AND NOT EXISTS (SELECT 1 FROM kept k WHERE k.log_partition = s.log_partition AND k.log_offset = s.log_offset)",
-    )
-    .execute(connection)
-    .await?;
+    // A temporary table has no statistics: the planner takes the kept rows for one, and compares each row with each.
+    sqlx::raw_sql(NO_NESTED_LOOPS).execute(&mut *connection).await?;
+    sqlx::raw_sql(DROP_KNOWN_IDS).execute(&mut *connection).await?;
+    sqlx::raw_sql("SET LOCAL enable_nestloop = on").execute(connection).await?;
     Ok(())
 }
+
+pub(super) const NO_NESTED_LOOPS: &str = "SET LOCAL enable_nestloop = off";
+
+pub(super) const DROP_KNOWN_IDS: &str = "
+    WITH firsts AS (
+        SELECT DISTINCT ON (project_id, kind, user_id, id) project_id, kind, user_id, id, log_partition, log_offset
+        FROM staging WHERE known_by_id_alone ORDER BY project_id, kind, user_id, id, log_partition, log_offset
+    ), new AS (
+        INSERT INTO untimed_ids (project_id, kind, user_id, event_id)
+        SELECT project_id, kind, user_id, id FROM firsts ORDER BY project_id, kind, user_id, id
+        ON CONFLICT DO NOTHING RETURNING project_id, kind, user_id, event_id
+    ), kept AS (
+        SELECT f.log_partition, f.log_offset FROM firsts f
+        JOIN new n ON n.project_id = f.project_id AND n.kind = f.kind AND n.user_id = f.user_id AND n.event_id = f.id
+    )
+    DELETE FROM staging s WHERE s.known_by_id_alone
+        AND NOT EXISTS (SELECT 1 FROM kept k WHERE k.log_partition = s.log_partition AND k.log_offset = s.log_offset)";
 
 /// Inserts the staged rows that are new. Returns the place of each in the log: log partition and offset. Of several rows
 /// with one identity the first in the log stays.

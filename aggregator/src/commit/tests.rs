@@ -9,13 +9,12 @@ use events::testing::{conversion, door, exposure, minted};
 use events::{ClaimedTime, Details, Draft, EventId, ProjectId, Record};
 use migrations::testing::TestDatabase;
 use proptest::prelude::*;
-use sqlx::PgConnection;
-use sqlx::Row;
+use sqlx::{Connection, PgConnection, Row};
 use uuid::Uuid;
 
 use super::{CommitError, Stored, WorkerCache, commit};
 use crate::batch::Batch;
-use crate::commit::copy;
+use crate::commit::{copy, facts};
 use crate::{database, lease, recompute};
 
 /// A project of its own on a log of its own: cases share a database and never meet.
@@ -361,6 +360,28 @@ async fn untimed_events_with_a_clients_id_are_stored_once() {
     assert_eq!((stored.inserted.values().sum::<u64>(), stored.duplicates), (0, 1));
     let received = case.rows("SELECT received_at::timestamptz AT TIME ZONE 'UTC' FROM conversions").await;
     assert_eq!(received, ["(\"2026-03-01 12:00:00\")"]);
+}
+
+/// A backlog of events without times: what a batch of them costs grows with their number, not with its square.
+#[tokio::test]
+async fn a_large_batch_of_untimed_events_is_compared_by_hashes() {
+    let database = TestDatabase::create().await;
+    let mut case = Case::new(&database).await;
+    let mut transaction = case.connection.begin().await.expect("begins");
+    sqlx::raw_sql(facts::NO_NESTED_LOOPS).execute(&mut *transaction).await.expect("executes");
+    let explain = sqlx::AssertSqlSafe(format!("EXPLAIN {}", facts::DROP_KNOWN_IDS));
+    let plan: Vec<String> = sqlx::query_scalar(explain).fetch_all(&mut *transaction).await.expect("a plan");
+    assert!(!plan.iter().any(|line| line.contains("Nested Loop")), "{plan:#?}");
+    transaction.rollback().await.expect("ends");
+    let orders = |range: std::ops::Range<u32>| -> Vec<Draft> {
+        let order =
+            |n| Draft { timestamp: ClaimedTime::Missing, ..conversion(&format!("order-{n}"), &user(1), "", "purchase", "5") };
+        range.map(order).collect()
+    };
+    let stored = case.store(orders(0..20_000)).await;
+    assert_eq!((stored.inserted.values().sum::<u64>(), stored.duplicates), (20_000, 0));
+    let stored = case.store(orders(10_000..25_000)).await;
+    assert_eq!((stored.inserted.values().sum::<u64>(), stored.duplicates), (5_000, 10_000));
 }
 
 /// One id under two users are two events: whoever sends a shop's order numbers first, as anybody with the public key can, takes

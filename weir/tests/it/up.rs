@@ -287,11 +287,21 @@ fn the_demo_shows_results_and_ends() {
     let output = weir().args(["demo", "--users", "2000", "--exit"]).arg("--data").arg(folder.path()).output().expect("starts");
     let (out, said) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{said}");
-    // The title of the results, a row of them, rows of the funnel, and how to go on.
-    for expected in
-        ["experiment checkout_button: running", "\ncontrol *", "1  visit     2,000", "4  purchase", "write_key wk_", "/v1/events"]
-    {
+    // What was found, what follows, rows of the funnel, and the addresses; on one screen, with three lines to type next.
+    let expected = [
+        "experiment checkout_button: 2,000 users saw control or b",
+        "\n  conversion_rate ",
+        "\n  decision: ",
+        "1  visit     2,000",
+        "4  purchase",
+        "\nwrite_key wk_",
+    ];
+    for expected in expected {
         assert!(out.contains(expected), "{expected} is not in:\n{out}");
     }
+    assert!(out.lines().count() <= 40, "more than a screen:\n{out}");
+    let next: Vec<&str> = out.lines().skip_while(|line| !line.starts_with("Type next")).skip(1).collect();
+    let commands = [" results checkout_button ", " sql ", "curl http"];
+    assert!(next.len() == 3 && next.iter().zip(commands).all(|(line, command)| line.contains(command)), "{next:#?}");
     assert_eq!(folder.postmaster(), None);
 }
