@@ -17,7 +17,7 @@ use async_trait::async_trait;
 use eventlog::embedded::{EmbeddedLog, Options as LogOptions};
 use eventlog::{Append, LogIdentity, Offset, Read, ReadBound, ReadError, StoredRecord};
 use events::identity::Dialect;
-use events::rules::{self, Door, Unit};
+use events::rules::{self, RequestContext, Unit};
 use events::{EventId, Micros, ProjectId, Record};
 use futures_util::TryStreamExt as _;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
@@ -254,7 +254,7 @@ async fn check(connection: &mut PgConnection, expected: Counted) -> anyhow::Resu
 /// Appends the plan's events as the collector would: admitted by the same rules, encoded by the same code.
 async fn fill(log: &Log, plan: Plan, events: u64, project: Uuid) -> anyhow::Result<Counted> {
     let received_at = Micros::now();
-    let door = Door {
+    let request = RequestContext {
         project: ProjectId(project),
         unit: Unit::User,
         backfill: false,
@@ -268,7 +268,7 @@ async fn fill(log: &Log, plan: Plan, events: u64, project: Uuid) -> anyhow::Resu
     for number in 0..events {
         // A steady stream that ends now.
         let at = Micros(received_at.0 - (events - number) as i64 * 50);
-        let event = rules::admit(plan.draft(number, at), &door, EventId(Uuid::now_v7()))
+        let event = rules::admit(plan.draft(number, at), &request, EventId(Uuid::now_v7()))
             .map_err(|rejections| anyhow::anyhow!("event {number} is refused: {rejections:?}"))?;
         batch.push(Record::encode(&event));
         weight += u128::from(plan.facts(number).weight);

@@ -89,7 +89,7 @@ impl Plan {
         facts
     }
 
-    /// Returns the event as the collector's door sees it.
+    /// Returns the event as the collector receives it.
     pub fn draft(&self, number: u64, at: Micros) -> Draft {
         let Facts { id, user, kind, weight, variant, product } = self.facts(number);
         let details = match kind {

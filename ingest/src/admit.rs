@@ -1,4 +1,4 @@
-//! Who may send what: the first step of the path.
+//! Authentication, rate limit and body: the first step.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,38 +12,38 @@ use hyper::header::{AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, COOKIE, EXPEC
 use hyper::{Request, http};
 
 use crate::body::{self, Body, BodyFault};
-use crate::collect::{App, beside};
+use crate::collect::{App, compute};
 use crate::keys::{Access, Found};
 use crate::request::{self, Text, query};
-use crate::respond::Refusal;
+use crate::respond::ApiError;
 use crate::route::Route;
 
-/// A request that may be looked into.
+/// A request with a valid key, within its rate limit.
 pub(crate) struct Admitted {
     pub(crate) route: Route,
     pub(crate) access: Arc<Access>,
     pub(crate) received_at: Micros,
     pub(crate) query: String,
-    /// Its label promises one event per line.
+    /// Its content type promises one event per line.
     pub(crate) is_lines: bool,
-    /// Of a person's client, not of a server that sends others' events.
+    /// Of a browser, not of a server that sends the events of others.
     pub(crate) user_agent: Option<String>,
     /// The page that shows a pixel, as far as its browser tells.
     pub(crate) page: Option<String>,
     /// The browser's device id, if it has one.
     pub(crate) cookie: Option<String>,
-    /// The device id that it gets if it needs one; empty on other routes.
+    /// The new device id for a browser that has none; empty on other routes.
     pub(crate) fresh_cookie: String,
 }
 
-/// Lets a request in: its key first, then its rate, then its body. What a key does not allow is never inflated, except
-/// where the dialect keeps the key in the body.
-pub(crate) async fn admit(app: &Arc<App>, route: Route, request: Request<Incoming>) -> Result<(Admitted, Body), Refusal> {
+/// Checks the key of a request, then its rate limit, then receives the body. No body is inflated before its key is checked,
+/// except where the dialect has the key in the body.
+pub(crate) async fn admit(app: &Arc<App>, route: Route, request: Request<Incoming>) -> Result<(Admitted, Body), ApiError> {
     let (head, mut body) = request.into_parts();
     let admitted = admit_parts(app, route, &head, &mut body).await;
-    if let Err(refusal) = &admitted {
-        // A client that waits for leave to send its body hears the answer without.
-        if refusal.leaves_body() && !head.headers.contains_key(EXPECT) {
+    if let Err(error) = &admitted {
+        // A client that waits for `100 Continue` gets the answer without sending its body.
+        if error.leaves_body() && !head.headers.contains_key(EXPECT) {
             body::discard(&mut body).await;
         }
     }
@@ -55,11 +55,11 @@ async fn admit_parts(
     route: Route,
     head: &http::request::Parts,
     body: &mut Incoming,
-) -> Result<(Admitted, Body), Refusal> {
+) -> Result<(Admitted, Body), ApiError> {
     let received_at = (app.clock)();
     let uri_bytes = head.uri.path_and_query().map_or(0, |target| target.as_str().len());
     if uri_bytes > app.limits.uri_bytes_max {
-        return Err(Refusal::UriTooLong(uri_bytes));
+        return Err(ApiError::UriTooLong(uri_bytes));
     }
     let is_gzip = is_gzip(&head.headers)?;
     let query = head.uri.query().unwrap_or_default();
@@ -72,9 +72,9 @@ async fn admit_parts(
     let mut body = body::receive(body, &app.limits, &app.memory).await.map_err(|fault| body_fault(app, fault))?;
     app.metrics.body_bytes.record(body.bytes.len() as f64);
     if body.is_gzip() || (is_gzip && looks_binary(&body.bytes)) {
-        // What is small may still inflate to a thousand times its size.
+        // A small body may inflate to a thousand times its size.
         let is_short = body.bytes.len() <= 1024;
-        body = beside(app, is_short, move |app| body.inflate(&app.limits).map_err(|fault| body_fault(app, fault))).await?;
+        body = compute(app, is_short, move |app| body.inflate(&app.limits).map_err(|fault| body_fault(app, fault))).await?;
         app.metrics.decoded_bytes.record(body.bytes.len() as f64);
     }
     let access = match access {
@@ -104,21 +104,21 @@ async fn admit_parts(
 }
 
 /// Returns whether the body is labelled as gzip.
-fn is_gzip(headers: &HeaderMap) -> Result<bool, Refusal> {
+fn is_gzip(headers: &HeaderMap) -> Result<bool, ApiError> {
     let mut is_gzip = false;
     for label in headers.get_all(CONTENT_ENCODING) {
         match label.as_bytes() {
             b"" => {}
             label if label.eq_ignore_ascii_case(b"identity") => {}
             label if !is_gzip && (label.eq_ignore_ascii_case(b"gzip") || label.eq_ignore_ascii_case(b"x-gzip")) => is_gzip = true,
-            // Also gzip in gzip: nobody sends that by accident.
-            _ => return Err(Refusal::BadEncoding),
+            // Gzip in gzip too: no client sends that by accident.
+            _ => return Err(ApiError::BadEncoding),
         }
     }
     Ok(is_gzip)
 }
 
-/// A body that is labelled gzip and is text was inflated by a proxy on the way that forgot the label.
+/// A body that is labelled gzip but is text was inflated by a proxy that left the header.
 fn looks_binary(bytes: &[u8]) -> bool {
     !matches!(bytes.trim_ascii_start().first(), None | Some(b'{' | b'['))
 }
@@ -155,39 +155,39 @@ fn user_name(credentials: &str) -> Option<String> {
     (!user.is_empty()).then(|| user.to_owned())
 }
 
-async fn authenticate(app: &App, key: Option<&str>, now: Micros) -> Result<Arc<Access>, Refusal> {
+async fn authenticate(app: &App, key: Option<&str>, now: Micros) -> Result<Arc<Access>, ApiError> {
     let Some(key) = key else {
         app.metrics.key_refused.increment(1);
-        return Err(Refusal::NoKey);
+        return Err(ApiError::NoKey);
     };
     let access = match app.keys.look_up(key, now).await {
         Found::Access(access) => access,
         Found::Unknown => {
             app.metrics.key_refused.increment(1);
-            return Err(Refusal::BadKey);
+            return Err(ApiError::BadKey);
         }
         Found::Unavailable => {
             app.metrics.key_unavailable.increment(1);
-            return Err(Refusal::KeysUnavailable);
+            return Err(ApiError::KeysUnavailable);
         }
     };
     app.metrics.key_known.increment(1);
     if let Some(limiter) = &access.requests {
-        limiter.take(1, Instant::now()).map_err(|wait| too_fast(app, wait))?;
+        limiter.take(1, Instant::now()).map_err(|wait| rate_limited(app, wait))?;
     }
     Ok(access)
 }
 
-pub(crate) fn too_fast(app: &App, wait: Duration) -> Refusal {
+pub(crate) fn rate_limited(app: &App, wait: Duration) -> ApiError {
     app.metrics.over_rate.increment(1);
-    Refusal::TooFast(wait.as_secs_f64().ceil().max(1.0) as u64)
+    ApiError::RateLimited(wait.as_secs_f64().ceil().max(1.0) as u64)
 }
 
-pub(crate) fn body_fault(app: &App, fault: BodyFault) -> Refusal {
+pub(crate) fn body_fault(app: &App, fault: BodyFault) -> ApiError {
     if matches!(fault, BodyFault::NoMemory) {
         app.metrics.over_memory.increment(1);
     }
-    Refusal::Body(fault)
+    ApiError::Body(fault)
 }
 
 /// Reads the device id from a browser's cookies; one that is no UUID is not ours.

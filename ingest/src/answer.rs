@@ -1,4 +1,4 @@
-//! Which request goes where, and what is counted of each.
+//! Dispatches requests by route, and counts them.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -10,7 +10,7 @@ use hyper::{Method, Request};
 use service::{Response, Scope};
 
 use crate::collect::{App, collect};
-use crate::respond::{self, Refusal};
+use crate::respond::{self, ApiError};
 use crate::route::Route;
 
 /// Answers one request. A panic in it ends this request alone.
@@ -24,7 +24,7 @@ pub(crate) async fn answer(app: Arc<App>, scope: Scope, request: Request<Incomin
     });
     let response = match app.health.caught(dispatch(&app, scope, route, request)).await {
         Ok(response) => response,
-        Err(_) => respond::refusal(dialect(route), &Refusal::Bug, &app.limits),
+        Err(_) => respond::error(dialect(route), &ApiError::Bug, &app.limits),
     };
     app.metrics.answer(route, response.status().as_u16(), start.elapsed());
     response
@@ -45,13 +45,13 @@ async fn dispatch(app: &Arc<App>, scope: Scope, route: Option<Route>, request: R
         return response;
     }
     let Some(route) = route else {
-        return respond::refusal(dialect(route), &Refusal::NoRoute, &app.limits);
+        return respond::error(dialect(route), &ApiError::NoRoute, &app.limits);
     };
     if request.method() == Method::OPTIONS {
         return respond::preflight(route.methods(), request.headers().get(ACCESS_CONTROL_REQUEST_HEADERS));
     }
     if !route.allows(request.method()) {
-        return respond::share(respond::refusal(route.dialect(), &Refusal::NoMethod(route.methods()), &app.limits));
+        return respond::share(respond::error(route.dialect(), &ApiError::NoMethod(route.methods()), &app.limits));
     }
     respond::share(collect(app, route, request).await)
 }

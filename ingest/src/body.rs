@@ -1,4 +1,4 @@
-//! Bodies: received under a clock, inflated under a limit, and never more of them in memory than is set.
+//! Bodies: received within a deadline, inflated up to a limit, and bounded in memory all together.
 
 use std::io::Read as _;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use crate::config::Limits;
 
 /// Memory is reserved in steps of this many bytes.
 const STEP: usize = 1024;
-/// A body that is refused unread is still read, up to here, so that its client hears why instead of a broken connection.
+/// A body that is refused unread is still read, up to here, so that its client gets the answer instead of a broken connection.
 const DISCARD_BYTES_MAX: usize = 4 * 1024 * 1024;
 const DISCARD_WAIT_MAX: Duration = Duration::from_secs(2);
 
@@ -30,7 +30,7 @@ pub(crate) enum BodyFault {
     TooSlow,
     /// The connection broke, or its framing did.
     Broken,
-    /// Labelled or marked as gzip, and none.
+    /// Labelled or marked as gzip, but not valid gzip.
     BadGzip(String),
     /// All memory for bodies is in use.
     NoMemory,
@@ -113,7 +113,7 @@ pub(crate) async fn receive(body: &mut Incoming, limits: &Limits, memory: &Memor
             Ok(Some(Err(_))) => return Err(BodyFault::Broken),
             Ok(Some(Ok(frame))) => frame,
         };
-        // Trailers say nothing that we want to know.
+        // Trailers are ignored.
         let Ok(data) = frame.into_data() else { continue };
         received += data.len();
         if received > limits.body_bytes_max {
@@ -143,7 +143,7 @@ pub(crate) async fn discard(body: &mut Incoming) {
             read += frame.data_ref().map_or(0, Bytes::len);
         }
     };
-    // Too much or too slow: then the connection breaks after all.
+    // Too much or too slow: then the connection is closed all the same.
     let _ = timeout(DISCARD_WAIT_MAX, reading).await;
 }
 

@@ -1,14 +1,14 @@
-//! What a user agent tells: whether it is a person's, and on which kind of device.
+//! Reads user agents: whether it is a bot, and the kind of device.
 
 use std::collections::HashMap;
 use std::sync::{PoisonError, RwLock};
 
-/// Distinct user agents kept. A site sees some hundreds; the rest is noise that must not fill the memory.
+/// Distinct user agents kept. A site sees some hundreds; more must not fill the memory.
 const KEPT_MAX: usize = 4_096;
 /// Bytes of a user agent that are looked at.
 const BYTES_MAX: usize = 512;
 
-/// What a user agent tells.
+/// What is read from a user agent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Agent {
     /// Crawlers, headless browsers and HTTP libraries.
@@ -17,7 +17,7 @@ pub(crate) struct Agent {
     pub(crate) device_type: Option<&'static str>,
 }
 
-/// Remembers what user agents told: reading one costs more than the rest of an event.
+/// A cache: reading a user agent costs more than the rest of an event.
 #[derive(Default)]
 pub(crate) struct Agents {
     kept: RwLock<HashMap<Box<str>, Agent>>,
@@ -33,7 +33,7 @@ impl Agents {
         let agent = read(text);
         let mut kept = self.kept.write().unwrap_or_else(PoisonError::into_inner);
         if kept.len() >= KEPT_MAX {
-            // Those in use come back with their next event; nothing has to be counted on the way.
+            // Those in use come back with their next event, so no usage has to be tracked.
             kept.clear();
         }
         kept.insert(text.into(), agent);

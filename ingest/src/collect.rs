@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use eventlog::AppendError;
 use events::identity::Dialect;
-use events::rules::{self, Door, limits};
+use events::rules::{self, RequestContext, limits};
 use events::{Code, Event, EventId, Micros, Record, Rejection};
 use hyper::Request;
 use hyper::body::Incoming;
@@ -15,17 +15,17 @@ use service::tasks::Panicked;
 use service::{Health, Page, Response};
 use uuid::Uuid;
 
-use crate::admit::{Admitted, admit, body_fault, too_fast};
+use crate::admit::{Admitted, admit, body_fault, rate_limited};
 use crate::body::{Memory, Reserved};
 use crate::bots::{Agent, Agents};
 use crate::config::Limits;
 use crate::keys::Keys;
 use crate::metrics::Metrics;
-use crate::request::{Device, Envelope, Shaped, Text};
-use crate::respond::{self, Outcome, Refusal};
+use crate::request::{Device, Envelope, ParsedEvent, Text};
+use crate::respond::{self, ApiError, Outcome};
 use crate::route::Route;
 
-/// Bodies larger than this are read beside the reactor, so that one of them does not make all others wait.
+/// Larger bodies are processed on a blocking thread, so that they do not hold up other requests.
 const INLINE_BYTES_MAX: usize = 128 * 1024;
 
 /// What all requests share.
@@ -39,7 +39,7 @@ pub(crate) struct App {
     pub(crate) health: Arc<Health>,
     pub(crate) memory: Memory,
     pub(crate) agents: Agents,
-    /// The last append failed: said once, until one succeeds.
+    /// The last append failed: logged once, until one succeeds.
     pub(crate) is_log_failing: AtomicBool,
 }
 
@@ -48,7 +48,7 @@ pub(crate) async fn collect(app: &Arc<App>, route: Route, request: Request<Incom
     let collected = async {
         let (admitted, body) = admit(app, route, request).await?;
         let is_short = body.bytes.len() <= INLINE_BYTES_MAX;
-        let validated = beside(app, is_short, move |app| {
+        let validated = compute(app, is_short, move |app| {
             let (bytes, reserved) = body.into_parts();
             let text = Text::new(&bytes);
             let decoded = decode(app, &admitted, &text)?;
@@ -60,26 +60,26 @@ pub(crate) async fn collect(app: &Arc<App>, route: Route, request: Request<Incom
     respond(app, route.dialect(), collected.await)
 }
 
-/// Runs a step that only computes: here if it is short, else on a thread of its own. A panic in it is a bug that costs
-/// this request and no other.
-pub(crate) async fn beside<T: Send + 'static>(
+/// Runs a step that only computes: inline if it is short, else on a blocking thread. A panic in it fails this request
+/// and no other.
+pub(crate) async fn compute<T: Send + 'static>(
     app: &Arc<App>,
     is_short: bool,
-    step: impl FnOnce(&App) -> Result<T, Refusal> + Send + 'static,
-) -> Result<T, Refusal> {
+    step: impl FnOnce(&App) -> Result<T, ApiError> + Send + 'static,
+) -> Result<T, ApiError> {
     if is_short {
-        return app.health.caught_here(|| step(app)).unwrap_or(Err(Refusal::Bug));
+        return app.health.caught_here(|| step(app)).unwrap_or(Err(ApiError::Bug));
     }
     let done = tokio::task::spawn_blocking({
         let app = Arc::clone(app);
         move || app.health.caught_here(|| step(&app))
     });
     // It is not cancelled, and its panics are caught.
-    done.await.unwrap_or(Err(Panicked)).unwrap_or(Err(Refusal::Bug))
+    done.await.unwrap_or(Err(Panicked)).unwrap_or(Err(ApiError::Bug))
 }
 
-/// Takes the body apart, so that each event stands alone, and counts them against the key's rate.
-fn decode<'a>(app: &App, admitted: &'a Admitted, text: &'a Text<'a>) -> Result<Envelope<'a>, Refusal> {
+/// Splits the body into its events, and counts them against the rate limit of the key.
+fn decode<'a>(app: &App, admitted: &'a Admitted, text: &'a Text<'a>) -> Result<Envelope<'a>, ApiError> {
     let events_max = app.limits.events_max;
     let envelope = match admitted.route {
         Route::Pixel => {
@@ -90,12 +90,12 @@ fn decode<'a>(app: &App, admitted: &'a Admitted, text: &'a Text<'a>) -> Result<E
         Route::Call(call) => Envelope::segment(text, Some(call), events_max),
         Route::Events | Route::Live | Route::Ready | Route::Metrics => Envelope::native(text, admitted.is_lines, events_max),
     };
-    let envelope = envelope.map_err(Refusal::Envelope)?;
+    let envelope = envelope.map_err(ApiError::Envelope)?;
     app.metrics.batch_events.record(envelope.len() as f64);
     if let Some(limiter) = &admitted.access.events {
         limiter.take(envelope.len(), Instant::now()).map_err(|wait| {
             app.metrics.deferred.increment(envelope.len() as u64);
-            too_fast(app, wait)
+            rate_limited(app, wait)
         })?;
     }
     Ok(envelope)
@@ -121,7 +121,7 @@ fn validate(
     envelope: &Envelope<'_>,
     reserved: Reserved,
     body_bytes: usize,
-) -> Result<Validated, Refusal> {
+) -> Result<Validated, ApiError> {
     let count = envelope.len();
     let mut validated = Validated {
         records: Vec::with_capacity(count),
@@ -132,7 +132,7 @@ fn validate(
         reserved,
     };
     let mut bytes = body_bytes;
-    let door = Door {
+    let request = RequestContext {
         project: admitted.access.project,
         unit: admitted.access.unit,
         backfill: admitted.access.backfill,
@@ -142,20 +142,20 @@ fn validate(
         sent_at: envelope.sent_at(),
     };
     let header_agent = admitted.user_agent.as_deref().map(|text| app.agents.read(text));
-    let mut minter = Minter::new(admitted.received_at);
+    let mut ids = IdGenerator::new(admitted.received_at);
     let mut seen = HashSet::new();
     for index in 0..count {
         let admitted_event = envelope
-            .shape(index, &admitted.access.conversions, limits::EVENT_BYTES_MAX)
+            .parse(index, &admitted.access.conversions, limits::EVENT_BYTES_MAX)
             .map_err(|fault| vec![fault])
-            .and_then(|mut shaped| {
-                identify_agent(app, admitted, header_agent, &mut shaped);
-                rule(shaped, &door, minter.id(index))
+            .and_then(|mut parsed| {
+                identify_agent(app, admitted, header_agent, &mut parsed);
+                check_rules(parsed, &request, ids.next(index))
             })
             .and_then(|event| app.keys.names.admit(event).map_err(|fault| vec![fault]));
         match admitted_event {
             Ok(event) => {
-                // Ids that were minted here differ, so only clients' own can repeat.
+                // Generated ids are unique, so only ids from the client can repeat.
                 if event.id_from_client
                     && count > 1
                     && !seen.insert((event.kind(), event.user_id, event.event_id, event.claimed_at))
@@ -182,11 +182,11 @@ fn validate(
     Ok(validated)
 }
 
-/// Applies the rules to what could be read; faults of reading come first, and hide what only follows from them.
-fn rule(shaped: Shaped, door: &Door, minted: EventId) -> Result<Event, Vec<Rejection>> {
-    let Shaped { draft, sent_at, mut faults, .. } = shaped;
-    let door = Door { sent_at: sent_at.or(door.sent_at), ..*door };
-    match rules::admit(draft, &door, minted) {
+/// Applies the rules to a parsed event. Parse errors come first; rejections that only follow from them are left out.
+fn check_rules(parsed: ParsedEvent, request: &RequestContext, generated_id: EventId) -> Result<Event, Vec<Rejection>> {
+    let ParsedEvent { draft, sent_at, mut faults, .. } = parsed;
+    let request = RequestContext { sent_at: sent_at.or(request.sent_at), ..*request };
+    match rules::admit(draft, &request, generated_id) {
         Ok(event) if faults.is_empty() => Ok(event),
         Ok(_) => Err(faults),
         Err(more) => {
@@ -194,7 +194,7 @@ fn rule(shaped: Shaped, door: &Door, minted: EventId) -> Result<Event, Vec<Rejec
                 faults.iter().any(|fault| matches!(fault.field.as_str(), "anonymous_id" | "userId" | "anonymousId"));
             let follows = |fault: &Rejection, faults: &[Rejection]| {
                 (fault.code == Code::MissingUser && has_bad_user)
-                    || faults.iter().any(|earlier| names(&earlier.field) == fault.field.as_str())
+                    || faults.iter().any(|earlier| canonical_name(&earlier.field) == fault.field.as_str())
             };
             let own: Vec<_> = more.into_iter().filter(|fault| !follows(fault, &faults)).collect();
             faults.extend(own);
@@ -203,8 +203,8 @@ fn rule(shaped: Shaped, door: &Door, minted: EventId) -> Result<Event, Vec<Rejec
     }
 }
 
-/// Returns the rules' own name of a field that was written under another one.
-fn names(field: &str) -> &str {
+/// Returns the name that the rules use for a field with several names.
+fn canonical_name(field: &str) -> &str {
     match field {
         "conversion_type" | "event_type" | "event" => "name",
         "experiment_id" => "experiment",
@@ -215,9 +215,9 @@ fn names(field: &str) -> &str {
     }
 }
 
-/// Adds what the browser tells of itself and its page, where the event does not.
-fn identify_agent(app: &App, admitted: &Admitted, header_agent: Option<Agent>, shaped: &mut Shaped) {
-    let context = &mut shaped.draft.context;
+/// Fills user agent, device, bot flag and page from the headers, where the event does not have them.
+fn identify_agent(app: &App, admitted: &Admitted, header_agent: Option<Agent>, parsed: &mut ParsedEvent) {
+    let context = &mut parsed.draft.context;
     if context.page_url.is_none() {
         context.page_url = admitted.page.clone();
     }
@@ -229,25 +229,25 @@ fn identify_agent(app: &App, admitted: &Admitted, header_agent: Option<Agent>, s
         }
     };
     let agent = agent.unwrap_or_default();
-    shaped.draft.is_bot = shaped.is_bot.unwrap_or(agent.is_bot);
+    parsed.draft.is_bot = parsed.is_bot.unwrap_or(agent.is_bot);
     if context.device_type.is_none() {
         context.device_type = agent.device_type.map(str::to_owned);
     }
 }
 
-/// Makes UUIDv7s for events without an id. Those of one request rise in its order.
-struct Minter {
+/// Generates UUIDv7s for events without an id, ascending within a request.
+struct IdGenerator {
     millis: u64,
     random: Option<[u8; 10]>,
 }
 
-impl Minter {
+impl IdGenerator {
     fn new(received_at: Micros) -> Self {
-        Minter { millis: (received_at.0 / 1_000).max(0).unsigned_abs(), random: None }
+        IdGenerator { millis: (received_at.0 / 1_000).max(0).unsigned_abs(), random: None }
     }
 
-    fn id(&mut self, index: usize) -> EventId {
-        // One draw for the request: 62 random bits, and the 12 before them count.
+    fn next(&mut self, index: usize) -> EventId {
+        // One random number for the request: 62 random bits, and the 12 bits before them are a counter.
         let mut bytes = *self.random.get_or_insert_with(|| {
             let mut bytes = [0; 10];
             bytes.copy_from_slice(&Uuid::new_v4().as_bytes()[6..]);
@@ -260,10 +260,10 @@ impl Minter {
 
 /// Appends all events at once, waits until they are durable, and counts what became of each.
 ///
-/// If the log does not know whether it took them, the client sends them again: those with ids of their own meet their
-/// first copies in deduplication. Those without get new ids, and nothing can tell them from other events; a client that
-/// cannot bear to count one twice sends ids.
-async fn append(app: &App, validated: Validated) -> Result<Outcome, Refusal> {
+/// If the log does not know whether it took them, the client sends them again: deduplication removes
+/// those with ids of their own. Those without get new ids and would be counted twice; a client that must not count twice
+/// sends ids.
+async fn append(app: &App, validated: Validated) -> Result<Outcome, ApiError> {
     let Validated { records, outcome, received, bots, codes, reserved } = validated;
     if !records.is_empty() {
         let start = Instant::now();
@@ -282,7 +282,7 @@ async fn append(app: &App, validated: Validated) -> Result<Outcome, Refusal> {
             if !app.is_log_failing.swap(true, Ordering::Relaxed) {
                 tracing::warn!(reason, "the log does not take events; clients are told to send them again");
             }
-            return Err(Refusal::Log);
+            return Err(ApiError::Log);
         }
         if app.is_log_failing.swap(false, Ordering::Relaxed) {
             tracing::info!("the log takes events again");
@@ -298,10 +298,10 @@ async fn append(app: &App, validated: Validated) -> Result<Outcome, Refusal> {
 }
 
 /// Answers in the dialect of the request.
-fn respond(app: &App, dialect: Dialect, collected: Result<Outcome, Refusal>) -> Response {
+fn respond(app: &App, dialect: Dialect, collected: Result<Outcome, ApiError>) -> Response {
     match collected {
         Ok(outcome) => respond::outcome(dialect, &outcome),
-        Err(refusal) => respond::refusal(dialect, &refusal, &app.limits),
+        Err(error) => respond::error(dialect, &error, &app.limits),
     }
 }
 
@@ -311,24 +311,24 @@ mod tests {
     use events::{ConversionDetails, Details, Draft};
 
     #[test]
-    fn minted_ids_rise_within_a_request() {
-        let mut minter = Minter::new(Micros(1_772_366_400_000_000));
-        let ids: Vec<_> = (0..2_500).map(|index| minter.id(index)).collect();
+    fn generated_ids_rise_within_a_request() {
+        let mut ids = IdGenerator::new(Micros(1_772_366_400_000_000));
+        let ids: Vec<_> = (0..2_500).map(|index| ids.next(index)).collect();
         assert!(ids.is_sorted() && ids.iter().collect::<HashSet<_>>().len() == ids.len());
         assert!(ids.iter().all(|id| id.0.get_version_num() == 7));
         assert!(ids[0].to_string().starts_with("019ca945-0a00-7000-"), "{}", ids[0]);
-        assert_ne!(Minter::new(Micros(0)).id(0), Minter::new(Micros(0)).id(0));
+        assert_ne!(IdGenerator::new(Micros(0)).next(0), IdGenerator::new(Micros(0)).next(0));
     }
 
     #[test]
-    fn what_follows_from_a_fault_is_not_said() {
+    fn rejections_that_follow_from_a_parse_error_are_left_out() {
         let fault = |field| Rejection::new(Code::WrongType, field, "");
         let draft = || Draft::new(Details::Conversion(ConversionDetails::default()));
         let check = |draft, faults: &[&'static str], expected: &[&str]| {
             let faults = faults.iter().map(|field| fault(*field)).collect();
-            let shaped = Shaped { draft, sent_at: None, is_bot: None, faults };
-            let door = events::testing::door();
-            let found = rule(shaped, &door, events::testing::minted()).expect_err("refused");
+            let parsed = ParsedEvent { draft, sent_at: None, is_bot: None, faults };
+            let request = events::testing::request_context();
+            let found = check_rules(parsed, &request, events::testing::generated_id()).expect_err("refused");
             let found: Vec<_> = found.iter().map(|fault| format!("{} {}", fault.code.as_str(), fault.field)).collect();
             assert_eq!(found, expected);
         };

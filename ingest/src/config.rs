@@ -72,7 +72,7 @@ pub struct Limits {
     /// How long a connection may be idle.
     pub idle_max: Duration,
     /// How long an append may take before the client is told to try again. Longer than the log's own deadline, since
-    /// what is stored after a refusal is stored twice after the retry, until deduplication.
+    /// what is stored after an error answer is stored twice after the retry, until deduplication.
     pub append_wait_max: Duration,
     /// How long requests are still taken after `/readyz` says that the collector stops.
     pub linger: Duration,

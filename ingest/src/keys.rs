@@ -1,7 +1,7 @@
-//! Who may send: keys as they were last read from Postgres. The request path reads a snapshot in memory and never waits
+//! The API keys as they were last read from Postgres. The request path reads a snapshot in memory and never waits
 //! for the database, except for a key that is not in it: one that was just made works at once.
 
-mod limiter;
+mod rate_limiter;
 mod refresh;
 mod stored;
 
@@ -17,12 +17,12 @@ use tokio::sync::{Notify, watch};
 
 use crate::metrics::Metrics;
 use crate::names::Names;
-use limiter::Limiter;
+use rate_limiter::RateLimiter;
 pub(crate) use refresh::refresh;
 
 pub(crate) use catalogue::keys::{KeyDigest as Digest, digest};
 
-/// Longer texts are nobody's key.
+/// No key is longer.
 const KEY_BYTES_MAX: usize = 512;
 /// How long a request with an unknown key waits for the keys to be read again.
 const WAIT_MAX: Duration = Duration::from_secs(2);
@@ -37,8 +37,8 @@ pub(crate) struct Access {
     /// Names of tracks that count as conversions.
     pub(crate) conversions: Vec<String>,
     pub(crate) expires_at: Option<Micros>,
-    pub(crate) requests: Option<Limiter>,
-    pub(crate) events: Option<Limiter>,
+    pub(crate) requests: Option<RateLimiter>,
+    pub(crate) events: Option<RateLimiter>,
 }
 
 /// A key that is in the database.
@@ -49,14 +49,14 @@ struct KnownKey {
     access: Option<Arc<Access>>,
 }
 
-/// All keys at one moment.
+/// All keys at one point in time.
 #[derive(Debug, Default)]
 pub(crate) struct Snapshot {
     /// By the first bytes of the digest; the rest is compared in constant time.
     by_digest: HashMap<u64, Vec<KnownKey>>,
     /// The project `default`, which `--any-key` gives everybody.
     pub(crate) default: Option<Arc<Access>>,
-    /// End of the newest month that was detached.
+    /// The retention boundary: the end of the newest month that was detached.
     pub(crate) horizon: Option<Micros>,
 }
 
@@ -84,9 +84,9 @@ fn head(digest: &Digest) -> u64 {
 pub(crate) enum Found {
     /// It may send.
     Access(Arc<Access>),
-    /// It may not, and Postgres said so after the request came.
+    /// It may not: Postgres was read after the request came.
     Unknown,
-    /// Nobody can say: Postgres does not answer, or only a newer version knows the unit of the project.
+    /// Not known: Postgres does not answer, or only a newer version knows the unit of the project.
     Unavailable,
 }
 
@@ -102,7 +102,7 @@ pub(crate) struct Keys {
     /// None until they were loaded once, from Postgres or from the file.
     snapshot: RwLock<Option<Arc<Snapshot>>>,
     readings: watch::Sender<Option<Reading>>,
-    /// Asks for a reading before the next is due.
+    /// Requests a reading before the next one is due.
     wanted: Notify,
     any_key: bool,
     /// Names of events, which are read when the keys are for the first time.
@@ -130,7 +130,7 @@ impl Keys {
     /// Returns why no event can be taken, if that is so; for `/readyz`.
     pub(crate) fn ready(&self) -> Result<(), &'static str> {
         match self.snapshot() {
-            None => Err("the keys were never read from Postgres"),
+            None => Err("the API keys have not been read from Postgres yet"),
             Some(snapshot) if self.any_key && snapshot.default.is_none() => Err("there is no project named default"),
             Some(_) => Ok(()),
         }
@@ -174,7 +174,7 @@ impl Keys {
     async fn read_again(&self) -> bool {
         let asked = Instant::now();
         let mut readings = self.readings.subscribe();
-        // While Postgres is down its return is noticed in the background; nobody waits for it.
+        // While Postgres is down the background task notices when it is back; requests do not wait for that.
         if readings.borrow().is_some_and(|last| !last.succeeded) {
             return false;
         }
@@ -186,7 +186,7 @@ impl Keys {
         }
     }
 
-    /// Waits until Postgres was asked once, whatever it said.
+    /// Waits until the first reading has ended, successful or not.
     pub(crate) async fn first_reading(&self) {
         let mut readings = self.readings.subscribe();
         // Fails only if the sender is gone, which `self` owns.
@@ -284,7 +284,7 @@ mod tests {
     #[tokio::test]
     async fn any_key_is_the_default_projects() {
         check(&filled(true), "whatever", 0, "access").await;
-        assert_eq!(Keys::new(true, None, Names::new(9)).ready(), Err("the keys were never read from Postgres"));
+        assert_eq!(Keys::new(true, None, Names::new(9)).ready(), Err("the API keys have not been read from Postgres yet"));
         let keys = filled(true);
         assert_eq!(keys.ready(), Ok(()));
         keys.replace(Snapshot::default());

@@ -1,12 +1,12 @@
 //! The collector: HTTP to log.
 //!
-//! A request comes by `answer`, finds its `route`, and walks `collect`: **admit** (key, rate, body), **decode** (a body
+//! `answer` finds the `route` of a request, and `collect` takes it through the steps **admit** (key, rate, body), **decode** (a body
 //! to events that stand alone), **validate** (every event against every rule), **append** (all at once, awaited until
-//! durable), **respond** (in the dialect that was spoken). Nothing is answered 200 before it is durable, and one bad event
-//! never harms its neighbours.
+//! durable), **respond** (in the dialect of the request). Nothing is answered 200 before it is durable, and one invalid
+//! event never affects the others of its request.
 //!
-//! What is absent: no call to the database on the path of a request whose key is known, no key or user's text in the
-//! log, no state about events: whether one was seen before is decided by whoever reads the log.
+//! What it does not do: it never queries the database for a request whose key is known, never logs a key or a user's text,
+//! and keeps no state about events. Deduplication is the aggregator's.
 
 mod admit;
 mod answer;

@@ -2,7 +2,7 @@
 //! only its own. No key, id or user agent is ever a label.
 //!
 //! For all requests together, `events_received_total` = `events_appended_total` + `events_duplicate_total` + the sum of
-//! `events_rejected_total`; what was refused for the client to send again is in `events_deferred_total` and in none of these.
+//! `events_rejected_total`; what the client was told to send again is in `events_deferred_total` and in none of these.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -86,7 +86,7 @@ impl Metrics {
         let kinds = ["unavailable", "unknown", "stopped", "timeout"];
         let failed = make.counters(
             "weir_collector_append_failures_total",
-            "Appends that failed, by what is known of the records: none is there, or some may be.",
+            "Failed appends: unavailable (nothing stored), unknown or timeout (some may be stored), stopped.",
             "kind",
             &kinds,
         );
@@ -104,7 +104,7 @@ impl Metrics {
         );
 
         Metrics {
-            received: make.counter("weir_collector_events_received_total", "Events of requests that were answered for good."),
+            received: make.counter("weir_collector_events_received_total", "Events of requests that were processed."),
             appended: make.counter("weir_collector_events_appended_total", "Events that are durable in the log."),
             duplicate: make.counter("weir_collector_events_duplicate_total", "Events that repeat another one of their request."),
             rejected: make.counters(
@@ -115,7 +115,7 @@ impl Metrics {
             ),
             deferred: make
                 .counter("weir_collector_events_deferred_total", "Events of requests that the client was told to send again."),
-            bots: make.counter("weir_collector_events_of_bots_total", "Appended events that are no person's."),
+            bots: make.counter("weir_collector_events_of_bots_total", "Appended events of bots."),
             requests: Route::NAMES.iter().map(|_| Default::default()).collect(),
             durations: durations.into(),
             in_flight: make.gauge("weir_collector_requests_in_flight", "Requests being worked on."),
@@ -123,8 +123,7 @@ impl Metrics {
             body_bytes: make.histogram("weir_collector_request_body_bytes", "Size of bodies as they are sent."),
             decoded_bytes: make.histogram("weir_collector_request_decoded_bytes", "Size of compressed bodies once inflated."),
             batch_events: make.histogram("weir_collector_batch_events", "Events per request."),
-            append_seconds: make
-                .histogram("weir_collector_append_duration_seconds", "Time until the log says that it has a batch."),
+            append_seconds: make.histogram("weir_collector_append_duration_seconds", "Time until the log acknowledges a batch."),
             append_failed: std::array::from_fn(|at| failed[at].clone()),
             key_known: keys[0].clone(),
             key_refused: keys[1].clone(),
@@ -188,21 +187,21 @@ impl SpoolMetrics {
             (state, make.labelled_gauge(STATE, labels))
         };
         SpoolMetrics {
-            records: make.gauge("weir_collector_spool_records", "Events that wait on this machine to come into the log."),
+            records: make.gauge("weir_collector_spool_records", "Events in the spool that are not yet in the log."),
             bytes: make.gauge("weir_collector_spool_bytes", "Size of the spool's files."),
-            bytes_max: make.gauge("weir_collector_spool_limit_bytes", "What the spool's files may come to."),
-            oldest_age: make.gauge("weir_collector_spool_oldest_age_seconds", "Since when the oldest of these events waits."),
+            bytes_max: make.gauge("weir_collector_spool_limit_bytes", "Limit of the size of the spool's files."),
+            oldest_age: make.gauge("weir_collector_spool_oldest_age_seconds", "Age of the oldest event in the spool."),
             states: spool::State::ALL.into_iter().map(state).collect(),
             damaged_records: make
                 .gauge("weir_collector_spool_damaged_records", "Events of the spool that are damaged; an operator is needed."),
             damaged_files: make.gauge("weir_collector_spool_damaged_files", "Copies of damaged files of the spool."),
             spooled: make.counter("weir_collector_spool_stored_total", "Events that were stored in the spool."),
-            drained: make.counter("weir_collector_spool_drained_total", "Events that came from the spool into the log."),
+            drained: make.counter("weir_collector_spool_drained_total", "Events that were moved from the spool into the log."),
             primary_failures: make
                 .counter("weir_collector_spool_log_failures_total", "Appends that the log refused, or did not answer in time."),
             doubtful: make.counter(
                 "weir_collector_spool_doubtful_appends_total",
-                "Those after which the events may be in the log, so that they come twice.",
+                "Failed appends whose events may be in the log all the same, and so may be stored twice.",
             ),
             refused: make.counter("weir_collector_spool_refused_appends_total", "Appends that the spool had no room for."),
         }

@@ -1,32 +1,32 @@
-//! How many names of events a project has. A name that holds an id is another one each time: it makes a daily sum, and a line
-//! in every list, for each.
+//! Bounds how many event names a project has. Each name costs a daily sum and a line in every list, so names that contain ids
+//! (high cardinality) would fill both.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{PoisonError, RwLock};
 
 use events::{Code, Event, Kind, ProjectId, Rejection};
 
-/// The names of conversions and engagement that each project is known to have: those in Postgres when the collector started, and those that came here since.
+/// The names of conversions and engagement events of each project: those in Postgres when the collector started, and those received since.
 pub(crate) struct Names {
     max: usize,
     by_project: RwLock<HashMap<ProjectId, HashSet<Box<str>>>>,
 }
 
 impl Names {
-    /// Makes one that lets each project have this many names.
+    /// Allows each project this many names.
     pub(crate) fn new(max: usize) -> Self {
         Names { max, by_project: RwLock::default() }
     }
 
-    /// Takes names that are stored already. They go on, however many they are.
-    pub(crate) fn know(&self, names: Vec<(ProjectId, String)>) {
+    /// Adds names that are stored already. They stay valid, however many they are.
+    pub(crate) fn insert_stored(&self, names: Vec<(ProjectId, String)>) {
         let mut projects = self.by_project.write().unwrap_or_else(PoisonError::into_inner);
         for (project, name) in names {
             projects.entry(project).or_default().insert(name.into());
         }
     }
 
-    /// Lets an event pass whose name is known, or for whose name there is room.
+    /// Admits an event if its name is known, or the project may have another one.
     /// # Errors
     /// A rejection of code `cardinality_limit`.
     pub(crate) fn admit(&self, event: Event) -> Result<Event, Rejection> {
@@ -42,8 +42,8 @@ impl Names {
         if !names.contains(name) && names.len() >= self.max {
             let shown: String = name.chars().take(100).collect();
             let message = format!(
-                "found the new name {shown:?}, but the project has {} names already, and no more than {} are accepted; what differs from \
-                 event to event belongs into properties",
+                "found the new name {shown:?}, but the project has {} names already; at most {} are accepted; put what differs \
+                 from event to event into properties",
                 names.len(),
                 self.max
             );

@@ -1,12 +1,12 @@
-//! Requests as clients send them: each dialect takes a body apart and turns its events into drafts.
+//! Requests as clients send them: each dialect splits a body into its events and parses them into drafts.
 
+mod field;
 mod members;
 mod metadata;
 mod native;
 mod pixel;
 pub(crate) mod query;
 mod segment;
-mod slot;
 
 use std::borrow::Cow;
 
@@ -16,10 +16,10 @@ use events::{Code, Draft, Micros, Rejection};
 pub(crate) use pixel::{COOKIE, Device};
 pub(crate) use segment::{Call, write_key};
 
-/// Why a body as a whole cannot be read. Nothing of it was taken.
+/// Why a body as a whole cannot be read. None of its events is stored.
 #[derive(Debug)]
 pub(crate) enum EnvelopeFault {
-    /// There is no telling where the events are; the text says where it failed, and what is accepted.
+    /// The events cannot be found in it; the text says where parsing failed, and what is accepted.
     Unreadable(String),
     /// So many events.
     TooManyEvents(usize),
@@ -27,14 +27,14 @@ pub(crate) enum EnvelopeFault {
 
 /// An event that could be read, field by field.
 #[derive(Debug)]
-pub(crate) struct Shaped {
+pub(crate) struct ParsedEvent {
     /// What was read; fields at fault are left out.
     pub(crate) draft: Draft,
-    /// The event's own time of sending, which goes before its envelope's.
+    /// The event's own `sent_at`, which takes precedence over the envelope's.
     pub(crate) sent_at: Option<Micros>,
-    /// What the client says about itself.
+    /// Whether the client says that it is a bot.
     pub(crate) is_bot: Option<bool>,
-    /// What was wrong with single fields.
+    /// Rejections of single fields.
     pub(crate) faults: Vec<Rejection>,
 }
 
@@ -46,7 +46,7 @@ pub(crate) struct Text<'a> {
 }
 
 impl<'a> Text<'a> {
-    /// Reads a body; a byte order mark at its start is no part of it.
+    /// Reads a body; a byte order mark at its start is skipped.
     pub(crate) fn new(body: &'a [u8]) -> Self {
         let body = body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body);
         if let Ok(text) = std::str::from_utf8(body) {
@@ -129,7 +129,7 @@ impl<'a> Envelope<'a> {
         }
     }
 
-    /// Returns where an event stands, for people: `events[3]`.
+    /// Returns the place of an event in the body, for messages: `events[3]`.
     pub(crate) fn place(&self, index: usize) -> String {
         match self {
             Envelope::Native(..) => format!("events[{index}]"),
@@ -138,11 +138,11 @@ impl<'a> Envelope<'a> {
         }
     }
 
-    /// Reads the event at an index below [`Envelope::len`].
+    /// Parses the event at an index below [`Envelope::len`].
     /// `conversions` are the names of tracks that the project counts as conversions.
     /// # Errors
     /// What keeps the event from being read at all.
-    pub(crate) fn shape(&self, index: usize, conversions: &[String], bytes_max: usize) -> Result<Shaped, Rejection> {
+    pub(crate) fn parse(&self, index: usize, conversions: &[String], bytes_max: usize) -> Result<ParsedEvent, Rejection> {
         let whole = |text: &Text<'_>, part: &str| {
             if part.len() > bytes_max {
                 let message = format!("{} bytes; at most {bytes_max} are accepted", part.len());
@@ -155,14 +155,14 @@ impl<'a> Envelope<'a> {
         };
         match self {
             Envelope::Native(text, batch) => match &batch.events[index] {
-                Ok(raw) => whole(text, raw.get()).and_then(|()| native::shape(raw)),
+                Ok(raw) => whole(text, raw.get()).and_then(|()| native::parse(raw)),
                 Err((line, fault)) => Err(whole(text, line).err().unwrap_or_else(|| fault.clone())),
             },
             Envelope::Segment(text, batch) => {
                 let raw = batch.items[index];
-                whole(text, raw.get()).and_then(|()| segment::shape(batch, raw, conversions))
+                whole(text, raw.get()).and_then(|()| segment::parse(batch, raw, conversions))
             }
-            Envelope::Pixel(hit) => hit.shape(),
+            Envelope::Pixel(hit) => hit.parse(),
         }
     }
 
@@ -220,8 +220,8 @@ mod tests {
             ];
             for envelope in envelopes.into_iter().flatten() {
                 for index in 0..envelope.len() {
-                    let shaped = envelope.shape(index, &[], 1_000);
-                    if let Some(metadata) = shaped.ok().and_then(|shaped| shaped.draft.properties) {
+                    let parsed = envelope.parse(index, &[], 1_000);
+                    if let Some(metadata) = parsed.ok().and_then(|parsed| parsed.draft.properties) {
                         prop_assert!(events::JsonObject::parse(metadata.to_string(), "").is_ok());
                     }
                 }

@@ -1,4 +1,4 @@
-//! Answers, in each dialect's own shape. The only file that knows status codes.
+//! Answers, in each dialect's own format. The only file that knows status codes.
 //!
 //! Which status a client retries depends on the client, so overload is 503 for native clients and the pixel, and 429 on
 //! Segment's routes, whose clients count a 429 with `Retry-After` against no limit. Never a redirect: two SDKs take one
@@ -27,12 +27,12 @@ const ERROR: HeaderName = HeaderName::from_static("x-weir-error");
 /// Entries of `rejected` beyond the first of each event.
 const FAULTS_MAX: usize = 5_000;
 
-/// What became of the events of a request that was taken.
+/// What became of the events of a request that was processed.
 #[derive(Debug, Default)]
 pub(crate) struct Outcome {
     /// Events that are durable.
     pub(crate) accepted: usize,
-    /// Repetitions within the request.
+    /// Duplicates within the request.
     pub(crate) duplicate: usize,
     /// Every fault of every rejected event, in the request's order.
     rejected: Vec<Rejected>,
@@ -66,9 +66,10 @@ impl Outcome {
     }
 }
 
-/// Why a request was refused as a whole. Nothing of it was taken, except where the log does not know.
+/// The error of a whole request, as opposed to the [`Rejection`] of one event. No event was stored, except where the log does
+/// not know.
 #[derive(Debug)]
-pub(crate) enum Refusal {
+pub(crate) enum ApiError {
     /// No such address.
     NoRoute,
     /// The address has other methods.
@@ -77,103 +78,111 @@ pub(crate) enum Refusal {
     UriTooLong(usize),
     /// No key was found.
     NoKey,
-    /// The key is unknown, revoked or expired; which of them is nobody's business.
+    /// The key is unknown, revoked or expired; the answer does not tell which.
     BadKey,
     /// Whether the key is known cannot be told now.
     KeysUnavailable,
-    /// The key sends more than it may; seconds until it may again.
-    TooFast(u64),
+    /// The rate limit of the key is exceeded; seconds to wait.
+    RateLimited(u64),
     /// Another compression than gzip.
     BadEncoding,
-    /// Of the body's bytes.
+    /// The body cannot be received or inflated.
     Body(BodyFault),
-    /// Of what the bytes say.
+    /// The body cannot be parsed.
     Envelope(EnvelopeFault),
-    /// The log did not take the events, or does not know; the text is for the log page, not for the client.
+    /// The log did not store the events, or does not know whether it did.
     Log,
     /// A bug.
     Bug,
 }
 
-struct Said {
+struct ErrorAnswer {
     status: StatusCode,
     code: &'static str,
     message: String,
     retry_after: Option<u64>,
 }
 
-impl Refusal {
-    /// Returns whether the client is still sending a body that it should finish to hear the answer.
+impl ApiError {
+    /// Returns whether the client may still be sending its body, and would not read the answer before it is done.
     pub(crate) fn leaves_body(&self) -> bool {
-        !matches!(self, Refusal::Body(BodyFault::TooSlow | BodyFault::Broken))
+        !matches!(self, ApiError::Body(BodyFault::TooSlow | BodyFault::Broken))
     }
 
-    fn say(&self, dialect: Dialect, limits: &Limits) -> Said {
+    fn answer(&self, dialect: Dialect, limits: &Limits) -> ErrorAnswer {
         let is_segment = dialect == Dialect::Segment;
-        let said = |status, code, message: &str| Said { status, code, message: message.to_owned(), retry_after: None };
-        let later = |code, message: &str, seconds| Said {
+        let error = |status, code, message: &str| ErrorAnswer { status, code, message: message.to_owned(), retry_after: None };
+        let later = |code, message: &str, seconds| ErrorAnswer {
             status: if is_segment { StatusCode::TOO_MANY_REQUESTS } else { StatusCode::SERVICE_UNAVAILABLE },
             retry_after: Some(seconds),
-            ..said(StatusCode::OK, code, message)
+            ..error(StatusCode::OK, code, message)
         };
-        // Segment documents 400 for all that is too large; its clients drop both.
+        // Segment documents 400 for everything that is too large; its clients drop the events on either status.
         let too_large = if is_segment { StatusCode::BAD_REQUEST } else { StatusCode::PAYLOAD_TOO_LARGE };
         match self {
-            Refusal::NoRoute => said(StatusCode::NOT_FOUND, "not_found", "there is nothing at this address"),
-            Refusal::NoMethod(allowed) => {
-                let message = format!("{allowed} are accepted here");
-                said(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", &message)
+            ApiError::NoRoute => error(StatusCode::NOT_FOUND, "not_found", "there is no such route"),
+            ApiError::NoMethod(allowed) => {
+                let message = format!("the method is not allowed; {allowed} are accepted");
+                error(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", &message)
             }
-            Refusal::UriTooLong(bytes) => {
+            ApiError::UriTooLong(bytes) => {
                 let message = format!("the address has {bytes} bytes; at most {} are accepted", limits.uri_bytes_max);
-                said(StatusCode::URI_TOO_LONG, "uri_too_long", &message)
+                error(StatusCode::URI_TOO_LONG, "uri_too_long", &message)
             }
-            Refusal::NoKey => {
+            ApiError::NoKey => {
                 let message = if is_segment {
-                    "no write key; it is accepted as the user name of Basic authentication, or as writeKey in the body"
+                    "found no write key; send it as the user name of Basic authentication, or as writeKey in the body"
                 } else {
-                    "no key; it is accepted in `Authorization: Bearer`, as the user name of Basic authentication, or in ?key="
+                    "found no key; send it in `Authorization: Bearer`, as the user name of Basic authentication, or in ?key="
                 };
-                said(StatusCode::UNAUTHORIZED, "missing_key", message)
+                error(StatusCode::UNAUTHORIZED, "missing_key", message)
             }
-            Refusal::BadKey => said(StatusCode::UNAUTHORIZED, "bad_key", "the key is not valid here"),
-            Refusal::KeysUnavailable => later("keys_unavailable", "the key cannot be checked now; send the same events again", 5),
-            Refusal::TooFast(seconds) => {
-                let message = "the key's rate is used up; send the same events again";
-                let mut said = later("rate_limited", message, *seconds);
+            ApiError::BadKey => error(StatusCode::UNAUTHORIZED, "bad_key", "the key is unknown, revoked or expired"),
+            ApiError::KeysUnavailable => {
+                later("keys_unavailable", "the key cannot be checked now; send the same events again", 5)
+            }
+            ApiError::RateLimited(seconds) => {
+                let message = "the rate limit of the key is exceeded; send the same events again later";
+                let mut error = later("rate_limited", message, *seconds);
                 if dialect == Dialect::Native {
-                    said.status = StatusCode::TOO_MANY_REQUESTS;
+                    error.status = StatusCode::TOO_MANY_REQUESTS;
                 }
-                said
+                error
             }
-            Refusal::BadEncoding => {
+            ApiError::BadEncoding => {
                 let status = if is_segment { StatusCode::BAD_REQUEST } else { StatusCode::UNSUPPORTED_MEDIA_TYPE };
-                said(status, "unsupported_encoding", "gzip is accepted as Content-Encoding, and none")
+                error(status, "unsupported_encoding", "unsupported Content-Encoding; gzip is accepted, or no compression")
             }
-            Refusal::Body(BodyFault::TooLarge) => {
+            ApiError::Body(BodyFault::TooLarge) => {
                 let message = format!("the body is too large; at most {} bytes are accepted as sent", limits.body_bytes_max);
-                said(too_large, "body_too_large", &message)
+                error(too_large, "body_too_large", &message)
             }
-            Refusal::Body(BodyFault::DecodedTooLarge) => {
+            ApiError::Body(BodyFault::DecodedTooLarge) => {
                 let max = limits.decoded_bytes_max;
                 let message = format!("the body is too large; at most {max} bytes are accepted once decompressed");
-                said(too_large, "body_too_large", &message)
+                error(too_large, "body_too_large", &message)
             }
-            Refusal::Body(BodyFault::TooSlow) => {
-                said(StatusCode::REQUEST_TIMEOUT, "body_too_slow", "the body did not come in time")
+            ApiError::Body(BodyFault::TooSlow) => {
+                error(StatusCode::REQUEST_TIMEOUT, "body_too_slow", "the body was not received in time")
             }
-            Refusal::Body(BodyFault::Broken) => said(StatusCode::BAD_REQUEST, "body_broken", "the body ended before its end"),
-            Refusal::Body(BodyFault::BadGzip(reason)) => {
-                said(StatusCode::BAD_REQUEST, "bad_gzip", &format!("the body is no valid gzip: {reason}"))
+            ApiError::Body(BodyFault::Broken) => {
+                error(StatusCode::BAD_REQUEST, "body_broken", "the connection broke before the body was complete")
             }
-            Refusal::Body(BodyFault::NoMemory) => later("overloaded", "too much at once; send the same events again", 1),
-            Refusal::Envelope(EnvelopeFault::Unreadable(reason)) => said(StatusCode::BAD_REQUEST, "invalid_body", reason),
-            Refusal::Envelope(EnvelopeFault::TooManyEvents(count)) => {
+            ApiError::Body(BodyFault::BadGzip(reason)) => {
+                error(StatusCode::BAD_REQUEST, "bad_gzip", &format!("the body is not valid gzip: {reason}"))
+            }
+            ApiError::Body(BodyFault::NoMemory) => {
+                later("overloaded", "the collector is overloaded; send the same events again later", 1)
+            }
+            ApiError::Envelope(EnvelopeFault::Unreadable(reason)) => error(StatusCode::BAD_REQUEST, "invalid_body", reason),
+            ApiError::Envelope(EnvelopeFault::TooManyEvents(count)) => {
                 let message = format!("{count} events; at most {} are accepted in one request", limits.events_max);
-                said(too_large, "too_many_events", &message)
+                error(too_large, "too_many_events", &message)
             }
-            Refusal::Log => later("unavailable", "the events could not be stored now; send the same events again", 2),
-            Refusal::Bug => said(StatusCode::INTERNAL_SERVER_ERROR, "internal", "a bug in the collector; its log has more"),
+            ApiError::Log => later("unavailable", "the events could not be stored now; send the same events again", 2),
+            ApiError::Bug => {
+                error(StatusCode::INTERNAL_SERVER_ERROR, "internal", "internal error; the collector's own log has the details")
+            }
         }
     }
 }
@@ -185,7 +194,7 @@ struct Answer<'a> {
     rejected: &'a [Rejected],
 }
 
-/// Answers a request that was taken.
+/// Answers a request that was processed.
 pub(crate) fn outcome(dialect: Dialect, outcome: &Outcome) -> Response {
     match dialect {
         Dialect::Native => {
@@ -193,7 +202,7 @@ pub(crate) fn outcome(dialect: Dialect, outcome: &Outcome) -> Response {
             json(StatusCode::OK, &Answer { accepted: *accepted, duplicate: *duplicate, rejected })
         }
         Dialect::Segment => {
-            // Segment's clients look at the status only; whoever reads on learns what was wrong with which call.
+            // Segment's clients read the status only; the rejections are for people.
             let mut response = match outcome.rejected.as_slice() {
                 [] => text(StatusCode::OK, "application/json", "{\"success\":true}"),
                 rejected => json(StatusCode::OK, &serde_json::json!({ "success": true, "rejected": rejected })),
@@ -218,16 +227,16 @@ pub(crate) fn outcome(dialect: Dialect, outcome: &Outcome) -> Response {
     }
 }
 
-/// Answers a request that was refused.
-pub(crate) fn refusal(dialect: Dialect, refusal: &Refusal, limits: &Limits) -> Response {
-    let Said { status, code, message, retry_after } = refusal.say(dialect, limits);
+/// Answers a request that failed as a whole.
+pub(crate) fn error(dialect: Dialect, error: &ApiError, limits: &Limits) -> Response {
+    let ErrorAnswer { status, code, message, retry_after } = error.answer(dialect, limits);
     let mut response = match dialect {
         Dialect::Native => json(status, &serde_json::json!({ "error": { "code": code, "message": message } })),
         Dialect::Segment => json(status, &serde_json::json!({ "code": code, "message": message })),
         Dialect::Pixel => {
-            // A browser shows nothing else than an image, and only what may be sent again is worth a failure.
+            // A browser shows nothing but images, so only errors that are worth a retry have an error status.
             let is_final =
-                status.is_client_error() && !matches!(*refusal, Refusal::NoMethod(_) | Refusal::Body(BodyFault::TooSlow));
+                status.is_client_error() && !matches!(*error, ApiError::NoMethod(_) | ApiError::Body(BodyFault::TooSlow));
             let mut response = gif(if is_final { StatusCode::OK } else { status });
             response.headers_mut().insert(ERROR, visible(code, &message));
             response
@@ -237,7 +246,7 @@ pub(crate) fn refusal(dialect: Dialect, refusal: &Refusal, limits: &Limits) -> R
     if let Some(seconds) = retry_after {
         headers.insert(RETRY_AFTER, seconds.into());
     }
-    if let Refusal::NoMethod(allowed) = refusal {
+    if let ApiError::NoMethod(allowed) = error {
         headers.insert(ALLOW, HeaderValue::from_static(allowed));
     }
     if status == StatusCode::UNAUTHORIZED && dialect != Dialect::Pixel {
@@ -254,7 +263,7 @@ pub(crate) fn preflight(methods: &'static str, asked: Option<&HeaderValue>) -> R
     let headers = response.headers_mut();
     headers.insert(ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static(methods));
     let usual = HeaderValue::from_static("Authorization, Content-Type, Content-Encoding, X-Write-Key, X-Retry-Count");
-    // Any header may be sent, since none is believed; but a wildcard would not cover Authorization.
+    // Any header may be sent. A wildcard would not cover Authorization.
     let asked = asked.filter(|asked| asked.len() <= 1024).cloned();
     headers.insert(ACCESS_CONTROL_ALLOW_HEADERS, asked.unwrap_or(usual));
     headers.insert(ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("86400"));
@@ -271,7 +280,7 @@ pub(crate) fn share(mut response: Response) -> Response {
 }
 
 fn json(status: StatusCode, body: &impl Serialize) -> Response {
-    // Serialising fails for maps whose keys are no strings; there are none.
+    // Serialising fails only for maps with keys other than strings; there are none.
     text(status, "application/json", serde_json::to_vec(body).unwrap_or_default())
 }
 
@@ -310,30 +319,30 @@ mod tests {
     use super::*;
 
     #[test]
-    fn overload_is_said_in_each_dialect_as_its_clients_retry_it() {
-        let check = |refused: Refusal, expected: [u16; 3]| {
+    fn overload_is_answered_in_each_dialect_as_its_clients_retry_it() {
+        let check = |failed: ApiError, expected: [u16; 3]| {
             let limits = Limits::default();
             let status = |dialect| {
-                let response = refusal(dialect, &refused, &limits);
+                let response = error(dialect, &failed, &limits);
                 assert_eq!(response.headers().contains_key(RETRY_AFTER), matches!(response.status().as_u16(), 429 | 503));
                 assert!(!response.status().is_redirection());
                 response.status().as_u16()
             };
-            assert_eq!([Dialect::Native, Dialect::Pixel, Dialect::Segment].map(status), expected, "{refused:?}");
+            assert_eq!([Dialect::Native, Dialect::Pixel, Dialect::Segment].map(status), expected, "{failed:?}");
         };
-        check(Refusal::Log, [503, 503, 429]);
-        check(Refusal::KeysUnavailable, [503, 503, 429]);
-        check(Refusal::Body(BodyFault::NoMemory), [503, 503, 429]);
-        check(Refusal::TooFast(3), [429, 503, 429]);
-        check(Refusal::BadKey, [401, 200, 401]);
-        check(Refusal::NoKey, [401, 200, 401]);
-        check(Refusal::Body(BodyFault::TooLarge), [413, 200, 400]);
-        check(Refusal::Body(BodyFault::DecodedTooLarge), [413, 200, 400]);
-        check(Refusal::Envelope(EnvelopeFault::TooManyEvents(3)), [413, 200, 400]);
-        check(Refusal::Envelope(EnvelopeFault::Unreadable(String::new())), [400, 200, 400]);
-        check(Refusal::BadEncoding, [415, 200, 400]);
-        check(Refusal::Body(BodyFault::TooSlow), [408, 408, 408]);
-        check(Refusal::Bug, [500, 500, 500]);
+        check(ApiError::Log, [503, 503, 429]);
+        check(ApiError::KeysUnavailable, [503, 503, 429]);
+        check(ApiError::Body(BodyFault::NoMemory), [503, 503, 429]);
+        check(ApiError::RateLimited(3), [429, 503, 429]);
+        check(ApiError::BadKey, [401, 200, 401]);
+        check(ApiError::NoKey, [401, 200, 401]);
+        check(ApiError::Body(BodyFault::TooLarge), [413, 200, 400]);
+        check(ApiError::Body(BodyFault::DecodedTooLarge), [413, 200, 400]);
+        check(ApiError::Envelope(EnvelopeFault::TooManyEvents(3)), [413, 200, 400]);
+        check(ApiError::Envelope(EnvelopeFault::Unreadable(String::new())), [400, 200, 400]);
+        check(ApiError::BadEncoding, [415, 200, 400]);
+        check(ApiError::Body(BodyFault::TooSlow), [408, 408, 408]);
+        check(ApiError::Bug, [500, 500, 500]);
     }
 
     #[test]

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use eventlog::{LogIdentity, StoredRecord};
-use events::rules::{self, Door};
-use events::testing::{conversion, door, exposure, minted};
+use events::rules::{self, RequestContext};
+use events::testing::{conversion, exposure, generated_id, request_context};
 use events::{ClaimedTime, Details, Draft, EventId, ProjectId, Record};
 use migrations::testing::TestDatabase;
 use proptest::prelude::*;
@@ -42,8 +42,8 @@ impl Case {
     }
 
     fn record(&self, draft: Draft) -> Record {
-        let door = Door { project: ProjectId(self.project), ..door() };
-        Record::encode(&rules::admit(draft, &door, EventId(Uuid::new_v4())).expect("a valid event"))
+        let request = RequestContext { project: ProjectId(self.project), ..request_context() };
+        Record::encode(&rules::admit(draft, &request, EventId(Uuid::new_v4())).expect("a valid event"))
     }
 
     /// Puts records behind each other in their log partitions, as a log would, and reads them as one batch.
@@ -344,10 +344,10 @@ async fn untimed_events_with_a_clients_id_are_stored_once() {
     let database = TestDatabase::create().await;
     let mut case = Case::new(&database).await;
     let receive = |case: &Case, seconds: i64| {
-        let received_at = events::Micros(door().received_at.0 + seconds * events::Micros::SECOND);
-        let door = Door { project: ProjectId(case.project), received_at, ..door() };
+        let received_at = events::Micros(request_context().received_at.0 + seconds * events::Micros::SECOND);
+        let request = RequestContext { project: ProjectId(case.project), received_at, ..request_context() };
         let draft = Draft { timestamp: Default::default(), ..conversion("order-7", &user(1), "", "purchase", "5") };
-        Record::encode(&rules::admit(draft, &door, minted()).expect("valid"))
+        Record::encode(&rules::admit(draft, &request, generated_id()).expect("valid"))
     };
     // Twice in one batch, and once more in a later one.
     let records = [receive(&case, 0), receive(&case, 1)];
@@ -451,20 +451,24 @@ async fn what_postgres_refuses_is_set_apart_row_by_row() {
 async fn rows_in_the_default_do_not_stop_their_month() {
     let database = TestDatabase::create().await;
     let mut case = Case::new(&database).await;
-    let skewed = Door {
+    let skewed = RequestContext {
         project: ProjectId(case.project),
         sent_at: Some(events::Micros::parse("2026-06-15T12:00:00Z").expect("a constant")),
-        ..door()
+        ..request_context()
     };
     let draft = conversion("early", &user(1), "2026-06-15T11:59:00Z", "purchase", "5");
-    let record = Record::encode(&rules::admit(draft, &skewed, minted()).expect("the skew explains it"));
+    let record = Record::encode(&rules::admit(draft, &skewed, generated_id()).expect("the skew explains it"));
     let batch = case.batch([record]);
     case.commit(&batch).await.expect("commits");
     assert_eq!(case.rows("SELECT tableoid::regclass FROM conversions").await, ["(conversions_default)"]);
 
-    let june = Door { received_at: events::Micros::parse("2026-06-20T00:00:00Z").expect("a constant"), sent_at: None, ..skewed };
+    let june = RequestContext {
+        received_at: events::Micros::parse("2026-06-20T00:00:00Z").expect("a constant"),
+        sent_at: None,
+        ..skewed
+    };
     let draft = conversion("late", &user(1), "2026-06-19T00:00:00Z", "purchase", "5");
-    let record = Record::encode(&rules::admit(draft, &june, minted()).expect("valid"));
+    let record = Record::encode(&rules::admit(draft, &june, generated_id()).expect("valid"));
     let batch = case.batch([record]);
     case.commit(&batch).await.expect("commits");
     let tables = case.rows("SELECT tableoid::regclass FROM conversions ORDER BY claimed_at").await;
@@ -522,7 +526,7 @@ async fn every_field_arrives_in_its_column() {
     let database = TestDatabase::create().await;
     let mut case = Case::new(&database).await;
     sqlx::query("INSERT INTO projects (id, name, auto_register) VALUES ($1, 'samples', true)")
-        .bind(door().project.0)
+        .bind(request_context().project.0)
         .execute(&mut case.connection)
         .await
         .expect("a project");

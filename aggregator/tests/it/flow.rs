@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use aggregator::StartError;
 use eventlog::memory::MemoryLog;
-use events::rules::Door;
-use events::testing::{conversion, door, exposure};
+use events::rules::RequestContext;
+use events::testing::{conversion, exposure, request_context};
 use events::{Draft, ProjectId};
 use uuid::Uuid;
 
@@ -67,7 +67,7 @@ async fn a_public_key_makes_no_table_partitions() {
     for (number, month) in months.iter().enumerate() {
         let sent_at = events::Micros::parse(month).ok();
         let event = conversion(&format!("c-{number}"), "alice", month, "purchase", "1");
-        pipeline.append_at(&Door { sent_at, ..door() }, [event]).await;
+        pipeline.append_at(&RequestContext { sent_at, ..request_context() }, [event]).await;
     }
     pipeline.drained().await;
     assert_eq!(pipeline.scalar::<i64>("SELECT count(*) FROM conversions").await, 119);
@@ -75,7 +75,7 @@ async fn a_public_key_makes_no_table_partitions() {
     assert_eq!(pipeline.scalar::<i64>(count).await, usual);
 
     let history = conversion("h", "bob", "2020-05-10T00:00:00Z", "purchase", "1");
-    pipeline.append_at(&Door { backfill: true, ..door() }, [history]).await;
+    pipeline.append_at(&RequestContext { backfill: true, ..request_context() }, [history]).await;
     pipeline.drained().await;
     assert_eq!(pipeline.scalar::<i64>(count).await, usual + 1);
     // Its month takes over the row that lay in the default.

@@ -8,8 +8,8 @@ use aggregator::{Aggregator, Config};
 use async_trait::async_trait;
 use eventlog::memory::MemoryLog;
 use eventlog::{Append, LogIdentity, Offset, Read, ReadBound, ReadError, StoredRecord};
-use events::rules::{self, Door};
-use events::testing::door;
+use events::rules::{self, RequestContext};
+use events::testing::request_context;
 use events::{Draft, EventId, ProjectId, Record};
 use migrations::testing::TestDatabase;
 use sqlx::{AssertSqlSafe, PgConnection};
@@ -49,12 +49,12 @@ pub(crate) struct Pipeline {
 }
 
 impl Pipeline {
-    /// With the project that [`door`] admits to, which registers names by itself.
+    /// With the project that [`request_context`] admits to, which registers names by itself.
     pub(crate) async fn new() -> Self {
         let database = TestDatabase::create().await;
         let mut connection = database.connect().await;
         sqlx::query("INSERT INTO projects (id, name, auto_register) VALUES ($1, 'default', true)")
-            .bind(door().project.0)
+            .bind(request_context().project.0)
             .execute(&mut connection)
             .await
             .expect("a project");
@@ -75,16 +75,16 @@ impl Pipeline {
     }
 
     pub(crate) async fn append(&self, drafts: impl IntoIterator<Item = Draft>) {
-        self.append_at(&door(), drafts).await;
+        self.append_at(&request_context(), drafts).await;
     }
 
     /// Appends events of another project.
     pub(crate) async fn append_to(&self, project: ProjectId, drafts: impl IntoIterator<Item = Draft>) {
-        self.append_at(&Door { project, ..door() }, drafts).await;
+        self.append_at(&RequestContext { project, ..request_context() }, drafts).await;
     }
 
-    pub(crate) async fn append_at(&self, door: &Door, drafts: impl IntoIterator<Item = Draft>) {
-        let encode = |draft| Record::encode(&rules::admit(draft, door, EventId(Uuid::new_v4())).expect("a valid event"));
+    pub(crate) async fn append_at(&self, request: &RequestContext, drafts: impl IntoIterator<Item = Draft>) {
+        let encode = |draft| Record::encode(&rules::admit(draft, request, EventId(Uuid::new_v4())).expect("a valid event"));
         self.log.append(drafts.into_iter().map(encode).collect()).await.expect("memory takes all");
     }
 

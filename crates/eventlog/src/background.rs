@@ -1,7 +1,7 @@
-//! What a log does beside its callers: threads and tasks that run as long as the log is open.
+//! Background work of a log: threads and tasks that run as long as the log is open.
 //!
-//! One that panics begins again after a pause, and whoever uses the log is told by [`Deaths`]: to count it, to say so to its
-//! operator, and to end the process if it happens too often. Nothing here decides that.
+//! One that panics is restarted after a pause, and reported by [`Deaths`] to the user of the log, which counts it, shows it to
+//! the operator, and ends the process if it happens too often.
 
 use std::any::Any;
 use std::collections::{BTreeSet, VecDeque};
@@ -17,7 +17,7 @@ use tokio::task::JoinHandle;
 
 /// How long after a panic a thread or task begins again.
 const PAUSE: Duration = Duration::from_secs(1);
-/// Deaths that are kept for who has not asked yet.
+/// Deaths that are kept until they are read.
 const KEPT_MAX: usize = 64;
 
 /// A panic of a thread or task of a log. It begins again, unless the log has stopped with it.
@@ -72,7 +72,7 @@ impl Background {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        let name = self.know(name);
+        let name = self.register(name);
         let background = self.clone();
         tokio::spawn(async move {
             while let Err(panic) = AssertUnwindSafe(async { begin().await }).catch_unwind().await {
@@ -90,7 +90,7 @@ impl Background {
         name: impl Into<String>,
         mut work: impl FnMut() + Send + 'static,
     ) -> io::Result<thread::JoinHandle<()>> {
-        let name = self.know(name);
+        let name = self.register(name);
         let background = self.clone();
         thread::Builder::new().name(name.clone()).spawn(move || {
             while let Err(panic) = catch_unwind(AssertUnwindSafe(&mut work)) {
@@ -108,7 +108,7 @@ impl Background {
         name: impl Into<String>,
         work: impl FnOnce() + Send + 'static,
     ) -> io::Result<thread::JoinHandle<()>> {
-        let name = self.know(name);
+        let name = self.register(name);
         let background = self.clone();
         thread::Builder::new().name(name.clone()).spawn(move || {
             if let Err(panic) = catch_unwind(AssertUnwindSafe(work)) {
@@ -117,7 +117,7 @@ impl Background {
         })
     }
 
-    fn know(&self, name: impl Into<String>) -> String {
+    fn register(&self, name: impl Into<String>) -> String {
         let name = name.into();
         self.0.names.lock().unwrap_or_else(PoisonError::into_inner).insert(name.clone());
         name
@@ -169,7 +169,7 @@ pub struct Deaths {
 }
 
 impl Deaths {
-    /// Waits for the next death. May be cancelled. Of very many that nobody asked for in time the oldest are left out.
+    /// Waits for the next death. May be cancelled. If more than 64 were not read in time, the oldest are left out.
     pub async fn next(&mut self) -> Death {
         loop {
             let next = {

@@ -76,7 +76,7 @@ pub async fn read_to_end(log: &impl Log, partition: u32, from: Offset) -> Vec<(O
         let records = log.read(partition, next, ALL).await.expect("reads");
         assert!(!records.is_empty(), "log partition {partition} gives nothing at {next}, before its end {end}");
         for record in records {
-            assert_eq!(record.offset, next, "log partition {partition}: a gap or a repetition");
+            assert_eq!(record.offset, next, "log partition {partition}: a gap or a duplicate");
             next += 1;
             found.push((record.offset, record.bytes.to_vec()));
         }

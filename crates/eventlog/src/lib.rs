@@ -1,4 +1,4 @@
-//! The event log behind one door: what the collector appends, the aggregator reads.
+//! The event log: the collector appends, the aggregator reads.
 //!
 //! The contract, the same for every transport:
 //!
@@ -89,7 +89,7 @@ pub enum AppendError {
 /// Why nothing was read. Nothing is lost, and reading again is safe.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum ReadError {
-    /// The offset lies before the first record that is left: records were deleted that nobody had read.
+    /// The offset lies before the first record that is left: records were deleted before they were read.
     #[error("log partition {partition}: offset {offset} lies below the log's start {start}")]
     BelowStart {
         /// The log partition.

@@ -14,7 +14,7 @@
 //!   agreed log again. Another log halts everything under a name; an unreachable one halts nothing but the draining.
 //! - **Bounded.** [`Options::bytes_max`] on disk. A full spool, or one whose disk fails, refuses with
 //!   [`AppendError::Unavailable`], and takes records again by itself once it can.
-//! - **Damaged records are kept and named**: their log file is copied beside the others under the ending `.corrupt` before
+//! - **Damaged records are kept and named**: their log file is copied in its folder under the ending `.corrupt` before
 //!   it is trimmed, and the rest drains.
 //!
 //! # Operations
@@ -26,8 +26,8 @@
 //!   one record which the primary refuses holds up as little as possible.
 //! - **Handover**: under load there is always one more append on its way to the spool. When little is left, new appends of
 //!   the log partition wait for a moment, until the rest is drained; then they go to the primary.
-//! - **Trust** (`trust.rs`): compares the primary with the agreed identity, at start, every 10 s, and after each failure.
-//! - **Keep** (`keep.rs`): notes durably how far each log partition is drained, copies damaged files, opens the spool's log again
+//! - **Identity check** (`identity_check.rs`): compares the primary with the agreed identity, at start, every 10 s, and after each failure.
+//! - **Maintenance** (`maintenance.rs`): notes durably how far each log partition is drained, copies damaged files, opens the spool's log again
 //!   after its disk failed. The note may be lost or old: then records are sent twice.
 //!
 //! A log partition of the spool has the number of the primary's that it stands for; apart from that number of log
@@ -51,24 +51,24 @@ use crate::{Append, AppendError, LogIdentity, Position};
 
 mod append;
 mod drain;
-mod keep;
-mod lane;
+mod identity_check;
+mod maintenance;
+mod partition;
 mod remembered;
 mod small_file;
 mod stats;
 mod store;
 #[cfg(test)]
 mod tests;
-mod trust;
 
+pub use identity_check::{Compare, Comparison};
 pub use remembered::{remember, remembered};
-pub use stats::{LaneStats, State, Stats};
-pub use trust::{Compare, Comparison};
+pub use stats::{PartitionStats, State, Stats};
 
-use lane::Lane;
+use identity_check::IdentityCheck;
+use partition::Partition;
 use stats::Counters;
 use store::{DiskStore, Store};
-use trust::Trust;
 
 /// How a spool works.
 #[derive(Clone, Debug)]
@@ -97,7 +97,7 @@ pub struct Options {
     /// How long appends wait for the spool to become empty when little is left in it.
     pub handover_wait_max: Duration,
     /// How often it is noted how far the spool is drained, and tried to open it again after its disk failed.
-    pub keep_every: Duration,
+    pub maintenance_every: Duration,
     /// Where the identity is noted once the primary was found to have it; see [`remember`].
     pub remember: Option<PathBuf>,
 }
@@ -124,7 +124,7 @@ impl Default for Options {
             retry_wait_min: Duration::from_millis(100),
             retry_wait_max: Duration::from_secs(5),
             handover_wait_max: Duration::from_millis(250),
-            keep_every: Duration::from_secs(1),
+            maintenance_every: Duration::from_secs(1),
             remember: None,
         }
     }
@@ -176,8 +176,8 @@ struct Shared {
     /// Why there is none.
     store_fault: Mutex<String>,
     open: Opener,
-    lanes: Vec<Lane>,
-    trust: watch::Sender<Trust>,
+    partitions: Vec<Partition>,
+    identity_check: watch::Sender<IdentityCheck>,
     counters: Counters,
     is_stopped: std::sync::atomic::AtomicBool,
 }
@@ -210,8 +210,8 @@ impl Spool {
     ) -> Result<Spool, OpenError> {
         let identity = primary.identity();
         let store = open()?;
-        let lanes: Vec<Lane> = (0..identity.partitions).map(Lane::new).collect();
-        keep::take_up(&lanes, store.as_ref(), identity)?;
+        let partitions: Vec<Partition> = (0..identity.partitions).map(Partition::new).collect();
+        maintenance::load(&partitions, store.as_ref(), identity)?;
         let counters = Counters::default();
         counters.set_damaged_files(store.damaged_files());
         let shared = Arc::new(Shared {
@@ -223,20 +223,20 @@ impl Spool {
             store: RwLock::new(Some(store)),
             store_fault: Mutex::default(),
             open,
-            lanes,
-            trust: watch::Sender::new(Trust::default()),
+            partitions,
+            identity_check: watch::Sender::new(IdentityCheck::default()),
             counters,
             is_stopped: std::sync::atomic::AtomicBool::new(false),
         });
         let background = &shared.background;
         let mut tasks = vec![
-            background.task(trust::TASK, {
+            background.task(identity_check::TASK, {
                 let shared = Arc::clone(&shared);
-                move || trust::follow(Arc::clone(&shared), Arc::clone(&compare))
+                move || identity_check::follow(Arc::clone(&shared), Arc::clone(&compare))
             }),
-            background.task(keep::TASK, {
+            background.task(maintenance::TASK, {
                 let shared = Arc::clone(&shared);
-                move || keep::keep(Arc::clone(&shared))
+                move || maintenance::run(Arc::clone(&shared))
             }),
         ];
         for partition in 0..identity.partitions {
@@ -250,14 +250,14 @@ impl Spool {
     /// [`Options::compare_wait_max`].
     pub async fn first_comparison(&self) {
         // The sender lives as long as `self`.
-        let _ = self.shared.trust.subscribe().wait_for(|trust| trust.compared).await;
+        let _ = self.shared.identity_check.subscribe().wait_for(|check| check.compared).await;
     }
 
     /// Waits until the spool is empty and all appends go to the primary; for tests and for stopping without a rest.
     pub async fn drained(&self) {
-        let _ = self.shared.trust.subscribe().wait_for(Trust::is_same).await;
-        for lane in &self.shared.lanes {
-            lane.wait(|inner| inner.is_empty()).await;
+        let _ = self.shared.identity_check.subscribe().wait_for(IdentityCheck::is_same).await;
+        for partition in &self.shared.partitions {
+            partition.wait(|state| state.is_empty()).await;
         }
     }
 
@@ -270,7 +270,7 @@ impl Spool {
     /// later fail with [`AppendError::Stopped`].
     pub async fn stop(&self) {
         self.shared.is_stopped.store(true, std::sync::atomic::Ordering::Relaxed);
-        let tasks = std::mem::take(&mut *lane::lock(&self.tasks));
+        let tasks = std::mem::take(&mut *partition::lock(&self.tasks));
         for task in &tasks {
             task.abort();
         }
@@ -278,13 +278,13 @@ impl Spool {
             // Cancelled.
             let _ = task.await;
         }
-        keep::note(&self.shared).await;
+        maintenance::note(&self.shared).await;
     }
 }
 
 impl Drop for Spool {
     fn drop(&mut self) {
-        lane::lock(&self.tasks).iter().for_each(JoinHandle::abort);
+        partition::lock(&self.tasks).iter().for_each(JoinHandle::abort);
     }
 }
 
@@ -318,8 +318,8 @@ impl Shared {
         self.store.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
     }
 
-    fn lane(&self, partition: u32) -> &Lane {
-        &self.lanes[partition as usize]
+    fn partition(&self, number: u32) -> &Partition {
+        &self.partitions[number as usize]
     }
 }
 

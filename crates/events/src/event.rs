@@ -23,7 +23,7 @@ macro_rules! id {
 }
 
 id!(
-    /// Whose event it is. Comes from the key or token that was presented, and from nowhere else.
+    /// Whose event it is. Taken from the key or token of the request, never from the event.
     ProjectId
 );
 id!(
@@ -247,7 +247,7 @@ pub enum ClaimedTime {
     Missing,
     /// An absolute time, to be parsed by [`Micros::parse`].
     Text(String),
-    /// Microseconds before receipt. Receipt is no property of the event, so this is `untimed` too.
+    /// Microseconds before receipt. It depends on when the event was received, so it counts as `untimed` too.
     BeforeReceipt(i64),
 }
 
@@ -262,7 +262,7 @@ pub struct Draft {
     pub anonymous_id: Option<String>,
     /// When it happened.
     pub timestamp: ClaimedTime,
-    /// Whether the client, or its user agent, is no person.
+    /// Whether the client, or its user agent, is a bot.
     pub is_bot: bool,
     /// The session, as the client counts them.
     pub session_id: Option<String>,
@@ -346,7 +346,7 @@ pub struct Event {
     /// Whether `claimed_at` is our receipt, not the client's word.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub untimed: bool,
-    /// Whether it is no person's.
+    /// Whether a bot sent it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub is_bot: bool,
     /// The session, as the client counts them.

@@ -25,7 +25,11 @@ impl JsonObject {
         let raw = RawValue::from_string(text)
             .map_err(|error| Rejection::new(Code::InvalidJson, field, format!("not valid JSON: {error}")))?;
         if !raw.get().starts_with('{') {
-            return Err(Rejection::new(Code::WrongType, field, "found another JSON value; an object is accepted"));
+            return Err(Rejection::new(
+                Code::WrongType,
+                field,
+                "found a JSON value that is not an object; an object is accepted",
+            ));
         }
         let mut check = Check { text: raw.get(), at: 0, keys: 0, path: Vec::new() };
         check.value(1).map_err(|(code, message)| Rejection::new(code, check.place(field), message))?;
@@ -175,7 +179,7 @@ impl<'a> Check<'a> {
             }
             self.path.push(Step::Key(key.clone()));
             if keys.contains(&key) {
-                return Err((Code::DuplicateKey, "the key stands twice in its object; once is accepted".into()));
+                return Err((Code::DuplicateKey, "the key occurs twice in its object; once is accepted".into()));
             }
             keys.push(key);
             self.skip(b':');

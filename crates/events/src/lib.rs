@@ -2,7 +2,7 @@
 //!
 //! The journey of an event through this crate:
 //!
-//! 1. A collector's dialect (native, Segment, the pixel) turns a request into [`Draft`]s: typed, but not yet believed.
+//! 1. A collector's dialect (native, Segment, the pixel) turns a request into [`Draft`]s: typed, but not yet validated.
 //! 2. [`rules::admit`] checks a draft against every rule and either makes the one [`Event`] of it, with identity, times
 //!    and texts fixed for ever, or says by [`Rejection`]s what is wrong, where, and what is accepted.
 //! 3. [`Record::encode`] turns the event into the bytes of the log, once; a spool and a replay reuse those bytes.

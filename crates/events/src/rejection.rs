@@ -1,10 +1,10 @@
-//! Why an event is refused.
+//! Why an event is rejected.
 
 use std::fmt;
 
 use serde::Serialize;
 
-/// One reason why one event was refused: it never entered the log, and its neighbours did.
+/// One reason why one event was rejected: it never entered the log; the other events of its request did.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Rejection {
     /// The stable code, for programs.
@@ -47,7 +47,7 @@ macro_rules! codes {
 }
 
 codes! {
-    /// The event is no JSON object, or not JSON at all.
+    /// The event is not a JSON object, or not JSON at all.
     InvalidJson = "invalid_json",
     /// A byte sequence that is not UTF-8.
     BadUtf8 = "bad_utf8",
@@ -73,11 +73,11 @@ codes! {
     TooPrecise = "too_precise",
     /// Money of 10^14 or more.
     ValueOutOfRange = "value_out_of_range",
-    /// A text that is no time.
+    /// A text that is not a time.
     BadTimestamp = "bad_timestamp",
     /// A time too long ago or too far ahead.
     TimestampOutOfRange = "timestamp_out_of_range",
-    /// A time before the oldest month that is still kept.
+    /// A time before the retention boundary: older events have been deleted.
     BeforeHorizon = "before_horizon",
     /// The character U+0000, which Postgres cannot hold.
     NulByte = "nul_byte",
@@ -97,6 +97,6 @@ codes! {
     NumberOutOfRange = "number_out_of_range",
     /// The whole event is larger than accepted.
     EventTooLarge = "event_too_large",
-    /// One more name of an event than a project may have.
+    /// A new event name, where the project has as many as it may have.
     CardinalityLimit = "cardinality_limit",
 }

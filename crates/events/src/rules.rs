@@ -53,7 +53,7 @@ pub enum Unit {
     /// The user id, else the anonymous id.
     #[default]
     User,
-    /// The anonymous id, else the user id: exposures before a login and conversions after it meet.
+    /// The anonymous id, else the user id: so exposures before a login and conversions after it belong to the same unit.
     Device,
 }
 
@@ -75,16 +75,16 @@ impl Unit {
     }
 }
 
-/// What the door knows of a request, the same for all its events.
+/// What is known of a request: the same for all its events.
 #[derive(Clone, Copy, Debug)]
-pub struct Door {
+pub struct RequestContext {
     /// Whose key was presented.
     pub project: ProjectId,
     /// That project's unit.
     pub unit: Unit,
     /// Whether the key may send history: server keys may.
     pub backfill: bool,
-    /// End of the newest month that was ever detached; nothing before it can be stored.
+    /// The retention boundary: the end of the newest month that was detached. Nothing before it can be stored.
     pub horizon: Option<Micros>,
     /// The protocol.
     pub dialect: Dialect,
@@ -95,10 +95,10 @@ pub struct Door {
 }
 
 /// Checks a draft against every rule and fixes its identity, times and texts.
-/// `minted` is a fresh UUIDv7, used when the client gave no id.
+/// `generated_id` is a new UUIDv7, used when the client gave no id.
 /// # Errors
 /// Every fault found, at least one, each with its field.
-pub fn admit(draft: Draft, door: &Door, minted: EventId) -> Result<Event, Vec<Rejection>> {
+pub fn admit(draft: Draft, request: &RequestContext, generated_id: EventId) -> Result<Event, Vec<Rejection>> {
     let mut faults = Faults::default();
     let kind = draft.details.kind();
 
@@ -109,8 +109,8 @@ pub fn admit(draft: Draft, door: &Door, minted: EventId) -> Result<Event, Vec<Re
     let variant = faults.name(draft.variant, "variant");
     let campaign = faults.name(draft.campaign, "campaign");
     let component = faults.name(draft.component, "component");
-    let user = faults.user(draft.user_id, draft.anonymous_id, door);
-    let times = faults.times(&draft.timestamp, door);
+    let user = faults.user(draft.user_id, draft.anonymous_id, request);
+    let times = faults.times(&draft.timestamp, request);
     let value = faults.money(draft.value.as_deref());
     let currency = faults.currency(draft.currency);
     let details = faults.details(draft.details);
@@ -130,16 +130,16 @@ pub fn admit(draft: Draft, door: &Door, minted: EventId) -> Result<Event, Vec<Re
         return Err(faults.0);
     }
     Ok(Event {
-        project_id: door.project,
-        event_id: event_id.as_deref().map_or(minted, |text| identity::event_id(door.dialect, text)),
+        project_id: request.project,
+        event_id: event_id.as_deref().map_or(generated_id, |text| identity::event_id(request.dialect, text)),
         id_from_client: event_id.is_some(),
         user_id: user.id,
         external_id: user.external_id,
         anonymous_id: user.anonymous_id,
         claimed_at: times.claimed_at,
         event_time: times.event_time,
-        sent_at: door.sent_at,
-        received_at: door.received_at,
+        sent_at: request.sent_at,
+        received_at: request.received_at,
         untimed: times.untimed,
         is_bot: draft.is_bot,
         session_id,
@@ -160,7 +160,7 @@ pub fn admit(draft: Draft, door: &Door, minted: EventId) -> Result<Event, Vec<Re
 /// never reorders one device's events; 0 under 5 minutes, and without `sent_at`.
 ///
 /// 0 as well where `sent_at` lies before `claimed_at`, the event's own time: nothing is sent before it happened, so that
-/// `sent_at` is an older request's, kept by a queue or set by hand, and says nothing about the clock.
+/// `sent_at` was kept from an older request or set by hand, and says nothing about the clock.
 pub fn skew(received_at: Micros, sent_at: Option<Micros>, claimed_at: Micros) -> i64 {
     let Some(sent_at) = sent_at.filter(|sent_at| *sent_at >= claimed_at) else { return 0 };
     let difference = received_at.0 - sent_at.0;
@@ -192,7 +192,7 @@ impl Faults {
         None
     }
 
-    /// A name or an id: never cut, never trimmed, since then it would name something else.
+    /// Checks a name or an id. It is never truncated or trimmed: then it would name something else.
     fn name(&mut self, text: Option<String>, field: &str) -> Option<String> {
         let text = text?;
         if text.is_empty() {
@@ -212,15 +212,15 @@ impl Faults {
         Some(text)
     }
 
-    fn user(&mut self, user_id: Option<String>, anonymous_id: Option<String>, door: &Door) -> Option<User> {
+    fn user(&mut self, user_id: Option<String>, anonymous_id: Option<String>, request: &RequestContext) -> Option<User> {
         let faults_before = self.0.len();
-        // Many SDKs send an empty text for "nobody".
+        // Many SDKs send an empty text where there is no user.
         let user_id = self.name(user_id.filter(|text| !text.is_empty()), "user_id");
         let anonymous_id = self.name(anonymous_id.filter(|text| !text.is_empty()), "anonymous_id");
         if self.0.len() > faults_before {
             return None;
         }
-        let (unit, other) = match (door.unit, user_id, anonymous_id) {
+        let (unit, other) = match (request.unit, user_id, anonymous_id) {
             (_, None, None) => {
                 let message = "found neither user_id nor anonymous_id; at least one is needed";
                 return self.add(Code::MissingUser, "user_id", message);
@@ -230,14 +230,14 @@ impl Faults {
             (Unit::User, Some(user), Some(anonymous)) => (user, Some(anonymous)),
             (Unit::Device, Some(user), Some(anonymous)) => (anonymous, Some(user)),
         };
-        let id = identity::user_id(door.project, &unit);
+        let id = identity::user_id(request.project, &unit);
         let differs = unit != id.to_string();
         Some(User { id, external_id: differs.then_some(unit), anonymous_id: other })
     }
 
-    fn times(&mut self, timestamp: &ClaimedTime, door: &Door) -> Option<Times> {
+    fn times(&mut self, timestamp: &ClaimedTime, request: &RequestContext) -> Option<Times> {
         const FIELD: &str = "timestamp";
-        let received_at = door.received_at;
+        let received_at = request.received_at;
         let times = match timestamp {
             ClaimedTime::Missing => Times { claimed_at: received_at, event_time: received_at, untimed: true },
             ClaimedTime::BeforeReceipt(micros) => {
@@ -245,7 +245,7 @@ impl Faults {
             }
             ClaimedTime::Text(text) => match Micros::parse(text) {
                 Ok(claimed_at) => {
-                    let skew = skew(received_at, door.sent_at, claimed_at);
+                    let skew = skew(received_at, request.sent_at, claimed_at);
                     Times { claimed_at, event_time: Micros(claimed_at.0 + skew), untimed: false }
                 }
                 Err(error) => {
@@ -255,11 +255,11 @@ impl Faults {
             },
         };
         let age = received_at.0 - times.event_time.0;
-        let age_max = if door.backfill { limits::BACKFILL_AGE_MAX } else { limits::AGE_MAX };
+        let age_max = if request.backfill { limits::BACKFILL_AGE_MAX } else { limits::AGE_MAX };
         if age > age_max {
-            let hint = if door.backfill { "" } else { ", and with a server key 10 years" };
+            let hint = if request.backfill { "" } else { ", or 10 years with a server key" };
             let message = format!(
-                "{} is earlier than its receipt by {}; at most {} is accepted{hint}",
+                "{} is {} before the event was received; at most {} are accepted{hint}",
                 times.event_time,
                 duration(age),
                 duration(age_max)
@@ -268,11 +268,12 @@ impl Faults {
         }
         if -age > limits::AHEAD_MAX {
             let message =
-                format!("{} is later than its receipt by {}; at most 1 hour is accepted", times.event_time, duration(-age));
+                format!("{} is {} after the event was received; at most 1 hour is accepted", times.event_time, duration(-age));
             return self.add(Code::TimestampOutOfRange, FIELD, message);
         }
-        if let Some(horizon) = door.horizon.filter(|horizon| times.claimed_at < *horizon) {
-            let message = format!("{} lies before {horizon}, the oldest time that is still kept", times.claimed_at);
+        if let Some(horizon) = request.horizon.filter(|horizon| times.claimed_at < *horizon) {
+            let message =
+                format!("{} is before {horizon}, the retention boundary; older events are no longer stored", times.claimed_at);
             return self.add(Code::BeforeHorizon, FIELD, message);
         }
         Some(times)
@@ -339,8 +340,8 @@ impl Faults {
     /// Cuts each text at a character boundary, and returns the names of those that were cut.
     fn context(&mut self, mut context: Context) -> (Context, Vec<&'static str>) {
         let mut truncated = Vec::new();
-        for (field, slot) in context.fields_mut() {
-            let Some(mut text) = slot.take().filter(|text| !text.is_empty()) else { continue };
+        for (field, value) in context.fields_mut() {
+            let Some(mut text) = value.take().filter(|text| !text.is_empty()) else { continue };
             let bytes_max = match field {
                 "page_url" | "referrer" => limits::URL_BYTES_MAX,
                 _ => limits::CONTEXT_BYTES_MAX,
@@ -349,7 +350,7 @@ impl Faults {
                 text.truncate(text.floor_char_boundary(bytes_max));
                 truncated.push(field);
             }
-            *slot = self.text(text, field);
+            *value = self.text(text, field);
         }
         (context, truncated)
     }
@@ -372,7 +373,7 @@ impl Faults {
         // A name that was refused above is not missing too.
         let refused = |faults: &Self, field: &str| faults.0.iter().any(|fault| fault.field == field);
         if kind != Kind::Impression && name.is_none() && !refused(self, "name") {
-            self.add::<()>(Code::MissingField, "name", format!("a {} needs a name", kind.as_str().replace('_', " ")));
+            self.add::<()>(Code::MissingField, "name", missing_name(kind));
         }
         if kind == Kind::CampaignEvent && !campaign && !refused(self, "campaign") {
             self.add::<()>(Code::MissingField, "campaign", "a campaign event needs the name or id of its campaign");
@@ -389,6 +390,17 @@ impl Faults {
     }
 }
 
+/// Returns the message for an event without a name.
+fn missing_name(kind: Kind) -> String {
+    match kind {
+        Kind::Impression => "an impression needs a name".to_owned(),
+        Kind::Conversion => "a conversion needs a name, such as \"purchase\"".to_owned(),
+        Kind::CampaignEvent => format!("a campaign event needs a name: one of {}", CAMPAIGN_EVENT_TYPES.join(", ")),
+        Kind::Engagement => "an engagement event needs a name, such as \"quiz_finished\"".to_owned(),
+        Kind::Identity => format!("an identity event needs a name: one of {}", IDENTITY_NAMES.join(", ")),
+    }
+}
+
 /// Says a duration in its largest unit, rounded down: enough for a person to see what is wrong.
 fn duration(micros: i64) -> String {
     let units = [("year", 365 * Micros::DAY), ("day", Micros::DAY), ("hour", Micros::HOUR), ("minute", 60 * Micros::SECOND)];
@@ -402,7 +414,7 @@ fn duration(micros: i64) -> String {
 mod tests {
     use super::*;
     use crate::event::{ConversionDetails, ImpressionDetails};
-    use crate::testing::{door, minted};
+    use crate::testing::{generated_id, request_context};
     use proptest::prelude::*;
 
     fn conversion() -> Draft {
@@ -419,8 +431,8 @@ mod tests {
     }
 
     /// The codes and fields of all faults of a draft, none if it is admitted.
-    fn faults(draft: Draft, door: &Door) -> Vec<(Code, String)> {
-        match admit(draft, door, minted()) {
+    fn faults(draft: Draft, request: &RequestContext) -> Vec<(Code, String)> {
+        match admit(draft, request, generated_id()) {
             Ok(_) => Vec::new(),
             Err(faults) => faults.into_iter().map(|fault| (fault.code, fault.field)).collect(),
         }
@@ -428,7 +440,7 @@ mod tests {
 
     fn refused(draft: Draft, expected: &[(Code, &str)]) {
         let expected: Vec<_> = expected.iter().map(|(code, field)| (*code, (*field).to_owned())).collect();
-        assert_eq!(faults(draft, &door()), expected);
+        assert_eq!(faults(draft, &request_context()), expected);
     }
 
     #[test]
@@ -469,14 +481,14 @@ mod tests {
         refused(draft, &[(Code::MissingUser, "user_id"), (Code::BadValue, "value"), (Code::MissingField, "name")]);
     }
 
-    /// `door()` receives at 2026-03-01T12:00:00Z.
+    /// `request_context()` receives at 2026-03-01T12:00:00Z.
     #[test]
     fn times_at_the_edges_of_what_is_accepted() {
         let check = |text: &str, backfill: bool, sent_at: Option<&str>, expected: Result<&str, Code>| {
             let sent_at = sent_at.map(|text| Micros::parse(text).expect("a constant"));
-            let door = Door { backfill, sent_at, ..door() };
+            let request = RequestContext { backfill, sent_at, ..request_context() };
             let draft = Draft { timestamp: ClaimedTime::Text(text.into()), ..conversion() };
-            let found = admit(draft, &door, minted()).map_err(|faults| faults[0].code);
+            let found = admit(draft, &request, generated_id()).map_err(|faults| faults[0].code);
             assert_eq!(found.map(|event| event.event_time.to_string()), expected.map(str::to_owned), "{text}");
         };
         check("2026-01-30T12:00:00Z", false, None, Ok("2026-01-30T12:00:00Z"));
@@ -486,15 +498,15 @@ mod tests {
         check("2026-03-01T13:00:00Z", false, None, Ok("2026-03-01T13:00:00Z"));
         check("2026-03-01T13:00:00.000001Z", false, None, Err(Code::TimestampOutOfRange));
         check("yesterday", false, None, Err(Code::BadTimestamp));
-        // A clock that is two hours and a minute ahead, and says so.
+        // A clock that is two hours and a minute ahead; `sent_at` shows it.
         check("2026-03-01T14:00:00Z", false, Some("2026-03-01T14:01:00Z"), Ok("2026-03-01T12:00:00Z"));
         // 4 minutes are transit.
         check("2026-03-01T11:00:00Z", false, Some("2026-03-01T11:56:00Z"), Ok("2026-03-01T11:00:00Z"));
-        // Sent before it happened: no clock's fault, so nothing is moved, however far back.
+        // Sent before it happened: not a wrong clock, so the time is not corrected, however far back.
         for sent_at in ["2026-02-15T12:00:00Z", "2026-03-01T11:30:00Z", "2026-03-01T11:59:59.999999Z", "0001-01-01T00:00:00Z"] {
             check("2026-03-01T12:00:00Z", false, Some(sent_at), Ok("2026-03-01T12:00:00Z"));
         }
-        // Sent at the very moment: a clock that is 14 days behind, and says so.
+        // Sent at the same time: a clock that is 14 days behind; `sent_at` shows it.
         check("2026-02-15T12:00:00Z", false, Some("2026-02-15T12:00:00Z"), Ok("2026-03-01T12:00:00Z"));
         // A clock that is ahead does not make an event acceptable that its own request does not cover.
         check("2026-03-01T14:02:00Z", false, Some("2026-03-01T14:01:00Z"), Err(Code::TimestampOutOfRange));
@@ -503,16 +515,16 @@ mod tests {
     #[test]
     fn messages_say_what_was_found_and_what_is_accepted() {
         let draft = Draft { timestamp: ClaimedTime::Text("2031-01-01T00:00:00Z".into()), ..conversion() };
-        let faults = admit(draft, &door(), minted()).expect_err("refused");
-        assert_eq!(faults[0].message, "2031-01-01T00:00:00Z is later than its receipt by 4 years; at most 1 hour is accepted");
+        let faults = admit(draft, &request_context(), generated_id()).expect_err("refused");
+        assert_eq!(faults[0].message, "2031-01-01T00:00:00Z is 4 years after the event was received; at most 1 hour is accepted");
     }
 
     #[test]
-    fn before_the_horizon_nothing_is_accepted() {
+    fn nothing_before_the_retention_boundary_is_accepted() {
         let horizon = Some(Micros::parse("2026-02-01T00:00:00Z").expect("a constant"));
         let check = |text: &str, expected: &[(Code, String)]| {
             let draft = Draft { timestamp: ClaimedTime::Text(text.into()), ..conversion() };
-            assert_eq!(faults(draft, &Door { horizon, backfill: true, ..door() }), expected);
+            assert_eq!(faults(draft, &RequestContext { horizon, backfill: true, ..request_context() }), expected);
         };
         check("2026-02-01T00:00:00Z", &[]);
         check("2026-01-31T23:59:59Z", &[(Code::BeforeHorizon, "timestamp".into())]);
@@ -521,8 +533,8 @@ mod tests {
     #[test]
     fn missing_and_relative_times_are_untimed() {
         let at = |timestamp| {
-            let event = admit(Draft { timestamp, ..conversion() }, &door(), minted()).expect("admitted");
-            assert_eq!((event.claimed_at, event.untimed), (door().received_at, true));
+            let event = admit(Draft { timestamp, ..conversion() }, &request_context(), generated_id()).expect("admitted");
+            assert_eq!((event.claimed_at, event.untimed), (request_context().received_at, true));
             event.event_time.to_string()
         };
         assert_eq!(at(ClaimedTime::Missing), "2026-03-01T12:00:00Z");
@@ -533,10 +545,10 @@ mod tests {
     fn the_unit_decides_between_user_and_device() {
         let check = |unit, user: Option<&str>, anonymous: Option<&str>, expected: (&str, Option<&str>, Option<&str>)| {
             let draft = Draft { user_id: user.map(Into::into), anonymous_id: anonymous.map(Into::into), ..conversion() };
-            let door = Door { unit, ..door() };
-            let event = admit(draft, &door, minted()).expect("admitted");
+            let request = RequestContext { unit, ..request_context() };
+            let event = admit(draft, &request, generated_id()).expect("admitted");
             let (of, external_id, anonymous_id) = expected;
-            assert_eq!(event.user_id, identity::user_id(door.project, of));
+            assert_eq!(event.user_id, identity::user_id(request.project, of));
             assert_eq!((event.external_id.as_deref(), event.anonymous_id.as_deref()), (external_id, anonymous_id));
         };
         let uuid = "6ba7b812-9dad-11d1-80b4-00c04fd430c8";
@@ -557,7 +569,7 @@ mod tests {
             country: Some("DE".into()),
             ..Default::default()
         };
-        let event = admit(Draft { context, ..conversion() }, &door(), minted()).expect("admitted");
+        let event = admit(Draft { context, ..conversion() }, &request_context(), generated_id()).expect("admitted");
         assert_eq!(event.context.page_url.as_deref(), Some("é".repeat(1_024).as_str()));
         assert_eq!(event.context.referrer.as_deref(), Some("r".repeat(2_048).as_str()));
         assert_eq!(event.context.city.as_deref(), Some("é".repeat(256).as_str()));
@@ -571,7 +583,7 @@ mod tests {
         let properties = r#"{"truncated":"mine","library":{"name":"x","more":{"version":"1"}}}"#;
         let context = Context { user_agent: Some("x".repeat(600)), ..Default::default() };
         let properties = Some(JsonObject::parse(properties.to_owned(), "properties").expect("valid"));
-        let event = admit(Draft { context, properties, ..conversion() }, &door(), minted()).expect("admitted");
+        let event = admit(Draft { context, properties, ..conversion() }, &request_context(), generated_id()).expect("admitted");
         let expected = r#"{"client_truncated":"mine","library":{"name":"x","more":{"version":"1"}},"truncated":["user_agent"]}"#;
         assert_eq!(event.metadata.expect("kept").get(), expected);
     }

@@ -7,15 +7,15 @@ use crate::event::{
 };
 use crate::identity::Dialect;
 use crate::json::JsonObject;
-use crate::rules::{self, Door, Unit};
+use crate::rules::{self, RequestContext, Unit};
 use crate::time::Micros;
 
-/// When [`door`] receives its requests.
+/// When [`request_context`] receives its requests.
 pub const RECEIVED_AT: Micros = Micros(1_772_366_400_000_000); // 2026-03-01T12:00:00Z
 
 /// A native request with a server key of project `..0001`, received at [`RECEIVED_AT`].
-pub fn door() -> Door {
-    Door {
+pub fn request_context() -> RequestContext {
+    RequestContext {
         project: ProjectId(Uuid::from_u128(1)),
         unit: Unit::User,
         backfill: false,
@@ -27,15 +27,15 @@ pub fn door() -> Door {
 }
 
 /// The id that an event without an id of its own gets.
-pub fn minted() -> EventId {
+pub fn generated_id() -> EventId {
     EventId(Uuid::from_u128(0x019c_a000_0000_7000_8000_0000_0000_0001))
 }
 
-/// Admits a draft at [`door`].
+/// Admits a draft in [`request_context`].
 /// # Panics
-/// If it is refused: the test meant a valid event.
+/// If it is rejected: the test needs a valid event.
 pub fn admitted(draft: Draft) -> Event {
-    rules::admit(draft, &door(), minted()).expect("a valid event")
+    rules::admit(draft, &request_context(), generated_id()).expect("a valid event")
 }
 
 /// An exposure of `user` to `variant` of `experiment`; `at` is ISO 8601.

@@ -45,14 +45,14 @@ impl Record {
     pub fn encode(event: &Event) -> Self {
         let written = Written { v: VERSION, event };
         let mut bytes = Vec::with_capacity(512);
-        // Serialising fails for maps whose keys are no strings and for failing writers; there are neither.
+        // Serialising fails for maps with keys other than strings and for failing writers; there are neither.
         serde_json::to_writer(&mut bytes, &written).expect("an event is JSON, and a Vec takes every byte");
         Record { key: event.user_id, bytes: bytes.into() }
     }
 
     /// Takes the original bytes of a record, to append them again.
     /// # Errors
-    /// [`DecodeError`] if they are no event: without its user the record has no place in a log.
+    /// [`DecodeError`] if they are not an event: without its user a record has no log partition.
     pub fn from_bytes(bytes: Bytes) -> Result<Self, DecodeError> {
         let event = decode(&bytes)?;
         Ok(Record { key: event.user_id, bytes })
@@ -74,7 +74,7 @@ impl Record {
     }
 }
 
-/// Why bytes are no event. The bytes go to the dead letters.
+/// Why bytes are not an event. They become a dead letter.
 #[derive(Debug, thiserror::Error)]
 pub enum DecodeError {
     /// Written by a newer version of Weir, or by something else.

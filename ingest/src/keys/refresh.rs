@@ -14,7 +14,7 @@ use crate::metrics::Metrics;
 
 /// A change of keys is visible after this time at the latest.
 const EVERY: Duration = Duration::from_secs(5);
-/// Readings that requests ask for are no closer than this.
+/// Minimum time between readings that requests trigger.
 const APART_MIN: Duration = Duration::from_millis(250);
 /// How long Postgres may take.
 const ANSWER_MAX: Duration = Duration::from_secs(5);
@@ -32,7 +32,7 @@ SELECT DISTINCT project_id, event FROM daily_rollups WHERE kind IN ('conversion'
 pub(crate) async fn refresh(keys: Arc<Keys>, options: PgConnectOptions, metrics: Arc<Metrics>) {
     let mut connection = None;
     let mut back_off = BackOff::new(PAUSES.0, PAUSES.1);
-    let mut kept = None;
+    let mut saved = None;
     let mut was_up = None;
     let mut has_names = false;
     let mut unsupported = Vec::new();
@@ -44,7 +44,7 @@ pub(crate) async fn refresh(keys: Arc<Keys>, options: PgConnectOptions, metrics:
             && let Some(connection) = &mut connection
         {
             match names(connection).await {
-                Ok(names) => keys.names.know(names),
+                Ok(names) => keys.names.insert_stored(names),
                 Err(error) => result = Err(error),
             }
             has_names = result.is_ok();
@@ -61,8 +61,8 @@ pub(crate) async fn refresh(keys: Arc<Keys>, options: PgConnectOptions, metrics:
                 }
                 let before = keys.snapshot();
                 keys.replace(stored.snapshot(before.as_deref()));
-                if kept.as_ref() != Some(&stored) {
-                    keep(&keys, stored, &mut kept).await;
+                if saved.as_ref() != Some(&stored) {
+                    save_to_file(&keys, stored, &mut saved).await;
                 }
                 if was_up != Some(true) {
                     tracing::info!(keys = keys.snapshot().map_or(0, |snapshot| snapshot.len()), "keys read from Postgres");
@@ -72,7 +72,7 @@ pub(crate) async fn refresh(keys: Arc<Keys>, options: PgConnectOptions, metrics:
             Err(error) => {
                 connection = None;
                 if was_up != Some(false) {
-                    tracing::warn!(error = %error, "keys cannot be read from Postgres; known ones go on");
+                    tracing::warn!(error = %error, "keys cannot be read from Postgres; those read before stay valid");
                 }
             }
         }
@@ -80,7 +80,7 @@ pub(crate) async fn refresh(keys: Arc<Keys>, options: PgConnectOptions, metrics:
         keys.note(started, succeeded, &metrics);
         if succeeded {
             tokio::time::sleep(APART_MIN.saturating_sub(started.elapsed())).await;
-            // Either way it is time; a wish that came meanwhile is kept by `wanted` and ends the wait at once.
+            // The time is over, or a request wants a reading: `wanted` remembers one that came meanwhile.
             let _ = tokio::time::timeout(EVERY, keys.wanted.notified()).await;
         } else {
             back_off.wait().await;
@@ -88,13 +88,15 @@ pub(crate) async fn refresh(keys: Arc<Keys>, options: PgConnectOptions, metrics:
     }
 }
 
-async fn keep(keys: &Keys, stored: Stored, kept: &mut Option<Stored>) {
+async fn save_to_file(keys: &Keys, stored: Stored, saved: &mut Option<Stored>) {
     let Some(file) = keys.file.clone() else { return };
-    let saved = tokio::task::spawn_blocking(move || stored::save(&file, &stored).map(|()| stored)).await;
-    match saved {
-        Ok(Ok(stored)) => *kept = Some(stored),
-        Ok(Err(error)) => tracing::warn!(%error, "known keys cannot be kept for a start without Postgres"),
-        Err(error) => tracing::error!(%error, "keeping the known keys panicked"),
+    let result = tokio::task::spawn_blocking(move || stored::save(&file, &stored).map(|()| stored)).await;
+    match result {
+        Ok(Ok(stored)) => *saved = Some(stored),
+        Ok(Err(error)) => {
+            tracing::warn!(%error, "keys.json cannot be written; a start without Postgres would accept no key, or outdated ones")
+        }
+        Err(error) => tracing::error!(%error, "writing keys.json panicked"),
     }
 }
 

@@ -14,7 +14,7 @@ use events::{Micros, ProjectId};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::{Access, Digest, Limiter, Snapshot};
+use super::{Access, Digest, RateLimiter, Snapshot};
 
 const VERSION: u32 = 2;
 
@@ -102,8 +102,8 @@ impl Stored {
                 continue;
             }
             let before = before.and_then(|before| before.find(&digest)?.access.as_ref());
-            let limiter = |rate: Option<u32>, before: Option<&Limiter>| {
-                rate.map(|rate| before.map_or_else(|| Limiter::new(rate, now), |before| before.with_rate(rate)))
+            let limiter = |rate: Option<u32>, before: Option<&RateLimiter>| {
+                rate.map(|rate| before.map_or_else(|| RateLimiter::new(rate, now), |before| before.with_rate(rate)))
             };
             let access = key.project.access().map(|access| Access {
                 backfill: key.server,
@@ -133,36 +133,36 @@ impl Project {
     }
 }
 
-/// Reads the file. One that cannot be read is no reason not to start: Postgres has all of it.
+/// Reads the file. A collector starts without it too: Postgres has all of it.
 pub(super) fn load(file: &Path) -> Option<Snapshot> {
     let bytes = match std::fs::read(file) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return None,
         Err(error) => {
-            tracing::warn!(file = %file.display(), %error, "known keys cannot be read, waiting for Postgres");
+            tracing::warn!(file = %file.display(), %error, "keys.json cannot be read; waiting for Postgres");
             return None;
         }
     };
     match serde_json::from_slice::<Stored>(&bytes) {
         Ok(stored) if stored.v == VERSION => Some(stored.snapshot(None)),
         Ok(stored) => {
-            tracing::warn!(file = %file.display(), version = stored.v, "known keys are of another version, waiting for Postgres");
+            tracing::warn!(file = %file.display(), version = stored.v, "keys.json was written by another version; waiting for Postgres");
             None
         }
         Err(error) => {
-            tracing::warn!(file = %file.display(), %error, "known keys are damaged, waiting for Postgres");
+            tracing::warn!(file = %file.display(), %error, "keys.json is damaged; waiting for Postgres");
             None
         }
     }
 }
 
-/// Replaces the file: written beside it, synced, renamed, so that there is always a whole one.
+/// Replaces the file: written to a temporary file, synced, renamed, so that there is always a whole one.
 pub(super) fn save(file: &Path, stored: &Stored) -> std::io::Result<()> {
-    let beside = file.with_extension("json.new");
-    let mut out = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
+    let temporary = file.with_extension("json.new");
+    let mut out = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
     out.write_all(&serde_json::to_vec_pretty(stored)?)?;
     out.sync_all()?;
-    std::fs::rename(&beside, file)?;
+    std::fs::rename(&temporary, file)?;
     match file.parent().filter(|folder| !folder.as_os_str().is_empty()) {
         Some(folder) => File::open(folder)?.sync_all(),
         None => Ok(()),

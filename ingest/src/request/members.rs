@@ -7,12 +7,12 @@ use events::{ClaimedTime, Code, JsonObject, Micros, Rejection};
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-/// A value as the client wrote it. Only its type is known, and nothing else of it is believed.
+/// A value as the client wrote it. Only its type is known; nothing else is validated.
 #[derive(Clone, Debug)]
 pub(super) enum Value<'a> {
     /// Valid JSON.
     Json(&'a RawValue),
-    /// The text of a parameter, which stands for a value of any type.
+    /// The text of a parameter; it may be a value of any type.
     Parameter(Cow<'a, str>),
 }
 
@@ -30,7 +30,7 @@ pub(super) fn members<'a>(raw: &'a RawValue) -> Result<Vec<Member<'a>>, Rejectio
     if !raw.get().starts_with('{') {
         return Err(Rejection::new(Code::InvalidJson, "", format!("found {}; an object is accepted", found(raw))));
     }
-    // The text was valid when it was taken out of the body, so that only what nobody looked at can be wrong: escapes.
+    // The body was parsed as JSON before, so only escapes in keys can be invalid: they were not decoded then.
     serde_json::from_str::<Members<'a>>(raw.get())
         .map(|members| members.0)
         .map_err(|_| Rejection::new(Code::BadUnicode, "", "a key has a \\u escape that is half of a surrogate pair"))
@@ -86,7 +86,7 @@ impl<'de> Deserialize<'de> for Key<'de> {
 }
 
 impl<'a> Value<'a> {
-    /// Returns whether the value stands for nothing: `null`, and an empty parameter, which templates write for it.
+    /// Returns whether there is no value: `null`, or an empty parameter, which templates write for it.
     pub(super) fn is_absent(&self) -> bool {
         match self {
             Value::Json(raw) => raw.get() == "null",
@@ -180,7 +180,7 @@ impl<'a> Value<'a> {
     fn time_text(&self, field: &str) -> Result<String, Rejection> {
         match self {
             Value::Json(raw) if raw.get().starts_with('"') => string(raw, field),
-            // Seconds or milliseconds, since which year: a number leaves too much to guess.
+            // A number could be seconds or milliseconds, and has no time zone.
             Value::Json(raw) => Err(wrong_type(raw, field, "ISO 8601 in a string, such as \"2026-03-01T12:30:00.25Z\",")),
             Value::Parameter(text) => Ok(text.to_string()),
         }
@@ -238,7 +238,7 @@ pub(super) fn found(raw: &RawValue) -> String {
     }
 }
 
-/// Returns the beginning of a client's text: enough to recognise it, and no more to read than that.
+/// Returns the beginning of a client's text: enough to recognise it.
 pub(super) fn cut(text: &str) -> &str {
     &text[..text.floor_char_boundary(64)]
 }

@@ -1,4 +1,4 @@
-//! What no column takes: gathered into one JSON object, as the client wrote it.
+//! Everything without a column: gathered into one JSON object, as the client wrote it.
 
 use events::{JsonObject, Rejection};
 
@@ -9,7 +9,7 @@ use super::members::{Member, write_string};
 pub(super) struct Metadata {
     /// Members without the braces around them.
     text: String,
-    /// Keys that did not stand in the object which gives the others their place.
+    /// Keys that were added to those of the object.
     added: Vec<String>,
     is_object: bool,
 }

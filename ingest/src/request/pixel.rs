@@ -3,7 +3,7 @@
 use events::{Code, Rejection};
 
 use super::members::{Member, Value};
-use super::{Shaped, native, query};
+use super::{ParsedEvent, native, query};
 
 /// The cookie by which a browser stays the same device: ours, first-party, only set where no id is given.
 pub(crate) const COOKIE: &str = "weir_id";
@@ -11,9 +11,9 @@ pub(crate) const COOKIE: &str = "weir_id";
 /// The device of a browser that asks for the pixel.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Device<'a> {
-    /// What its cookie says, from an earlier event.
+    /// The id in its cookie, from an earlier event.
     pub(crate) known: Option<&'a str>,
-    /// What a cookie will say if it has none and the event names nobody.
+    /// The id for a new cookie, if the browser has none and the event names no user or device.
     pub(crate) fresh: &'a str,
 }
 
@@ -25,7 +25,7 @@ pub(crate) struct Hit<'a> {
     device: Device<'a>,
 }
 
-/// Takes the parameters of an event; the key is none of them.
+/// Takes the parameters of an event, without the key.
 pub(super) fn hit<'a>(query: &'a str, form: &'a str, device: Device<'a>) -> Hit<'a> {
     let mut hit = Hit { members: Vec::new(), damaged: Vec::new(), device };
     for (key, value) in query::parameters(query).chain(query::parameters(form.trim_ascii())) {
@@ -40,17 +40,17 @@ pub(super) fn hit<'a>(query: &'a str, form: &'a str, device: Device<'a>) -> Hit<
 
 impl Hit<'_> {
     /// Reads the event by the rules of the native one.
-    pub(super) fn shape(&self) -> Result<Shaped, Rejection> {
+    pub(super) fn parse(&self) -> Result<ParsedEvent, Rejection> {
         if let Some(field) = self.damaged.first() {
             return Err(Rejection::new(Code::BadUtf8, field, "contains bytes that are not UTF-8"));
         }
-        let mut shaped = native::shape_members(&self.members)?;
-        if shaped.draft.anonymous_id.as_ref().is_none_or(String::is_empty) {
-            // A user that is named is no reason to forget the device; but nobody becomes a device who has a name.
+        let mut parsed = native::parse_members(&self.members)?;
+        if parsed.draft.anonymous_id.as_ref().is_none_or(String::is_empty) {
+            // An event with a user keeps the device of the cookie, but gets no new one.
             let device = self.device.known.or(self.needs_cookie().then_some(self.device.fresh));
-            shaped.draft.anonymous_id = device.map(str::to_owned);
+            parsed.draft.anonymous_id = device.map(str::to_owned);
         }
-        Ok(shaped)
+        Ok(parsed)
     }
 
     /// Returns whether the event names neither user nor device, and the browser has no cookie of ours.
@@ -68,12 +68,12 @@ mod tests {
     /// What `user_id`, `anonymous_id` and the need of a cookie come to.
     fn check(query: &str, known: Option<&str>, expected: (Option<&str>, Option<&str>, bool)) {
         let hit = hit(query, "", Device { known, fresh: "fresh" });
-        let draft = hit.shape().expect("can be read").draft;
+        let draft = hit.parse().expect("can be read").draft;
         assert_eq!((draft.user_id.as_deref(), draft.anonymous_id.as_deref(), hit.needs_cookie()), expected, "{query}");
     }
 
     #[test]
-    fn nobody_becomes_a_device() {
+    fn events_without_a_user_get_a_device() {
         check("type=impression", None, (None, Some("fresh"), true));
         check("type=impression&user_id=&anonymous_id=", None, (None, Some("fresh"), true));
         check("type=impression", Some("known"), (None, Some("known"), false));
@@ -85,13 +85,13 @@ mod tests {
     #[test]
     fn parameters_have_types() {
         let query = "key=k&type=impression&scroll_depth_percent=80&bounce=false&user_context=%7B%22a%22:1%7D&slot=3&is_bot=1";
-        let shaped = hit(query, "x=%22", Device { known: None, fresh: "f" }).shape().expect("can be read");
-        assert!(shaped.faults.is_empty(), "{:?}", shaped.faults);
-        assert_eq!((shaped.is_bot, shaped.draft.properties.expect("has a rest").get()), (Some(true), r#"{"slot":"3","x":"\""}"#));
-        let events::Details::Impression(details) = shaped.draft.details else { panic!("an impression") };
+        let parsed = hit(query, "x=%22", Device { known: None, fresh: "f" }).parse().expect("can be read");
+        assert!(parsed.faults.is_empty(), "{:?}", parsed.faults);
+        assert_eq!((parsed.is_bot, parsed.draft.properties.expect("has a rest").get()), (Some(true), r#"{"slot":"3","x":"\""}"#));
+        let events::Details::Impression(details) = parsed.draft.details else { panic!("an impression") };
         assert_eq!((details.scroll_depth_percent, details.bounce), (Some(80), Some(false)));
         assert_eq!(details.user_context.expect("given").get(), r#"{"a":1}"#);
-        let refused = |query| hit(query, "", Device { known: None, fresh: "f" }).shape().map(|shaped| shaped.faults.len());
+        let refused = |query| hit(query, "", Device { known: None, fresh: "f" }).parse().map(|parsed| parsed.faults.len());
         assert_eq!(refused("type=impression&city=%ff").expect_err("damaged").code, Code::BadUtf8);
         assert_eq!(refused("type=impression&bounce=maybe&time_on_page=x").expect("can be read"), 2);
     }

@@ -8,7 +8,7 @@ use percent_encoding::percent_decode_str;
 pub(crate) fn parameters(query: &str) -> impl Iterator<Item = (Cow<'_, str>, Option<Cow<'_, str>>)> {
     query.split('&').filter(|pair| !pair.is_empty()).map(|pair| {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-        // A key that is not UTF-8 is nobody's, but must not hide that something stands there.
+        // A key that is not UTF-8 matches no field, and is returned as written.
         (decode(key).unwrap_or(Cow::Borrowed(key)), decode(value))
     })
 }
@@ -18,7 +18,7 @@ pub(crate) fn parameter<'a>(query: &'a str, name: &str) -> Option<Cow<'a, str>> 
     parameters(query).filter(|(key, _)| key == name).find_map(|(_, value)| value.filter(|value| !value.is_empty()))
 }
 
-/// Decodes `%41` and `+`. A `%` without two digits behind it stands for itself.
+/// Decodes `%41` and `+`. A `%` without two digits behind it is left as it is.
 fn decode(text: &str) -> Option<Cow<'_, str>> {
     if !text.contains(['%', '+']) {
         return Some(Cow::Borrowed(text));

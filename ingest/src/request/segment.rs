@@ -1,7 +1,7 @@
 //! Segment's dialect: `track`, `page`, `identify` and their siblings, one by one or in batches.
 //!
-//! Its clients do not read what is said about single events, so the reading is lenient where Segment's own is: what has
-//! an unexpected type outside of ids and times stays in the metadata.
+//! Its clients do not read answers about single events, so parsing is as lenient as Segment's own: fields of an unexpected
+//! type, other than ids and times, go to the metadata.
 
 mod context;
 
@@ -15,7 +15,7 @@ use serde_json::value::RawValue;
 use super::members::{Key, Member, Value, cut, is_number, members};
 use super::metadata::Metadata;
 use super::native::{Elements, unreadable};
-use super::{EnvelopeFault, Shaped};
+use super::{EnvelopeFault, ParsedEvent};
 use context::Context;
 
 /// What a client calls.
@@ -69,9 +69,9 @@ impl Batch<'_> {
     }
 }
 
-/// Takes a body apart.
+/// Splits a body into its events.
 /// # Errors
-/// [`EnvelopeFault`] if there is no telling where the events are, or if there are more than `events_max`.
+/// [`EnvelopeFault`] if the events cannot be found, or if there are more than `events_max`.
 pub(super) fn batch(body: &str, call: Option<Call>, events_max: usize) -> Result<Batch<'_>, EnvelopeFault> {
     if body.trim_ascii().is_empty() {
         return Err(EnvelopeFault::Unreadable("the body is empty; a JSON object is accepted".to_owned()));
@@ -83,7 +83,7 @@ pub(super) fn batch(body: &str, call: Option<Call>, events_max: usize) -> Result
         let item = serde_json::from_str(body).map_err(|error| unreadable(&error))?;
         return Ok(Batch { items: vec![item], sent_at, call, context: None, integrations: None });
     }
-    // What lies under every item is copied into every event: a large one would make a small request a huge one.
+    // The shared context is copied into every event: a large one would make a small request huge.
     let shared = top.context.into_iter().chain(top.integrations).map(|raw| raw.get().len()).sum::<usize>();
     if shared > SHARED_BYTES_MAX {
         let message =
@@ -138,7 +138,7 @@ fn top(body: &str, events_max: usize) -> serde_json::Result<Top<'_>> {
             let mut top = Top::default();
             while let Some(Key(key)) = map.next_key::<Key<'de>>()? {
                 match key.as_ref() {
-                    "batch" if top.batch.is_some() => return Err(M::Error::custom("`batch` stands twice")),
+                    "batch" if top.batch.is_some() => return Err(M::Error::custom("`batch` occurs twice")),
                     "batch" => {
                         let found = map.next_value_seed(Elements { events_max: self.events_max })?;
                         top.batch = Some((found.elements, found.count));
@@ -170,12 +170,12 @@ const ORDER_COMPLETED: &str = "Order Completed";
 
 /// Reads one event. `conversions` are the names of tracks that the project counts as conversions.
 /// # Errors
-/// What keeps it from being read at all; faults of single fields are in [`Shaped::faults`].
-pub(super) fn shape(batch: &Batch<'_>, raw: &RawValue, conversions: &[String]) -> Result<Shaped, Rejection> {
+/// What keeps it from being read at all; faults of single fields are in [`ParsedEvent::faults`].
+pub(super) fn parse(batch: &Batch<'_>, raw: &RawValue, conversions: &[String]) -> Result<ParsedEvent, Rejection> {
     let all = few(members(raw)?, "")?;
     for (at, member) in all.iter().enumerate() {
         if all[..at].iter().any(|earlier| earlier.key == member.key) {
-            let message = "the key stands twice in the event; once is accepted";
+            let message = "the key occurs twice in the event; once is accepted";
             return Err(Rejection::new(Code::DuplicateKey, member.key.as_ref(), message));
         }
     }
@@ -208,7 +208,7 @@ pub(super) fn shape(batch: &Batch<'_>, raw: &RawValue, conversions: &[String]) -
     draft.event_id = note(item.id("messageId"));
     draft.user_id = note(item.id("userId"));
     draft.anonymous_id = note(item.id("anonymousId"));
-    // Servers send `timestamp`; what relays have corrected keeps the client's own word beside it.
+    // Servers send `timestamp`. Relays that correct it keep the client's time as `originalTimestamp`.
     let time = ["originalTimestamp", "timestamp"].into_iter().find_map(|key| item.get(key).map(|value| (key, value)));
     if let Some((key, value)) = time {
         match value.claimed_time(key) {
@@ -227,7 +227,7 @@ pub(super) fn shape(batch: &Batch<'_>, raw: &RawValue, conversions: &[String]) -
         Ok(metadata) => draft.properties = metadata,
         Err(fault) => faults.push(fault),
     }
-    Ok(Shaped { draft, sent_at, is_bot, faults })
+    Ok(ParsedEvent { draft, sent_at, is_bot, faults })
 }
 
 /// Refuses what the metadata would refuse later, before members are compared with each other.
@@ -256,7 +256,7 @@ fn track(name: Option<&str>, properties: &Properties<'_>, conversions: &[String]
         let ids = ["variation_id", "variationId", "variant_id", "variantId"];
         let variant = properties
             .first_string(&ids)
-            // An id that is a number is an index; the key beside it is what the experiment calls the variant.
+            // An id that is a number is an index; the `variation_key` is the variant's name in the experiment.
             .or_else(|| properties.first_text(&["variation_key", "variationKey"]))
             .or_else(|| properties.first_text(&ids))
             .or_else(|| {
@@ -301,7 +301,7 @@ impl<'a> Item<'a> {
         self.get(key).map(|value| value.text(key)).transpose()
     }
 
-    /// An id; an empty one is what some clients write for nobody.
+    /// An id. Some clients write an empty one where there is none.
     fn id(&self, key: &str) -> Result<Option<String>, Rejection> {
         let id = self.get(key).map(|value| value.text_or_number(key)).transpose()?;
         Ok(id.filter(|id| !id.is_empty()))
@@ -318,7 +318,7 @@ impl<'a> Item<'a> {
         })
     }
 
-    /// The object at the heart of a call; without it the call has none.
+    /// The `properties` or `traits` of a call; empty if it has none.
     fn object(&self, key: &'static str) -> Result<Properties<'a>, Rejection> {
         match self.raw(key) {
             None => Ok(Properties { key, raw: None, members: Vec::new() }),
@@ -368,7 +368,7 @@ impl<'a> Properties<'a> {
 }
 
 /// Gathers what no column takes: the properties or traits at the top, then what is left of the context under `context`,
-/// then members of the call that are nobody's.
+/// then members of the call without a meaning here.
 fn metadata(
     item: &Item<'_>,
     call: Call,
@@ -380,7 +380,7 @@ fn metadata(
     if let Some(raw) = properties.raw {
         metadata.object(raw.get());
     }
-    // What the properties say has its name; another value under the same name gets one that tells where it stood.
+    // A property keeps its name; another value of the same name gets the call as a prefix, such as `page_category`.
     let mut add = |key: &str, json: &str| match properties.get(key) {
         None if properties.members.iter().all(|member| member.key != key) => metadata.json(key, json),
         Some(raw) if raw.get() == json => {}
@@ -414,17 +414,17 @@ mod tests {
     use super::*;
     use events::Kind;
 
-    fn shaped(call: &str, conversions: &[&str]) -> Shaped {
+    fn parsed(call: &str, conversions: &[&str]) -> ParsedEvent {
         let body = format!(r#"{{"batch":[{call}],"context":{{"library":{{"name":"x"}}}}}}"#);
         let batch = batch(&body, None, 10).expect("valid JSON");
         let conversions: Vec<_> = conversions.iter().map(|name| (*name).to_owned()).collect();
-        shape(&batch, batch.items[0], &conversions).expect("can be read")
+        parse(&batch, batch.items[0], &conversions).expect("can be read")
     }
 
     #[test]
     fn calls_become_kinds() {
         let check = |call: &str, kind: Kind, name: Option<&str>, value: Option<&str>| {
-            let draft = shaped(call, &["Signed Up"]).draft;
+            let draft = parsed(call, &["Signed Up"]).draft;
             let found = (draft.details.kind(), draft.name.as_deref(), draft.value.as_deref());
             assert_eq!(found, (kind, name, value), "{call}");
         };
@@ -445,7 +445,7 @@ mod tests {
     fn exposures_name_experiment_and_variant() {
         let check = |properties: &str, experiment: &str, variant: Option<&str>| {
             let call = format!(r#"{{"type":"track","event":"$$experiment_viewed","properties":{properties}}}"#);
-            let draft = shaped(&call, &[]).draft;
+            let draft = parsed(&call, &[]).draft;
             assert_eq!((draft.experiment.as_deref(), draft.variant.as_deref()), (Some(experiment), variant), "{properties}");
         };
         check(r#"{"experimentId":"e","variationId":"b"}"#, "e", Some("b"));
@@ -463,7 +463,7 @@ mod tests {
             "context":{"page":{"url":"u","referrer":"r","title":"t"},"userAgent":"ua","locale":"de","timezone":"tz",
             "screen":{"width":1,"height":2,"density":3},"campaign":{"name":"n","source":"s","medium":"m"},
             "location":{"city":"c"},"device":{"type":"ios"},"network":{"wifi":true,"carrier":"k"},"locale2":[]}}"#;
-        let draft = shaped(call, &[]).draft;
+        let draft = parsed(call, &[]).draft;
         let context = &draft.context;
         let text = |field: &Option<String>| field.clone().unwrap_or_default();
         let found =

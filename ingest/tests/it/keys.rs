@@ -132,7 +132,7 @@ async fn keys_that_were_never_loaded_let_nothing_in() {
     let service = Service::start_in(folder, "postgres://nobody@127.0.0.1:1/none", |_| ()).await;
     let answer = service.get("/readyz").await;
     assert_eq!(answer.status, 503);
-    assert!(answer.body.contains("never read"), "{answer:?}");
+    assert!(answer.body.contains("not been read"), "{answer:?}");
     assert_eq!(service.get("/livez").await.status, 200);
     assert_eq!(service.post_with(WRITE, EVENT).await.status, 503);
     assert_eq!(service.log.events().len(), 0);

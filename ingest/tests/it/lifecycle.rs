@@ -96,7 +96,7 @@ async fn promtool_accepts_the_page() {
     assert!(output.status.success() && said.trim().is_empty(), "{said}\n{}", page.body);
 }
 
-/// Clients with kept connections that send until they are told to go, or the door is shut.
+/// Clients with kept connections that send until they are told to close, or the listener is closed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stop_under_load_loses_nothing() {
     let service = Service::start().await;
@@ -158,7 +158,7 @@ async fn a_stop_under_load_loses_nothing() {
     let lost = accepted.iter().filter(|id| !stored.contains(&events::identity::event_id(dialect, id))).count();
     assert!(accepted.len() > 500, "{}", accepted.len());
     assert_eq!(lost, 0);
-    // Connections that came while the door shut may break; nobody was told that they were served.
+    // Connections that came while the listener closed may break; no client was told that its request was served.
     assert!(broken <= 64, "{broken}");
     assert!(TcpStream::connect(address).await.is_err());
 }

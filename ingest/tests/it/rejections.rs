@@ -1,4 +1,4 @@
-//! One bad event never harms its neighbours: each reason to refuse one, alone among 99 good ones.
+//! An invalid event does not affect the others of its request: each reason for a rejection, alone among 99 valid events.
 
 use events::Code;
 

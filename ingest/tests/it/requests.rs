@@ -78,7 +78,7 @@ fn shown(event: &events::Event) -> Value {
         members.remove("project_id");
     }
     if !event.id_from_client {
-        members.insert("event_id".to_owned(), json!("minted"));
+        members.insert("event_id".to_owned(), json!("generated"));
     }
     if event.untimed {
         members.remove("claimed_at");

@@ -6,7 +6,7 @@
 //!   crc32c u32`. The file id is random and belongs to this one file.
 //! - A record's frame: `length u32 | crc32c u32 | offset u64 | payload`. The length is the payload's, 1 to
 //!   [`RECORD_BYTES_MAX`]; its highest bit is set on the first record after a sync. The CRC covers file id, offset,
-//!   length word and payload, so bytes that another file left on the same blocks are no record of this one.
+//!   length word and payload, so bytes that another file left on the same blocks are never read as a record of this one.
 
 use uuid::Uuid;
 
@@ -48,7 +48,7 @@ pub(super) struct FileHeader {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Salt(u32);
 
-/// What a frame says before its payload. Nothing in it is believed until [`Head::matches`].
+/// What a frame says before its payload. Nothing in it is trusted until [`Head::matches`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Head {
     length_word: u32,
@@ -75,7 +75,7 @@ fn uuid_at(bytes: &[u8], at: usize) -> Uuid {
     Uuid::from_bytes(id)
 }
 
-/// Checks length, magic, CRC and version, in this order: a version is only believed with its CRC.
+/// Checks length, magic, CRC and version, in this order: a version is only trusted with its CRC.
 fn check_header(bytes: &[u8], magic: &[u8; 8], length: usize) -> Result<(), String> {
     if bytes.len() < length {
         return Err(format!("the header has {} bytes instead of {length}", bytes.len()));

@@ -58,8 +58,8 @@ use crate::background::Background;
 use crate::{Append, AppendError, LogIdentity, Offset, Position, Read, ReadBound, ReadError, StoredRecord};
 
 mod disk;
+mod for_spool;
 mod format;
-mod keep;
 mod reader;
 mod recovery;
 mod scan;
@@ -202,7 +202,7 @@ impl Drop for Owner {
     fn drop(&mut self) {
         self.queue.close();
         if let Some(writer) = self.writer.take() {
-            // Its panics are caught and told by `background`.
+            // Its panics are caught and reported by `background`.
             let _ = writer.join();
         }
     }
@@ -239,7 +239,7 @@ impl EmbeddedLog {
             partitions: opened.partitions.iter().map(|partition| PartitionWriter::new(Arc::clone(partition))).collect(),
             background: options.background.clone(),
         };
-        // After a panic nobody knows what the files hold, so that there is no second writer: the log has stopped.
+        // After a panic it is not known what the files hold, so no second writer starts: the log has stopped.
         let thread = options.background.thread_once(writer::THREAD, move || writer.run());
         let thread = thread.map_err(|source| OpenError::Io { path: folder.to_owned(), source })?;
         let shared = Shared {

@@ -1,4 +1,4 @@
-//! Reads records back, and deletes those that nobody needs any more. Works beside the writer: it looks at durable bytes only.
+//! Reads records back, and deletes those that are no longer needed. Runs concurrently with the writer: it reads durable bytes only.
 
 use std::collections::BTreeSet;
 use std::io;

@@ -348,7 +348,7 @@ pub(super) struct Writer {
 /// The name of the writer's thread.
 pub(crate) const THREAD: &str = "log-writer";
 
-/// Closes the queue when the writer's thread ends, however it ends, so that nobody waits for it.
+/// Closes the queue when the writer's thread ends, however it ends, so that no caller waits for it.
 struct CloseAtEnd(Arc<Queue>);
 
 impl Drop for CloseAtEnd {

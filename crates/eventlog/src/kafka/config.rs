@@ -1,4 +1,4 @@
-//! How to reach Kafka, and what our promises rest on: the settings that nobody may change.
+//! How to reach Kafka, and the settings that our guarantees rest on and that may not be changed.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -81,8 +81,8 @@ const OURS: [(&str, &str); 32] = [
     ("socket.timeout.ms", "it lies below the time of an append"),
     ("retries", "an append is tried again until its time is over"),
     ("message.send.max.retries", "an append is tried again until its time is over"),
-    ("queue.buffering.max.kbytes", "the memory of appends is bounded by us"),
-    ("queue.buffering.max.messages", "the memory of appends is bounded by us"),
+    ("queue.buffering.max.kbytes", "Weir bounds the memory of appends itself"),
+    ("queue.buffering.max.messages", "Weir bounds the memory of appends itself"),
     ("queue.buffering.max.ms", "the wait of an append is a setting of its own"),
     ("linger.ms", "the wait of an append is a setting of its own"),
     ("delivery.report.only.error", "every append waits for its reports"),
@@ -95,8 +95,8 @@ const OURS: [(&str, &str); 32] = [
     ("enable.auto.offset.store", "the checkpoint lies in the database; offsets in Kafka are a hint"),
     ("check.crcs", "damage must be found before it is stored"),
     ("isolation.level", "the log has no transactions"),
-    ("enable.partition.eof", "the end is asked for"),
-    ("statistics.interval.ms", "it tells a client that lost its brokers"),
+    ("enable.partition.eof", "Weir asks for the end offset itself"),
+    ("statistics.interval.ms", "Weir notices by it a client that has lost its brokers"),
     ("log.queue", "the client's log lines go into ours"),
 ];
 
@@ -260,7 +260,7 @@ impl Checked {
         for (name, expected) in expected {
             let found = understood(&native, name)?;
             if found != expected {
-                return Err(OpenError::Config(format!("{name} is {found:?}, but our promises need {expected:?}")));
+                return Err(OpenError::Config(format!("{name} is {found:?}, but the guarantees of the log need {expected:?}")));
             }
         }
         Ok(())

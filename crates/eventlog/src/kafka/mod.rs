@@ -73,7 +73,7 @@ pub enum OpenError {
     Refused(String, String),
     /// The topic has a number of partitions that does not divide 64.
     #[error(
-        "topic {topic}: it has {found} partitions; a log has 1, 2, 4, 8, 16, 32 or 64. Name another topic, or let us make it"
+        "topic {topic}: it has {found} partitions; a log has 1, 2, 4, 8, 16, 32 or 64. Name another topic, or let Weir create it"
     )]
     Partitions {
         /// The topic's name.

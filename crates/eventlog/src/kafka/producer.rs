@@ -24,7 +24,7 @@ use super::{OpenError, lock, native};
 use crate::background::Background;
 use crate::{AppendError, Offset, Position};
 
-/// What a record takes in memory beside its bytes, here and in the library.
+/// What a record takes in memory in addition to its bytes, here and in the library.
 const RECORD_OVERHEAD_BYTES: usize = 512;
 /// How long an append waits for others to leave room in memory.
 const ROOM_WAIT_MAX: Duration = Duration::from_secs(1);
@@ -243,7 +243,7 @@ impl Drop for Live {
     fn drop(&mut self) {
         self.is_ended.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
-            // Its panics are caught and told by `Background`.
+            // Its panics are caught and reported by `Background`.
             let _ = thread.join();
         }
     }

@@ -29,9 +29,9 @@ use crate::{Offset, ReadBound, ReadError, StoredRecord};
 
 /// How long a record that is known to be there may take to come.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How often a waiting read looks again without being woken.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
-/// How often released offsets are told to Kafka.
+/// How often a waiting read polls without being woken.
+const POLL_EVERY: Duration = Duration::from_secs(1);
+/// How often released offsets are committed to Kafka.
 const COMMIT_EVERY: Duration = Duration::from_secs(1);
 /// How long a poll of the consumer waits; also how long its thread takes to notice that it should end.
 const POLL: Duration = Duration::from_millis(100);
@@ -68,7 +68,7 @@ struct Cursor {
     chunk: BytesMut,
 }
 
-/// What a look at the cursor found.
+/// What the cursor has at an offset.
 enum Found {
     Records(Vec<StoredRecord>),
     /// The cursor is at the offset, and nothing has come.
@@ -171,7 +171,7 @@ impl Reader {
             tokio::pin!(arrived);
             // From here on nothing that comes is missed.
             arrived.as_mut().enable();
-            match log.look(from, bound)? {
+            match log.try_read(from, bound)? {
                 Found::Records(records) => return Ok(records),
                 Found::Nothing => {}
                 Found::Elsewhere if turn.is_none() => {
@@ -204,8 +204,8 @@ impl Reader {
             if !is_there {
                 turn = None;
             }
-            // Woken or not, it looks again.
-            let _ = tokio::time::timeout(LOOK_AGAIN.min(wait_max - waited), arrived).await;
+            // Woken or not, it tries again.
+            let _ = tokio::time::timeout(POLL_EVERY.min(wait_max - waited), arrived).await;
         }
     }
 
@@ -225,7 +225,7 @@ impl Drop for Reader {
     fn drop(&mut self) {
         self.is_ended.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
-            // Its panics are caught and told by `Background`.
+            // Its panics are caught and reported by `Background`.
             let _ = thread.join();
         }
     }
@@ -337,7 +337,7 @@ impl Partition {
     }
 
     /// Returns what lies at an offset, if the cursor is there, and what has come behind it.
-    fn look(&self, from: Offset, bound: ReadBound) -> Result<Found, ReadError> {
+    fn try_read(&self, from: Offset, bound: ReadBound) -> Result<Found, ReadError> {
         let mut cursor = lock(&self.cursor);
         let Some(next) = cursor.next else { return Ok(Found::Elsewhere) };
         let first = next - cursor.window.len() as u64;

@@ -57,7 +57,7 @@ impl Connection {
         }
     }
 
-    /// Takes what a client says beside its answers.
+    /// Receives the log lines and errors of a client.
     pub(super) fn note(&self, error: &KafkaError, reason: &str) {
         match error.rdkafka_error_code() {
             Some(RDKafkaErrorCode::AllBrokersDown | RDKafkaErrorCode::Authentication | RDKafkaErrorCode::SSL) => {
@@ -81,7 +81,7 @@ pub(super) fn log_line(level: RDKafkaLogLevel, facility: &str, text: &str) {
     }
 }
 
-/// Takes what a client has to say beside its answers.
+/// Receives the log lines and errors of a client.
 pub(super) struct Context {
     pub(super) connection: Arc<Connection>,
     pub(super) brokers: Brokers,
@@ -291,7 +291,7 @@ impl Asker {
         let asked = self.admin().describe_configs([&ResourceSpecifier::Topic(self.topic())], &options).await;
         let settings = match asked.map(|resources| resources.into_iter().next()) {
             Ok(Some(Ok(settings))) => settings,
-            // Not everyone may ask.
+            // It needs a permission that Weir may not have.
             Ok(Some(Err(error))) => {
                 tracing::warn!(topic = self.topic(), "the topic's settings are not known: {error}");
                 return Ok(());

@@ -1,4 +1,4 @@
-//! An append: each log partition goes its way, and what the primary does not take goes to the spool.
+//! Appends: per log partition to the primary or to the spool; what the primary does not accept goes to the spool.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use events::Record;
 
 use super::Shared;
-use super::lane::{self, Entry, Lane};
+use super::partition::{self, Entry, Partition};
 use crate::{AppendError, Position};
 
 /// Appends a batch to the primary, the spool, or both.
@@ -23,7 +23,7 @@ pub(super) async fn append(shared: &Arc<Shared>, batch: Vec<Record>) -> Result<V
     let touched = set_of(&partitions);
     let mut entries = Vec::new();
     for partition in members(touched) {
-        entries.extend(Lane::enter(shared, partition, || shared.is_trusted()).await);
+        entries.extend(Partition::enter(shared, partition, || shared.is_agreed_log()).await);
     }
     let spooled = entries.iter().fold(0, |set, entry| set | 1 << entry.partition());
     if spooled == 0 {
@@ -64,7 +64,7 @@ pub(super) fn ready(shared: &Shared) -> Result<(), AppendError> {
         return Err(AppendError::Stopped("the spool was stopped".to_owned()));
     }
     shared.refuse_another_log()?;
-    let all_direct = shared.is_trusted() && shared.lanes.iter().all(Lane::is_empty);
+    let all_direct = shared.is_agreed_log() && shared.partitions.iter().all(Partition::is_empty);
     if all_direct && shared.primary.ready().is_ok() {
         return Ok(());
     }
@@ -79,7 +79,7 @@ pub(super) fn ready(shared: &Shared) -> Result<(), AppendError> {
 }
 
 fn closed(shared: &Shared) -> AppendError {
-    let fault = lane::lock(&shared.store_fault).clone();
+    let fault = partition::lock(&shared.store_fault).clone();
     AppendError::Unavailable(format!("the spool is closed and will be opened again: {fault}"))
 }
 
@@ -101,10 +101,10 @@ async fn to_primary(shared: &Arc<Shared>, records: Vec<Record>, partitions: u64)
         Err(_) => AppendError::Unknown(format!("the log gave no answer within {} s", wait_max.as_secs_f64())),
     };
     shared.counters.primary_failed(&failure);
-    shared.distrust(&failure);
+    shared.invalidate_comparison(&failure);
     let mut entries = Vec::new();
     for partition in members(partitions) {
-        entries.extend(Lane::enter(shared, partition, || false).await);
+        entries.extend(Partition::enter(shared, partition, || false).await);
     }
     let positions = |record: &Record| {
         let partition = record.bucket().log_partition(shared.identity.partitions);

@@ -1,4 +1,4 @@
-//! Drains one log partition of the spool into the primary: read, wait for trust, append, advance.
+//! Drains one log partition of the spool into the primary: read, wait for the identity check, append, advance.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,10 +7,10 @@ use backon::ExponentialBackoff;
 use events::Record;
 use tokio::time::Instant;
 
-use super::lane::Lane;
+use super::identity_check::IdentityCheck;
+use super::partition::Partition;
 use super::store::{Store, decode};
-use super::trust::Trust;
-use super::{Shared, keep};
+use super::{Shared, maintenance};
 use crate::{AppendError, Offset, ReadBound, ReadError};
 
 /// After a handover that did not end in time the next one waits this many times as long as the handover was allowed to.
@@ -29,20 +29,20 @@ pub(super) fn task(partition: u32) -> String {
     format!("spool-drain-{partition}")
 }
 
-/// Drains a log partition, for ever.
-pub(super) async fn drain(shared: Arc<Shared>, partition: u32) {
+/// Drains a log partition; never returns.
+pub(super) async fn drain(shared: Arc<Shared>, number: u32) {
     let options = &shared.options;
-    let lane = shared.lane(partition);
-    let mut drain = Drain { shared: &shared, lane, records_max: options.drain_records_max.max(1), waits: options.waits() };
+    let partition = shared.partition(number);
+    let mut drain = Drain { shared: &shared, partition, records_max: options.drain_records_max.max(1), waits: options.waits() };
     let mut no_handover_before = Instant::now();
     loop {
-        lane.wait(|inner| inner.records() > 0).await;
-        shared.background.checkpoint(&task(partition));
+        partition.wait(|state| state.records() > 0).await;
+        shared.background.checkpoint(&task(number));
         let turn = drain.step().await;
         drain.settle(turn).await;
-        let inner = lane.inner();
-        let little_is_left = !inner.is_empty() && inner.records() <= options.drain_records_max as u64;
-        if little_is_left && shared.is_trusted() && Instant::now() >= no_handover_before {
+        let state = partition.state();
+        let little_is_left = !state.is_empty() && state.records() <= options.drain_records_max as u64;
+        if little_is_left && shared.is_agreed_log() && Instant::now() >= no_handover_before {
             if let Some(failed) = drain.hand_over().await {
                 drain.settle(failed).await;
             }
@@ -53,7 +53,7 @@ pub(super) async fn drain(shared: Arc<Shared>, partition: u32) {
 
 struct Drain<'a> {
     shared: &'a Arc<Shared>,
-    lane: &'a Lane,
+    partition: &'a Partition,
     /// Records of the next try.
     records_max: usize,
     /// How long to wait after the next failures.
@@ -61,11 +61,11 @@ struct Drain<'a> {
 }
 
 /// While it lives, new appends of the log partition wait for the spool to become empty.
-struct HandingOver<'a>(&'a Lane);
+struct HandingOver<'a>(&'a Partition);
 
 impl Drop for HandingOver<'_> {
     fn drop(&mut self) {
-        self.0.change(|inner| inner.handing_over = None);
+        self.0.change(|state| state.handing_over = None);
     }
 }
 
@@ -73,11 +73,11 @@ impl Drain<'_> {
     /// Drains what is left while new appends wait, for a moment; returns the turn that failed, if one did.
     async fn hand_over(&mut self) -> Option<Turn> {
         let until = Instant::now() + self.shared.options.handover_wait_max;
-        self.lane.change(|inner| inner.handing_over = Some(until));
-        let _handing_over = HandingOver(self.lane);
-        while Instant::now() < until && self.shared.is_trusted() {
-            let moved = self.lane.wait(|inner| inner.records() > 0 || inner.is_empty());
-            if tokio::time::timeout_at(until, moved).await.is_err() || self.lane.is_empty() {
+        self.partition.change(|state| state.handing_over = Some(until));
+        let _handing_over = HandingOver(self.partition);
+        while Instant::now() < until && self.shared.is_agreed_log() {
+            let moved = self.partition.wait(|state| state.records() > 0 || state.is_empty());
+            if tokio::time::timeout_at(until, moved).await.is_err() || self.partition.is_empty() {
                 return None;
             }
             match self.step().await {
@@ -97,7 +97,7 @@ impl Drain<'_> {
                 self.waits = options.waits();
             }
             Turn::Failed(reason) => {
-                let (partition, records) = (self.lane.partition, self.lane.inner().records());
+                let (partition, records) = (self.partition.number, self.partition.state().records());
                 let wait = self.waits.next().unwrap_or(options.retry_wait_max);
                 if wait >= options.retry_wait_max {
                     tracing::warn!(partition, records, batch = self.records_max, "the spool does not drain: {reason}");
@@ -109,13 +109,13 @@ impl Drain<'_> {
     }
 
     async fn step(&self) -> Turn {
-        let from = self.lane.inner().drained;
+        let from = self.partition.state().drained;
         let records = match self.read(from).await {
             Ok(records) => records,
             Err(turn) => return turn,
         };
         // What was read is held meanwhile: `Options::drain_bytes_max` for each log partition. The sender lives as long as the task.
-        let _ = self.shared.trust.subscribe().wait_for(Trust::is_same).await;
+        let _ = self.shared.identity_check.subscribe().wait_for(IdentityCheck::is_same).await;
         match self.send(records).await {
             Ok(count) => {
                 self.shared.counters.drained(count);
@@ -124,7 +124,7 @@ impl Drain<'_> {
             }
             Err(failure) => {
                 self.shared.counters.primary_failed(&failure);
-                self.shared.distrust(&failure);
+                self.shared.invalidate_comparison(&failure);
                 Turn::Failed(format!("offset {from}: {failure}"))
             }
         }
@@ -135,11 +135,11 @@ impl Drain<'_> {
     async fn read(&self, from: Offset) -> Result<Vec<Record>, Turn> {
         let Shared { options, .. } = self.shared.as_ref();
         let Some(store) = self.shared.store() else {
-            tokio::time::sleep(options.keep_every).await;
+            tokio::time::sleep(options.maintenance_every).await;
             return Err(Turn::Failed("its log is closed".to_owned()));
         };
         let bound = ReadBound { records_max: self.records_max, bytes_max: options.drain_bytes_max, wait_max: Duration::ZERO };
-        let partition = self.lane.partition;
+        let partition = self.partition.number;
         let read = match store.read(partition, from, bound).await {
             Ok(read) if read.is_empty() => return Err(Turn::Failed(format!("nothing can be read at {from}"))),
             Ok(read) => read,
@@ -153,9 +153,9 @@ impl Drain<'_> {
         };
         let (records, received_at) = decode(&read);
         if records.is_empty() {
-            return Err(self.pass(store.as_ref(), from..from + 1, "it is no event to this version").await);
+            return Err(self.pass(store.as_ref(), from..from + 1, "this version cannot decode it as an event").await);
         }
-        self.lane.change(|inner| inner.oldest = received_at);
+        self.partition.change(|state| state.oldest = received_at);
         Ok(records)
     }
 
@@ -168,26 +168,26 @@ impl Drain<'_> {
         }
     }
 
-    /// Goes on behind records that cannot be sent; their file is kept.
+    /// Skips records that cannot be sent; their file is kept.
     async fn pass(&self, store: &dyn Store, damaged: std::ops::Range<Offset>, reason: &str) -> Turn {
-        let (partition, first, end) = (self.lane.partition, damaged.start, damaged.end);
-        tracing::error!(partition, first, end, "damaged records of the spool did not come into the log: {reason}");
+        let (partition, first, end) = (self.partition.number, damaged.start, damaged.end);
+        tracing::error!(partition, first, end, "damaged records of the spool were not sent to the log: {reason}");
         self.shared.counters.damaged(end - first);
-        self.lane.change(|inner| {
-            inner.damaged.insert(first);
+        self.partition.change(|state| {
+            state.damaged.insert(first);
         });
-        keep::keep_damaged(self.shared, store, self.lane).await;
+        maintenance::copy_damaged(self.shared, store, self.partition).await;
         self.advance(end).await;
         Turn::Advanced
     }
 
     async fn advance(&self, to: Offset) {
-        self.lane.change(|inner| {
-            inner.drained = to;
-            inner.oldest = None;
+        self.partition.change(|state| {
+            state.drained = to;
+            state.oldest = None;
         });
         if let Some(store) = self.shared.store() {
-            store.release(self.lane.partition, self.lane.inner().needed_from()).await;
+            store.release(self.partition.number, self.partition.state().needed_from()).await;
         }
     }
 }

@@ -6,7 +6,7 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
-/// Replaces a file by `name value` lines: written beside it, synced, renamed, so that there is always a whole one. Mode 0600.
+/// Replaces a file by `name value` lines: written to a temporary file, synced, renamed, so that there is always a whole one. Mode 0600.
 pub(super) fn replace(path: &Path, title: &str, lines: &[(&str, String)]) -> io::Result<()> {
     let mut text = format!("{title}\n");
     for (name, value) in lines {

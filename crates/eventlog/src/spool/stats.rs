@@ -37,7 +37,7 @@ impl State {
 
 /// What one log partition's spool holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct LaneStats {
+pub struct PartitionStats {
     /// Records that the primary has not acknowledged.
     pub records: u64,
     /// About how many bytes they take on the disk; 0 if there are none.
@@ -56,7 +56,7 @@ pub struct Stats {
     /// Why the spool's own log is closed, if it is; it is opened again by itself.
     pub spool_fault: Option<String>,
     /// By log partition.
-    pub lanes: Vec<LaneStats>,
+    pub partitions: Vec<PartitionStats>,
     /// Bytes of the spool's files, with what is drained and not deleted yet.
     pub bytes: u64,
     /// What they may come to.
@@ -80,12 +80,12 @@ pub struct Stats {
 impl Stats {
     /// Returns the records that wait, of all log partitions.
     pub fn records(&self) -> u64 {
-        self.lanes.iter().map(|lane| lane.records).sum()
+        self.partitions.iter().map(|partition| partition.records).sum()
     }
 
     /// Returns when the oldest record that waits was received.
     pub fn oldest_received_at(&self) -> Option<Micros> {
-        self.lanes.iter().filter_map(|lane| lane.oldest_received_at).min()
+        self.partitions.iter().filter_map(|partition| partition.oldest_received_at).min()
     }
 }
 
@@ -132,21 +132,22 @@ impl Counters {
 /// Collects what is known now.
 pub(super) fn collect(shared: &Shared) -> Stats {
     let store = shared.store();
-    let found = shared.trust.borrow().found.clone();
-    let lanes: Vec<LaneStats> = shared
-        .lanes
+    let found = shared.identity_check.borrow().found.clone();
+    let partitions: Vec<PartitionStats> = shared
+        .partitions
         .iter()
-        .map(|lane| {
-            let inner = lane.inner();
-            let records = inner.records();
-            let bytes = store.as_ref().filter(|_| records > 0).map_or(0, |store| store.bytes_from(lane.partition, inner.drained));
-            LaneStats { records, bytes, oldest_received_at: inner.oldest.filter(|_| records > 0) }
+        .map(|partition| {
+            let state = partition.state();
+            let records = state.records();
+            let bytes =
+                store.as_ref().filter(|_| records > 0).map_or(0, |store| store.bytes_from(partition.number, state.drained));
+            PartitionStats { records, bytes, oldest_received_at: state.oldest.filter(|_| records > 0) }
         })
         .collect();
     let state = match &found {
         Comparison::Different(_) => State::AnotherLog,
         Comparison::Unreachable(_) => State::Spooling,
-        Comparison::Same if shared.lanes.iter().all(super::Lane::is_empty) => State::Direct,
+        Comparison::Same if shared.partitions.iter().all(super::Partition::is_empty) => State::Direct,
         Comparison::Same => State::Draining,
     };
     let primary_fault = match found {
@@ -158,8 +159,8 @@ pub(super) fn collect(shared: &Shared) -> Stats {
     Stats {
         state,
         primary_fault,
-        spool_fault: store.is_none().then(|| super::lane::lock(&shared.store_fault).clone()),
-        lanes,
+        spool_fault: store.is_none().then(|| super::partition::lock(&shared.store_fault).clone()),
+        partitions,
         bytes: store.as_ref().map_or(0, |store| store.bytes()),
         bytes_max: shared.options.bytes_max,
         spooled_records: count(&counters.spooled_records),

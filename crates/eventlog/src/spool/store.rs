@@ -1,4 +1,4 @@
-//! The spool's own log, and the notes beside it.
+//! The spool's own log, and small files with its state.
 
 use std::io;
 use std::ops::Range;
@@ -16,7 +16,7 @@ use crate::embedded::{self, EmbeddedLog};
 use crate::{Append, AppendError, LogIdentity, Offset, Position, Read, ReadBound, ReadError, StoredRecord};
 
 const TITLE: &str = "weir spool 1";
-/// The file beside the log's own that says how far each log partition is drained.
+/// The file in the log's folder that says how far each log partition is drained.
 const DRAINED_NAME: &str = "drained";
 /// The file that says which log the records wait for.
 const PRIMARY_NAME: &str = "primary";
@@ -34,7 +34,7 @@ pub(super) trait Store: Append + Read {
     fn bytes_from(&self, partition: u32, from: Offset) -> u64;
 
     /// Copies the log file that holds an offset to one that trimming leaves alone.
-    async fn keep_damaged(&self, partition: u32, offset: Offset) -> io::Result<()>;
+    async fn copy_damaged(&self, partition: u32, offset: Offset) -> io::Result<()>;
 
     /// Returns how many such copies there are.
     fn damaged_files(&self) -> u64;
@@ -135,10 +135,10 @@ impl Store for DiskStore {
         self.log.bytes_from(partition, from)
     }
 
-    async fn keep_damaged(&self, partition: u32, offset: Offset) -> io::Result<()> {
+    async fn copy_damaged(&self, partition: u32, offset: Offset) -> io::Result<()> {
         let log = self.log.clone();
-        let keep = move || log.keep_damaged(partition, offset);
-        tokio::task::spawn_blocking(keep).await.unwrap_or_else(|error| Err(io::Error::other(error)))
+        let copy = move || log.copy_damaged(partition, offset);
+        tokio::task::spawn_blocking(copy).await.unwrap_or_else(|error| Err(io::Error::other(error)))
     }
 
     fn damaged_files(&self) -> u64 {

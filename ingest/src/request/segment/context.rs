@@ -1,4 +1,4 @@
-//! What Segment's clients tell of page, device and place.
+//! The `context` of Segment's calls: page, device, location.
 
 use events::{Draft, Rejection};
 use serde_json::value::RawValue;
@@ -14,7 +14,7 @@ pub(super) struct Context<'a> {
 impl<'a> Context<'a> {
     pub(super) fn new(own: Option<&'a RawValue>, batch: Option<&'a RawValue>) -> Result<Self, Rejection> {
         let mut found: Vec<(Member<'a>, Option<Vec<Member<'a>>>)> = Vec::new();
-        // A context that is no object tells nothing.
+        // A context that is not an object is ignored.
         let all = [own, batch].into_iter().flatten().filter_map(|raw| members(raw).ok()).flatten().collect();
         for member in few(all, "context")? {
             if found.iter().all(|(earlier, _)| earlier.key != member.key) {

@@ -87,7 +87,7 @@ async fn contents(log: &EmbeddedLog, partition: u32) -> Contents {
             Ok(records) => {
                 assert!(!records.is_empty(), "nothing at {next}, before the end {end}");
                 for record in records {
-                    assert_eq!(record.offset, next, "a gap or a repetition");
+                    assert_eq!(record.offset, next, "a gap or a duplicate");
                     next += 1;
                     found.records.push((record.offset, record.bytes));
                 }

@@ -125,7 +125,7 @@ async fn one_log_partition_that_fails_does_not_hold_up_the_others() {
     // The first drain of log partition 1 hangs, so the record stays where it is.
     world.primary.push(Way::Hangs);
     spool.append(vec![record(1, 0)]).await.expect("the spool takes it");
-    eventually("the comparison", || spool.shared.is_trusted()).await;
+    eventually("the comparison", || spool.shared.is_agreed_log()).await;
     eventually("the drain", || world.primary.calls().0 == 2).await;
     let both = spool.append(vec![record(0, 1), record(1, 1), record(2, 1), record(1, 2)]).await.expect("appends");
     let places: Vec<(u32, bool)> = both.iter().map(|position| (position.partition, position.offset.is_some())).collect();
@@ -231,7 +231,7 @@ async fn what_the_primary_may_hold_is_not_called_refused() {
     let spool = world.open_direct().await;
     let check = async |way: Way, disk: Disk, is_unknown: bool| {
         world.kept.set(disk);
-        eventually("the trust", || spool.shared.is_trusted()).await;
+        eventually("the comparison", || spool.shared.is_agreed_log()).await;
         world.primary.push(way);
         let error = spool.append(vec![conformance::record("user", 1, 0)]).await.expect_err("both fail");
         assert_eq!(matches!(error, AppendError::Unknown(_)), is_unknown, "{way:?}, {disk:?}: {error}");
@@ -273,7 +273,7 @@ async fn what_is_no_event_is_kept_and_passed() {
     world.kept.keeps_nothing.store(true, std::sync::atomic::Ordering::Relaxed);
     let identity = spool.identity();
     // Written by a newer version, say.
-    lane::lock(&world.kept.garbled).extend([(1, 0), (1, 7), (1, 8)]);
+    partition::lock(&world.kept.garbled).extend([(1, 0), (1, 7), (1, 8)]);
     for number in 0..20 {
         spool.append(vec![conformance::record_in(identity, 1, number, 0)]).await.expect("the spool takes it");
     }
@@ -300,7 +300,7 @@ async fn an_append_on_its_way_to_the_spool_counts_as_its_record() {
     world.primary.push(Way::Unavailable);
     let overtaking = async {
         eventually("the record in the spool", || world.kept.log.range(0).end == 1).await;
-        eventually("the comparison", || spool.shared.is_trusted()).await;
+        eventually("the comparison", || spool.shared.is_agreed_log()).await;
         world.kept.set(Disk::Works);
         append(2).await
     };
@@ -411,7 +411,7 @@ async fn the_agreed_log_is_noted() {
 #[tokio::test]
 async fn a_stopped_spool_notes_how_far_it_is() {
     let mut world = World::new();
-    world.options.keep_every = Duration::from_secs(3600);
+    world.options.maintenance_every = Duration::from_secs(3600);
     let spool = world.open_direct().await;
     let mut ledger = Ledger::default();
     world.primary.set(Way::Unavailable);

@@ -33,7 +33,7 @@ async fn what_is_spooled_survives_the_process_and_drains_first() {
             ledger.append(&spool, &[1, 2, 3]).await.expect("the spool takes it");
         }
         let stats = spool.stats();
-        let bytes: u64 = stats.lanes.iter().map(|lane| lane.bytes).sum();
+        let bytes: u64 = stats.partitions.iter().map(|partition| partition.bytes).sum();
         assert!(bytes > stats.records() * 300 && bytes <= stats.bytes, "{stats:?}");
         // Dropped without an end: the store's lock is free as soon as its tasks are gone.
         drop(spool);
@@ -47,7 +47,7 @@ async fn what_is_spooled_survives_the_process_and_drains_first() {
     drained(&spool).await;
     assert_eq!(ledger.check(&world.contents().await, "three lives"), 0);
     let stats = spool.stats();
-    assert!(stats.lanes.iter().all(|lane| *lane == LaneStats::default()), "{stats:?}");
+    assert!(stats.partitions.iter().all(|partition| *partition == PartitionStats::default()), "{stats:?}");
     assert!(stats.bytes < u64::from(PARTITIONS) * 6 * 1024, "what was drained is deleted: {stats:?}");
 
     // A kill after the note: nothing is sent again.

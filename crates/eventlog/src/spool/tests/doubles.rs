@@ -10,7 +10,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use events::Record;
 
-use super::super::lane::lock;
+use super::super::partition::lock;
 use super::super::store::Store;
 use crate::memory::MemoryLog;
 use crate::{Append, AppendError, LogIdentity, Offset, Position, Read, ReadBound, ReadError, StoredRecord};
@@ -344,7 +344,7 @@ impl Store for MemoryStore {
         self.range(partition).end.saturating_sub(from)
     }
 
-    async fn keep_damaged(&self, partition: u32, offset: Offset) -> io::Result<()> {
+    async fn copy_damaged(&self, partition: u32, offset: Offset) -> io::Result<()> {
         if self.kept.keeps_nothing.load(Ordering::Relaxed) {
             return Err(io::ErrorKind::StorageFull.into());
         }

@@ -28,7 +28,7 @@ fn quick() -> Options {
         retry_wait_min: Duration::from_millis(1),
         retry_wait_max: Duration::from_millis(8),
         handover_wait_max: Duration::from_millis(40),
-        keep_every: Duration::from_millis(5),
+        maintenance_every: Duration::from_millis(5),
         ..Options::default()
     }
 }

@@ -1,4 +1,4 @@
-//! A panic in each task and thread of the spool: told, and healed without a loss.
+//! A panic in each task and thread of the spool: reported, and restarted without a loss.
 
 use super::*;
 use crate::background::Deaths;
@@ -26,7 +26,7 @@ async fn whatever_panics_is_told_and_the_spool_still_drains() {
     let mut deaths = background.deaths();
     let mut names = vec![THREAD.to_owned()];
     names.extend((0..PARTITIONS).map(drain::task));
-    names.extend([keep::TASK.to_owned(), trust::TASK.to_owned()]);
+    names.extend([maintenance::TASK.to_owned(), identity_check::TASK.to_owned()]);
     assert_eq!(background.names(), names);
 
     let mut ledger = Ledger::default();

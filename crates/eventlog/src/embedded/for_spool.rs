@@ -1,4 +1,4 @@
-//! What a spool asks of its log beyond the contract: what records take, and copies of files that are damaged.
+//! What the spool needs of its log beyond the contract: sizes in bytes, and copies of damaged files.
 
 use std::io;
 use std::ops::Range;
@@ -43,7 +43,7 @@ impl EmbeddedLog {
     /// trimming leaves alone. A file that is missing needs no copy. Blocks.
     /// # Errors
     /// Whatever the system says; then there is no copy, or the older one.
-    pub(crate) fn keep_damaged(&self, partition: u32, offset: Offset) -> io::Result<()> {
+    pub(crate) fn copy_damaged(&self, partition: u32, offset: Offset) -> io::Result<()> {
         let partition = self.part(partition);
         let base = {
             let files = lock(&partition.files);
@@ -64,7 +64,7 @@ impl EmbeddedLog {
         writer::create_whole(disk, &partition.folder, &copy, &bytes[..filled]).map(drop)
     }
 
-    /// Returns how many copies [`EmbeddedLog::keep_damaged`] has left in the log's folders.
+    /// Returns how many copies [`EmbeddedLog::copy_damaged`] has left in the log's folders.
     pub(crate) fn damaged_files(&self) -> u64 {
         let shared = &self.owner.shared;
         let copies = |partition: &Partition| {

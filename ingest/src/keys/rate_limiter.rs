@@ -1,14 +1,14 @@
-//! How much one key may send in a second.
+//! The rate limit of a key.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// A bucket of tokens: it holds two seconds' worth, and fills at the rate.
+/// A token bucket: it holds two seconds' worth, and fills at the rate.
 ///
 /// A request may take more than there is as long as there is something, and the next ones wait until the debt is paid:
 /// so a batch larger than the bucket is slowed down, not locked out.
 #[derive(Debug)]
-pub(crate) struct Limiter {
+pub(crate) struct RateLimiter {
     rate: u32,
     state: Mutex<State>,
 }
@@ -19,18 +19,18 @@ struct State {
     at: Instant,
 }
 
-impl Limiter {
+impl RateLimiter {
     /// Makes a full bucket. `rate` is in tokens per second, 1 or more.
     pub(crate) fn new(rate: u32, now: Instant) -> Self {
         let rate = rate.max(1);
-        Limiter { rate, state: Mutex::new(State { tokens: f64::from(rate) * 2.0, at: now }) }
+        RateLimiter { rate, state: Mutex::new(State { tokens: f64::from(rate) * 2.0, at: now }) }
     }
 
     /// Makes a bucket of another rate that starts with what this one holds: a change does not fill it.
     pub(crate) fn with_rate(&self, rate: u32) -> Self {
         let State { tokens, at } = *self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let rate = rate.max(1);
-        Limiter { rate, state: Mutex::new(State { tokens: tokens.min(f64::from(rate) * 2.0), at }) }
+        RateLimiter { rate, state: Mutex::new(State { tokens: tokens.min(f64::from(rate) * 2.0), at }) }
     }
 
     /// Takes tokens. # Errors How long to wait before there is one.
@@ -55,7 +55,7 @@ mod tests {
     #[test]
     fn two_seconds_of_burst_then_the_rate() {
         let start = Instant::now();
-        let limiter = Limiter::new(5, start);
+        let limiter = RateLimiter::new(5, start);
         let taken = (0..20).filter(|_| limiter.take(1, start).is_ok()).count();
         assert_eq!(taken, 10);
         assert_eq!(limiter.take(1, start), Err(Duration::from_millis(200)));
@@ -66,7 +66,7 @@ mod tests {
     #[test]
     fn a_large_batch_is_slowed_down() {
         let start = Instant::now();
-        let limiter = Limiter::new(10, start);
+        let limiter = RateLimiter::new(10, start);
         assert_eq!(limiter.take(120, start), Ok(()));
         // 100 in debt, and 1 to have: 10.1 seconds.
         assert!(limiter.take(1, start + Duration::from_secs(10)).is_err());

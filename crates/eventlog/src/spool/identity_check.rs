@@ -1,4 +1,4 @@
-//! Whether the primary is the log that was agreed on.
+//! Checks that the primary is the log that was agreed on, by its identity.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,12 +15,12 @@ pub enum Comparison {
     Same,
     /// It is another one; the text says which, and what to do.
     Different(String),
-    /// It cannot be told now; the text says why.
+    /// It cannot be compared now; the text says why.
     Unreachable(String),
 }
 
-/// Compares the primary with an identity. Asks the primary each time: an answer that was kept proves nothing after a
-/// connection was lost.
+/// Compares the primary with an identity. Asks the primary each time: a cached answer is not
+/// valid after a connection was lost.
 #[async_trait]
 pub trait Compare: Send + Sync + 'static {
     /// Compares the primary, as it is reached now, with the agreed identity. May be cancelled at any point.
@@ -38,23 +38,23 @@ where
     }
 }
 
-/// What is known of the primary.
+/// The result of the last comparison.
 #[derive(Clone, Debug)]
-pub(super) struct Trust {
+pub(super) struct IdentityCheck {
     pub(super) found: Comparison,
     /// Whether a comparison has ended.
     pub(super) compared: bool,
-    /// Failures of the primary so far. A comparison that began before the last one tells nothing about the time after it.
+    /// Failures of the primary so far. The result of a comparison that began before the last one is stale.
     failures: u64,
 }
 
-impl Default for Trust {
+impl Default for IdentityCheck {
     fn default() -> Self {
-        Trust { found: Comparison::Unreachable("it was not compared yet".to_owned()), compared: false, failures: 0 }
+        IdentityCheck { found: Comparison::Unreachable("it has not been compared yet".to_owned()), compared: false, failures: 0 }
     }
 }
 
-impl Trust {
+impl IdentityCheck {
     /// Returns whether the primary may be given records.
     pub(super) fn is_same(&self) -> bool {
         self.found == Comparison::Same
@@ -63,23 +63,23 @@ impl Trust {
 
 impl Shared {
     /// Returns whether the primary may be given records.
-    pub(super) fn is_trusted(&self) -> bool {
-        self.trust.borrow().is_same()
+    pub(super) fn is_agreed_log(&self) -> bool {
+        self.identity_check.borrow().is_same()
     }
 
-    /// Withdraws the trust after a failure of the primary: whoever answers next may be another log.
-    pub(super) fn distrust(&self, failure: &AppendError) {
-        self.trust.send_modify(|trust| {
-            trust.failures += 1;
-            if trust.is_same() {
-                trust.found = Comparison::Unreachable(failure.to_string());
+    /// Marks the primary as not compared after it failed: what answers next may be another log.
+    pub(super) fn invalidate_comparison(&self, failure: &AppendError) {
+        self.identity_check.send_modify(|check| {
+            check.failures += 1;
+            if check.is_same() {
+                check.found = Comparison::Unreachable(failure.to_string());
             }
         });
     }
 
-    /// Refuses to work on another log.
+    /// Returns an error if the primary is another log.
     pub(super) fn refuse_another_log(&self) -> Result<(), AppendError> {
-        match &self.trust.borrow().found {
+        match &self.identity_check.borrow().found {
             Comparison::Different(found) => {
                 let agreed = self.identity.log_id;
                 Err(AppendError::Unavailable(format!("another_log: {found}; the agreed log is {agreed}")))
@@ -92,15 +92,15 @@ impl Shared {
 /// The name of the task that compares.
 pub(super) const TASK: &str = "spool-trust";
 
-/// Compares at start, after each failure, and now and then; for ever.
+/// Compares at start, after each failure, and periodically; never returns.
 pub(super) async fn follow(shared: Arc<Shared>, compare: Arc<dyn Compare>) {
     let options = &shared.options;
-    let mut trust = shared.trust.subscribe();
+    let mut check = shared.identity_check.subscribe();
     let mut waits = options.waits();
     let mut remember = options.remember.clone();
     loop {
         shared.background.checkpoint(TASK);
-        let failures = trust.borrow().failures;
+        let failures = check.borrow().failures;
         let found = tokio::time::timeout(options.compare_wait_max, compare.compare(shared.identity)).await;
         let found = found.unwrap_or_else(|_| {
             Comparison::Unreachable(format!("no answer within {} s", options.compare_wait_max.as_secs_f64()))
@@ -114,14 +114,14 @@ pub(super) async fn follow(shared: Arc<Shared>, compare: Arc<dyn Compare>) {
             // Its panic is this task's, which then begins again with the file still to be noted.
             let (noted, file) = noted.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
             if let Err(error) = noted {
-                tracing::warn!(file = %file.display(), %error, "which log was agreed on cannot be noted; tried again later");
+                tracing::warn!(file = %file.display(), %error, "the identity of the log cannot be written; trying again later");
                 remember = Some(file);
             }
         }
-        shared.trust.send_modify(|trust| {
-            trust.compared = true;
-            if trust.failures == failures || matches!(found, Comparison::Different(_)) {
-                trust.found = found.clone();
+        shared.identity_check.send_modify(|check| {
+            check.compared = true;
+            if check.failures == failures || matches!(found, Comparison::Different(_)) {
+                check.found = found.clone();
             }
         });
         let wait = if found == Comparison::Same {
@@ -130,23 +130,23 @@ pub(super) async fn follow(shared: Arc<Shared>, compare: Arc<dyn Compare>) {
         } else {
             waits.next().unwrap_or(options.retry_wait_max)
         };
-        wait_or_failure(&mut trust, failures, found == Comparison::Same, wait).await;
+        wait_or_failure(&mut check, failures, found == Comparison::Same, wait).await;
     }
 }
 
 /// Waits; not longer than until the primary fails, if it was well.
-async fn wait_or_failure(trust: &mut tokio::sync::watch::Receiver<Trust>, failures: u64, was_well: bool, wait: Duration) {
+async fn wait_or_failure(check: &mut tokio::sync::watch::Receiver<IdentityCheck>, failures: u64, was_well: bool, wait: Duration) {
     if was_well {
         // The time is over, or there was a failure; the sender lives as long as this task.
-        let _ = tokio::time::timeout(wait, trust.wait_for(|trust| trust.failures != failures)).await;
+        let _ = tokio::time::timeout(wait, check.wait_for(|check| check.failures != failures)).await;
     } else {
         tokio::time::sleep(wait).await;
     }
 }
 
-/// Says once what has changed.
+/// Logs a change, once.
 fn tell(shared: &Shared, found: &Comparison) {
-    let before = shared.trust.borrow().clone();
+    let before = shared.identity_check.borrow().clone();
     let log_id = shared.identity.log_id;
     match found {
         Comparison::Same if !before.is_same() => tracing::info!(%log_id, "the log is reached and is the agreed one"),
@@ -154,7 +154,7 @@ fn tell(shared: &Shared, found: &Comparison) {
             tracing::error!(%log_id, "another_log: {other}; nothing is sent to it, and appends are refused");
         }
         Comparison::Unreachable(reason) if before.is_same() || !before.compared => {
-            tracing::warn!(%log_id, "the log is not reached: {reason}; records go to the spool");
+            tracing::warn!(%log_id, "the log cannot be reached: {reason}; records go to the spool");
         }
         _ => {}
     }

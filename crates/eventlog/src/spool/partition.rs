@@ -1,4 +1,4 @@
-//! One log partition of the spool: what it holds, and which way the next append goes.
+//! State of one log partition of the spool, and whether the next append goes to the primary or the spool.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,9 +14,9 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What is known of one log partition of the spool.
+/// State of one log partition of the spool.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Inner {
+pub(super) struct PartitionState {
     /// The primary has acknowledged all records below, or they are damaged.
     pub(super) drained: Offset,
     /// The durable end.
@@ -31,7 +31,7 @@ pub(super) struct Inner {
     pub(super) damaged: BTreeSet<Offset>,
 }
 
-impl Inner {
+impl PartitionState {
     /// Returns whether the primary has acknowledged everything, so that an append may go there.
     pub(super) fn is_empty(&self) -> bool {
         self.drained >= self.end && self.appending == 0
@@ -49,9 +49,9 @@ impl Inner {
 }
 
 /// One log partition of the spool.
-pub(super) struct Lane {
-    pub(super) partition: u32,
-    inner: watch::Sender<Inner>,
+pub(super) struct Partition {
+    pub(super) number: u32,
+    state: watch::Sender<PartitionState>,
 }
 
 /// An append of one log partition on its way to the spool. While there is one, no append goes to the primary directly.
@@ -65,62 +65,62 @@ impl Entry {
         self.partition
     }
 
-    /// Says where the spool's log partition ends, now that the append is over.
+    /// Sets the end of the log partition in the spool, now that the append is over.
     pub(super) fn ended(self, end: Offset) {
-        // Before the count falls, so that nobody sees neither.
-        self.shared.lane(self.partition).change(|inner| inner.end = inner.end.max(end));
+        // Before `appending` is decremented, so that no reader misses both.
+        self.shared.partition(self.partition).change(|state| state.end = state.end.max(end));
     }
 }
 
 impl Drop for Entry {
     fn drop(&mut self) {
-        self.shared.lane(self.partition).change(|inner| inner.appending -= 1);
+        self.shared.partition(self.partition).change(|state| state.appending -= 1);
     }
 }
 
-impl Lane {
-    pub(super) fn new(partition: u32) -> Self {
-        Lane { partition, inner: watch::Sender::default() }
+impl Partition {
+    pub(super) fn new(number: u32) -> Self {
+        Partition { number, state: watch::Sender::default() }
     }
 
-    /// Returns what is known now.
-    pub(super) fn inner(&self) -> Inner {
-        self.inner.borrow().clone()
+    /// Returns the state now.
+    pub(super) fn state(&self) -> PartitionState {
+        self.state.borrow().clone()
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.inner.borrow().is_empty()
+        self.state.borrow().is_empty()
     }
 
-    pub(super) fn change(&self, change: impl FnOnce(&mut Inner)) {
-        self.inner.send_modify(change);
+    pub(super) fn change(&self, change: impl FnOnce(&mut PartitionState)) {
+        self.state.send_modify(change);
     }
 
-    /// Waits until something is so.
-    pub(super) async fn wait(&self, is_so: impl FnMut(&Inner) -> bool) {
+    /// Waits until the state satisfies a condition.
+    pub(super) async fn wait(&self, is_so: impl FnMut(&PartitionState) -> bool) {
         // The sender lives as long as `self`.
-        let _ = self.inner.subscribe().wait_for(is_so).await;
+        let _ = self.state.subscribe().wait_for(is_so).await;
     }
 
     /// Begins an append to the spool, after a handover if there is one. Returns nothing if the spool is empty and
     /// `may_go_direct` says that this is enough.
-    pub(super) async fn enter(shared: &Arc<Shared>, partition: u32, may_go_direct: impl Fn() -> bool) -> Option<Entry> {
-        let lane = shared.lane(partition);
-        if may_go_direct() && lane.is_empty() {
+    pub(super) async fn enter(shared: &Arc<Shared>, number: u32, may_go_direct: impl Fn() -> bool) -> Option<Entry> {
+        let partition = shared.partition(number);
+        if may_go_direct() && partition.is_empty() {
             return None;
         }
-        let handing_over = lane.inner.borrow().handing_over;
+        let handing_over = partition.state.borrow().handing_over;
         if let Some(until) = handing_over {
-            let over = lane.wait(|inner| inner.handing_over.is_none() || inner.is_empty());
+            let over = partition.wait(|state| state.handing_over.is_none() || state.is_empty());
             // If it takes longer than it may, the record goes to the spool.
             let _ = tokio::time::timeout_at(until, over).await;
         }
         let mut entered = true;
-        lane.inner.send_if_modified(|inner| {
-            entered = !(inner.is_empty() && may_go_direct());
-            inner.appending += u32::from(entered);
+        partition.state.send_if_modified(|state| {
+            entered = !(state.is_empty() && may_go_direct());
+            state.appending += u32::from(entered);
             entered
         });
-        entered.then(|| Entry { shared: Arc::clone(shared), partition })
+        entered.then(|| Entry { shared: Arc::clone(shared), partition: number })
     }
 }
