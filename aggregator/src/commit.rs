@@ -131,7 +131,7 @@ enum Attempt {
     DuplicateKey,
 }
 
-/// What a worker keeps from commit to commit.
+/// What a worker caches from commit to commit.
 #[derive(Debug, Default)]
 pub(crate) struct WorkerCache {
     pub catalogue: Catalogue,
@@ -285,7 +285,7 @@ async fn attempt(
             rows.iter().filter(is_new).copied().collect()
         }
     };
-    let unattributed = participation::follow(connection, &cache.catalogue, histories, &new).await?;
+    let unattributed = participation::update(connection, &cache.catalogue, histories, &new).await?;
     rollups::add(connection, log_id, &new).await?;
     dead_letter::insert(connection, log_id, dead).await?;
     sqlx::raw_sql("COMMIT").execute(connection).await.map_err(CommitError::Unknown)?;

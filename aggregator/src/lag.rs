@@ -1,4 +1,4 @@
-//! How far storing is behind the log, shown beside the flow: over Kafka the log's end is a question to a broker, which no
+//! How far storing is behind the log, shown beside the flow: over Kafka the high watermark is a request to a broker, which no
 //! batch shall wait for. It is also asked while nothing can be stored, when it matters most.
 
 use std::collections::BTreeMap;
@@ -25,7 +25,7 @@ pub(crate) struct Stored {
 }
 
 impl Stored {
-    /// Notes that a log partition is stored up to an offset.
+    /// Records that a log partition is stored up to an offset.
     pub(crate) fn up_to(&self, partition: u32, next: Offset) {
         self.next.lock().unwrap_or_else(PoisonError::into_inner).insert(partition, next);
         self.moved.notify_one();

@@ -25,13 +25,14 @@ use crate::config::Config;
 use crate::status::Status;
 use crate::{StartError, database};
 
-/// How often a process looks at the others' leases.
-const LOOK: Duration = Duration::from_secs(1);
-/// Of so many looks one is a heartbeat too.
-const LOOKS_PER_HEARTBEAT: u32 = 3;
-const STANDS_STILL: Duration = Duration::from_secs(15);
-/// After so long the row of a process that stands still is removed.
-const IS_GONE: Duration = Duration::from_secs(60);
+/// How often a process reads the leases of all.
+const TICK_INTERVAL: Duration = Duration::from_secs(1);
+/// One tick of so many is a heartbeat too.
+const TICKS_PER_HEARTBEAT: u32 = 3;
+/// How long a counter may stand still before others take the lease.
+const LEASE_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long a process may miss its heartbeats before its row is removed.
+const PEER_REMOVED_AFTER: Duration = Duration::from_secs(60);
 
 /// The first and the longest pause after a failure: short, since others take over what stands still.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(1));
@@ -39,10 +40,10 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(250), Duration::from
 /// The log partitions that this process owns, with the epoch of each lease.
 pub(crate) type Held = BTreeMap<u32, i64>;
 
-/// Records the log in the database at first use, and compares it after that.
+/// Registers the log in the database at first use, and compares it after that.
 /// # Errors
 /// [`StartError::OtherLog`] and [`StartError::OtherPartitions`]: nothing may be read then.
-pub(crate) async fn know_log(connection: &mut PgConnection, log: LogIdentity, adopt: bool) -> Result<(), StartError> {
+pub(crate) async fn register_log(connection: &mut PgConnection, log: LogIdentity, adopt: bool) -> Result<(), StartError> {
     let mut transaction = connection.begin().await?;
     sqlx::raw_sql("LOCK TABLE logs IN SHARE ROW EXCLUSIVE MODE").execute(&mut *transaction).await?;
     let logs =
@@ -84,35 +85,40 @@ pub(crate) async fn know_log(connection: &mut PgConnection, log: LogIdentity, ad
     Ok(())
 }
 
-/// Keeps leases until a stop and until every worker has dropped its receiver; then gives them back. Begun again after it died, it
-/// goes on as the same owner.
-pub(crate) fn keep(tasks: &Tasks, config: &Config, log: &dyn Read, status: Arc<Status>) -> watch::Receiver<Held> {
+/// Starts the task that renews and takes leases until a stop and until every worker has dropped its receiver; then it gives them
+/// back. Restarted after a panic, it goes on as the same owner.
+pub(crate) fn spawn(tasks: &Tasks, config: &Config, log: &dyn Read, status: Arc<Status>) -> watch::Receiver<Held> {
     let (sender, receiver) = watch::channel(Held::new());
     let (owner, held) = (Uuid::new_v4(), Arc::new(sender));
     let (url, identity, exclusive) = (config.database_url.clone(), log.identity(), log.is_exclusive());
     tasks.spawn("leases", move |stop| {
-        let keeper = Keeper {
+        let manager = LeaseManager {
             owner,
             url: url.clone(),
             log_id: identity.log_id,
             partitions: identity.partitions as usize,
             exclusive,
             held: Arc::clone(&held),
-            looks: 0,
-            leaving: BTreeSet::new(),
+            ticks: 0,
+            releasing: BTreeSet::new(),
             observed: HashMap::new(),
-            others: HashMap::new(),
+            peers: HashMap::new(),
             status: Arc::clone(&status),
         };
-        keeper.run(stop)
+        manager.run(stop)
     });
     receiver
 }
 
-/// Writes the backend of a worker's connection into the lease, before its first transaction under that lease.
+/// Registers the backend of a worker's connection in the lease, before its first transaction under that lease.
 /// Returns false if the lease is no longer held under this epoch.
-pub(crate) async fn sign(connection: &mut PgConnection, log_id: Uuid, partition: u32, epoch: i64) -> Result<bool, sqlx::Error> {
-    let signed = sqlx::query(
+pub(crate) async fn register_writer(
+    connection: &mut PgConnection,
+    log_id: Uuid,
+    partition: u32,
+    epoch: i64,
+) -> Result<bool, sqlx::Error> {
+    let registered = sqlx::query(
         "UPDATE leases SET writer_pid = a.pid, writer_start = a.backend_start
          FROM pg_stat_activity a WHERE a.pid = pg_backend_pid() AND log_id = $1 AND log_partition = $2 AND epoch = $3",
     )
@@ -121,7 +127,7 @@ pub(crate) async fn sign(connection: &mut PgConnection, log_id: Uuid, partition:
     .bind(epoch)
     .execute(connection)
     .await?;
-    Ok(signed.rows_affected() == 1)
+    Ok(registered.rows_affected() == 1)
 }
 
 /// Another owner's lease as it was last seen to change.
@@ -133,30 +139,30 @@ struct Observed {
     since: Instant,
 }
 
-/// Another process as it was last seen to change.
-struct Other {
+/// Another aggregator process as it was last seen to change.
+struct Peer {
     counter: i64,
     since: Instant,
     /// Whether it was ever seen to change: a row alone may be of a dead one.
     has_moved: bool,
 }
 
-struct Keeper {
+struct LeaseManager {
     owner: Uuid,
     url: String,
     log_id: Uuid,
     partitions: usize,
     exclusive: bool,
     held: Arc<watch::Sender<Held>>,
-    looks: u32,
-    /// What is no longer read and given back with the next look.
-    leaving: BTreeSet<u32>,
+    ticks: u32,
+    /// Log partitions that are no longer read; the next tick gives their leases back.
+    releasing: BTreeSet<u32>,
     observed: HashMap<u32, Observed>,
-    others: HashMap<Uuid, Other>,
+    peers: HashMap<Uuid, Peer>,
     status: Arc<Status>,
 }
 
-impl Keeper {
+impl LeaseManager {
     async fn run(mut self, mut stop: Stop) {
         let mut connection: Option<PgConnection> = None;
         let mut back_off = BackOff::new(PAUSES.0, PAUSES.1);
@@ -166,7 +172,7 @@ impl Keeper {
                 None => self.connect().await,
             };
             let outcome = match outcome {
-                Ok(mut open) => self.round(&mut open).await.map(|()| open),
+                Ok(mut open) => self.tick(&mut open).await.map(|()| open),
                 Err(error) => Err(error),
             };
             let pause = match outcome {
@@ -174,15 +180,15 @@ impl Keeper {
                     self.status.postgres(None);
                     connection = Some(open);
                     back_off.reset();
-                    LOOK
+                    TICK_INTERVAL
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "leases cannot be kept now; trying again");
+                    tracing::warn!(%error, "leases cannot be renewed now; trying again");
                     self.status.postgres(Some(error.to_string()));
                     // Nothing was seen meanwhile, so nobody was seen to stand still.
                     self.observed.clear();
-                    self.others.clear();
-                    self.looks = 0;
+                    self.peers.clear();
+                    self.ticks = 0;
                     back_off.delay()
                 }
             };
@@ -194,7 +200,7 @@ impl Keeper {
             };
             if workers_ended {
                 if let Some(mut open) = connection {
-                    self.leave(&mut open).await;
+                    self.release_all(&mut open).await;
                 }
                 return;
             }
@@ -208,14 +214,14 @@ impl Keeper {
         Ok(connection)
     }
 
-    async fn round(&mut self, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
-        if self.looks.is_multiple_of(LOOKS_PER_HEARTBEAT) {
-            self.beat(connection).await?;
+    async fn tick(&mut self, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+        if self.ticks.is_multiple_of(TICKS_PER_HEARTBEAT) {
+            self.heartbeat(connection).await?;
         }
-        self.looks = self.looks.wrapping_add(1);
+        self.ticks = self.ticks.wrapping_add(1);
         let share = self.share(connection).await?;
-        let leaving = std::mem::take(&mut self.leaving);
-        self.give_back(connection, &leaving).await?;
+        let releasing = std::mem::take(&mut self.releasing);
+        self.release(connection, &releasing).await?;
 
         let mut held = Held::new();
         let leases = "SELECT log_partition, owner, epoch, counter FROM leases WHERE log_id = $1 ORDER BY log_partition";
@@ -241,7 +247,7 @@ impl Keeper {
         while held.len() > share
             && let Some((partition, _)) = held.pop_last()
         {
-            self.leaving.insert(partition);
+            self.releasing.insert(partition);
         }
         self.status.held(held.len());
         self.held.send_if_modified(|present| {
@@ -252,7 +258,7 @@ impl Keeper {
         Ok(())
     }
 
-    async fn beat(&self, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+    async fn heartbeat(&self, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
         sqlx::query("UPDATE leases SET counter = counter + 1 WHERE log_id = $1 AND owner = $2")
             .bind(self.log_id)
             .bind(self.owner)
@@ -283,22 +289,22 @@ impl Keeper {
         let mut listed = HashMap::with_capacity(rows.len());
         for row in rows {
             let (owner, counter): (Uuid, i64) = (row.try_get(0)?, row.try_get(1)?);
-            let seen = match self.others.remove(&owner) {
+            let seen = match self.peers.remove(&owner) {
                 Some(seen) if seen.counter == counter => seen,
-                Some(_) => Other { counter, since: now, has_moved: true },
-                None => Other { counter, since: now, has_moved: false },
+                Some(_) => Peer { counter, since: now, has_moved: true },
+                None => Peer { counter, since: now, has_moved: false },
             };
             listed.insert(owner, seen);
         }
-        self.others = listed;
+        self.peers = listed;
         let gone: Vec<Uuid> =
-            self.others.iter().filter(|(_, other)| now - other.since >= IS_GONE).map(|(owner, _)| *owner).collect();
+            self.peers.iter().filter(|(_, peer)| now - peer.since >= PEER_REMOVED_AFTER).map(|(owner, _)| *owner).collect();
         if !gone.is_empty() {
             // Should it live after all, its next heartbeat brings it back.
             let remove = "DELETE FROM aggregators WHERE log_id = $1 AND owner = ANY ($2)";
             sqlx::query(remove).bind(self.log_id).bind(&gone).execute(connection).await?;
         }
-        let living = self.others.values().filter(|other| other.has_moved && now - other.since < STANDS_STILL).count();
+        let living = self.peers.values().filter(|peer| peer.has_moved && now - peer.since < LEASE_TIMEOUT).count();
         Ok(self.partitions.div_ceil(living + 1))
     }
 
@@ -309,7 +315,7 @@ impl Keeper {
         if (seen.owner, seen.epoch, seen.counter) != (owner, epoch, counter) {
             *seen = Observed { owner, epoch, counter, since: now };
         }
-        now - seen.since >= STANDS_STILL
+        now - seen.since >= LEASE_TIMEOUT
     }
 
     /// Takes a lease as it was seen, and returns its new epoch; none if it has changed meanwhile.
@@ -355,25 +361,25 @@ impl Keeper {
         taken.map(|row| row.try_get(0)).transpose()
     }
 
-    async fn give_back(&self, connection: &mut PgConnection, partitions: &BTreeSet<u32>) -> Result<(), sqlx::Error> {
+    async fn release(&self, connection: &mut PgConnection, partitions: &BTreeSet<u32>) -> Result<(), sqlx::Error> {
         if partitions.is_empty() {
             return Ok(());
         }
         let partitions: Vec<i32> = partitions.iter().map(|partition| *partition as i32).collect();
-        let give = "UPDATE leases SET owner = NULL, writer_pid = NULL, writer_start = NULL
+        let statement = "UPDATE leases SET owner = NULL, writer_pid = NULL, writer_start = NULL
                     WHERE log_id = $1 AND owner = $2 AND log_partition = ANY ($3)";
-        sqlx::query(give).bind(self.log_id).bind(self.owner).bind(partitions).execute(connection).await?;
+        sqlx::query(statement).bind(self.log_id).bind(self.owner).bind(partitions).execute(connection).await?;
         Ok(())
     }
 
-    async fn leave(&self, connection: &mut PgConnection) {
-        let left = async {
-            self.give_back(connection, &(0..self.partitions as u32).collect()).await?;
+    async fn release_all(&self, connection: &mut PgConnection) {
+        let released = async {
+            self.release(connection, &(0..self.partitions as u32).collect()).await?;
             let remove = "DELETE FROM aggregators WHERE log_id = $1 AND owner = $2";
             sqlx::query(remove).bind(self.log_id).bind(self.owner).execute(connection).await
         };
-        if let Err(error) = left.await {
-            tracing::warn!(%error, "leases were not given back; others take them after {} s", STANDS_STILL.as_secs());
+        if let Err(error) = released.await {
+            tracing::warn!(%error, "leases were not given back; others take them after {} s", LEASE_TIMEOUT.as_secs());
         }
     }
 }

@@ -36,7 +36,7 @@ const STOP_MAX: Duration = Duration::from_secs(6);
 /// Why the aggregator did not start. Nothing was changed.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// The page's address cannot be listened on.
+    /// The admin address cannot be listened on.
     #[error("WEIR_AGGREGATOR={address}: {source}")]
     Listen {
         /// The address asked for.
@@ -70,7 +70,7 @@ pub enum StartError {
     },
 }
 
-/// A running aggregator: its workers, its page, its maintenance.
+/// A running aggregator: its workers, its admin endpoint, its maintenance.
 pub struct Aggregator {
     address: SocketAddr,
     tasks: Tasks,
@@ -82,7 +82,7 @@ impl Aggregator {
     /// [`StartError`]; nothing runs then.
     pub async fn start(config: Config, read: Arc<dyn Read>, append: Arc<dyn Append>) -> Result<Self, StartError> {
         let mut connection = database::connect(&config.database_url, "start").await?;
-        lease::know_log(&mut connection, read.identity(), config.adopt_log).await?;
+        lease::register_log(&mut connection, read.identity(), config.adopt_log).await?;
         partitions::make_usual_months(&mut connection).await?;
         let listener = Listener::bind(config.aggregator).await;
         let listener = listener.map_err(|source| StartError::Listen { address: config.aggregator, source })?;
@@ -92,7 +92,7 @@ impl Aggregator {
         let metrics = Arc::new(Metrics::new(Arc::clone(&meter)));
         let status = Arc::new(Status::default());
         let tasks = Tasks::new(&meter);
-        let held = lease::keep(&tasks, &config, read.as_ref(), Arc::clone(&status));
+        let held = lease::spawn(&tasks, &config, read.as_ref(), Arc::clone(&status));
         let stored = Arc::new(lag::Stored::default());
         for number in 0..config.workers {
             let worker = run::Worker {
@@ -122,7 +122,7 @@ impl Aggregator {
         Ok(Aggregator { address, tasks })
     }
 
-    /// Returns where the page is served: `/livez`, `/readyz`, `/metrics`.
+    /// Returns the address of the admin endpoint: `/livez`, `/readyz`, `/metrics`.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
@@ -144,7 +144,7 @@ impl Aggregator {
 fn log_watch(tasks: &Tasks, log: &dyn Read) {
     let background = log.background();
     background.names().iter().for_each(|name| tasks.health().know(name));
-    // Kept beside the task, so that one that is begun again tells nothing twice.
+    // Kept outside of the task, so that a restarted one reports nothing twice.
     let deaths = Arc::new(Mutex::new(background.deaths()));
     let health = Arc::clone(tasks.health());
     tasks.spawn_until_stop("log", move || {

@@ -21,7 +21,7 @@ use crate::metrics::Metrics;
 use crate::status::{Halt, Status};
 use crate::{commit::checkpoint, commit::copy, database};
 
-/// How long a worker waits at first before it begins again after an error, and at last.
+/// The first and the longest wait of a worker before it restarts after an error.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(2));
 /// After so long without an error the next pause is the shortest again.
 const STEADY: Duration = Duration::from_secs(30);
@@ -117,7 +117,7 @@ impl Worker {
     }
 
     /// Takes up log partitions that became ours, after comparing the checkpoint with the log; drops those that were lost.
-    /// Once a stop is requested nothing is taken up any more: a log that cannot be reached keeps each question for seconds.
+    /// Once a stop is requested nothing is taken up any more: a log that cannot be reached takes seconds to answer each request.
     async fn follow_leases(
         &mut self,
         connection: &mut PgConnection,
@@ -133,8 +133,8 @@ impl Worker {
             if positions.contains_key(&partition) || halts.contains_key(&partition) {
                 continue;
             }
-            if !lease::sign(connection, log_id, partition, epoch).await? {
-                continue; // lost again; the keeper will tell
+            if !lease::register_writer(connection, log_id, partition, epoch).await? {
+                continue; // lost again; the lease manager will tell
             }
             let checkpoint = checkpoint::read(connection, log_id, partition).await?;
             self.stored.up_to(partition, checkpoint.next_offset);
@@ -318,7 +318,7 @@ mod tests {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = listener.local_addr().expect("its address");
         drop(listener); // nobody listens there now
-        let (_lease_keeper, held) = watch::channel(Held::new());
+        let (_lease_manager, held) = watch::channel(Held::new());
         let worker = Worker {
             number: 0,
             config: Config::new(address, format!("postgres://nobody@{address}/nothing")),

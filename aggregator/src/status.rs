@@ -19,7 +19,7 @@ struct Inner {
     held: usize,
 }
 
-/// Shared by the workers and the page.
+/// Shared by the workers and the admin endpoint.
 #[derive(Default)]
 pub(crate) struct Status(Mutex<Inner>);
 

@@ -60,9 +60,9 @@ pub struct Limits {
     pub query_time_max: Duration,
     /// Bytes that one query may hold in sorts, joins and aggregates. Advisory: not everything in the engine counts itself.
     pub query_memory_bytes_max: usize,
-    /// Bytes of users and conversions that are kept from one answer about an experiment to the next: a million
+    /// Bytes of cached cohorts, the users and conversions of experiments that the next answer uses again: a million
     /// users take about 64 MiB.
-    pub images_bytes_max: usize,
+    pub cohorts_bytes_max: usize,
     /// Rows of an answer; more are cut, and the answer says so.
     pub rows_max: usize,
     /// Bytes of an answer's rows; more are cut, and the answer says so.
@@ -95,7 +95,7 @@ impl Default for Limits {
             sql_relations_max: 9,
             query_time_max: Duration::from_secs(30),
             query_memory_bytes_max: 512 * 1_024 * 1_024,
-            images_bytes_max: 512 * 1_024 * 1_024,
+            cohorts_bytes_max: 512 * 1_024 * 1_024,
             rows_max: 100_000,
             answer_bytes_max: 64 * 1_024 * 1_024,
             queries_running_max: 2,
@@ -120,7 +120,7 @@ impl Limits {
         }
     }
 
-    /// Returns the connections to Postgres that can ever be needed at one time: per query the keeper of its snapshot and one
+    /// Returns the connections to Postgres that can ever be needed at one time: per query the transaction that exports its snapshot and one
     /// per scan; and a few for tokens and health. With fewer, queries could wait for each other for ever.
     pub(crate) fn postgres_connections(&self) -> u32 {
         let scans = self.sql_relations_max.max(crate::engine::STREAMS_MAX);

@@ -24,7 +24,7 @@ use measure::measure;
 use read::catalogue::{self, Defined};
 use read::read;
 use request::Request;
-use say::body::{Experiments, Listed, Results};
+use say::body::{ExperimentSummary, Experiments, Results};
 use say::say;
 use test::test;
 
@@ -62,7 +62,7 @@ pub async fn results(app: &Arc<App>, project: Uuid, name: String, request: Reque
 pub async fn list(app: &Arc<App>, project: Uuid) -> Result<Experiments, ApiError> {
     app.within_limits(|app| async move {
         let snapshot = app.snapshot(project).await?;
-        let mut connection = snapshot.keeper().await;
+        let mut connection = snapshot.transaction().await;
         let defined = catalogue::list(&mut connection, project).await.map_err(|error| engine::database_error(&error))?;
         let now = snapshot.as_of().event_time.as_deref().and_then(measure::micros);
         let listed = |defined: Defined| {
@@ -72,7 +72,7 @@ pub async fn list(app: &Arc<App>, project: Uuid) -> Result<Experiments, ApiError
             experiment.control_variant_id = control.map(|index| variants[index].id);
             experiment.days_running = now.and_then(|now| measure::days_running(&experiment, now));
             variants.sort_by_key(|variant| !variant.is_control);
-            Listed { experiment, variants }
+            ExperimentSummary { experiment, variants }
         };
         let (mut experiments, mut unsupported) = (Vec::new(), Vec::new());
         for defined in defined {

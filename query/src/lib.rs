@@ -32,6 +32,7 @@ pub use config::{Config, Limits};
 
 use engine::Engine;
 use experiment::read::cohort_cache::CohortCache;
+use funnel::udaf::WindowFunnel;
 use http::app::App;
 use http::limits::QueryQueue;
 use http::routes;
@@ -101,7 +102,7 @@ impl Query {
         let metrics_address = metrics_listener.as_ref().map(Listener::address);
         let limits = config.limits;
         let threads = Threads::start(&limits)?;
-        let engine = Engine::new(&limits)?;
+        let engine = Engine::new(&limits, [WindowFunnel::default().into()])?;
         let meter = metrics::meter();
         let metrics = Arc::new(Metrics::new(Arc::clone(&meter)));
         let tasks = Tasks::new(&meter);
@@ -109,7 +110,7 @@ impl Query {
             engine,
             tokens: Tokens::new(pool.clone(), limits.token_age_max),
             queue: QueryQueue::new(limits.queries_running_max, limits.queries_waiting_max, metrics.clone()),
-            cohorts: CohortCache::new(limits.images_bytes_max),
+            cohorts: CohortCache::new(limits.cohorts_bytes_max),
             threads: threads.handle(),
             pool,
             metrics,

@@ -54,8 +54,8 @@ impl Metrics {
         self.meter.labelled_histogram(REQUEST_SECONDS, vec![route]).record(took.as_secs_f64());
     }
 
-    /// Counts how an image of an experiment came to be.
-    pub(crate) fn image(&self, way: &'static str) {
+    /// Counts how the cohort of an answer was obtained.
+    pub(crate) fn cohort(&self, way: &'static str) {
         self.meter.labelled_counter(IMAGES, vec![Label::from_static_parts("way", way)]).increment(1);
     }
 }

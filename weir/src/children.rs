@@ -1,4 +1,4 @@
-//! Processes that are kept running: started, watched, started again with back-off, ended in bounded time.
+//! Supervised child processes: started, watched, restarted with back-off, ended in bounded time.
 //!
 //! Each has a process group of its own, so that Ctrl-C in a terminal reaches `weir up` only, which ends them in order.
 
@@ -19,8 +19,8 @@ const BACKOFF_MIN: Duration = Duration::from_millis(100);
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
 /// How long a process must have run for the next wait to be the shortest again.
 const STEADY: Duration = Duration::from_secs(30);
-/// How often a process that is no child of ours is looked at.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// How often a process that is no child of ours is polled.
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 /// How long a process that is made to end may take.
 const FORCED_MAX: Duration = Duration::from_secs(1);
 
@@ -42,7 +42,7 @@ impl Process {
             },
             Process::Adopted(pid) => {
                 while is_running(*pid) {
-                    tokio::time::sleep(LOOK_EVERY).await;
+                    tokio::time::sleep(POLL_INTERVAL).await;
                 }
                 "ended".to_owned()
             }
@@ -130,7 +130,7 @@ pub(crate) trait Program: Send + 'static {
 }
 
 /// A process that is kept running until it is ended. When this is dropped instead, the process is left as it is.
-pub(crate) struct Kept {
+pub(crate) struct SupervisedChild {
     name: &'static str,
     stop: oneshot::Sender<Instant>,
     task: JoinHandle<()>,
@@ -138,11 +138,11 @@ pub(crate) struct Kept {
     ended: watch::Receiver<()>,
 }
 
-impl Kept {
+impl SupervisedChild {
     /// Starts a program, waits until it answers, and keeps it running from then on.
     /// # Errors
     /// If it ends before it answers, or does not answer in time; it is ended then.
-    pub(crate) async fn start<P: Program>(mut program: P, wait_max: Duration) -> anyhow::Result<(Kept, P::First)> {
+    pub(crate) async fn start<P: Program>(mut program: P, wait_max: Duration) -> anyhow::Result<(SupervisedChild, P::First)> {
         let until = Instant::now() + wait_max;
         let mut process = match program.adopt().await {
             Some(process) => process,
@@ -173,16 +173,16 @@ impl Kept {
         let (alive, ended) = watch::channel(());
         let task = tokio::spawn(async move {
             let _alive = alive;
-            keep(program, process, stopped).await;
+            supervise(program, process, stopped).await;
         });
-        Ok((Kept { name: P::NAME, stop, task, ended }, first))
+        Ok((SupervisedChild { name: P::NAME, stop, task, ended }, first))
     }
 
-    /// Waits until nobody keeps the process running any more although it was not ended, which is a bug, and says so. May be cancelled.
+    /// Waits until the supervising task has ended although the process was not ended, which is a bug, and says so. May be cancelled.
     pub(crate) async fn lost(&self) -> anyhow::Error {
         let mut ended = self.ended.clone();
         while ended.changed().await.is_ok() {}
-        anyhow!("the task that keeps {} running has ended; what it panicked with is in the log", self.name)
+        anyhow!("the task that keeps {} running has ended; its panic message is in the log", self.name)
     }
 
     /// Ends the process in good order, by force after `until`.
@@ -193,9 +193,9 @@ impl Kept {
     }
 }
 
-async fn keep<P: Program>(mut program: P, mut process: Process, mut stopped: oneshot::Receiver<Instant>) {
+async fn supervise<P: Program>(mut program: P, mut process: Process, mut stopped: oneshot::Receiver<Instant>) {
     let mut back_off = BackOff::new(BACKOFF_MIN, BACKOFF_MAX);
-    service::checkpoint(&format!("weir/keep-{}", P::NAME.replace(' ', "-")));
+    service::checkpoint(&format!("weir/supervise-{}", P::NAME.replace(' ', "-")));
     loop {
         let since = Instant::now();
         tokio::select! {
@@ -296,11 +296,11 @@ mod tests {
     async fn a_process_that_dies_is_started_again_and_no_longer_after_its_end() {
         let folder = tempfile::tempdir().expect("a folder");
         let shell = Shell { folder: folder.path().into(), script: "echo $$ >>starts; exec sleep 600" };
-        let (kept, ()) = Kept::start(shell, Duration::from_secs(10)).await.expect("starts");
+        let (child, ()) = SupervisedChild::start(shell, Duration::from_secs(10)).await.expect("starts");
         let first: i32 = std::fs::read_to_string(folder.path().join("starts")).expect("noted").trim().parse().expect("a pid");
         rustix::process::kill_process(Pid::from_raw(first).expect("not 0"), Signal::KILL).expect("it runs");
         until_starts(folder.path(), 2).await;
-        kept.end(Instant::now() + Duration::from_secs(5)).await;
+        child.end(Instant::now() + Duration::from_secs(5)).await;
         assert!(folder.path().join("ended").exists());
         for pid in std::fs::read_to_string(folder.path().join("starts")).expect("noted").lines() {
             let pid = Pid::from_raw(pid.parse().expect("a pid")).expect("not 0");
@@ -313,9 +313,9 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let shell =
             Shell { folder: folder.path().into(), script: "trap '' TERM; echo $$ >>starts; while :; do sleep 0.05; done" };
-        let (kept, ()) = Kept::start(shell, Duration::from_secs(10)).await.expect("starts");
+        let (child, ()) = SupervisedChild::start(shell, Duration::from_secs(10)).await.expect("starts");
         let begun = Instant::now();
-        kept.end(begun + Duration::from_millis(200)).await;
+        child.end(begun + Duration::from_millis(200)).await;
         assert!(begun.elapsed() >= Duration::from_millis(200), "it had its time");
         assert!(folder.path().join("ended").exists());
     }
@@ -324,7 +324,7 @@ mod tests {
     async fn a_start_that_fails_is_told() {
         let folder = tempfile::tempdir().expect("a folder");
         let shell = Shell { folder: folder.path().into(), script: "exit 3" };
-        let error = Kept::start(shell, Duration::from_secs(10)).await.err().expect("ended early").to_string();
+        let error = SupervisedChild::start(shell, Duration::from_secs(10)).await.err().expect("ended early").to_string();
         assert_eq!(error, "a shell did not start: exit status: 3");
     }
 }

@@ -25,31 +25,31 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Run everything on this machine: collector, aggregator, query service, and Postgres unless --database-url is given
     Up(up::UpArgs),
-    /// Run everything with simulated traffic in a folder of its own, and show what can be asked
+    /// Run everything with simulated traffic in a folder of its own, and show example queries
     Demo(demo::DemoArgs),
     /// Show the results of an experiment
     Results(commands::results::Args),
-    /// Say how many users an experiment needs, what it can see, and how long it takes
+    /// Plan an experiment: users needed, smallest effect it can detect, and duration
     Power(commands::power::Args),
-    /// Show how far users come in a funnel
+    /// Show how many users reach each step of a funnel
     Funnel(commands::funnel::Args),
     /// Import history from files: NDJSON, CSV or Parquet
     Import(commands::import::Args),
-    /// Ask in SQL
+    /// Run a SQL query
     Sql(commands::sql::Args),
-    /// Show what runs and how far it is
+    /// Show which services run, whether they are ready, and how far storing is behind the log
     Status(commands::status::Args),
-    /// Look at and change experiments, campaigns, keys and dead letters
+    /// Manage experiments, metrics, campaigns, keys and dead letters
     Admin(commands::admin::Args),
     /// Run the collector alone, over Kafka
     #[cfg(feature = "kafka")]
     Collector(collector::CollectorArgs),
-    /// Run an aggregator alone, over Kafka; several share the work
+    /// Run an aggregator alone, over Kafka; several share the log partitions
     #[cfg(feature = "kafka")]
     Aggregator(aggregator::AggregatorArgs),
     /// Run the query service alone
     Query(query_service::QueryArgs),
-    /// Bring the database's schema up to date, and make the project `default` with the keys that variables give
+    /// Bring the database's schema up to date, and create the project `default` with the keys set in the environment
     Migrate,
     /// Ask a service whether it is ready, for health checks: exit code 0 or 1
     Probe(commands::probe::Args),

@@ -46,15 +46,15 @@ impl Client {
     pub(crate) fn new(base: &str, token: Option<&str>) -> anyhow::Result<Self> {
         let base = base.trim_end_matches('/');
         let uri: Uri =
-            base.parse().with_context(|| format!("{base:?} is no URL; one such as http://127.0.0.1:8081 is accepted"))?;
+            base.parse().with_context(|| format!("{base:?} is not a URL; one such as http://127.0.0.1:8081 is accepted"))?;
         match uri.scheme_str() {
             Some("http") if uri.host().is_some() => {}
             Some("https") => bail!("{base}: this client does not speak TLS; give the service's own http:// address"),
             _ => bail!("{base:?}: a URL such as http://127.0.0.1:8081 is accepted"),
         }
         let bearer = |token: &str| {
-            let mut value =
-                HeaderValue::from_str(&format!("Bearer {token}")).context("the token holds characters that no header takes")?;
+            let mut value = HeaderValue::from_str(&format!("Bearer {token}"))
+                .context("the token holds characters that an HTTP header cannot hold")?;
             value.set_sensitive(true);
             anyhow::Ok(value)
         };
@@ -115,7 +115,8 @@ impl Client {
         body: Bytes,
         within: Duration,
     ) -> anyhow::Result<Answer> {
-        let mut authorization = HeaderValue::from_str(authorization).context("the key holds characters that no header takes")?;
+        let mut authorization =
+            HeaderValue::from_str(authorization).context("the key holds characters that an HTTP header cannot hold")?;
         authorization.set_sensitive(true);
         let headers = [(CONTENT_TYPE, HeaderValue::from_static(content_type)), (AUTHORIZATION, authorization)];
         self.send(Method::POST, path, &headers, body, within).await
@@ -175,7 +176,7 @@ impl Answer {
         if !self.status.is_success() {
             return Err(self.failure(base));
         }
-        serde_json::from_slice(&self.body).with_context(|| format!("{base}: the answer is no JSON; is this the query service?"))
+        serde_json::from_slice(&self.body).with_context(|| format!("{base}: the answer is not JSON; is this the query service?"))
     }
 
     /// Returns what an answer says that is none.
@@ -239,8 +240,8 @@ mod tests {
             "https://q.example: this client does not speak TLS; give the service's own http:// address",
         );
         check("ftp://q", "t", r#""ftp://q": a URL such as http://127.0.0.1:8081 is accepted"#);
-        check("a b", "t", r#""a b" is no URL; one such as http://127.0.0.1:8081 is accepted"#);
-        check("http://q", "t\n", "the token holds characters that no header takes");
+        check("a b", "t", r#""a b" is not a URL; one such as http://127.0.0.1:8081 is accepted"#);
+        check("http://q", "t\n", "the token holds characters that an HTTP header cannot hold");
     }
 
     #[test]
@@ -251,7 +252,7 @@ mod tests {
             assert_eq!(found.map_err(|error| error.to_string()), expected.map_err(str::to_owned));
         };
         check(200, r#"{"a":1}"#, Ok(serde_json::json!({ "a": 1 })));
-        check(200, "<html>", Err("http://q: the answer is no JSON; is this the query service?"));
+        check(200, "<html>", Err("http://q: the answer is not JSON; is this the query service?"));
         check(
             404,
             r#"{"error":{"code":"unknown_experiment","message":"no \u001b[2J here"}}"#,

@@ -18,17 +18,17 @@ use serde::{Deserialize, Serialize};
 pub(crate) struct WeirJson {
     /// URL that events are posted to.
     pub(crate) collector: String,
-    /// URL that questions are asked at.
+    /// URL of the query service.
     pub(crate) query: String,
     /// URL of the aggregator's health and metrics.
     pub(crate) aggregator: String,
     /// URL of the database, which `psql` takes too.
     pub(crate) postgres: String,
-    /// For pages and apps: may send what happens now.
+    /// For web pages and apps: may send current events.
     pub(crate) write_key: String,
-    /// For analysts: may ask.
+    /// For analysts: may query.
     pub(crate) read_token: String,
-    /// For servers and imports: may send history too.
+    /// For servers and imports: may send historical events too.
     pub(crate) server_key: String,
 }
 
@@ -87,8 +87,9 @@ impl DataFolder {
     pub(crate) fn open(path: &Path) -> anyhow::Result<Self> {
         if !path.exists() {
             let made = DirBuilder::new().recursive(true).mode(0o755).create(path.parent().unwrap_or(Path::new("/")));
-            made.and_then(|()| DirBuilder::new().mode(0o700).create(path))
-                .with_context(|| format!("{}: the data folder cannot be made; choose another one with --data", path.display()))?;
+            made.and_then(|()| DirBuilder::new().mode(0o700).create(path)).with_context(|| {
+                format!("{}: the data folder cannot be created; choose another one with --data", path.display())
+            })?;
         }
         let path = path.canonicalize().with_context(|| path.display().to_string())?;
         let file = path.join("lock");

@@ -100,7 +100,7 @@ async fn empty(folder: &DataFolder) -> anyhow::Result<()> {
     if !marker.exists() {
         ensure!(
             names.iter().all(|name| name == "lock"),
-            "{}: holds data that no demo made; choose an empty folder with --data, the demo deletes what is in its folder",
+            "{}: holds data that `weir demo` did not make; choose an empty folder with --data, since the demo deletes what is in its folder",
             path.display()
         );
         std::fs::write(&marker, "`weir demo` deletes this folder's content each time it starts.\n")
@@ -124,7 +124,7 @@ fn free_or_any(address: &mut SocketAddr) {
     if let Err(error) = TcpListener::bind(*address)
         && error.kind() == std::io::ErrorKind::AddrInUse
     {
-        say(&format!("{address} is in use, another port is taken"));
+        say(&format!("{address} is in use; another port is chosen"));
         address.set_port(0);
     }
 }
@@ -235,11 +235,15 @@ async fn post(collector: Arc<Client>, events: Vec<Value>) -> anyhow::Result<u64>
                 tracing::warn!(error = format!("{error:#}"), tries, "a batch is sent again");
                 tokio::time::sleep(Duration::from_secs(1)).await;
             }
-            Err(error) => return Err(error).context("the collector took no events"),
+            Err(error) => return Err(error).context("the collector accepted no events"),
         }
     };
     let accepted = answer["accepted"].as_u64().unwrap_or_default();
-    ensure!(accepted == sent, "the collector accepted {accepted} of {sent} events; the first refusal: {}", answer["rejected"][0]);
+    ensure!(
+        accepted == sent,
+        "the collector accepted {accepted} of {sent} events; the first rejection: {}",
+        answer["rejected"][0]
+    );
     Ok(accepted)
 }
 
@@ -291,7 +295,7 @@ mod tests {
         let folder = DataFolder::open(&foreign).expect("opens");
         std::fs::write(foreign.join("weir.json"), "{}").expect("writes");
         let error = empty(&folder).await.expect_err("refused").to_string();
-        assert!(error.contains("holds data that no demo made"), "{error}");
+        assert!(error.contains("holds data that `weir demo` did not make"), "{error}");
         assert!(foreign.join("weir.json").exists());
 
         let own = parent.path().join("own");

@@ -82,7 +82,7 @@ mod kafka {
         kafka_config: Option<PathBuf>,
     }
 
-    /// What is kept on this machine while Kafka is down.
+    /// The spool of this machine.
     #[derive(clap::Args, Clone, Debug)]
     #[group(skip)]
     pub(crate) struct SpoolArgs {

@@ -21,7 +21,7 @@ use anyhow::{Context, bail};
 use rustix::process::{Pid, Signal};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection};
 
-use crate::children::{self, Kept, Process, Program};
+use crate::children::{self, Process, Program, SupervisedChild};
 use crate::data::DataFolder;
 
 use install::Install;
@@ -65,7 +65,7 @@ const SETTINGS: [&str; 16] = [
 /// A server that runs, and is kept running.
 pub(crate) struct Postgres {
     url: String,
-    kept: Kept,
+    server: SupervisedChild,
 }
 
 impl Postgres {
@@ -93,8 +93,8 @@ impl Postgres {
             );
         }
         let server = Server { install, user, data, log, socket: PathBuf::new() };
-        let (kept, url) = Kept::start(server, START_MAX).await?;
-        Ok(Postgres { url, kept })
+        let (server, url) = SupervisedChild::start(server, START_MAX).await?;
+        Ok(Postgres { url, server })
     }
 
     /// Returns the URL of Weir's database. It stays the same while this process runs.
@@ -102,14 +102,14 @@ impl Postgres {
         &self.url
     }
 
-    /// See [`Kept::lost`].
+    /// See [`SupervisedChild::lost`].
     pub(crate) async fn lost(&self) -> anyhow::Error {
-        self.kept.lost().await
+        self.server.lost().await
     }
 
     /// Ends the server: open transactions are rolled back, all is flushed. At once, to be recovered at the next start, after `until`.
     pub(crate) async fn end(self, until: tokio::time::Instant) {
-        self.kept.end(until).await;
+        self.server.end(until).await;
     }
 }
 
@@ -125,7 +125,7 @@ pub(crate) async fn end_survivor(folder: &DataFolder) -> anyhow::Result<()> {
     let mut process = Process::Adopted(pid_file.pid);
     process.signal(Signal::QUIT);
     if tokio::time::timeout(ADOPT_MAX, process.wait()).await.is_err() {
-        bail!("the Postgres server with process id {} on {} does not end", pid_file.pid.as_raw_pid(), data.display());
+        bail!("the Postgres server with process id {} on {} does not stop", pid_file.pid.as_raw_pid(), data.display());
     }
     let _ = std::fs::remove_dir_all(&pid_file.socket);
     Ok(())
@@ -161,7 +161,7 @@ async fn make_cluster(install: &Install, user: &User, data: &Path) -> anyhow::Re
         }
         refused = String::from_utf8_lossy(&output.stderr).trim().to_owned();
     }
-    bail!("initdb refused to make {}: {refused}", new.display())
+    bail!("initdb failed to make {}: {refused}", new.display())
 }
 
 struct Server {
@@ -334,7 +334,7 @@ impl Server {
                 Err(error) => refused = format!("{}: {error}", folder.display()),
             }
         }
-        bail!("no folder for the database's socket: {refused}")
+        bail!("the folder for the database's socket cannot be made: {refused}")
     }
 }
 

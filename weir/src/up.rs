@@ -18,7 +18,7 @@ use sqlx::Connection;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout_at};
 
-use crate::children::Kept;
+use crate::children::SupervisedChild;
 use crate::cli::{Flags, Globals};
 use crate::client::Client;
 use crate::data::{DataFolder, WeirJson};
@@ -84,11 +84,11 @@ fn print(shown: &WeirJson) {
 pub(crate) struct Running {
     /// Where it is and what opens it.
     pub(crate) shown: WeirJson,
-    parts: Parts,
+    services: Services,
 }
 
 /// What has been started so far, in the order of its end.
-struct Parts {
+struct Services {
     folder: Arc<DataFolder>,
     collector: Option<Collector>,
     /// Between collector and Kafka, if it is Kafka.
@@ -96,14 +96,14 @@ struct Parts {
     /// Compares Kafka's log with what it was.
     compared: Option<JoinHandle<()>>,
     aggregator: Option<Aggregator>,
-    query: Option<Kept>,
+    query: Option<SupervisedChild>,
     /// A task, so that its end is not missed when the start of the rest is given up.
     postgres: Option<JoinHandle<anyhow::Result<Postgres>>>,
     postgres_up: Option<Postgres>,
 }
 
 impl Running {
-    /// Starts all parts and waits until they are ready. None if a signal came before that.
+    /// Starts all services and waits until they are ready. None if a signal came before that.
     /// # Errors
     /// If a part does not start. Then, and after a signal, what had started is ended.
     pub(crate) async fn start(
@@ -112,7 +112,7 @@ impl Running {
         args: UpArgs,
         signals: &mut EndSignals,
     ) -> anyhow::Result<Option<Self>> {
-        let mut parts = Parts {
+        let mut services = Services {
             folder: Arc::new(folder),
             collector: None,
             spool: None,
@@ -123,17 +123,17 @@ impl Running {
             postgres_up: None,
         };
         let started = tokio::select! {
-            started = parts.start(database_url, args) => Some(started),
+            started = services.start(database_url, args) => Some(started),
             () = signals.next() => None,
         };
         match started {
-            Some(Ok(shown)) => Ok(Some(Running { shown, parts })),
+            Some(Ok(shown)) => Ok(Some(Running { shown, services })),
             Some(Err(error)) => {
-                parts.end().await;
+                services.end().await;
                 Err(error)
             }
             None => {
-                parts.end().await;
+                services.end().await;
                 Ok(None)
             }
         }
@@ -142,21 +142,21 @@ impl Running {
     /// Ends all of it in order, within ten seconds: no more events are taken, the log is stored as far as time allows, then the
     /// query service and Postgres end.
     pub(crate) async fn end(self) {
-        self.parts.end().await;
+        self.services.end().await;
     }
 
     /// Waits until a part cannot go on, and returns why. May be cancelled.
     pub(crate) async fn failed(&self) -> anyhow::Error {
-        self.parts.failed().await
+        self.services.failed().await
     }
 
     /// Returns the data folder.
     pub(crate) fn folder(&self) -> PathBuf {
-        self.parts.folder.path().to_owned()
+        self.services.folder.path().to_owned()
     }
 }
 
-impl Parts {
+impl Services {
     async fn start(&mut self, database_url: Option<String>, args: UpArgs) -> anyhow::Result<WeirJson> {
         let folder = Arc::clone(&self.folder);
         let before = WeirJson::read(folder.path())?;
@@ -183,8 +183,8 @@ impl Parts {
         let aggregator_address = self.aggregator.insert(aggregator).address();
 
         let child = QueryChild::new(args.query.0.query, database_url.clone());
-        let (kept, query_address) = Kept::start(child, QUERY_START_MAX).await?;
-        self.query = Some(kept);
+        let (child, query_address) = SupervisedChild::start(child, QUERY_START_MAX).await?;
+        self.query = Some(child);
 
         let shown = WeirJson {
             collector: format!("http://{collector_address}"),
@@ -212,7 +212,7 @@ impl Parts {
         tokio::select! {
             failure = some(self.collector.as_ref().map(|part| part.health().failed())) => failure.into(),
             failure = some(self.aggregator.as_ref().map(|part| part.health().failed())) => failure.into(),
-            lost = some(self.query.as_ref().map(Kept::lost)) => lost,
+            lost = some(self.query.as_ref().map(SupervisedChild::lost)) => lost,
             lost = some(self.postgres_up.as_ref().map(Postgres::lost)) => lost,
         }
     }

@@ -1,4 +1,4 @@
-//! Dead letters: records that entered the log and could not be applied. They are looked at, replayed or discarded.
+//! Dead letters: records that entered the log and could not be applied. They are shown, replayed or discarded.
 //!
 //! A replay is only marked here. The aggregator appends the original bytes to the log and marks them replayed;
 //! whatever was stored before is stored once, since the event's identity has not changed.
@@ -86,7 +86,7 @@ pub struct Count {
 pub enum Selection {
     /// These; all of them or none.
     Ids(Vec<Uuid>),
-    /// All open ones that the filter's project and code select; its status is not looked at.
+    /// All open ones that the filter's project and code select; its status is ignored.
     Open(Filter),
 }
 

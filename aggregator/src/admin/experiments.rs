@@ -73,7 +73,7 @@ pub async fn add_variant(
 pub async fn start(conn: &mut PgConnection, project: &Project, name: &str) -> Result<Changed, AdminError> {
     let mut change = begin(conn, project).await?;
     let status = experiments::start(&mut change, name).await?;
-    follow(change, status, "experiment.start").await
+    change_status(change, status, "experiment.start").await
 }
 
 /// Ends an experiment now: later exposures do not count, conversions within the window of earlier ones do.
@@ -83,7 +83,7 @@ pub async fn start(conn: &mut PgConnection, project: &Project, name: &str) -> Re
 pub async fn stop(conn: &mut PgConnection, project: &Project, name: &str) -> Result<Changed, AdminError> {
     let mut change = begin(conn, project).await?;
     let status = experiments::stop(&mut change, name).await?;
-    follow(change, status, "experiment.stop").await
+    change_status(change, status, "experiment.stop").await
 }
 
 /// Computes participation and attribution of an experiment again, from the raw rows, and reports what differed.
@@ -109,7 +109,7 @@ async fn begin<'c>(conn: &'c mut PgConnection, project: &Project) -> Result<Chan
 }
 
 /// Brings the experiment's rows up to date with its new status.
-async fn follow(mut change: Change<'_>, status: StatusChange, action: &str) -> Result<Changed, AdminError> {
+async fn change_status(mut change: Change<'_>, status: StatusChange, action: &str) -> Result<Changed, AdminError> {
     if !status.is_change() {
         return Ok(Changed { experiment: status.after, recomputed: None });
     }

@@ -83,8 +83,8 @@ pub(crate) struct Changes {
 }
 
 impl Changes {
-    /// Notes what leads from one state of a key to another.
-    pub(crate) fn note(&mut self, user: User, experiment: Uuid, before: &Derived, after: Derived) {
+    /// Records what leads from one state of a key to another.
+    pub(crate) fn record(&mut self, user: User, experiment: Uuid, before: &Derived, after: Derived) {
         let key = (user, experiment);
         let gone = before.attributions.keys().filter(|conversion| !after.attributions.contains_key(conversion));
         self.no_attributions.extend(gone.map(|conversion| (key, *conversion)));

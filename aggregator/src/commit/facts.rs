@@ -1,7 +1,7 @@
 //! New facts: each identity once, in its table.
 //!
 //! Two ways lead there. Through the staging table any batch can go: what is stored already is passed over. A batch without a
-//! repetition can be copied straight, which costs about half; the first identity that is stored already fails all of it, and
+//! duplicate can be copied straight, which costs about half; the first identity that is stored already fails all of it, and
 //! the batch is repeated through staging.
 
 use std::collections::BTreeSet;

@@ -69,7 +69,7 @@ impl<T> Rows<T> {
 }
 
 /// Returns whether a row has a part in participation or attribution.
-pub(crate) fn touches(row: &StagedRow<'_>) -> bool {
+pub(crate) fn affects_participation(row: &StagedRow<'_>) -> bool {
     match row.event().kind() {
         Kind::Impression => row.ids.experiment.is_some(),
         Kind::Conversion => true,
@@ -85,7 +85,7 @@ fn user_of(row: &StagedRow<'_>) -> User {
 impl Histories {
     /// Reads the stored rows of the users that the rows of a batch touch.
     pub(crate) async fn of_batch(connection: &mut PgConnection, rows: &[StagedRow<'_>]) -> Result<Self, sqlx::Error> {
-        let users = rows.iter().filter(|row| touches(row)).map(user_of);
+        let users = rows.iter().filter(|row| affects_participation(row)).map(user_of);
         let histories = Histories(users.map(|user| (user, History::default())).collect());
         histories.read(connection).await
     }
@@ -132,7 +132,7 @@ impl Histories {
 
     /// Adds the rows that a commit stores.
     pub(crate) fn add(&mut self, new: &[StagedRow<'_>]) {
-        for row in new.iter().filter(|row| touches(row)) {
+        for row in new.iter().filter(|row| affects_participation(row)) {
             let event = row.event();
             let history = self.0.entry(user_of(row)).or_default();
             match (event.kind(), row.ids.experiment, row.ids.variant) {

@@ -1,6 +1,6 @@
 //! Participation and attribution of the users that new facts touch, recomputed from the raw rows of those users.
 //!
-//! Both tables are pure functions of raw rows and catalogue (`derive.rs`), so any order, batching or repetition of the same
+//! Both tables are pure functions of raw rows and catalogue (`derive.rs`), so any order, batching or duplication of the same
 //! records gives the same rows. What a commit writes is the difference between what the rows before it give and what the rows
 //! with it give; a recomputation writes the difference between what the tables hold and what the rows give. Frozen experiments
 //! are left alone: some of their rows may be gone.
@@ -23,7 +23,7 @@ const USERS_AT_ONCE: usize = 20_000;
 
 /// Brings both tables up to date with new facts. `histories` was read before these were stored, for at least their users.
 /// Returns the number of new conversions that stay without attribution.
-pub(crate) async fn follow(
+pub(crate) async fn update(
     connection: &mut PgConnection,
     catalogue: &Catalogue,
     mut histories: Histories,
@@ -38,7 +38,7 @@ pub(crate) async fn follow(
             let Some(rules) = catalogue.rules(user.0, experiment).filter(|rules| !rules.is_frozen) else { continue };
             let after = history.after(experiment, rules);
             attributed.extend(after.attributions.keys());
-            changes.note(user, experiment, &history.before(experiment, rules), after);
+            changes.record(user, experiment, &history.before(experiment, rules), after);
         }
         let is_left = |conversion: &&Conversion| !attributed.contains(&conversion.identity());
         unattributed += history.new_conversions().iter().filter(is_left).count() as u64;
@@ -72,7 +72,7 @@ pub(crate) async fn follow_experiment(
         let mut stored = read_derived(connection, experiment, &users).await?;
         let mut changes = Changes::default();
         for (user, history) in histories.iter() {
-            changes.note(user, experiment, &stored.remove(&user).unwrap_or_default(), history.after(experiment, &rules));
+            changes.record(user, experiment, &stored.remove(&user).unwrap_or_default(), history.after(experiment, &rules));
         }
         let written = changes.write(connection).await?;
         differences.participation += written.participation;

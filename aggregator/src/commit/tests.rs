@@ -1,4 +1,4 @@
-//! Batches against a real Postgres, without a log: what a commit does, in any order, batching and repetition.
+//! Batches against a real Postgres, without a log: what a commit does, in any order, batching and duplication.
 
 use std::collections::BTreeMap;
 
@@ -36,7 +36,7 @@ impl Case {
             .execute(&mut connection)
             .await
             .expect("a project");
-        lease::know_log(&mut connection, LogIdentity { log_id, partitions: 8 }, true).await.expect("a log");
+        lease::register_log(&mut connection, LogIdentity { log_id, partitions: 8 }, true).await.expect("a log");
         copy::make_table(&mut connection).await.expect("temporary tables");
         Case { url: database.url.clone(), connection, cache: WorkerCache::default(), log_id, project, next: BTreeMap::new() }
     }
@@ -197,7 +197,7 @@ fn any_event() -> impl Strategy<Value = Draft> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 40, max_shrink_iters: 200, ..ProptestConfig::default() })]
 
-    /// Any order, any cut into batches, any repetition, and workers side by side give the same derived tables, and these
+    /// Any order, any cut into batches, any duplicates, and workers side by side give the same derived tables, and these
     /// are what plain SQL computes from the raw rows. Of different events with one identity only one is sent here.
     #[test]
     fn derived_tables_do_not_depend_on_order(

@@ -42,7 +42,7 @@ async fn what_the_log_holds_is_stored_once_over_restarts_and_numbers_of_workers(
 
     let mut restarted = Pipeline::new().await;
     for (number, part) in journey().chunks(50).enumerate() {
-        // Every part twice: the second is a repetition by a client.
+        // Every part twice: the second is a duplicate that a client sent.
         restarted.append(part.to_vec()).await;
         restarted.append(part.to_vec()).await;
         let aggregator = restarted.start(1 + number as u32 % 3).await;

@@ -24,7 +24,6 @@ use futures_util::TryStreamExt;
 use tokio::sync::oneshot;
 
 use crate::config::Limits;
-use crate::funnel::udaf::WindowFunnel;
 use crate::http::error::ApiError;
 use crate::source::scan::{Scan, ScanError};
 use crate::source::snapshot::Snapshot;
@@ -54,10 +53,10 @@ pub struct Session {
 }
 
 impl Engine {
-    /// Prepares functions and rules.
+    /// Prepares functions and rules; `aggregates` are known to SQL beside those of DataFusion.
     /// # Errors
     /// Those of DataFusion, when it refuses one of our functions.
-    pub fn new(limits: &Limits) -> Result<Self, DataFusionError> {
+    pub fn new(limits: &Limits, aggregates: impl IntoIterator<Item = AggregateUDF>) -> Result<Self, DataFusionError> {
         let mut config = SessionConfig::new()
             .with_target_partitions(limits.query_threads)
             .with_information_schema(false)
@@ -76,7 +75,9 @@ impl Engine {
         for name in functions {
             base.deregister_udtf(&name)?;
         }
-        base.register_udaf(Arc::new(AggregateUDF::from(WindowFunnel::default())))?;
+        for aggregate in aggregates {
+            base.register_udaf(Arc::new(aggregate))?;
+        }
         Ok(Engine { base, limits: limits.clone() })
     }
 
@@ -244,7 +245,7 @@ mod tests {
 
     #[tokio::test]
     async fn all_plans_of_a_session_have_one_now() {
-        let engine = Engine::new(&Limits::default()).expect("an engine");
+        let engine = Engine::new(&Limits::default(), []).expect("an engine");
         let now = async |session: &Session| {
             let rows = session.collect("SELECT CAST(now() AS BIGINT) % 1000, CAST(now() AS TEXT)").await.expect("one row");
             arrow::util::pretty::pretty_format_batches(&rows).expect("a table").to_string()

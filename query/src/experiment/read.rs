@@ -86,7 +86,7 @@ pub async fn read(app: &App, project: Uuid, name: &str, request: &Request) -> Re
 
 async fn read_catalogue(snapshot: &Snapshot, name: &str, baseline: Option<&str>) -> Result<Catalogue, ApiError> {
     let project = snapshot.project();
-    let mut connection = snapshot.keeper().await;
+    let mut connection = snapshot.transaction().await;
     let database = |error: sqlx::Error| engine::database_error(&error);
     let defined = catalogue::find(&mut connection, project, name).await.map_err(|error| catalogue::refusal(&error))?;
     let Defined { mut experiment, mut variants, metrics } = defined.ok_or_else(|| unknown_experiment(name))?;

@@ -1,10 +1,10 @@
 //! Sums by variant -> what they show: whether the numbers can be trusted, each variant against the control, all of them as one
 //! family, looks on the way. Everything that is computed here is computed by `statistics`.
 
+pub mod breakdown;
 pub mod comparison;
-pub mod found;
+pub mod findings;
 pub mod health;
-pub mod parts;
 pub mod plan;
 
 use statistics::comparison::{Observed, difference, omnibus};
@@ -20,10 +20,10 @@ use crate::experiment::read::catalogue::{Configured, Role};
 use crate::experiment::request::{Analysis, Cuped, PopulationRule, Request, Windows};
 use crate::experiment::warning::Warning;
 use crate::http::error::ApiError;
+use breakdown::Breakdown;
 use comparison::{Compared, Conclusion, Design, TestedComparison, chances_to_be_best, compare_all, compared, conclude, decide};
-use found::{Day, Omnibus, Supplemental};
+use findings::{Day, Omnibus, Supplemental};
 use health::Health;
-use parts::Parts;
 use plan::{Plan, default_analysis};
 
 /// What was tested.
@@ -47,7 +47,7 @@ pub struct TestedMetric<'a> {
     /// Whether all variants are alike, where there are three or more.
     pub omnibus: Option<Omnibus>,
     /// The same by the values of a dimension.
-    pub parts: Option<Parts>,
+    pub breakdown: Option<Breakdown>,
     /// The same at the end of each day.
     pub series: Option<Vec<Day>>,
 }
@@ -116,7 +116,7 @@ impl<'a> Tests<'a, '_> {
             .collect();
         let mut decided = decide(&self.design, &family).into_iter();
         let by_dimension = match &self.measured.split {
-            Some(split) => parts::by_dimension(&self.design, &self.measured.population, split, measured)?,
+            Some(split) => breakdown::by_dimension(&self.design, &self.measured.population, split, measured)?,
             None => Vec::new(),
         };
         let mut by_dimension = by_dimension.into_iter();
@@ -128,8 +128,8 @@ impl<'a> Tests<'a, '_> {
                 (metric, prepared, conclusions, by_dimension.next())
             })
             .collect();
-        let tested = parallel::each(decided, rows, |(metric, prepared, conclusions, parts)| {
-            self.conclude(metric, prepared, conclusions, parts)
+        let tested = parallel::each(decided, rows, |(metric, prepared, conclusions, breakdown)| {
+            self.conclude(metric, prepared, conclusions, breakdown)
         });
         tested.into_iter().collect()
     }
@@ -154,7 +154,7 @@ impl<'a> Tests<'a, '_> {
         metric: &'a MeasuredMetric,
         prepared: Prepared,
         conclusions: Vec<Conclusion>,
-        parts: Option<Parts>,
+        breakdown: Option<Breakdown>,
     ) -> Result<TestedMetric<'a>, Overflow> {
         let (design, configured) = (&self.design, &metric.configured);
         let best = chances_to_be_best(configured, &metric.sampled);
@@ -165,12 +165,12 @@ impl<'a> Tests<'a, '_> {
             comparisons.push(conclude(design, configured, compared, conclusion, supplemental, best));
         }
         let series = match (&prepared.days, design.plan.days) {
-            (Some(series), Some(days)) if design.request.has_series => Some(parts::by_day(design, configured, series, days)?),
+            (Some(series), Some(days)) if design.request.has_series => Some(breakdown::by_day(design, configured, series, days)?),
             _ => None,
         };
         let observed: Vec<Observed> = metric.sampled.iter().map(|sampled| sampled.observed).collect();
         let omnibus = omnibus(&observed).filter(|_| observed.len() > 2).map(Omnibus::from);
-        Ok(TestedMetric { measured: metric, comparisons, omnibus, parts, series })
+        Ok(TestedMetric { measured: metric, comparisons, omnibus, breakdown, series })
     }
 
     /// Makes the same comparison under other settings, where they say something else.

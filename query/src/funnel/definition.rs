@@ -63,7 +63,7 @@ impl Definition {
     /// [`ApiError`] that names the field, what was found and what is accepted.
     pub fn parse(body: &[u8]) -> Result<Self, ApiError> {
         let body: Value =
-            serde_json::from_slice(body).map_err(|error| ApiError::bad_request(format!("the body is no JSON: {error}")))?;
+            serde_json::from_slice(body).map_err(|error| ApiError::bad_request(format!("the body is not JSON: {error}")))?;
         let Value::Object(fields) = body else {
             return Err(ApiError::bad_request("the body is a JSON object with the field `steps`"));
         };

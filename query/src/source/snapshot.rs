@@ -1,7 +1,7 @@
-//! One moment of Postgres for all reads of one answer.
+//! One Postgres snapshot for all reads of one answer.
 //!
-//! The keeper's transaction exports its snapshot, every scan imports it into a connection of its own, and the keeper stays
-//! open until the answer is complete. So catalogue, facts, derived tables and checkpoints of one answer agree, on
+//! One transaction exports its snapshot and stays open until the answer is complete; every scan imports the snapshot into a
+//! connection of its own. So catalogue, facts, derived tables and checkpoints of one answer agree, on
 //! however many connections they are read.
 
 use std::collections::BTreeMap;
@@ -30,32 +30,32 @@ pub struct AsOf {
 
 /// How far a log partition was stored, and how often something of it was written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Cut {
+pub struct PartitionVersion {
     /// The next offset to store.
     pub offset: i64,
     /// Raised by every transaction that writes participation or attribution.
     pub change_seq: i64,
 }
 
-/// What tells two moments of the database apart: equal ones have equal facts, participation, attribution and catalogue.
+/// The version of a project's data: two snapshots of equal versions have equal facts, participation, attribution and catalogue.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Moment {
+pub struct DataVersion {
     /// The version of the project's catalogue.
     pub catalogue: i64,
-    /// All partitions of all logs.
-    pub cuts: BTreeMap<(Uuid, i32), Cut>,
+    /// All log partitions of all logs.
+    pub partitions: BTreeMap<(Uuid, i32), PartitionVersion>,
 }
 
-/// A snapshot that is being kept.
+/// A snapshot, held open until it is dropped.
 #[derive(Debug)]
 pub struct Snapshot {
     pool: PgPool,
     project: Uuid,
     id: String,
     time_limit: Duration,
-    keeper: Mutex<Transaction<'static, Postgres>>,
+    transaction: Mutex<Transaction<'static, Postgres>>,
     as_of: AsOf,
-    moment: Moment,
+    version: DataVersion,
 }
 
 const BEGIN: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
@@ -63,13 +63,13 @@ const BEGIN: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
 impl Snapshot {
     /// Takes a snapshot for one project. Postgres ends each statement in it after `time_limit`.
     /// # Errors
-    /// Those of Postgres; nothing is kept.
+    /// Those of Postgres; nothing is left open.
     pub async fn take(pool: &PgPool, project: Uuid, time_limit: Duration) -> Result<Self, sqlx::Error> {
-        let mut keeper = pool.begin_with(BEGIN).await?;
-        sqlx::raw_sql(AssertSqlSafe(limits(time_limit))).execute(&mut *keeper).await?;
-        let id: String = sqlx::query_scalar("SELECT pg_export_snapshot()").fetch_one(&mut *keeper).await?;
-        let (as_of, moment) = positions(&mut keeper, project).await?;
-        Ok(Snapshot { pool: pool.clone(), project, id, time_limit, keeper: Mutex::new(keeper), as_of, moment })
+        let mut transaction = pool.begin_with(BEGIN).await?;
+        sqlx::raw_sql(AssertSqlSafe(limits(time_limit))).execute(&mut *transaction).await?;
+        let id: String = sqlx::query_scalar("SELECT pg_export_snapshot()").fetch_one(&mut *transaction).await?;
+        let (as_of, version) = positions(&mut transaction, project).await?;
+        Ok(Snapshot { pool: pool.clone(), project, id, time_limit, transaction: Mutex::new(transaction), as_of, version })
     }
 
     /// Returns the project that this snapshot may read.
@@ -82,19 +82,19 @@ impl Snapshot {
         &self.as_of
     }
 
-    /// Returns what tells this moment of the database from other ones.
-    pub fn moment(&self) -> &Moment {
-        &self.moment
+    /// Returns the version of the data in this snapshot.
+    pub fn version(&self) -> &DataVersion {
+        &self.version
     }
 
-    /// Returns the keeper's own connection, for small reads.
-    pub async fn keeper(&self) -> tokio::sync::MutexGuard<'_, Transaction<'static, Postgres>> {
-        self.keeper.lock().await
+    /// Returns the transaction that exported the snapshot, for small reads.
+    pub async fn transaction(&self) -> tokio::sync::MutexGuard<'_, Transaction<'static, Postgres>> {
+        self.transaction.lock().await
     }
 
-    /// Opens another connection on the same moment.
+    /// Opens another connection on the same snapshot.
     /// # Errors
-    /// Those of Postgres; nothing is kept.
+    /// Those of Postgres; nothing is left open.
     pub async fn import(&self) -> Result<SnapshotConnection, sqlx::Error> {
         let mut imported = SnapshotConnection { connection: self.pool.acquire().await?, is_done: false };
         let begin = format!("{BEGIN}; SET TRANSACTION SNAPSHOT '{}'; {}", self.id, limits(self.time_limit));
@@ -135,31 +135,32 @@ impl Drop for SnapshotConnection {
     }
 }
 
-async fn positions(keeper: &mut PgConnection, project: Uuid) -> Result<(AsOf, Moment), sqlx::Error> {
+async fn positions(connection: &mut PgConnection, project: Uuid) -> Result<(AsOf, DataVersion), sqlx::Error> {
     let rows = sqlx::query(
         "SELECT c.log_id, c.log_partition, c.next_offset, c.change_seq,
                 floor(extract(epoch FROM c.event_time) * 1000000)::bigint AS event_us,
                 c.log_id = (SELECT log_id FROM logs ORDER BY last_used_at DESC, log_id LIMIT 1) AS is_present
          FROM checkpoints c",
     )
-    .fetch_all(&mut *keeper)
+    .fetch_all(&mut *connection)
     .await?;
     let catalogue = sqlx::query_scalar("SELECT version FROM catalogue_versions WHERE project_id = $1").bind(project);
-    let mut moment = Moment { catalogue: catalogue.fetch_optional(keeper).await?.unwrap_or(0), ..Moment::default() };
+    let mut version =
+        DataVersion { catalogue: catalogue.fetch_optional(connection).await?.unwrap_or(0), ..DataVersion::default() };
     let mut as_of = AsOf::default();
     let mut newest: Option<i64> = None;
     for row in rows {
         let (log_id, partition): (Uuid, i32) = (row.try_get("log_id")?, row.try_get("log_partition")?);
-        let cut = Cut { offset: row.try_get("next_offset")?, change_seq: row.try_get("change_seq")? };
-        moment.cuts.insert((log_id, partition), cut);
+        let stored = PartitionVersion { offset: row.try_get("next_offset")?, change_seq: row.try_get("change_seq")? };
+        version.partitions.insert((log_id, partition), stored);
         if row.try_get("is_present")? {
             as_of.log_id = Some(log_id);
-            as_of.offsets.insert(partition, cut.offset);
+            as_of.offsets.insert(partition, stored.offset);
             newest = newest.max(row.try_get("event_us")?);
         }
     }
     as_of.event_time = newest.map(time_text);
-    Ok((as_of, moment))
+    Ok((as_of, version))
 }
 
 /// Writes microseconds since 1970 as a time in UTC.

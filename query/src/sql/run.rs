@@ -34,7 +34,7 @@ pub struct Rows {
 pub fn parse(body: &[u8]) -> Result<String, ApiError> {
     let form = "the body is {\"sql\": \"SELECT ..\"}";
     let value: serde_json::Value =
-        serde_json::from_slice(body).map_err(|error| ApiError::bad_request(format!("{form}; it is no JSON: {error}")))?;
+        serde_json::from_slice(body).map_err(|error| ApiError::bad_request(format!("{form}; it is not JSON: {error}")))?;
     let fields = value.as_object().ok_or_else(|| ApiError::bad_request(form))?;
     if let Some(other) = fields.keys().find(|name| *name != "sql") {
         return Err(ApiError::bad_request(format!("the field is not known here; {form}")).at(other));

@@ -49,7 +49,8 @@ fn read(file: &str) -> anyhow::Result<Value> {
     if text.len() as u64 > DEFINITION_BYTES_MAX {
         bail!("{name}: more than {DEFINITION_BYTES_MAX} bytes; a funnel's definition is a small JSON object");
     }
-    let definition: Value = serde_json::from_str(&text).with_context(|| format!("{name}: the funnel's definition is no JSON"))?;
+    let definition: Value =
+        serde_json::from_str(&text).with_context(|| format!("{name}: the funnel's definition is not JSON"))?;
     if !definition.is_object() {
         bail!("{name}: the funnel's definition is a JSON object such as {{\"steps\":[{{\"name\":\"A\",\"events\":[\"A\"]}}]}}");
     }
@@ -235,7 +236,7 @@ as of 2026-10-31T12:00:00Z, log l-1
             assert_eq!(found, expected.map_err(str::to_owned));
         };
         check(r#"{"steps":[]}"#, Ok(json!({ "steps": [] })));
-        check("{", Err("FILE: the funnel's definition is no JSON"));
+        check("{", Err("FILE: the funnel's definition is not JSON"));
         let not_an_object = r#"FILE: the funnel's definition is a JSON object such as {"steps":[{"name":"A","events":["A"]}]}"#;
         check("[]", Err(not_an_object));
         let missing = read("/nowhere/funnel.json").expect_err("there is none").to_string();

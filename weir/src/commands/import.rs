@@ -28,7 +28,7 @@ mod source;
 
 use pace::Pace;
 use progress::{Counts, Ledger};
-use send::{Batch, Door};
+use send::{Batch, Destination};
 use shape::{Dialect, Plan};
 use source::Source;
 
@@ -36,8 +36,8 @@ use source::Source;
 const BATCH_ROWS_MAX: usize = 2_500;
 /// Bytes of a request, below the collector's limit of 2 MiB.
 const BATCH_BYTES_MAX: usize = 1_500_000;
-/// How often the progress is noted. What was sent later is sent again after a kill, and is known by its ids.
-const NOTE_EVERY: Duration = Duration::from_millis(500);
+/// How often the progress is saved. What was sent later is sent again after a kill, and is known by its ids.
+const SAVE_EVERY: Duration = Duration::from_millis(500);
 /// How the process ends when all is imported but rows that were refused.
 const SOME_REJECTED: u8 = 3;
 
@@ -45,7 +45,7 @@ const SOME_REJECTED: u8 = 3;
 #[derive(Clone, Debug, clap::Args)]
 #[command(
     after_help = "Ends with 0 when every row is accepted, with 3 when all is imported but rows that FILE.weir-rejected names, \
-                        with 1 when it is not complete; the same command goes on then."
+                        with 1 when it is not complete; run the same command again to continue."
 )]
 pub(crate) struct Args {
     /// NDJSON (.ndjson, .jsonl, .json), CSV (.csv, .tsv), both also with .gz, or Parquet
@@ -54,16 +54,16 @@ pub(crate) struct Args {
     /// A JSON object that says where fields come from: {"user_id": "uid", "timestamp": "context.time", "type": {"value": "conversion"}}
     #[arg(long, value_name = "FILE")]
     map: Option<PathBuf>,
-    /// What the rows are
+    /// Format of the events in the rows
     #[arg(long, value_enum, default_value_t)]
     dialect: Dialect,
     /// The collector; without it the one of weir.json
     #[arg(long, value_name = "URL", env = "WEIR_COLLECTOR")]
     collector: Option<String>,
-    /// The server key, which also says which project
+    /// The server key; its project receives the events
     #[arg(long, value_name = "KEY", env = "WEIR_SERVER_KEY", hide_env_values = true)]
     key: Option<String>,
-    /// The aggregator's page, by which the import leaves room for live events; without it the one of weir.json
+    /// Address of the aggregator's /metrics, by which the import leaves room for live events; without it the one of weir.json
     #[arg(long, value_name = "URL", env = "WEIR_AGGREGATOR")]
     aggregator: Option<String>,
     /// Rows per second at most
@@ -72,10 +72,10 @@ pub(crate) struct Args {
     /// Requests at the same time
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=64))]
     in_flight: u32,
-    /// How long a collector that does not take events is tried again
+    /// Seconds to keep trying while the collector accepts no events
     #[arg(long, value_name = "SECONDS", default_value_t = 600)]
     patience: u64,
-    /// Begin with the first row, whatever an earlier import has done
+    /// Start over from the first row, whatever an earlier import has done
     #[arg(long)]
     restart: bool,
 }
@@ -91,8 +91,8 @@ struct Imported {
 
 /// Imports one file after the other, and prints what became of them.
 pub(crate) async fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
-    let door = Arc::new(Door::find(&args, globals)?);
-    let mut pace = Pace::new(&args, globals, &door)?;
+    let destination = Arc::new(Destination::find(&args, globals)?);
+    let mut pace = Pace::new(&args, globals, &destination)?;
     let map = match &args.map {
         Some(file) => {
             let text = std::fs::read(file).with_context(|| file.display().to_string())?;
@@ -104,7 +104,7 @@ pub(crate) async fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCod
     let mut done = Vec::new();
     let mut failed = None;
     for file in &args.files {
-        match import(&args, file, &map, &door, &mut pace, &mut signals).await {
+        match import(&args, file, &map, &destination, &mut pace, &mut signals).await {
             Ok(imported) => done.push(imported),
             Err(error) => {
                 failed = Some(error);
@@ -156,7 +156,7 @@ async fn import(
     args: &Args,
     file: &std::path::Path,
     map: &[shape::Mapped],
-    door: &Arc<Door>,
+    destination: &Arc<Destination>,
     pace: &mut Pace,
     signals: &mut EndSignals,
 ) -> anyhow::Result<Imported> {
@@ -167,7 +167,7 @@ async fn import(
     });
     let source = Arc::new(source.await.context("the file's reader")??);
     let plan = Plan::new(args.dialect, map, &source)?;
-    let mut ledger = Ledger::open(&source, &plan, door, args.restart)?;
+    let mut ledger = Ledger::open(&source, &plan, destination, args.restart)?;
     let settled_before = ledger.settled();
     let mut show = show::Show::new(&source, settled_before);
     let (sender, mut batches) = mpsc::channel(2);
@@ -179,8 +179,8 @@ async fn import(
     let mut sending: JoinSet<anyhow::Result<(u64, send::Delivered)>> = JoinSet::new();
     let mut number = 0;
     let mut all_read = false;
-    let mut note = tokio::time::interval(NOTE_EVERY);
-    note.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut save_tick = tokio::time::interval(SAVE_EVERY);
+    save_tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let ended = loop {
         if all_read && sending.is_empty() {
             break Ok(());
@@ -190,11 +190,11 @@ async fn import(
             batch = next_batch(&mut batches, pace), if may_send => match batch {
                 None => all_read = true,
                 Some(batch) => {
-                    let (door, patience) = (Arc::clone(door), Duration::from_secs(args.patience));
+                    let (destination, patience) = (Arc::clone(destination), Duration::from_secs(args.patience));
                     let batch: Batch = batch;
                     let of = number;
                     number += 1;
-                    sending.spawn(async move { Ok((of, door.deliver(batch, patience).await?)) });
+                    sending.spawn(async move { Ok((of, destination.deliver(batch, patience).await?)) });
                 }
             },
             Some(delivered) = sending.join_next(), if !sending.is_empty() => {
@@ -208,9 +208,9 @@ async fn import(
                     Err(error) => break Err(error),
                 }
             }
-            _ = note.tick() => {
+            _ = save_tick.tick() => {
                 show.tick();
-                if let Err(error) = ledger.note() {
+                if let Err(error) = ledger.save() {
                     break Err(error);
                 }
             }
@@ -224,9 +224,9 @@ async fn import(
     let ended = ended.and(read).and_then(|()| source.check_unchanged());
     let name = || super::printable(&source.path.display().to_string()).into_owned();
     if let Err(error) = ended {
-        ledger.note()?;
+        ledger.save()?;
         let rows = show::grouped(ledger.settled());
-        return Err(error.context(format!("{}: {rows} rows are settled; the same command goes on there", name())));
+        return Err(error.context(format!("{}: {rows} rows are done; run the same command again to continue after them", name())));
     }
     ledger.finish()?;
     let counts = ledger.counts();

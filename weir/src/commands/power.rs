@@ -18,7 +18,7 @@ const FACTORS: [f64; 3] = [0.5, 1.0, 2.0];
 /// The arguments of `weir power`.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Name or id of an experiment whose numbers are taken
+    /// Name or id of an experiment to take the numbers from
     experiment: Option<String>,
     /// The metric of the experiment [default: its first one]
     #[arg(long, requires = "experiment")]
@@ -26,19 +26,19 @@ pub(crate) struct Args {
     /// The control's conversion rate, such as 0.1
     #[arg(long, value_name = "RATE", conflicts_with_all = ["mean", "std_dev"])]
     rate: Option<f64>,
-    /// The control's mean per user, of a metric that is no rate
+    /// The control's mean per user, of a metric that is not a rate
     #[arg(long, value_name = "MEAN", requires = "std_dev", allow_negative_numbers = true)]
     mean: Option<f64>,
     /// Standard deviation of one user's value
     #[arg(long, value_name = "VALUE", requires = "mean")]
     std_dev: Option<f64>,
-    /// The relative effect to find, such as 0.05 for 5 % [default: the experiment's, else 0.05]
+    /// Minimum detectable effect, relative, such as 0.05 for 5 % [default: the experiment's, else 0.05]
     #[arg(long, value_name = "EFFECT")]
     effect: Option<f64>,
-    /// The chance to find it if it is there
+    /// Statistical power: the chance to detect that effect if it exists
     #[arg(long, value_name = "CHANCE", default_value_t = POWER_DEFAULT)]
     power: f64,
-    /// Confidence of the test [default: the experiment's, else 0.95]
+    /// Confidence level of the test [default: the experiment's, else 0.95]
     #[arg(long, value_name = "LEVEL")]
     confidence: Option<f64>,
     /// Variants, the control included, with equal shares [default: the experiment's, else 2]
@@ -47,7 +47,7 @@ pub(crate) struct Args {
     /// New users a day over all variants [default: the experiment's of the last seven days]
     #[arg(long, value_name = "USERS")]
     users_per_day: Option<f64>,
-    /// Users over all variants: also say which effect they could find
+    /// Users over all variants: also show which effect they could detect
     #[arg(long, value_name = "USERS")]
     users: Option<u64>,
     /// How the answer is printed

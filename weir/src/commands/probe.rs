@@ -12,7 +12,7 @@ use crate::client::Client;
 pub(crate) struct Args {
     /// The service, such as http://127.0.0.1:8080
     url: String,
-    /// Seconds that an answer may take
+    /// Timeout in seconds
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=600))]
     within: u64,
 }

@@ -32,16 +32,16 @@ pub(crate) struct Args {
     /// Show these metrics only, separated by commas
     #[arg(long, value_name = "NAMES")]
     metrics: Option<String>,
-    /// Answer as if it were then, such as 2026-03-01T00:00:00Z
+    /// Answer as of this time, such as 2026-03-01T00:00:00Z
     #[arg(long, value_name = "TIME")]
     as_of: Option<String>,
-    /// Which looks are allowed for: fixed, sequential, group_sequential or hybrid [default: as planned]
+    /// Test method: fixed, sequential, group_sequential or hybrid; all but fixed allow interim looks [default: as planned]
     #[arg(long)]
     analysis: Option<String>,
-    /// Whose verdict it is: frequentist, bayesian or both
+    /// Statistics that the verdict rests on: frequentist, bayesian or both
     #[arg(long)]
     engine: Option<String>,
-    /// How many tests at once are allowed for: none, holm, bh or preferential_bonferroni
+    /// Correction for multiple tests: none, holm, bh or preferential_bonferroni
     #[arg(long)]
     correction: Option<String>,
     /// Split users by a property of their first exposure: country, device_type, ..
@@ -53,16 +53,16 @@ pub(crate) struct Args {
     /// Whose conversion windows count: all or complete
     #[arg(long)]
     windows: Option<String>,
-    /// Whether earlier behaviour sharpens the comparison: auto or off
+    /// Variance reduction by behaviour before the exposure (CUPED): auto or off
     #[arg(long)]
     cuped: Option<String>,
     /// How values are capped: auto, off or a percentile
     #[arg(long)]
     cap: Option<String>,
-    /// In which terms sentences speak: relative, absolute or scaled
+    /// How sentences express the effect: relative, absolute or scaled
     #[arg(long)]
     difference: Option<String>,
-    /// Show each day
+    /// Show the results day by day
     #[arg(long)]
     daily: bool,
     /// How the answer is printed

@@ -25,7 +25,7 @@ pub(crate) struct Args {
     /// The query service; without it the one of weir.json
     #[arg(long, value_name = "URL", env = "WEIR_QUERY")]
     query: Option<String>,
-    /// The aggregator's page; without it the one of weir.json
+    /// Address of the aggregator's health and metrics; without it the one of weir.json
     #[arg(long, value_name = "URL", env = "WEIR_AGGREGATOR")]
     aggregator: Option<String>,
     /// How the answer is printed

@@ -104,7 +104,7 @@ async fn a_killed_import_goes_on_and_each_row_is_stored_once() {
     }
     let ended = import(&folder, &file, &["--in-flight", "3"]).await;
     ended.expect(0, &["60,000", "60,000", "0", "0"]);
-    assert!(ended.said.contains("goes on after "), "{}", ended.said);
+    assert!(ended.said.contains("continues after "), "{}", ended.said);
     assert!(!progress.exists() && !beside(&file, ".weir-rejected").exists());
 
     let mut database = Database::connect(up.line("postgres")).await;
@@ -281,7 +281,7 @@ async fn what_cannot_be_imported_is_told() {
     let url = up.line("collector").to_owned();
     check(&file, &["--collector", &url, "--key", "sk_wrong"], "give a server key with --key").await;
     check(&file, &["--dialect", "segment"], "Segment's calls are accepted as NDJSON").await;
-    check(&file, &["--collector", "http://127.0.0.1:1", "--key", "k", "--patience", "0"], "no events taken for").await;
+    check(&file, &["--collector", "http://127.0.0.1:1", "--key", "k", "--patience", "0"], "no events accepted for").await;
     let map = write(&folder, "map.json", r#"{"user_id": 7}"#);
     check(&file, &["--map", &map.display().to_string()], "\"user_id\": found 7").await;
     // What was not complete goes on.

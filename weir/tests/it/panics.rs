@@ -9,8 +9,8 @@ fn what_keeps_panicking_ends_it_with_a_failure() {
     for (place, expected) in [
         ("aggregator/worker-1", "aggregator: task worker-1 panicked: injected into worker-1; it died 5 times within 300 s"),
         ("collector/listener", "collector: task listener panicked: injected into listener; it died 5 times within 300 s"),
-        ("weir/keep-postgres", "the task that keeps postgres running has ended"),
-        ("weir/keep-weir-query", "the task that keeps weir query running has ended"),
+        ("weir/supervise-postgres", "the task that keeps postgres running has ended"),
+        ("weir/supervise-weir-query", "the task that keeps weir query running has ended"),
     ] {
         let folder = Folder::new();
         let mut command = weir();

@@ -288,14 +288,14 @@ mod tests {
     }
 
     /// What is known of a user: arm, exposure, conversions (time, name, value) after and before, a property, touches.
-    type Known = (u32, i64, Vec<(i64, u8, i128)>, Vec<(i64, u8, i128)>, Option<u8>, Vec<i64>);
+    type UserData = (u32, i64, Vec<(i64, u8, i128)>, Vec<(i64, u8, i128)>, Option<u8>, Vec<i64>);
 
     fn name(number: u8) -> String {
         char::from(b'a' + number).to_string()
     }
 
     /// Makes a cohort of users in this order.
-    fn cohort(users: &[(u8, Known)]) -> Cohort {
+    fn cohort(users: &[(u8, UserData)]) -> Cohort {
         let mut names: Vec<String> =
             users.iter().flat_map(|(_, known)| known.2.iter().chain(&known.3)).map(|(_, number, _)| name(*number)).collect();
         names.sort();
@@ -303,8 +303,8 @@ mod tests {
         let mut values: Vec<String> = users.iter().filter_map(|(_, known)| known.4).map(name).collect();
         values.sort();
         values.dedup();
-        let rows = |which: fn(&Known) -> &Vec<(i64, u8, i128)>| {
-            let of_user = |(user, (_, known)): (usize, &(u8, Known))| {
+        let rows = |which: fn(&UserData) -> &Vec<(i64, u8, i128)>| {
+            let of_user = |(user, (_, known)): (usize, &(u8, UserData))| {
                 let row = |(time, number, value): &(i64, u8, i128)| Row {
                     time: *time,
                     value: Some(*value),
@@ -365,7 +365,7 @@ mod tests {
         known
     }
 
-    fn some_user() -> impl Strategy<Value = Known> {
+    fn some_user() -> impl Strategy<Value = UserData> {
         let rows = || prop::collection::btree_map(0i64..90, (0u8..6, 0i128..9), 0..4);
         let flat = |rows: std::collections::BTreeMap<i64, (u8, i128)>| -> Vec<(i64, u8, i128)> {
             rows.into_iter().map(|(time, (name, value))| (time, name, value)).collect()
@@ -383,7 +383,7 @@ mod tests {
             second in prop::collection::btree_map(any::<u8>(), some_user(), 0..12),
             third in prop::collection::btree_map(any::<u8>(), some_user(), 0..12),
         ) {
-            let list = |users: &std::collections::BTreeMap<u8, Known>| users.clone().into_iter().collect::<Vec<_>>();
+            let list = |users: &std::collections::BTreeMap<u8, UserData>| users.clone().into_iter().collect::<Vec<_>>();
             let mut now = first.clone();
             let mut followed = cohort(&list(&first));
             let mut numbers = followed.users.keys.iter().enumerate().map(|(user, key)| (*key, user as u32)).collect();

@@ -1,6 +1,6 @@
-//! Cohorts kept from one answer to the next.
+//! Cohorts cached from one answer to the next.
 //!
-//! While nothing was written, a cohort is that of now. When facts were stored in between, the cuts of the log say which:
+//! While nothing was written, a cohort is that of now. When facts were stored in between, the offsets of the log partitions say which:
 //! participation and attribution of their users are read, and replace what was known of them. After anything else (another
 //! catalogue, a recomputation, a log that was read again) everybody is read.
 
@@ -16,7 +16,7 @@ use crate::experiment::read::cohort::Cohort;
 use crate::experiment::request::Dimension;
 use crate::http::error::ApiError;
 use crate::metrics::Metrics;
-use crate::source::snapshot::{Moment, Snapshot};
+use crate::source::snapshot::{DataVersion, Snapshot};
 
 /// Cohorts at most, however small.
 const COHORTS_MAX: usize = 64;
@@ -42,7 +42,7 @@ pub struct CohortKey {
     pub dimension: Option<Dimension>,
 }
 
-/// The cohort of one query and the moment that it is of.
+/// The cohort of one query and the version of the data that it was read from.
 #[derive(Default)]
 pub struct CachedCohort {
     loaded: Option<Loaded>,
@@ -51,7 +51,7 @@ pub struct CachedCohort {
 struct Loaded {
     experiment: Uuid,
     variants: Vec<Uuid>,
-    moment: Moment,
+    version: DataVersion,
     cohort: Arc<Cohort>,
     /// The number of each user; made when it is first needed.
     numbers: Option<HashMap<[u8; 16], u32>>,
@@ -70,7 +70,7 @@ enum Refresh {
 
 impl CachedCohort {
     /// Returns the cohort as of a snapshot, which must not be older than the one before. What fails leaves no mixture of two
-    /// moments behind.
+    /// versions behind.
     /// # Errors
     /// [`ApiError`].
     pub(crate) async fn refresh(
@@ -80,15 +80,15 @@ impl CachedCohort {
         query: &CohortQuery<'_>,
         metrics: &Metrics,
     ) -> Result<Arc<Cohort>, ApiError> {
-        let now = snapshot.moment();
+        let now = snapshot.version();
         let known = self.loaded.as_mut().filter(|of| of.experiment == query.experiment && of.variants == query.variants);
         let (refresh, known) = match known {
-            Some(of) => (needed(&of.moment, now, of.cohort.users.len()), Some(of)),
+            Some(of) => (needed(&of.version, now, of.cohort.users.len()), Some(of)),
             None => (Refresh::Reload, None),
         };
         match (refresh, known) {
             (Refresh::Unchanged, Some(of)) => {
-                metrics.image("same");
+                metrics.cohort("same");
                 Ok(of.cohort.clone())
             }
             (Refresh::NewFacts(ranges), Some(of)) => {
@@ -102,19 +102,19 @@ impl CachedCohort {
                     let numbers = of.numbers.get_or_insert_with(|| number(&of.cohort));
                     Arc::make_mut(&mut of.cohort).replace(newer, numbers);
                 }
-                metrics.image("followed");
-                of.moment = now.clone();
+                metrics.cohort("followed");
+                of.version = now.clone();
                 Ok(of.cohort.clone())
             }
             _ => {
                 // Two of them at one time are too many.
                 self.loaded = None;
                 let cohort = Arc::new(cohort_reader::read(session, snapshot, query, &Scope::Everyone).await?);
-                metrics.image("read");
+                metrics.cohort("read");
                 self.loaded = Some(Loaded {
                     experiment: query.experiment,
                     variants: query.variants.to_vec(),
-                    moment: now.clone(),
+                    version: now.clone(),
                     cohort: cohort.clone(),
                     numbers: None,
                 });
@@ -129,26 +129,26 @@ impl CachedCohort {
     }
 }
 
-/// Compares two moments, of which the second one is not the earlier one.
-fn needed(then: &Moment, now: &Moment, users: usize) -> Refresh {
+/// Compares two versions, of which the second one is not the older one.
+fn needed(then: &DataVersion, now: &DataVersion, users: usize) -> Refresh {
     if then == now {
         return Refresh::Unchanged;
     }
-    if then.catalogue != now.catalogue || then.cuts.keys().any(|place| !now.cuts.contains_key(place)) {
+    if then.catalogue != now.catalogue || then.partitions.keys().any(|place| !now.partitions.contains_key(place)) {
         return Refresh::Reload;
     }
     let mut ranges = Vec::new();
-    for ((log_id, partition), cut) in &now.cuts {
-        let from = match then.cuts.get(&(*log_id, *partition)) {
-            Some(known) if known == cut => continue,
+    for ((log_id, partition), stored) in &now.partitions {
+        let from = match then.partitions.get(&(*log_id, *partition)) {
+            Some(known) if known == stored => continue,
             // Written without facts, so it was a recomputation; or the log is being read again.
-            Some(known) if known.offset >= cut.offset => return Refresh::Reload,
+            Some(known) if known.offset >= stored.offset => return Refresh::Reload,
             Some(known) => known.offset,
             // A new log; without facts so far it changes nothing.
-            None if cut.offset == 0 => continue,
+            None if stored.offset == 0 => continue,
             None => 0,
         };
-        ranges.push((*log_id, *partition, from, cut.offset));
+        ranges.push((*log_id, *partition, from, stored.offset));
     }
     let records: u64 = ranges.iter().map(|(_, _, from, to)| from.abs_diff(*to)).sum();
     if records > RECORDS_MIN.max(users as u64 / USERS_PER_RECORD) { Refresh::Reload } else { Refresh::NewFacts(ranges) }
@@ -175,10 +175,10 @@ async fn touched(snapshot: &Snapshot, ranges: &[(Uuid, i32, i64, i64)], experime
         "SELECT user_id FROM impressions WHERE experiment_id = '{experiment}' AND {stored}
          UNION SELECT user_id FROM conversions WHERE {stored}"
     );
-    sqlx::query_scalar(AssertSqlSafe(users)).fetch_all(&mut **snapshot.keeper().await).await
+    sqlx::query_scalar(AssertSqlSafe(users)).fetch_all(&mut **snapshot.transaction().await).await
 }
 
-/// All cohorts that are kept.
+/// All cached cohorts.
 pub struct CohortCache {
     bytes_max: usize,
     entries: Mutex<HashMap<CohortKey, Entry>>,
@@ -222,22 +222,22 @@ impl CohortCache {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::source::snapshot::Cut;
+    use crate::source::snapshot::PartitionVersion;
 
     const LOG: Uuid = Uuid::from_u128(7);
 
-    fn moment(catalogue: i64, cuts: &[(u128, i32, i64, i64)]) -> Moment {
-        let cut = |(log, partition, offset, change_seq): &(u128, i32, i64, i64)| {
-            ((Uuid::from_u128(*log), *partition), Cut { offset: *offset, change_seq: *change_seq })
+    fn version(catalogue: i64, partitions: &[(u128, i32, i64, i64)]) -> DataVersion {
+        let stored = |(log, partition, offset, change_seq): &(u128, i32, i64, i64)| {
+            ((Uuid::from_u128(*log), *partition), PartitionVersion { offset: *offset, change_seq: *change_seq })
         };
-        Moment { catalogue, cuts: cuts.iter().map(cut).collect() }
+        DataVersion { catalogue, partitions: partitions.iter().map(stored).collect() }
     }
 
     #[test]
     fn what_was_stored_since_decides_what_is_read() {
-        let then = moment(1, &[(7, 0, 10, 3), (7, 1, 20, 5)]);
+        let then = version(1, &[(7, 0, 10, 3), (7, 1, 20, 5)]);
         let check = |now: &[(u128, i32, i64, i64)], expected: Refresh| {
-            assert_eq!(needed(&then, &moment(1, now), 1_000), expected, "{now:?}")
+            assert_eq!(needed(&then, &version(1, now), 1_000), expected, "{now:?}")
         };
         check(&[(7, 0, 10, 3), (7, 1, 20, 5)], Refresh::Unchanged);
         check(&[(7, 0, 10, 3), (7, 1, 25, 6)], Refresh::NewFacts(vec![(LOG, 1, 20, 25)]));
@@ -247,7 +247,7 @@ mod tests {
         check(&[(7, 0, 10, 3), (7, 1, 20, 5), (8, 0, 0, 0)], Refresh::NewFacts(vec![]));
         check(&[(7, 0, 10, 3), (7, 1, 20, 5), (8, 0, 2, 1)], Refresh::NewFacts(vec![(Uuid::from_u128(8), 0, 0, 2)]));
         check(&[(7, 0, 10, 3), (7, 1, 20_000, 6)], Refresh::Reload); // more than reading everybody takes
-        assert_eq!(needed(&then, &moment(2, &[(7, 0, 10, 3), (7, 1, 20, 5)]), 1_000), Refresh::Reload, "the catalogue moved");
+        assert_eq!(needed(&then, &version(2, &[(7, 0, 10, 3), (7, 1, 20, 5)]), 1_000), Refresh::Reload, "the catalogue moved");
     }
 
     #[test]
@@ -267,7 +267,13 @@ mod tests {
             };
             let cohort = Arc::new(cohort);
             CachedCohort {
-                loaded: Some(Loaded { experiment: LOG, variants: vec![], moment: Moment::default(), cohort, numbers: None }),
+                loaded: Some(Loaded {
+                    experiment: LOG,
+                    variants: vec![],
+                    version: DataVersion::default(),
+                    cohort,
+                    numbers: None,
+                }),
             }
         };
         let cohorts = CohortCache::new(of(100).bytes() * 2);
@@ -283,7 +289,7 @@ mod tests {
         assert_eq!(names(), ["a", "c"]);
         cohorts.entry(&key("large"));
         cohorts.record_size(&key("large"), &of(1_000));
-        assert!(names().is_empty(), "what alone is too large is not kept, and took the place of all others");
+        assert!(names().is_empty(), "what alone is too large is not cached, and took the place of all others");
         for number in 0..COHORTS_MAX + 5 {
             cohorts.entry(&key(&number.to_string()));
             cohorts.record_size(&key(&number.to_string()), &CachedCohort::default());

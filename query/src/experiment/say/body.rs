@@ -20,7 +20,7 @@ pub const METHOD_VERSION: &str = "stats-3";
 #[derive(Debug, Serialize)]
 pub struct Experiments {
     /// By name.
-    pub experiments: Vec<Listed>,
+    pub experiments: Vec<ExperimentSummary>,
     /// Why others are missing here: a newer version of Weir wrote them.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub unsupported: Vec<String>,
@@ -30,7 +30,7 @@ pub struct Experiments {
 
 /// One of a project's experiments.
 #[derive(Debug, Serialize)]
-pub struct Listed {
+pub struct ExperimentSummary {
     /// What it is.
     #[serde(flatten)]
     pub experiment: Experiment,

@@ -12,11 +12,11 @@ use crate::experiment::measure::sums::Sums;
 use crate::experiment::read::catalogue::{Aggregation, Amount, Configured, Denominator, Role};
 use crate::experiment::request::{Analysis, Correction, percentile_text};
 use crate::experiment::test::TestedMetric;
+use crate::experiment::test::breakdown::BreakdownValue;
 use crate::experiment::test::comparison::{Compared, Conclusion, Design, TestedComparison, counts};
-use crate::experiment::test::found::{
+use crate::experiment::test::findings::{
     Bayesian, Cuped, Day, Guardrail, Heterogeneity, Omnibus, Power, ScaledImpact, Sequential, Supplemental, ends,
 };
-use crate::experiment::test::parts::Part;
 
 /// One metric.
 #[derive(Debug, Serialize)]
@@ -274,13 +274,13 @@ pub struct OfValue {
 
 /// Describes one metric.
 pub fn metric(design: &Design<'_>, tested: TestedMetric<'_>) -> Metric {
-    let TestedMetric { measured, comparisons, omnibus, parts, series } = tested;
+    let TestedMetric { measured, comparisons, omnibus, breakdown, series } = tested;
     let configured = &measured.configured;
     let alpha = design.experiment.alpha;
     let arms = design.variants.iter().enumerate().map(|(place, variant)| {
         arm(configured, variant.id, &measured.sampled[place], &measured.sums[place], &measured.raw[place], alpha)
     });
-    let of_part = |part: Part| {
+    let of_value = |part: BreakdownValue| {
         let arms = part.arms.iter().zip(design.variants);
         OfValue {
             value: part.value.text,
@@ -289,7 +289,7 @@ pub fn metric(design: &Design<'_>, tested: TestedMetric<'_>) -> Metric {
             comparisons: part.comparisons.into_iter().map(|found| comparison(design, configured, found)).collect(),
         }
     };
-    let (dimensions, heterogeneity) = parts.map(|parts| (parts.values, parts.heterogeneity)).unzip();
+    let (dimensions, heterogeneity) = breakdown.map(|breakdown| (breakdown.values, breakdown.heterogeneity)).unzip();
     Metric {
         id: configured.name.clone(),
         kind: configured.aggregation.kind(),
@@ -306,7 +306,7 @@ pub fn metric(design: &Design<'_>, tested: TestedMetric<'_>) -> Metric {
         arms: arms.collect(),
         comparisons: comparisons.into_iter().map(|found| comparison(design, configured, found)).collect(),
         omnibus,
-        dimensions: dimensions.map(|values: Vec<Part>| values.into_iter().map(of_part).collect()),
+        dimensions: dimensions.map(|values: Vec<BreakdownValue>| values.into_iter().map(of_value).collect()),
         heterogeneity,
         series,
     }

@@ -5,7 +5,7 @@ use super::sentence::Sentence;
 use crate::experiment::read::catalogue::Configured;
 use crate::experiment::request::{Analysis, Difference, Engine};
 use crate::experiment::test::comparison::{Compared, Conclusion, Design};
-use crate::experiment::test::found::{Bayesian, ScaledImpact};
+use crate::experiment::test::findings::{Bayesian, ScaledImpact};
 use crate::experiment::text::{p_text, short};
 use statistics::effect::Status;
 

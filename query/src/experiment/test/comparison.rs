@@ -16,7 +16,7 @@ use statistics::proportions::Count;
 use statistics::sequential::{hybrid, hybrid_level};
 use statistics::strata::{Traffic, impact_per_day};
 
-use super::found::{
+use super::findings::{
     Bayesian, Cuped, Guardrail, Other, Power, Prior as ShownPrior, ScaledImpact, Sequential, Shrunk, Supplemental, ends,
 };
 use super::plan::{Interim, Plan};

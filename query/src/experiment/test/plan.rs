@@ -8,7 +8,7 @@ use crate::experiment::measure::population::Population;
 use crate::experiment::read::cohort::DAY_US;
 use crate::experiment::read::experiment::Experiment;
 use crate::experiment::request::Analysis;
-use crate::experiment::test::found::{CrossedOn, Sequential, ends};
+use crate::experiment::test::findings::{CrossedOn, Sequential, ends};
 use statistics::difference::Difference;
 use statistics::group_sequential::{self, Sides, information_fraction};
 use statistics::sequential::{Tuning, confidence_sequence, hybrid, tightest_at};

@@ -14,7 +14,7 @@ use crate::commands::{ListFormat, print, print_list, printable};
 /// What is done with campaigns.
 #[derive(Clone, Debug, clap::Subcommand)]
 pub(super) enum Command {
-    /// Make a campaign; dead letters that were waiting for it are tried again
+    /// Create a campaign; dead letters that were waiting for it are replayed
     Create(Create),
     /// Show all campaigns of a project
     List {
@@ -44,10 +44,10 @@ pub(super) struct Create {
     /// A component, as NAME or NAME:TYPE; may be repeated
     #[arg(long = "component", value_name = "NAME[:TYPE]", value_parser = component)]
     components: Vec<NewComponent>,
-    /// What it is made of: landing_page, funnel, email_sequence, complete_campaign or component_enhancement
+    /// Its type: landing_page, funnel, email_sequence, complete_campaign or component_enhancement
     #[arg(long = "type", value_name = "TYPE")]
     kind: Option<CampaignType>,
-    /// A text for people
+    /// A description
     #[arg(long)]
     description: Option<String>,
     #[command(flatten)]

@@ -39,9 +39,9 @@ pub(super) enum Command {
         #[arg(long, value_enum, default_value_t)]
         format: ListFormat,
     },
-    /// Have the aggregator append their bytes to the log again
+    /// Replay them: the aggregator appends their bytes to the log again
     Replay(Chosen),
-    /// Give them up; their bytes are kept
+    /// Discard them; their bytes are kept
     Discard(Chosen),
 }
 
@@ -123,7 +123,7 @@ fn said(marked: Marked, what: &str) -> String {
     let letters = |count: u64| if count == 1 { "1 dead letter".to_owned() } else { format!("{count} dead letters") };
     let unreadable = match marked.unreadable {
         0 => String::new(),
-        count => format!("{} stay open: their bytes are no event, so they have no place in a log\n", letters(count)),
+        count => format!("{} stay open: their bytes are not an event, so they cannot be replayed\n", letters(count)),
     };
     format!("{} {what}\n{unreadable}", letters(marked.marked))
 }
@@ -256,7 +256,7 @@ bytes        3 of them: {}\\n
         let marked = |marked, unreadable| said(Marked { marked, unreadable }, "discarded");
         assert_eq!(marked(1, 0), "1 dead letter discarded\n");
         let expected =
-            "2 dead letters discarded\n1 dead letter stay open: their bytes are no event, so they have no place in a log\n";
+            "2 dead letters discarded\n1 dead letter stay open: their bytes are not an event, so they cannot be replayed\n";
         assert_eq!(marked(2, 1), expected);
         assert_eq!(waiting(0), "");
     }

@@ -16,9 +16,9 @@ use crate::commands::{ListFormat, print, print_list, printable};
 /// What is done with experiments.
 #[derive(Clone, Debug, clap::Subcommand)]
 pub(super) enum Command {
-    /// Make an experiment; dead letters that were waiting for it are tried again
+    /// Create an experiment; dead letters that were waiting for it are replayed
     Create(Box<Create>),
-    /// Add a variant; dead letters that were waiting for it are tried again
+    /// Add a variant; dead letters that were waiting for it are replayed
     AddVariant {
         /// Name or id of the experiment
         experiment: String,
@@ -44,7 +44,7 @@ pub(super) enum Command {
         #[arg(long, value_enum, default_value_t)]
         format: ListFormat,
     },
-    /// Let an experiment run: exposures count from now on, or go on counting
+    /// Start an experiment: exposures count from now on; a running one stays as it is
     Start(One),
     /// End an experiment: later exposures do not count
     Stop(One),
@@ -68,20 +68,20 @@ pub(super) struct Create {
     #[arg(long = "variant", value_name = "NAME[:WEIGHT[:control]]", required = true, value_parser = variant)]
     variants: Vec<NewVariant>,
     /// A metric; may be repeated. NAME alone counts the conversions of that name, as does NAME.value_per_user their values;
-    /// conversion_rate, value_per_user and count_per_user look at all conversions, as does * for CONVERSION. AGGREGATION is one of these
+    /// conversion_rate, value_per_user and count_per_user count all conversions, as does * for CONVERSION. AGGREGATION is one of these
     /// three (`weir admin metric create` knows more), ROLE primary (the first metric's), secondary or guardrail, DIRECTION increase or decrease
     #[arg(long = "metric", value_name = "NAME[:CONVERSION[:AGGREGATION[:ROLE[:DIRECTION]]]]", value_parser = metric)]
     metrics: Vec<Metric>,
-    /// A text for people
+    /// A description
     #[arg(long)]
     description: Option<String>,
-    /// Users that are planned, over all variants
+    /// Planned sample size: users over all variants
     #[arg(long, value_name = "USERS")]
     target_sample_size: Option<i32>,
-    /// 0.80 to 0.99 [default: 0.95]
+    /// Confidence level of the tests, 0.80 to 0.99 [default: 0.95]
     #[arg(long, value_name = "LEVEL")]
     confidence_level: Option<String>,
-    /// The relative effect worth finding, such as 0.05 for 5 % [default: 0.05]
+    /// Minimum detectable effect, relative, such as 0.05 for 5 % [default: 0.05]
     #[arg(long, value_name = "EFFECT")]
     minimum_detectable_effect: Option<String>,
     /// Days after the first exposure in which conversions count [default: 30]
@@ -93,7 +93,7 @@ pub(super) struct Create {
     /// Currency of value metrics, such as EUR [default: the only one seen]
     #[arg(long, value_name = "CODE")]
     currency: Option<String>,
-    /// Let it run at once
+    /// Start it at once
     #[arg(long)]
     start: bool,
     /// From when on exposures count, such as 2026-03-01T00:00:00Z [default: now]

@@ -12,7 +12,7 @@ use crate::keys::mint;
 /// What is done with keys.
 #[derive(Clone, Debug, clap::Subcommand)]
 pub(super) enum Command {
-    /// Make a key and show it, this once
+    /// Create a key and show it, once only
     Create(Create),
     /// Show the keys of a project, without their secrets
     List {
@@ -22,7 +22,7 @@ pub(super) enum Command {
         #[arg(long, value_enum, default_value_t)]
         format: ListFormat,
     },
-    /// Make a key worthless, within 5 seconds
+    /// Revoke a key; services notice within 5 seconds
     Revoke {
         /// Its id, or the first characters that a list shows
         key: String,
@@ -34,20 +34,20 @@ pub(super) enum Command {
 /// The arguments of `weir admin key create`.
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct Create {
-    /// What it is good for: write sends what happens now and may stand in a page, server sends history too and stays on
-    /// servers, read asks the query service
+    /// write sends current events and may be public in a web page, server sends historical events too and stays on servers,
+    /// read queries the query service
     #[arg(long, value_name = "KIND", default_value_t = KeyKind::Write)]
     kind: KeyKind,
-    /// What a list calls it
+    /// Its name in lists
     #[arg(long, default_value = "")]
     name: String,
-    /// Requests that it may make in a second; without it as many as it likes
+    /// Rate limit in requests per second [default: none]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(1..))]
     requests_per_second: Option<i32>,
-    /// Events that it may send in a second; without it as many as it likes
+    /// Rate limit in events per second [default: none]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(1..))]
     events_per_second: Option<i32>,
-    /// Days until it is worthless; without it it never is
+    /// Days until it expires [default: never]
     #[arg(long, value_name = "DAYS", value_parser = clap::value_parser!(i32).range(1..=3650))]
     expires_in_days: Option<i32>,
     #[command(flatten)]

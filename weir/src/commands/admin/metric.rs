@@ -12,7 +12,7 @@ use crate::commands::{ListFormat, print, print_list, printable};
 /// What is done with metrics.
 #[derive(Clone, Debug, clap::Subcommand)]
 pub(super) enum Command {
-    /// Add a metric; the first one takes the place of the usual ones
+    /// Add a metric; the first one replaces the default metrics
     Create(Box<Create>),
     /// Show the metrics of an experiment
     List {
@@ -24,7 +24,7 @@ pub(super) enum Command {
         #[arg(long, value_enum, default_value_t)]
         format: ListFormat,
     },
-    /// Take a metric away; no event is lost by it
+    /// Remove a metric; no event is lost by it
     Remove {
         /// Name or id of the experiment
         experiment: String,
@@ -60,13 +60,13 @@ pub(super) struct Create {
     /// Which quantile of users' sums, such as 0.9
     #[arg(long, value_name = "QUANTILE")]
     quantile: Option<String>,
-    /// What it decides: primary, secondary or guardrail
+    /// Its role: primary, secondary or guardrail
     #[arg(long, value_name = "ROLE", default_value = "secondary")]
     role: Role,
     /// Which way is better: increase or decrease
     #[arg(long, value_name = "DIRECTION", default_value = "increase")]
     direction: Direction,
-    /// The relative loss that a guardrail bears, such as 0.02 for 2 %
+    /// The relative loss that a guardrail tolerates, such as 0.02 for 2 %
     #[arg(long, value_name = "SHARE")]
     margin: Option<String>,
     /// Days after the first exposure in which conversions count [default: the experiment's]

@@ -22,19 +22,19 @@ pub(crate) struct Args {
 
 #[derive(Clone, Debug, clap::Subcommand)]
 enum Command {
-    /// Make, look at, start and stop experiments
+    /// Create, show, start and stop experiments
     #[command(subcommand)]
     Experiment(experiment::Command),
-    /// Say what is measured in an experiment
+    /// Add, show and remove the metrics of an experiment
     #[command(subcommand)]
     Metric(metric::Command),
-    /// Make and look at campaigns
+    /// Create and show campaigns
     #[command(subcommand)]
     Campaign(campaign::Command),
-    /// Make, look at and revoke write keys, server keys and read tokens
+    /// Create, show and revoke write keys, server keys and read tokens
     #[command(subcommand)]
     Key(key::Command),
-    /// Look at records that could not be stored; have them tried again, or give them up
+    /// Show records that could not be stored; replay or discard them
     #[command(subcommand)]
     DeadLetters(dead_letters::Command),
     /// Compute participation and attribution of an experiment again, and report what differed
@@ -55,7 +55,7 @@ impl InProject {
     }
 }
 
-/// Connects and does what was asked.
+/// Connects and runs the command.
 pub(crate) async fn run(args: Args, globals: &Globals) -> anyhow::Result<()> {
     let mut conn = connect(globals).await?;
     match args.command {

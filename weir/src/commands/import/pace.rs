@@ -1,7 +1,7 @@
 //! How quickly rows are sent, so that live events keep their latency beside them.
 //!
 //! All events wait in one log for the aggregator. An import that fills it as quickly as the collector takes rows would let
-//! live events wait behind a million others. So, where the aggregator's page is at hand, no more rows are on their way to the
+//! live events wait behind a million others. So, where the aggregator's metrics are at hand, no more rows are on their way to the
 //! tables than it stores in a fraction of a second: what it is behind by, and what was sent since that number changed.
 
 use std::time::Duration;
@@ -9,27 +9,27 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::Args;
-use super::send::Door;
+use super::send::Destination;
 use crate::cli::Globals;
 use crate::client::Client;
 use crate::commands::places::url;
 
 /// Rows that may wait for the aggregator.
 const WAITING_ROWS_MAX: u64 = 15_000;
-/// How often the aggregator's page is read.
+/// How often the aggregator's metrics are read.
 const POLL_EVERY: Duration = Duration::from_millis(100);
-/// How long the page may take.
+/// How long the request for them may take.
 const POLL_MAX: Duration = Duration::from_secs(2);
-/// One batch goes after this time at the latest: a page that stands still must not stop an import.
+/// One batch goes after this time at the latest: numbers that stand still must not stop an import.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Gives leave to send.
 pub(super) struct Pace {
     aggregator: Option<Client>,
-    /// What the page said last.
+    /// The newest metrics.
     page: Option<Page>,
     polled: Instant,
-    /// Rows sent since the page changed, and on their way.
+    /// Rows sent since the metrics changed, and on their way.
     sent: u64,
     last_leave: Instant,
     /// Rows per second at most, and when the next one may go.
@@ -37,7 +37,7 @@ pub(super) struct Pace {
     next: Instant,
 }
 
-/// What the aggregator's page says.
+/// What the aggregator's metrics say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Page {
     lag: u64,
@@ -45,13 +45,14 @@ struct Page {
 }
 
 impl Pace {
-    /// Finds the aggregator's page: where it was said to be, else that of weir.json if its collector is the one imported to.
-    pub(super) fn new(args: &Args, globals: &Globals, door: &Door) -> anyhow::Result<Self> {
+    /// Finds the aggregator's address: where it was said to be, else that of weir.json if its collector is the one imported to.
+    pub(super) fn new(args: &Args, globals: &Globals, destination: &Destination) -> anyhow::Result<Self> {
         let address = match Args::said(&args.aggregator) {
             Some(said) => Some(url(said)),
-            None => {
-                globals.weir_json()?.filter(|found| url(&found.collector) == door.collector()).map(|found| url(&found.aggregator))
-            }
+            None => globals
+                .weir_json()?
+                .filter(|found| url(&found.collector) == destination.collector())
+                .map(|found| url(&found.aggregator)),
         };
         let aggregator = address.map(|address| Client::new(&address, None)).transpose()?;
         let now = Instant::now();
@@ -64,7 +65,7 @@ impl Pace {
         while self.aggregator.is_some() && self.last_leave.elapsed() < PATIENCE {
             self.poll().await;
             let waiting = self.page.map_or(0, |page| page.lag) + self.sent;
-            // Without a page nothing is known, so nothing is held back.
+            // Without metrics nothing is known, so nothing is held back.
             if self.page.is_none() || waiting < WAITING_ROWS_MAX {
                 return;
             }
@@ -94,13 +95,13 @@ impl Pace {
             answer.ok().filter(|answer| answer.status.is_success()).map(|answer| read(&String::from_utf8_lossy(&answer.body)));
         if page != self.page {
             self.page = page;
-            // The page's own numbers count them from now on.
+            // The metrics count them from now on.
             self.sent = 0;
         }
     }
 }
 
-/// Reads the page's sums over log partitions.
+/// Sums the metrics over log partitions.
 fn read(page: &str) -> Page {
     let sum = |name: &str| {
         let lines = page.lines().filter(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' '])));

@@ -9,7 +9,7 @@ use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::send::{Delivered, Door};
+use super::send::{Delivered, Destination};
 use super::shape::Plan;
 use super::source::Source;
 
@@ -28,7 +28,7 @@ pub(super) struct Counts {
 
 /// `FILE.weir-progress`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Noted {
+struct Saved {
     v: u32,
     /// Of the file.
     sha256: String,
@@ -47,8 +47,8 @@ struct Noted {
 /// What is settled, in the order of the rows.
 pub(super) struct Ledger {
     file: PathBuf,
-    noted: Noted,
-    is_noted: bool,
+    saved: Saved,
+    is_saved: bool,
     /// Batches that were answered before an earlier one.
     early: BTreeMap<u64, Delivered>,
     next: u64,
@@ -70,22 +70,22 @@ fn beside(file: &Path, ending: &str) -> PathBuf {
 }
 
 impl Ledger {
-    /// Takes up what an earlier import of the same file has settled, or begins anew.
+    /// Takes up what an earlier import of the same file has settled, or starts over.
     /// # Errors
     /// If the files beside the imported one cannot be read or written.
-    pub(super) fn open(source: &Source, plan: &Plan, door: &Door, restart: bool) -> anyhow::Result<Self> {
+    pub(super) fn open(source: &Source, plan: &Plan, destination: &Destination, restart: bool) -> anyhow::Result<Self> {
         let file = beside(&source.path, ".weir-progress");
-        let fresh = Noted {
+        let fresh = Saved {
             v: VERSION,
             sha256: hex::encode(source.sha256),
             plan: plan.digest(),
-            target: door.target().to_owned(),
+            target: destination.target().to_owned(),
             last_row: 0,
             counts: Counts::default(),
             rejected_bytes: 0,
         };
         let earlier = if restart { None } else { read(&file)? };
-        let noted = match earlier {
+        let saved = match earlier {
             Some(earlier) => {
                 let differs = [
                     (earlier.sha256 != fresh.sha256, "the file has changed"),
@@ -96,7 +96,7 @@ impl Ledger {
                 match differs.iter().find(|(differs, _)| *differs) {
                     None => earlier,
                     Some((_, why)) => {
-                        tracing::warn!(file = %file.display(), "an earlier import is not taken up: {why}; all rows are sent");
+                        tracing::warn!(file = %file.display(), "an earlier import is not continued: {why}; all rows are sent");
                         fresh
                     }
                 }
@@ -104,26 +104,26 @@ impl Ledger {
             None => fresh,
         };
         let mut rejected = Rejected { file: beside(&source.path, ".weir-rejected"), out: None };
-        rejected.begin(noted.rejected_bytes)?;
-        let mut ledger = Ledger { file, noted, is_noted: false, early: BTreeMap::new(), next: 0, rejected, file_bytes: 0 };
+        rejected.begin(saved.rejected_bytes)?;
+        let mut ledger = Ledger { file, saved, is_saved: false, early: BTreeMap::new(), next: 0, rejected, file_bytes: 0 };
         // Also tells at once whether there is room and leave for it.
-        ledger.note()?;
+        ledger.save()?;
         Ok(ledger)
     }
 
     /// Returns the last row up to which all are settled.
     pub(super) fn last_row(&self) -> u64 {
-        self.noted.last_row
+        self.saved.last_row
     }
 
     /// Returns what became of the settled rows, those of earlier runs too.
     pub(super) fn counts(&self) -> Counts {
-        self.noted.counts
+        self.saved.counts
     }
 
     /// Returns the number of settled rows.
     pub(super) fn settled(&self) -> u64 {
-        let Counts { accepted, duplicate, rejected } = self.noted.counts;
+        let Counts { accepted, duplicate, rejected } = self.saved.counts;
         accepted + duplicate + rejected
     }
 
@@ -139,36 +139,36 @@ impl Ledger {
             self.next += 1;
             for (row, fault) in &delivered.rejected {
                 let line = json!({ "row": row, "code": fault.code, "message": fault.message }).to_string();
-                self.noted.rejected_bytes += self.rejected.write(&line)?;
+                self.saved.rejected_bytes += self.rejected.write(&line)?;
             }
-            let counts = &mut self.noted.counts;
+            let counts = &mut self.saved.counts;
             counts.accepted += delivered.accepted;
             counts.duplicate += delivered.duplicate;
             counts.rejected += delivered.rejected.len() as u64;
-            self.noted.last_row = delivered.last_row;
+            self.saved.last_row = delivered.last_row;
             self.file_bytes = delivered.file_bytes;
-            self.is_noted = false;
+            self.is_saved = false;
         }
         Ok(())
     }
 
-    /// Notes what is settled, if that has changed: first the rejected rows, then the progress that counts them.
-    pub(super) fn note(&mut self) -> anyhow::Result<()> {
-        if self.is_noted {
+    /// Saves what is settled, if that has changed: first the rejected rows, then the progress that counts them.
+    pub(super) fn save(&mut self) -> anyhow::Result<()> {
+        if self.is_saved {
             return Ok(());
         }
         self.rejected.sync()?;
         let write = || -> std::io::Result<()> {
             let new = beside(&self.file, ".new");
             let mut out = File::create(&new)?;
-            out.write_all(&serde_json::to_vec_pretty(&self.noted)?)?;
+            out.write_all(&serde_json::to_vec_pretty(&self.saved)?)?;
             out.sync_data()?;
             std::fs::rename(&new, &self.file)
         };
         write().with_context(|| {
-            format!("{}: the import's progress cannot be noted; import from a folder that can be written to", self.file.display())
+            format!("{}: the import's progress cannot be saved; import from a folder that can be written to", self.file.display())
         })?;
-        self.is_noted = true;
+        self.is_saved = true;
         Ok(())
     }
 
@@ -179,15 +179,15 @@ impl Ledger {
     }
 }
 
-/// Reads what was noted; a file that is damaged counts as none, since all rows can be sent again.
-fn read(file: &Path) -> anyhow::Result<Option<Noted>> {
+/// Reads what was saved; a file that is damaged counts as none, since all rows can be sent again.
+fn read(file: &Path) -> anyhow::Result<Option<Saved>> {
     match std::fs::read(file) {
         Ok(bytes) => {
-            let noted = serde_json::from_slice(&bytes);
-            if let Err(error) = &noted {
+            let saved = serde_json::from_slice(&bytes);
+            if let Err(error) = &saved {
                 tracing::warn!(file = %file.display(), %error, "the progress of an earlier import cannot be read; all rows are sent");
             }
-            Ok(noted.ok())
+            Ok(saved.ok())
         }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error).with_context(|| file.display().to_string()),
@@ -207,7 +207,7 @@ impl Rejected {
             let out = OpenOptions::new().write(true).open(&self.file)?;
             out.set_len(bytes)
         };
-        begin().with_context(|| format!("{}; --restart begins anew", self.file.display()))?;
+        begin().with_context(|| format!("{}; --restart starts over", self.file.display()))?;
         if bytes > 0 {
             self.open()?;
         }
@@ -258,7 +258,7 @@ mod tests {
         let (source, folder) = source("events.ndjson", b"{}\n");
         let open = |dialect, target: &str, restart| {
             let plan = Plan::new(dialect, &[], &source).expect("a plan");
-            Ledger::open(&source, &plan, &Door::closed(target), restart).expect("opens")
+            Ledger::open(&source, &plan, &Destination::closed(target), restart).expect("opens")
         };
         let rejected = folder.path().join("events.ndjson.weir-rejected");
         let lines = || std::fs::read_to_string(&rejected).map_or(0, |text| text.lines().count());
@@ -268,8 +268,8 @@ mod tests {
         assert_eq!((ledger.last_row(), ledger.settled()), (0, 0), "an earlier batch is on its way");
         ledger.settle(0, delivered(3, &[1, 2], 5)).expect("settled");
         assert_eq!((ledger.last_row(), ledger.settled(), ledger.counts().rejected), (10, 10, 3));
-        ledger.note().expect("noted");
-        // Settled and not noted, as before a kill.
+        ledger.save().expect("saved");
+        // Settled and not saved, as before a kill.
         ledger.settle(2, delivered(0, &[11, 12], 12)).expect("settled");
         ledger.rejected.sync().expect("written");
         assert_eq!(lines(), 5);
@@ -283,11 +283,11 @@ mod tests {
         assert_eq!(lines(), 0);
         let mut ledger = open(Dialect::Native, "b", false);
         ledger.settle(0, delivered(5, &[], 5)).expect("settled");
-        ledger.note().expect("noted");
+        ledger.save().expect("saved");
         assert_eq!(open(Dialect::Impressions, "b", false).last_row(), 0, "other events");
         let mut ledger = open(Dialect::Native, "b", false);
         ledger.settle(0, delivered(5, &[], 5)).expect("settled");
-        ledger.note().expect("noted");
+        ledger.save().expect("saved");
         assert_eq!(open(Dialect::Native, "b", true).last_row(), 0, "asked for");
         std::fs::write(folder.path().join("events.ndjson.weir-progress"), "{").expect("written");
         let mut ledger = open(Dialect::Native, "b", false);

@@ -20,7 +20,7 @@ use crate::commands::places::url;
 
 /// How long an answer may take: longer than the collector waits for its log.
 const ANSWER_MAX: Duration = Duration::from_secs(75);
-/// How long to wait before the first repetition, and before a later one at most, unless the collector says.
+/// How long to wait before the first retry, and before a later one at most, unless the collector says.
 const RETRY_WAIT_MIN: Duration = Duration::from_millis(200);
 const RETRY_WAIT_MAX: Duration = Duration::from_secs(10);
 
@@ -66,7 +66,7 @@ impl Batch {
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Delivered {
     pub(super) accepted: u64,
-    /// Repetitions within a request.
+    /// Duplicates within a request.
     pub(super) duplicate: u64,
     /// By row.
     pub(super) rejected: BTreeMap<u64, Fault>,
@@ -75,7 +75,7 @@ pub(super) struct Delivered {
 }
 
 /// Where events go.
-pub(super) struct Door {
+pub(super) struct Destination {
     client: Client,
     collector: String,
     /// Tells collectors and keys apart without naming the key.
@@ -107,17 +107,17 @@ fn without_place(message: &str) -> &str {
     rest.and_then(|rest| rest.strip_prefix('.').or_else(|| rest.strip_prefix(": "))).unwrap_or(message)
 }
 
-/// What one request came to.
-enum Said {
-    /// Taken.
-    Taken(Answer),
+/// The collector's reply to one request.
+enum Reply {
+    /// Accepted.
+    Accepted(Answer),
     /// Too large as a whole.
     TooLarge(String),
     /// Not now, or not known; when to try again if the collector says.
-    Later(String, Option<Duration>),
+    RetryLater(String, Option<Duration>),
 }
 
-impl Door {
+impl Destination {
     /// Finds the collector and the key: on the command line, in the environment, or in weir.json.
     /// # Errors
     /// A text that says what was looked for, and where.
@@ -147,15 +147,15 @@ impl Door {
         };
         let target = hex::encode(Sha256::digest(format!("{collector}\n{key}")));
         let authorization = format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(format!("{key}:")));
-        Ok(Door { client: Client::new(&collector, None)?, collector, target, dialect: args.dialect, authorization })
+        Ok(Destination { client: Client::new(&collector, None)?, collector, target, dialect: args.dialect, authorization })
     }
 
-    /// A door of a test that sends nothing.
+    /// A destination of a test that sends nothing.
     #[cfg(test)]
     pub(super) fn closed(target: &str) -> Self {
         let client = Client::new("http://127.0.0.1:1", None).expect("a URL");
         let (collector, authorization) = ("http://127.0.0.1:1".to_owned(), "Basic x".to_owned());
-        Door { client, collector, target: target.to_owned(), dialect: Dialect::Native, authorization }
+        Destination { client, collector, target: target.to_owned(), dialect: Dialect::Native, authorization }
     }
 
     /// Returns the collector's address.
@@ -168,7 +168,7 @@ impl Door {
         &self.target
     }
 
-    /// Sends a batch until it is taken. What the collector does not take for `patience` is a failure.
+    /// Sends a batch until it is accepted. What the collector does not accept for `patience` is a failure.
     /// # Errors
     /// If the collector refuses for good, or is silent for too long. Some of the rows may be stored.
     pub(super) async fn deliver(&self, batch: Batch, patience: Duration) -> anyhow::Result<Delivered> {
@@ -202,14 +202,14 @@ impl Door {
         let mut back_off = BackOff::new(RETRY_WAIT_MIN, RETRY_WAIT_MAX);
         loop {
             let (reason, asked) = match self.ask(body.clone()).await? {
-                Said::Taken(answer) => return Ok(Ok(answer)),
-                Said::TooLarge(reason) => return Ok(Err(reason)),
-                Said::Later(reason, asked) => (reason, asked),
+                Reply::Accepted(answer) => return Ok(Ok(answer)),
+                Reply::TooLarge(reason) => return Ok(Err(reason)),
+                Reply::RetryLater(reason, asked) => (reason, asked),
             };
             if begun.elapsed() >= patience {
-                bail!("{}: no events taken for {} s: {reason}", self.collector, begun.elapsed().as_secs());
+                bail!("{}: no events accepted for {} s: {reason}", self.collector, begun.elapsed().as_secs());
             }
-            tracing::warn!(reason, "the collector did not take a batch; it is sent again");
+            tracing::warn!(reason, "the collector did not accept a batch; sending it again");
             let wait = back_off.delay();
             tokio::time::sleep(asked.unwrap_or(wait)).await;
         }
@@ -233,7 +233,7 @@ impl Door {
         body.into()
     }
 
-    async fn ask(&self, body: Bytes) -> anyhow::Result<Said> {
+    async fn ask(&self, body: Bytes) -> anyhow::Result<Reply> {
         let (path, content_type) = match self.dialect {
             Dialect::Segment => ("/v1/batch", "application/json"),
             _ => ("/v1/events", "application/x-ndjson"),
@@ -242,24 +242,24 @@ impl Door {
         let answer = match posted {
             Ok(answer) => answer,
             // Whether it was taken is not known, and does not matter.
-            Err(error) => return Ok(Said::Later(format!("{error:#}"), None)),
+            Err(error) => return Ok(Reply::RetryLater(format!("{error:#}"), None)),
         };
         let reason = format!("{} {}", answer.status, answer.line());
         match answer.status {
             StatusCode::OK => {
                 let taken = serde_json::from_slice(&answer.body);
-                Ok(Said::Taken(taken.with_context(|| format!("{}: {reason}; is this a collector?", self.collector))?))
+                Ok(Reply::Accepted(taken.with_context(|| format!("{}: {reason}; is this a collector?", self.collector))?))
             }
-            StatusCode::PAYLOAD_TOO_LARGE => Ok(Said::TooLarge(reason)),
+            StatusCode::PAYLOAD_TOO_LARGE => Ok(Reply::TooLarge(reason)),
             // Segment's routes have no other status for it.
             StatusCode::BAD_REQUEST if reason.contains("\"body_too_large\"") || reason.contains("\"too_many_events\"") => {
-                Ok(Said::TooLarge(reason))
+                Ok(Reply::TooLarge(reason))
             }
             StatusCode::UNAUTHORIZED => {
                 bail!("{}: {reason}; give a server key with --key or WEIR_SERVER_KEY", self.collector)
             }
-            StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS => Ok(Said::Later(reason, answer.retry_after)),
-            status if status.is_server_error() => Ok(Said::Later(reason, answer.retry_after)),
+            StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS => Ok(Reply::RetryLater(reason, answer.retry_after)),
+            status if status.is_server_error() => Ok(Reply::RetryLater(reason, answer.retry_after)),
             _ => bail!("{}: {reason}", self.collector),
         }
     }
@@ -312,7 +312,7 @@ mod tests {
         let check = |answer: &str, expected: Option<(u64, u64, &[u64])>| {
             let answer = serde_json::from_str(answer).expect("an answer");
             let mut delivered = Delivered::default();
-            let counted = Door::closed("a").count(&events, answer, &mut delivered);
+            let counted = Destination::closed("a").count(&events, answer, &mut delivered);
             let rejected: Vec<u64> = delivered.rejected.keys().copied().collect();
             let found = counted.is_ok().then_some((delivered.accepted, delivered.duplicate, rejected.as_slice()));
             assert_eq!(found, expected);

@@ -52,7 +52,7 @@ impl Show {
             done_bytes: 0,
         };
         if rows_before > 0 {
-            show.line(&format!("goes on after {} rows", grouped(rows_before)));
+            show.line(&format!("continues after {} rows", grouped(rows_before)));
         }
         show
     }

@@ -273,7 +273,7 @@ pub(super) mod tests {
             "4 a:null",
             "5 invalid_json: expected a JSON object in the line; found: invalid type: sequence, expected an object",
             "6 invalid_json: expected a JSON object in the line; found: EOF while parsing a value",
-            "7 bad_utf8: the line is no UTF-8 at byte 6",
+            "7 bad_utf8: the line is not UTF-8 at byte 6",
             "8 last:18446744073709551616",
         ];
         check("events.ndjson", text, &expected);
@@ -298,7 +298,7 @@ pub(super) mod tests {
             "1 id=1 user id=alice note=a \"b\",\nc",
             "2 id=2",
             "3 wrong_field_count: found 2 fields; the header has 3",
-            "4 bad_utf8: field 2 (user id) is no UTF-8",
+            "4 bad_utf8: field 2 (user id) is not UTF-8",
             "5 wrong_field_count: found 4 fields; the header has 3",
         ];
         check("events.csv", text, &expected);

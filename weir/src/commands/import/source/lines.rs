@@ -73,7 +73,7 @@ fn skip_line(bytes: &mut dyn BufRead) -> std::io::Result<()> {
 /// Takes an object apart; values stay as they are written.
 pub(super) fn cells(line: &[u8]) -> Result<Vec<(String, Cell)>, Fault> {
     let text = std::str::from_utf8(line)
-        .map_err(|error| Fault::new("bad_utf8", format!("the line is no UTF-8 at byte {}", error.valid_up_to())))?;
+        .map_err(|error| Fault::new("bad_utf8", format!("the line is not UTF-8 at byte {}", error.valid_up_to())))?;
     let read = || {
         let mut deserializer = serde_json::Deserializer::from_str(text);
         let members = deserializer.deserialize_map(Members)?;

@@ -25,7 +25,7 @@ pub(super) fn rows(mut bytes: Box<dyn BufRead + Send>, has_tabs: bool) -> anyhow
     if header.is_empty() {
         bail!("the file is empty; a header with the names of the columns is expected");
     }
-    let name = |field: &[u8]| String::from_utf8(field.to_vec()).context("the header is no UTF-8");
+    let name = |field: &[u8]| String::from_utf8(field.to_vec()).context("the header is not UTF-8");
     let names: Vec<String> = header.iter().map(name).collect::<anyhow::Result<_>>()?;
     let mut seen = HashSet::new();
     if let Some(twice) = names.iter().find(|name| !seen.insert(*name)) {
@@ -68,7 +68,7 @@ impl Records {
                 continue;
             }
             let text = std::str::from_utf8(field)
-                .map_err(|_| Fault::new("bad_utf8", format!("field {} ({name}) is no UTF-8", place + 1)))?;
+                .map_err(|_| Fault::new("bad_utf8", format!("field {} ({name}) is not UTF-8", place + 1)))?;
             cells.push((name.clone(), Cell::Text(text.to_owned())));
         }
         Ok(cells)

@@ -6,7 +6,7 @@ use statistics::sample_ratio::sample_ratio;
 use statistics::sequential::confidence_sequence;
 
 use super::comparison::{Compared, Design, TestedComparison, compare_all, compared, conclude, decide};
-use super::found::{Cumulative, DailyArm, Day, Heterogeneity, SeriesArm, SeriesComparison, Supplemental, ends};
+use super::findings::{Cumulative, DailyArm, Day, Heterogeneity, SeriesArm, SeriesComparison, Supplemental, ends};
 use super::health::{SRM_FAIL_BELOW, weights};
 use crate::experiment::measure::days::{DaySums, Days};
 use crate::experiment::measure::metrics::{MeasuredMetric, Split, Value};
@@ -18,16 +18,16 @@ use crate::experiment::request::Cuped;
 
 /// A metric by the values of a dimension.
 #[derive(Debug)]
-pub struct Parts {
+pub struct Breakdown {
     /// Each value.
-    pub values: Vec<Part>,
+    pub values: Vec<BreakdownValue>,
     /// Whether they differ in their effects.
     pub heterogeneity: Vec<Heterogeneity>,
 }
 
 /// A metric within one value of a dimension.
 #[derive(Debug)]
-pub struct Part {
+pub struct BreakdownValue {
     /// The value.
     pub value: Value,
     /// Each variant: as tests take it, its sums, and these without a cap.
@@ -45,7 +45,7 @@ pub fn by_dimension(
     population: &Population<'_>,
     split: &Split,
     measured: &[MeasuredMetric],
-) -> Result<Vec<Parts>, Overflow> {
+) -> Result<Vec<Breakdown>, Overflow> {
     let design = &Design { cuped: Cuped::Off, ..*design };
     let arms = design.variants.len();
     let mut all = Vec::new();
@@ -75,13 +75,13 @@ pub fn by_dimension(
             let conclude = |(compared, conclusion)| {
                 conclude(design, &metric.configured, compared, conclusion, Supplemental::default(), None)
             };
-            Part {
+            BreakdownValue {
                 value: split.values[place].clone(),
                 arms: (place * arms..(place + 1) * arms).map(|group| (sampled[group], cut[group], raw[group])).collect(),
                 comparisons: compared.into_iter().zip(decided.by_ref()).map(conclude).collect(),
             }
         };
-        parts.push(Parts { values: compared.into_iter().enumerate().map(of_value).collect(), heterogeneity });
+        parts.push(Breakdown { values: compared.into_iter().enumerate().map(of_value).collect(), heterogeneity });
     }
     Ok(parts)
 }
