@@ -209,7 +209,7 @@ impl Destination {
             if begun.elapsed() >= patience {
                 bail!("{}: no events accepted for {} s: {reason}", self.collector, begun.elapsed().as_secs());
             }
-            tracing::warn!(reason, "the collector did not accept a batch; sending it again");
+            tracing::warn!(reason, "the collector did not accept a batch; it is sent again");
             let wait = back_off.delay();
             tokio::time::sleep(asked.unwrap_or(wait)).await;
         }
