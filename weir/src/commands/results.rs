@@ -97,8 +97,7 @@ const NO_ANSWER: u8 = 3;
 
 /// Asks and prints. Returns what the program ends with.
 pub(crate) async fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
-    let asked = ask(&args, globals).await;
-    match asked {
+    match ask(&args, globals).await {
         Ok(answer) if args.exit_code => Ok(ExitCode::from(code(&answer))),
         Ok(_) => Ok(ExitCode::SUCCESS),
         Err(error) if args.exit_code => {
@@ -112,7 +111,7 @@ pub(crate) async fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCod
 
 async fn ask(args: &Args, globals: &Globals) -> anyhow::Result<Value> {
     let client = args.endpoint.client(globals)?;
-    let path = format!("/v1/experiments/{}/results{}", segment(&args.experiment), args.question());
+    let path = format!("/v1/experiments/{}/results{}", segment(&args.experiment), args.query_string());
     let answer = client.get_json(&path).await?;
     let shared = |format| print_answer(&answer, format, render, csv::csv);
     match args.format {
@@ -125,8 +124,8 @@ async fn ask(args: &Args, globals: &Globals) -> anyhow::Result<Value> {
 }
 
 impl Args {
-    /// Writes what was asked for as a query string.
-    fn question(&self) -> String {
+    /// Returns the URL's query string.
+    fn query_string(&self) -> String {
         let daily = self.daily.then(|| "daily".to_owned());
         let fields = [
             ("baseline", &self.baseline),
@@ -595,7 +594,7 @@ as of 2026-03-13T00:00:00Z, log l-1 at 2:1,234 10:7
                 args: Args,
             }
             let args = ["results", "checkout"].iter().chain(args);
-            <Alone as clap::Parser>::try_parse_from(args).expect("parses").args.question()
+            <Alone as clap::Parser>::try_parse_from(args).expect("parses").args.query_string()
         };
         assert_eq!(parse(&[]), "");
         assert_eq!(parse(&["--baseline", "old one", "--daily"]), "?baseline=old%20one&series=daily");
