@@ -85,6 +85,7 @@ impl Background {
     /// Runs a thread until `work` returns; after a panic `work` is called again.
     /// # Errors
     /// The system gives no thread.
+    #[cfg(any(test, feature = "kafka"))]
     pub(crate) fn thread(
         &self,
         name: impl Into<String>,
