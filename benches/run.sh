@@ -18,10 +18,8 @@ trap finish EXIT
 trap 'exit 1' INT TERM
 
 [ $# -gt 0 ] || set -- door door-kafka copy copy-kafka pipeline-20k pipeline-60k pipeline-closed results
-# The program itself holds the query engine: the first build of it takes half an hour on two cores.
-case " $* " in *" results "*) packages="-p benches -p weir" ;; *) packages="-p benches" ;; esac
-# shellcheck disable=SC2086 # words
-cargo build --profile "$profile" $packages
+# Built together, since cargo would build what both rest on twice if each were built alone: with other features.
+cargo build --locked --profile "$profile" --package benches --package weir
 benches=${CARGO_TARGET_DIR:-target}/$profile/benches
 
 if [ -z "${DATABASE_URL:-}" ]; then

@@ -11,7 +11,7 @@ use sqlx::{Connection, PgConnection};
 /// As sqlx has them; nothing is left open.
 pub(crate) async fn connect(url: &str, purpose: &str) -> Result<PgConnection, sqlx::Error> {
     let options = PgConnectOptions::from_str(url)?.application_name(&format!("weir aggregator, {purpose}")).options([
-        // A commit that was answered is on the disk, so the log may be trimmed behind it.
+        // A commit that was answered is on the disk, so the log may be trimmed after it.
         ("synchronous_commit", "on"),
         // A client that vanished must not hold its locks.
         ("client_connection_check_interval", "5s"),

@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use eventlog::{Append, Read};
-use service::{Cause, Health, Limits, Listener, Page, Scope, Tasks};
+use service::{AdminEndpoint, Cause, Health, Limits, Listener, Scope, Tasks};
 use tokio::sync::Mutex;
 
 pub use config::Config;
@@ -111,12 +111,12 @@ impl Aggregator {
             lag::show(Arc::clone(&read), held.clone(), Arc::clone(&stored), Arc::clone(&metrics))
         });
         tasks.spawn("maintenance", move |stop| maintain::run(config.clone(), Arc::clone(&append), stop));
-        let page = Arc::new(Page::new(&meter, tasks.health()));
-        listener.serve(&tasks, "listener", &meter, Limits::page(), move |request| {
-            let (page, status) = (Arc::clone(&page), Arc::clone(&status));
+        let admin = Arc::new(AdminEndpoint::new(&meter, tasks.health()));
+        listener.serve(&tasks, "listener", &meter, Limits::admin(), move |request| {
+            let (admin, status) = (Arc::clone(&admin), Arc::clone(&status));
             async move {
                 let ready = async { status.unready().map_or(Ok(()), Err) };
-                page.answer(Scope::Page, &request, ready).await.unwrap_or_else(service::page::not_found)
+                admin.answer(Scope::Admin, &request, ready).await.unwrap_or_else(service::admin::not_found)
             }
         });
         Ok(Aggregator { address, tasks })

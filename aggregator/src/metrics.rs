@@ -67,7 +67,7 @@ impl Metrics {
         self.meter.labelled_counter(DEAD_LETTERS, vec![Label::new("code", code)]).increment(1);
     }
 
-    /// Shows how far a log partition is behind.
+    /// Shows how far storing is behind the end of a log partition.
     pub(crate) fn lag(&self, partition: u32, records: u64) {
         self.gauge(LAG, partition).set(records as f64);
     }

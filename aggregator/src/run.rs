@@ -204,7 +204,7 @@ impl Worker {
         }
     }
 
-    /// Reads what there is, each log partition up to its share of a batch, and moves the positions behind it. A log
+    /// Reads what there is, each log partition up to its share of a batch, and moves the positions after it. A log
     /// partition that cannot be read halts by itself.
     async fn read(&self, positions: &mut Positions) -> Batch {
         let bound = ReadBound {

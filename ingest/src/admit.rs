@@ -13,8 +13,8 @@ use hyper::{Request, http};
 
 use crate::body::{self, Body, BodyFault};
 use crate::collect::{App, compute};
+use crate::dialect::{self, Text, query};
 use crate::keys::{Access, Found};
-use crate::request::{self, Text, query};
 use crate::respond::ApiError;
 use crate::route::Route;
 
@@ -80,7 +80,7 @@ async fn admit_parts(
     let access = match access {
         Some(access) => access,
         None => {
-            let in_body = request::write_key(Text::new(&body.bytes).as_str());
+            let in_body = dialect::write_key(Text::new(&body.bytes).as_str());
             authenticate(app, in_body.or(key).as_deref(), received_at).await?
         }
     };
@@ -146,7 +146,7 @@ fn key(dialect: Dialect, headers: &HeaderMap, query: &str) -> (Option<String>, b
     }
 }
 
-/// Reads the user name of Basic authentication; the colon behind it may be missing.
+/// Reads the user name of Basic authentication; the colon after it may be missing.
 fn user_name(credentials: &str) -> Option<String> {
     const LENIENT: GeneralPurposeConfig = GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
     const STANDARD: GeneralPurpose = GeneralPurpose::new(&base64::alphabet::STANDARD, LENIENT);
@@ -194,7 +194,7 @@ pub(crate) fn body_fault(app: &App, fault: BodyFault) -> ApiError {
 fn cookie(header: &str) -> Option<String> {
     let pair = |cookie: &str| {
         let (name, value) = cookie.trim().split_once('=')?;
-        (name == request::COOKIE && hyphenated_uuid(value).is_some()).then(|| value.to_owned())
+        (name == dialect::COOKIE && hyphenated_uuid(value).is_some()).then(|| value.to_owned())
     };
     header.split(';').find_map(pair)
 }

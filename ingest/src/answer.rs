@@ -20,7 +20,7 @@ pub(crate) async fn answer(app: Arc<App>, scope: Scope, request: Request<Incomin
     let route = Route::of(request.uri().path()).filter(|route| match scope {
         Scope::All => true,
         Scope::NoMetrics => *route != Route::Metrics,
-        Scope::Page => !route.takes_events(),
+        Scope::Admin => !route.takes_events(),
     });
     let response = match app.health.caught(dispatch(&app, scope, route, request)).await {
         Ok(response) => response,
@@ -41,7 +41,7 @@ async fn dispatch(app: &Arc<App>, scope: Scope, route: Option<Route>, request: R
             app.metrics.spool(&stats, (app.clock)());
         }
     }
-    if let Some(response) = app.page.answer(scope, &request, std::future::ready(ready(app))).await {
+    if let Some(response) = app.admin.answer(scope, &request, std::future::ready(ready(app))).await {
         return response;
     }
     let Some(route) = route else {

@@ -12,16 +12,16 @@ use events::{Code, Event, EventId, Micros, Record, Rejection};
 use hyper::Request;
 use hyper::body::Incoming;
 use service::tasks::Panicked;
-use service::{Health, Page, Response};
+use service::{AdminEndpoint, Health, Response};
 use uuid::Uuid;
 
 use crate::admit::{Admitted, admit, body_fault, rate_limited};
 use crate::body::{Memory, Reserved};
 use crate::bots::{Agent, Agents};
 use crate::config::Limits;
+use crate::dialect::{Device, Envelope, ParsedEvent, Text};
 use crate::keys::Keys;
 use crate::metrics::Metrics;
-use crate::request::{Device, Envelope, ParsedEvent, Text};
 use crate::respond::{self, ApiError, Outcome};
 use crate::route::Route;
 
@@ -35,7 +35,7 @@ pub(crate) struct App {
     pub(crate) clock: Arc<dyn Fn() -> Micros + Send + Sync>,
     pub(crate) keys: Arc<Keys>,
     pub(crate) metrics: Arc<Metrics>,
-    pub(crate) page: Page,
+    pub(crate) admin: AdminEndpoint,
     pub(crate) health: Arc<Health>,
     pub(crate) memory: Memory,
     pub(crate) agents: Agents,

@@ -10,7 +10,7 @@ pub struct Config {
     /// Address that takes events
     #[arg(long, env = "WEIR_COLLECTOR", value_name = "ADDR", default_value = "127.0.0.1:8080")]
     pub collector: SocketAddr,
-    /// Address of `/metrics`, `/livez` and `/readyz` alone; none: the page is on `collector` too.
+    /// Address of `/metrics`, `/livez` and `/readyz` alone; none: they are on `collector` too.
     #[arg(skip)]
     pub metrics: Option<SocketAddr>,
     /// Take events under any key into the project `default`; only on a loopback address

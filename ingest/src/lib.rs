@@ -14,11 +14,11 @@ mod body;
 mod bots;
 mod collect;
 mod config;
+mod dialect;
 mod keys;
 mod log_watch;
 mod metrics;
 mod names;
-mod request;
 mod respond;
 mod route;
 
@@ -29,7 +29,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use events::Micros;
-use service::{Health, Listener, Page, Scope, Tasks};
+use service::{AdminEndpoint, Health, Listener, Scope, Tasks};
 use sqlx::postgres::PgConnectOptions;
 
 pub use config::{Config, Limits, StartError};
@@ -90,7 +90,7 @@ impl Collector {
             clock,
             keys: Arc::clone(&keys),
             metrics: Arc::clone(&metrics),
-            page: Page::new(&meter, tasks.health()),
+            admin: AdminEndpoint::new(&meter, tasks.health()),
             health: Arc::clone(tasks.health()),
             agents: bots::Agents::default(),
             is_log_failing: AtomicBool::new(false),
@@ -110,7 +110,7 @@ impl Collector {
             None => serve(listener, "listener", limits.of_connections(), Scope::All),
             Some(on_its_own) => {
                 serve(listener, "listener", limits.of_connections(), Scope::NoMetrics);
-                serve(on_its_own, "metrics-listener", service::Limits::page(), Scope::Page);
+                serve(on_its_own, "metrics-listener", service::Limits::admin(), Scope::Admin);
             }
         }
         tracing::info!(%address, "collector listens");

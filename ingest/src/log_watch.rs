@@ -1,4 +1,4 @@
-//! Reports the log's own threads and tasks on the collector's health page.
+//! Reports the log's own threads and tasks in the collector's health.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! Counters of the collector, on a page of its own: collector and aggregator may share a process, and each page shows
+//! Counters of the collector, on a recorder of its own: collector and aggregator may share a process, and each `/metrics` shows
 //! only its own. No key, id or user agent is ever a label.
 //!
 //! For all requests together, `events_received_total` = `events_appended_total` + `events_duplicate_total` + the sum of
@@ -217,7 +217,7 @@ mod tests {
     async fn the_page_is_well_formed() {
         let meter = meter();
         let tasks = service::Tasks::new(&meter);
-        let _page = service::Page::new(&meter, tasks.health());
+        let _admin = service::AdminEndpoint::new(&meter, tasks.health());
         let metrics = Metrics::new(Arc::clone(&meter));
         metrics.received.increment(3);
         metrics.reject(Code::TooDeep);

@@ -19,7 +19,7 @@ use service::Response;
 
 use crate::body::BodyFault;
 use crate::config::Limits;
-use crate::request::{COOKIE, EnvelopeFault};
+use crate::dialect::{COOKIE, EnvelopeFault};
 
 const ACCEPTED: HeaderName = HeaderName::from_static("x-events-accepted");
 const REJECTED: HeaderName = HeaderName::from_static("x-events-rejected");

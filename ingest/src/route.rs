@@ -3,7 +3,7 @@
 use events::identity::Dialect;
 use hyper::Method;
 
-use crate::request::Call;
+use crate::dialect::Call;
 
 /// What an address is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -50,7 +50,7 @@ pub struct Limits {
     pub sql_operators_max: usize,
     /// `SELECT`, `FROM`, `JOIN`, `UNION` and the like of a SQL text: the time of planning grows with more than their square.
     pub sql_clauses_max: usize,
-    /// Parentheses within parentheses, brackets behind brackets, types within types.
+    /// Parentheses within parentheses, brackets following brackets, types within types.
     pub sql_depth_max: usize,
     /// Subqueries within subqueries in expressions, and WITH within WITH: each level doubles the time of planning.
     pub sql_subqueries_depth_max: usize,

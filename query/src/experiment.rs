@@ -4,7 +4,6 @@
 //! that shows, [`say`] writes the answer. All after the reading is a pure function of what was read.
 
 pub mod measure;
-pub mod parallel;
 pub mod read;
 pub mod request;
 pub mod say;
@@ -12,7 +11,6 @@ pub mod test;
 pub mod text;
 pub mod warning;
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use uuid::Uuid;
@@ -42,46 +40,40 @@ pub struct Steps {
 /// Answers one request about one experiment.
 /// # Errors
 /// [`ApiError`]; `unknown_experiment`, `unknown_variant`, `unknown_metric` and `unsupported_catalogue` among them.
-pub async fn results(app: &Arc<App>, project: Uuid, name: String, request: Request) -> Result<(Results, Steps), ApiError> {
-    app.within_limits(|app| async move {
-        let began = Instant::now();
-        let read = read(&app, project, &name, &request).await?;
-        let has_read = began.elapsed();
-        let measured = measure(&read, &request)?;
-        let tested = test(&measured, &request)?;
-        let results = say(&read, &measured, tested, &request)?;
-        let catalogue = read.catalogue_took;
-        Ok((results, Steps { catalogue, cohort: has_read - catalogue, statistics: began.elapsed() - has_read }))
-    })
-    .await
+pub async fn results(app: &App, project: Uuid, name: &str, request: &Request) -> Result<(Results, Steps), ApiError> {
+    let began = Instant::now();
+    let read = read(app, project, name, request).await?;
+    let has_read = began.elapsed();
+    let measured = measure(&read, request)?;
+    let tested = test(&measured, request)?;
+    let results = say(&read, &measured, tested, request)?;
+    let catalogue = read.catalogue_took;
+    Ok((results, Steps { catalogue, cohort: has_read - catalogue, statistics: began.elapsed() - has_read }))
 }
 
 /// Lists the experiments of a project.
 /// # Errors
 /// [`ApiError`].
-pub async fn list(app: &Arc<App>, project: Uuid) -> Result<Experiments, ApiError> {
-    app.within_limits(|app| async move {
-        let snapshot = app.snapshot(project).await?;
-        let mut connection = snapshot.transaction().await;
-        let defined = catalogue::list(&mut connection, project).await.map_err(|error| engine::database_error(&error))?;
-        let now = snapshot.as_of().event_time.as_deref().and_then(measure::micros);
-        let listed = |defined: Defined| {
-            let Defined { mut experiment, mut variants, .. } = defined;
-            // Without a baseline asked for there is nothing to miss.
-            let control = catalogue::choose_control(&mut variants, None).ok().flatten();
-            experiment.control_variant_id = control.map(|index| variants[index].id);
-            experiment.days_running = now.and_then(|now| measure::days_running(&experiment, now));
-            variants.sort_by_key(|variant| !variant.is_control);
-            ExperimentSummary { experiment, variants }
-        };
-        let (mut experiments, mut unsupported) = (Vec::new(), Vec::new());
-        for defined in defined {
-            match defined {
-                Ok(defined) => experiments.push(listed(defined)),
-                Err(error) => unsupported.push(error.to_string()),
-            }
+pub async fn list(app: &App, project: Uuid) -> Result<Experiments, ApiError> {
+    let snapshot = app.snapshot(project).await?;
+    let mut connection = snapshot.transaction().await;
+    let defined = catalogue::list(&mut connection, project).await.map_err(|error| engine::database_error(&error))?;
+    let now = snapshot.as_of().event_time.as_deref().and_then(measure::micros);
+    let listed = |defined: Defined| {
+        let Defined { mut experiment, mut variants, .. } = defined;
+        // Without a baseline asked for there is nothing to miss.
+        let control = catalogue::choose_control(&mut variants, None).ok().flatten();
+        experiment.control_variant_id = control.map(|index| variants[index].id);
+        experiment.days_running = now.and_then(|now| measure::days_running(&experiment, now));
+        variants.sort_by_key(|variant| !variant.is_control);
+        ExperimentSummary { experiment, variants }
+    };
+    let (mut experiments, mut unsupported) = (Vec::new(), Vec::new());
+    for defined in defined {
+        match defined {
+            Ok(defined) => experiments.push(listed(defined)),
+            Err(error) => unsupported.push(error.to_string()),
         }
-        Ok(Experiments { experiments, unsupported, as_of: snapshot.as_of().clone() })
-    })
-    .await
+    }
+    Ok(Experiments { experiments, unsupported, as_of: snapshot.as_of().clone() })
 }

@@ -24,7 +24,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use service::{Health, Listener, Page, Scope, Tasks};
+use service::{AdminEndpoint, Health, Listener, Scope, Tasks};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use tokio::runtime::{Handle, Runtime};
 
@@ -114,7 +114,7 @@ impl Query {
             threads: threads.handle(),
             pool,
             metrics,
-            page: Page::new(&meter, tasks.health()),
+            admin: AdminEndpoint::new(&meter, tasks.health()),
             health: Arc::clone(tasks.health()),
             limits,
         });
@@ -127,7 +127,7 @@ impl Query {
             None => serve(listener, "listener", of_connections, Scope::All),
             Some(on_its_own) => {
                 serve(listener, "listener", of_connections, Scope::NoMetrics);
-                serve(on_its_own, "metrics-listener", service::Limits::page(), Scope::Page);
+                serve(on_its_own, "metrics-listener", service::Limits::admin(), Scope::Admin);
             }
         }
         tracing::info!(%address, "the query service answers");

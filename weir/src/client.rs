@@ -10,6 +10,7 @@ use hyper::{Method, Request, StatusCode, Uri};
 use hyper_util::client::legacy;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
 
 /// How long a connection may take.
@@ -201,15 +202,9 @@ impl Answer {
 /// Writes a name so that it is one segment of a path.
 /// Source: RFC 3986 section 2.3.
 pub(crate) fn segment(name: &str) -> String {
-    let mut out = String::with_capacity(name.len());
-    for byte in name.bytes() {
-        match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'~' => out.push(char::from(byte)),
-            // A segment of dots alone would be another path.
-            _ => out.push_str(&format!("%{byte:02X}")),
-        }
-    }
-    out
+    // Dots are escaped too: a segment of dots alone would be another path.
+    const ESCAPED: AsciiSet = NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'~');
+    utf8_percent_encode(name, &ESCAPED).to_string()
 }
 
 #[cfg(test)]

@@ -46,7 +46,7 @@ impl Case {
         Record::encode(&rules::admit(draft, &request, EventId(Uuid::new_v4())).expect("a valid event"))
     }
 
-    /// Puts records behind each other in their log partitions, as a log would, and reads them as one batch.
+    /// Puts records after each other in their log partitions, as a log would, and reads them as one batch.
     fn batch(&mut self, records: impl IntoIterator<Item = Record>) -> Batch {
         let mut partitions: BTreeMap<u32, Vec<StoredRecord>> = BTreeMap::new();
         for record in records {

@@ -48,7 +48,7 @@ async fn a_panic_in_any_task_is_counted_told_and_healed() {
     assert_eq!(pipeline.scalar::<i64>("SELECT count(*) FROM leases WHERE owner IS NOT NULL").await, 0, "leases are given back");
 }
 
-/// What begins again in vain is the process's to end: it is told, and its page stays unready.
+/// A task that restarts in vain is the process's to end: it is told, and the service stays unready.
 #[tokio::test]
 async fn a_worker_that_keeps_dying_fails_the_service() {
     let pipeline = Pipeline::new().await;

@@ -15,12 +15,12 @@ use futures_util::FutureExt;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-/// How long after a panic a thread or task begins again.
+/// How long after a panic a thread or task is restarted.
 const PAUSE: Duration = Duration::from_secs(1);
 /// Deaths that are kept until they are read.
 const KEPT_MAX: usize = 64;
 
-/// A panic of a thread or task of a log. It begins again, unless the log has stopped with it.
+/// A panic of a thread or task of a log. It is restarted, unless the log has stopped with it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Death {
     /// The thread or task.

@@ -46,7 +46,7 @@ pub enum ColumnType {
     Integer,
     /// 64 bits, signed.
     Bigint,
-    /// A decimal of 20 digits, 6 of them behind the point.
+    /// A decimal of 20 digits, 6 of them after the point.
     Money,
     /// A JSON object.
     Json,

@@ -60,17 +60,17 @@ impl JsonObject {
     /// Returns the text, in which no member of the object itself has this name.
     fn without_name(&self, name: &str) -> serde_json::Result<String> {
         let Members(mut members) = serde_json::from_str(self.get())?;
-        if members.iter().all(|(key, _)| key != name) {
+        if members.iter().all(|(Key(key), _)| key != name) {
             return Ok(self.get().to_owned());
         }
         let mut free = format!("{CLIENT_PREFIX}{name}");
-        while members.iter().any(|(key, _)| *key == free) {
+        while members.iter().any(|(Key(key), _)| *key == free) {
             free.insert_str(0, CLIENT_PREFIX);
         }
         let mut text = String::with_capacity(self.get().len() + free.len());
-        for (key, value) in &mut members {
+        for (Key(key), value) in &mut members {
             if key == name {
-                key.clone_from(&free);
+                *key = Cow::Borrowed(&free);
             }
             text.push(if text.is_empty() { '{' } else { ',' });
             text.push_str(&serde_json::to_string(key)?);
@@ -85,8 +85,9 @@ impl JsonObject {
 /// Stands before the name of a client's property that has the name of an annotation of ours, such as `truncated`.
 const CLIENT_PREFIX: &str = "client_";
 
-/// The members of an object, in their order.
-struct Members<'a>(Vec<(String, &'a RawValue)>);
+/// The members of an object in their order, those that stand twice included; values as the client wrote them.
+#[derive(Clone, Debug)]
+pub struct Members<'a>(pub Vec<(Key<'a>, &'a RawValue)>);
 
 impl<'de> Deserialize<'de> for Members<'de> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -99,7 +100,7 @@ impl<'de> Deserialize<'de> for Members<'de> {
             }
 
             fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Self::Value, M::Error> {
-                let mut members = Vec::new();
+                let mut members = Vec::with_capacity(16);
                 while let Some(member) = map.next_entry()? {
                     members.push(member);
                 }
@@ -107,6 +108,32 @@ impl<'de> Deserialize<'de> for Members<'de> {
             }
         }
         deserializer.deserialize_map(Walk)
+    }
+}
+
+/// A key, borrowed where it has no escape.
+#[derive(Clone, Debug)]
+pub struct Key<'a>(pub Cow<'a, str>);
+
+impl<'de> Deserialize<'de> for Key<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Text;
+        impl<'de> Visitor<'de> for Text {
+            type Value = Key<'de>;
+
+            fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+                out.write_str("a key")
+            }
+
+            fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Self::Value, E> {
+                Ok(Key(Cow::Borrowed(text)))
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
+                Ok(Key(Cow::Owned(text.to_owned())))
+            }
+        }
+        deserializer.deserialize_str(Text)
     }
 }
 
@@ -264,7 +291,7 @@ impl<'a> Check<'a> {
         &self.text[self.at..]
     }
 
-    /// Skips white space and returns the byte behind it; a valid text has one wherever this is asked.
+    /// Skips white space and returns the byte after it; a valid text has one wherever this is asked.
     fn peek(&mut self) -> u8 {
         let bytes = self.text.as_bytes();
         while bytes[self.at].is_ascii_whitespace() {

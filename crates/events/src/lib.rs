@@ -14,7 +14,7 @@ pub mod bucket;
 mod event;
 pub mod fact;
 pub mod identity;
-mod json;
+pub mod json;
 mod money;
 mod rejection;
 pub mod rules;

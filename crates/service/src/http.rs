@@ -24,7 +24,7 @@ use tokio::sync::Semaphore;
 
 use crate::meter::Counted;
 use crate::tasks::Stage;
-use crate::{BackOff, Health, Meter, Stop, Tasks, page};
+use crate::{BackOff, Health, Meter, Stop, Tasks, admin};
 
 /// An answer, complete in memory.
 pub type Response = hyper::Response<Full<Bytes>>;
@@ -50,9 +50,9 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// Returns those of an address that serves the page alone: scrapers and probes are few, and have connections of their own, so
+    /// Returns those of an address that serves the admin endpoint alone: scrapers and probes are few, and have connections of their own, so
     /// that counters can be read while all others are taken.
-    pub fn page() -> Self {
+    pub fn admin() -> Self {
         Limits { connections_max: 64, ..Limits::default() }
     }
 }
@@ -208,7 +208,7 @@ where
 
     async fn respond(&self, request: Request<Incoming>) -> Response {
         let answered = self.health.caught_outside((self.answer)(request)).await;
-        let bug = |_| page::text(StatusCode::INTERNAL_SERVER_ERROR, "text/plain; charset=utf-8", "internal error\n");
+        let bug = |_| admin::text(StatusCode::INTERNAL_SERVER_ERROR, "text/plain; charset=utf-8", "internal error\n");
         let mut response = answered.unwrap_or_else(bug);
         if self.health.is_stopping() {
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));

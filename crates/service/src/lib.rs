@@ -1,24 +1,24 @@
-//! What every service needs beside its own work: a listener ([`http`]), a page for probes and Prometheus ([`page`]), numbers of
+//! What every service needs beside its own work: a listener ([`http`]), an admin endpoint for probes and Prometheus ([`admin`]), numbers of
 //! its own ([`meter`]), tasks that do not end unseen ([`tasks`]), and waits between attempts ([`backoff`]).
 //!
 //! A service makes a [`Meter`] and [`Tasks`], binds a [`Listener`], spawns what it does, and hands requests for `/livez`, `/readyz`
-//! and `/metrics` to its [`Page`]. Whoever runs the service awaits [`Health::failed`] beside its signals, and calls
+//! and `/metrics` to its [`AdminEndpoint`]. Whoever runs the service awaits [`Health::failed`] beside its signals, and calls
 //! [`Tasks::stop`] at the end.
 
+pub mod admin;
 pub mod backoff;
 #[cfg(feature = "fault-injection")]
 mod fault;
 pub mod http;
 pub mod meter;
-pub mod page;
 pub mod tasks;
 
+pub use admin::{AdminEndpoint, Scope};
 pub use backoff::BackOff;
 #[cfg(feature = "fault-injection")]
 pub use fault::checkpoint;
 pub use http::{Limits, Listener, Response};
 pub use meter::Meter;
-pub use page::{Page, Scope};
 pub use tasks::{Cause, Failure, Health, Stop, Tasks};
 
 /// Panics where a test has asked for it; does nothing in a build that serves.

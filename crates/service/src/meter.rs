@@ -1,4 +1,4 @@
-//! The numbers of one service, on a recorder of its own: several services may share a process, and each page shows only its own.
+//! The numbers of one service, on a recorder of its own: several services may share a process, and each `/metrics` shows only its own.
 
 use metrics::{Counter, Gauge, Histogram, Key, KeyName, Label, Level, Metadata, Recorder, SharedString};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
@@ -34,7 +34,7 @@ impl Meter {
         format!("weir_{}_{name}", self.service)
     }
 
-    /// Makes a counter, which is on the page from now on, at 0.
+    /// Makes a counter, which is in `/metrics` from now on, at 0.
     pub fn counter(&self, name: impl Into<SharedString>, help: &'static str) -> Counter {
         let name = name.into();
         self.describe_counter(name.clone(), help);
@@ -94,7 +94,7 @@ impl Meter {
         self.recorder.register_histogram(&Key::from_parts(name, labels), &METADATA)
     }
 
-    /// Returns the page that Prometheus scrapes.
+    /// Returns the text that Prometheus scrapes.
     pub fn render(&self) -> String {
         self.upkeep();
         self.handle.render()

@@ -1,8 +1,8 @@
 //! Tasks that do not end unseen.
 //!
 //! Every task of a service is spawned by [`Tasks`]. One that panics, or returns although nobody asked it to, is counted and logged,
-//! makes `/readyz` fail by name until a new one has worked for [`STEADY`], and is begun again after a pause that grows. A task that
-//! dies [`DEATHS_MAX`] times within [`DEATHS_WITHIN`] is not begun again: [`Health::failed`] tells whoever runs the service, which ends
+//! makes `/readyz` fail by name until a new one has worked for [`STEADY`], and is restarted after a pause that grows. A task that
+//! dies [`DEATHS_MAX`] times within [`DEATHS_WITHIN`] is not restarted: [`Health::failed`] tells whoever runs the service, which ends
 //! the process with a failure. Panics of single requests are counted apart ([`Health::caught`]): they cost the request, no task.
 
 use std::any::Any;
@@ -25,7 +25,7 @@ pub const STEADY: Duration = Duration::from_secs(10);
 pub const DEATHS_MAX: usize = 5;
 /// See [`DEATHS_MAX`].
 pub const DEATHS_WITHIN: Duration = Duration::from_secs(300);
-/// The shortest and the longest pause before a task begins again.
+/// The shortest and the longest pause before a task is restarted.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(10));
 /// How often what was recorded is moved into the histograms.
 const UPKEEP_EVERY: Duration = Duration::from_secs(1);
@@ -73,7 +73,7 @@ pub struct Failure {
     pub task: String,
     /// Why it died, the last time.
     pub cause: Cause,
-    /// Why it is not begun again.
+    /// Why it is not restarted.
     pub why: String,
 }
 
@@ -155,7 +155,7 @@ impl Task {
     }
 }
 
-/// How the tasks of one service are, for its page, its requests, and who runs it.
+/// How the tasks of one service are, for its admin endpoint, its requests, and who runs it.
 pub struct Health {
     meter: Arc<Meter>,
     stage: watch::Sender<Stage>,
@@ -168,7 +168,7 @@ pub struct Health {
 
 impl Health {
     fn new(meter: Arc<Meter>) -> Self {
-        meter.describe_counter(meter.own(RESTARTS), "Times that a task died and was begun again, by task and cause.");
+        meter.describe_counter(meter.own(RESTARTS), "Times that a task died and was restarted, by task and cause.");
         let panics = meter.counter(meter.own("panics_total"), "Requests that met a bug and were answered 500.");
         Health {
             #[cfg(feature = "fault-injection")]
@@ -209,21 +209,21 @@ impl Health {
         (!faults.is_empty()).then(|| faults.join("; "))
     }
 
-    /// Notes that a task has died, and returns the pause after which it begins again; none if it does not.
+    /// Notes that a task has died, and returns the pause after which it is restarted; none if it is not.
     pub fn died(&self, name: &str, cause: Cause) -> Option<Duration> {
         self.restarts(name, cause.label()).increment(1);
         let pause = self.tasks().entry(name.to_owned()).or_default().died(Instant::now(), cause.clone());
         match pause {
             Some(pause) => {
                 let (service, pause_ms) = (self.meter.service(), pause.as_millis());
-                tracing::error!(service, task = name, pause_ms, "a task {cause}; it begins again");
+                tracing::error!(service, task = name, pause_ms, "a task {cause}; restarting it");
             }
             None => self.give_up(name, cause, format!("it died {DEATHS_MAX} times within {} s", DEATHS_WITHIN.as_secs())),
         }
         pause
     }
 
-    /// Shows a task on the page before it has ever died.
+    /// Shows a task in the metrics before it has ever died.
     pub fn know(&self, name: &str) {
         for cause in Cause::LABELS {
             let _ = self.restarts(name, cause);
@@ -236,7 +236,7 @@ impl Health {
         self.tasks().entry(name.to_owned()).or_default().began = Some(Instant::now());
     }
 
-    /// Ends the service for something that beginning again does not mend.
+    /// Ends the service for something that a restart does not mend.
     pub fn give_up(&self, task: &str, cause: Cause, why: String) {
         let failure = Failure { service: self.meter.service(), task: task.to_owned(), cause, why };
         let is_first = self.failure.send_if_modified(|present| {
@@ -446,7 +446,7 @@ mod tests {
         let mut task = Task::default();
         let mut now = Instant::now();
         for _ in 0..10_000 {
-            let pause = task.died(now, panicked()).expect("it begins again");
+            let pause = task.died(now, panicked()).expect("it is restarted");
             assert!(pause <= 2 * PAUSES.1, "{pause:?}");
             assert_eq!(task.fault(now), Some(&panicked()), "while it waits for its turn");
             now += pause;
@@ -468,7 +468,7 @@ mod tests {
         assert!(pauses[..DEATHS_MAX - 1].iter().all(Option::is_some), "{pauses:?}");
         assert!(pauses[..DEATHS_MAX - 1].is_sorted(), "{pauses:?}");
         assert_eq!(pauses[DEATHS_MAX - 1], None);
-        assert!(task.fault(now + seconds(86_400)).is_some(), "it does not begin again");
+        assert!(task.fault(now + seconds(86_400)).is_some(), "it is not restarted");
     }
 
     #[tokio::test]

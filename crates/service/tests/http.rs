@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use hyper::Request;
 use hyper::body::Incoming;
-use service::{Limits, Listener, Meter, Page, Response, Scope, Tasks};
+use service::{AdminEndpoint, Limits, Listener, Meter, Response, Scope, Tasks};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
@@ -21,15 +21,15 @@ struct Service {
 async fn start(limits: Limits, scope: Scope) -> Service {
     let meter = Arc::new(Meter::new("test", &[]));
     let tasks = Tasks::new(&meter);
-    let page = Arc::new(Page::new(&meter, tasks.health()));
+    let admin = Arc::new(AdminEndpoint::new(&meter, tasks.health()));
     let go_on = Arc::new(Notify::new());
     let listener = Listener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.expect("a port");
     let address = listener.address();
     let waiting = Arc::clone(&go_on);
     listener.serve(&tasks, "listener", &meter, limits, move |request: Request<Incoming>| {
-        let (page, waiting) = (Arc::clone(&page), Arc::clone(&waiting));
+        let (admin, waiting) = (Arc::clone(&admin), Arc::clone(&waiting));
         async move {
-            if let Some(response) = page.answer(scope, &request, async { Ok(()) }).await {
+            if let Some(response) = admin.answer(scope, &request, async { Ok(()) }).await {
                 return response;
             }
             match request.uri().path() {

@@ -11,15 +11,13 @@ pub mod sums;
 use chrono::DateTime;
 use statistics::moments::Overflow;
 
-use crate::experiment::parallel;
 use crate::experiment::read::Read;
 use crate::experiment::read::cohort::DAY_US;
 use crate::experiment::read::experiment::{Experiment, Variant};
 use crate::experiment::request::Request;
-use crate::experiment::warning::Warning;
 use crate::http::error::ApiError;
 use attribution::Attribution;
-use metrics::{MeasuredMetric, Split};
+use metrics::{Chosen, MeasuredMetric, OtherCurrency, Split};
 use population::{Population, PopulationCounts};
 
 /// What was measured.
@@ -44,8 +42,10 @@ pub struct Measured<'a> {
     pub split: Option<Split>,
     /// Value by variant under each model of attribution; none without users.
     pub attribution: Option<Attribution>,
-    /// What is left out of these numbers.
-    pub warnings: Vec<Warning>,
+    /// Currencies that the value metrics leave out.
+    pub other_currencies: Vec<OtherCurrency>,
+    /// How many conversion names there are, if more than get metrics of their own.
+    pub conversion_names: Option<usize>,
 }
 
 /// Measures what was read.
@@ -65,14 +65,12 @@ pub fn measure<'a>(read: &'a Read, request: &Request) -> Result<Measured<'a>, Ap
         variant.users = Some(*users);
     }
 
-    let mut warnings = Vec::new();
-    let (currency, number) = metrics::choose_currency(&experiment, cohort, &groups, &mut warnings);
+    let (currency, number, other_currencies) = metrics::choose_currency(&experiment, cohort, &groups);
     experiment.currency = currency;
-    let chosen = metrics::choose(catalogue.metrics.clone(), &population, request, &mut warnings)?;
+    let Chosen { metrics, conversion_names } = metrics::choose(catalogue.metrics.clone(), &population, request)?;
     let counts = population.count(catalogue.unknown_variant, request.as_of.is_none().then_some(catalogue.impressions));
-    let (metrics, attribution) = parallel::both(
-        cohort.after.all().len(),
-        || metrics::measure_all(&population, chosen, number, window_days, request.cap),
+    let (metrics, attribution) = rayon::join(
+        || metrics::measure_all(&population, metrics, number, window_days, request.cap),
         || {
             let currency = (experiment.currency.as_deref(), number);
             (counts.exposed_users > 0)
@@ -91,7 +89,8 @@ pub fn measure<'a>(read: &'a Read, request: &Request) -> Result<Measured<'a>, Ap
         through,
         population,
         counts,
-        warnings,
+        other_currencies,
+        conversion_names,
     })
 }
 

@@ -56,16 +56,16 @@ pub struct Catalogue {
 /// [`ApiError`]; `unknown_experiment`, `unknown_variant` and `unsupported_catalogue` among them.
 pub async fn read(app: &App, project: Uuid, name: &str, request: &Request) -> Result<Read, ApiError> {
     let began = Instant::now();
+    let has_before = request.cuped == Cuped::Auto;
     let key = CohortKey {
         project,
         experiment: name.to_owned(),
         baseline: request.baseline.clone(),
         until: request.as_of,
-        has_before: request.cuped == Cuped::Auto,
+        has_before,
         dimension: request.dimension,
     };
-    let entry = app.cohorts.entry(&key);
-    let mut cached = entry.lock().await;
+    let mut cached = app.cohorts.locked(key).await;
     let snapshot = Arc::new(app.snapshot(project).await?);
     let catalogue = read_catalogue(&snapshot, name, request.baseline.as_deref()).await?;
     let catalogue_took = began.elapsed();
@@ -73,14 +73,13 @@ pub async fn read(app: &App, project: Uuid, name: &str, request: &Request) -> Re
         experiment: catalogue.experiment.id,
         variants: &catalogue.variants.iter().map(|variant| variant.id).collect::<Vec<_>>(),
         runs: (catalogue.experiment.started_us, catalogue.experiment.ended_us),
-        until: key.until,
-        has_before: key.has_before,
-        dimension: key.dimension,
+        until: request.as_of,
+        has_before,
+        dimension: request.dimension,
         bytes_max: app.limits.query_memory_bytes_max,
     };
     let session = app.engine.session().map_err(engine::api_error)?;
     let cohort = cached.refresh(&session, &snapshot, &query, &app.metrics).await?;
-    app.cohorts.record_size(&key, &cached);
     Ok(Read { catalogue, cohort, as_of: snapshot.as_of().clone(), catalogue_took })
 }
 

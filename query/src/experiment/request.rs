@@ -2,7 +2,6 @@
 
 use chrono::DateTime;
 use serde::{Serialize, Serializer};
-use sha2::{Digest, Sha256};
 
 use crate::http::error::ApiError;
 use crate::source::snapshot::time_text;
@@ -394,17 +393,6 @@ fn cap(value: &str) -> Result<CapRule, ApiError> {
     Ok(CapRule::Percentile(scaled))
 }
 
-/// Returns the SHA-256 of a definition's JSON, in hexadecimal. Equal definitions give equal texts.
-/// # Errors
-/// [`ApiError`] of a fault of this service, if the definition cannot be written.
-pub fn hash(definition: &impl Serialize) -> Result<String, ApiError> {
-    let json = serde_json::to_vec(definition).map_err(|error| {
-        tracing::error!(%error, "a definition could not be written");
-        ApiError::internal()
-    })?;
-    Ok(hex::encode(Sha256::digest(&json)))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -479,11 +467,7 @@ mod tests {
     }
 
     #[test]
-    fn equal_definitions_have_equal_hashes() {
-        let one = hash(&("a", 1)).expect("written");
-        assert_eq!(one.len(), 64);
-        assert_eq!(Ok(&one), hash(&("a", 1)).as_ref());
-        assert_ne!(Ok(&one), hash(&("a", 2)).as_ref());
+    fn percentiles_are_written_without_zeros_at_the_end() {
         assert_eq!(percentile_text(999_000), "99.9");
         assert_eq!(percentile_text(1_000_000), "100");
     }

@@ -8,14 +8,17 @@ pub mod verdict;
 
 use chrono::{SecondsFormat, Utc};
 use serde::Serialize;
+use sha2::{Digest, Sha256};
+use statistics::moments::decimal_text;
 use uuid::Uuid;
 
 use crate::experiment::measure::Measured;
+use crate::experiment::measure::metrics::{CONVERSION_NAMES_MAX, OtherCurrency};
 use crate::experiment::measure::population::PopulationCounts;
 use crate::experiment::read::Read;
 use crate::experiment::read::catalogue::Role;
 use crate::experiment::read::experiment::{Experiment, Variant};
-use crate::experiment::request::{self, Analysis, Request, Settings};
+use crate::experiment::request::{Analysis, Request, Settings};
 use crate::experiment::test::Tested;
 use crate::experiment::warning::Warning;
 use crate::http::error::ApiError;
@@ -28,7 +31,7 @@ use metric::{Definition, Metric};
 /// [`ApiError`] of a fault of this service, if the definitions cannot be written.
 pub fn say(read: &Read, measured: &Measured<'_>, tested: Tested<'_>, request: &Request) -> Result<Results, ApiError> {
     let analysis = tested.plan.analysis;
-    let mut warnings = measured.warnings.clone();
+    let mut warnings = left_out(measured);
     let status = status(&measured.experiment, &measured.variants, &measured.counts, analysis, &mut warnings);
     warnings.extend(tested.warnings);
     let design = measured.design(request, &tested.plan);
@@ -65,8 +68,9 @@ struct Definitions<'a> {
     settings: &'a Settings,
 }
 
+/// Returns the SHA-256 of all that decides how rows become numbers, in hexadecimal. Equal definitions give equal texts.
 fn definitions_hash(read: &Read, metrics: &[Metric], settings: &Settings) -> Result<String, ApiError> {
-    request::hash(&Definitions {
+    let definitions = Definitions {
         method_version: METHOD_VERSION,
         // As the catalogue has it: what follows from the rows is no part of it.
         experiment: read.catalogue.experiment.clone(),
@@ -81,7 +85,34 @@ fn definitions_hash(read: &Read, metrics: &[Metric], settings: &Settings) -> Res
             .map(|metric| (metric.id.as_str(), &metric.definition, metric.window_days, metric.direction, metric.role))
             .collect(),
         settings,
-    })
+    };
+    let json = serde_json::to_vec(&definitions).map_err(|error| {
+        tracing::error!(%error, "a definition could not be written");
+        ApiError::internal()
+    })?;
+    Ok(hex::encode(Sha256::digest(&json)))
+}
+
+/// Warns of what the metrics leave out.
+fn left_out(measured: &Measured<'_>) -> Vec<Warning> {
+    let kept = measured.experiment.currency.as_deref().unwrap_or("none");
+    let currency = |other: &OtherCurrency| {
+        let message = format!(
+            "{} conversions with a total value of {} {} are not in the value metrics, which are in the currency {kept}; \
+             set the experiment's currency to choose another one",
+            other.conversions,
+            decimal_text(other.sum),
+            other.currency.as_deref().unwrap_or("without a currency"),
+        );
+        Warning::new("other_currency", message)
+    };
+    let names = measured.conversion_names.map(|names| {
+        let message = format!(
+            "there are {names} conversion names; the {CONVERSION_NAMES_MAX} with the most users are shown; configure metrics to choose"
+        );
+        Warning::new("conversion_names_cut", message)
+    });
+    measured.other_currencies.iter().map(currency).chain(names).collect()
 }
 
 /// Returns the status of the whole answer, and warns of what limits all of its numbers.

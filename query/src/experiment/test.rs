@@ -7,6 +7,7 @@ pub mod findings;
 pub mod health;
 pub mod plan;
 
+use rayon::iter::{IntoParallelIterator, IntoParallelRefIterator, ParallelIterator};
 use statistics::comparison::{Observed, difference, omnibus};
 use statistics::moments::Overflow;
 
@@ -15,7 +16,6 @@ use crate::experiment::measure::metrics::MeasuredMetric;
 use crate::experiment::measure::sample::{one, sampled};
 use crate::experiment::measure::sums::{Groups, sums};
 use crate::experiment::measure::{Measured, overflow};
-use crate::experiment::parallel;
 use crate::experiment::read::catalogue::{Configured, Role};
 use crate::experiment::request::{Analysis, Cuped, PopulationRule, Request, Windows};
 use crate::experiment::warning::Warning;
@@ -83,11 +83,8 @@ pub fn test<'a>(measured: &'a Measured<'a>, request: &Request) -> Result<Tested<
     let design = measured.design(request, &plan);
     let tests = Tests { design, measured };
     let is_draft = experiment.status == "draft";
-    let (metrics, health) = parallel::both(
-        measured.population.cohort.after.all().len(),
-        || if is_draft { Ok(Vec::new()) } else { tests.metrics() },
-        || health::check(measured, &mut warnings),
-    );
+    let (metrics, health) =
+        rayon::join(|| if is_draft { Ok(Vec::new()) } else { tests.metrics() }, || health::check(measured, &mut warnings));
     Ok(Tested { metrics: metrics.map_err(overflow)?, plan, health, warnings })
 }
 
@@ -106,9 +103,7 @@ impl<'a> Tests<'a, '_> {
     /// Tests all metrics: each by itself, then all goals as one family.
     fn metrics(&self) -> Result<Vec<TestedMetric<'a>>, Overflow> {
         let measured = &self.measured.metrics;
-        let rows = self.measured.population.cohort.after.all().len();
-        let prepared = parallel::each(measured.iter().collect(), rows, |metric| self.prepare(metric));
-        let prepared: Vec<Prepared> = prepared.into_iter().collect::<Result<_, _>>()?;
+        let prepared: Vec<Prepared> = measured.par_iter().map(|metric| self.prepare(metric)).collect::<Result<_, _>>()?;
         let family: Vec<(&Configured, &Compared)> = measured
             .iter()
             .zip(&prepared)
@@ -128,10 +123,8 @@ impl<'a> Tests<'a, '_> {
                 (metric, prepared, conclusions, by_dimension.next())
             })
             .collect();
-        let tested = parallel::each(decided, rows, |(metric, prepared, conclusions, breakdown)| {
-            self.conclude(metric, prepared, conclusions, breakdown)
-        });
-        tested.into_iter().collect()
+        let conclude = |(metric, prepared, conclusions, breakdown)| self.conclude(metric, prepared, conclusions, breakdown);
+        decided.into_par_iter().map(conclude).collect()
     }
 
     fn prepare(&self, metric: &MeasuredMetric) -> Result<Prepared, Overflow> {

@@ -31,41 +31,37 @@ use crate::sql::guard;
 /// Answers one funnel.
 /// # Errors
 /// [`ApiError`]; what was running is stopped.
-pub async fn answer(app: &Arc<App>, project: Uuid, body: &[u8]) -> Result<Value, ApiError> {
+pub async fn answer(app: &App, project: Uuid, definition: Definition) -> Result<Value, ApiError> {
     let start = Instant::now();
-    let definition = Arc::new(Definition::parse(body)?);
-    app.within_limits(|app| async move {
-        let snapshot = Arc::new(app.snapshot(project).await?);
-        let session = Arc::new(app.engine.session().map_err(engine::api_error)?);
-        let events = tables::table("events").ok_or_else(ApiError::internal)?.with_user_key();
-        let scan = Session::scan_of(events, &snapshot);
-        let stream = {
-            let (session, definition, limits) = (session.clone(), definition.clone(), app.limits.clone());
-            on_large_stack(async move {
-                let conditions = conditions(&definition, session.state(), &scan.schema(), &limits)?;
-                let source =
-                    LogicalPlanBuilder::scan("events", provider_as_source(scan), None).and_then(LogicalPlanBuilder::build);
-                let plan = source.and_then(|source| plan(&definition, &conditions, source, session.state()));
-                session.run(plan.map_err(engine::planning_error)?).await.map_err(engine::planning_error)
-            })
-            .await??
-        };
-        let batches: Vec<_> = stream.try_collect().await.map_err(engine::api_error)?;
-        let mut users_at = vec![0u64; definition.steps.len() + 1];
-        for batch in &batches {
-            let (levels, users) = (batch.column(0).as_primitive::<Int32Type>(), batch.column(1).as_primitive::<Int64Type>());
-            for (level, users) in levels.values().iter().zip(users.values()) {
-                users_at[*level as usize] += *users as u64;
-            }
+    let definition = Arc::new(definition);
+    let snapshot = Arc::new(app.snapshot(project).await?);
+    let session = Arc::new(app.engine.session().map_err(engine::api_error)?);
+    let events = tables::table("events").ok_or_else(ApiError::internal)?.with_user_key();
+    let scan = Session::scan_of(events, &snapshot);
+    let stream = {
+        let (session, definition, limits) = (session.clone(), definition.clone(), app.limits.clone());
+        on_large_stack(async move {
+            let conditions = conditions(&definition, session.state(), &scan.schema(), &limits)?;
+            let source = LogicalPlanBuilder::scan("events", provider_as_source(scan), None).and_then(LogicalPlanBuilder::build);
+            let plan = source.and_then(|source| plan(&definition, &conditions, source, session.state()));
+            session.run(plan.map_err(engine::planning_error)?).await.map_err(engine::planning_error)
+        })
+        .await??
+    };
+    let batches: Vec<_> = stream.try_collect().await.map_err(engine::api_error)?;
+    let mut users_at = vec![0u64; definition.steps.len() + 1];
+    for batch in &batches {
+        let (levels, users) = (batch.column(0).as_primitive::<Int32Type>(), batch.column(1).as_primitive::<Int64Type>());
+        for (level, users) in levels.values().iter().zip(users.values()) {
+            users_at[*level as usize] += *users as u64;
         }
-        Ok(json!({
-            "definition": definition.expanded(),
-            "as_of": snapshot.as_of(),
-            "groups": [{"steps": steps(&definition, &users_at)}],
-            "elapsed_ms": start.elapsed().as_millis() as u64,
-        }))
-    })
-    .await
+    }
+    Ok(json!({
+        "definition": definition.expanded(),
+        "as_of": snapshot.as_of(),
+        "groups": [{"steps": steps(&definition, &users_at)}],
+        "elapsed_ms": start.elapsed().as_millis() as u64,
+    }))
 }
 
 /// Turns each step into a condition over the table `events`.

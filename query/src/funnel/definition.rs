@@ -208,7 +208,8 @@ const UNITS: [(&str, i64); 7] = [
 
 /// Reads `1d`, `2h`, `30m`, `90s` or whole microseconds.
 fn window_us(value: &Value) -> Result<i64, String> {
-    let form = || format!("{value} is no window; accepted: a text such as 1d, 2h, 30m or 90s, or a whole number of microseconds");
+    let form =
+        || format!("{value} is not a window; accepted: a text such as 1d, 2h, 30m or 90s, or a whole number of microseconds");
     if let Some(number) = value.as_i64() {
         return if number >= 0 { Ok(number) } else { Err(form()) };
     }
@@ -226,7 +227,7 @@ fn window_text(us: i64) -> String {
 
 /// Reads an absolute time, or a date for its first moment in UTC. Digits beyond microseconds are cut.
 fn time(value: &Value) -> Result<Option<i64>, String> {
-    let form = || format!("{value} is no time; accepted: a time such as 2026-03-01T12:30:00Z or a date such as 2026-03-01");
+    let form = || format!("{value} is not a time; accepted: a time such as 2026-03-01T12:30:00Z or a date such as 2026-03-01");
     let text = match value {
         Value::Null => return Ok(None),
         Value::String(text) => text,

@@ -148,7 +148,9 @@ fn window(window: &ScalarValue, times: &DataType) -> Result<i64> {
     match found {
         Some(window) if window >= 0 => Ok(window),
         _ => {
-            plan_err!("window_funnel: {window} is no window; accepted: an interval of days or less, or a whole number from 0 on")
+            plan_err!(
+                "window_funnel: {window} is not a window; accepted: an interval of days or less, or a whole number from 0 on"
+            )
         }
     }
 }
@@ -505,9 +507,9 @@ mod tests {
         check("window_funnel(interval '1 day', ts, c, c)", None).await;
         check("window_funnel(interval '90 minutes', 'strict_once strict_increase', ts, c)", None).await;
         check("window_funnel(1, n, c)", None).await;
-        check("window_funnel(interval '1 month', ts, c)", Some("no window")).await;
-        check("window_funnel(-1, ts, c)", Some("no window")).await;
-        check("window_funnel(interval '1 day', n, c)", Some("no window")).await;
+        check("window_funnel(interval '1 month', ts, c)", Some("not a window")).await;
+        check("window_funnel(-1, ts, c)", Some("not a window")).await;
+        check("window_funnel(interval '1 day', n, c)", Some("not a window")).await;
         check("window_funnel(n, ts, c)", Some("constants")).await;
         check("window_funnel(1, 'strict_order', ts, c)", Some("strict_order")).await;
         check("window_funnel(1, ts)", Some("0 conditions")).await;

@@ -4,7 +4,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use service::{Health, Page};
+use service::{AdminEndpoint, Health};
 use sqlx::PgPool;
 use tokio::runtime::Handle;
 use tokio::task::{JoinError, JoinHandle};
@@ -30,7 +30,7 @@ pub struct App {
     /// Threads of their own for queries: what computes for long must not hold up connections and health.
     pub(crate) threads: Handle,
     pub(crate) metrics: Arc<Metrics>,
-    pub(crate) page: Page,
+    pub(crate) admin: AdminEndpoint,
     pub(crate) health: Arc<Health>,
 }
 

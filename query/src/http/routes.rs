@@ -90,10 +90,10 @@ pub(crate) async fn answer(app: Arc<App>, scope: Scope, request: Request<Incomin
     let route = Route::of(request.uri().path()).filter(|route| match scope {
         Scope::All => true,
         Scope::NoMetrics => *route != Route::Metrics,
-        Scope::Page => !route.needs_token(),
+        Scope::Admin => !route.needs_token(),
     });
     let label = route.as_ref().map_or("none", Route::label);
-    let answer = match app.page.answer(scope, &request, app.ready()).await {
+    let answer = match app.admin.answer(scope, &request, app.ready()).await {
         Some(answer) => answer,
         // Dropped with its connection, the request ends: nobody waits for its answer.
         None => match app.health.caught(dispatch(&app, route, request)).await {
@@ -117,22 +117,28 @@ async fn dispatch(app: &Arc<App>, route: Option<Route>, request: Request<Incomin
     }
     let project = app.tokens.project(request.headers()).await?;
     match route {
-        Route::Experiments => Ok(json_answer(&experiment::list(app, project).await?)),
+        Route::Experiments => {
+            let list = app.within_limits(|app| async move { experiment::list(&app, project).await });
+            Ok(json_answer(&list.await?))
+        }
         Route::Results(name) => {
-            let request_fields = ResultsRequest::of(&query_fields(request.uri().query())?)?;
-            let (results, steps) = experiment::results(app, project, name, request_fields).await?;
+            let request = ResultsRequest::of(&query_fields(request.uri().query())?)?;
+            let results = app.within_limits(|app| async move { experiment::results(&app, project, &name, &request).await });
+            let (results, steps) = results.await?;
             let mut answer = json_answer(&results);
             answer.headers_mut().insert("server-timing", server_timing(&steps)?);
             Ok(answer)
         }
         Route::Funnels => {
-            let body = body(app, request).await?;
-            Ok(json_answer(&funnel::answer::answer(app, project, &body).await?))
+            let definition = funnel::definition::Definition::parse(&body(app, request).await?)?;
+            let funnel = app.within_limits(|app| async move { funnel::answer::answer(&app, project, definition).await });
+            Ok(json_answer(&funnel.await?))
         }
         Route::Sql => {
             let format = accepted(request.headers());
             let statement = sql::run::parse(&body(app, request).await?)?;
-            let rows = sql::run::answer(app, project, statement, format).await?;
+            let guarded = sql::run::check(app, statement).await?;
+            let rows = app.within_limits(|app| async move { sql::run::answer(&app, project, guarded, format).await }).await?;
             let content_type = match format {
                 Format::Json => "application/json",
                 Format::Csv => "text/csv; charset=utf-8; header=present",
@@ -150,7 +156,7 @@ async fn dispatch(app: &Arc<App>, route: Option<Route>, request: Request<Incomin
             }
             Ok(answer)
         }
-        // Answered by the page.
+        // Answered by the admin endpoint.
         Route::Live | Route::Ready | Route::Metrics => Err(ApiError::internal()),
     }
 }

@@ -82,7 +82,7 @@ pub enum CopyError {
         expected: usize,
     },
     /// A field's bytes are not of its column's type.
-    #[error("column {column}: {found} is no {kind:?}")]
+    #[error("column {column}: {found} is not of type {kind:?}")]
     Value {
         /// From 0.
         column: usize,
@@ -446,9 +446,9 @@ mod tests {
         };
         check(&[], b"id,name\n1,a and more than nineteen", "signature");
         check(&[Kind::Int], &stream(&[&[None, None]]), "2 fields, expected 1");
-        check(&[Kind::Int], &stream(&[&[Some(&[1])]]), "column 0: a value of 1 bytes is no Int");
-        check(&[Kind::Bool], &stream(&[&[Some(&[1, 1])]]), "no Bool");
-        check(&[Kind::Uuid], &stream(&[&[Some(&[1; 15])]]), "no Uuid");
+        check(&[Kind::Int], &stream(&[&[Some(&[1])]]), "column 0: a value of 1 bytes is not of type Int");
+        check(&[Kind::Bool], &stream(&[&[Some(&[1, 1])]]), "not of type Bool");
+        check(&[Kind::Uuid], &stream(&[&[Some(&[1; 15])]]), "not of type Uuid");
         check(&[Kind::Text], &stream(&[&[Some(&[0xff])]]), "utf-8");
         check(&[Kind::Time], &stream(&[&[Some(&i64::MAX.to_be_bytes())]]), "infinite");
         check(&[Kind::Time], &stream(&[&[Some(&i64::MIN.to_be_bytes())]]), "infinite");

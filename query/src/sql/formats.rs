@@ -113,7 +113,7 @@ impl Writer {
             Writer::Text { body, is_csv: true, .. } => body,
             Writer::Text { mut body, .. } => {
                 let rest = json!({"truncated": truncated, "as_of": as_of});
-                // The object goes on behind the rows: its opening brace gives way.
+                // The object goes on after the rows: its opening brace gives way.
                 body.extend_from_slice(b"],");
                 body.extend_from_slice(&rest.to_string().as_bytes()[1..]);
                 body

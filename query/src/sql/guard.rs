@@ -104,7 +104,7 @@ struct Size {
     cases: usize,
     /// `INTERVAL`s before something else than a literal, all of them.
     intervals: usize,
-    /// JSON operators behind each other: planning takes two to the power of their number.
+    /// JSON operators after each other: planning takes two to the power of their number.
     arrows: usize,
     last: Last,
 }

@@ -43,21 +43,24 @@ pub fn parse(body: &[u8]) -> Result<String, ApiError> {
     Ok(sql.ok_or_else(|| ApiError::bad_request(form).at("sql"))?.to_owned())
 }
 
+/// Checks a statement before it takes a place among the running queries.
+/// # Errors
+/// [`ApiError`] of code `bad_sql` or `sql_too_large`.
+pub async fn check(app: &App, sql: String) -> Result<Guarded, ApiError> {
+    let limits = app.limits.clone();
+    on_large_stack(async move { guard::statement(&sql, &limits) }).await?
+}
+
 /// Answers one statement.
 /// # Errors
 /// [`ApiError`]; what was running is stopped.
-pub async fn answer(app: &Arc<App>, project: Uuid, sql: String, format: Format) -> Result<Rows, ApiError> {
-    let limits = app.limits.clone();
-    let guarded = on_large_stack(async move { guard::statement(&sql, &limits) }).await??;
-    app.within_limits(|app| async move {
-        let snapshot = Arc::new(app.snapshot(project).await?);
-        let session = app.engine.session_of_tables(&snapshot, guarded.relations).map_err(engine::api_error)?;
-        let stream = plan(Arc::new(session), guarded).await?;
-        let rows = write(stream, &app, format, snapshot.as_of().clone()).await?;
-        app.metrics.rows.increment(rows.rows as u64);
-        Ok(rows)
-    })
-    .await
+pub async fn answer(app: &App, project: Uuid, guarded: Guarded, format: Format) -> Result<Rows, ApiError> {
+    let snapshot = Arc::new(app.snapshot(project).await?);
+    let session = app.engine.session_of_tables(&snapshot, guarded.relations).map_err(engine::api_error)?;
+    let stream = plan(Arc::new(session), guarded).await?;
+    let rows = write(stream, app, format, snapshot.as_of().clone()).await?;
+    app.metrics.rows.increment(rows.rows as u64);
+    Ok(rows)
 }
 
 /// Plans where the stack is large, and starts.

@@ -5,9 +5,10 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
+use query::experiment::measure::metrics::default_metrics;
 use query::experiment::measure::metrics::{MeasuredMetric, measure};
 use query::experiment::measure::population::Population;
-use query::experiment::read::catalogue::{Aggregation, Configured, default_metrics};
+use query::experiment::read::catalogue::{Aggregation, Configured};
 use query::experiment::read::cohort::{Cohort, DAY_US, Row, Rows, Users};
 use query::experiment::request::{CapRule, PopulationRule, Windows};
 use serde_json::{Value, json};

@@ -56,7 +56,7 @@ pub(crate) async fn run(args: Args, globals: &Globals) -> anyhow::Result<()> {
         }
     };
     if std::io::stdout().is_terminal() {
-        bail!("this format is no text: send it into a file, with > FILE");
+        bail!("this format is binary: redirect it into a file, with > FILE");
     }
     let answer = client.post_json_for("/v1/sql", &body, media_type).await?;
     if answer.is_cut {

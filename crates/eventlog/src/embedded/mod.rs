@@ -10,7 +10,7 @@
 //!   offsets are given up rather than one used twice.
 //! - **A sync that failed is never tried again on that file.** The system may have dropped the pages it could not write, and
 //!   a second sync would succeed without them.
-//! - **Damage to acknowledged records never stops the log.** The file is kept as it is, reads before and behind the damage work,
+//! - **Damage to acknowledged records never stops the log.** The file is kept as it is, reads before and after the damage work,
 //!   and reading the damage itself is [`ReadError::Corrupt`]. Only a torn last write is cut off.
 //! - **Bounded.** [`Options::bytes_max`] on disk, [`Options::in_flight_bytes_max`] in memory; an append waits for memory
 //!   and is refused for lack of disk.

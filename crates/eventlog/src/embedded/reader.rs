@@ -210,7 +210,7 @@ impl Partition {
                 continue;
             }
             if let Some((at, to)) = after {
-                // So that the next read can begin behind the damage without searching again.
+                // So that the next read can begin after the damage without searching again.
                 lock(&file.index).note_always(to, at);
             }
             return Err(Fault::Damage(offset..to, format!("{}: {reason}", path())));

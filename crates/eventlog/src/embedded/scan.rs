@@ -19,21 +19,21 @@ pub(super) struct Index {
 }
 
 impl Index {
-    /// Notes a record, unless it lies close behind the last one noted, or before it.
+    /// Notes a record, unless it lies close after the last one noted, or before it.
     pub(super) fn note(&mut self, offset: Offset, at: u64) {
         if self.entries.last().is_none_or(|(_, last)| at >= last + INDEX_STEP) {
             self.entries.push((offset, at));
         }
     }
 
-    /// Notes a record behind damage, whatever the distance, so that a later walk can begin there.
+    /// Notes a record after damage, whatever the distance, so that a later walk can begin there.
     pub(super) fn note_always(&mut self, offset: Offset, at: u64) {
         if self.entries.last().is_none_or(|(last, _)| offset > *last) {
             self.entries.push((offset, at));
         }
     }
 
-    /// Takes over the records noted in another one, which lie behind its own.
+    /// Takes over the records noted in another one, which lie after its own.
     pub(super) fn take_over(&mut self, later: &mut Index) {
         for (offset, at) in later.entries.drain(..) {
             self.note(offset, at);
@@ -62,7 +62,7 @@ pub(super) enum Step {
     Bad(String),
 }
 
-/// What lies behind damage.
+/// What lies after damage.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Next {
     /// A valid record.
@@ -125,7 +125,7 @@ impl Scanner {
         Ok(self.buffer.slice(from..(from + length).min(self.buffer.len())))
     }
 
-    /// Looks at the next frame and, if it is the record expected, moves behind it.
+    /// Looks at the next frame and, if it is the record expected, moves after it.
     /// # Errors
     /// The file cannot be read; the same step may be tried again.
     pub(super) fn step(&mut self) -> io::Result<Step> {
@@ -144,7 +144,7 @@ impl Scanner {
         };
         let end = at + (FRAME_BYTES + length) as u64;
         if end > self.limit {
-            return bad(format!("a record of {length} bytes, which would end behind the file"));
+            return bad(format!("a record of {length} bytes, which would end after the file"));
         }
         // The whole frame in one window: a frame that crosses the buffer's end moves the window to its start.
         let frame = self.window(at, FRAME_BYTES + length)?;

@@ -163,7 +163,7 @@ pub(super) struct PartitionWriter {
     /// Why nothing more of this group can be written here.
     failure: Option<AppendError>,
     failures_in_row: u32,
-    /// The file takes no more records, because what it holds behind its durable end is not known.
+    /// The file takes no more records, because what it holds after its durable end is not known.
     file_is_spent: bool,
 }
 

@@ -31,7 +31,7 @@ impl Brokers {
     /// Gives a client that has none the bootstrap servers; to be called now and then.
     pub(super) fn bring_back<C: ClientContext>(&self, client: &Client<C>, servers: &str) {
         if self.are_forgotten.swap(false, Ordering::Relaxed) {
-            tracing::warn!(servers, "the Kafka client has lost all its brokers; it begins again with the bootstrap servers");
+            tracing::warn!(servers, "the Kafka client has lost all its brokers; it reconnects to the bootstrap servers");
             native::add_brokers(client, servers);
         }
     }

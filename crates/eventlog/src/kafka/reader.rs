@@ -336,7 +336,7 @@ impl Partition {
         Ok(())
     }
 
-    /// Returns what lies at an offset, if the cursor is there, and what has come behind it.
+    /// Returns what lies at an offset, if the cursor is there, and what has come after it.
     fn try_read(&self, from: Offset, bound: ReadBound) -> Result<Found, ReadError> {
         let mut cursor = lock(&self.cursor);
         let Some(next) = cursor.next else { return Ok(Found::Elsewhere) };
@@ -365,7 +365,7 @@ impl Partition {
                 None => Ok(Found::Nothing),
             };
         }
-        // A fault behind good records shows again at the next read, from its own offset.
+        // A fault after good records shows again at the next read, from its own offset.
         let mut left = bytes_max;
         let mut fits = |record: &&StoredRecord| {
             let length = record.bytes.len();
@@ -406,7 +406,7 @@ impl Partition {
                     return Ok(Some(length));
                 }
                 let reason = format!(
-                    "the brokers give offset {found} instead; the records between were removed, or are no records of ours"
+                    "the brokers give offset {found} instead; the records between were removed, or were not written by Weir"
                 );
                 (Some(next..found.max(next + 1)), reason)
             }

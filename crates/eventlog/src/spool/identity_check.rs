@@ -90,7 +90,7 @@ impl Shared {
 }
 
 /// The name of the task that compares.
-pub(super) const TASK: &str = "spool-trust";
+pub(super) const TASK: &str = "spool-identity";
 
 /// Compares at start, after each failure, and periodically; never returns.
 pub(super) async fn follow(shared: Arc<Shared>, compare: Arc<dyn Compare>) {
@@ -111,7 +111,7 @@ pub(super) async fn follow(shared: Arc<Shared>, compare: Arc<dyn Compare>) {
         {
             let identity = shared.identity;
             let noted = tokio::task::spawn_blocking(move || (remembered::remember(&file, identity), file)).await;
-            // Its panic is this task's, which then begins again with the file still to be noted.
+            // Its panic is this task's, which then restarts with the file still to be noted.
             let (noted, file) = noted.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
             if let Err(error) = noted {
                 tracing::warn!(file = %file.display(), %error, "the identity of the log cannot be written; trying again later");

@@ -8,7 +8,7 @@ use super::{OpenError, Shared};
 use crate::{Append, AppendError, LogIdentity, Offset};
 
 /// The name of the task that does it.
-pub(super) const TASK: &str = "spool-keep";
+pub(super) const TASK: &str = "spool-maintenance";
 
 /// Does it periodically; never returns.
 pub(super) async fn run(shared: Arc<Shared>) {

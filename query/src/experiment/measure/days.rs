@@ -179,8 +179,9 @@ fn replace(sum: &mut Products, from: (i128, i128), to: (i128, i128)) -> Result<(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::experiment::measure::metrics::default_metrics;
     use crate::experiment::measure::sums::{self, tests::cohort};
-    use crate::experiment::read::catalogue::{Amount, Configured, default_metrics};
+    use crate::experiment::read::catalogue::{Amount, Configured};
     use proptest::prelude::*;
 
     #[test]

@@ -3,22 +3,22 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use rayon::iter::{IntoParallelIterator, ParallelIterator};
+
 use crate::experiment::measure::days::{self, DaySums, Days};
 use crate::experiment::measure::population::Population;
 use crate::experiment::measure::sample::{Sampled, sampled};
 use crate::experiment::measure::sums::{CAP_SUMS_MIN, CohortMetric, Groups, Sums, UserSum, filled, sums};
-use crate::experiment::parallel;
-use crate::experiment::read::catalogue::{Aggregation, Configured, default_metrics};
+use crate::experiment::read::catalogue::{Aggregation, Configured, Role};
 use crate::experiment::read::cohort::Cohort;
 use crate::experiment::read::experiment::Experiment;
 use crate::experiment::request::{CAP_NEVER, CAP_PERCENTILE, CapRule, Request};
-use crate::experiment::warning::Warning;
 use crate::http::error::ApiError;
 use statistics::capping::cap_value;
-use statistics::moments::{Overflow, decimal_text};
+use statistics::moments::Overflow;
 
 /// Conversion names that get metrics of their own, at most.
-const CONVERSION_NAMES_MAX: usize = 50;
+pub const CONVERSION_NAMES_MAX: usize = 50;
 /// Values of a dimension that are shown by themselves, at most.
 const VALUES_MAX: usize = 20;
 
@@ -65,8 +65,7 @@ pub struct AppliedCap {
     pub percentile: Option<u32>,
 }
 
-/// Measures metrics over the population asked for, on as many threads as there are processors: this is where all users' rows are
-/// gone through.
+/// Measures metrics over the population asked for, on all processors: this is where all users' rows are gone through.
 /// # Errors
 /// [`Overflow`].
 pub fn measure_all(
@@ -76,10 +75,7 @@ pub fn measure_all(
     window_days: i32,
     rule: CapRule,
 ) -> Result<Vec<MeasuredMetric>, Overflow> {
-    let measured = parallel::each(metrics, population.cohort.after.all().len(), |metric| {
-        measure(population, metric, currency, window_days, rule)
-    });
-    measured.into_iter().collect()
+    metrics.into_par_iter().map(|metric| measure(population, metric, currency, window_days, rule)).collect()
 }
 
 /// Measures one metric over the population asked for.
@@ -125,20 +121,36 @@ fn choose_cap(metric: &Configured, rule: CapRule, entries: &[UserSum], groups: &
         .map(|amount| AppliedCap { amount, percentile: Some(at) })
 }
 
+/// The metrics to measure.
+pub struct Chosen {
+    /// Each of them.
+    pub metrics: Vec<Configured>,
+    /// How many conversion names there are, if only those of the most users have metrics of their own.
+    pub conversion_names: Option<usize>,
+}
+
+/// Conversions with a value in another currency than that of the value metrics.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OtherCurrency {
+    /// Its code; none for values without a currency.
+    pub currency: Option<String>,
+    /// How many conversions.
+    pub conversions: u64,
+    /// Their value, in millionths.
+    pub sum: i128,
+}
+
 /// Returns the metrics to measure: of the configured ones, or else of the usual ones for all conversions and for each name, those
 /// that were asked for.
 /// # Errors
 /// [`ApiError`] of code `unknown_metric`.
-pub fn choose(
-    configured: Vec<Configured>,
-    population: &Population<'_>,
-    request: &Request,
-    warnings: &mut Vec<Warning>,
-) -> Result<Vec<Configured>, ApiError> {
-    let metrics = if configured.is_empty() { usual(population, warnings) } else { configured };
+pub fn choose(configured: Vec<Configured>, population: &Population<'_>, request: &Request) -> Result<Chosen, ApiError> {
+    let mut chosen =
+        if configured.is_empty() { usual(population) } else { Chosen { metrics: configured, conversion_names: None } };
     if request.metrics.is_empty() {
-        return Ok(metrics);
+        return Ok(chosen);
     }
+    let metrics = &mut chosen.metrics;
     if let Some(unknown) = request.metrics.iter().find(|name| metrics.iter().all(|metric| metric.name != **name)) {
         let known: Vec<&str> = metrics.iter().map(|metric| metric.name.as_str()).take(20).collect();
         let shown: String = unknown.chars().take(100).collect();
@@ -147,11 +159,12 @@ pub fn choose(
         refusal.code = "unknown_metric";
         return Err(refusal);
     }
-    Ok(metrics.into_iter().filter(|metric| request.metrics.contains(&metric.name)).collect())
+    metrics.retain(|metric| request.metrics.contains(&metric.name));
+    Ok(chosen)
 }
 
 /// Returns the usual metrics: for all conversions, and for each name.
-fn usual(population: &Population<'_>, warnings: &mut Vec<Warning>) -> Vec<Configured> {
+fn usual(population: &Population<'_>) -> Chosen {
     let cohort = population.cohort;
     let groups = population.groups(population.window_us);
     let mut users = vec![0u64; cohort.names.len()];
@@ -165,29 +178,44 @@ fn usual(population: &Population<'_>, warnings: &mut Vec<Warning>) -> Vec<Config
         }
     }
     let mut names: Vec<usize> = (0..cohort.names.len()).filter(|name| users[*name] > 0).collect();
-    if names.len() > CONVERSION_NAMES_MAX {
-        let message = format!(
-            "there are {} conversion names; the {CONVERSION_NAMES_MAX} with the most users are shown; configure metrics to choose",
-            names.len()
-        );
-        warnings.push(Warning::new("conversion_names_cut", message));
+    let conversion_names = (names.len() > CONVERSION_NAMES_MAX).then_some(names.len());
+    if conversion_names.is_some() {
         // Sorting is stable: with equal numbers the name decides.
         names.sort_by_key(|name| std::cmp::Reverse(users[*name]));
         names.truncate(CONVERSION_NAMES_MAX);
         names.sort_unstable();
     }
     let of_names = names.into_iter().flat_map(|name| default_metrics(Some(&cohort.names[name])));
-    default_metrics(None).into_iter().chain(of_names).collect()
+    Chosen { metrics: default_metrics(None).into_iter().chain(of_names).collect(), conversion_names }
 }
 
-/// Returns the currency of value metrics and its number: the experiment's, else the only one seen, else the most used one.
-/// Warns of what is left out. A number of none means that values of all currencies count, since there are none.
+/// Returns the metrics of an experiment without configured ones, for one conversion name or for all.
+pub fn default_metrics(conversion_type: Option<&str>) -> [Configured; 2] {
+    let metric = |name: &str, aggregation| Configured {
+        name: conversion_type.map_or_else(|| name.to_owned(), |kind| format!("{kind}.{name}")),
+        conversion_type: conversion_type.map(str::to_owned),
+        wants_more: true,
+        // One metric decides; value is noisier, and many experiments have none.
+        role: match (conversion_type, &aggregation) {
+            (None, Aggregation::ConversionRate) => Role::Primary,
+            _ => Role::Secondary,
+        },
+        aggregation,
+        margin: None,
+        window_days: None,
+        cap: None,
+        cap_percentile: None,
+    };
+    [metric("conversion_rate", Aggregation::ConversionRate), metric("value_per_user", Aggregation::ValuePerUser)]
+}
+
+/// Returns the currency of value metrics, its number, and the currencies left out. The currency is the experiment's, else the
+/// only one seen, else the most used one; no number means that values of all currencies count, since there are none.
 pub fn choose_currency(
     experiment: &Experiment,
     cohort: &Cohort,
     groups: &Groups,
-    warnings: &mut Vec<Warning>,
-) -> (Option<String>, Option<u32>) {
+) -> (Option<String>, Option<u32>, Vec<OtherCurrency>) {
     let mut seen: Vec<(u64, i128)> = vec![(0, 0); cohort.currencies.len()];
     for user in cohort.after.filled().iter().filter(|user| groups.of(**user).is_some()) {
         for row in cohort.after.of(*user as usize) {
@@ -203,22 +231,14 @@ pub fn choose_currency(
         Some(currency) => Some(currency.clone()),
         None => most.and_then(|number| cohort.currencies[number].clone()),
     };
-    let kept = chosen.as_deref().unwrap_or("none");
-    for (number, (conversions, sum)) in seen.iter().enumerate().filter(|(_, (conversions, _))| *conversions > 0) {
-        if cohort.currencies[number] == chosen {
-            continue;
-        }
-        let message = format!(
-            "{conversions} conversions with a total value of {} {} are not in the value metrics, which are in the currency {kept}; \
-             set the experiment's currency to choose another one",
-            decimal_text(*sum),
-            cohort.currencies[number].as_deref().unwrap_or("without a currency"),
-        );
-        warnings.push(Warning::new("other_currency", message));
-    }
+    let others =
+        cohort.currencies.iter().zip(seen).filter(|(currency, (conversions, _))| **currency != chosen && *conversions > 0);
+    let other =
+        |(currency, (conversions, sum)): (&Option<String>, _)| OtherCurrency { currency: currency.clone(), conversions, sum };
+    let others = others.map(other).collect();
     let number = cohort.currencies.iter().position(|currency| *currency == chosen).map(|number| number as u32);
     // A currency that nobody used counts nothing.
-    (chosen, number.or_else(|| most.map(|_| u32::MAX)))
+    (chosen, number.or_else(|| most.map(|_| u32::MAX)), others)
 }
 
 /// The values of a dimension and who has them.
@@ -290,41 +310,34 @@ mod tests {
 
     #[test]
     fn one_currency_is_kept_and_the_others_are_named() {
-        let check =
-            |own: Option<&str>, seen: &[(Option<&str>, u64, i128)], expected: (Option<&str>, Option<u32>), texts: &[&str]| {
-                let mut cohort = cohort(&[(0, 0)], &[]);
-                cohort.currencies = seen.iter().map(|(code, _, _)| code.map(str::to_owned)).collect();
-                cohort.currencies.sort();
-                let mut rows = Vec::new();
-                for (code, conversions, sum) in seen {
-                    let currency = cohort.currencies.iter().position(|known| known.as_deref() == *code).expect("known") as u32;
-                    for part in 0..*conversions {
-                        let value = Some(if part == 0 { *sum } else { 0 });
-                        rows.push((0, Row { value, currency, ..Row::default() }));
-                    }
+        type Seen<'a> = (Option<&'a str>, u64, i128);
+        let check = |own: Option<&str>, seen: &[Seen<'_>], expected: (Option<&str>, Option<u32>), left_out: &[Seen<'_>]| {
+            let mut cohort = cohort(&[(0, 0)], &[]);
+            cohort.currencies = seen.iter().map(|(code, _, _)| code.map(str::to_owned)).collect();
+            cohort.currencies.sort();
+            let mut rows = Vec::new();
+            for (code, conversions, sum) in seen {
+                let currency = cohort.currencies.iter().position(|known| known.as_deref() == *code).expect("known") as u32;
+                for part in 0..*conversions {
+                    let value = Some(if part == 0 { *sum } else { 0 });
+                    rows.push((0, Row { value, currency, ..Row::default() }));
                 }
-                cohort.after = Rows::new(1, rows);
-                let mut warnings = Vec::new();
-                let population = population(&cohort);
-                let (code, number) = choose_currency(&experiment(own), &cohort, &population.groups(100), &mut warnings);
-                assert_eq!((code.as_deref(), number), expected, "{seen:?}");
-                assert_eq!(warnings.len(), texts.len(), "{warnings:?}");
-                for (warning, text) in warnings.iter().zip(texts) {
-                    assert!(warning.message.contains(text), "{warning:?}");
-                }
-            };
+            }
+            cohort.after = Rows::new(1, rows);
+            let population = population(&cohort);
+            let (code, number, others) = choose_currency(&experiment(own), &cohort, &population.groups(100));
+            assert_eq!((code.as_deref(), number), expected, "{seen:?}");
+            let others: Vec<Seen<'_>> =
+                others.iter().map(|other| (other.currency.as_deref(), other.conversions, other.sum)).collect();
+            assert_eq!(others, left_out, "{seen:?}");
+        };
+        let (euros, dollars, without) = ((Some("EUR"), 3, 0), (Some("USD"), 2, 25_500_000), (None, 1, -1_000_000));
         check(None, &[], (None, None), &[]);
         check(None, &[(None, 3, 0)], (None, Some(0)), &[]);
-        check(None, &[(Some("EUR"), 3, 0)], (Some("EUR"), Some(0)), &[]);
-        let mixed = [(Some("EUR"), 3, 0), (Some("USD"), 2, 25_500_000), (None, 1, -1_000_000)];
-        check(
-            None,
-            &mixed,
-            (Some("EUR"), Some(1)),
-            &["-1.00 without a currency", "2 conversions with a total value of 25.50 USD"],
-        );
-        check(Some("USD"), &mixed, (Some("USD"), Some(2)), &["without a currency", "0.00 EUR"]);
-        check(Some("CHF"), &mixed[..1], (Some("CHF"), Some(u32::MAX)), &["the currency CHF"]);
+        check(None, &[euros], (Some("EUR"), Some(0)), &[]);
+        check(None, &[euros, dollars, without], (Some("EUR"), Some(1)), &[without, dollars]);
+        check(Some("USD"), &[euros, dollars, without], (Some("USD"), Some(2)), &[without, euros]);
+        check(Some("CHF"), &[euros], (Some("CHF"), Some(u32::MAX)), &[euros]);
     }
 
     #[test]

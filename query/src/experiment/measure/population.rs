@@ -35,7 +35,7 @@ pub struct Excluded {
     pub multi_exposed: u64,
     /// Their conversion window is not over, and only complete windows were asked for.
     pub incomplete_window: u64,
-    /// Some of their events name a variant that does not exist, and wait as dead letters; 10,000 of these are interim into.
+    /// Some of their events name a variant that does not exist, and wait as dead letters; 10,000 of these are looked into.
     pub unknown_variant: u64,
     /// Impressions, not users: sent as not eligible, or outside of the experiment's time. Left out with an `as_of`, since
     /// impressions are counted as of the newest.

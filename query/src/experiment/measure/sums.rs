@@ -339,7 +339,7 @@ pub fn outlier_share(entries: &[UserSum], groups: &Groups) -> Option<f64> {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::experiment::read::catalogue::default_metrics;
+    use crate::experiment::measure::metrics::default_metrics;
     use crate::experiment::read::cohort::{Rows, Users};
     use proptest::prelude::*;
 

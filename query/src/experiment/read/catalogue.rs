@@ -263,26 +263,6 @@ pub fn choose_control(variants: &mut [Variant], baseline: Option<&str>) -> Resul
     Ok(control)
 }
 
-/// Returns the metrics of an experiment without configured ones, for one conversion name or for all.
-pub fn default_metrics(conversion_type: Option<&str>) -> [Configured; 2] {
-    let metric = |name: &str, aggregation| Configured {
-        name: conversion_type.map_or_else(|| name.to_owned(), |kind| format!("{kind}.{name}")),
-        conversion_type: conversion_type.map(str::to_owned),
-        wants_more: true,
-        // One metric decides; value is noisier, and many experiments have none.
-        role: match (conversion_type, &aggregation) {
-            (None, Aggregation::ConversionRate) => Role::Primary,
-            _ => Role::Secondary,
-        },
-        aggregation,
-        margin: None,
-        window_days: None,
-        cap: None,
-        cap_percentile: None,
-    };
-    [metric("conversion_rate", Aggregation::ConversionRate), metric("value_per_user", Aggregation::ValuePerUser)]
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

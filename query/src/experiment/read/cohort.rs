@@ -31,7 +31,7 @@ pub struct Cohort {
 }
 
 impl Cohort {
-    /// Puts users in the place of those with the same ids, and new ones behind all others. `numbers` has the number of each
+    /// Puts users in the place of those with the same ids, and new ones after all others. `numbers` has the number of each
     /// user of this cohort, and of the new ones afterwards.
     pub fn replace(&mut self, newer: Cohort, numbers: &mut HashMap<[u8; 16], u32>) {
         let places: Vec<u32> = newer

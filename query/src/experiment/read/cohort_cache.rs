@@ -5,9 +5,11 @@
 //! catalogue, a recomputation, a log that was read again) everybody is read.
 
 use std::collections::HashMap;
+use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use sqlx::AssertSqlSafe;
+use tokio::sync::OwnedMutexGuard;
 use uuid::Uuid;
 
 use super::cohort_reader::{self, CohortQuery, Scope};
@@ -197,25 +199,55 @@ impl CohortCache {
         CohortCache { bytes_max, entries: Mutex::default() }
     }
 
-    /// Returns the entry of a cohort. Locked from before the snapshot is taken, it never meets an older one.
-    pub fn entry(&self, key: &CohortKey) -> Arc<tokio::sync::Mutex<CachedCohort>> {
-        let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
-        let used = entries.values().map(|entry| entry.used).max().unwrap_or(0) + 1;
-        let entry = entries.entry(key.clone()).or_insert_with(|| Entry { cached: Arc::default(), bytes: 0, used });
-        entry.used = used;
-        entry.cached.clone()
+    /// Waits for the entry of a cohort. Locked from before the snapshot is taken, it never meets an older one.
+    pub async fn locked(&self, key: CohortKey) -> LockedCohort<'_> {
+        let cached = {
+            let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+            let used = entries.values().map(|entry| entry.used).max().unwrap_or(0) + 1;
+            let entry = entries.entry(key.clone()).or_insert_with(|| Entry { cached: Arc::default(), bytes: 0, used });
+            entry.used = used;
+            entry.cached.clone()
+        };
+        LockedCohort { cached: cached.lock_owned().await, cache: self, key }
     }
 
     /// Records how much memory a cohort takes now, and drops those that were not used for longest until all fit.
-    pub fn record_size(&self, key: &CohortKey, cached: &CachedCohort) {
+    fn record_size(&self, key: &CohortKey, bytes: usize) {
         let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(entry) = entries.get_mut(key) {
-            entry.bytes = cached.bytes();
+            entry.bytes = bytes;
         }
         while entries.len() > COHORTS_MAX || entries.values().map(|entry| entry.bytes).sum::<usize>() > self.bytes_max {
             let Some(oldest) = entries.iter().min_by_key(|(_, entry)| entry.used).map(|(key, _)| key.clone()) else { return };
             entries.remove(&oldest);
         }
+    }
+}
+
+/// The entry of a cohort, for one answer. Dropped, its size counts among all that is cached.
+pub struct LockedCohort<'a> {
+    cached: OwnedMutexGuard<CachedCohort>,
+    cache: &'a CohortCache,
+    key: CohortKey,
+}
+
+impl Deref for LockedCohort<'_> {
+    type Target = CachedCohort;
+
+    fn deref(&self) -> &CachedCohort {
+        &self.cached
+    }
+}
+
+impl DerefMut for LockedCohort<'_> {
+    fn deref_mut(&mut self) -> &mut CachedCohort {
+        &mut self.cached
+    }
+}
+
+impl Drop for LockedCohort<'_> {
+    fn drop(&mut self) {
+        self.cache.record_size(&self.key, self.cached.bytes());
     }
 }
 
@@ -250,8 +282,8 @@ mod tests {
         assert_eq!(needed(&then, &version(2, &[(7, 0, 10, 3), (7, 1, 20, 5)]), 1_000), Refresh::Reload, "the catalogue moved");
     }
 
-    #[test]
-    fn the_cohorts_used_longest_ago_make_room() {
+    #[tokio::test]
+    async fn the_cohorts_used_longest_ago_make_room() {
         let key = |name: &str| CohortKey {
             project: Uuid::nil(),
             experiment: name.to_owned(),
@@ -283,16 +315,13 @@ mod tests {
             names
         };
         for name in ["a", "b", "a", "c"] {
-            cohorts.entry(&key(name));
-            cohorts.record_size(&key(name), &of(100));
+            *cohorts.locked(key(name)).await = of(100);
         }
         assert_eq!(names(), ["a", "c"]);
-        cohorts.entry(&key("large"));
-        cohorts.record_size(&key("large"), &of(1_000));
+        *cohorts.locked(key("large")).await = of(1_000);
         assert!(names().is_empty(), "what alone is too large is not cached, and took the place of all others");
         for number in 0..COHORTS_MAX + 5 {
-            cohorts.entry(&key(&number.to_string()));
-            cohorts.record_size(&key(&number.to_string()), &CachedCohort::default());
+            drop(cohorts.locked(key(&number.to_string())).await);
         }
         assert_eq!(names().len(), COHORTS_MAX);
     }

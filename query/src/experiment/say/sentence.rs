@@ -93,7 +93,7 @@ impl Sentence<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::experiment::read::catalogue::default_metrics;
+    use crate::experiment::measure::metrics::default_metrics;
 
     #[test]
     fn sentences_name_both_variants_and_their_numbers() {

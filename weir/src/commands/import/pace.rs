@@ -27,7 +27,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 pub(super) struct Pace {
     aggregator: Option<Client>,
     /// The newest metrics.
-    page: Option<Page>,
+    progress: Option<Progress>,
     polled: Instant,
     /// Rows sent since the metrics changed, and on their way.
     sent: u64,
@@ -39,7 +39,7 @@ pub(super) struct Pace {
 
 /// What the aggregator's metrics say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Page {
+struct Progress {
     lag: u64,
     read: u64,
 }
@@ -56,7 +56,7 @@ impl Pace {
         };
         let aggregator = address.map(|address| Client::new(&address, None)).transpose()?;
         let now = Instant::now();
-        Ok(Pace { aggregator, page: None, polled: now - POLL_EVERY, sent: 0, last_leave: now, rate: args.rate, next: now })
+        Ok(Pace { aggregator, progress: None, polled: now - POLL_EVERY, sent: 0, last_leave: now, rate: args.rate, next: now })
     }
 
     /// Waits until one more batch may be sent. May be cancelled.
@@ -64,9 +64,9 @@ impl Pace {
         tokio::time::sleep_until(self.next).await;
         while self.aggregator.is_some() && self.last_leave.elapsed() < PATIENCE {
             self.poll().await;
-            let waiting = self.page.map_or(0, |page| page.lag) + self.sent;
+            let waiting = self.progress.map_or(0, |progress| progress.lag) + self.sent;
             // Without metrics nothing is known, so nothing is held back.
-            if self.page.is_none() || waiting < WAITING_ROWS_MAX {
+            if self.progress.is_none() || waiting < WAITING_ROWS_MAX {
                 return;
             }
             tokio::time::sleep(POLL_EVERY).await;
@@ -91,10 +91,10 @@ impl Pace {
         }
         let answer = client.probe("/metrics", POLL_MAX).await;
         self.polled = Instant::now();
-        let page =
+        let progress =
             answer.ok().filter(|answer| answer.status.is_success()).map(|answer| read(&String::from_utf8_lossy(&answer.body)));
-        if page != self.page {
-            self.page = page;
+        if progress != self.progress {
+            self.progress = progress;
             // The metrics count them from now on.
             self.sent = 0;
         }
@@ -102,13 +102,13 @@ impl Pace {
 }
 
 /// Sums the metrics over log partitions.
-fn read(page: &str) -> Page {
+fn read(metrics: &str) -> Progress {
     let sum = |name: &str| {
-        let lines = page.lines().filter(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' '])));
+        let lines = metrics.lines().filter(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' '])));
         let values = lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok());
         values.filter(|value| value.is_finite() && *value > 0.0).sum::<f64>() as u64
     };
-    Page { lag: sum("weir_aggregator_lag_records"), read: sum("weir_aggregator_read_total") }
+    Progress { lag: sum("weir_aggregator_lag_records"), read: sum("weir_aggregator_read_total") }
 }
 
 #[cfg(test)]
@@ -116,11 +116,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_page_is_summed() {
-        let page = "# HELP weir_aggregator_lag_records x\nweir_aggregator_lag_records{log_partition=\"0\"} 7\n\
+    fn the_metrics_are_summed() {
+        let metrics = "# HELP weir_aggregator_lag_records x\nweir_aggregator_lag_records{log_partition=\"0\"} 7\n\
                     weir_aggregator_lag_records{log_partition=\"1\"} 1e3\nweir_aggregator_lag_records_other 5\n\
                     weir_aggregator_read_total 12\n";
-        assert_eq!(read(page), Page { lag: 1007, read: 12 });
-        assert_eq!(read(""), Page { lag: 0, read: 0 });
+        assert_eq!(read(metrics), Progress { lag: 1007, read: 12 });
+        assert_eq!(read(""), Progress { lag: 0, read: 0 });
     }
 }

@@ -293,7 +293,7 @@ mod tests {
         Plan::new(dialect, &read_map(map.as_bytes()).expect("a map"), &source).expect("a plan")
     }
 
-    /// Cells are JSON, or texts of a CSV file behind `=`.
+    /// Cells are JSON, or texts of a CSV file after `=`.
     fn check(plan: &Plan, cells: &[(&str, &str)], expected: &str) {
         let found = match plan.event(row(cells)) {
             Ok(event) => String::from_utf8(event).expect("text"),

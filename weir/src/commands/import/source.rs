@@ -25,7 +25,7 @@ pub(super) enum Cell {
 /// One row of a file.
 #[derive(Debug)]
 pub(super) struct Row {
-    /// Counted from 1: the line of a file of lines, else the record behind the header.
+    /// Counted from 1: the line of a file of lines, else the record after the header.
     pub(super) number: u64,
     /// Names and values in the file's order, or why it cannot be read.
     pub(super) cells: Result<Vec<(String, Cell)>, Fault>,
@@ -188,7 +188,7 @@ fn format(path: &Path, begin: &[u8]) -> anyhow::Result<Format> {
         Some("ndjson" | "jsonl" | "json") => Ok(Format::Lines),
         _ => bail!(
             "{}: its name does not tell what it is; .ndjson, .jsonl, .json (one object in each line), .csv, .tsv and Parquet files \
-             are accepted, the first five also in gzip with .gz behind",
+             are accepted, the first five also in gzip, with .gz at the end",
             path.display()
         ),
     }

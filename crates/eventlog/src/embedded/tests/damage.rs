@@ -168,7 +168,7 @@ fn a_last_file_that_ends_in_zeros_or_noise_is_cut_there() {
         log.check(noise, &format!("noise from {from}"), expected());
         let mut longer = log.bytes[..log.records[whole as usize].2.start].to_vec();
         longer.resize(longer.len() + from, 0);
-        log.check(longer, &format!("{from} zeros behind record {whole}"), expected());
+        log.check(longer, &format!("{from} zeros after record {whole}"), expected());
     }
 }
 
@@ -235,7 +235,7 @@ fn a_closed_file_is_never_changed_and_only_its_damaged_record_is_lost() {
     let log = written(4096, 1);
     let (first, next) = (log.records[0].0, log.records[0].0 + log.records.len() as u64);
     let end = GROUPS.iter().sum::<usize>() as u64;
-    assert!(first > 0 && next < end, "a file before and a file behind");
+    assert!(first > 0 && next < end, "a file before and a file after");
     let check = |disk: &SimulatedDisk, what: &str, damaged: Range<Offset>| {
         let (found, _) = log.check_disk(disk, what);
         assert_eq!(found.damaged, std::slice::from_ref(&damaged), "{what}");

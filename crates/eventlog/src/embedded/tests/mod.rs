@@ -77,7 +77,7 @@ impl std::fmt::Debug for Contents {
     }
 }
 
-/// Reads all of a log partition, behind damage too.
+/// Reads all of a log partition, after damage too.
 async fn contents(log: &EmbeddedLog, partition: u32) -> Contents {
     let Range { start, end } = log.offsets(partition).await.expect("offsets");
     let mut found = Contents { end, ..Contents::default() };

@@ -135,7 +135,7 @@ fn what_the_log_cannot_do_without_is_named() {
     assert!(!path.join("partition-05/00000000000000000009.tmp").exists() && path.join("partition-05/notes.txt").exists());
 }
 
-/// Writers, a reader for each log partition, and releases behind it, all at once over many rotations.
+/// Writers, a reader for each log partition, and releases after it, all at once over many rotations.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn readers_follow_the_writers_through_rotation_and_release() {
     let (log, _folder) = fresh().await;

@@ -80,7 +80,7 @@ async fn first(log: &KafkaLog) {
 }
 
 /// Lets the broker answer appends with an error, so often, and checks what the append comes to; and that, once the errors
-/// are over, appends succeed again and lie behind what was stored.
+/// are over, appends succeed again and lie after what was stored.
 async fn check(error: RDKafkaRespErr, times: usize, expected: Came) {
     let cluster = cluster();
     let log = open(config(&cluster));

@@ -216,7 +216,7 @@ async fn a_gap_is_an_error_and_never_skipped() {
         let error = log.read(0, 2, ALL).await.expect_err("a gap");
         assert!(matches!(&error, ReadError::Corrupt { partition: 0, range, .. } if *range == (2..3)), "{error}");
     }
-    assert_eq!(log.read(0, 3, ALL).await.expect("reads").len(), 1, "what lies behind it can be read");
+    assert_eq!(log.read(0, 3, ALL).await.expect("reads").len(), 1, "what lies after it can be read");
 }
 
 /// Two reads of one log partition, far from each other, both come on.

@@ -26,7 +26,7 @@ async fn whatever_panics_is_told_and_the_spool_still_drains() {
     let mut deaths = background.deaths();
     let mut names = vec![THREAD.to_owned()];
     names.extend((0..PARTITIONS).map(drain::task));
-    names.extend([maintenance::TASK.to_owned(), identity_check::TASK.to_owned()]);
+    names.extend([identity_check::TASK.to_owned(), maintenance::TASK.to_owned()]);
     assert_eq!(background.names(), names);
 
     let mut ledger = Ledger::default();

@@ -4,7 +4,7 @@ use events::{Draft, Rejection};
 use serde_json::value::RawValue;
 
 use super::few;
-use crate::request::members::{Member, Value, is_number, members, write_string};
+use crate::dialect::members::{Member, Value, is_number, members, write_string};
 
 /// A call's context over its batch's. What a column takes is taken out; the rest goes to the metadata.
 pub(super) struct Context<'a> {

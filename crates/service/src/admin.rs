@@ -1,4 +1,4 @@
-//! The page that probes and Prometheus ask for: `/livez`, `/readyz`, `/metrics`.
+//! The endpoint that probes and Prometheus ask: `/livez`, `/readyz`, `/metrics`.
 
 use std::sync::Arc;
 
@@ -11,29 +11,29 @@ use crate::{Health, Meter, Response};
 /// What an address serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
-    /// What the service does, and the whole page.
+    /// What the service does, and the whole endpoint.
     All,
     /// What the service does, and health; the metrics have an address of their own.
     NoMetrics,
-    /// The page alone.
-    Page,
+    /// The endpoint alone.
+    Admin,
 }
 
-/// The page of one service.
-pub struct Page {
+/// The admin endpoint of one service.
+pub struct AdminEndpoint {
     meter: Arc<Meter>,
     health: Arc<Health>,
     ready: Gauge,
 }
 
-impl Page {
-    /// Makes the page of a service.
+impl AdminEndpoint {
+    /// Makes the endpoint of a service.
     pub fn new(meter: &Arc<Meter>, health: &Arc<Health>) -> Self {
         let ready = meter.gauge(meter.own("ready"), "1 if the service is ready for its work now, else 0.");
-        Page { meter: Arc::clone(meter), health: Arc::clone(health), ready }
+        AdminEndpoint { meter: Arc::clone(meter), health: Arc::clone(health), ready }
     }
 
-    /// Answers a request for the page; none if it is for something else. `ready` says what else the service needs for its work;
+    /// Answers a request for the endpoint; none if it is for something else. `ready` says what else the service needs for its work;
     /// it is only asked where the answer depends on it, and only while all tasks live.
     pub async fn answer<B>(
         &self,
@@ -71,7 +71,7 @@ const TEXT: &str = "text/plain; charset=utf-8";
 /// Source: Prometheus, exposition formats, text format 0.0.4.
 const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// Answers that there is nothing at an address that serves the page alone.
+/// Answers that there is nothing at an address that serves the endpoint alone.
 pub fn not_found() -> Response {
     text(StatusCode::NOT_FOUND, TEXT, "the pages are /livez, /readyz and /metrics\n")
 }

@@ -7,12 +7,13 @@ mod context;
 
 use std::fmt;
 
+use events::json::Key;
 use events::rules::limits::KEYS_MAX;
 use events::{Code, ConversionDetails, Details, Draft, IdentityDetails, ImpressionDetails, Micros, Money, Rejection};
 use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::members::{Key, Member, Value, cut, is_number, members};
+use super::members::{Member, Value, cut, is_number, members};
 use super::metadata::Metadata;
 use super::native::{Elements, unreadable};
 use super::{EnvelopeFault, ParsedEvent};

@@ -18,7 +18,7 @@ pub(crate) fn parameter<'a>(query: &'a str, name: &str) -> Option<Cow<'a, str>> 
     parameters(query).filter(|(key, _)| key == name).find_map(|(_, value)| value.filter(|value| !value.is_empty()))
 }
 
-/// Decodes `%41` and `+`. A `%` without two digits behind it is left as it is.
+/// Decodes `%41` and `+`. A `%` without two digits after it is left as it is.
 fn decode(text: &str) -> Option<Cow<'_, str>> {
     if !text.contains(['%', '+']) {
         return Some(Cow::Borrowed(text));

@@ -1,10 +1,9 @@
 //! The members of a JSON object as they are written, and the typed reading of one value.
 
 use std::borrow::Cow;
-use std::fmt;
 
+use events::json::{Key, Members};
 use events::{ClaimedTime, Code, JsonObject, Micros, Rejection};
-use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 /// A value as the client wrote it. Only its type is known; nothing else is validated.
@@ -31,58 +30,10 @@ pub(super) fn members<'a>(raw: &'a RawValue) -> Result<Vec<Member<'a>>, Rejectio
         return Err(Rejection::new(Code::InvalidJson, "", format!("found {}; an object is accepted", found(raw))));
     }
     // The body was parsed as JSON before, so only escapes in keys can be invalid: they were not decoded then.
+    let member = |(Key(key), value)| Member { key, value: Value::Json(value) };
     serde_json::from_str::<Members<'a>>(raw.get())
-        .map(|members| members.0)
+        .map(|members| members.0.into_iter().map(member).collect())
         .map_err(|_| Rejection::new(Code::BadUnicode, "", "a key has a \\u escape that is half of a surrogate pair"))
-}
-
-struct Members<'a>(Vec<Member<'a>>);
-
-impl<'de> Deserialize<'de> for Members<'de> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Walk;
-        impl<'de> Visitor<'de> for Walk {
-            type Value = Members<'de>;
-
-            fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-                out.write_str("an object")
-            }
-
-            fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Self::Value, M::Error> {
-                let mut members = Vec::with_capacity(16);
-                while let Some((Key(key), value)) = map.next_entry::<Key<'de>, &'de RawValue>()? {
-                    members.push(Member { key, value: Value::Json(value) });
-                }
-                Ok(Members(members))
-            }
-        }
-        deserializer.deserialize_map(Walk)
-    }
-}
-
-/// A key, borrowed where it has no escape.
-pub(super) struct Key<'a>(pub(super) Cow<'a, str>);
-
-impl<'de> Deserialize<'de> for Key<'de> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Text;
-        impl<'de> Visitor<'de> for Text {
-            type Value = Key<'de>;
-
-            fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-                out.write_str("a key")
-            }
-
-            fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Self::Value, E> {
-                Ok(Key(Cow::Borrowed(text)))
-            }
-
-            fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
-                Ok(Key(Cow::Owned(text.to_owned())))
-            }
-        }
-        deserializer.deserialize_str(Text)
-    }
 }
 
 impl<'a> Value<'a> {
@@ -186,7 +137,7 @@ impl<'a> Value<'a> {
         }
     }
 
-    /// Writes the value as JSON behind `out`.
+    /// Appends the value to `out` as JSON.
     pub(super) fn write_to(&self, out: &mut String) {
         match self {
             Value::Json(raw) => out.push_str(raw.get()),
@@ -195,7 +146,7 @@ impl<'a> Value<'a> {
     }
 }
 
-/// Writes a text as a JSON string behind `out`.
+/// Appends a text to `out` as a JSON string.
 pub(super) fn write_string(text: &str, out: &mut String) {
     let plain = |byte: u8| byte >= 0x20 && byte != b'"' && byte != b'\\';
     if text.bytes().all(plain) {

@@ -2,12 +2,13 @@
 
 use std::fmt;
 
+use events::json::Key;
 use events::{Code, ConversionDetails, Details, Draft, IdentityDetails, ImpressionDetails, Kind, Micros, Rejection};
 use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::field::{FIELDS, Field};
-use super::members::{Key, Member, Value, cut, members};
+use super::members::{Member, Value, cut, members};
 use super::metadata::Metadata;
 use super::{EnvelopeFault, ParsedEvent};
 
