@@ -325,8 +325,8 @@ postgres   postgresql://weir@%2Frun/weir  Postgres 15.9, schema 4
 log l-1, 8 log partitions
 log partition  next offset  lag  newest event          committed  stored by
             0        1,234    5  2026-03-01T00:00:00Z  0.4 s ago  w-1
-            1            0                              2.0 h ago  w-2, not connected
-            2            0                                         nobody
+            1            0                             2.0 h ago  w-2, not connected
+            2            0                                        nobody
 
 dead letters        status  number  oldest                newest
 unknown_experiment  open     1,200  2026-03-01T00:00:00Z  2026-03-02T00:00:00Z
