@@ -1,9 +1,10 @@
 //! A batch: consecutive records of some log partitions, and what they turned out to be.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use eventlog::{Offset, StoredRecord};
+use events::wire::DecodeError;
 use events::{Event, wire};
 use uuid::Uuid;
 
@@ -27,6 +28,11 @@ pub(crate) struct Decoded {
     pub bytes: Bytes,
     pub event: Event,
 }
+
+/// The code of what is no event.
+pub(crate) const UNDECODABLE: &str = "undecodable";
+/// The code of a row that Postgres refuses.
+pub(crate) const REFUSED: &str = "pg_refused";
 
 /// A record that could not be applied. It is stored with its bytes, in the transaction that passes it.
 #[derive(Clone, Debug)]
@@ -65,33 +71,37 @@ pub(crate) struct Batch {
     pub events: Vec<Decoded>,
     /// What is no event at all.
     pub undecodable: Vec<DeadLetter>,
+    /// Log partitions whose slice ends early: the next record was written by a newer version of Weir. By which, and where.
+    pub newer: BTreeMap<u32, (Offset, u32)>,
 }
 
 impl Batch {
     /// Adds the records that were read from one log partition, in order and without a gap.
     pub(crate) fn add(&mut self, partition: u32, epoch: i64, records: Vec<StoredRecord>) {
-        let (Some(first), Some(last)) = (records.first(), records.last()) else { return };
-        self.slices.push(Slice {
-            partition,
-            epoch,
-            from: first.offset,
-            to: last.offset + 1,
-            last_crc: crc32c::crc32c(&last.bytes),
-        });
+        let Some(from) = records.first().map(|record| record.offset) else { return };
+        let mut last: Option<(Offset, Bytes)> = None;
         for StoredRecord { offset, bytes } in records {
             match wire::decode(&bytes) {
-                Ok(event) => self.events.push(Decoded { partition, offset, bytes, event }),
-                Err(error) => self.undecodable.push(DeadLetter {
+                Ok(event) => self.events.push(Decoded { partition, offset, bytes: bytes.clone(), event }),
+                Err(DecodeError::UnknownVersion(version)) => {
+                    self.newer.insert(partition, (offset, version));
+                    break;
+                }
+                Err(DecodeError::NotAnEvent(error)) => self.undecodable.push(DeadLetter {
                     partition,
                     offset,
-                    bytes,
+                    bytes: bytes.clone(),
                     project: None,
-                    code: "undecodable",
+                    code: UNDECODABLE,
                     subject: None,
-                    reason: error.to_string(),
+                    reason: format!("not an event: {error}"),
                     sqlstate: None,
                 }),
             }
+            last = Some((offset, bytes));
+        }
+        if let Some((offset, bytes)) = last {
+            self.slices.push(Slice { partition, epoch, from, to: offset + 1, last_crc: crc32c::crc32c(&bytes) });
         }
     }
 

@@ -17,6 +17,7 @@ mod dead_letter;
 pub(crate) mod derive;
 mod facts;
 pub(crate) mod history;
+pub(crate) mod limit;
 pub(crate) mod participation;
 mod rollups;
 #[cfg(test)]
@@ -32,6 +33,7 @@ use sqlx::{PgConnection, Row};
 use uuid::Uuid;
 
 use history::Histories;
+use limit::{Tallies, TooMany};
 
 use crate::batch::{Batch, DeadLetter, Decoded};
 use crate::database::{is_duplicate_key, row_fault};
@@ -81,6 +83,8 @@ pub(crate) struct Stored {
     pub duplicates: u64,
     pub unattributed: u64,
     pub dead: Vec<DeadLetter>,
+    /// Of the batch's log partitions, with these dead letters.
+    pub tallies: Tallies,
 }
 
 /// Why a batch was not stored, or not surely.
@@ -109,6 +113,9 @@ pub(crate) enum CommitError {
     /// Anything else; nothing was changed. The connection is not to be used again.
     #[error(transparent)]
     Postgres(#[from] sqlx::Error),
+    /// The batch holds more dead letters than may come. Nothing was changed; what lies before that record may be stored.
+    #[error("log partition {}: {}", .0.partition, .0.text)]
+    TooManyDeadLetters(TooMany),
     /// A count that must hold does not. Nothing was changed.
     #[error("staged {staged} rows of {sent}: the staging table does not hold what was sent to it")]
     Staging {
@@ -147,6 +154,7 @@ pub(crate) async fn commit(
     cache: &mut WorkerCache,
     log_id: Uuid,
     batch: &Batch,
+    tallies: &Tallies,
 ) -> Result<Stored, CommitError> {
     let projects = batch.projects();
     let mut refused: Vec<DeadLetter> = Vec::new();
@@ -158,13 +166,14 @@ pub(crate) async fn commit(
         }
         let (rows, unapplied) = resolve(connection, cache, log_id, batch, &refused).await?;
         let dead: Vec<DeadLetter> = batch.undecodable.iter().chain(&refused).chain(&unapplied).cloned().collect();
+        let tallies = limit::count(tallies, batch, &dead).map_err(CommitError::TooManyDeadLetters)?;
         cache.months.make(connection, rows.iter().map(|row| &row.decoded.event)).await?;
 
         match attempt(connection, cache, log_id, batch, &projects, &rows, &dead).await {
             Ok(Attempt::Stored { inserted, unattributed }) => {
                 let duplicates = rows.len() as u64 - inserted.values().sum::<u64>();
                 cache.had_duplicates = duplicates > 0;
-                return Ok(Stored { inserted, duplicates, unattributed, dead });
+                return Ok(Stored { inserted, duplicates, unattributed, dead, tallies });
             }
             Ok(Attempt::CatalogueMoved) => cache.catalogue.invalidate(&projects),
             Ok(Attempt::HorizonMoved(horizon)) => cache.horizon = Some(horizon),

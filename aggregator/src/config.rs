@@ -24,6 +24,12 @@ pub struct Config {
           value_parser = clap::value_parser!(u32).range(0..=60_000))]
     pub batch_age_ms_max: u32,
 
+    /// Records in a row that may become dead letters of one code before their log partition halts; so may half of ten times as many
+    /// records. Counted are records that are not an event, and rows that Postgres refuses, until they are replayed or discarded
+    #[arg(long, env = "WEIR_DEAD_LETTERS_IN_ROW_MAX", default_value_t = 1_000, value_name = "RECORDS",
+          value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub dead_letters_in_row_max: u32,
+
     /// Begin with another log than the one this database was fed from; what the old one still held is given up
     #[arg(long, env = "WEIR_ADOPT_LOG")]
     pub adopt_log: bool,
@@ -39,7 +45,15 @@ impl Config {
 
     /// Settings with the defaults of the flags.
     pub fn new(aggregator: SocketAddr, database_url: String) -> Self {
-        Config { aggregator, workers: 2, batch_events_max: 20_000, batch_age_ms_max: 50, adopt_log: false, database_url }
+        Config {
+            aggregator,
+            workers: 2,
+            batch_events_max: 20_000,
+            batch_age_ms_max: 50,
+            dead_letters_in_row_max: 1_000,
+            adopt_log: false,
+            database_url,
+        }
     }
 
     /// How long an event waits for others.

@@ -17,6 +17,7 @@ pub mod recompute;
 mod run;
 mod status;
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -103,6 +104,7 @@ impl Aggregator {
                 stored: Arc::clone(&stored),
                 metrics: Arc::clone(&metrics),
                 status: Arc::clone(&status),
+                ceilings: BTreeMap::new(),
             };
             tasks.spawn(format!("worker-{number}"), move |stop| worker.clone().run(stop));
         }

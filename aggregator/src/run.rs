@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use eventlog::{Offset, Read, ReadBound, ReadError};
-use events::Micros;
+use events::{Micros, wire};
 use futures_util::future::select_all;
 use service::{BackOff, Stop};
 use sqlx::PgConnection;
@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::batch::Batch;
+use crate::commit::limit::{Tallies, Tally, TooMany};
 use crate::commit::{self, CommitError, Stored, WorkerCache};
 use crate::config::Config;
 use crate::lag;
@@ -25,6 +26,8 @@ use crate::{commit::checkpoint, commit::copy, database};
 const PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(2));
 /// After so long without an error the next pause is the shortest again.
 const STEADY: Duration = Duration::from_secs(30);
+/// How often it is looked whether an operator settled the dead letters of a halted log partition.
+const SETTLED_POLL: Duration = Duration::from_secs(5);
 
 /// One worker: a connection of its own, and every n-th of the log partitions that this process holds.
 #[derive(Clone)]
@@ -36,6 +39,8 @@ pub(crate) struct Worker {
     pub stored: Arc<lag::Stored>,
     pub metrics: Arc<Metrics>,
     pub status: Arc<Status>,
+    /// Where reading ends, since a dead letter there would be one too many.
+    pub ceilings: BTreeMap<u32, TooMany>,
 }
 
 /// Where a worker stands in a log partition.
@@ -64,6 +69,9 @@ impl Worker {
                             let halt = Halt { state: "unsupported_catalogue", text: error.to_string() };
                             partitions.iter().for_each(|partition| self.halt(*partition, halt.clone()));
                         }
+                        CommitError::TooManyDeadLetters(found) => {
+                            self.ceilings.insert(found.partition, found.clone());
+                        }
                         CommitError::Postgres(_) | CommitError::Staging { .. } => {}
                     }
                     tracing::warn!(worker = self.number, %error, "starting again from the checkpoint");
@@ -88,9 +96,15 @@ impl Worker {
         copy::make_table(&mut connection).await?;
         let mut cache = WorkerCache::default();
         let mut positions = Positions::new();
+        let mut tallies = Tallies::new();
         let mut ahead = Batch::default();
+        let mut polled = Instant::now();
         loop {
-            self.follow_leases(&mut connection, &mut positions, stop).await?;
+            if polled.elapsed() >= SETTLED_POLL {
+                polled = Instant::now();
+                self.unhalt_settled(&mut connection).await?;
+            }
+            self.follow_leases(&mut connection, &mut positions, &mut tallies, stop).await?;
             let draining = stop.is_requested();
             let mut batch = std::mem::take(&mut ahead);
             if batch.len() == 0 {
@@ -108,10 +122,12 @@ impl Worker {
             // Behind a full batch there is more: it is read and decoded while Postgres works on this one.
             let full = batch.len() >= self.share_of_batch(&positions);
             let began = Instant::now();
-            let (stored, next) = tokio::join!(commit::commit(&mut connection, &mut cache, log_id, &batch), async {
+            let (stored, next) = tokio::join!(commit::commit(&mut connection, &mut cache, log_id, &batch, &tallies), async {
                 if full { self.read(&mut positions).await } else { Batch::default() }
             });
-            self.acknowledge(&batch, &stored?, began.elapsed()).await;
+            let stored = stored?;
+            self.acknowledge(&batch, &stored, began.elapsed()).await;
+            tallies.extend(stored.tallies);
             ahead = next;
         }
     }
@@ -122,12 +138,18 @@ impl Worker {
         &mut self,
         connection: &mut PgConnection,
         positions: &mut Positions,
+        tallies: &mut Tallies,
         stop: &mut Stop,
     ) -> Result<(), sqlx::Error> {
         let mine = |partition: u32| partition % self.config.workers == self.number;
         let held: Held = self.held.borrow_and_update().iter().map(|(p, e)| (*p, *e)).filter(|(p, _)| mine(*p)).collect();
         positions.retain(|partition, position| held.get(partition) == Some(&position.epoch));
         let log_id = self.log.identity().log_id;
+        self.ceilings.retain(|partition, _| held.contains_key(partition));
+        // A log partition that is another process's is its to halt.
+        for partition in self.status.halts().into_keys().filter(|partition| mine(*partition) && !held.contains_key(partition)) {
+            self.unhalt(partition);
+        }
         let halts = self.status.halts();
         for (partition, epoch) in held {
             if positions.contains_key(&partition) || halts.contains_key(&partition) {
@@ -145,10 +167,32 @@ impl Worker {
             };
             match compared {
                 Ok(None) => {
+                    if self.ceilings.get(&partition).is_some_and(|ceiling| ceiling.offset < checkpoint.next_offset) {
+                        self.ceilings.remove(&partition);
+                    }
+                    let in_row_max = self.config.dead_letters_in_row_max;
+                    let tally = Tally::load(connection, log_id, partition, checkpoint.next_offset, in_row_max).await?;
+                    tallies.insert(partition, tally);
                     positions.insert(partition, Position { epoch, next: checkpoint.next_offset });
                 }
                 Ok(Some(halt)) => self.halt(partition, halt),
                 Err(error) => tracing::warn!(partition, %error, "the log cannot be compared with the checkpoint now"),
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets log partitions go on whose dead letters an operator replayed or discarded since they were too many.
+    async fn unhalt_settled(&mut self, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+        let log_id = self.log.identity().log_id;
+        let halts = self.status.halts().into_iter().filter(|(_, halt)| halt.state == TOO_MANY_DEAD_LETTERS);
+        for partition in halts.map(|(partition, _)| partition).filter(|partition| partition % self.config.workers == self.number)
+        {
+            let next = checkpoint::read(connection, log_id, partition).await?.next_offset;
+            let tally = Tally::load(connection, log_id, partition, next, self.config.dead_letters_in_row_max).await?;
+            if tally.is_full().is_none() {
+                self.ceilings.remove(&partition);
+                self.unhalt(partition);
             }
         }
         Ok(())
@@ -207,14 +251,14 @@ impl Worker {
     /// Reads what there is, each log partition up to its share of a batch, and moves the positions after it. A log
     /// partition that cannot be read halts by itself.
     async fn read(&self, positions: &mut Positions) -> Batch {
-        let bound = ReadBound {
-            records_max: self.share_of_batch(positions),
-            bytes_max: Config::BATCH_BYTES_MAX / positions.len().max(1),
-            wait_max: Duration::ZERO,
-        };
+        let (records_max, bytes_max) = (self.share_of_batch(positions), Config::BATCH_BYTES_MAX / positions.len().max(1));
+        self.halt_at_ceilings(positions);
         let mut read = Vec::new();
         let mut unreadable = Vec::new();
         for (partition, position) in positions.iter_mut() {
+            let room = self.ceilings.get(partition).map_or(u64::MAX, |ceiling| ceiling.offset - position.next);
+            let records_max = records_max.min(usize::try_from(room).unwrap_or(usize::MAX));
+            let bound = ReadBound { records_max, bytes_max, wait_max: Duration::ZERO };
             match self.log.read(*partition, position.next, bound).await {
                 Ok(records) => {
                     position.next += records.len() as u64;
@@ -240,7 +284,33 @@ impl Worker {
             }
             batch
         };
-        tokio::task::spawn_blocking(decode).await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
+        let batch: Batch =
+            tokio::task::spawn_blocking(decode).await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
+        for (partition, (offset, version)) in &batch.newer {
+            positions.remove(partition);
+            let text = format!(
+                "the record at offset {offset} has version {version}, this build reads version {}; upgrade the aggregators before \
+                 the collectors",
+                wire::VERSION
+            );
+            self.halt(*partition, Halt { state: "log_version_unknown", text });
+        }
+        batch
+    }
+
+    /// Halts the log partitions that were read up to where one more dead letter would be too many.
+    fn halt_at_ceilings(&self, positions: &mut Positions) {
+        for ceiling in self.ceilings.values() {
+            if positions.get(&ceiling.partition).is_some_and(|position| position.next >= ceiling.offset) {
+                positions.remove(&ceiling.partition);
+                let text = format!(
+                    "{}. If they are to be passed over, discard them: `weir admin dead-letters discard --code ..`; if there are \
+                     many more, start with a larger --dead-letters-in-row-max",
+                    ceiling.text
+                );
+                self.halt(ceiling.partition, Halt { state: TOO_MANY_DEAD_LETTERS, text });
+            }
+        }
     }
 
     /// Tells the log that a batch is stored, and counts.
@@ -281,7 +351,17 @@ impl Worker {
             tracing::error!(partition, state = halt.state, reason = halt.text, "log partition halted; nothing is skipped");
         }
     }
+
+    fn unhalt(&self, partition: u32) {
+        self.metrics.halted(partition, false);
+        if self.status.halt(partition, None) {
+            tracing::info!(partition, "log partition is not halted here any more");
+        }
+    }
 }
+
+/// The state of a log partition whose records become dead letters, one after the other.
+const TOO_MANY_DEAD_LETTERS: &str = "too_many_dead_letters";
 
 /// Returns the state that a log partition halts under, for errors that do not pass by themselves.
 fn halt_of(error: &ReadError) -> Option<Halt> {
@@ -327,6 +407,7 @@ mod tests {
             stored: Arc::default(),
             metrics: Arc::new(Metrics::new(metrics::meter())),
             status: Arc::default(),
+            ceilings: BTreeMap::new(),
         };
         let tasks = Tasks::new(&metrics::meter());
         tasks.spawn("worker", move |stop| worker.clone().run(stop));

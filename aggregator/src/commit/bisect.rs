@@ -2,7 +2,7 @@
 
 use sqlx::PgConnection;
 
-use crate::batch::DeadLetter;
+use crate::batch::{DeadLetter, REFUSED};
 use crate::commit::{StagedRow, copy, facts, kinds};
 use crate::database::row_fault;
 
@@ -27,7 +27,7 @@ pub(super) async fn find_refused(connection: &mut PgConnection, rows: &[StagedRo
         let Some((sqlstate, message)) = fault else { continue };
         if range.len() == 1 {
             let reason = format!("postgres refuses the row: {message}");
-            let letter = DeadLetter::of(ordered[range.start].decoded, "pg_refused", reason);
+            let letter = DeadLetter::of(ordered[range.start].decoded, REFUSED, reason);
             found.push(DeadLetter { sqlstate: Some(sqlstate), ..letter });
         } else {
             let middle = range.start + range.len() / 2;

@@ -14,6 +14,7 @@ use uuid::Uuid;
 
 use super::{CommitError, Stored, WorkerCache, commit};
 use crate::batch::Batch;
+use crate::commit::limit::Tallies;
 use crate::commit::{copy, facts};
 use crate::{database, lease, recompute};
 
@@ -63,7 +64,7 @@ impl Case {
     }
 
     async fn commit(&mut self, batch: &Batch) -> Result<Stored, CommitError> {
-        commit(&mut self.connection, &mut self.cache, self.log_id, batch).await
+        commit(&mut self.connection, &mut self.cache, self.log_id, batch, &Tallies::new()).await
     }
 
     async fn store(&mut self, drafts: Vec<Draft>) -> Stored {
@@ -234,10 +235,10 @@ proptest! {
                 let records: Vec<Record> = repeated.drain(..cut).map(|draft| shuffled.record(draft)).collect();
                 let (even, odd): (Vec<_>, Vec<_>) = records.into_iter().partition(|record| record.bucket().number() % 2 == 0);
                 let (even, odd) = (shuffled.batch(even), shuffled.batch(odd));
-                let log_id = shuffled.log_id;
+                let (log_id, none) = (shuffled.log_id, Tallies::new());
                 let (first, second) = tokio::join!(
-                    commit(&mut shuffled.connection, &mut shuffled.cache, log_id, &even),
-                    commit(&mut two.0, &mut two.1, log_id, &odd),
+                    commit(&mut shuffled.connection, &mut shuffled.cache, log_id, &even, &none),
+                    commit(&mut two.0, &mut two.1, log_id, &odd, &none),
                 );
                 first.expect("commits");
                 second.expect("commits");

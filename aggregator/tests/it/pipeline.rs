@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use aggregator::{Aggregator, Config};
 use async_trait::async_trait;
+use bytes::Bytes;
 use eventlog::memory::MemoryLog;
 use eventlog::{Append, LogIdentity, Offset, Read, ReadBound, ReadError, StoredRecord};
 use events::rules::{self, RequestContext};
@@ -39,6 +40,42 @@ impl Read for SharedLog {
 
     async fn release(&self, partition: u32, offset: Offset) {
         self.0.release(partition, offset).await;
+    }
+}
+
+/// A memory log whose records another program wrote over.
+#[derive(Clone)]
+pub(crate) struct Rewritten {
+    pub log: MemoryLog,
+    pub is_exclusive: bool,
+    /// What a record reads as, by log partition and offset.
+    pub rewrite: fn(u32, Offset, Bytes) -> Bytes,
+}
+
+#[async_trait]
+impl Read for Rewritten {
+    fn identity(&self) -> LogIdentity {
+        Read::identity(&self.log)
+    }
+
+    fn is_exclusive(&self) -> bool {
+        self.is_exclusive
+    }
+
+    async fn offsets(&self, partition: u32) -> Result<Range<Offset>, ReadError> {
+        self.log.offsets(partition).await
+    }
+
+    async fn read(&self, partition: u32, from: Offset, bound: ReadBound) -> Result<Vec<StoredRecord>, ReadError> {
+        let mut records = self.log.read(partition, from, bound).await?;
+        for record in &mut records {
+            record.bytes = (self.rewrite)(partition, record.offset, record.bytes.clone());
+        }
+        Ok(records)
+    }
+
+    async fn release(&self, _partition: u32, _offset: Offset) {
+        // Kept, so that a test can read it again.
     }
 }
 

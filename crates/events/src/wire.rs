@@ -32,6 +32,7 @@ struct Written<'a> {
 
 #[derive(Deserialize)]
 struct Read {
+    v: u32,
     event: Event,
 }
 
@@ -74,13 +75,13 @@ impl Record {
     }
 }
 
-/// Why bytes are not an event. They become a dead letter.
+/// Why bytes are not an event of this version.
 #[derive(Debug, thiserror::Error)]
 pub enum DecodeError {
-    /// Written by a newer version of Weir, or by something else.
+    /// Written by a newer version of Weir. This version cannot say what it means, so nothing may be read past it.
     #[error("record version {0}; this build reads version {VERSION}")]
     UnknownVersion(u32),
-    /// No event of this version.
+    /// No record of any version. It becomes a dead letter.
     #[error("not an event: {0}")]
     NotAnEvent(serde_json::Error),
 }
@@ -90,7 +91,8 @@ pub enum DecodeError {
 /// [`DecodeError`]; the bytes are untrusted, other programs may write to a Kafka topic.
 pub fn decode(bytes: &[u8]) -> Result<Event, DecodeError> {
     match serde_json::from_slice::<Read>(bytes) {
-        Ok(read) => Ok(read.event),
+        Ok(read) if read.v == VERSION => Ok(read.event),
+        Ok(read) => Err(DecodeError::UnknownVersion(read.v)),
         Err(error) => match serde_json::from_slice::<Version>(bytes) {
             Ok(Version { v }) if v != VERSION => Err(DecodeError::UnknownVersion(v)),
             _ => Err(DecodeError::NotAnEvent(error)),
@@ -134,5 +136,12 @@ mod tests {
         check(b"\xff\xfe", "not an event: ");
         check(br#"{"v":1,"event":{}}"#, "not an event: missing field `project_id`");
         check(br#"{"v":2,"event":"something new"}"#, "record version 2; this build reads version 1");
+        check(br#"{"event":{}}"#, "not an event: ");
+        // What looks like an event of version 1 may mean something else in version 2.
+        for event in testing::one_of_each_kind() {
+            let bytes = Record::encode(&event).bytes().to_vec();
+            let newer = String::from_utf8(bytes).expect("JSON is UTF-8").replacen("{\"v\":1,", "{\"v\":2,", 1);
+            check(newer.as_bytes(), "record version 2; this build reads version 1");
+        }
     }
 }
