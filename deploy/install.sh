@@ -41,6 +41,7 @@ fi
 if [ "$purpose" = test ]; then
     python3 -c 'import ensurepip, venv' 2>/dev/null || need python3-venv "Segment's SDK, in an environment of its own"
     command -v node >/dev/null && command -v npm >/dev/null || { need nodejs "Segment's SDK for Node"; need npm "the same"; }
+    command -v openssl >/dev/null || need openssl "a proxy with TLS before a service"
     command -v chromium >/dev/null || need chromium "the page with the pixel, in a real browser"
     command -v promtool >/dev/null && command -v prometheus >/dev/null || need prometheus "scraping the services' pages; not started as a service"
 fi

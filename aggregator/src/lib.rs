@@ -38,7 +38,7 @@ const STOP_MAX: Duration = Duration::from_secs(6);
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// The admin address cannot be listened on.
-    #[error("WEIR_AGGREGATOR={address}: {source}")]
+    #[error("--aggregator (WEIR_AGGREGATOR) {address} cannot be listened on")]
     Listen {
         /// The address asked for.
         address: SocketAddr,

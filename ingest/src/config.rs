@@ -129,8 +129,10 @@ pub enum StartError {
     #[error("database URL: {0}; expected postgres://user:password@host:port/database")]
     DatabaseUrl(String),
     /// An address that cannot be listened on.
-    #[error("cannot listen on {address}: {source}")]
+    #[error("{setting} {address} cannot be listened on")]
     Listen {
+        /// The flag and its variable.
+        setting: &'static str,
         /// What was asked for.
         address: SocketAddr,
         /// What the system said.

@@ -66,10 +66,10 @@ impl Collector {
         if any_key && !collector.ip().is_loopback() {
             return Err(StartError::AnyKeyInPublic(collector));
         }
-        let listener = listen(collector).await?;
+        let listener = listen("--collector (WEIR_COLLECTOR)", collector).await?;
         let address = listener.address();
         let metrics_listener = match metrics_on {
-            Some(address) => Some(listen(address).await?),
+            Some(address) => Some(listen("--metrics (WEIR_METRICS)", address).await?),
             None => None,
         };
         let metrics_address = metrics_listener.as_ref().map(Listener::address);
@@ -143,6 +143,6 @@ impl Collector {
     }
 }
 
-async fn listen(address: SocketAddr) -> Result<Listener, StartError> {
-    Listener::bind(address).await.map_err(|source| StartError::Listen { address, source })
+async fn listen(setting: &'static str, address: SocketAddr) -> Result<Listener, StartError> {
+    Listener::bind(address).await.map_err(|source| StartError::Listen { setting, address, source })
 }

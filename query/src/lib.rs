@@ -46,8 +46,10 @@ pub enum StartError {
     #[error("the database url is not understood: {0}")]
     DatabaseUrl(#[source] sqlx::Error),
     /// An address is taken or not of this machine.
-    #[error("cannot listen on {address}: {source}")]
+    #[error("{setting} {address} cannot be listened on")]
     Listen {
+        /// The flag and its variable.
+        setting: &'static str,
         /// The address.
         address: SocketAddr,
         /// What the system says.
@@ -93,10 +95,10 @@ impl Query {
             .acquire_timeout(Duration::from_secs(5))
             .idle_timeout(Duration::from_secs(60))
             .connect_lazy_with(options);
-        let listener = listen(config.query).await?;
+        let listener = listen("--query (WEIR_QUERY)", config.query).await?;
         let address = listener.address();
         let metrics_listener = match config.metrics {
-            Some(address) => Some(listen(address).await?),
+            Some(address) => Some(listen("--metrics (WEIR_METRICS)", address).await?),
             None => None,
         };
         let metrics_address = metrics_listener.as_ref().map(Listener::address);
@@ -186,6 +188,6 @@ impl Drop for Threads {
     }
 }
 
-async fn listen(address: SocketAddr) -> Result<Listener, StartError> {
-    Listener::bind(address).await.map_err(|source| StartError::Listen { address, source })
+async fn listen(setting: &'static str, address: SocketAddr) -> Result<Listener, StartError> {
+    Listener::bind(address).await.map_err(|source| StartError::Listen { setting, address, source })
 }

@@ -65,6 +65,9 @@ pub(crate) struct Globals {
     /// Postgres 15 or later; DATABASE_URL works too [default: a private server in the data folder]
     #[arg(long, global = true, env = "WEIR_DATABASE_URL", value_name = "URL", hide_env_values = true)]
     pub(crate) database_url: Option<String>,
+    /// Certificates in PEM to trust for https addresses, instead of the system's
+    #[arg(long, global = true, env = "WEIR_CA", value_name = "FILE")]
+    pub(crate) ca: Option<PathBuf>,
 }
 
 impl Globals {

@@ -1,5 +1,6 @@
-//! A small HTTP client for the query service and for health pages.
+//! A small HTTP client for the services, directly or behind a proxy that speaks TLS.
 
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
@@ -7,10 +8,14 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
 use hyper::{Method, Request, StatusCode, Uri};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use rustls::{ClientConfig, RootCertStore};
 use serde_json::Value;
 
 /// How long a connection may take.
@@ -22,7 +27,7 @@ const ANSWER_BYTES_MAX: usize = 256 << 20;
 
 /// Asks one service.
 pub(crate) struct Client {
-    inner: legacy::Client<HttpConnector, Full<Bytes>>,
+    inner: legacy::Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
     base: String,
     authorization: Option<HeaderValue>,
 }
@@ -41,18 +46,19 @@ pub(crate) struct Answer {
 }
 
 impl Client {
-    /// Makes a client; nothing is sent yet.
+    /// Makes a client; nothing is sent yet. For https, `ca` names a file of certificates in PEM that are trusted instead of the
+    /// system's.
     /// # Errors
-    /// If the URL is none, or is none that this client speaks, or the token cannot stand in a header.
-    pub(crate) fn new(base: &str, token: Option<&str>) -> anyhow::Result<Self> {
+    /// If the URL is not one, or of another scheme, the certificates cannot be read, or the token cannot stand in a header.
+    pub(crate) fn new(base: &str, token: Option<&str>, ca: Option<&Path>) -> anyhow::Result<Self> {
         let base = base.trim_end_matches('/');
         let uri: Uri =
             base.parse().with_context(|| format!("{base:?} is not a URL; one such as http://127.0.0.1:8081 is accepted"))?;
-        match uri.scheme_str() {
-            Some("http") if uri.host().is_some() => {}
-            Some("https") => bail!("{base}: this client does not speak TLS; give the service's own http:// address"),
-            _ => bail!("{base:?}: a URL such as http://127.0.0.1:8081 is accepted"),
-        }
+        let roots = match uri.scheme_str().filter(|_| uri.host().is_some()) {
+            Some("http") => RootCertStore::empty(),
+            Some("https") => trusted(ca)?,
+            _ => bail!("{base:?}: a URL such as http://127.0.0.1:8081 or https://weir.example.com is accepted"),
+        };
         let bearer = |token: &str| {
             let mut value = HeaderValue::from_str(&format!("Bearer {token}"))
                 .context("the token holds characters that an HTTP header cannot hold")?;
@@ -62,6 +68,14 @@ impl Client {
         let mut connector = HttpConnector::new();
         connector.set_connect_timeout(Some(CONNECT_MAX));
         connector.set_nodelay(true);
+        connector.enforce_http(false);
+        let tls = ClientConfig::builder_with_provider(rustls::crypto::ring::default_provider().into())
+            .with_safe_default_protocol_versions()
+            .context("TLS")?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let connector =
+            HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1().wrap_connector(connector);
         let inner = legacy::Client::builder(TokioExecutor::new()).build(connector);
         Ok(Client { inner, base: base.to_owned(), authorization: token.map(bearer).transpose()? })
     }
@@ -163,6 +177,27 @@ impl Client {
     }
 }
 
+/// Returns the certificates of a file, else those that the system trusts.
+fn trusted(ca: Option<&Path>) -> anyhow::Result<RootCertStore> {
+    let mut roots = RootCertStore::empty();
+    let Some(file) = ca else {
+        let found = rustls_native_certs::load_native_certs();
+        roots.add_parsable_certificates(found.certs);
+        if roots.is_empty() {
+            bail!("the system has no trusted certificates; install ca-certificates, or name a file of them with --ca");
+        }
+        return Ok(roots);
+    };
+    let place = || format!("--ca (WEIR_CA) {}", file.display());
+    for certificate in CertificateDer::pem_file_iter(file).with_context(place)? {
+        roots.add(certificate.with_context(place)?).with_context(place)?;
+    }
+    if roots.is_empty() {
+        bail!("{}: no certificate in it; those in PEM are accepted", place());
+    }
+    Ok(roots)
+}
+
 /// The reason below the layers of a client: connection refused, no such name.
 fn innermost<'a>(error: &'a (dyn std::error::Error + 'static)) -> &'a (dyn std::error::Error + 'static) {
     let mut innermost = error;
@@ -225,16 +260,11 @@ mod tests {
     #[test]
     fn urls_are_checked_before_anything_is_sent() {
         let check = |base: &str, token: &str, expected: &str| {
-            let found = Client::new(base, Some(token)).err().map(|error| error.to_string()).unwrap_or_default();
+            let found = Client::new(base, Some(token), None).err().map(|error| error.to_string()).unwrap_or_default();
             assert_eq!(found, expected);
         };
         check("http://127.0.0.1:8081/", "t", "");
-        check(
-            "https://q.example",
-            "t",
-            "https://q.example: this client does not speak TLS; give the service's own http:// address",
-        );
-        check("ftp://q", "t", r#""ftp://q": a URL such as http://127.0.0.1:8081 is accepted"#);
+        check("ftp://q", "t", r#""ftp://q": a URL such as http://127.0.0.1:8081 or https://weir.example.com is accepted"#);
         check("a b", "t", r#""a b" is not a URL; one such as http://127.0.0.1:8081 is accepted"#);
         check("http://q", "t\n", "the token holds characters that an HTTP header cannot hold");
     }
@@ -276,7 +306,7 @@ mod tests {
     #[tokio::test]
     async fn a_question_travels_with_its_token() {
         let (base, task) = serve("HTTP/1.1 200 OK\r\ncontent-length: 7\r\n\r\n{\"a\":1}").await;
-        let client = Client::new(&base, Some("rt_1")).expect("a client");
+        let client = Client::new(&base, Some("rt_1"), None).expect("a client");
         let answer = client.post_json("/v1/sql", &serde_json::json!({ "sql": "SELECT 1" })).await.expect("an answer");
         assert_eq!(answer, serde_json::json!({ "a": 1 }));
         let request = task.await.expect("served");
@@ -285,11 +315,59 @@ mod tests {
         assert!(request.ends_with(r#"{"sql":"SELECT 1"}"#), "{request}");
     }
 
+    /// A proxy with a certificate of a private authority, as OpenSSL makes and serves it.
+    #[tokio::test]
+    async fn a_service_behind_tls_answers_those_who_trust_its_authority() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let config = "[req]\ndistinguished_name=name\n[name]\n[ca]\nbasicConstraints=critical,CA:TRUE\n\
+                      [leaf]\nbasicConstraints=CA:FALSE\nsubjectAltName=DNS:localhost\n";
+        std::fs::write(folder.path().join("config"), config).expect("a file");
+        let openssl = |args: &str| {
+            let common = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"];
+            let made = std::process::Command::new("openssl")
+                .args(common)
+                .args(["-config", "config"])
+                .args(args.split(' '))
+                .current_dir(folder.path())
+                .output()
+                .expect("openssl runs");
+            assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        };
+        openssl("-subj /CN=authority -extensions ca -keyout ca-key.pem -out ca.pem");
+        openssl("-subj /CN=localhost -extensions leaf -keyout key.pem -out leaf.pem -CA ca.pem -CAkey ca-key.pem");
+        let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a port").port();
+        let mut server = tokio::process::Command::new("openssl")
+            .args(["s_server", "-www", "-quiet", "-cert", "leaf.pem", "-key", "key.pem", "-accept", &format!("127.0.0.1:{port}")])
+            .current_dir(folder.path())
+            .stdin(std::process::Stdio::null())
+            .stdout(std::process::Stdio::null())
+            .kill_on_drop(true)
+            .spawn()
+            .expect("openssl serves");
+        while tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_err() {
+            assert_eq!(server.try_wait().expect("its state"), None, "openssl has ended");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let base = format!("https://localhost:{port}");
+        let ca = folder.path().join("ca.pem");
+        let ask = async |ca: Option<&Path>| {
+            let answer = Client::new(&base, None, ca)?.get("/").await?;
+            anyhow::Ok(answer.status.as_u16())
+        };
+        assert_eq!(ask(Some(&ca)).await.expect("trusted"), 200);
+        let refused = ask(None).await.expect_err("nobody signed it");
+        assert!(format!("{refused:#}").contains("certificate"), "{refused:#}");
+        let key = ask(Some(&folder.path().join("key.pem"))).await.expect_err("no certificate");
+        assert!(format!("{key:#}").contains("no certificate in it"), "{key:#}");
+        let missing = ask(Some(Path::new("/nowhere.pem"))).await.expect_err("no file");
+        assert!(format!("{missing:#}").starts_with("--ca (WEIR_CA) /nowhere.pem: "), "{missing:#}");
+    }
+
     #[tokio::test]
     async fn silence_and_refusal_are_told_apart() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let base = format!("http://{}", listener.local_addr().expect("has one"));
-        let client = Client::new(&base, None).expect("a client");
+        let client = Client::new(&base, None, None).expect("a client");
         let text = |error: anyhow::Error| format!("{error:#}");
         let silent = client.probe("/readyz", Duration::from_millis(50)).await.map(|_| ()).map_err(text);
         assert_eq!(silent, Err(format!("{base}: no answer within 0.05 s")));

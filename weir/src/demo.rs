@@ -132,8 +132,8 @@ fn free_or_any(address: &mut SocketAddr) {
 /// Sends the traffic, waits until it is stored, and prints what can be asked.
 async fn show(running: &Running, users: u64) -> anyhow::Result<()> {
     let shown = &running.shown;
-    let collector = Arc::new(Client::new(&shown.collector, Some(&shown.write_key))?);
-    let query = Client::new(&shown.query, Some(&shown.read_token))?;
+    let collector = Arc::new(Client::new(&shown.collector, Some(&shown.write_key), None)?);
+    let query = Client::new(&shown.query, Some(&shown.read_token), None)?;
 
     let begun = Instant::now();
     let accepted = send(&collector, users).await?;

@@ -21,7 +21,11 @@ mod up;
 use std::process::ExitCode;
 
 use clap::Parser;
+use tracing::field::Field;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::field::MakeExt;
+use tracing_subscriber::fmt::FormatFields;
+use tracing_subscriber::fmt::format::{self, Writer};
 
 use cli::{Cli, Command};
 
@@ -52,7 +56,7 @@ async fn main() -> ExitCode {
         },
         Command::Query(args) => query_service::run(args, globals).await,
         Command::Migrate => migrate::run(globals).await,
-        Command::Probe(args) => commands::probe::run(args).await,
+        Command::Probe(args) => commands::probe::run(args, globals).await,
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -65,6 +69,16 @@ fn failed(error: &anyhow::Error) -> ExitCode {
     // Without a stderr the exit code has to do.
     let _ = writeln!(std::io::stderr(), "weir: {error:#}");
     ExitCode::FAILURE
+}
+
+/// Writes fields of a log line so that each event is one line, whatever clients sent: control characters are escaped.
+fn fields() -> impl for<'writer> FormatFields<'writer> {
+    let field = |out: &mut Writer<'_>, field: &Field, value: &dyn std::fmt::Debug| {
+        let text = format!("{value:?}");
+        let text = commands::printable(&text);
+        if field.name() == "message" { write!(out, "{text}") } else { write!(out, "{field}={text}") }
+    };
+    format::debug_fn(field).delimited(" ")
 }
 
 /// `WEIR_LOG`, else `RUST_LOG`, says what is logged; `WEIR_LOG_FORMAT=json` makes each line an object.
@@ -86,8 +100,48 @@ fn log_to_stderr(command: &Command) -> anyhow::Result<()> {
     let lines = tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(filter);
     match std::env::var("WEIR_LOG_FORMAT").as_deref() {
         Ok("json") => lines.json().init(),
-        Err(_) | Ok("" | "text") => lines.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
+        Err(_) | Ok("" | "text") => {
+            lines.fmt_fields(fields()).with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init();
+        }
         Ok(other) => anyhow::bail!("WEIR_LOG_FORMAT={other:?}: expected json or text"),
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().expect("not poisoned").write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn what_clients_sent_stays_on_one_line_of_the_log() {
+        let lines = Lines::default();
+        let writer = lines.clone();
+        let subscriber =
+            tracing_subscriber::fmt().with_writer(move || writer.clone()).with_ansi(false).fmt_fields(fields()).finish();
+        tracing::subscriber::with_default(subscriber, || {
+            let error = "bad\nweir: all is well\u{1b}[2J";
+            tracing::error!(%error, count = 2, path = ?"a\nb", "a query failed: {error}");
+        });
+        let text = String::from_utf8(lines.0.lock().expect("not poisoned").clone()).expect("text");
+        assert_eq!(text.lines().count(), 1, "{text}");
+        let fields =
+            r#"a query failed: bad\nweir: all is well\u{1b}[2J error=bad\nweir: all is well\u{1b}[2J count=2 path="a\nb""#;
+        assert!(text.trim_end().ends_with(fields), "{text}");
+    }
 }

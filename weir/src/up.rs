@@ -74,8 +74,8 @@ fn print(shown: &WeirJson) {
     let mut out = std::io::stdout().lock();
     let _ = writeln!(
         out,
-        "collector {}\nquery {}\npostgres {}\nwrite_key {}\nread_token {}\nserver_key {}\nready",
-        shown.collector, shown.query, shown.postgres, shown.write_key, shown.read_token, shown.server_key
+        "collector {}\nquery {}\naggregator {}\npostgres {}\nwrite_key {}\nread_token {}\nserver_key {}\nready",
+        shown.collector, shown.query, shown.aggregator, shown.postgres, shown.write_key, shown.read_token, shown.server_key
     );
     let _ = out.flush();
 }
@@ -159,6 +159,7 @@ impl Running {
 impl Services {
     async fn start(&mut self, database_url: Option<String>, args: UpArgs) -> anyhow::Result<WeirJson> {
         let folder = Arc::clone(&self.folder);
+        check_free(&args)?;
         let before = WeirJson::read(folder.path())?;
         let log::Opened { append, read, spool, compared } = args.log.open(folder.path(), args.aggregator.0.adopt_log).await?;
         (self.spool, self.compared) = (spool, compared);
@@ -169,6 +170,17 @@ impl Services {
         let mut connection = migrate::migrated(&database_url).await?;
         let keys = keys::ensure(&mut connection, before.as_ref()).await?;
         connection.close().await?;
+        // Written before anything else can fail: keys that nobody has seen must not stay valid.
+        let asked = WeirJson {
+            collector: format!("http://{}", args.collector.0.collector),
+            query: format!("http://{}", args.query.0.query),
+            aggregator: format!("http://{}", args.aggregator.0.aggregator),
+            postgres: database_url.clone(),
+            write_key: keys.write.clone(),
+            read_token: keys.read.clone(),
+            server_key: keys.server.clone(),
+        };
+        asked.write(folder.path())?;
 
         let Flags(mut config) = args.collector;
         config.database_url.clone_from(&database_url);
@@ -190,10 +202,7 @@ impl Services {
             collector: format!("http://{collector_address}"),
             query: format!("http://{query_address}"),
             aggregator: format!("http://{aggregator_address}"),
-            postgres: database_url,
-            write_key: keys.write,
-            read_token: keys.read,
-            server_key: keys.server,
+            ..asked
         };
         let until = Instant::now() + READY_MAX;
         for url in [&shown.aggregator, &shown.collector, &shown.query] {
@@ -259,6 +268,21 @@ impl Services {
     }
 }
 
+/// Sees that all addresses can be listened on, before anything is made.
+fn check_free(args: &UpArgs) -> anyhow::Result<()> {
+    let addresses = [
+        ("--collector (WEIR_COLLECTOR)", args.collector.0.collector),
+        ("--query (WEIR_QUERY)", args.query.0.query),
+        ("--aggregator (WEIR_AGGREGATOR)", args.aggregator.0.aggregator),
+    ];
+    for (setting, address) in addresses {
+        std::net::TcpListener::bind(address).with_context(|| {
+            format!("{setting} {address} cannot be listened on; choose another address, or end what listens there")
+        })?;
+    }
+    Ok(())
+}
+
 /// Waits for what there is; for ever if there is nothing.
 async fn some<T>(waited_for: Option<impl Future<Output = T>>) -> T {
     match waited_for {
@@ -268,7 +292,7 @@ async fn some<T>(waited_for: Option<impl Future<Output = T>>) -> T {
 }
 
 async fn wait_until_ready(url: &str, until: Instant) -> anyhow::Result<()> {
-    let client = Client::new(url, None)?;
+    let client = Client::new(url, None, None)?;
     loop {
         let answer = match client.probe("/readyz", PROBE_MAX).await {
             Ok(answer) if answer.status == StatusCode::OK => return Ok(()),

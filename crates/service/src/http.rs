@@ -4,8 +4,8 @@ use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -22,6 +22,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
+use crate::head::{HeadScan, transfer_fault};
 use crate::meter::Counted;
 use crate::tasks::Stage;
 use crate::{BackOff, Health, Meter, Stop, Tasks, admin};
@@ -169,7 +170,10 @@ where
             let activity = Arc::clone(&activity);
             async move {
                 activity.set(Doing::Answering);
-                let response = self.respond(request).await;
+                let response = match activity.head_fault().or_else(|| transfer_fault(request.headers())) {
+                    Some(fault) => refuse(fault),
+                    None => self.respond(request).await,
+                };
                 activity.set(Doing::Waiting);
                 Ok::<_, Infallible>(response)
             }
@@ -217,6 +221,13 @@ where
     }
 }
 
+/// Answers a request whose end other programs may see elsewhere; the connection is closed.
+fn refuse(fault: &'static str) -> Response {
+    let mut response = admin::text(StatusCode::BAD_REQUEST, "text/plain; charset=utf-8", format!("{fault}\n"));
+    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    response
+}
+
 /// What a connection is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Doing {
@@ -232,12 +243,14 @@ enum Doing {
 struct Activity {
     start: Instant,
     word: AtomicU64,
+    /// The head that is coming, or came last.
+    head: Mutex<HeadScan>,
 }
 
 impl Activity {
     fn new() -> Self {
         // The first bytes of a connection are due like the rest of a head.
-        let activity = Activity { start: Instant::now(), word: AtomicU64::new(0) };
+        let activity = Activity { start: Instant::now(), word: AtomicU64::new(0), head: Mutex::default() };
         activity.set(Doing::Reading);
         activity
     }
@@ -248,10 +261,23 @@ impl Activity {
     }
 
     /// Bytes came: if nothing was going on, a head begins.
-    fn read(&self) {
-        if self.word.load(Ordering::Relaxed) & 3 == Doing::Waiting as u64 {
+    fn read(&self, bytes: &[u8]) {
+        let doing = self.word.load(Ordering::Relaxed) & 3;
+        if doing == Doing::Answering as u64 {
+            return;
+        }
+        // Reader and service are one task, so the lock is always free.
+        let mut head = self.head.lock().unwrap_or_else(PoisonError::into_inner);
+        if doing == Doing::Waiting as u64 {
+            *head = HeadScan::default();
             self.set(Doing::Reading);
         }
+        head.feed(bytes);
+    }
+
+    /// Returns what is wrong with the head that came last.
+    fn head_fault(&self) -> Option<&'static str> {
+        self.head.lock().unwrap_or_else(PoisonError::into_inner).fault()
     }
 
     /// Returns until when something else must have begun; while a request is answered, when to look again.
@@ -277,7 +303,7 @@ impl AsyncRead for Watched {
         let before = buffer.filled().len();
         let polled = Pin::new(&mut self.stream).poll_read(context, buffer);
         if buffer.filled().len() > before {
-            self.activity.read();
+            self.activity.read(&buffer.filled()[before..]);
         }
         polled
     }

@@ -9,6 +9,7 @@ pub mod admin;
 pub mod backoff;
 #[cfg(feature = "fault-injection")]
 mod fault;
+mod head;
 pub mod http;
 pub mod meter;
 pub mod tasks;

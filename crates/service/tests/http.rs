@@ -60,7 +60,7 @@ fn check(answer: &str, status: u16, expected: &[&str]) {
 }
 
 #[tokio::test]
-async fn the_page_is_the_same_for_every_service() {
+async fn the_admin_endpoint_is_the_same_for_every_service() {
     let service = start(Limits::default(), Scope::All).await;
     let text = "content-type: text/plain; charset=utf-8\r\n";
     check(&ask(service.address, "GET", "/livez").await, 200, &[text, "\r\n\r\nlive\n"]);
@@ -123,4 +123,32 @@ async fn what_is_too_slow_or_too_much_is_closed_or_waits() {
     });
     assert_eq!(slow.read(&mut [0; 64]).await.expect("closed"), 0);
     check(&next.await.expect("no panic"), 200, &["weir_test_connections_timed_out_total 1\n"]);
+}
+
+/// Requests whose end a proxy before us may see at another place than we.
+#[tokio::test]
+async fn what_could_be_smuggled_past_a_proxy_is_refused() {
+    let service = start(Limits::default(), Scope::All).await;
+    let send = async |stream: &mut TcpStream, request: &str| {
+        stream.write_all(request.as_bytes()).await.expect("written");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.expect("closed after it");
+        answer
+    };
+    let refused = async |request: &str, expected: &str| {
+        let mut stream = TcpStream::connect(service.address).await.expect("connects");
+        check(&send(&mut stream, request).await, 400, &["connection: close\r\n", expected]);
+    };
+    refused("GET /other HTTP/1.1\nHost: a\n\n", "without a carriage return").await;
+    refused("POST /other HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\na", "stands twice").await;
+    let coded = "POST /other HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n";
+    refused(coded, "only chunked is accepted").await;
+
+    // The second request of a connection is looked at like the first one.
+    let mut stream = TcpStream::connect(service.address).await.expect("connects");
+    stream.write_all(b"POST /other HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\na\nb").await.expect("written");
+    let mut first = [0; 512];
+    let read = stream.read(&mut first).await.expect("an answer");
+    check(&String::from_utf8_lossy(&first[..read]), 200, &["done\n"]);
+    check(&send(&mut stream, "GET /other HTTP/1.1\nHost: a\r\n\r\n").await, 400, &["without a carriage return"]);
 }

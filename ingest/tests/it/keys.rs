@@ -173,7 +173,7 @@ async fn what_cannot_be_started_says_why() {
     assert!(text.starts_with("database URL: ") && text.contains("postgres://"), "{text}");
     let service = Service::start().await;
     let text = start(service.address(), "postgres://nobody@127.0.0.1:1/none").await;
-    assert!(text.starts_with(&format!("cannot listen on {}: ", service.address())), "{text}");
+    assert_eq!(text, format!("--collector (WEIR_COLLECTOR) {} cannot be listened on", service.address()));
 }
 
 /// A newer version of Weir gave a project a unit that this one does not know. Its events would get ids of other users, so they are

@@ -190,7 +190,7 @@ where
 /// The same for a failure while planning: what DataFusion calls its own fault then is a form of SQL that it does not know.
 pub fn planning_error(error: DataFusionError) -> ApiError {
     match error.find_root() {
-        DataFusionError::Internal(message) => {
+        DataFusionError::Internal(message) if pattern_fault(&error).is_none() => {
             tracing::warn!(%error, "a query cannot be planned");
             ApiError::bad_sql(format!("this form of SQL is not supported: {}", first_line(message)))
         }
@@ -198,8 +198,22 @@ pub fn planning_error(error: DataFusionError) -> ApiError {
     }
 }
 
+/// Returns what is wrong with a regular expression, if that is what failed. DataFusion reports it as a fault of its own, of arrow, or
+/// of the crate `regex`, depending on the function and on who finds it.
+fn pattern_fault(error: &DataFusionError) -> Option<String> {
+    let text = error.to_string();
+    if !text.contains("regex parse error") && !text.contains("Regular expression did not compile") {
+        return None;
+    }
+    let reason = text.lines().rev().find_map(|line| line.trim().strip_prefix("error: "));
+    Some(format!("not a regular expression: {}", reason.unwrap_or("it cannot be compiled, or takes too much memory")))
+}
+
 /// Turns a failure of DataFusion into what the client is told. What is not the request's fault is logged here.
 pub fn api_error(error: DataFusionError) -> ApiError {
+    if let Some(fault) = pattern_fault(&error) {
+        return ApiError::bad_sql(fault);
+    }
     match error.find_root() {
         DataFusionError::External(inner) => {
             if let Some(ScanError::Postgres(error)) = inner.downcast_ref() {

@@ -33,7 +33,7 @@ impl Endpoint {
     pub(crate) fn client(&self, globals: &Globals) -> anyhow::Result<Client> {
         let folder = globals.folder()?;
         let (query, token) = self.choose(&folder, || globals.weir_json())?;
-        Client::new(&query, Some(&token))
+        Client::new(&query, Some(&token), globals.ca.as_deref())
     }
 
     fn choose(&self, folder: &Path, read: impl FnOnce() -> anyhow::Result<Option<WeirJson>>) -> anyhow::Result<(String, String)> {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::bail;
 use hyper::StatusCode;
 
+use crate::cli::Globals;
 use crate::client::Client;
 
 #[derive(clap::Args)]
@@ -20,8 +21,8 @@ pub(crate) struct Args {
 /// Runs the command.
 /// # Errors
 /// If the service does not answer in time, or is not ready; the text says why, in its words.
-pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
-    let answer = Client::new(&args.url, None)?.probe("/readyz", Duration::from_secs(args.within)).await?;
+pub(crate) async fn run(args: Args, globals: &Globals) -> anyhow::Result<()> {
+    let answer = Client::new(&args.url, None, globals.ca.as_deref())?.probe("/readyz", Duration::from_secs(args.within)).await?;
     if answer.status != StatusCode::OK {
         bail!("{}: {} {}", args.url, answer.status, answer.line());
     }

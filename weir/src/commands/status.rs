@@ -1,5 +1,6 @@
 //! `weir status`: what runs, how far it is, and what waits for somebody.
 
+use std::path::Path;
 use std::time::Duration;
 
 use aggregator::admin::dead_letters;
@@ -37,8 +38,9 @@ pub(crate) struct Args {
 pub(crate) async fn run(args: Args, globals: &Globals) -> anyhow::Result<()> {
     let found = globals.weir_json()?;
     let services = addresses(&args, found.as_ref());
-    let (collector, query, aggregator) = tokio::join!(probe(&services[0]), probe(&services[1]), probe(&services[2]));
-    let lags = lags(&services[2].1).await;
+    let ca = globals.ca.as_deref();
+    let (collector, query, aggregator) = tokio::join!(probe(&services[0], ca), probe(&services[1], ca), probe(&services[2], ca));
+    let lags = lags(&services[2].1, ca).await;
     let mut status = Map::new();
     status.insert("data".into(), globals.folder()?.display().to_string().into());
     status.insert("services".into(), json!([collector, query, aggregator]));
@@ -64,8 +66,8 @@ fn addresses(args: &Args, found: Option<&WeirJson>) -> [(&'static str, String); 
 }
 
 /// Asks a service whether it is ready.
-async fn probe((name, base): &(&'static str, String)) -> Value {
-    let answer = async { Client::new(base, None)?.probe("/readyz", PROBE_MAX).await };
+async fn probe((name, base): &(&'static str, String), ca: Option<&Path>) -> Value {
+    let answer = async { Client::new(base, None, ca)?.probe("/readyz", PROBE_MAX).await };
     let (ready, state) = match answer.await {
         Ok(answer) if answer.status.is_success() => (true, "ready".to_owned()),
         Ok(answer) => (false, format!("not ready: {} {}", answer.status.as_u16(), answer.line())),
@@ -76,8 +78,8 @@ async fn probe((name, base): &(&'static str, String)) -> Value {
 
 /// Returns how many records of each log partition are not stored yet, as the aggregator's numbers say; the log itself is
 /// open to its own process only.
-async fn lags(base: &str) -> Map<String, Value> {
-    let page = async { Client::new(base, None)?.probe("/metrics", PROBE_MAX).await };
+async fn lags(base: &str, ca: Option<&Path>) -> Map<String, Value> {
+    let page = async { Client::new(base, None, ca)?.probe("/metrics", PROBE_MAX).await };
     match page.await {
         Ok(page) if page.status.is_success() => parse_lags(&String::from_utf8_lossy(&page.body)),
         _ => Map::new(),
@@ -368,7 +370,7 @@ impressions       3  2026_02  2026_04  3.3 MiB            nothing
         .execute(&mut conn)
         .await
         .expect("rows");
-        let globals = Globals { database_url: Some(test.url.clone()), data: Some("/nowhere".into()) };
+        let globals = Globals { database_url: Some(test.url.clone()), data: Some("/nowhere".into()), ca: None };
         let lags = [("0".to_owned(), Value::from(5))].into_iter().collect();
         let found = database(&globals, &lags).await.expect("a status");
         let at = |pointer: &str| found.pointer(pointer).cloned().unwrap_or_default();

@@ -143,7 +143,7 @@ impl Up {
         (up, stdin)
     }
 
-    /// The value of a line: `collector`, `query`, `postgres`, `write_key`, `read_token`, `server_key`.
+    /// The value of a line: `collector`, `query`, `aggregator`, `postgres`, `write_key`, `read_token`, `server_key`.
     pub fn line(&self, name: &str) -> &str {
         self.lines.get(name).unwrap_or_else(|| panic!("no line {name}: {:?}", self.lines))
     }

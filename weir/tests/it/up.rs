@@ -19,7 +19,7 @@ async fn it_says_where_it_is_and_a_new_start_finds_all_again() {
     let folder = Folder::new();
     let up = Up::start(&folder);
     let names: Vec<&str> = up.lines().keys().map(String::as_str).collect();
-    assert_eq!(names, ["collector", "postgres", "query", "read_token", "server_key", "write_key"]);
+    assert_eq!(names, ["aggregator", "collector", "postgres", "query", "read_token", "server_key", "write_key"]);
     let file = folder.path().join("weir.json");
     assert_eq!(std::fs::metadata(&file).expect("is there").permissions().mode() & 0o777, 0o600);
     let written: Value = serde_json::from_slice(&std::fs::read(&file).expect("reads")).expect("is JSON");
@@ -212,6 +212,29 @@ fn time_of(log: &str, text: &str) -> String {
     let lines: Vec<&str> = log.lines().filter(|line| line.contains(text)).collect();
     assert_eq!(lines.len(), 1, "{text:?} in:\n{log}");
     lines[0].replacen('T', " ", 1).chars().take("2026-01-01 12:00:00.000".len()).collect()
+}
+
+/// Nothing is made for a start that cannot succeed, and the error names the setting once.
+#[test]
+fn a_taken_address_is_told_before_anything_is_made() {
+    let folder = Folder::new();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = taken.local_addr().expect("has one").to_string();
+    for (flag, variable) in [("--collector", "COLLECTOR"), ("--query", "QUERY"), ("--aggregator", "AGGREGATOR")] {
+        let mut refused = weir();
+        refused.arg("up").arg("--data").arg(folder.path());
+        for service in ["--collector", "--query", "--aggregator"] {
+            refused.args([service, if service == flag { &address } else { "127.0.0.1:0" }]);
+        }
+        let refused = refused.output().expect("starts");
+        assert!(!refused.status.success());
+        let said = String::from_utf8_lossy(&refused.stderr);
+        let told = format!(
+            "weir: {flag} (WEIR_{variable}) {address} cannot be listened on; choose another address, or end what listens there: "
+        );
+        assert!(said.contains(&told) && said.matches("Address already in use").count() == 1, "{said}");
+        assert!(!folder.path().join("weir.json").exists() && !folder.path().join("postgres").exists(), "nothing was made");
+    }
 }
 
 #[tokio::test]

@@ -54,7 +54,7 @@ impl Pace {
                 .filter(|found| url(&found.collector) == destination.collector())
                 .map(|found| url(&found.aggregator)),
         };
-        let aggregator = address.map(|address| Client::new(&address, None)).transpose()?;
+        let aggregator = address.map(|address| Client::new(&address, None, globals.ca.as_deref())).transpose()?;
         let now = Instant::now();
         Ok(Pace { aggregator, progress: None, polled: now - POLL_EVERY, sent: 0, last_leave: now, rate: args.rate, next: now })
     }

@@ -147,13 +147,14 @@ impl Destination {
         };
         let target = hex::encode(Sha256::digest(format!("{collector}\n{key}")));
         let authorization = format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(format!("{key}:")));
-        Ok(Destination { client: Client::new(&collector, None)?, collector, target, dialect: args.dialect, authorization })
+        let client = Client::new(&collector, None, globals.ca.as_deref())?;
+        Ok(Destination { client, collector, target, dialect: args.dialect, authorization })
     }
 
     /// A destination of a test that sends nothing.
     #[cfg(test)]
     pub(super) fn closed(target: &str) -> Self {
-        let client = Client::new("http://127.0.0.1:1", None).expect("a URL");
+        let client = Client::new("http://127.0.0.1:1", None, None).expect("a URL");
         let (collector, authorization) = ("http://127.0.0.1:1".to_owned(), "Basic x".to_owned());
         Destination { client, collector, target: target.to_owned(), dialect: Dialect::Native, authorization }
     }
