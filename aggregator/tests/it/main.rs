@@ -4,5 +4,6 @@ mod admin;
 mod faults;
 mod flow;
 mod leases;
+mod names;
 mod pipeline;
 mod schema;

@@ -69,25 +69,63 @@ impl Family {
         Some((name.as_ref()?, part.as_ref()))
     }
 
-    fn unknown(self, name: &str) -> UnknownName {
+    /// What the family's things are, and what their parts are.
+    fn nouns(self) -> (&'static str, &'static str) {
         match self {
-            Family::Experiments => UnknownName::new("unknown_experiment", "experiment", name),
-            Family::Campaigns => UnknownName::new("unknown_campaign", "campaign", name),
+            Family::Experiments => ("experiment", "variant"),
+            Family::Campaigns => ("campaign", "component"),
         }
     }
 
-    fn unknown_part(self, name: &str) -> UnknownName {
+    /// How many things of a project register themselves at most; more are more likely noise than plans.
+    fn registered_max(self) -> usize {
+        2_000
+    }
+
+    /// How many parts a thing has at most that registered itself.
+    fn parts_max(self) -> usize {
         match self {
-            Family::Experiments => UnknownName::new("unknown_variant", "variant", name),
-            Family::Campaigns => UnknownName::new("unknown_component", "component", name),
+            Family::Experiments => 50,
+            Family::Campaigns => 500,
         }
     }
-}
 
-impl UnknownName {
-    fn new(code: &'static str, what: &str, name: &str) -> Self {
-        let reason = format!("{what} {name:?} does not exist, and the project does not register new names by itself");
-        UnknownName { code, subject: name.to_owned(), reason }
+    /// Whether parts register themselves in things that an operator planned. A variant that nobody planned would break the
+    /// comparison of those that somebody did.
+    fn adds_to_planned(self) -> bool {
+        self == Family::Campaigns
+    }
+
+    fn unknown(self, project: &Project, name: &str) -> UnknownName {
+        let (noun, _) = self.nouns();
+        let code = match self {
+            Family::Experiments => "unknown_experiment",
+            Family::Campaigns => "unknown_campaign",
+        };
+        let why = match project.auto_register {
+            true => format!(
+                "{} {noun}s have registered themselves, and no more do: create it, or archive others",
+                self.registered_max()
+            ),
+            false => "the project does not register new names by itself".to_owned(),
+        };
+        UnknownName { code, subject: name.to_owned(), reason: format!("{noun} {name:?} does not exist, and {why}") }
+    }
+
+    fn unknown_part(self, project: &Project, of: &Entry, name: &str) -> UnknownName {
+        let (noun, part) = self.nouns();
+        let code = match self {
+            Family::Experiments => "unknown_variant",
+            Family::Campaigns => "unknown_component",
+        };
+        let why = if !project.auto_register {
+            "the project does not register new names by itself".to_owned()
+        } else if !of.is_open_to_parts(self) {
+            format!("its {noun} was planned: `weir admin {noun} add-{part}` adds it, if it belongs there")
+        } else {
+            format!("{} {part}s of its {noun} have registered themselves, and no more do", self.parts_max())
+        };
+        UnknownName { code, subject: name.to_owned(), reason: format!("{part} {name:?} does not exist, and {why}") }
     }
 }
 
@@ -96,9 +134,15 @@ impl UnknownName {
 struct Entry {
     id: Uuid,
     parts: HashMap<String, Uuid>,
+    /// Events brought it; nobody planned it.
+    is_registered: bool,
 }
 
 impl Entry {
+    fn is_open_to_parts(&self, family: Family) -> bool {
+        self.is_registered || family.adds_to_planned()
+    }
+
     /// By id if the text is one that exists, else by name.
     fn part(&self, text: &str) -> Option<Uuid> {
         let by_id = hyphenated_uuid(text).filter(|id| self.parts.values().any(|part| part == id));
@@ -111,12 +155,16 @@ impl Entry {
 struct Names {
     entries: HashMap<String, Entry>,
     by_id: HashMap<Uuid, String>,
+    /// How many of them registered themselves, and are not archived.
+    registered: usize,
 }
 
 impl Names {
-    fn add(&mut self, id: Uuid, name: String, part: Option<(Uuid, String)>) {
-        self.by_id.insert(id, name.clone());
-        let entry = self.entries.entry(name).or_insert_with(|| Entry { id, parts: HashMap::new() });
+    fn add(&mut self, id: Uuid, name: String, (is_registered, is_archived): (bool, bool), part: Option<(Uuid, String)>) {
+        if self.by_id.insert(id, name.clone()).is_none() && is_registered && !is_archived {
+            self.registered += 1;
+        }
+        let entry = self.entries.entry(name).or_insert_with(|| Entry { id, parts: HashMap::new(), is_registered });
         if let Some((id, name)) = part {
             entry.parts.insert(name, id);
         }
@@ -152,8 +200,8 @@ impl Project {
     /// Resolves the names of one family; none where the event carries none.
     fn resolve(&self, family: Family, event: &Event) -> Result<(Option<Uuid>, Option<Uuid>), UnknownName> {
         let Some((name, part)) = family.names(event) else { return Ok((None, None)) };
-        let found = self.names(family).find(name).ok_or_else(|| family.unknown(name))?;
-        let part = part.map(|part| found.part(part).ok_or_else(|| family.unknown_part(part))).transpose()?;
+        let found = self.names(family).find(name).ok_or_else(|| family.unknown(self, name))?;
+        let part = part.map(|part| found.part(part).ok_or_else(|| family.unknown_part(self, found, part))).transpose()?;
         Ok((Some(found.id), part))
     }
 }
@@ -243,14 +291,14 @@ async fn load(connection: &mut PgConnection, project: Uuid) -> Result<Option<Pro
     let experiments = load_names(
         connection,
         project,
-        "SELECT e.id, e.name, v.id, v.name FROM experiments e
+        "SELECT e.id, e.name, v.id, v.name, e.auto_registered, e.status = 'archived' FROM experiments e
          LEFT JOIN variants v ON v.project_id = e.project_id AND v.experiment_id = e.id WHERE e.project_id = $1",
     )
     .await?;
     let campaigns = load_names(
         connection,
         project,
-        "SELECT c.id, c.name, p.id, p.name FROM campaigns c
+        "SELECT c.id, c.name, p.id, p.name, c.auto_registered, c.status = 'archived' FROM campaigns c
          LEFT JOIN campaign_components p ON p.project_id = c.project_id AND p.campaign_id = c.id WHERE c.project_id = $1",
     )
     .await?;
@@ -263,7 +311,7 @@ async fn load_names(connection: &mut PgConnection, project: Uuid, statement: &'s
     for row in sqlx::query(statement).bind(project).fetch_all(connection).await? {
         let part: Option<Uuid> = row.try_get(2)?;
         let part_name: Option<String> = row.try_get(3)?;
-        names.add(row.try_get(0)?, row.try_get(1)?, part.zip(part_name));
+        names.add(row.try_get(0)?, row.try_get(1)?, (row.try_get(4)?, row.try_get(5)?), part.zip(part_name));
     }
     Ok(names)
 }

@@ -10,9 +10,6 @@ use uuid::Uuid;
 use super::{Catalogue, Family};
 use crate::version;
 
-/// Experiments, or campaigns, that registration makes in one project; then names are more likely noise than plans.
-const REGISTERED_MAX: usize = 2_000;
-
 /// Names to be made: an experiment or campaign, and with it a variant or component.
 type Wanted = BTreeSet<(Family, String, Option<String>)>;
 
@@ -38,6 +35,9 @@ impl Catalogue {
 
     fn wanted<'a>(&self, events: impl Iterator<Item = &'a Event>) -> BTreeMap<Uuid, Wanted> {
         let mut wanted: BTreeMap<Uuid, Wanted> = BTreeMap::new();
+        // Things, and parts of each thing, that this batch adds to those that there are.
+        let mut things: BTreeMap<(Uuid, Family), BTreeSet<&String>> = BTreeMap::new();
+        let mut parts: BTreeMap<(Uuid, Family, &String), BTreeSet<&String>> = BTreeMap::new();
         for event in events {
             let Some(project) = self.project(event.project_id.0).filter(|project| project.auto_register) else { continue };
             if self.resolve(event).is_ok() {
@@ -45,11 +45,31 @@ impl Catalogue {
             }
             for family in Family::ALL.into_iter().filter(|family| family.is_registered_by(event.kind())) {
                 let Some((name, part)) = family.names(event) else { continue };
+                let id = event.project_id.0;
                 let names = project.names(family);
-                if names.entries.len() >= REGISTERED_MAX && names.find(name).is_none() {
-                    continue;
+                let found = names.find(name);
+                if found.is_none() {
+                    let new = things.entry((id, family)).or_default();
+                    if names.registered + new.len() >= family.registered_max() && !new.contains(name) {
+                        continue;
+                    }
+                    new.insert(name);
                 }
-                wanted.entry(event.project_id.0).or_default().insert((family, name.clone(), part.cloned()));
+                let part = part.filter(|part| {
+                    if found.is_some_and(|found| !found.is_open_to_parts(family) || found.part(part).is_some()) {
+                        return false;
+                    }
+                    let new = parts.entry((id, family, name)).or_default();
+                    let known = found.map_or(0, |found| found.parts.len());
+                    let has_room = known + new.len() < family.parts_max() || new.contains(part);
+                    if has_room {
+                        new.insert(part);
+                    }
+                    has_room
+                });
+                if found.is_none() || part.is_some() {
+                    wanted.entry(id).or_default().insert((family, name.clone(), part.cloned()));
+                }
             }
         }
         wanted
@@ -68,18 +88,27 @@ impl Family {
         match self {
             Family::Experiments => Statements {
                 insert: "INSERT INTO experiments (project_id, id, name, status, auto_registered)
-                         VALUES ($1, $2, $3, 'running', true) ON CONFLICT DO NOTHING",
+                         SELECT $1, $2, $3, 'running', true
+                         WHERE (SELECT count(*) FROM experiments
+                                WHERE project_id = $1 AND auto_registered AND status <> 'archived') < $4
+                         ON CONFLICT DO NOTHING",
                 find: "SELECT id FROM experiments WHERE project_id = $1 AND (id = $2 OR name = $3)
                        ORDER BY id = $2 DESC LIMIT 1",
-                insert_part: "INSERT INTO variants (project_id, experiment_id, id, name) VALUES ($1, $2, $3, $4)
+                insert_part: "INSERT INTO variants (project_id, experiment_id, id, name) SELECT $1, $2, $3, $4
+                              WHERE (SELECT auto_registered FROM experiments WHERE project_id = $1 AND id = $2)
+                                AND (SELECT count(*) FROM variants WHERE project_id = $1 AND experiment_id = $2) < $5
                               ON CONFLICT DO NOTHING",
             },
             Family::Campaigns => Statements {
                 insert: "INSERT INTO campaigns (project_id, id, name, status, auto_registered)
-                         VALUES ($1, $2, $3, 'active', true) ON CONFLICT DO NOTHING",
+                         SELECT $1, $2, $3, 'active', true
+                         WHERE (SELECT count(*) FROM campaigns
+                                WHERE project_id = $1 AND auto_registered AND status <> 'archived') < $4
+                         ON CONFLICT DO NOTHING",
                 find: "SELECT id FROM campaigns WHERE project_id = $1 AND (id = $2 OR name = $3)
                        ORDER BY id = $2 DESC LIMIT 1",
-                insert_part: "INSERT INTO campaign_components (project_id, campaign_id, id, name) VALUES ($1, $2, $3, $4)
+                insert_part: "INSERT INTO campaign_components (project_id, campaign_id, id, name) SELECT $1, $2, $3, $4
+                              WHERE (SELECT count(*) FROM campaign_components WHERE project_id = $1 AND campaign_id = $2) < $5
                               ON CONFLICT DO NOTHING",
             },
         }
@@ -95,14 +124,16 @@ async fn register(connection: &mut PgConnection, project: Uuid, names: Wanted) -
     for (family, name, part) in &names {
         let Statements { insert, find, insert_part } = family.statements();
         let id = hyphenated_uuid(name).unwrap_or_else(|| Uuid::new_v5(&project, name.as_bytes()));
-        let inserted = sqlx::query(insert).bind(project).bind(id).bind(name).execute(&mut *transaction).await?;
-        made += inserted.rows_affected();
+        // The limits hold under the project's lock, whatever other aggregators register meanwhile.
+        let insert = sqlx::query(insert).bind(project).bind(id).bind(name).bind(family.registered_max() as i64);
+        made += insert.execute(&mut *transaction).await?.rows_affected();
         let Some(part) = part else { continue };
-        let found = sqlx::query(find).bind(project).bind(id).bind(name).fetch_one(&mut *transaction).await?;
+        let found = sqlx::query(find).bind(project).bind(id).bind(name).fetch_optional(&mut *transaction).await?;
+        let Some(found) = found else { continue };
         let id: Uuid = found.try_get(0)?;
         let of_names = || Uuid::new_v5(&project, format!("{name}/{part}").as_bytes());
         let part_id = hyphenated_uuid(part).unwrap_or_else(of_names);
-        let insert = sqlx::query(insert_part).bind(project).bind(id).bind(part_id).bind(part);
+        let insert = sqlx::query(insert_part).bind(project).bind(id).bind(part_id).bind(part).bind(family.parts_max() as i64);
         made += insert.execute(&mut *transaction).await?.rows_affected();
     }
     if made > 0 {
