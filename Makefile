@@ -36,6 +36,8 @@ chaos:
 
 lint:
 	cargo fmt --all --check
+	shellcheck benches/*.sh deploy/*.sh .ci/run
+	promtool check rules deploy/alerts.yml
 	cargo clippy --locked $(CARGO_PROFILE) --workspace --all-targets -- --deny warnings
 	cargo clippy --locked $(CARGO_PROFILE) --no-default-features --package eventlog --package ingest --package aggregator -- --deny warnings
 

@@ -5,6 +5,7 @@
 set -eu
 before=${1:?the commit that is compared with}
 cd "$(dirname "$0")/.."
+# shellcheck disable=SC2012 # the folders are Debian's, their names are numbers
 binaries=$(ls -d /usr/lib/postgresql/*/bin | sort -t/ -k5 -n | tail -n 1)
 folder=$(mktemp -d "${TMPDIR:-/tmp}/weir-fact-key.XXXXXX")
 chmod 711 "$folder"

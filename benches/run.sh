@@ -23,6 +23,7 @@ cargo build --locked --profile "$profile" --package benches --package weir
 benches=${CARGO_TARGET_DIR:-target}/$profile/benches
 
 if [ -z "${DATABASE_URL:-}" ]; then
+    # shellcheck disable=SC2012 # the folders are Debian's, their names are numbers
     binaries=$(ls -d /usr/lib/postgresql/*/bin 2>/dev/null | sort -t/ -k5 -n | tail -n 1)
     [ -n "$binaries" ] || binaries=$(dirname "$(command -v postgres)")
     mkdir -m 700 "$folder/postgres"

@@ -31,7 +31,7 @@ has_java() {
 }
 
 if [ "$purpose" != kafka ]; then
-    command -v cc >/dev/null && command -v make >/dev/null || need build-essential "linking, and Kafka's client, a C library"
+    { command -v cc && command -v make; } >/dev/null || need build-essential "linking, and Kafka's client, a C library"
     has_postgres || need postgresql "the private database; no cluster of its own is made"
 fi
 if [ "$purpose" != demo ]; then
@@ -40,10 +40,11 @@ if [ "$purpose" != demo ]; then
 fi
 if [ "$purpose" = test ]; then
     python3 -c 'import ensurepip, venv' 2>/dev/null || need python3-venv "Segment's SDK, in an environment of its own"
-    command -v node >/dev/null && command -v npm >/dev/null || { need nodejs "Segment's SDK for Node"; need npm "the same"; }
+    { command -v node && command -v npm; } >/dev/null || { need nodejs "Segment's SDK for Node"; need npm "the same"; }
     command -v openssl >/dev/null || need openssl "a proxy with TLS before a service"
+    command -v shellcheck >/dev/null || need shellcheck "\`make lint\`"
     command -v chromium >/dev/null || need chromium "the page with the pixel, in a real browser"
-    command -v promtool >/dev/null && command -v prometheus >/dev/null || need prometheus "scraping the services' pages; not started as a service"
+    { command -v promtool && command -v prometheus; } >/dev/null || need prometheus "scraping the services' pages; not started as a service"
 fi
 [ -n "$missing" ] || exit 0
 

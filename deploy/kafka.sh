@@ -53,7 +53,7 @@ is_running() { # folder, broker
 }
 
 configure() { # folder, brokers
-    folder=$1 count=$2 taken= voters= brokers=
+    folder=$1 count=$2 taken='' voters='' brokers=''
     for node in $(seq "$count"); do
         port=$(free_port)
         taken="$taken $port"

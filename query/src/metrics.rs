@@ -9,7 +9,7 @@ use service::Meter;
 const SECONDS: [f64; 12] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
 const REQUESTS: &str = "weir_query_requests_total";
 const REQUEST_SECONDS: &str = "weir_query_request_seconds";
-const IMAGES: &str = "weir_query_images_total";
+const COHORTS: &str = "weir_query_cohorts_total";
 
 /// Handles of all that the query service counts.
 pub(crate) struct Metrics {
@@ -34,7 +34,7 @@ impl Metrics {
         meter.describe_counter(REQUESTS, "Requests answered, by route and status");
         meter.describe_histogram(REQUEST_SECONDS, "Seconds until an answer, by route");
         meter.describe_counter(
-            IMAGES,
+            COHORTS,
             "Answers about experiments, by how their users were known: the same as before, followed by what was new, or read",
         );
         Metrics {
@@ -56,6 +56,6 @@ impl Metrics {
 
     /// Counts how the cohort of an answer was obtained.
     pub(crate) fn cohort(&self, way: &'static str) {
-        self.meter.labelled_counter(IMAGES, vec![Label::from_static_parts("way", way)]).increment(1);
+        self.meter.labelled_counter(COHORTS, vec![Label::from_static_parts("way", way)]).increment(1);
     }
 }

@@ -10,6 +10,19 @@ use serde_json::Value;
 use crate::harness::{Folder, Up, purchases};
 use crate::support::{page, program};
 
+const ALERTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/alerts.yml");
+
+#[test]
+fn every_alert_says_what_to_do() {
+    let rules = std::fs::read_to_string(ALERTS).expect("the alerts");
+    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md")).expect("the README");
+    let alerts: Vec<&str> = rules.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")).collect();
+    assert!(alerts.len() > 5, "{alerts:?}");
+    for alert in alerts {
+        assert!(readme.contains(&format!("\n| `{alert}` | ")), "{alert} has no line in the README");
+    }
+}
+
 /// A child that ends with the test.
 struct Ended(Child);
 
@@ -59,15 +72,25 @@ async fn prometheus_scrapes_all_three_services() {
     let shown = std::fs::read(folder.path().join("weir.json")).expect("reads");
     let shown: Value = serde_json::from_slice(&shown).expect("is JSON");
 
+    let mut metrics = String::new();
     let mut config = "global: {scrape_interval: 1s, scrape_timeout: 1s}\nscrape_configs:\n".to_owned();
     for job in ["aggregator", "collector", "query"] {
         let url = shown[job].as_str().expect("a URL");
         let (status, text) = page(&format!("{url}/metrics")).await;
         assert_eq!(status, 200, "{job}: {text}");
         check_metrics(job, &text);
+        metrics.push_str(&text);
         let target = url.trim_start_matches("http://");
         config.push_str(&format!("- {{job_name: {job}, static_configs: [{{targets: [\"{target}\"]}}]}}\n"));
     }
+    // Every metric of the alerts is one of ours; the spool's are shown where there is one.
+    let rules = std::fs::read_to_string(ALERTS).expect("the alerts");
+    let names = rules.split(|found: char| !found.is_ascii_lowercase() && found != '_').filter(|word| word.starts_with("weir_"));
+    let names = names.filter(|name| !name.ends_with('_') && !name.starts_with("weir_collector_spool_"));
+    for name in names {
+        assert!(metrics.contains(&format!("# TYPE {name} ")), "{name} is in an alert, and no service has it");
+    }
+    config.push_str(&format!("rule_files: [{ALERTS:?}]\n"));
     let own = tempfile::tempdir().expect("a folder");
     let file = own.path().join("prometheus.yml");
     std::fs::write(&file, config).expect("writes");
@@ -104,5 +127,14 @@ async fn prometheus_scrapes_all_three_services() {
         };
         let found = values(&prometheus, metric).await;
         assert!(matches!(&found[..], [(name, value)] if name == job && *value >= at_least), "{metric}: {found:?}");
+    }
+    // Prometheus understands each alert, and none fires here.
+    let (status, text) = page(&format!("{prometheus}/api/v1/rules?type=alert")).await;
+    assert_eq!(status, 200, "{text}");
+    let answer: Value = serde_json::from_str(&text).expect("is JSON");
+    let found = answer["data"]["groups"][0]["rules"].as_array().expect("rules").clone();
+    assert_eq!(found.len(), rules.matches("- alert: ").count());
+    for rule in found {
+        assert!(rule["health"] != "err" && rule["state"] != "firing", "{rule}");
     }
 }

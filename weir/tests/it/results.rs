@@ -238,7 +238,7 @@ async fn answers_that_follow_new_events_are_those_of_a_service_that_reads_everyt
         fresh.wait().expect("a child of ours");
     }
     let (_, metrics) = page(&format!("{}/metrics", up.line("query"))).await;
-    let followed = metrics.lines().find_map(|line| line.strip_prefix("weir_query_images_total{way=\"followed\"} "));
+    let followed = metrics.lines().find_map(|line| line.strip_prefix("weir_query_cohorts_total{way=\"followed\"} "));
     let expected = (steps().len() - 1) * questions.len();
     assert_eq!(followed.and_then(|count| count.parse().ok()), Some(expected), "{metrics}");
 }

@@ -378,7 +378,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn an_image_with_users_replaced_is_that_of_all_users_as_they_are(
+        fn a_cohort_with_users_replaced_is_that_of_all_users_as_they_are(
             first in prop::collection::btree_map(any::<u8>(), some_user(), 0..12),
             second in prop::collection::btree_map(any::<u8>(), some_user(), 0..12),
             third in prop::collection::btree_map(any::<u8>(), some_user(), 0..12),
