@@ -15,6 +15,7 @@ pub(crate) mod checkpoint;
 pub(crate) mod copy;
 mod dead_letter;
 pub(crate) mod derive;
+mod event_names;
 mod facts;
 pub(crate) mod history;
 pub(crate) mod limit;
@@ -23,7 +24,7 @@ mod rollups;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use catalogue::names::Resolved;
 use catalogue::{Catalogue, Unsupported, version};
@@ -131,6 +132,7 @@ enum Attempt {
     Stored {
         inserted: Inserted,
         unattributed: u64,
+        names: BTreeSet<event_names::Name>,
     },
     CatalogueMoved,
     HorizonMoved(Micros),
@@ -146,6 +148,8 @@ pub(crate) struct WorkerCache {
     pub horizon: Option<Micros>,
     /// The last batch had rows that were stored already, so the next one may have some, too, and goes through staging.
     pub had_duplicates: bool,
+    /// Names of events that are stored.
+    pub event_names: HashSet<event_names::Name>,
 }
 
 /// Stores a batch, whatever it holds: what Postgres refuses in a row becomes that row's dead letter, and the rest goes on.
@@ -170,12 +174,17 @@ pub(crate) async fn commit(
         cache.months.make(connection, rows.iter().map(|row| &row.decoded.event)).await?;
 
         match attempt(connection, cache, log_id, batch, &projects, &rows, &dead).await {
-            Ok(Attempt::Stored { inserted, unattributed }) => {
+            Ok(Attempt::Stored { inserted, unattributed, names }) => {
+                event_names::remember(&mut cache.event_names, names);
                 let duplicates = rows.len() as u64 - inserted.values().sum::<u64>();
                 cache.had_duplicates = duplicates > 0;
                 return Ok(Stored { inserted, duplicates, unattributed, dead, tallies });
             }
-            Ok(Attempt::CatalogueMoved) => cache.catalogue.invalidate(&projects),
+            Ok(Attempt::CatalogueMoved) => {
+                cache.catalogue.invalidate(&projects);
+                // An operator may have had a name forgotten.
+                cache.event_names.retain(|(project, ..)| !projects.contains(project));
+            }
             Ok(Attempt::HorizonMoved(horizon)) => cache.horizon = Some(horizon),
             Ok(Attempt::DuplicateKey) => cache.had_duplicates = true,
             Err(CommitError::Postgres(error)) if row_fault(&error).is_some() => {
@@ -297,12 +306,13 @@ async fn attempt(
     let unattributed = participation::update(connection, &cache.catalogue, histories, &new).await?;
     rollups::add(connection, log_id, &new).await?;
     dead_letter::insert(connection, log_id, dead).await?;
+    let names = event_names::add(connection, &cache.event_names, &new).await?;
     sqlx::raw_sql("COMMIT").execute(connection).await.map_err(CommitError::Unknown)?;
     let mut inserted = Inserted::new();
     for row in &new {
         *inserted.entry(row.event().kind()).or_default() += 1;
     }
-    Ok(Attempt::Stored { inserted, unattributed })
+    Ok(Attempt::Stored { inserted, unattributed, names })
 }
 
 fn kinds(rows: &[StagedRow<'_>]) -> Vec<Kind> {

@@ -105,7 +105,7 @@ pub(crate) struct Keys {
     /// Requests a reading before the next one is due.
     wanted: Notify,
     any_key: bool,
-    /// Names of events, which are read when the keys are for the first time.
+    /// Names of events, which are read after the keys.
     pub(crate) names: Names,
     /// Where the keys are kept for a start without Postgres.
     file: Option<PathBuf>,

@@ -4,12 +4,28 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::{PoisonError, RwLock};
 
+use catalogue::event_names::ProjectNames;
 use events::{Code, Event, Kind, ProjectId, Rejection};
 
-/// The names of conversions and engagement events of each project: those in Postgres when the collector started, and those received since.
+/// The names of conversions and engagement events of each project: those that Postgres has, and those received since they were read.
 pub(crate) struct Names {
     max: usize,
-    by_project: RwLock<HashMap<ProjectId, HashSet<Box<str>>>>,
+    by_project: RwLock<HashMap<ProjectId, Known>>,
+}
+
+/// What is known of one project.
+#[derive(Debug)]
+struct Known {
+    allowed: HashSet<Box<str>>,
+    blocked: HashSet<Box<str>>,
+    takes_new: bool,
+}
+
+impl Default for Known {
+    /// A project whose names were not read yet.
+    fn default() -> Self {
+        Known { allowed: HashSet::new(), blocked: HashSet::new(), takes_new: true }
+    }
 }
 
 impl Names {
@@ -18,38 +34,49 @@ impl Names {
         Names { max, by_project: RwLock::default() }
     }
 
-    /// Adds names that are stored already. They stay valid, however many they are.
-    pub(crate) fn insert_stored(&self, names: Vec<(ProjectId, String)>) {
-        let mut projects = self.by_project.write().unwrap_or_else(PoisonError::into_inner);
-        for (project, name) in names {
-            projects.entry(project).or_default().insert(name.into());
-        }
+    /// Takes over what Postgres has of a project. Stored names stay valid, however many they are.
+    pub(crate) fn replace(&self, project: ProjectId, names: ProjectNames) {
+        let set = |names: Vec<String>| names.into_iter().map(Into::into).collect();
+        let known = Known { allowed: set(names.allowed), blocked: set(names.blocked), takes_new: names.takes_new };
+        self.by_project.write().unwrap_or_else(PoisonError::into_inner).insert(project, known);
     }
 
     /// Admits an event if its name is known, or the project may have another one.
     /// # Errors
-    /// A rejection of code `cardinality_limit`.
+    /// A rejection of code `blocked_name` or `cardinality_limit`.
     pub(crate) fn admit(&self, event: Event) -> Result<Event, Rejection> {
         // Other kinds have a fixed list of names, or none.
         let is_free = matches!(event.kind(), Kind::Conversion | Kind::Engagement);
         let Some(name) = event.name.as_deref().filter(|_| is_free) else { return Ok(event) };
-        let is_known = |names: &HashSet<Box<str>>| names.contains(name);
+        let is_known = |known: &Known| known.allowed.contains(name);
         if self.by_project.read().unwrap_or_else(PoisonError::into_inner).get(&event.project_id).is_some_and(is_known) {
             return Ok(event);
         }
         let mut projects = self.by_project.write().unwrap_or_else(PoisonError::into_inner);
-        let names = projects.entry(event.project_id).or_default();
-        if !names.contains(name) && names.len() >= self.max {
-            let shown: String = name.chars().take(100).collect();
+        let known = projects.entry(event.project_id).or_default();
+        let shown = || name.chars().take(100).collect::<String>();
+        if known.blocked.contains(name) {
+            let message = format!("found the name {:?}, which is blocked in this project", shown());
+            return Err(Rejection::new(Code::BlockedName, "name", message));
+        }
+        if known.allowed.contains(name) {
+            return Ok(event); // since the first look
+        }
+        if !known.takes_new {
+            let message = format!("found the new name {:?}, but the project takes no new names of events", shown());
+            return Err(Rejection::new(Code::CardinalityLimit, "name", message));
+        }
+        if known.allowed.len() >= self.max {
             let message = format!(
-                "found the new name {shown:?}, but the project has {} names already; at most {} are accepted; put what differs \
+                "found the new name {:?}, but the project has {} names already; at most {} are accepted; put what differs \
                  from event to event into properties",
-                names.len(),
+                shown(),
+                known.allowed.len(),
                 self.max
             );
             return Err(Rejection::new(Code::CardinalityLimit, "name", message));
         }
-        names.insert(name.into());
+        known.allowed.insert(name.into());
         Ok(event)
     }
 }

@@ -1,6 +1,6 @@
 //! Names that events bring: which ones register themselves, and how many.
 
-use events::testing::exposure;
+use events::testing::{conversion, exposure, request_context};
 use events::{ClaimedTime, Details, Draft};
 
 use crate::pipeline::Pipeline;
@@ -88,5 +88,26 @@ async fn so_many_names_register_themselves_and_no_more() {
     pipeline.drained().await;
     let stored = "SELECT count(*) FROM impressions i JOIN experiments e ON e.id = i.experiment_id WHERE e.name >= 'e03000'";
     assert_eq!(pipeline.scalar::<i64>(stored).await, 50);
+    aggregator.stop().await;
+}
+
+/// Names of events are stored with them, once, and again after an operator had one forgotten.
+#[tokio::test]
+async fn names_of_events_are_stored_with_them() {
+    let mut pipeline = Pipeline::new().await;
+    let named = |id: &str, name: &str| conversion(id, "alice", TIME, name, "1");
+    pipeline.append([named("1", "purchase"), named("2", "refund"), named("3", "purchase")]).await;
+    let aggregator = pipeline.start(1).await;
+    pipeline.drained().await;
+    let names = "SELECT string_agg(kind || ' ' || name, ', ' ORDER BY name) FROM event_names";
+    assert_eq!(pipeline.scalar::<String>(names).await, "conversion purchase, conversion refund");
+    let project = catalogue::Project { id: request_context().project.0, name: "default".to_owned() };
+    catalogue::event_names::forget(&mut pipeline.connection, &project, "refund").await.expect("forgets");
+    pipeline.append([named("4", "purchase")]).await;
+    pipeline.drained().await;
+    assert_eq!(pipeline.scalar::<String>(names).await, "conversion purchase");
+    pipeline.append([named("5", "refund")]).await;
+    pipeline.drained().await;
+    assert_eq!(pipeline.scalar::<String>(names).await, "conversion purchase, conversion refund");
     aggregator.stop().await;
 }

@@ -2,7 +2,7 @@
 //! and the changes that operators make.
 //!
 //! - [`vocabulary`] has every text that the schema knows; a text that it does not know is an error, never a default.
-//! - [`experiments`], [`metrics`], [`campaigns`], [`keys`] and [`project`] hold what is stored and what can be made.
+//! - [`experiments`], [`metrics`], [`campaigns`], [`event_names`], [`keys`] and [`project`] hold what is stored and what can be made.
 //! - [`names`] resolves the names in events to ids and registers new ones; [`rules`] says what of an experiment decides about
 //!   participation and attribution.
 //! - [`change`], [`version`] and [`mod@audit`]: every change takes the lock of the project's catalogue, raises its version and
@@ -17,6 +17,7 @@ pub mod change;
 mod check;
 mod decimal;
 mod error;
+pub mod event_names;
 pub mod experiments;
 pub mod keys;
 pub mod metrics;
@@ -36,7 +37,7 @@ pub use rules::Rules;
 pub use timestamp::Timestamp;
 pub use vocabulary::{
     Aggregation, Amount, AttributionMethod, CampaignStatus, CampaignType, ComponentType, DeadLetterStatus, Denominator,
-    Direction, ExperimentStatus, KeyKind, Role, UnknownText,
+    Direction, EventNameStatus, ExperimentStatus, KeyKind, Role, UnknownText,
 };
 
 /// Writes a time as people and programs read it.

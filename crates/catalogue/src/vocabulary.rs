@@ -32,7 +32,12 @@ pub const COLUMNS: &[(&str, &str, &[&str])] = &[
     ("campaigns", "type", CampaignType::TEXTS),
     ("campaign_components", "component_type", ComponentType::TEXTS),
     ("dead_letters", "status", DeadLetterStatus::TEXTS),
+    ("event_names", "kind", EVENT_NAME_KINDS),
+    ("event_names", "status", EventNameStatus::TEXTS),
 ];
+
+/// The kinds of events that have names.
+const EVENT_NAME_KINDS: &[&str] = &["conversion", "campaign_event", "engagement", "identity"];
 
 /// Defines an enum by its texts.
 macro_rules! text_enum {
@@ -96,6 +101,16 @@ macro_rules! text_enum {
             }
         }
     };
+}
+
+text_enum! {
+    /// Whether events of a name are taken.
+    EventNameStatus {
+        /// They are.
+        Allowed = "allowed",
+        /// They are refused.
+        Blocked = "blocked",
+    }
 }
 
 text_enum! {

@@ -99,4 +99,6 @@ codes! {
     EventTooLarge = "event_too_large",
     /// A new event name, where the project has as many as it may have.
     CardinalityLimit = "cardinality_limit",
+    /// An event name that an operator blocked.
+    BlockedName = "blocked_name",
 }

@@ -1,16 +1,20 @@
 //! Reading the keys from Postgres: one task with one connection of its own, so that no pool can be exhausted under it.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use catalogue::event_names;
 use events::ProjectId;
 use service::BackOff;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{Connection as _, Row as _};
+use uuid::Uuid;
 
 use super::Keys;
 use super::stored::{self, Key, Project, Stored};
 use crate::metrics::Metrics;
+use crate::names::Names;
 
 /// A change of keys is visible after this time at the latest.
 const EVERY: Duration = Duration::from_secs(5);
@@ -24,9 +28,8 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(250), Duration::from
 const HORIZON: &str = "\
 SELECT CASE WHEN isfinite(until) THEN (extract(epoch FROM until) * 1000000)::bigint END AS until FROM horizon";
 
-/// Enough to fill the limit of many projects.
-const NAMES: &str = "\
-SELECT DISTINCT project_id, event FROM daily_rollups WHERE kind IN ('conversion', 'engagement') LIMIT 1000000";
+/// Names of events that are read of one project; far more than it may have.
+const NAMES_MAX: i64 = 100_000;
 
 /// Reads the keys every few seconds, and when a request asks for it. May be dropped at any point.
 pub(crate) async fn refresh(keys: Arc<Keys>, options: PgConnectOptions, metrics: Arc<Metrics>) {
@@ -34,21 +37,11 @@ pub(crate) async fn refresh(keys: Arc<Keys>, options: PgConnectOptions, metrics:
     let mut back_off = BackOff::new(PAUSES.0, PAUSES.1);
     let mut saved = None;
     let mut was_up = None;
-    let mut has_names = false;
+    let mut names = NamesRead::default();
     let mut unsupported = Vec::new();
     loop {
         let started = Instant::now();
-        let mut result = read(&mut connection, &options).await;
-        if !has_names
-            && result.is_ok()
-            && let Some(connection) = &mut connection
-        {
-            match names(connection).await {
-                Ok(names) => keys.names.insert_stored(names),
-                Err(error) => result = Err(error),
-            }
-            has_names = result.is_ok();
-        }
+        let result = read(&mut connection, &options).await;
         let succeeded = result.is_ok();
         match result {
             Ok(stored) => {
@@ -78,6 +71,13 @@ pub(crate) async fn refresh(keys: Arc<Keys>, options: PgConnectOptions, metrics:
         }
         was_up = Some(succeeded);
         keys.note(started, succeeded, &metrics);
+        // Keys do not wait for names: until these are read, each is a new one.
+        if let Some(open) = connection.as_mut().filter(|_| succeeded)
+            && let Err(error) = names.follow(open, &keys.names).await
+        {
+            tracing::warn!(%error, "names of events cannot be read from Postgres; those read before stay valid");
+            connection = None;
+        }
         if succeeded {
             tokio::time::sleep(APART_MIN.saturating_sub(started.elapsed())).await;
             // The time is over, or a request wants a reading: `wanted` remembers one that came meanwhile.
@@ -123,9 +123,31 @@ async fn read(connection: &mut Option<PgConnection>, options: &PgConnectOptions)
     tokio::time::timeout(ANSWER_MAX, reading).await.unwrap_or(Err(ReadError::Timeout))
 }
 
-async fn names(connection: &mut PgConnection) -> Result<Vec<(ProjectId, String)>, ReadError> {
-    let rows =
-        tokio::time::timeout(ANSWER_MAX, sqlx::query(NAMES).fetch_all(connection)).await.map_err(|_| ReadError::Timeout)??;
-    let name = |row: &sqlx::postgres::PgRow| Ok((ProjectId(row.try_get("project_id")?), row.try_get("event")?));
-    rows.iter().map(name).collect()
+/// Which names of events were read.
+#[derive(Default)]
+struct NamesRead {
+    /// The version of each project's catalogue then.
+    versions: HashMap<Uuid, i64>,
+}
+
+impl NamesRead {
+    /// Reads the names of the projects whose catalogue has moved.
+    async fn follow(&mut self, connection: &mut PgConnection, names: &Names) -> Result<(), ReadError> {
+        let versions = within(event_names::versions(connection)).await?;
+        for (project, version) in versions {
+            if self.versions.get(&project) == Some(&version) {
+                continue;
+            }
+            if let Some(found) = within(event_names::of_project(connection, project, NAMES_MAX)).await? {
+                names.replace(ProjectId(project), found);
+            }
+            self.versions.insert(project, version);
+        }
+        Ok(())
+    }
+}
+
+/// Waits for an answer as long as Postgres may take.
+async fn within<T>(reading: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, ReadError> {
+    Ok(tokio::time::timeout(ANSWER_MAX, reading).await.map_err(|_| ReadError::Timeout)??)
 }

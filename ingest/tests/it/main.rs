@@ -5,6 +5,7 @@ mod hostile;
 mod keys;
 mod lifecycle;
 mod limits;
+mod names;
 mod rejections;
 mod requests;
 mod support;

@@ -33,14 +33,15 @@ fn bad(code: Code) -> (Vec<u8>, &'static str) {
         Code::KeyTooLong => (with(&format!(r#""{}":1"#, "k".repeat(129))), "properties"),
         Code::StringTooLong => (with(&format!(r#""text":"{}""#, "t".repeat(8193))), "text"),
         Code::NumberOutOfRange => (with(r#""number":1e400"#), "number"),
-        Code::CardinalityLimit => (with(r#""city":"any""#), "name"),
+        Code::CardinalityLimit | Code::BlockedName => (with(r#""city":"any""#), "name"),
         Code::EventTooLarge => (with(&format!(r#""city":"{}""#, "c".repeat(65 * 1024))), ""),
     }
 }
 
 #[tokio::test]
 async fn each_reason_rejects_one_of_a_hundred() {
-    for code in Code::ALL {
+    // A name is blocked in Postgres: see names.rs.
+    for code in Code::ALL.iter().filter(|code| **code != Code::BlockedName) {
         let (event, field) = bad(*code);
         let mut events: Vec<Vec<u8>> =
             (0..100).map(|n| format!(r#"{{"type":"impression","event_id":"e{n}","user_id":"u{n}"}}"#).into_bytes()).collect();

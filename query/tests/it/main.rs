@@ -4,6 +4,7 @@ mod experiments;
 mod faults;
 mod funnels;
 mod golden_rows;
+mod patterns;
 mod results;
 mod server;
 mod sql;

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use catalogue::vocabulary::COLUMNS;
 use catalogue::{
     Aggregation, Amount, AttributionMethod, CampaignStatus, CampaignType, ComponentType, DeadLetterStatus, Denominator,
-    Direction, ExperimentStatus, KeyKind, Role, UnknownText,
+    Direction, EventNameStatus, ExperimentStatus, KeyKind, Role, UnknownText,
 };
 use events::rules::Unit;
 use migrations::testing::TestDatabase;
@@ -82,6 +82,7 @@ async fn texts_go_there_and_back_and_others_are_refused() {
     check::<CampaignType>(&mut conn, CampaignType::TEXTS).await;
     check::<ComponentType>(&mut conn, ComponentType::TEXTS).await;
     check::<DeadLetterStatus>(&mut conn, DeadLetterStatus::TEXTS).await;
+    check::<EventNameStatus>(&mut conn, EventNameStatus::TEXTS).await;
     for text in Unit::TEXTS {
         assert_eq!(Unit::of_text(text).map(Unit::as_str), Some(*text));
     }

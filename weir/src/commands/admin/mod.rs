@@ -2,6 +2,7 @@
 
 mod campaign;
 mod dead_letters;
+mod event_name;
 mod experiment;
 mod key;
 mod metric;
@@ -31,6 +32,9 @@ enum Command {
     /// Create and show campaigns
     #[command(subcommand)]
     Campaign(campaign::Command),
+    /// Show, block and forget the names that events have
+    #[command(subcommand)]
+    EventName(event_name::Command),
     /// Create, show and revoke write keys, server keys and read tokens
     #[command(subcommand)]
     Key(key::Command),
@@ -62,6 +66,7 @@ pub(crate) async fn run(args: Args, globals: &Globals) -> anyhow::Result<()> {
         Command::Experiment(command) => experiment::run(command, &mut conn).await,
         Command::Metric(command) => metric::run(command, &mut conn).await,
         Command::Campaign(command) => campaign::run(command, &mut conn).await,
+        Command::EventName(command) => event_name::run(command, &mut conn).await,
         Command::Key(command) => key::run(command, &mut conn).await,
         Command::DeadLetters(command) => dead_letters::run(command, &mut conn).await,
         Command::Recompute(args) => recompute::run(args, &mut conn).await,
