@@ -38,7 +38,8 @@ async fn operators_block_forget_and_close() {
         "INSERT INTO projects (id, name) VALUES ('{id}', 'shop');
          INSERT INTO keys (project_id, kind, digest, prefix) VALUES ('{id}', 'write', '\\x{}', '');
          INSERT INTO event_names (project_id, kind, name) VALUES
-             ('{id}', 'conversion', 'purchase'), ('{id}', 'engagement', 'purchase'), ('{id}', 'engagement', 'order-1')",
+             ('{id}', 'conversion', 'purchase'), ('{id}', 'engagement', 'purchase'), ('{id}', 'engagement', 'order-1');
+         INSERT INTO event_names (project_id, kind, name, status) VALUES ('{id}', 'conversion', 'test', 'blocked')",
         sha256("key")
     );
     connection.execute(sqlx::AssertSqlSafe(rows)).await.expect("rows");
@@ -46,6 +47,7 @@ async fn operators_block_forget_and_close() {
     let folder = tempfile::tempdir().expect("a folder");
     let service = Service::start_in(folder, &database.url, |config| config.limits.event_names_max = 3).await;
 
+    until(&service, "test", Some("blocked_name")).await; // the names were read
     // Two are stored, so one may come.
     until(&service, "refund", None).await;
     assert_eq!(send(&service, "order-2").await.as_deref(), Some("cardinality_limit"));
@@ -65,7 +67,7 @@ async fn operators_block_forget_and_close() {
     assert!(unknown.starts_with("event name \"order-1\": there is none"), "{unknown}");
     let listed = event_names::list(&mut connection, &project).await.expect("lists");
     let listed: Vec<_> = listed.iter().map(|name| (name.name.as_str(), name.kinds.join(" "))).collect();
-    assert_eq!(listed, [("purchase", "conversion engagement".to_owned())]);
+    assert_eq!(listed, [("purchase", "conversion engagement".to_owned()), ("test", "conversion".to_owned())]);
 }
 
 /// Reading names takes long, or fails: keys do not wait for it.

@@ -111,8 +111,8 @@ mod tests {
             name("x\u{1b}[2J", &["conversion"], EventNameStatus::Blocked),
         ];
         let expected = "\
-name         kinds                   status   since
-purchase     conversion, engagement  allowed  1970-01-01T00:00:00Z
+name        kinds                   status   since
+purchase    conversion, engagement  allowed  1970-01-01T00:00:00Z
 x\\u{1b}[2J  conversion              blocked  1970-01-01T00:00:00Z
 ";
         assert_eq!(render(&names), expected);
