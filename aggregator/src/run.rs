@@ -173,6 +173,7 @@ impl Worker {
                     let in_row_max = self.config.dead_letters_in_row_max;
                     let tally = Tally::load(connection, log_id, partition, checkpoint.next_offset, in_row_max).await?;
                     tallies.insert(partition, tally);
+                    self.metrics.halted(partition, false); // shown from now on
                     positions.insert(partition, Position { epoch, next: checkpoint.next_offset });
                 }
                 Ok(Some(halt)) => self.halt(partition, halt),

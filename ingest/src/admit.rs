@@ -36,8 +36,11 @@ pub(crate) struct Admitted {
     pub(crate) fresh_cookie: String,
 }
 
-/// Checks the key of a request, then its rate limit, then receives the body. No body is inflated before its key is checked,
-/// except where the dialect has the key in the body.
+/// Bytes of a body, inflated, in which a key is looked for.
+const KEY_WITHIN: usize = 64 * 1024;
+
+/// Checks the key of a request, then its rate limit, then receives the body. No body is inflated before its key is checked. Where a
+/// dialect may have the key in the body, the body comes first, into a small memory of its own, and its beginning is looked at.
 pub(crate) async fn admit(app: &Arc<App>, route: Route, request: Request<Incoming>) -> Result<(Admitted, Body), ApiError> {
     let (head, mut body) = request.into_parts();
     let admitted = admit_parts(app, route, &head, &mut body).await;
@@ -69,21 +72,24 @@ async fn admit_parts(
         access = Some(authenticate(app, key.as_deref(), received_at).await?);
     }
 
-    let mut body = body::receive(body, &app.limits, &app.memory).await.map_err(|fault| body_fault(app, fault))?;
+    let memory = if access.is_some() { &app.memory } else { &app.unauthenticated };
+    let mut body = body::receive(body, &app.limits, memory).await.map_err(|fault| body_fault(app, fault))?;
     app.metrics.body_bytes.record(body.bytes.len() as f64);
+    let access = match access {
+        Some(access) => access,
+        None => {
+            let in_body = dialect::write_key(Text::new(&body.beginning(KEY_WITHIN)).as_str());
+            let access = authenticate(app, in_body.or(key).as_deref(), received_at).await?;
+            body = body.move_to(&app.memory).map_err(|fault| body_fault(app, fault))?;
+            access
+        }
+    };
     if body.is_gzip() || (is_gzip && looks_binary(&body.bytes)) {
         // A small body may inflate to a thousand times its size.
         let is_short = body.bytes.len() <= 1024;
         body = compute(app, is_short, move |app| body.inflate(&app.limits).map_err(|fault| body_fault(app, fault))).await?;
         app.metrics.decoded_bytes.record(body.bytes.len() as f64);
     }
-    let access = match access {
-        Some(access) => access,
-        None => {
-            let in_body = dialect::write_key(Text::new(&body.bytes).as_str());
-            authenticate(app, in_body.or(key).as_deref(), received_at).await?
-        }
-    };
 
     let header = |name| head.headers.get(name).and_then(|value| value.to_str().ok());
     let is_pixel = route == Route::Pixel;

@@ -153,6 +153,26 @@ impl Body {
         self.bytes.starts_with(&[0x1f, 0x8b])
     }
 
+    /// Returns the beginning of the body, inflated if it is gzip: so many bytes at most. A broken end is not its business.
+    pub(crate) fn beginning(&self, bytes_max: usize) -> Bytes {
+        if !self.is_gzip() {
+            return self.bytes.slice(..self.bytes.len().min(bytes_max));
+        }
+        let mut out = Vec::with_capacity(self.bytes.len().min(bytes_max));
+        // What came out before a fault stays in it.
+        let _ = MultiGzDecoder::new(self.bytes.as_ref()).take(bytes_max as u64).read_to_end(&mut out);
+        out.into()
+    }
+
+    /// Reserves the body's bytes in another memory, and gives back those of the former one.
+    /// # Errors
+    /// `NoMemory`.
+    pub(crate) fn move_to(self, memory: &Memory) -> Result<Body, BodyFault> {
+        let mut reserved = memory.reserve();
+        reserved.grow_to(self.bytes.len())?;
+        Ok(Body { bytes: self.bytes, reserved })
+    }
+
     /// Inflates the body, once. Output is counted while it is made, so that a bomb costs no more than the limit.
     pub(crate) fn inflate(self, limits: &Limits) -> Result<Body, BodyFault> {
         let Body { bytes, mut reserved } = self;
@@ -219,6 +239,19 @@ mod tests {
         check([gzip(b"{"), gzip(b"}")].concat(), Ok(2));
         check(gzip(b"{}")[..12].to_vec(), Err("BadGzip"));
         check([0x1f, 0x8b, 0x09, 0x00].to_vec(), Err("BadGzip"));
+    }
+
+    #[test]
+    fn a_beginning_is_no_longer_than_asked_for() {
+        let memory = Memory::new(1 << 20);
+        let check = |bytes: Vec<u8>, expected: &[u8]| assert_eq!(body(bytes, &memory).beginning(4).as_ref(), expected);
+        check(b"abcdef".to_vec(), b"abcd");
+        check(b"ab".to_vec(), b"ab");
+        check(gzip(b"abcdef"), b"abcd");
+        check(gzip(b"ab"), b"ab");
+        check(gzip(&vec![b'x'; 10_000_000]), b"xxxx");
+        check(gzip(b"ab")[..12].to_vec(), b"ab");
+        check([0x1f, 0x8b, 0x09, 0x00].to_vec(), b"");
     }
 
     #[test]

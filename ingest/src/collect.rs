@@ -38,6 +38,8 @@ pub(crate) struct App {
     pub(crate) admin: AdminEndpoint,
     pub(crate) health: Arc<Health>,
     pub(crate) memory: Memory,
+    /// Of bodies whose key is not known yet.
+    pub(crate) unauthenticated: Memory,
     pub(crate) agents: Agents,
     /// The last append failed: logged once, until one succeeds.
     pub(crate) is_log_failing: AtomicBool,

@@ -16,6 +16,13 @@ pub struct Config {
     /// Take events under any key into the project `default`; only on a loopback address
     #[arg(long, env = "WEIR_ANY_KEY", value_parser = clap::builder::FalseyValueParser::new())]
     pub any_key: bool,
+    /// Open connections that one address may have, of 16,384 in all; more are closed at once. A proxy's address has all of its clients'
+    #[arg(long, env = "WEIR_CONNECTIONS_PER_ADDRESS_MAX", value_name = "CONNECTIONS", default_value_t = 4_096,
+          value_parser = clap::value_parser!(u32).range(1..))]
+    pub connections_per_address_max: u32,
+    /// Count connections of loopback addresses too
+    #[arg(long, env = "WEIR_COUNT_LOOPBACK", value_parser = clap::builder::FalseyValueParser::new())]
+    pub count_loopback: bool,
     /// Postgres, which knows the keys.
     #[arg(skip)]
     pub database_url: String,
@@ -33,6 +40,8 @@ impl Default for Config {
             collector: SocketAddr::from(([127, 0, 0, 1], 8080)),
             metrics: None,
             any_key: false,
+            connections_per_address_max: 4_096,
+            count_loopback: false,
             database_url: String::new(),
             data_dir: PathBuf::new(),
             limits: Limits::default(),
@@ -51,6 +60,8 @@ pub struct Limits {
     pub decoded_bytes_max: usize,
     /// Bytes of all bodies being worked on; beyond it requests are refused with `Retry-After`.
     pub in_flight_bytes_max: usize,
+    /// The same for requests whose key is looked for in the body, until it is known: whoever has no key takes nothing from those who have.
+    pub unauthenticated_bytes_max: usize,
     /// Events of one request.
     pub events_max: usize,
     /// Names of conversions and engagement of one project, about: each collector counts by itself what is new.
@@ -91,6 +102,7 @@ impl Limits {
             idle_max: self.idle_max,
             // A client that has shut its side down after the request still wants the answer.
             half_close: true,
+            ..service::Limits::default()
         }
     }
 }
@@ -102,6 +114,7 @@ impl Default for Limits {
             body_bytes_max: 2 * 1024 * 1024,
             decoded_bytes_max: 10 * 1024 * 1024,
             in_flight_bytes_max: 256 * 1024 * 1024,
+            unauthenticated_bytes_max: 16 * 1024 * 1024,
             events_max: 2_500,
             event_names_max: 2_000,
             uri_bytes_max: 4 * 1024,

@@ -57,7 +57,12 @@ impl Collector {
         log: Arc<dyn eventlog::Append>,
         clock: Arc<dyn Fn() -> Micros + Send + Sync>,
     ) -> Result<Collector, StartError> {
-        let Config { collector, metrics: metrics_on, any_key, database_url, data_dir, limits } = config;
+        let of_connections = service::Limits {
+            connections_per_address_max: config.connections_per_address_max as usize,
+            counts_loopback: config.count_loopback,
+            ..config.limits.of_connections()
+        };
+        let Config { collector, metrics: metrics_on, any_key, database_url, data_dir, limits, .. } = config;
         // The parser of options takes every scheme, and text without one.
         if !["postgres://", "postgresql://"].iter().any(|scheme| database_url.starts_with(scheme)) {
             return Err(StartError::DatabaseUrl("it has another scheme, or none".to_owned()));
@@ -85,6 +90,7 @@ impl Collector {
         log_watch::spawn(&tasks, Arc::clone(&log));
         let app = Arc::new(App {
             memory: body::Memory::new(limits.in_flight_bytes_max),
+            unauthenticated: body::Memory::new(limits.unauthenticated_bytes_max),
             limits: limits.clone(),
             log,
             clock,
@@ -107,9 +113,9 @@ impl Collector {
             listener.serve(&tasks, name, &meter, limits, move |request| answer::answer(Arc::clone(&app), scope, request));
         };
         match metrics_listener {
-            None => serve(listener, "listener", limits.of_connections(), Scope::All),
+            None => serve(listener, "listener", of_connections, Scope::All),
             Some(on_its_own) => {
-                serve(listener, "listener", limits.of_connections(), Scope::NoMetrics);
+                serve(listener, "listener", of_connections, Scope::NoMetrics);
                 serve(on_its_own, "metrics-listener", service::Limits::admin(), Scope::Admin);
             }
         }

@@ -1,8 +1,9 @@
 //! Sockets: how connections come, what they may take, and how they go.
 
+use std::collections::HashMap;
 use std::convert::Infallible;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -38,6 +39,10 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(25), Duration::from_
 pub struct Limits {
     /// Open connections; more wait in the kernel's queue.
     pub connections_max: usize,
+    /// Open connections of one address; more are closed at once, so that nobody takes them all.
+    pub connections_per_address_max: usize,
+    /// Whether that holds for loopback addresses too: a proxy on this machine brings everybody's.
+    pub counts_loopback: bool,
     /// Headers of a request.
     pub headers_max: usize,
     /// Bytes of a request's head.
@@ -62,6 +67,8 @@ impl Default for Limits {
     fn default() -> Self {
         Limits {
             connections_max: 1_024,
+            connections_per_address_max: 256,
+            counts_loopback: false,
             headers_max: 64,
             head_bytes_max: 16 * 1024,
             head_wait_max: Duration::from_secs(10),
@@ -100,12 +107,17 @@ impl Listener {
     {
         let server = Arc::new(Server {
             permits: Arc::new(Semaphore::new(limits.connections_max)),
+            by_address: Mutex::default(),
             limits,
             answer,
             health: Arc::clone(tasks.health()),
             open: meter.gauge(meter.own("connections"), "Open connections."),
             accepted: meter.counter(meter.own("connections_accepted_total"), "Connections taken."),
             timed_out: meter.counter(meter.own("connections_timed_out_total"), "Connections closed for being idle or too slow."),
+            over_share: meter.counter(
+                meter.own("connections_over_share_total"),
+                "Connections closed at once, since their address had as many open as it may have.",
+            ),
         });
         // Connections do not hold it: it is closed when the task has ended, while they finish what they do.
         let socket = Arc::new(self.socket);
@@ -115,12 +127,15 @@ impl Listener {
 
 struct Server<A> {
     permits: Arc<Semaphore>,
+    /// Open connections of the addresses that are counted.
+    by_address: Mutex<HashMap<IpAddr, usize>>,
     limits: Limits,
     answer: A,
     health: Arc<Health>,
     open: Gauge,
     accepted: Counter,
     timed_out: Counter,
+    over_share: Counter,
 }
 
 impl<A, F> Server<A>
@@ -135,19 +150,24 @@ where
             let accepted = async {
                 // The semaphore is never closed.
                 let permit = Arc::clone(&self.permits).acquire_owned().await.map_err(io::Error::other)?;
-                Ok::<_, io::Error>((socket.accept().await?.0, permit))
+                Ok::<_, io::Error>((socket.accept().await?, permit))
             };
             let accepted = tokio::select! {
                 accepted = accepted => accepted,
                 () = stop.requested() => return,
             };
             match accepted {
-                Ok((stream, permit)) => {
+                Ok(((stream, peer), permit)) => {
                     back_off.reset();
                     self.accepted.increment(1);
+                    let Some(share) = self.share(peer.ip()) else {
+                        self.over_share.increment(1);
+                        continue; // closed, before anything of it was read
+                    };
                     let (server, stop) = (Arc::clone(&self), stop.clone());
                     tokio::spawn(async move {
                         let _permit = permit;
+                        let _share = Share { server: &*server, address: share };
                         let _counted = Counted::new(&server.open);
                         // After a panic, which is counted, the connection is closed.
                         let _ = server.health.caught_outside(server.connection(stream, stop)).await;
@@ -159,6 +179,20 @@ where
                 }
             }
         }
+    }
+
+    /// Counts a connection of an address, if it is one that is counted. None: it has its share already.
+    fn share(&self, address: IpAddr) -> Option<Option<IpAddr>> {
+        if address.to_canonical().is_loopback() && !self.limits.counts_loopback {
+            return Some(None);
+        }
+        let mut by_address = self.by_address.lock().unwrap_or_else(PoisonError::into_inner);
+        let open = by_address.entry(address).or_default();
+        if *open >= self.limits.connections_per_address_max {
+            return None;
+        }
+        *open += 1;
+        Some(Some(address))
     }
 
     /// Serves one connection to its end.
@@ -218,6 +252,26 @@ where
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
         response
+    }
+}
+
+/// A connection's place in its address' share.
+struct Share<'a, A> {
+    server: &'a Server<A>,
+    /// None: it is not counted.
+    address: Option<IpAddr>,
+}
+
+impl<A> Drop for Share<'_, A> {
+    fn drop(&mut self) {
+        let Some(address) = self.address else { return };
+        let mut by_address = self.server.by_address.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(open) = by_address.get_mut(&address) {
+            *open -= 1;
+            if *open == 0 {
+                by_address.remove(&address);
+            }
+        }
     }
 }
 

@@ -152,3 +152,39 @@ async fn what_could_be_smuggled_past_a_proxy_is_refused() {
     check(&String::from_utf8_lossy(&first[..read]), 200, &["done\n"]);
     check(&send(&mut stream, "GET /other HTTP/1.1\nHost: a\r\n\r\n").await, 400, &["without a carriage return"]);
 }
+
+/// Whoever opens connections and sends nothing keeps out neither others nor, for long, himself.
+#[tokio::test]
+async fn an_address_has_its_share_of_the_connections() {
+    let limits = Limits { connections_per_address_max: 3, counts_loopback: true, ..Limits::default() };
+    let service = start(limits, Scope::All).await;
+    let from = |address: [u8; 4]| {
+        let to = service.address;
+        async move {
+            let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
+            socket.bind(SocketAddr::from((address, 0))).expect("any of 127.0.0.0/8 is ours");
+            socket.connect(to).await.expect("connects")
+        }
+    };
+    let mut idle = Vec::new();
+    for _ in 0..3 {
+        idle.push(from([127, 0, 0, 2]).await);
+    }
+    let is_served = async |mut stream: TcpStream| {
+        let request = b"GET /metrics HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n";
+        let mut answer = String::new();
+        stream.write_all(request).await.is_ok() && stream.read_to_string(&mut answer).await.is_ok() && answer.contains("200 OK")
+    };
+    assert!(!is_served(from([127, 0, 0, 2]).await).await, "a fourth one of the same address");
+    assert!(is_served(from([127, 0, 0, 3]).await).await, "one of another address");
+    drop(idle.pop());
+    while !is_served(from([127, 0, 0, 2]).await).await {
+        tokio::task::yield_now().await; // until the server has seen it go
+    }
+    let metrics = ask(service.address, "GET", "/metrics").await;
+    assert!(!metrics.contains("weir_test_connections_over_share_total 0\n"), "{metrics}");
+
+    let uncounted = start(Limits { connections_per_address_max: 1, ..Limits::default() }, Scope::All).await;
+    let _open = TcpStream::connect(uncounted.address).await.expect("connects");
+    check(&ask(uncounted.address, "GET", "/livez").await, 200, &[]);
+}

@@ -100,17 +100,40 @@ pub(super) fn batch(body: &str, call: Option<Call>, events_max: usize) -> Result
     Ok(Batch { items, sent_at, call, context: top.context, integrations: top.integrations })
 }
 
-/// Reads the key that a body carries, if it does.
-pub(crate) fn write_key(body: &str) -> Option<String> {
-    let raw = top(body, 0).ok()?.write_key?;
-    Value::Json(raw).text("writeKey").ok().filter(|key| !key.is_empty())
+/// Reads the key that the beginning of a body carries, if it does: the last one, as of members that stand twice everywhere.
+pub(crate) fn write_key(beginning: &str) -> Option<String> {
+    /// Notes the key as it is met: the text may end anywhere after it.
+    struct Walk<'a>(&'a mut Option<String>);
+
+    impl<'de> Visitor<'de> for Walk<'_> {
+        type Value = ();
+
+        fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+            out.write_str("an object")
+        }
+
+        fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<(), M::Error> {
+            while let Some(Key(key)) = map.next_key::<Key<'de>>()? {
+                if key == "writeKey" {
+                    *self.0 = Value::Json(map.next_value()?).text("writeKey").ok().filter(|key| !key.is_empty());
+                } else {
+                    map.next_value::<IgnoredAny>()?;
+                }
+            }
+            Ok(())
+        }
+    }
+
+    let mut found = None;
+    // A fault of the body is told when it is read as a whole.
+    let _ = serde_json::Deserializer::from_str(beginning).deserialize_map(Walk(&mut found));
+    found
 }
 
 #[derive(Default)]
 struct Top<'a> {
     batch: Option<(Vec<&'a RawValue>, usize)>,
     sent_at: Option<&'a RawValue>,
-    write_key: Option<&'a RawValue>,
     context: Option<&'a RawValue>,
     integrations: Option<&'a RawValue>,
 }
@@ -145,7 +168,6 @@ fn top(body: &str, events_max: usize) -> serde_json::Result<Top<'_>> {
                         top.batch = Some((found.elements, found.count));
                     }
                     "sentAt" => top.sent_at = Some(map.next_value()?),
-                    "writeKey" => top.write_key = Some(map.next_value()?),
                     "context" => top.context = Some(map.next_value()?),
                     "integrations" => top.integrations = Some(map.next_value()?),
                     _ => drop(map.next_value::<IgnoredAny>()?),

@@ -1,7 +1,10 @@
 //! Clients that are slow, broken or malicious, and others that must not notice.
 
+use std::io::Write as _;
 use std::time::{Duration, Instant};
 
+use flate2::Compression;
+use flate2::write::GzEncoder;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
@@ -207,4 +210,62 @@ async fn many_members_are_refused_quickly() {
     assert_eq!((answer.status, answer.header("x-events-rejected")), (200, Some("3")));
     assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
     assert_eq!(service.counter("weir_collector_events_rejected_total{code=\"too_many_keys\"}").await, 23);
+}
+
+/// Whoever has no key takes nothing from those who have one: neither their memory, nor their processor.
+#[tokio::test]
+async fn without_a_key_there_is_little_to_take() {
+    let service = Service::with(|limits| limits.unauthenticated_bytes_max = 1 << 20).await;
+    // Bodies that stop one byte short hold what there is for them, each nearly half a megabyte.
+    let declared = 500_000;
+    let mut stalled = Vec::new();
+    for _ in 0..8 {
+        let mut stream = TcpStream::connect(service.address()).await.expect("connects");
+        let head = format!("POST /v1/batch HTTP/1.1\r\nHost: a\r\nContent-Length: {declared}\r\n\r\n");
+        stream.write_all(head.as_bytes()).await.expect("written");
+        // Refused for want of room while it is still sending.
+        let _ = stream.write_all(&vec![b' '; declared - 1]).await;
+        stalled.push(stream);
+    }
+    let mine = [("Authorization", "Basic d2tfdGVzdDo=")];
+    let call = br#"{"type":"track","event":"Ordered","userId":"u","messageId":"m"}"#;
+    let batch = [b"{\"batch\":[".as_slice(), call, b"]}"].concat();
+    assert_eq!(send(service.address(), "POST", "/v1/batch", &mine, &batch).await.status, 200);
+    assert!(service.counter("weir_collector_bodies_in_flight_bytes").await < 64 * 1024, "the memory of others");
+    drop(stalled);
+
+    // A bomb without a key is not inflated: ten kilobytes that would be ten megabytes.
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
+    encoder.write_all(&vec![0xff; 10 << 20]).expect("a Vec takes every byte");
+    let bomb = encoder.finish().expect("a Vec takes every byte");
+    until_room(&service).await;
+    let before = service.counter("weir_collector_request_decoded_bytes_count").await;
+    for _ in 0..25 {
+        let headers = [("Content-Encoding", "gzip")];
+        let answer = send(service.address(), "POST", "/v1/batch", &headers, &bomb).await;
+        assert_eq!((answer.status, answer.code().as_str()), (401, "missing_key"));
+    }
+    assert_eq!(service.counter("weir_collector_request_decoded_bytes_count").await, before);
+
+    // The key in the body of a batch that is longer than what is looked at, before it and after it.
+    let long = |first: &str, last: &str| {
+        format!("{{{first}\"batch\":[{{\"type\":\"track\",\"event\":\"{}\",\"userId\":\"u\"}}]{last}}}", "e".repeat(70_000))
+    };
+    let key = "\"writeKey\":\"wk_test\"";
+    let first = send(service.address(), "POST", "/v1/batch", &[], long(&format!("{key},"), "").as_bytes()).await;
+    assert_eq!(first.status, 200, "{:?}", first.json());
+    let last = send(service.address(), "POST", "/v1/batch", &[], long("", &format!(",{key}")).as_bytes()).await;
+    assert_eq!((last.status, last.code().as_str()), (401, "missing_key"));
+}
+
+/// Waits until what has gone has given its room back.
+async fn until_room(service: &Service) {
+    let body = br#"{"batch":[]}"#;
+    for _ in 0..200 {
+        if send(service.address(), "POST", "/v1/batch", &[], body).await.status == 401 {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("the memory is not given back");
 }

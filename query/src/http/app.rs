@@ -48,13 +48,13 @@ impl App {
     /// its place until then. Dropped, it ends the same way.
     /// # Errors
     /// Those of the work, and [`ApiError`] of code `busy` or `query_timeout`.
-    pub(crate) async fn within_limits<T, F, W>(self: &Arc<Self>, work: F) -> Result<T, ApiError>
+    pub(crate) async fn within_limits<T, F, W>(self: &Arc<Self>, project: Uuid, work: F) -> Result<T, ApiError>
     where
         T: Send + 'static,
         F: FnOnce(Arc<App>) -> W,
         W: Future<Output = Result<T, ApiError>> + Send + 'static,
     {
-        let permit = self.queue.acquire().await?;
+        let permit = self.queue.acquire(project).await?;
         let work = work(self.clone());
         let task = self.threads.spawn(async move {
             let done = work.await;

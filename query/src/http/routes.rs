@@ -118,12 +118,13 @@ async fn dispatch(app: &Arc<App>, route: Option<Route>, request: Request<Incomin
     let project = app.tokens.project(request.headers()).await?;
     match route {
         Route::Experiments => {
-            let list = app.within_limits(|app| async move { experiment::list(&app, project).await });
+            let list = app.within_limits(project, |app| async move { experiment::list(&app, project).await });
             Ok(json_answer(&list.await?))
         }
         Route::Results(name) => {
             let request = ResultsRequest::of(&query_fields(request.uri().query())?)?;
-            let results = app.within_limits(|app| async move { experiment::results(&app, project, &name, &request).await });
+            let results =
+                app.within_limits(project, |app| async move { experiment::results(&app, project, &name, &request).await });
             let (results, steps) = results.await?;
             let mut answer = json_answer(&results);
             answer.headers_mut().insert("server-timing", server_timing(&steps)?);
@@ -131,14 +132,15 @@ async fn dispatch(app: &Arc<App>, route: Option<Route>, request: Request<Incomin
         }
         Route::Funnels => {
             let definition = funnel::definition::Definition::parse(&body(app, request).await?)?;
-            let funnel = app.within_limits(|app| async move { funnel::answer::answer(&app, project, definition).await });
+            let funnel = app.within_limits(project, |app| async move { funnel::answer::answer(&app, project, definition).await });
             Ok(json_answer(&funnel.await?))
         }
         Route::Sql => {
             let format = accepted(request.headers());
             let statement = sql::run::parse(&body(app, request).await?)?;
             let guarded = sql::run::check(app, statement).await?;
-            let rows = app.within_limits(|app| async move { sql::run::answer(&app, project, guarded, format).await }).await?;
+            let rows =
+                app.within_limits(project, |app| async move { sql::run::answer(&app, project, guarded, format).await }).await?;
             let content_type = match format {
                 Format::Json => "application/json",
                 Format::Csv => "text/csv; charset=utf-8; header=present",

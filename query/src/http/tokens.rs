@@ -1,61 +1,84 @@
 //! Who asks: read tokens, and the project that each of them opens.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use catalogue::keys::{KeyDigest, digest, project_of_read_token};
+use catalogue::keys::{KeyDigest, digest, read_tokens};
 use hyper::header::{AUTHORIZATION, HeaderMap};
 use sqlx::PgPool;
 use uuid::Uuid;
 
 use crate::http::error::ApiError;
 
-/// Tokens remembered at most, unknown ones included: guessing must not fill the memory.
-const REMEMBERED_MAX: usize = 4_096;
+/// Time between two readings at least: however many unknown tokens come, Postgres is asked no more often.
+const APART_MIN: Duration = Duration::from_millis(250);
 
-/// The tokens seen lately.
+/// The tokens as they were last read from Postgres, all of them.
 pub(crate) struct Tokens {
     pool: PgPool,
     age_max: Duration,
-    known: Mutex<HashMap<KeyDigest, Seen>>,
+    last: Mutex<Option<Reading>>,
+    /// Held while they are read: whoever waits for the same reading shares it.
+    reading: tokio::sync::Mutex<()>,
 }
 
-#[derive(Clone, Copy)]
-struct Seen {
-    project: Option<Uuid>,
-    at: Instant,
+/// A reading, and when it began.
+#[derive(Clone)]
+struct Reading {
+    began: Instant,
+    /// None: Postgres did not answer.
+    projects: Option<Arc<HashMap<KeyDigest, Uuid>>>,
 }
 
 impl Tokens {
     pub(crate) fn new(pool: PgPool, age_max: Duration) -> Self {
-        Tokens { pool, age_max, known: Mutex::default() }
+        Tokens { pool, age_max, last: Mutex::default(), reading: tokio::sync::Mutex::default() }
     }
 
-    /// Returns the project of a request's token.
+    /// Returns the project of a request's token. One that is not among those read is looked for in a reading that begins after this call,
+    /// so that one that was just made works at once.
     /// # Errors
     /// [`ApiError::unauthorized`], the same for a token that is missing, unknown, revoked, expired or of another kind;
-    /// [`ApiError::unavailable`] if it is not remembered and Postgres cannot be asked.
+    /// [`ApiError::unavailable`] if Postgres cannot be asked.
     pub(crate) async fn project(&self, headers: &HeaderMap) -> Result<Uuid, ApiError> {
         let token = bearer(headers).ok_or_else(ApiError::unauthorized)?;
-        let digest = digest(token);
-        if let Some(seen) = self.remembered(&digest) {
-            return seen.project.ok_or_else(ApiError::unauthorized);
+        let (digest, asked) = (digest(token), Instant::now());
+        let known = |reading: Reading| reading.projects.and_then(|projects| projects.get(&digest).copied());
+        if let Some(project) = self.last().filter(|reading| reading.began + self.age_max > asked).and_then(known) {
+            return Ok(project);
         }
-        let project = project_of_read_token(&self.pool, &digest).await.map_err(|error| crate::engine::database_error(&error))?;
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.len() >= REMEMBERED_MAX {
-            known.retain(|_, seen| seen.at.elapsed() < self.age_max);
+        let reading = self.read_since(asked).await;
+        if reading.projects.is_none() {
+            return Err(ApiError::unavailable("the database cannot answer now"));
         }
-        if known.len() < REMEMBERED_MAX {
-            known.insert(digest, Seen { project, at: Instant::now() });
-        }
-        project.ok_or_else(ApiError::unauthorized)
+        known(reading).ok_or_else(ApiError::unauthorized)
     }
 
-    fn remembered(&self, digest: &KeyDigest) -> Option<Seen> {
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        known.get(digest).copied().filter(|seen| seen.at.elapsed() < self.age_max)
+    /// Returns a reading that began after `asked`.
+    async fn read_since(&self, asked: Instant) -> Reading {
+        let _reading = self.reading.lock().await;
+        if let Some(last) = self.last() {
+            if last.began >= asked {
+                return last;
+            }
+            tokio::time::sleep_until((last.began + APART_MIN).into()).await;
+        }
+        let began = Instant::now();
+        let projects = match read_tokens(&self.pool).await {
+            Ok(tokens) => Some(Arc::new(tokens.into_iter().collect())),
+            Err(error) => {
+                tracing::warn!(%error, "read tokens cannot be read");
+                None
+            }
+        };
+        let reading = Reading { began, projects };
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(reading.clone());
+        reading
+    }
+
+    fn last(&self) -> Option<Reading> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
