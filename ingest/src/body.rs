@@ -250,7 +250,8 @@ mod tests {
         check(gzip(b"abcdef"), b"abcd");
         check(gzip(b"ab"), b"ab");
         check(gzip(&vec![b'x'; 10_000_000]), b"xxxx");
-        check(gzip(b"ab")[..12].to_vec(), b"ab");
+        let whole = gzip(b"ab");
+        check(whole[..whole.len() - 4].to_vec(), b"ab");
         check([0x1f, 0x8b, 0x09, 0x00].to_vec(), b"");
     }
 

@@ -1,5 +1,6 @@
 //! The pixel: one event in the parameters of a query, or of a form.
 
+use events::rules::limits::{EVENT_BYTES_MAX, KEYS_MAX};
 use events::{Code, Rejection};
 
 use super::members::{Member, Value};
@@ -22,13 +23,26 @@ pub(crate) struct Hit<'a> {
     members: Vec<Member<'a>>,
     /// Names of parameters whose values are not UTF-8.
     damaged: Vec<String>,
+    /// Why it is not taken as a whole: bytes or parameters beyond an event's.
+    oversize: Option<Rejection>,
     device: Device<'a>,
 }
 
-/// Takes the parameters of an event, without the key.
+/// Takes the parameters of an event, without the key. One that is larger than an event may be is not taken apart.
 pub(super) fn hit<'a>(query: &'a str, form: &'a str, device: Device<'a>) -> Hit<'a> {
-    let mut hit = Hit { members: Vec::new(), damaged: Vec::new(), device };
+    let mut hit = Hit { members: Vec::new(), damaged: Vec::new(), oversize: None, device };
+    let bytes = query.len() + form.len();
+    if bytes > EVENT_BYTES_MAX {
+        let message = format!("the event has {bytes} bytes; at most {EVENT_BYTES_MAX} are accepted");
+        hit.oversize = Some(Rejection::new(Code::EventTooLarge, "", message));
+        return hit;
+    }
     for (key, value) in query::parameters(query).chain(query::parameters(form.trim_ascii())) {
+        if hit.members.len() + hit.damaged.len() > KEYS_MAX {
+            let message = format!("found more than {KEYS_MAX} parameters; at most {KEYS_MAX} are accepted");
+            hit.oversize = Some(Rejection::new(Code::TooManyKeys, "", message));
+            return hit;
+        }
         match value {
             _ if key == "key" => {}
             Some(value) => hit.members.push(Member { key, value: Value::Parameter(value) }),
@@ -41,6 +55,9 @@ pub(super) fn hit<'a>(query: &'a str, form: &'a str, device: Device<'a>) -> Hit<
 impl Hit<'_> {
     /// Reads the event by the rules of the native one.
     pub(super) fn parse(&self) -> Result<ParsedEvent, Rejection> {
+        if let Some(oversize) = &self.oversize {
+            return Err(oversize.clone());
+        }
         if let Some(field) = self.damaged.first() {
             return Err(Rejection::new(Code::BadUtf8, field, "contains bytes that are not UTF-8"));
         }
@@ -93,6 +110,14 @@ mod tests {
         assert_eq!(details.user_context.expect("given").get(), r#"{"a":1}"#);
         let refused = |query| hit(query, "", Device { known: None, fresh: "f" }).parse().map(|parsed| parsed.faults.len());
         assert_eq!(refused("type=impression&city=%ff").expect_err("damaged").code, Code::BadUtf8);
+        // Few bytes on the wire, once they are inflated: neither taken apart nor kept.
+        let large = format!("type=impression&{}", "a&".repeat(40_000));
+        assert_eq!(refused(&large).expect_err("large").code, Code::EventTooLarge);
+        let many = |count: usize| format!("type=impression&{}", (2..=count).map(|n| format!("p{n}=1&")).collect::<String>());
+        let (fitting, more) = (many(KEYS_MAX), many(KEYS_MAX + 2));
+        assert_eq!(refused(&fitting).expect("as many as an event may have"), 0);
+        assert_eq!(refused(&more).expect_err("more").code, Code::TooManyKeys);
+        assert_eq!(hit(&large, "", Device { known: None, fresh: "f" }).members.len(), 0);
         assert_eq!(refused("type=impression&bounce=maybe&time_on_page=x").expect("can be read"), 2);
     }
 }

@@ -20,7 +20,7 @@ async fn events_of_one_request() {
     let lines = "{\"type\":\"impression\",\"user_id\":\"u\"}\n".repeat(2_501);
     assert_eq!(service.post(&lines).await.status, 413);
     let calls = vec![r#"{"type":"page","userId":"u"}"#; 2_501].join(",");
-    let body = format!("{{\"batch\":[{calls}],\"writeKey\":\"{WRITE}\"}}");
+    let body = format!("{{\"writeKey\":\"{WRITE}\",\"batch\":[{calls}]}}");
     let answer = send(service.address(), "POST", "/v1/batch", &[], body.as_bytes()).await;
     assert_eq!((answer.status, answer.code().as_str()), (400, "too_many_events"));
     assert_eq!(service.log.events().len(), 2_500);
