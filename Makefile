@@ -28,11 +28,11 @@ test:
 
 test-kafka:
 	deploy/install.sh test
-	WEIR_KAFKA_BROKERS=3 deploy/kafka.sh run cargo test --locked $(CARGO_PROFILE) --package eventlog --package weir -- kafka:: services:: journey::
+	WEIR_KAFKA_BROKERS=3 deploy/kafka.sh run cargo test --locked $(CARGO_PROFILE) --workspace --no-fail-fast -- kafka:: services:: journey::
 
 chaos:
 	deploy/install.sh test
-	WEIR_KILLS=30 WEIR_RESTARTS=30 WEIR_OUTAGE_SECONDS=300 deploy/kafka.sh run cargo test --locked $(CARGO_PROFILE) --package weir --test it -- --nocapture services:: kills::
+	WEIR_KILLS=30 WEIR_RESTARTS=30 WEIR_OUTAGE_SECONDS=300 deploy/kafka.sh run cargo test --locked $(CARGO_PROFILE) --workspace -- --nocapture services:: kills::
 
 lint:
 	cargo fmt --all --check
