@@ -2,11 +2,12 @@
 //!
 //! A request whose end two programs see at different places lets a client slip a second one past the first program. hyper refuses
 //! lengths that differ, and takes a line end without a carriage return and a length that is given twice; these are refused
-//! here. What came together with an earlier request is not seen: who sends that speaks to us directly.
+//! here. What came together with an earlier request, or behind the rest of a body that nobody read, is not seen: who sends that speaks to
+//! us directly.
 //! Source: RFC 9112 sections 2.2, 6.1 and 6.3.
 
-use hyper::HeaderMap;
 use hyper::header::TRANSFER_ENCODING;
+use hyper::{HeaderMap, Method, Uri};
 
 /// Bytes of a line that are looked at: the name of the header that counts, and its colon.
 const PREFIX_MAX: usize = 16;
@@ -17,6 +18,8 @@ const CONTENT_LENGTH: &[u8] = b"content-length:";
 pub(crate) struct HeadScan {
     /// The beginning of the present line, in lowercase.
     line: Vec<u8>,
+    /// The same of the request line.
+    request_line: Vec<u8>,
     /// Whether the last byte was a carriage return.
     has_return: bool,
     lines: usize,
@@ -60,14 +63,20 @@ impl HeadScan {
         }
         // Empty lines before a request are passed over, as everywhere.
         self.is_over = is_empty && self.lines > 0;
+        if self.lines == 0 && !is_empty {
+            self.request_line.clone_from(&self.line);
+        }
         self.lines += usize::from(!is_empty);
         self.line.clear();
         self.has_return = false;
     }
 
-    /// Returns what is wrong with the head.
-    pub(crate) fn fault(&self) -> Option<&'static str> {
-        self.fault
+    /// Returns what is wrong with the head of this request; nothing if other bytes were looked at.
+    pub(crate) fn fault(&self, method: &Method, target: &Uri) -> Option<&'static str> {
+        let fault = self.fault?;
+        let mut expected = format!("{method} {target}").to_ascii_lowercase().into_bytes();
+        expected.truncate(self.request_line.len());
+        (!expected.is_empty() && self.request_line.starts_with(&expected)).then_some(fault)
     }
 }
 
@@ -90,7 +99,10 @@ mod tests {
                 let mut scan = HeadScan::default();
                 scan.feed(&bytes[..cut]);
                 scan.feed(&bytes[cut..]);
-                assert_eq!(scan.fault(), expected, "{:?} cut at {cut}", String::from_utf8_lossy(bytes));
+                let method = if bytes.trim_ascii_start().starts_with(b"POST") { Method::POST } else { Method::GET };
+                let found = scan.fault(&method, &Uri::from_static("/"));
+                assert_eq!(found, expected, "{:?} cut at {cut}", String::from_utf8_lossy(bytes));
+                assert_eq!(scan.fault(&Method::PUT, &Uri::from_static("/")), None, "of another request");
             }
         };
         let (bare, twice) =

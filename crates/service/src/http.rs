@@ -204,7 +204,7 @@ where
             let activity = Arc::clone(&activity);
             async move {
                 activity.set(Doing::Answering);
-                let response = match activity.head_fault().or_else(|| transfer_fault(request.headers())) {
+                let response = match activity.head_fault(&request).or_else(|| transfer_fault(request.headers())) {
                     Some(fault) => refuse(fault),
                     None => self.respond(request).await,
                 };
@@ -329,9 +329,9 @@ impl Activity {
         head.feed(bytes);
     }
 
-    /// Returns what is wrong with the head that came last.
-    fn head_fault(&self) -> Option<&'static str> {
-        self.head.lock().unwrap_or_else(PoisonError::into_inner).fault()
+    /// Returns what is wrong with the head of a request, if it is the one that came last.
+    fn head_fault(&self, request: &Request<Incoming>) -> Option<&'static str> {
+        self.head.lock().unwrap_or_else(PoisonError::into_inner).fault(request.method(), request.uri())
     }
 
     /// Returns until when something else must have begun; while a request is answered, when to look again.

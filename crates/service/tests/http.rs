@@ -188,3 +188,24 @@ async fn an_address_has_its_share_of_the_connections() {
     let _open = TcpStream::connect(uncounted.address).await.expect("connects");
     check(&ask(uncounted.address, "GET", "/livez").await, 200, &[]);
 }
+
+/// A body that its handler left unread is drained after the answer, and is not taken for the head of the next request.
+#[tokio::test]
+async fn an_unread_body_is_no_head() {
+    let service = start(Limits::default(), Scope::All).await;
+    for bytes in [100, 9_000, 12_000, 20_000] {
+        let mut stream = TcpStream::connect(service.address).await.expect("connects");
+        let body = "a\n".repeat(bytes / 2);
+        let head = format!("POST /other HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n", body.len());
+        stream.write_all((head + &body).as_bytes()).await.expect("written");
+        let mut first = [0; 512];
+        let read = stream.read(&mut first).await.expect("an answer");
+        check(&String::from_utf8_lossy(&first[..read]), 200, &["done\n"]);
+        // Closed, or good for another request; never a refusal of what was fine.
+        let mut second = String::new();
+        let next = b"GET /other HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+        if stream.write_all(next).await.is_ok() && stream.read_to_string(&mut second).await.is_ok() && !second.is_empty() {
+            check(&second, 200, &["done\n"]);
+        }
+    }
+}
