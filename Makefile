@@ -3,14 +3,15 @@
 CARGO_PROFILE = --profile demo
 TARGET = $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help demo test test-kafka chaos lint format
+.PHONY: help demo test test-kafka chaos abuse lint format
 
 help:
 	@echo "make demo    build, start everything on this machine, send simulated traffic, show a result"
 	@echo "             (DEMO_EXIT=1 ends it after that; USERS=20000 says how many users)"
 	@echo "make test    build and run all tests"
 	@echo "make test-kafka   the tests over Kafka once more, with three brokers"
-	@echo "make chaos   30 kills of each service, 30 restarts of Kafka, and five minutes without it"
+	@echo "make chaos   30 kills of each service, 30 restarts of Kafka, and five minutes without it, and without Postgres"
+	@echo "make abuse   attacks of ten seconds each, and what a good client beside them notices"
 	@echo "make lint    check format and lints, as CI does, also without Kafka's C library"
 	@echo "make format  format the sources"
 	@echo "Both commands install what is missing on Debian or Ubuntu, and say beforehand what."
@@ -32,7 +33,13 @@ test-kafka:
 
 chaos:
 	deploy/install.sh test
-	WEIR_KILLS=30 WEIR_RESTARTS=30 WEIR_OUTAGE_SECONDS=300 deploy/kafka.sh run cargo test --locked $(CARGO_PROFILE) --workspace -- --nocapture services:: kills::
+	WEIR_KILLS=30 WEIR_RESTARTS=30 WEIR_FLAPS=30 WEIR_OUTAGE_SECONDS=300 deploy/kafka.sh run \
+		cargo test --locked $(CARGO_PROFILE) --workspace -- --nocapture services:: kills:: outages::
+
+abuse:
+	deploy/install.sh test
+	cargo build --locked $(CARGO_PROFILE) --workspace
+	"$(TARGET)/demo/benches" abuse --weir "$(TARGET)/demo/weir"
 
 lint:
 	cargo fmt --all --check

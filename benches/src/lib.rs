@@ -11,10 +11,12 @@
 //! - [`door`] compares the collector with them, over the embedded log or over Kafka.
 //! - [`copy`] compares the aggregator with COPY of the same rows into the same tables, and over Kafka with a bare loop.
 //! - [`results`] asks the query service about an experiment, and says where the time goes.
+//! - [`abuse`] attacks the whole of it, and watches a client that does nothing wrong.
 //! - [`pipeline`] runs all of it in one go, and watches how soon an accepted event can be queried.
 //!
 //! Nothing imports this crate.
 
+pub mod abuse;
 #[cfg(feature = "kafka")]
 mod bare_kafka_loop;
 #[cfg(feature = "kafka")]

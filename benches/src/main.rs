@@ -5,7 +5,7 @@ use std::io::Write as _;
 use anyhow::Context as _;
 #[cfg(feature = "kafka")]
 use benches::bare_kafka_server;
-use benches::{bare_server, copy, door, load, pipeline, results, serve};
+use benches::{abuse, bare_server, copy, door, load, pipeline, results, serve};
 use clap::Parser;
 use tokio::net::TcpListener;
 
@@ -29,6 +29,8 @@ enum Command {
     Pipeline(pipeline::Options),
     /// Measure answers about an experiment, and where their time goes
     Results(results::Options),
+    /// Attack `weir up` in many ways, and measure a good client beside each
+    Abuse(abuse::Options),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -61,6 +63,7 @@ fn main() -> anyhow::Result<()> {
             Command::Copy(options) => say(&copy::run(&options).await?),
             Command::Pipeline(options) => say(&pipeline::run(&options).await?),
             Command::Results(options) => say(&results::run(&options).await?),
+            Command::Abuse(options) => say(&abuse::run(&options).await?),
         }
     })
 }

@@ -111,7 +111,7 @@ impl Query {
         let app = Arc::new(App {
             engine,
             tokens: Tokens::new(pool.clone(), limits.token_age_max),
-            queue: QueryQueue::new(limits.queries_running_max, limits.queries_waiting_max, metrics.clone()),
+            queue: QueryQueue::new(limits.queries_running_max, limits.queries_waiting_max, &metrics),
             cohorts: CohortCache::new(limits.cohorts_bytes_max),
             threads: threads.handle(),
             pool,

@@ -1,5 +1,6 @@
 //! What every service needs beside its own work: a listener ([`http`]), an admin endpoint for probes and Prometheus ([`admin`]), numbers of
-//! its own ([`meter`]), tasks that do not end unseen ([`tasks`]), and waits between attempts ([`backoff`]).
+//! its own ([`meter`]), tasks that do not end unseen ([`tasks`]), and waits between attempts ([`backoff`]), and turns at what is scarce
+//! ([`fair_queue`]).
 //!
 //! A service makes a [`Meter`] and [`Tasks`], binds a [`Listener`], spawns what it does, and hands requests for `/livez`, `/readyz`
 //! and `/metrics` to its [`AdminEndpoint`]. Whoever runs the service awaits [`Health::failed`] beside its signals, and calls
@@ -7,6 +8,7 @@
 
 pub mod admin;
 pub mod backoff;
+pub mod fair_queue;
 #[cfg(feature = "fault-injection")]
 mod fault;
 mod head;

@@ -6,19 +6,20 @@ use rustix::process::{Signal, kill_process};
 
 use crate::harness::{Folder, Up, is_running, until};
 use crate::load::Load;
-use crate::support::Database;
+use crate::support::{Database, number};
 
-const KILLS: u32 = 10;
 /// How long a start may take after a kill; on a machine that does nothing else half of it is plenty.
 const READY_MAX: Duration = Duration::from_secs(20);
+
 #[tokio::test(flavor = "multi_thread")]
-async fn killed_ten_times_it_loses_and_repeats_nothing() {
+async fn killed_again_and_again_it_loses_and_repeats_nothing() {
+    let kills = number("WEIR_KILLS", 10);
     let folder = Folder::new();
     let mut up = Up::start(&folder);
     let load = Load::default();
     load.aim(up.line("collector"), up.line("write_key"));
     let clients = load.start();
-    for kill in 0..KILLS {
+    for kill in 0..kills {
         load.goes_on(kill).await;
         let postgres = folder.postmaster().expect("runs");
         up.kill();
@@ -32,20 +33,21 @@ async fn killed_ten_times_it_loses_and_repeats_nothing() {
         assert!(up.ready_after < READY_MAX, "{:?}", up.ready_after);
         load.aim(up.line("collector"), up.line("write_key"));
     }
-    load.goes_on(KILLS).await;
+    load.goes_on(kills).await;
     assert!(load.repeated() > 0, "no kill met a request");
     load.check(clients, up.line("postgres")).await;
     assert!(up.end(Signal::TERM).success());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn with_postgres_killed_ten_times_it_loses_and_repeats_nothing() {
+async fn with_postgres_killed_again_and_again_it_loses_and_repeats_nothing() {
+    let kills = number("WEIR_KILLS", 10);
     let folder = Folder::new();
     let up = Up::start(&folder);
     let load = Load::default();
     load.aim(up.line("collector"), up.line("write_key"));
     let clients = load.start();
-    for kill in 0..KILLS {
+    for kill in 0..kills {
         load.goes_on(kill).await;
         let (postgres, begun) = (folder.postmaster().expect("runs"), Instant::now());
         kill_process(postgres, Signal::KILL).expect("runs");
@@ -62,7 +64,7 @@ async fn with_postgres_killed_ten_times_it_loses_and_repeats_nothing() {
         }
         eprintln!("kill {kill}: postgres is back after {:?}, {} events acknowledged", begun.elapsed(), load.count());
     }
-    load.goes_on(KILLS).await;
+    load.goes_on(kills).await;
     load.check(clients, up.line("postgres")).await;
     assert!(up.end(Signal::TERM).success());
 }

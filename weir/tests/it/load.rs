@@ -24,8 +24,10 @@ const HEAVY_USER: i64 = 1_000_000_000;
 const DRAINED_MAX: Duration = Duration::from_secs(90);
 
 /// Clients that send batches until each is acknowledged, and remember what was.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct Load {
+    /// How long a client waits between two batches.
+    pause: Duration,
     /// Where the collector is at present, and its key.
     target: Arc<Mutex<(String, String)>>,
     is_over: Arc<AtomicBool>,
@@ -36,7 +38,25 @@ pub struct Load {
     repeated: Arc<AtomicI64>,
 }
 
+impl Default for Load {
+    fn default() -> Self {
+        Load {
+            pause: Duration::from_millis(20),
+            target: Arc::default(),
+            is_over: Arc::default(),
+            numbers: Arc::default(),
+            acknowledged: Arc::default(),
+            repeated: Arc::default(),
+        }
+    }
+}
+
 impl Load {
+    /// One that is small enough for what heaps up in minutes to be stored within one.
+    pub fn at_1000_events_a_second() -> Self {
+        Load { pause: Duration::from_millis(80), ..Load::default() }
+    }
+
     /// Says where to send, from now on.
     pub fn aim(&self, collector: &str, key: &str) {
         *self.target.lock().expect("nobody panicked") = (collector.to_owned(), key.to_owned());
@@ -76,7 +96,7 @@ impl Load {
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
             self.acknowledged.lock().expect("nobody panicked").extend(batch);
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            tokio::time::sleep(self.pause).await;
         }
     }
 

@@ -9,6 +9,7 @@ mod journey;
 mod kills;
 #[allow(unreachable_pub)] // As above.
 mod load;
+mod outages;
 mod panics;
 mod prometheus;
 mod results;

@@ -17,7 +17,7 @@ use tempfile::TempDir;
 
 use crate::harness::{END_MAX, is_running, send, until, weir};
 use crate::load::Load;
-use crate::support::{Database, page, run};
+use crate::support::{Database, number, page, run};
 
 const KEY: &str = "write-key-of-the-test";
 const TOPIC: &str = "weir.events";
@@ -29,10 +29,6 @@ fn is_skipped(test: &str) -> bool {
         eprintln!("skipped: {test} needs a Kafka broker; `make test` starts one and sets WEIR_TEST_KAFKA");
     }
     skipped
-}
-
-fn number(variable: &str, usual: u32) -> u32 {
-    std::env::var(variable).ok().map_or(usual, |text| text.parse().unwrap_or_else(|_| panic!("{variable}={text}: a number")))
 }
 
 /// A broker of the test's own.

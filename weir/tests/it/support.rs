@@ -75,6 +75,11 @@ pub async fn page(url: &str) -> (u16, String) {
     (status, String::from_utf8_lossy(&body).into_owned())
 }
 
+/// Returns a number of the environment, by which a target such as `make chaos` makes a test longer.
+pub fn number(variable: &str, usual: u32) -> u32 {
+    std::env::var(variable).ok().map_or(usual, |text| text.parse().unwrap_or_else(|_| panic!("{variable}={text}: a number")))
+}
+
 /// Finds an installed program.
 pub fn program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;

@@ -23,6 +23,8 @@ use crate::LogIdentity;
 const NAMESPACE: Uuid = Uuid::from_u128(0x6f0c_5a3e_8d0b_4b52_9f6e_2f1d_7c44_a9e1);
 /// How long the client that asks about the topic may go without an answer before it is replaced.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
+/// When brokers that do not know the topic yet are asked again.
+const AGAIN_AFTER: Duration = Duration::from_millis(100);
 /// How long one question may take.
 pub(super) const ASK_MAX: Duration = Duration::from_secs(5);
 
@@ -195,19 +197,18 @@ impl Asker {
         &self.checked.config.topic
     }
 
-    /// Asks which log bears the topic's name now. Blocks.
-    fn identity(&self) -> Result<Result<LogIdentity, String>, Refused> {
+    /// Asks for the topic and the cluster's id. Blocks, for each of the two as long as `wait_max`.
+    fn describe(&self, wait_max: Duration) -> Result<(native::Topic, String), Refused> {
         let admin = self.admin();
-        let asked = native::describe_topic(admin.inner(), self.topic(), ASK_MAX)
-            .and_then(|topic| Ok((topic, native::cluster_id(admin.inner(), ASK_MAX)?)));
-        self.heard(asked.is_ok());
-        let (topic, cluster) = asked?;
-        Ok(identity_of(self.topic(), &topic, &cluster))
+        let described = native::describe_topic(admin.inner(), self.topic(), wait_max)
+            .and_then(|topic| Ok((topic, native::cluster_id(admin.inner(), wait_max)?)));
+        self.heard(described.is_ok());
+        described
     }
 
     /// Compares the log with what it was. Blocks, for twice [`ASK_MAX`] and a little more at most.
     pub(super) fn compare(&self, expected: LogIdentity) -> Compared {
-        let found = match self.identity() {
+        let found = match self.describe(ASK_MAX).map(|(topic, cluster)| identity_of(self.topic(), &topic, &cluster)) {
             Ok(Ok(found)) => found,
             Ok(Err(reason)) => return Compared::Unreachable(reason),
             Err(refused) => return Compared::Unreachable(format!("topic {}: {}", self.topic(), refused.text)),
@@ -228,13 +229,11 @@ impl Asker {
         let open_max = self.checked.config.open_wait_max;
         let deadline = Instant::now() + open_max;
         let mut made = false;
-        loop {
+        let (topic, cluster) = loop {
             let asker = Arc::clone(self);
-            let found =
-                blocking(move || native::describe_topic(asker.admin().inner(), asker.topic(), ASK_MAX.min(open_max))).await;
-            let missing = match found {
-                Ok(topic) if topic.leaderless == 0 => break,
-                Ok(topic) => format!("{} of {} partitions have no leader", topic.leaderless, topic.partitions),
+            let missing = match blocking(move || asker.describe(ASK_MAX.min(open_max))).await {
+                Ok((topic, cluster)) if topic.leaderless == 0 => break (topic, cluster),
+                Ok((topic, _)) => format!("{} of {} partitions have no leader", topic.leaderless, topic.partitions),
                 Err(refused) if refused.code == RDKafkaErrorCode::UnknownTopicOrPartition => {
                     if !made {
                         self.create().await?;
@@ -250,19 +249,14 @@ impl Asker {
                 let brokers = &self.checked.config.brokers;
                 return Err(OpenError::Unreachable(format!("brokers {brokers}, topic {}: {missing}", self.topic())));
             }
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-        let asker = Arc::clone(self);
-        let identity = match blocking(move || asker.identity()).await {
-            Ok(Ok(identity)) => identity,
-            Ok(Err(reason)) => return Err(OpenError::NoTopicId(reason)),
-            Err(refused) => return Err(OpenError::Unreachable(format!("topic {}: {}", self.topic(), refused.text))),
+            tokio::time::sleep(AGAIN_AFTER).await;
         };
+        let identity = identity_of(self.topic(), &topic, &cluster).map_err(OpenError::NoTopicId)?;
         let found = identity.partitions;
         if found == 0 || !events::bucket::BUCKETS.is_multiple_of(found) {
             return Err(OpenError::Partitions { topic: self.topic().to_owned(), found });
         }
-        self.check_settings().await?;
+        self.check_settings(deadline).await?;
         Ok(identity)
     }
 
@@ -285,22 +279,27 @@ impl Asker {
         }
     }
 
-    /// Refuses settings of the topic under which records would vanish from the middle, or could not be read.
-    async fn check_settings(&self) -> Result<(), OpenError> {
+    /// Refuses settings of the topic under which records would vanish from the middle, or could not be read. Brokers that do not
+    /// answer, or have not heard of a topic that was just made, are asked again until the deadline.
+    async fn check_settings(&self, deadline: Instant) -> Result<(), OpenError> {
         let options = AdminOptions::new().request_timeout(Some(ASK_MAX));
-        let asked = self.admin().describe_configs([&ResourceSpecifier::Topic(self.topic())], &options).await;
-        let settings = match asked.map(|resources| resources.into_iter().next()) {
-            Ok(Some(Ok(settings))) => settings,
-            // It needs a permission that Weir may not have.
-            Ok(Some(Err(error))) => {
-                tracing::warn!(topic = self.topic(), "the topic's settings are not known: {error}");
+        let settings = loop {
+            let asked = self.admin().describe_configs([&ResourceSpecifier::Topic(self.topic())], &options).await;
+            let code = match asked.map(|resources| resources.into_iter().next()) {
+                Ok(Some(Ok(settings))) => break settings,
+                Ok(Some(Err(code))) => code,
+                Ok(None) => RDKafkaErrorCode::UnknownTopicOrPartition,
+                Err(error) => error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail),
+            };
+            if !is_temporary(code) {
+                // Settings are shown to those only who have a permission that Weir may not have.
+                tracing::warn!(topic = self.topic(), "the topic's settings are not known: {code}");
                 return Ok(());
             }
-            Ok(None) => return Ok(()),
-            Err(error) => {
-                tracing::warn!(topic = self.topic(), "the topic's settings are not known: {error}");
-                return Ok(());
+            if Instant::now() >= deadline {
+                return Err(OpenError::Unreachable(format!("topic {}: its settings: {code}", self.topic())));
             }
+            tokio::time::sleep(AGAIN_AFTER).await;
         };
         let value = |name: &str| settings.get(name).and_then(|entry| entry.value.clone()).unwrap_or_default();
         let refuse = |text: String| Err(OpenError::Refused(self.topic().to_owned(), text));
@@ -330,6 +329,24 @@ fn make_admin(checked: &Checked, connection: &Arc<Connection>) -> Result<Arc<Adm
 pub(super) async fn blocking<T: Send + 'static>(run: impl FnOnce() -> Result<T, Refused> + Send + 'static) -> Result<T, Refused> {
     let ended = || Refused { code: RDKafkaErrorCode::Fail, text: "the runtime ends".to_owned() };
     tokio::task::spawn_blocking(run).await.unwrap_or_else(|_| Err(ended()))
+}
+
+/// Errors that a broker gives for a while only.
+fn is_temporary(code: RDKafkaErrorCode) -> bool {
+    use RDKafkaErrorCode::{
+        AllBrokersDown, BrokerNotAvailable, BrokerTransportFailure, MessageTimedOut, OperationTimedOut, RequestTimedOut,
+        UnknownTopicOrPartition,
+    };
+    matches!(
+        code,
+        AllBrokersDown
+            | BrokerNotAvailable
+            | BrokerTransportFailure
+            | MessageTimedOut
+            | OperationTimedOut
+            | RequestTimedOut
+            | UnknownTopicOrPartition
+    )
 }
 
 /// Errors that waiting does not mend.

@@ -14,11 +14,11 @@ pub(super) struct Broker {
 }
 
 impl Broker {
-    /// Starts a broker, if there are to be any in this run.
+    /// Starts a broker, if there are to be any in this run: one alone, whose end is felt.
     pub(super) fn start() -> Option<Broker> {
         brokers()?;
         let folder = tempfile::tempdir().expect("a folder");
-        let address = kafka(&["start", text(folder.path())]);
+        let address = kafka(&["start", text(folder.path()), "1"]);
         Some(Broker { folder, address })
     }
 
