@@ -3,7 +3,7 @@
 CARGO_PROFILE = --profile demo
 TARGET = $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help demo test test-kafka chaos abuse lint format
+.PHONY: help demo test test-kafka chaos abuse soak lint format
 
 help:
 	@echo "make demo    build, start everything on this machine, send simulated traffic, show a result"
@@ -12,7 +12,8 @@ help:
 	@echo "make test-kafka   the tests over Kafka once more, with three brokers"
 	@echo "make chaos   30 kills of each service, 30 restarts of Kafka, and five minutes without it, and without Postgres"
 	@echo "make abuse   attacks of ten seconds each, and what a good client beside them notices"
-	@echo "make lint    check format and lints, as CI does, also without Kafka's C library"
+	@echo "make soak    the same for an hour, with kills of Postgres and of the query service, and a look for leaks"
+	@echo "make lint    check format and lints, as CI does, also without Kafka and with Kafka over TLS"
 	@echo "make format  format the sources"
 	@echo "Both commands install what is missing on Debian or Ubuntu, and say beforehand what."
 
@@ -41,12 +42,18 @@ abuse:
 	cargo build --locked $(CARGO_PROFILE) --workspace
 	"$(TARGET)/demo/benches" abuse --weir "$(TARGET)/demo/weir"
 
+soak:
+	deploy/install.sh test
+	cargo build --locked $(CARGO_PROFILE) --workspace
+	"$(TARGET)/demo/benches" abuse --weir "$(TARGET)/demo/weir" --minutes 60
+
 lint:
 	cargo fmt --all --check
 	shellcheck benches/*.sh deploy/*.sh .ci/run
 	promtool check rules deploy/alerts.yml
 	cargo clippy --locked $(CARGO_PROFILE) --workspace --all-targets -- --deny warnings
-	cargo clippy --locked $(CARGO_PROFILE) --no-default-features --package eventlog --package ingest --package aggregator -- --deny warnings
+	cargo clippy --locked $(CARGO_PROFILE) --workspace --all-targets --no-default-features -- --deny warnings
+	cargo clippy --locked $(CARGO_PROFILE) --workspace --features weir/kafka-tls -- --deny warnings
 
 format:
 	cargo fmt --all

@@ -26,6 +26,8 @@ mod up;
 
 /// How soon all must be as before.
 const RECOVERY_MAX: Duration = Duration::from_secs(10);
+/// The same after a process was killed.
+const FAULT_MAX: Duration = Duration::from_secs(60);
 
 /// Settings of the run.
 #[derive(Clone, Debug, clap::Args)]
@@ -36,6 +38,10 @@ pub struct Options {
     /// Seconds that an attack lasts
     #[arg(long, default_value_t = 10)]
     pub seconds: u64,
+    /// Begin again with the first attack until so many minutes are over, with a kill of Postgres and of the query service in between;
+    /// then see whether file descriptors, threads, connections or memory have grown since the first round
+    #[arg(long, default_value_t = 0)]
+    pub minutes: u64,
     /// Only attacks whose name contains this
     #[arg(long)]
     pub only: Option<String>,
@@ -74,11 +80,40 @@ pub async fn run(options: &Options) -> anyhow::Result<String> {
         write_key: up.line("write_key")?.to_owned(),
         read_token: up.line("read_token")?.to_owned(),
     };
-    let mut database = PgConnection::connect(up.line("postgres")?).await.context("its Postgres")?;
-    let good = client::of_another_project(&mut database, &target).await?;
+    let good = client::of_another_project(&mut connect(&up).await?, &target).await?;
     attacks::prepare(&target).await?;
     // Threads of their own, so that the good client does not wait for them within this program.
     let attackers = runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+
+    let chosen = |attack: &&Attack| options.only.as_ref().is_none_or(|only| attack.name.contains(only));
+    let mut observed: Vec<Observed> = ATTACKS.iter().filter(chosen).map(Observed::of).collect();
+    let (begun, mut round, mut posted) = (Instant::now(), 0, 0);
+    let mut after_first = None;
+    loop {
+        round += 1;
+        for attack in &mut observed {
+            let before = good.go_on_for(Duration::from_secs(options.seconds.min(5))).await;
+            let time = Duration::from_secs(options.seconds);
+            let (during, turns, memory) = beside(attack.attack, &attackers, &target, &good, &up, time).await?;
+            let recovery = recovers(&good, &target, RECOVERY_MAX).await;
+            posted += before.posted + during.posted + u64::from(recovery.is_ok());
+            attack.add(before, during, turns, memory, recovery);
+            crate::progress(&format!("{round}: {}", attack.row().join(" | ")));
+        }
+        if begun.elapsed() >= Duration::from_secs(options.minutes * 60) {
+            break;
+        }
+        for fault in ["postgres", "query"] {
+            up.kill(fault)?;
+            recovers(&good, &target, FAULT_MAX).await.with_context(|| format!("after the death of {fault}"))?;
+            posted += 1;
+        }
+        if after_first.is_none() {
+            // Caches are full by now, and pools have opened what they need.
+            after_first = Some(up.resources(&mut connect(&up).await?).await?);
+        }
+    }
+    attackers.shutdown_background();
 
     let mut page = Page::new("abuse", "A good client beside attacks", folder.path(), Vec::new());
     page.say(&format!(
@@ -87,55 +122,22 @@ pub async fn run(options: &Options) -> anyhow::Result<String> {
          that the process of collector and aggregator, and the query service with its workers, had resident during the attack.",
         options.seconds
     ));
-    let mut table = vec![
-        [
-            "attack",
-            "turns",
-            "posts before",
-            "posts during",
-            "answers before",
-            "answers during",
-            "as before after s",
-            "MiB",
-            "query MiB",
-        ]
-        .map(str::to_owned)
-        .to_vec(),
-    ];
-    let (mut harm, mut posted) = (Vec::new(), 0);
-    for attack in ATTACKS.iter().filter(|attack| options.only.as_ref().is_none_or(|only| attack.name.contains(only))) {
-        let before = good.go_on_for(Duration::from_secs(options.seconds.min(5))).await;
-        let (during, turns, memory) =
-            beside(attack, &attackers, &target, &good, &up, Duration::from_secs(options.seconds)).await?;
-        let recovery = recovers(&good, &target).await;
-        posted += before.posted + during.posted + u64::from(recovery.is_ok());
-        let mut row = vec![attack.name.to_owned(), turns.to_string()];
-        row.extend([&before.posts, &during.posts, &before.answers, &during.answers].map(|waited| {
-            let milliseconds = |quantile| number(waited.quantile(quantile).as_secs_f64() * 1e3, 1);
-            format!("{} / {}", milliseconds(0.5), milliseconds(0.99))
-        }));
-        row.push(recovery.as_ref().map_or_else(|_| "never".to_owned(), |took| number(took.as_secs_f64(), 1)));
-        row.extend([memory.collector, memory.query].map(|mib| mib.to_string()));
-        crate::progress(&row.join(" | "));
-        table.push(row);
-        let refused = before.refused.into_iter().chain(during.refused);
-        harm.extend(refused.map(|what| format!("{}: the good client met {what}", attack.name)));
-        harm.extend(recovery.err().map(|error| format!("{}: {error:#}", attack.name)));
-        for (what, found, bound) in [
-            ("the collector", memory.collector, options.collector_memory_max),
-            ("the query service", memory.query, options.query_memory_max),
-        ] {
-            if found > bound {
-                harm.push(format!("{}: {what} had {found} MiB resident, more than {bound}", attack.name));
-            }
-        }
-    }
-    attackers.shutdown_background();
-    page.table(&table);
+    page.table(&std::iter::once(HEAD.map(str::to_owned).to_vec()).chain(observed.iter().map(Observed::row)).collect::<Vec<_>>());
+    let mut harm: Vec<String> = observed.iter().flat_map(|attack| attack.harm(options)).collect();
+    let mut database = connect(&up).await?;
     harm.extend(client::all_stored(&mut database, posted).await.err().map(|error| format!("{error:#}")));
+    page.say(&format!("{} events of the good client were acknowledged; each is stored once.", number(posted as f64, 0)));
+    if let Some(before) = after_first {
+        let after = up.resources(&mut database).await?;
+        let minutes = begun.elapsed().as_secs() / 60;
+        page.say(&format!(
+            "{round} rounds in {minutes} minutes; after each but the last, Postgres and the query service were killed. \
+             After the first: {before}. At the end: {after}."
+        ));
+        harm.extend(after.leaks_since(&before));
+    }
     database.close().await?;
     up.end()?;
-    page.say(&format!("{} events of the good client were acknowledged; each is stored once.", number(posted as f64, 0)));
     let page = page.finish(options.save.as_deref().filter(|_| harm.is_empty()))?;
     if !harm.is_empty() {
         crate::progress(&page);
@@ -144,11 +146,95 @@ pub async fn run(options: &Options) -> anyhow::Result<String> {
     Ok(page)
 }
 
+async fn connect(up: &Up) -> anyhow::Result<PgConnection> {
+    PgConnection::connect(up.line("postgres")?).await.context("its Postgres")
+}
+
+const HEAD: [&str; 9] = [
+    "attack",
+    "turns",
+    "posts before",
+    "posts during",
+    "answers before",
+    "answers during",
+    "as before after s",
+    "MiB",
+    "query MiB",
+];
+
+/// What was seen of an attack, in all rounds.
+struct Observed {
+    attack: &'static Attack,
+    before: Waited,
+    during: Waited,
+    turns: u64,
+    memory: Memory,
+    recovery: Duration,
+    not_recovered: Vec<String>,
+}
+
+impl Observed {
+    fn of(attack: &'static Attack) -> Self {
+        Observed {
+            attack,
+            before: Waited::default(),
+            during: Waited::default(),
+            turns: 0,
+            memory: Memory::default(),
+            recovery: Duration::ZERO,
+            not_recovered: Vec::new(),
+        }
+    }
+
+    fn add(&mut self, before: Waited, during: Waited, turns: u64, memory: Memory, recovery: anyhow::Result<Duration>) {
+        self.before.add(before);
+        self.during.add(during);
+        self.turns += turns;
+        self.memory = self.memory.most(memory);
+        match recovery {
+            Ok(took) => self.recovery = self.recovery.max(took),
+            Err(error) => self.not_recovered.push(format!("{error:#}")),
+        }
+    }
+
+    fn row(&self) -> Vec<String> {
+        let mut row = vec![self.attack.name.to_owned(), self.turns.to_string()];
+        row.extend([&self.before.posts, &self.during.posts, &self.before.answers, &self.during.answers].map(|waited| {
+            let milliseconds = |quantile| number(waited.quantile(quantile).as_secs_f64() * 1e3, 1);
+            format!("{} / {}", milliseconds(0.5), milliseconds(0.99))
+        }));
+        row.push(if self.not_recovered.is_empty() { number(self.recovery.as_secs_f64(), 1) } else { "never".to_owned() });
+        row.extend([self.memory.collector, self.memory.query].map(|mib| mib.to_string()));
+        row
+    }
+
+    fn harm(&self, options: &Options) -> Vec<String> {
+        let refused = self.before.refused.iter().chain(&self.during.refused);
+        let mut harm: Vec<String> = refused.map(|what| format!("the good client met {what}")).collect();
+        harm.extend(self.not_recovered.iter().cloned());
+        for (what, found, bound) in [
+            ("the collector", self.memory.collector, options.collector_memory_max),
+            ("the query service", self.memory.query, options.query_memory_max),
+        ] {
+            if found > bound {
+                harm.push(format!("{what} had {found} MiB resident, more than {bound}"));
+            }
+        }
+        harm.into_iter().map(|what| format!("{}: {what}", self.attack.name)).collect()
+    }
+}
+
 /// The most memory that was resident, MiB.
 #[derive(Clone, Copy, Default)]
 struct Memory {
     collector: u64,
     query: u64,
+}
+
+impl Memory {
+    fn most(self, other: Memory) -> Memory {
+        Memory { collector: self.collector.max(other.collector), query: self.query.max(other.query) }
+    }
 }
 
 /// Runs an attack for some time beside the good client; also returns how often the attack had its turn, and the memory.
@@ -178,8 +264,7 @@ async fn beside(
         let mut most = Memory::default();
         let end = Instant::now() + time;
         while Instant::now() < end {
-            let now = up.memory();
-            most = Memory { collector: most.collector.max(now.collector), query: most.query.max(now.query) };
+            most = most.most(up.memory());
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         most
@@ -190,14 +275,13 @@ async fn beside(
 }
 
 /// Returns when the services were as before: ready, and the good client answered.
-async fn recovers(good: &Client, target: &Target) -> anyhow::Result<Duration> {
+async fn recovers(good: &Client, target: &Target, max: Duration) -> anyhow::Result<Duration> {
     let begun = Instant::now();
     loop {
-        let found = tokio::time::timeout(RECOVERY_MAX, good.is_served(target)).await;
-        match found {
+        match tokio::time::timeout(max, good.is_served(target)).await {
             Ok(Ok(())) => return Ok(begun.elapsed()),
-            Ok(Err(error)) if begun.elapsed() >= RECOVERY_MAX => return Err(error.context("10 s after it")),
-            Err(_) => bail!("10 s after it the good client still waits"),
+            Ok(Err(error)) if begun.elapsed() >= max => return Err(error.context(format!("{} s after it", max.as_secs()))),
+            Err(_) => bail!("{} s after it the good client still waits", max.as_secs()),
             Ok(Err(_)) => tokio::time::sleep(Duration::from_millis(50)).await,
         }
     }

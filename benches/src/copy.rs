@@ -359,6 +359,7 @@ struct Log {
     read: Arc<dyn Read>,
     append: Arc<dyn Append>,
     /// Over Kafka.
+    #[cfg(feature = "kafka")]
     topic: Option<String>,
 }
 
@@ -373,7 +374,12 @@ impl Log {
         }
         let _ = options;
         let log = EmbeddedLog::open(&folder.join(format!("log-{number}")), LogOptions::default()).context("the log")?;
-        Ok(Log { read: Arc::new(Kept(log.clone())), append: Arc::new(log), topic: None })
+        Ok(Log {
+            read: Arc::new(Kept(log.clone())),
+            append: Arc::new(log),
+            #[cfg(feature = "kafka")]
+            topic: None,
+        })
     }
 }
 

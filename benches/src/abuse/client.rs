@@ -44,6 +44,16 @@ pub(super) struct Waited {
     pub(super) refused: Vec<String>,
 }
 
+impl Waited {
+    /// Adds what it met another time.
+    pub(super) fn add(&mut self, other: Waited) {
+        self.posts.add(&other.posts);
+        self.answers.add(&other.answers);
+        self.posted += other.posted;
+        self.refused.extend(other.refused);
+    }
+}
+
 /// Makes the project, and waits until the services know its keys.
 pub(super) async fn of_another_project(database: &mut PgConnection, target: &Target) -> anyhow::Result<Client> {
     let sql = "WITH good AS (INSERT INTO projects (name) VALUES ($1) RETURNING id)

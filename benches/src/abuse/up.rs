@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use rustix::process::{Pid, Signal, kill_process};
+use sqlx::PgConnection;
 
 use super::Memory;
 
@@ -53,10 +54,39 @@ impl Up {
 
     /// Returns what is resident now.
     pub(super) fn memory(&self) -> Memory {
-        let children = children(self.child.id());
-        let query = children.iter().filter(|pid| command_of(**pid).contains("query")).copied();
-        let query: u64 = query.flat_map(|pid| std::iter::once(pid).chain(self::children(pid))).map(resident_mib).sum();
+        let query = self.query_processes().into_iter().map(resident_mib).sum();
         Memory { collector: resident_mib(self.child.id()), query }
+    }
+
+    /// Kills a child, as the kernel does that needs memory: `postgres` or `query`.
+    /// # Errors
+    /// It does not run.
+    pub(super) fn kill(&self, name: &str) -> anyhow::Result<()> {
+        let child = children(self.child.id()).into_iter().find(|pid| command_of(*pid).contains(name));
+        let pid = child.and_then(|pid| Pid::from_raw(pid.cast_signed())).with_context(|| format!("no {name} runs"))?;
+        kill_process(pid, Signal::KILL).with_context(|| format!("killing {name}"))
+    }
+
+    /// Returns what is held after some seconds without load.
+    pub(super) async fn resources(&self, database: &mut PgConnection) -> anyhow::Result<Resources> {
+        tokio::time::sleep(Duration::from_secs(15)).await;
+        let connections =
+            "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()";
+        let services: Vec<u32> = std::iter::once(self.child.id()).chain(self.query_processes()).collect();
+        let sum = |count: fn(u32) -> u64| services.iter().copied().map(count).sum();
+        Ok(Resources {
+            processes: services.len() as u64,
+            files: sum(|pid| fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, |files| files.count() as u64)),
+            threads: sum(|pid| fs::read_dir(format!("/proc/{pid}/task")).map_or(0, |threads| threads.count() as u64)),
+            connections: sqlx::query_scalar::<_, i64>(connections).fetch_one(database).await?.unsigned_abs(),
+            memory_mib: sum(resident_mib),
+        })
+    }
+
+    /// The query service and its workers.
+    fn query_processes(&self) -> Vec<u32> {
+        let services = children(self.child.id()).into_iter().filter(|pid| command_of(*pid).contains("query"));
+        services.flat_map(|pid| std::iter::once(pid).chain(children(pid))).collect()
     }
 
     /// Ends it in good order.
@@ -80,6 +110,40 @@ impl Up {
         while begun.elapsed() < END_MAX && matches!(self.child.try_wait(), Ok(None)) {
             std::thread::sleep(Duration::from_millis(50));
         }
+    }
+}
+
+/// What the services hold while nothing is asked of them.
+pub(super) struct Resources {
+    processes: u64,
+    files: u64,
+    threads: u64,
+    connections: u64,
+    memory_mib: u64,
+}
+
+impl Resources {
+    /// Names what has grown by more than what a moment explains.
+    pub(super) fn leaks_since(&self, before: &Resources) -> Vec<String> {
+        let compared = [
+            ("processes", before.processes, self.processes, 0),
+            ("file descriptors", before.files, self.files, 20),
+            ("threads", before.threads, self.threads, 20),
+            ("connections to Postgres", before.connections, self.connections, 5),
+            ("MiB of memory", before.memory_mib, self.memory_mib, 64 + before.memory_mib / 4),
+        ];
+        let grown = compared.into_iter().filter(|(_, before, after, more)| *after > before + more);
+        grown.map(|(what, before, after, _)| format!("{after} {what}, after the first round it was {before}")).collect()
+    }
+}
+
+impl std::fmt::Display for Resources {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Resources { processes, files, threads, connections, memory_mib } = self;
+        write!(
+            formatter,
+            "{processes} processes, {files} file descriptors, {threads} threads, {connections} connections to Postgres, {memory_mib} MiB"
+        )
     }
 }
 

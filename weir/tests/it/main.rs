@@ -19,3 +19,4 @@ mod services;
 #[allow(dead_code, unreachable_pub)] // As above.
 mod support;
 mod up;
+mod upgrade;
