@@ -324,7 +324,11 @@ async fn attempt(
     dead_letter::insert(connection, log_id, dead).await?;
     dead_letter::insert(connection, log_id, &conflicts.kept).await?;
     let names = event_names::add(connection, &cache.event_names, &new).await?;
-    sqlx::raw_sql("COMMIT").execute(connection).await.map_err(CommitError::Unknown)?;
+    // A constraint that is checked now has refused it; of any other error it is not known when it came.
+    sqlx::raw_sql("COMMIT").execute(connection).await.map_err(|error| match fault(&error) {
+        Fault::Circumstances => CommitError::Unknown(error),
+        Fault::Row { .. } | Fault::Standing => CommitError::Postgres(error),
+    })?;
     let mut inserted = Inserted::new();
     for row in &new {
         *inserted.entry(row.event().kind()).or_default() += 1;

@@ -66,6 +66,8 @@ async fn store(
     participation::update(connection, &cache.catalogue, histories, &new).await?;
     rollups::add(connection, log_id, &new).await?;
     event_names::add(connection, &cache.event_names, &new).await?;
+    // What would be checked at the commit.
+    sqlx::raw_sql("SET CONSTRAINTS ALL IMMEDIATE").execute(connection).await?;
     Ok(())
 }
 

@@ -41,7 +41,8 @@ pub struct PartitionVersion {
     pub change_seq: i64,
 }
 
-/// The version of a project's data: two snapshots of equal versions have equal facts, participation, attribution and catalogue.
+/// The version of a project's data: two snapshots of equal versions have equal facts, catalogue, participation and attribution. The last
+/// two may differ of an experiment that is being recomputed, whose end raises the catalogue's version.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DataVersion {
     /// The version of the project's catalogue.

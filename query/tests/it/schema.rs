@@ -4,7 +4,7 @@ use migrations::testing::{TestDatabase, pretend_schema};
 use query::{Limits, SCHEMA};
 use serde_json::json;
 
-use crate::support::{OTHER_PROJECT, OTHER_TOKEN, Service};
+use crate::support::{OTHER_PROJECT, OTHER_TOKEN, PROJECT, Service, add_experiment};
 
 const COUNT: &str = "SELECT count(*) FROM events";
 
@@ -41,6 +41,25 @@ async fn beside_a_newer_schema_there_is_no_answer() {
     assert!(ready.status == 503 && ready.body.contains(&expected), "{}", ready.body);
     service.run("DELETE FROM _sqlx_migrations WHERE description = 'of a newer build'").await;
     service.sql(COUNT).await.ok();
+}
+
+/// While an experiment is recomputed, an answer says so.
+#[tokio::test]
+async fn an_answer_says_that_its_experiment_is_being_recomputed() {
+    let mut service = Service::start().await;
+    add_experiment(&mut service.rows, PROJECT, "checkout", "", &[("control", "50"), ("b", "50")]).await;
+    let codes = async |service: &Service| -> Vec<String> {
+        let answer = service.get("/v1/experiments/checkout/results").await.ok();
+        let warnings = answer["warnings"].as_array().expect("warnings").iter();
+        warnings.filter_map(|warning| warning["code"].as_str().map(str::to_owned)).collect()
+    };
+    assert!(!codes(&service).await.contains(&"recomputed_now".to_owned()));
+    service
+        .run("INSERT INTO experiments_behind (project_id, experiment_id, is_recomputed) SELECT project_id, id, true FROM experiments")
+        .await;
+    assert!(codes(&service).await.contains(&"recomputed_now".to_owned()));
+    service.run("DELETE FROM experiments_behind").await;
+    assert!(!codes(&service).await.contains(&"recomputed_now".to_owned()));
 }
 
 /// However much another project sends, and whatever its clocks say: nothing of it is seen in this project's answers.

@@ -13,7 +13,7 @@ fn refuse(table: &str, condition: &str, sqlstate: &str) -> String {
     )
 }
 
-/// A name that cannot be registered, a participation, a daily sum, a name of an event: each is one record's fault, and its neighbours do
+/// A name that cannot be registered, a participation, also at the very end, a daily sum, a name of an event: each is one record's fault, and its neighbours do
 /// not suffer.
 #[tokio::test]
 async fn a_row_that_any_step_refuses_is_set_apart() {
@@ -26,6 +26,16 @@ async fn a_row_that_any_step_refuses_is_set_apart() {
         refuse("event_names", "NEW.name = 'unspeakable'", "23000"),
     ];
     case.execute(&statements.concat()).await;
+    case.execute(&format!(
+        "CREATE FUNCTION refuse_late() RETURNS trigger LANGUAGE plpgsql AS $f$ BEGIN
+             IF NEW.user_id = '{}' THEN RAISE EXCEPTION 'not at the end'; END IF;
+             RETURN NULL;
+         END $f$;
+         CREATE CONSTRAINT TRIGGER late AFTER INSERT OR UPDATE ON user_experiment_participation DEFERRABLE INITIALLY DEFERRED
+         FOR EACH ROW EXECUTE FUNCTION refuse_late()",
+        user(5)
+    ))
+    .await;
     let mut drafts: Vec<Draft> = Vec::new();
     for n in 0..60u8 {
         drafts.push(exposure(&format!("e{n}"), &user(n), &at(1), "checkout", if n == 9 { "forbidden" } else { "b" }));
@@ -39,7 +49,7 @@ async fn a_row_that_any_step_refuses_is_set_apart() {
     let records: Vec<Record> = drafts.into_iter().map(|draft| case.record(draft)).collect();
     let batch = case.batch(records.clone());
     let stored = case.commit(&batch).await.expect("commits");
-    assert_eq!((stored.inserted.values().sum::<u64>(), stored.duplicates, stored.dead.len()), (115, 0, 5));
+    assert_eq!((stored.inserted.values().sum::<u64>(), stored.duplicates, stored.dead.len()), (114, 0, 6));
     let letters = "SELECT sqlstate, reason FROM dead_letters WHERE project_id = $project AND code = 'pg_refused' ORDER BY 1, 2";
     assert_eq!(
         case.rows(letters).await,
@@ -48,6 +58,7 @@ async fn a_row_that_any_step_refuses_is_set_apart() {
             "(22023,\"postgres refuses the row: not in daily_rollups\")",
             "(23000,\"postgres refuses the row: not in event_names\")",
             "(P0001,\"postgres refuses its names: not in variants\")",
+            "(P0001,\"postgres refuses the row: not at the end\")",
             "(P0001,\"postgres refuses the row: not in user_experiment_participation\")",
         ]
     );
@@ -56,13 +67,13 @@ async fn a_row_that_any_step_refuses_is_set_apart() {
     assert!(kept.iter().all(|bytes| records.iter().any(|record| record.bytes() == bytes)), "with the bytes of the log");
     assert_eq!(case.derived().await, case.expected().await);
     let sums = "SELECT sum(events), sum(value) FROM daily_rollups WHERE project_id = $project";
-    // 58 impressions, 57 conversions of 5 each.
-    assert_eq!(case.rows(sums).await, ["(115,285.000000)"]);
+    // 57 impressions, 57 conversions of 5 each.
+    assert_eq!(case.rows(sums).await, ["(114,285.000000)"]);
     assert!(matches!(case.commit(&batch).await, Err(CommitError::NotOwner { .. })), "exactly once");
     // The same records once more, as a client's retries: what was stored is passed over, what was refused is refused again.
     let batch = case.batch(records);
     let stored = case.commit(&batch).await.expect("commits");
-    assert_eq!((stored.inserted.values().sum::<u64>(), stored.duplicates, stored.dead.len()), (0, 115, 5));
+    assert_eq!((stored.inserted.values().sum::<u64>(), stored.duplicates, stored.dead.len()), (0, 114, 6));
 }
 
 /// What no single record causes is an error of the commit, and no dead letter.
