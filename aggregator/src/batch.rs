@@ -31,6 +31,8 @@ pub(crate) struct Decoded {
 
 /// The code of what is no event.
 pub(crate) const UNDECODABLE: &str = "undecodable";
+/// The code of a record whose identity is stored already, with other content.
+pub(crate) const ID_CONFLICT: &str = "id_conflict";
 /// The code of a row that Postgres refuses.
 pub(crate) const REFUSED: &str = "pg_refused";
 
@@ -113,11 +115,5 @@ impl Batch {
     /// Returns whose events these are, ascending, as locks are taken.
     pub(crate) fn projects(&self) -> BTreeSet<Uuid> {
         self.events.iter().map(|decoded| decoded.event.project_id.0).collect()
-    }
-
-    /// Returns the log partitions that hold an event of a project.
-    pub(crate) fn partitions_of(&self, project: Uuid) -> BTreeSet<u32> {
-        let of_project = self.events.iter().filter(|decoded| decoded.event.project_id.0 == project);
-        of_project.map(|decoded| decoded.partition).collect()
     }
 }

@@ -3,15 +3,17 @@
 //! The rows are encoded first, or the staging table is filled, outside of the transaction, so that no lock waits for a client
 //! that thinks. Then:
 //!
+//! 0. the schema is one that this build knows, and stays it until the end;
 //! 1. every checkpoint moves, by comparison: another owner of a log partition shows here, and nothing is committed;
 //! 2. the catalogue's versions and the horizon are read under the projects' shared locks: if names moved, all starts over;
 //! 3. new facts are stored, ordered by key, so that two workers never wait for each other in a circle;
-//! 4. participation and attribution of the touched users are recomputed; 5. daily sums grow; 6. dead letters are stored;
-//! 7. commit.
+//! 4. participation and attribution of the touched users are recomputed; 5. daily sums and what is known of each project's progress grow;
+//! 6. dead letters are stored, among them records whose identity is stored with other content; 7. commit.
 
 mod bisect;
 pub(crate) mod changes;
 pub(crate) mod checkpoint;
+mod conflicts;
 pub(crate) mod copy;
 mod dead_letter;
 pub(crate) mod derive;
@@ -20,14 +22,17 @@ mod facts;
 pub(crate) mod history;
 pub(crate) mod limit;
 pub(crate) mod participation;
+mod progress;
 mod rollups;
 #[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::sync::LazyLock;
 
 use catalogue::names::Resolved;
-use catalogue::{Catalogue, Unsupported, version};
+use catalogue::schema::{self, UnsupportedSchema};
+use catalogue::{Catalogue, version};
 use events::fact::Fact;
 use events::{Event, EventId, Kind, Micros, ProjectId, UserId};
 use sqlx::{PgConnection, Row};
@@ -37,7 +42,7 @@ use history::Histories;
 use limit::{Tallies, TooMany};
 
 use crate::batch::{Batch, DeadLetter, Decoded};
-use crate::database::{is_duplicate_key, row_fault};
+use crate::database::{Fault, fault, is_duplicate_key};
 use crate::partitions::Months;
 
 /// An event with its ids, on its way into its table.
@@ -84,6 +89,8 @@ pub(crate) struct Stored {
     pub duplicates: u64,
     pub unattributed: u64,
     pub dead: Vec<DeadLetter>,
+    /// Records of a stored identity with other content, more than are kept of their project.
+    pub conflicts_passed: u64,
     /// Of the batch's log partitions, with these dead letters.
     pub tallies: Tallies,
 }
@@ -97,17 +104,9 @@ pub(crate) enum CommitError {
         /// The log partition.
         partition: u32,
     },
-    /// A newer version of Weir wrote the rules of an experiment. Nothing was changed, and nothing of its project may be stored
-    /// by this version: participation and attribution would be computed without them, or by a guess.
-    #[error("nothing of project {project} is stored: {unsupported}")]
-    Unsupported {
-        /// The project.
-        project: Uuid,
-        /// The log partitions of the batch that hold an event of it.
-        partitions: BTreeSet<u32>,
-        /// The experiment, and what is not known.
-        unsupported: Unsupported,
-    },
+    /// The database has a schema that this build does not know. Nothing was changed, and nothing may be stored.
+    #[error(transparent)]
+    Schema(#[from] UnsupportedSchema),
     /// The reply to COMMIT was lost; the checkpoint tells whether it happened.
     #[error("the reply to COMMIT was lost: {0}")]
     Unknown(sqlx::Error),
@@ -133,6 +132,7 @@ enum Attempt {
         inserted: Inserted,
         unattributed: u64,
         names: BTreeSet<event_names::Name>,
+        conflicts: conflicts::Conflicts,
     },
     CatalogueMoved,
     HorizonMoved(Micros),
@@ -164,21 +164,19 @@ pub(crate) async fn commit(
     let mut refused: Vec<DeadLetter> = Vec::new();
     loop {
         cache.catalogue.load(connection, &projects).await?;
-        if let Some((project, unsupported)) = projects.iter().find_map(|id| Some((*id, cache.catalogue.unsupported(*id)?))) {
-            let partitions = batch.partitions_of(project);
-            return Err(CommitError::Unsupported { project, partitions, unsupported: unsupported.clone() });
-        }
-        let (rows, unapplied) = resolve(connection, cache, log_id, batch, &refused).await?;
-        let dead: Vec<DeadLetter> = batch.undecodable.iter().chain(&refused).chain(&unapplied).cloned().collect();
+        let (rows, unapplied) = resolve(connection, cache, log_id, batch, &mut refused).await?;
+        let mut dead: Vec<DeadLetter> = batch.undecodable.iter().chain(&refused).chain(&unapplied).cloned().collect();
         let tallies = limit::count(tallies, batch, &dead).map_err(CommitError::TooManyDeadLetters)?;
         cache.months.make(connection, rows.iter().map(|row| &row.decoded.event)).await?;
 
         match attempt(connection, cache, log_id, batch, &projects, &rows, &dead).await {
-            Ok(Attempt::Stored { inserted, unattributed, names }) => {
+            Ok(Attempt::Stored { inserted, unattributed, names, conflicts }) => {
                 event_names::remember(&mut cache.event_names, names);
-                let duplicates = rows.len() as u64 - inserted.values().sum::<u64>();
-                cache.had_duplicates = duplicates > 0;
-                return Ok(Stored { inserted, duplicates, unattributed, dead, tallies });
+                let not_stored = rows.len() as u64 - inserted.values().sum::<u64>();
+                cache.had_duplicates = not_stored > 0;
+                let duplicates = not_stored - conflicts.kept.len() as u64 - conflicts.passed;
+                dead.extend(conflicts.kept);
+                return Ok(Stored { inserted, duplicates, unattributed, dead, conflicts_passed: conflicts.passed, tallies });
             }
             Ok(Attempt::CatalogueMoved) => {
                 cache.catalogue.invalidate(&projects);
@@ -187,11 +185,11 @@ pub(crate) async fn commit(
             }
             Ok(Attempt::HorizonMoved(horizon)) => cache.horizon = Some(horizon),
             Ok(Attempt::DuplicateKey) => cache.had_duplicates = true,
-            Err(CommitError::Postgres(error)) if row_fault(&error).is_some() => {
+            Err(CommitError::Postgres(error)) if matches!(fault(&error), Fault::Row { .. }) => {
                 sqlx::raw_sql("ROLLBACK").execute(&mut *connection).await?;
-                let found = bisect::find_refused(connection, &rows).await?;
+                let found = bisect::find_refused(connection, cache, log_id, &rows).await?;
                 if found.is_empty() {
-                    return Err(CommitError::Postgres(error)); // refused only once: transient after all
+                    return Err(CommitError::Postgres(error)); // no row's, or refused only once
                 }
                 refused.extend(found);
             }
@@ -207,16 +205,23 @@ async fn resolve<'a>(
     cache: &mut WorkerCache,
     log_id: Uuid,
     batch: &'a Batch,
-    refused: &[DeadLetter],
+    refused: &mut Vec<DeadLetter>,
 ) -> Result<(Vec<StagedRow<'a>>, Vec<DeadLetter>), sqlx::Error> {
-    let refused: BTreeSet<(u32, u64)> = refused.iter().map(|letter| (letter.partition, letter.offset)).collect();
-    let (rows, dead) = resolve_with(cache, log_id, batch, &refused);
-    if dead.iter().all(|letter| letter.subject.is_none())
-        || !cache.catalogue.register(connection, batch.events.iter().map(|decoded| &decoded.event)).await?
-    {
+    let places = |letters: &[DeadLetter]| letters.iter().map(|letter| (letter.partition, letter.offset)).collect();
+    let excluded: BTreeSet<(u32, u64)> = places(refused);
+    let (rows, dead) = resolve_with(cache, log_id, batch, &excluded);
+    if dead.iter().all(|letter| letter.subject.is_none()) {
         return Ok((rows, dead));
     }
-    Ok(resolve_with(cache, log_id, batch, &refused))
+    let unresolved: BTreeSet<(u32, u64)> = places(&dead);
+    let unresolved: Vec<&Decoded> =
+        batch.events.iter().filter(|decoded| unresolved.contains(&(decoded.partition, decoded.offset))).collect();
+    let (is_any_new, found) = bisect::register(connection, cache, &unresolved).await?;
+    if !is_any_new && found.is_empty() {
+        return Ok((rows, dead));
+    }
+    refused.extend(found);
+    Ok(resolve_with(cache, log_id, batch, &places(refused)))
 }
 
 fn resolve_with<'a>(
@@ -246,6 +251,10 @@ fn resolve_with<'a>(
     (rows, dead)
 }
 
+/// Begins the transaction and holds the schema as it is; the last row is its version.
+static BEGIN: LazyLock<String> =
+    LazyLock::new(|| format!("BEGIN ISOLATION LEVEL READ COMMITTED; {}; {}", schema::SHARE_LOCK, schema::VERSION));
+
 /// The transaction. After an error other than [`CommitError::Unknown`] nothing of it is left.
 async fn attempt(
     connection: &mut PgConnection,
@@ -260,12 +269,15 @@ async fn attempt(
     if straight.is_none() {
         copy::fill(connection, rows).await?;
     }
-    sqlx::raw_sql("BEGIN ISOLATION LEVEL READ COMMITTED").execute(&mut *connection).await?;
+    let begun = sqlx::raw_sql(sqlx::AssertSqlSafe(BEGIN.as_str())).fetch_all(&mut *connection).await?;
+    let version: Option<i64> = begun.last().map(|row| row.try_get(0)).transpose()?.flatten();
+    if let Err(unsupported) = crate::SCHEMA.check(version.unwrap_or(0)) {
+        sqlx::raw_sql("ROLLBACK").execute(&mut *connection).await?;
+        return Err(unsupported.into());
+    }
 
     for slice in &batch.slices {
-        let newest =
-            rows.iter().filter(|row| row.decoded.partition == slice.partition).map(|row| row.decoded.event.event_time).max();
-        if !checkpoint::advance(connection, log_id, slice, newest).await? {
+        if !checkpoint::advance(connection, log_id, slice).await? {
             sqlx::raw_sql("ROLLBACK").execute(&mut *connection).await?;
             return Err(CommitError::NotOwner { partition: slice.partition });
         }
@@ -285,9 +297,9 @@ async fn attempt(
 
     // Before the rows of this batch are there.
     let histories = Histories::of_batch(connection, rows).await?;
-    let new = match straight {
+    let (new, not_stored) = match straight {
         Some(tables) => match facts::copy(connection, &tables).await {
-            Ok(()) => rows.to_vec(),
+            Ok(()) => (rows.to_vec(), Vec::new()),
             Err(CommitError::Postgres(error)) if is_duplicate_key(&error) => {
                 sqlx::raw_sql("ROLLBACK").execute(&mut *connection).await?;
                 return Ok(Attempt::DuplicateKey);
@@ -299,20 +311,29 @@ async fn attempt(
                 facts::drop_known_ids(connection).await?;
             }
             let places = facts::insert(connection, &kinds(rows)).await?;
-            let is_new = |row: &&StagedRow<'_>| places.contains(&(row.decoded.partition, row.decoded.offset));
-            rows.iter().filter(is_new).copied().collect()
+            facts::split(rows, &places)
         }
     };
     let unattributed = participation::update(connection, &cache.catalogue, histories, &new).await?;
     rollups::add(connection, log_id, &new).await?;
+    progress::add(connection, log_id, batch, &new).await?;
+    let conflicts = match not_stored.is_empty() {
+        true => conflicts::Conflicts::default(),
+        false => conflicts::find(connection, log_id, &not_stored).await?,
+    };
     dead_letter::insert(connection, log_id, dead).await?;
+    dead_letter::insert(connection, log_id, &conflicts.kept).await?;
     let names = event_names::add(connection, &cache.event_names, &new).await?;
-    sqlx::raw_sql("COMMIT").execute(connection).await.map_err(CommitError::Unknown)?;
+    // A constraint that is checked now has refused it; of any other error it is not known when it came.
+    sqlx::raw_sql("COMMIT").execute(connection).await.map_err(|error| match fault(&error) {
+        Fault::Circumstances => CommitError::Unknown(error),
+        Fault::Row { .. } | Fault::Standing => CommitError::Postgres(error),
+    })?;
     let mut inserted = Inserted::new();
     for row in &new {
         *inserted.entry(row.event().kind()).or_default() += 1;
     }
-    Ok(Attempt::Stored { inserted, unattributed, names })
+    Ok(Attempt::Stored { inserted, unattributed, names, conflicts })
 }
 
 fn kinds(rows: &[StagedRow<'_>]) -> Vec<Kind> {

@@ -34,6 +34,10 @@ pub struct Config {
     #[arg(long, env = "WEIR_ADOPT_LOG")]
     pub adopt_log: bool,
 
+    /// How often a commit is tried that fails for a reason which is no record's and does not pass by itself.
+    #[arg(skip = Config::COMMIT_TRIES_MAX)]
+    pub commit_tries_max: u32,
+
     /// The database, set by the command that composes the service.
     #[arg(skip)]
     pub database_url: String,
@@ -42,6 +46,8 @@ pub struct Config {
 impl Config {
     /// Bytes of records in one transaction, at most: bounds a worker's memory.
     pub const BATCH_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+    const COMMIT_TRIES_MAX: u32 = 100;
 
     /// Settings with the defaults of the flags.
     pub fn new(aggregator: SocketAddr, database_url: String) -> Self {
@@ -52,6 +58,7 @@ impl Config {
             batch_age_ms_max: 50,
             dead_letters_in_row_max: 1_000,
             adopt_log: false,
+            commit_tries_max: Config::COMMIT_TRIES_MAX,
             database_url,
         }
     }

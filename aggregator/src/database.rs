@@ -24,18 +24,53 @@ pub(crate) async fn connect(url: &str, purpose: &str) -> Result<PgConnection, sq
     PgConnection::connect_with(&options).await
 }
 
-/// Returns the SQLSTATE and the text of an error that is the fault of a row, not of the circumstances.
+/// What an error of Postgres is the fault of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// Of a row, as far as its SQLSTATE tells: the same statements without it would not fail.
+    Row {
+        /// The five characters.
+        sqlstate: String,
+        /// What Postgres says.
+        message: String,
+    },
+    /// Of the circumstances: connection, resources, locks, an operator. It passes, and trying again is right for as long as it takes.
+    Circumstances,
+    /// Neither: a table or a right that is missing, a bug. Trying again helps after somebody has mended it.
+    Standing,
+}
+
+/// Classifies an error by its SQLSTATE.
 ///
-/// Only these are: too long, out of range, not representable, null where none may be, an index row or a nesting too large,
-/// and a named check. 23514 without a name means that a month was attached during the statement: it is transient.
-pub(crate) fn row_fault(error: &sqlx::Error) -> Option<(String, String)> {
-    let error = error.as_database_error()?.try_downcast_ref::<PgDatabaseError>()?;
-    let fault = match error.code() {
-        "22001" | "22003" | "22007" | "22008" | "22021" | "22P02" | "22P05" | "23502" | "54000" | "54001" => true,
-        "23514" => error.constraint().is_some(),
-        _ => false,
+/// A row's are data (class 22), what a constraint or a trigger refuses (class 23, P0001), an index row or a nesting too large. 23514
+/// without a constraint's name means that a month was attached during the statement: it passes.
+pub(crate) fn fault(error: &sqlx::Error) -> Fault {
+    let Some(error) = error.as_database_error().and_then(|error| error.try_downcast_ref::<PgDatabaseError>()) else {
+        let is_ours = matches!(
+            error,
+            sqlx::Error::ColumnNotFound(_)
+                | sqlx::Error::ColumnIndexOutOfBounds { .. }
+                | sqlx::Error::ColumnDecode { .. }
+                | sqlx::Error::TypeNotFound { .. }
+                | sqlx::Error::RowNotFound
+                | sqlx::Error::Encode(_)
+                | sqlx::Error::Decode(_)
+        );
+        return if is_ours { Fault::Standing } else { Fault::Circumstances };
     };
-    fault.then(|| (error.code().to_owned(), error.message().to_owned()))
+    let code = error.code();
+    if code == "23514" && error.constraint().is_none() {
+        return Fault::Circumstances;
+    }
+    match code.get(..2) {
+        Some("22" | "23") => {}
+        _ if matches!(code, "54000" | "54001" | "P0001") => {}
+        // Connection, transaction, resources, object's state (locks), operator, system; a server that became a standby.
+        Some("08" | "40" | "53" | "55" | "57" | "58") => return Fault::Circumstances,
+        _ if code == "25006" => return Fault::Circumstances,
+        _ => return Fault::Standing,
+    }
+    Fault::Row { sqlstate: code.to_owned(), message: error.message().to_owned() }
 }
 
 /// Returns whether an error says that an identity is stored already.

@@ -8,12 +8,13 @@
 //!
 //! Where several processes share a log, each takes no more than its share, the log partitions divided by the processes that
 //! are seen to live and rounded up. Who holds more, since another one has joined, stops to read the rest, and gives it back
-//! a moment later.
+//! a moment later. Beside a schema that it does not know a process holds none.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
+use catalogue::schema;
 use eventlog::{LogIdentity, Read};
 use service::{BackOff, Stop, Tasks};
 use sqlx::{Connection, PgConnection, Row};
@@ -23,7 +24,7 @@ use uuid::Uuid;
 
 use crate::config::Config;
 use crate::status::Status;
-use crate::{StartError, database};
+use crate::{SCHEMA, StartError, database};
 
 /// How often a process reads the leases of all.
 const TICK_INTERVAL: Duration = Duration::from_secs(1);
@@ -215,11 +216,22 @@ impl LeaseManager {
     }
 
     async fn tick(&mut self, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
-        if self.ticks.is_multiple_of(TICKS_PER_HEARTBEAT) {
-            self.heartbeat(connection).await?;
-        }
-        self.ticks = self.ticks.wrapping_add(1);
-        let share = self.share(connection).await?;
+        let unsupported = SCHEMA.check(schema::version(connection).await?).err();
+        self.status.schema(unsupported.map(|unsupported| unsupported.to_string()));
+        let share = if unsupported.is_some() {
+            // It holds nothing then, and takes no share: an upgraded process takes over at once.
+            self.ticks = 0;
+            if !self.held.borrow().is_empty() {
+                self.leave(connection).await?;
+            }
+            0
+        } else {
+            if self.ticks.is_multiple_of(TICKS_PER_HEARTBEAT) {
+                self.heartbeat(connection).await?;
+            }
+            self.ticks = self.ticks.wrapping_add(1);
+            self.share(connection).await?
+        };
         let releasing = std::mem::take(&mut self.releasing);
         self.release(connection, &releasing).await?;
 
@@ -372,11 +384,17 @@ impl LeaseManager {
         Ok(())
     }
 
+    /// Is no longer among the processes that share the log.
+    async fn leave(&self, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+        let remove = "DELETE FROM aggregators WHERE log_id = $1 AND owner = $2";
+        sqlx::query(remove).bind(self.log_id).bind(self.owner).execute(connection).await?;
+        Ok(())
+    }
+
     async fn release_all(&self, connection: &mut PgConnection) {
         let released = async {
             self.release(connection, &(0..self.partitions as u32).collect()).await?;
-            let remove = "DELETE FROM aggregators WHERE log_id = $1 AND owner = $2";
-            sqlx::query(remove).bind(self.log_id).bind(self.owner).execute(connection).await
+            self.leave(connection).await
         };
         if let Err(error) = released.await {
             tracing::warn!(%error, "leases were not given back; others take them after {} s", LEASE_TIMEOUT.as_secs());

@@ -31,6 +31,9 @@ pub use config::Config;
 use crate::metrics::Metrics;
 use crate::status::Status;
 
+/// The schemas that events are stored in.
+pub const SCHEMA: catalogue::schema::Supported = catalogue::schema::Supported { service: "aggregator", oldest: 6, newest: 6 };
+
 /// How long a stop may take: draining, the last commit, giving the leases back.
 const STOP_MAX: Duration = Duration::from_secs(6);
 
@@ -105,14 +108,23 @@ impl Aggregator {
                 metrics: Arc::clone(&metrics),
                 status: Arc::clone(&status),
                 ceilings: BTreeMap::new(),
+                suspects: run::Suspects::default(),
             };
             tasks.spawn(format!("worker-{number}"), move |stop| worker.clone().run(stop));
         }
         log_watch(&tasks, read.as_ref());
-        tasks.spawn_until_stop("lag", move || {
-            lag::show(Arc::clone(&read), held.clone(), Arc::clone(&stored), Arc::clone(&metrics))
+        tasks.spawn_until_stop("lag", {
+            let metrics = Arc::clone(&metrics);
+            move || lag::show(Arc::clone(&read), held.clone(), Arc::clone(&stored), Arc::clone(&metrics))
         });
-        tasks.spawn("maintenance", move |stop| maintain::run(config.clone(), Arc::clone(&append), stop));
+        tasks.spawn("maintenance", {
+            let config = config.clone();
+            move |stop| maintain::run(config.clone(), Arc::clone(&append), stop)
+        });
+        tasks.spawn_until_stop("recomputations", {
+            let status = Arc::clone(&status);
+            move || maintain::recompute(config.clone(), Arc::clone(&status), Arc::clone(&metrics))
+        });
         let admin = Arc::new(AdminEndpoint::new(&meter, tasks.health()));
         listener.serve(&tasks, "listener", &meter, Limits::admin(), move |request| {
             let (admin, status) = (Arc::clone(&admin), Arc::clone(&status));

@@ -1,8 +1,9 @@
-//! Maintenance beside the flow: months ahead of time, and replays of dead letters.
+//! Maintenance beside the flow: months ahead of time, replays of dead letters, and experiments that are behind.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use catalogue::schema;
 use eventlog::Append;
 use events::Record;
 use service::{BackOff, Stop};
@@ -11,10 +12,14 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::config::Config;
-use crate::{database, partitions};
+use crate::metrics::Metrics;
+use crate::recompute::{Behind, catch_up_all};
+use crate::status::Status;
+use crate::{SCHEMA, database, partitions};
 
 const MONTHS_EVERY: Duration = Duration::from_secs(3_600);
 const REPLAYS_EVERY: Duration = Duration::from_secs(1);
+const RECOMPUTATIONS_EVERY: Duration = Duration::from_secs(1);
 const REPLAYS_AT_ONCE: i64 = 500;
 /// The longest pause after failures, about.
 const PAUSE_MAX: Duration = Duration::from_secs(10);
@@ -96,4 +101,47 @@ async fn replay(connection: &mut PgConnection, log: &dyn Append) -> Result<usize
     sqlx::query(mark).bind(&refused).bind("open").execute(&mut *transaction).await?;
     transaction.commit().await?;
     Ok(rows.len())
+}
+
+/// Brings experiments up to date that are marked as behind, and tells which ones this build cannot. May be dropped at any point: a
+/// mark stays until its experiment is up to date.
+pub(crate) async fn recompute(config: Config, status: Arc<Status>, metrics: Arc<Metrics>) {
+    let mut back_off = BackOff::new(RECOMPUTATIONS_EVERY, PAUSE_MAX);
+    loop {
+        let mut connection = None;
+        let pause = loop {
+            match catch_up(&config, &mut connection).await {
+                Ok((left, unsupported)) => {
+                    back_off.reset();
+                    metrics.experiments_behind.set(left as f64);
+                    status.behind(unsupported.iter().map(text).collect());
+                    tokio::time::sleep(RECOMPUTATIONS_EVERY).await;
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "experiments that are behind cannot be recomputed now; trying again");
+                    break back_off.delay();
+                }
+            }
+        };
+        tokio::time::sleep(pause).await;
+    }
+}
+
+async fn catch_up(config: &Config, connection: &mut Option<PgConnection>) -> Result<(usize, Vec<Behind>), sqlx::Error> {
+    let open = match connection {
+        Some(open) => open,
+        None => connection.insert(database::connect(&config.database_url, "recomputations").await?),
+    };
+    // Beside another schema nothing is touched; the lease manager says so.
+    if SCHEMA.check(schema::version(open).await?).is_err() {
+        return Ok((0, Vec::new()));
+    }
+    catch_up_all(open).await
+}
+
+fn text(behind: &Behind) -> String {
+    format!(
+        "unsupported_catalogue: of project {}: {}; its participation and attribution stay as they are until then, all else is stored",
+        behind.project, behind.unsupported
+    )
 }

@@ -29,6 +29,8 @@ pub(crate) struct Metrics {
     pub unknown_commits: Counter,
     /// Commits refused because another worker owns the log partition.
     pub fenced: Counter,
+    /// Experiments whose participation and attribution are not up to date.
+    pub experiments_behind: Gauge,
 }
 
 /// Makes the meter of an aggregator.
@@ -50,6 +52,10 @@ impl Metrics {
             unknown_commits: meter.counter("weir_aggregator_unknown_commits_total", "Commits whose reply was lost"),
             fenced: meter
                 .counter("weir_aggregator_fenced_total", "Commits refused because another worker owns the log partition"),
+            experiments_behind: meter.gauge(
+                "weir_aggregator_experiments_behind",
+                "Experiments whose participation and attribution wait for a recomputation",
+            ),
             commit_seconds: meter.histogram("weir_aggregator_commit_seconds", "Seconds of one commit"),
             stored_age_seconds: meter
                 .histogram("weir_aggregator_stored_age_seconds", "Seconds from receipt to commit, oldest event of a batch"),

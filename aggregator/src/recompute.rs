@@ -1,6 +1,11 @@
-//! Participation and attribution of a whole experiment, from its raw rows.
+//! Participation and attribution of a whole experiment, from its raw rows, while events go on being stored.
+//!
+//! An experiment is marked in `experiments_behind` while its rows are not what facts and rules make of them: by a change of its rules,
+//! by an operator who wants it computed again, or by a commit of a version that cannot read the rules. Commits leave a marked experiment's rows
+//! alone, so that its recomputation is the only writer of them. If the process that recomputes ends, the mark stays, and an
+//! aggregator begins anew.
 
-use catalogue::{ReadError, Unsupported, version};
+use catalogue::{ReadError, Rules, Unsupported, rules, version};
 use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 
@@ -34,48 +39,195 @@ impl From<ReadError> for RecomputeError {
     }
 }
 
-/// Recomputes an experiment in a transaction of its own, and returns how many rows were not as they should be.
-/// The flow waits in the log meanwhile.
+/// Users that are recomputed in one transaction.
+const USERS_AT_ONCE: usize = 2_000;
+/// So many listed users are left to the last transaction, which keeps the project's commits waiting.
+const LAST_USERS_MAX: usize = 100;
+/// After so many transactions the last one takes all that are listed: users are then listed as fast as they are recomputed.
+const ROUNDS_MAX: u32 = 10_000;
+
+/// Recomputes an experiment beside the stream, and returns how many rows were not as they should be.
 /// # Errors
-/// [`RecomputeError`]; the transaction is rolled back.
+/// [`RecomputeError`]. After [`RecomputeError::Postgres`] the experiment may stay marked; an aggregator then goes on with it.
 pub async fn recompute(connection: &mut PgConnection, project: Uuid, experiment: Uuid) -> Result<Differences, RecomputeError> {
-    let mut transaction = connection.begin().await?;
-    lock_checkpoints(&mut transaction).await?;
-    version::lock(&mut transaction, project).await?;
-    let changed = recompute_locked(&mut transaction, project, experiment).await?;
-    // Rows changed without new facts: whoever follows facts must read all of them again.
-    version::raise(&mut transaction, project).await?;
-    transaction.commit().await?;
-    Ok(changed)
+    lock(connection, experiment).await?;
+    let outcome = recompute_alone(connection, project, experiment).await;
+    unlock(connection, experiment).await;
+    outcome
 }
 
-/// Locks all checkpoints, ascending: nothing is stored until the transaction ends. They always come before the catalogue.
-pub(crate) async fn lock_checkpoints(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
-    let checkpoints = "SELECT 1 FROM checkpoints ORDER BY log_id, log_partition FOR UPDATE";
-    sqlx::query(checkpoints).fetch_all(connection).await?;
+async fn recompute_alone(connection: &mut PgConnection, project: Uuid, experiment: Uuid) -> Result<Differences, RecomputeError> {
+    computable(connection, project, experiment).await?;
+    let mut transaction = connection.begin().await?;
+    version::lock(&mut transaction, project).await?;
+    mark(&mut transaction, project, experiment).await?;
+    version::raise(&mut transaction, project).await?;
+    transaction.commit().await?;
+    catch_up(connection, project, experiment).await
+}
+
+/// Keeps other recomputations of an experiment away until [`unlock`] or the connection's end. Comes before all other locks.
+pub(crate) async fn lock(connection: &mut PgConnection, experiment: Uuid) -> Result<(), sqlx::Error> {
+    sqlx::query("SELECT pg_advisory_lock($1)").bind(lock_key(experiment)).execute(connection).await?;
     Ok(())
 }
 
-/// Recomputes an experiment inside a transaction that holds the checkpoints and the catalogue.
-/// # Errors
-/// [`RecomputeError`]; the caller rolls back.
-pub(crate) async fn recompute_locked(
+/// Ends [`lock`]. Where that fails the connection has broken, which ends it, too.
+pub(crate) async fn unlock(connection: &mut PgConnection, experiment: Uuid) {
+    if let Err(error) = sqlx::query("SELECT pg_advisory_unlock($1)").bind(lock_key(experiment)).execute(connection).await {
+        tracing::warn!(%error, "a recomputation's lock is given back by the end of its connection");
+    }
+}
+
+fn lock_key(experiment: Uuid) -> i64 {
+    experiment.as_u128() as i64
+}
+
+/// Marks an experiment: from this transaction on commits leave its rows alone and list the users that they touch. The caller holds
+/// [`lock`] and the project's catalogue, whose version it raises, so that every commit reads the mark; then comes [`catch_up`].
+pub(crate) async fn mark(connection: &mut PgConnection, project: Uuid, experiment: Uuid) -> Result<(), sqlx::Error> {
+    sqlx::query(
+        "INSERT INTO experiments_behind (project_id, experiment_id, is_recomputed) VALUES ($1, $2, true)
+         ON CONFLICT (project_id, experiment_id) DO UPDATE SET is_recomputed = true",
+    )
+    .bind(project)
+    .bind(experiment)
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Computes a marked experiment anew and takes the mark away.
+///
+/// The long part holds no lock that a commit waits for: all users with a fact or a row of the experiment, so many at a time, then those
+/// that commits have listed meanwhile. The last of these are computed under the catalogue's lock of the project: no fact of it
+/// is stored then, and nothing is looked for but these users' rows, by the tables' keys.
+pub(crate) async fn catch_up(
     connection: &mut PgConnection,
     project: Uuid,
     experiment: Uuid,
 ) -> Result<Differences, RecomputeError> {
-    let frozen: Option<bool> =
-        sqlx::query_scalar("SELECT frozen_at IS NOT NULL FROM experiments WHERE project_id = $1 AND id = $2")
+    let mut differences = Differences::default();
+    let users: Vec<Uuid> = sqlx::query_scalar(
+        "SELECT user_id FROM impressions WHERE project_id = $1 AND experiment_id = $2
+         UNION SELECT user_id FROM user_experiment_participation WHERE project_id = $1 AND experiment_id = $2
+         UNION SELECT user_id FROM conversion_attribution WHERE project_id = $1 AND experiment_id = $2
+         ORDER BY 1",
+    )
+    .bind(project)
+    .bind(experiment)
+    .fetch_all(&mut *connection)
+    .await?;
+    for users in users.chunks(USERS_AT_ONCE) {
+        let mut transaction = connection.begin().await?;
+        // Read each time: a variant may have registered itself.
+        let rules = computable(&mut transaction, project, experiment).await?;
+        differences += participation::follow_users(&mut transaction, (project, experiment), &rules, users).await?;
+        transaction.commit().await?;
+    }
+    for round in 0.. {
+        let mut transaction = connection.begin().await?;
+        let listed = take_listed(&mut transaction, project, experiment, USERS_AT_ONCE as i64).await?;
+        let rules = computable(&mut transaction, project, experiment).await?;
+        differences += participation::follow_users(&mut transaction, (project, experiment), &rules, &listed).await?;
+        transaction.commit().await?;
+        if listed.len() <= LAST_USERS_MAX || round >= ROUNDS_MAX {
+            break;
+        }
+    }
+    let mut transaction = connection.begin().await?;
+    version::lock(&mut transaction, project).await?;
+    let listed = take_listed(&mut transaction, project, experiment, i64::MAX).await?;
+    let rules = computable(&mut transaction, project, experiment).await?;
+    differences += participation::follow_users(&mut transaction, (project, experiment), &rules, &listed).await?;
+    sqlx::query("DELETE FROM experiments_behind WHERE project_id = $1 AND experiment_id = $2")
+        .bind(project)
+        .bind(experiment)
+        .execute(&mut *transaction)
+        .await?;
+    // Rows changed without new facts: whoever follows facts must read all of them again.
+    version::raise(&mut transaction, project).await?;
+    transaction.commit().await?;
+    Ok(differences)
+}
+
+/// Takes users off the list. One that a commit lists at the same time is listed again after this transaction.
+async fn take_listed(
+    connection: &mut PgConnection,
+    project: Uuid,
+    experiment: Uuid,
+    users_max: i64,
+) -> Result<Vec<Uuid>, sqlx::Error> {
+    let users = "DELETE FROM users_behind WHERE project_id = $1 AND experiment_id = $2 AND user_id IN (
+                     SELECT user_id FROM users_behind WHERE project_id = $1 AND experiment_id = $2 ORDER BY user_id LIMIT $3)
+                 RETURNING user_id";
+    sqlx::query_scalar(users).bind(project).bind(experiment).bind(users_max).fetch_all(connection).await
+}
+
+/// Returns the rules of an experiment that can be recomputed.
+async fn computable(connection: &mut PgConnection, project: Uuid, experiment: Uuid) -> Result<Rules, RecomputeError> {
+    let rules = rules::read(connection, project, experiment).await?.ok_or(RecomputeError::UnknownExperiment(experiment))?;
+    if rules.is_frozen { Err(RecomputeError::Frozen(experiment)) } else { Ok(rules) }
+}
+
+/// An experiment that is marked, and this process cannot bring up to date.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Behind {
+    pub project: Uuid,
+    pub unsupported: Unsupported,
+}
+
+/// Brings all marked experiments up to date that no other process is at. Returns how many are marked still, and those that this
+/// version cannot read.
+pub(crate) async fn catch_up_all(connection: &mut PgConnection) -> Result<(usize, Vec<Behind>), sqlx::Error> {
+    let marked: Vec<(Uuid, Uuid)> =
+        sqlx::query_as("SELECT project_id, experiment_id FROM experiments_behind ORDER BY since, project_id, experiment_id")
+            .fetch_all(&mut *connection)
+            .await?;
+    let (mut left, mut behind) = (0, Vec::new());
+    for (project, experiment) in marked {
+        let is_free: bool =
+            sqlx::query_scalar("SELECT pg_try_advisory_lock($1)").bind(lock_key(experiment)).fetch_one(&mut *connection).await?;
+        if !is_free {
+            left += 1;
+            continue;
+        }
+        let outcome = recompute_if_marked(connection, project, experiment).await;
+        unlock(connection, experiment).await;
+        match outcome {
+            Ok(Some(differences)) => {
+                tracing::info!(%project, %experiment, ?differences, "an experiment that was behind is up to date")
+            }
+            Ok(None) => {}
+            Err(RecomputeError::Unsupported(unsupported)) => {
+                left += 1;
+                behind.push(Behind { project, unsupported });
+            }
+            Err(RecomputeError::Postgres(error)) => return Err(error),
+            // Its rows stay as they are for ever.
+            Err(RecomputeError::Frozen(_) | RecomputeError::UnknownExperiment(_)) => {
+                let unmark = "DELETE FROM experiments_behind WHERE project_id = $1 AND experiment_id = $2";
+                sqlx::query(unmark).bind(project).bind(experiment).execute(&mut *connection).await?;
+            }
+        }
+    }
+    Ok((left, behind))
+}
+
+/// The mark may be gone by the time that the lock was there.
+async fn recompute_if_marked(
+    connection: &mut PgConnection,
+    project: Uuid,
+    experiment: Uuid,
+) -> Result<Option<Differences>, RecomputeError> {
+    let is_marked: bool =
+        sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM experiments_behind WHERE project_id = $1 AND experiment_id = $2)")
             .bind(project)
             .bind(experiment)
-            .fetch_optional(&mut *connection)
+            .fetch_one(&mut *connection)
             .await?;
-    match frozen {
-        None => return Err(RecomputeError::UnknownExperiment(experiment)),
-        Some(true) => return Err(RecomputeError::Frozen(experiment)),
-        Some(false) => {}
+    if !is_marked {
+        return Ok(None);
     }
-    let changed = participation::follow_experiment(connection, project, experiment).await?;
-    sqlx::raw_sql("UPDATE checkpoints SET change_seq = change_seq + 1").execute(&mut *connection).await?;
-    Ok(changed)
+    recompute_alone(connection, project, experiment).await.map(Some)
 }

@@ -1,6 +1,6 @@
 //! The path of a batch: read, decode, commit, acknowledge.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,10 +12,11 @@ use sqlx::PgConnection;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::batch::Batch;
+use crate::batch::{Batch, ID_CONFLICT};
 use crate::commit::limit::{Tallies, Tally, TooMany};
 use crate::commit::{self, CommitError, Stored, WorkerCache};
 use crate::config::Config;
+use crate::database::Fault;
 use crate::lag;
 use crate::lease::{self, Held};
 use crate::metrics::Metrics;
@@ -41,6 +42,51 @@ pub(crate) struct Worker {
     pub status: Arc<Status>,
     /// Where reading ends, since a dead letter there would be one too many.
     pub ceilings: BTreeMap<u32, TooMany>,
+    pub suspects: Suspects,
+}
+
+/// Log partitions whose commits fail for a reason which does not pass by itself, and how often in a row. Each is committed apart from all
+/// others until it succeeds, so that the fault is found where it is.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Suspects {
+    failures: BTreeMap<u32, u32>,
+    /// How many batches were read since there are any: the log partitions take turns.
+    turns: usize,
+    /// Those of the batch that is being committed.
+    committing: Vec<u32>,
+}
+
+impl Suspects {
+    /// Chooses log partitions for the next batch among those that are read: all, or by turns the unsuspected ones and each suspect alone.
+    fn choose(&mut self, read: impl Iterator<Item = u32>) -> BTreeSet<u32> {
+        let (suspects, others): (Vec<u32>, Vec<u32>) = read.partition(|partition| self.failures.contains_key(partition));
+        self.turns = self.turns.wrapping_add(1);
+        let turns = (suspects.len() + usize::from(!others.is_empty())).max(1);
+        match suspects.get(self.turns % turns) {
+            Some(suspect) => BTreeSet::from([*suspect]),
+            None => others.into_iter().collect(),
+        }
+    }
+
+    fn succeeded(&mut self) {
+        for partition in std::mem::take(&mut self.committing) {
+            self.failures.remove(&partition);
+        }
+    }
+
+    /// Counts a failed commit. Returns the log partition that has failed too often, alone.
+    fn failed(&mut self, tries_max: u32) -> Option<u32> {
+        let committing = std::mem::take(&mut self.committing);
+        for partition in &committing {
+            *self.failures.entry(*partition).or_default() += 1;
+        }
+        let alone = committing.first().copied().filter(|_| committing.len() == 1)?;
+        if self.failures.get(&alone).is_some_and(|failures| *failures >= tries_max) {
+            self.failures.remove(&alone);
+            return Some(alone);
+        }
+        None
+    }
 }
 
 /// Where a worker stands in a log partition.
@@ -65,15 +111,24 @@ impl Worker {
                     match &error {
                         CommitError::NotOwner { .. } => self.metrics.fenced.increment(1),
                         CommitError::Unknown(_) => self.metrics.unknown_commits.increment(1),
-                        CommitError::Unsupported { partitions, .. } => {
-                            let halt = Halt { state: "unsupported_catalogue", text: error.to_string() };
-                            partitions.iter().for_each(|partition| self.halt(*partition, halt.clone()));
-                        }
+                        // The lease manager sees it, too, and gives the leases back.
+                        CommitError::Schema(unsupported) => self.status.schema(Some(unsupported.to_string())),
                         CommitError::TooManyDeadLetters(found) => {
                             self.ceilings.insert(found.partition, found.clone());
                         }
-                        CommitError::Postgres(_) | CommitError::Staging { .. } => {}
+                        CommitError::Postgres(fault) if database::fault(fault) == Fault::Circumstances => {}
+                        CommitError::Postgres(_) | CommitError::Staging { .. } => {
+                            let tries = self.config.commit_tries_max;
+                            if let Some(partition) = self.suspects.failed(tries) {
+                                let text = format!(
+                                    "a commit failed {tries} times, which is no single record's fault: {error}. Nothing is skipped; \
+                                     mend the cause, and restart the aggregators"
+                                );
+                                self.halt(partition, Halt { state: "commit_refused", text });
+                            }
+                        }
                     }
+                    self.suspects.committing.clear();
                     tracing::warn!(worker = self.number, %error, "starting again from the checkpoint");
                 }
             }
@@ -111,7 +166,9 @@ impl Worker {
                 if !draining {
                     self.wait(&positions, stop).await;
                 }
-                batch = self.read(&mut positions).await;
+                let all = positions.keys().copied();
+                let chosen = if draining { all.collect() } else { self.suspects.choose(all) };
+                batch = self.read(&mut positions, &chosen).await;
             }
             if batch.len() == 0 {
                 if draining {
@@ -120,12 +177,15 @@ impl Worker {
                 continue;
             }
             // Behind a full batch there is more: it is read and decoded while Postgres works on this one.
-            let full = batch.len() >= self.share_of_batch(&positions);
+            let full = batch.len() >= self.share_of_batch(&positions) && self.suspects.failures.is_empty();
+            let all = positions.keys().copied().collect();
             let began = Instant::now();
+            self.suspects.committing = batch.slices.iter().map(|slice| slice.partition).collect();
             let (stored, next) = tokio::join!(commit::commit(&mut connection, &mut cache, log_id, &batch, &tallies), async {
-                if full { self.read(&mut positions).await } else { Batch::default() }
+                if full { self.read(&mut positions, &all).await } else { Batch::default() }
             });
             let stored = stored?;
+            self.suspects.succeeded();
             self.acknowledge(&batch, &stored, began.elapsed()).await;
             tallies.extend(stored.tallies);
             ahead = next;
@@ -146,6 +206,7 @@ impl Worker {
         positions.retain(|partition, position| held.get(partition) == Some(&position.epoch));
         let log_id = self.log.identity().log_id;
         self.ceilings.retain(|partition, _| held.contains_key(partition));
+        self.suspects.failures.retain(|partition, _| held.contains_key(partition));
         // A log partition that is another process's is its to halt.
         for partition in self.status.halts().into_keys().filter(|partition| mine(*partition) && !held.contains_key(partition)) {
             self.unhalt(partition);
@@ -251,12 +312,12 @@ impl Worker {
 
     /// Reads what there is, each log partition up to its share of a batch, and moves the positions after it. A log
     /// partition that cannot be read halts by itself.
-    async fn read(&self, positions: &mut Positions) -> Batch {
+    async fn read(&self, positions: &mut Positions, chosen: &BTreeSet<u32>) -> Batch {
         let (records_max, bytes_max) = (self.share_of_batch(positions), Config::BATCH_BYTES_MAX / positions.len().max(1));
         self.halt_at_ceilings(positions);
         let mut read = Vec::new();
         let mut unreadable = Vec::new();
-        for (partition, position) in positions.iter_mut() {
+        for (partition, position) in positions.iter_mut().filter(|(partition, _)| chosen.contains(partition)) {
             let room = self.ceilings.get(partition).map_or(u64::MAX, |ceiling| ceiling.offset - position.next);
             let records_max = records_max.min(usize::try_from(room).unwrap_or(usize::MAX));
             let bound = ReadBound { records_max, bytes_max, wait_max: Duration::ZERO };
@@ -326,6 +387,9 @@ impl Worker {
         self.metrics.commit_seconds.record(took.as_secs_f64());
         for (kind, count) in &stored.inserted {
             self.metrics.stored(*kind, *count);
+        }
+        for _ in 0..stored.conflicts_passed {
+            self.metrics.dead_letter(ID_CONFLICT);
         }
         for letter in &stored.dead {
             self.metrics.dead_letter(letter.code);
@@ -409,6 +473,7 @@ mod tests {
             metrics: Arc::new(Metrics::new(metrics::meter())),
             status: Arc::default(),
             ceilings: BTreeMap::new(),
+            suspects: Suspects::default(),
         };
         let tasks = Tasks::new(&metrics::meter());
         tasks.spawn("worker", move |stop| worker.clone().run(stop));

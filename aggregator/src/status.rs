@@ -14,7 +14,9 @@ pub(crate) struct Halt {
 
 #[derive(Default)]
 struct Inner {
+    schema: Option<String>,
     postgres: Option<String>,
+    behind: Vec<String>,
     halts: BTreeMap<u32, Halt>,
     held: usize,
 }
@@ -32,6 +34,16 @@ impl Status {
     /// Notes that Postgres answers, or why it does not.
     pub(crate) fn postgres(&self, fault: Option<String>) {
         self.with(|inner| inner.postgres = fault);
+    }
+
+    /// Notes that the database has a schema that this build knows, or which one it has.
+    pub(crate) fn schema(&self, fault: Option<String>) {
+        self.with(|inner| inner.schema = fault);
+    }
+
+    /// Notes which experiments are behind and cannot be brought up to date by this build, each with the reason.
+    pub(crate) fn behind(&self, experiments: Vec<String>) {
+        self.with(|inner| inner.behind = experiments);
     }
 
     /// Notes how many log partitions this process owns.
@@ -55,11 +67,17 @@ impl Status {
     /// Returns what is not ready.
     pub(crate) fn unready(&self) -> Option<String> {
         self.with(|inner| {
+            if let Some(fault) = &inner.schema {
+                return Some(fault.clone());
+            }
             if let Some(fault) = &inner.postgres {
                 return Some(format!("postgres: {fault}"));
             }
             if let Some((partition, halt)) = inner.halts.iter().next() {
                 return Some(format!("log partition {partition}: {}: {}", halt.state, halt.text));
+            }
+            if !inner.behind.is_empty() {
+                return Some(inner.behind.join("; "));
             }
             (inner.held == 0).then(|| "no log partition is leased yet".to_owned())
         })

@@ -226,7 +226,7 @@ async fn bare_loop(_: &Options, _: &Databases, _: &Database, _: &Log) -> anyhow:
 }
 
 /// What a round fills; the catalogue stays.
-const EMPTIED: [&str; 14] = [
+const EMPTIED: [&str; 15] = [
     "impressions",
     "conversions",
     "campaign_events",
@@ -239,6 +239,7 @@ const EMPTIED: [&str; 14] = [
     "daily_rollups",
     "leases",
     "aggregators",
+    "project_progress",
     "checkpoints",
     "logs",
 ];

@@ -228,7 +228,13 @@ impl Rows {
     /// Writes the checkpoint's statement.
     fn moved(&mut self, records: u64) -> String {
         self.offset += records;
-        format!("UPDATE checkpoints SET next_offset = {}, change_seq = change_seq + 1, event_time = '2026-02-01';", self.offset)
+        format!(
+            "UPDATE checkpoints SET next_offset = {offset}, change_seq = change_seq + 1;
+             INSERT INTO project_progress (project_id, log_id, log_partition, records, event_time)
+             SELECT id, '{LOG}', 0, {offset}, '2026-02-01' FROM projects
+             ON CONFLICT (project_id, log_id, log_partition) DO UPDATE SET records = excluded.records;",
+            offset = self.offset
+        )
     }
 
     async fn change(&mut self, connection: &mut PgConnection, before: Before) -> anyhow::Result<()> {

@@ -58,6 +58,6 @@ async fn dispatch(app: &Arc<App>, scope: Scope, route: Option<Route>, request: R
 
 /// Returns whether one more event could be taken now, and if not, why.
 fn ready(app: &App) -> Result<(), String> {
-    app.keys.ready().map_err(str::to_owned)?;
+    app.keys.ready()?;
     app.log.ready().map_err(|error| error.to_string())
 }

@@ -7,9 +7,10 @@ mod stored;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
+use catalogue::schema::UnsupportedSchema;
 use events::rules::Unit;
 use events::{Micros, ProjectId};
 use subtle::ConstantTimeEq as _;
@@ -109,13 +110,22 @@ pub(crate) struct Keys {
     pub(crate) names: Names,
     /// Where the keys are kept for a start without Postgres.
     file: Option<PathBuf>,
+    schema_fault: Mutex<Option<UnsupportedSchema>>,
 }
 
 impl Keys {
     /// Makes the cache, filled from `keys.json` if there is one.
     pub(crate) fn new(any_key: bool, file: Option<PathBuf>, names: Names) -> Self {
         let snapshot = file.as_deref().and_then(stored::load).map(Arc::new);
-        Keys { snapshot: RwLock::new(snapshot), readings: watch::Sender::new(None), wanted: Notify::new(), any_key, names, file }
+        Keys {
+            snapshot: RwLock::new(snapshot),
+            readings: watch::Sender::new(None),
+            wanted: Notify::new(),
+            any_key,
+            names,
+            file,
+            schema_fault: Mutex::default(),
+        }
     }
 
     /// Returns the present keys, none if they were never loaded.
@@ -127,13 +137,22 @@ impl Keys {
         *self.snapshot.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(snapshot));
     }
 
-    /// Returns why no event can be taken, if that is so; for `/readyz`.
-    pub(crate) fn ready(&self) -> Result<(), &'static str> {
+    /// Returns why no event can be taken, if that is so; for `/readyz`. Beside a schema that is not supported the keys that were read
+    /// before serve.
+    pub(crate) fn ready(&self) -> Result<(), String> {
         match self.snapshot() {
-            None => Err("the API keys have not been read from Postgres yet"),
-            Some(snapshot) if self.any_key && snapshot.default.is_none() => Err("there is no project named default"),
+            None => Err(match *self.schema_fault() {
+                Some(unsupported) => unsupported.to_string(),
+                None => "the API keys have not been read from Postgres yet".to_owned(),
+            }),
+            Some(snapshot) if self.any_key && snapshot.default.is_none() => Err("there is no project named default".to_owned()),
             Some(_) => Ok(()),
         }
+    }
+
+    /// What the last reading said of the schema.
+    fn schema_fault(&self) -> MutexGuard<'_, Option<UnsupportedSchema>> {
+        self.schema_fault.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Looks a key up, in memory; one that is not there after another reading from Postgres. Unknown, revoked and expired are the same.
@@ -284,10 +303,13 @@ mod tests {
     #[tokio::test]
     async fn any_key_is_the_default_projects() {
         check(&filled(true), "whatever", 0, "access").await;
-        assert_eq!(Keys::new(true, None, Names::new(9)).ready(), Err("the API keys have not been read from Postgres yet"));
+        assert_eq!(
+            Keys::new(true, None, Names::new(9)).ready(),
+            Err("the API keys have not been read from Postgres yet".to_owned())
+        );
         let keys = filled(true);
         assert_eq!(keys.ready(), Ok(()));
         keys.replace(Snapshot::default());
-        assert_eq!(keys.ready(), Err("there is no project named default"));
+        assert_eq!(keys.ready(), Err("there is no project named default".to_owned()));
     }
 }

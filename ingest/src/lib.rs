@@ -36,6 +36,9 @@ pub use config::{Config, Limits, StartError};
 
 use collect::App;
 
+/// The schemas whose keys, projects, names of events and horizon the collector reads. Beside another one it goes on with what it knows.
+pub const SCHEMA: catalogue::schema::Supported = catalogue::schema::Supported { service: "collector", oldest: 5, newest: 6 };
+
 /// How long a start waits for Postgres; a collector that knows keys from an earlier run serves without it.
 const FIRST_READING_MAX: Duration = Duration::from_secs(2);
 

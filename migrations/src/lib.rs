@@ -12,20 +12,23 @@ use sqlx::SqlSafeStr;
 use sqlx::migrate::{Migration, MigrationType, Migrator};
 
 /// Applies what is missing, in order, under an advisory lock, and refuses a database that is newer than this build.
-pub static MIGRATOR: LazyLock<Migrator> = LazyLock::new(|| {
+pub static MIGRATOR: LazyLock<Migrator> = LazyLock::new(|| up_to(i64::MAX));
+
+fn up_to(newest: i64) -> Migrator {
     let migration = |(version, description, sql): (i64, &'static str, &'static str)| {
         Migration::new(version, description.into(), MigrationType::Simple, sql.into_sql_str(), false)
     };
-    Migrator::with_migrations(FILES.into_iter().map(migration).collect())
-});
+    Migrator::with_migrations(FILES.into_iter().filter(|(version, ..)| *version <= newest).map(migration).collect())
+}
 
 /// The files by number. They are listed rather than found by sqlx's macro: its crate builds the whole of sqlx a second time.
-const FILES: [(i64, &str, &str); 5] = [
+const FILES: [(i64, &str, &str); 6] = [
     (1, "catalogue", include_str!("../sql/0001_catalogue.sql")),
     (2, "progress", include_str!("../sql/0002_progress.sql")),
     (3, "facts", include_str!("../sql/0003_facts.sql")),
     (4, "derived", include_str!("../sql/0004_derived.sql")),
     (5, "event_names", include_str!("../sql/0005_event_names.sql")),
+    (6, "standing", include_str!("../sql/0006_standing.sql")),
 ];
 
 #[cfg(test)]
@@ -47,6 +50,6 @@ mod tests {
             .map(|(version, description, sql)| (format!("{version:04}_{description}.sql"), (*sql).to_owned()))
             .collect();
         assert_eq!(files, listed);
-        assert_eq!(MIGRATOR.iter().map(|migration| migration.version).collect::<Vec<_>>(), [1, 2, 3, 4, 5]);
+        assert_eq!(MIGRATOR.iter().map(|migration| migration.version).collect::<Vec<_>>(), [1, 2, 3, 4, 5, 6]);
     }
 }

@@ -45,6 +45,20 @@ impl TestDatabase {
         TestDatabase { url: server.url_of(&name) }
     }
 
+    /// Makes a database with an earlier schema, as a service finds it that is upgraded before `weir migrate` has run.
+    /// # Panics
+    /// As [`TestDatabase::create`].
+    pub async fn create_with_schema(version: i64) -> Self {
+        let server = SERVER.get_or_init(TestServer::start).await;
+        let name = format!("test_{}", NUMBER.fetch_add(1, Ordering::Relaxed));
+        let mut connection = PgConnection::connect(&server.url_of("postgres")).await.expect("the private postgres answers");
+        let statement = format!("CREATE DATABASE {name} STRATEGY file_copy");
+        sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut connection).await.expect("a database is made");
+        let database = TestDatabase { url: server.url_of(&name) };
+        crate::up_to(version).run(&mut database.connect().await).await.expect("the migrations fit together");
+        database
+    }
+
     /// Opens a connection.
     /// # Panics
     /// If that fails.
@@ -137,6 +151,15 @@ impl TestServer {
         crate::MIGRATOR.run(&mut migrated).await.expect("the migrations fit together");
         migrated.close().await.expect("a template has no connections");
     }
+}
+
+/// Makes a database look as if a newer build had migrated it: the newest version is this one, and nothing else differs.
+/// # Panics
+/// If the database was never migrated.
+pub async fn pretend_schema(connection: &mut PgConnection, version: i64) {
+    let newer = "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
+                 VALUES ($1, 'of a newer build', true, '', 0)";
+    sqlx::query(newer).bind(version).execute(connection).await.expect("a migrated database");
 }
 
 fn system_user(name: &str) -> Option<(u32, u32)> {

@@ -39,6 +39,9 @@ use http::routes;
 use http::tokens::Tokens;
 use metrics::Metrics;
 
+/// The schemas that answers are made from.
+pub const SCHEMA: catalogue::schema::Supported = catalogue::schema::Supported { service: "query service", oldest: 6, newest: 6 };
+
 /// Why the service did not start. Nothing is left running.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {

@@ -28,7 +28,7 @@ pub(crate) async fn run(args: AggregatorArgs, globals: &Globals) -> anyhow::Resu
     let Flags(mut config) = args.aggregator;
     config.database_url = globals.any_database_url()?;
     let opened = async {
-        migrate::checked(&config.database_url).await?;
+        migrate::checked(&config.database_url, ::aggregator::SCHEMA).await?;
         log::open(kafka).await
     };
     let log = tokio::select! {

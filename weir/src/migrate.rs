@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::Context;
+use catalogue::schema::{self, Supported};
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{Connection, PgConnection};
 use tokio::time::Instant;
@@ -24,39 +25,25 @@ pub(crate) async fn run(globals: &Globals) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Connects, waiting for a database that is not up yet, and applies the migrations that are missing.
+/// Connects, waiting for a database that is not up yet, and applies the migrations that are missing. Aggregators that run store
+/// nothing meanwhile; what comes waits in the log.
 /// # Errors
 /// As of [`run`].
 pub(crate) async fn migrated(url: &str) -> anyhow::Result<PgConnection> {
     let mut connection = connected(url).await?;
+    schema::lock(&mut connection).await?;
     ::migrations::MIGRATOR.run(&mut connection).await.context("the schema cannot be brought up to date")?;
+    schema::unlock(&mut connection).await?;
     Ok(connection)
 }
 
-/// Checks that a database, which may not be up yet, has the schema of this build. Changes nothing.
+/// Checks that a database, which may not be up yet, has a schema that a service works with. Changes nothing.
 /// # Errors
 /// If it cannot be reached, or its schema is an older or a newer one.
-pub(crate) async fn checked(url: &str) -> anyhow::Result<()> {
+pub(crate) async fn checked(url: &str, supported: Supported) -> anyhow::Result<()> {
     let mut connection = connected(url).await?;
-    let has_any: bool =
-        sqlx::query_scalar("SELECT to_regclass('_sqlx_migrations') IS NOT NULL").fetch_one(&mut connection).await?;
-    let applied: Vec<i64> = match has_any {
-        true => {
-            sqlx::query_scalar("SELECT version FROM _sqlx_migrations WHERE success ORDER BY version")
-                .fetch_all(&mut connection)
-                .await?
-        }
-        false => Vec::new(),
-    };
+    supported.check_database(&mut connection).await?;
     connection.close().await?;
-    let needed: Vec<i64> = ::migrations::MIGRATOR.iter().map(|migration| migration.version).collect();
-    let version = |versions: &[i64]| versions.last().copied().unwrap_or(0);
-    if applied != needed {
-        let (found, needed) = (version(&applied), version(&needed));
-        anyhow::bail!(
-            "the database's schema is at version {found}, and this build works with {needed}; run `weir migrate` of the newer build"
-        );
-    }
     Ok(())
 }
 
@@ -81,5 +68,48 @@ fn is_transient(error: &sqlx::Error) -> bool {
         sqlx::Error::Io(_) => true,
         sqlx::Error::Database(error) => error.code().is_some_and(|code| code.starts_with("57P")),
         _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use migrations::testing::{TestDatabase, pretend_schema};
+
+    use super::*;
+
+    const SERVICES: [Supported; 3] = [ingest::SCHEMA, aggregator::SCHEMA, query::SCHEMA];
+
+    #[test]
+    fn each_service_works_with_the_newest_schema() {
+        let newest = ::migrations::MIGRATOR.iter().map(|migration| migration.version).max();
+        for supported in SERVICES {
+            assert_eq!(Some(supported.newest), newest, "{}", supported.service);
+        }
+    }
+
+    /// A service starts beside each schema that it states, and beside no other: it names what it found, what it takes and what to do.
+    #[tokio::test]
+    async fn a_service_is_refused_beside_a_schema_that_it_does_not_state() {
+        let newest = ::migrations::MIGRATOR.iter().map(|migration| migration.version).max().expect("there are some");
+        for found in 0..=newest + 1 {
+            let database = TestDatabase::create_with_schema(found).await;
+            if found > newest {
+                pretend_schema(&mut database.connect().await, found).await;
+            }
+            for supported in SERVICES {
+                let outcome = checked(&database.url, supported).await.map_err(|error| error.to_string());
+                let advice = match found {
+                    _ if (supported.oldest..=supported.newest).contains(&found) => {
+                        assert_eq!(outcome, Ok(()), "{} beside {found}", supported.service);
+                        continue;
+                    }
+                    _ if found < supported.oldest => "run `weir migrate` of this build",
+                    _ => "upgrade this service",
+                };
+                let refusal = outcome.expect_err("not supported");
+                let expected = format!("schema is at version {found}, and this {} works with", supported.service);
+                assert!(refusal.contains(&expected) && refusal.ends_with(advice), "{refusal}");
+            }
+        }
     }
 }

@@ -36,7 +36,7 @@ pub(crate) async fn run(args: QueryArgs, globals: &Globals) -> anyhow::Result<()
     let Flags(mut config) = args.query;
     config.database_url = globals.any_database_url()?;
     config.metrics = args.metrics;
-    migrate::checked(&config.database_url).await?;
+    migrate::checked(&config.database_url, ::query::SCHEMA).await?;
     let service = ::query::Query::start(config).await?;
     // Whoever started this may have closed its end.
     let _ = writeln!(std::io::stdout(), "query http://{}", service.address());

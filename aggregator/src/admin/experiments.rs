@@ -69,58 +69,65 @@ pub async fn add_variant(
 /// Lets an experiment run: a draft from now on, a paused one again, a completed one as if it had never been stopped.
 /// A running one stays as it is, also where it has no start.
 /// # Errors
-/// [`CatalogueError::Unknown`], [`CatalogueError::Frozen`], [`CatalogueError::WrongState`] for an archived one.
+/// [`CatalogueError::Unknown`], [`CatalogueError::Frozen`], [`CatalogueError::WrongState`] for an archived one: nothing is changed.
+/// [`AdminError::Recompute`]: the change is made, and an aggregator goes on with the rows.
 pub async fn start(conn: &mut PgConnection, project: &Project, name: &str) -> Result<Changed, AdminError> {
-    let mut change = begin(conn, project).await?;
-    let status = experiments::start(&mut change, name).await?;
-    change_status(change, status, "experiment.start").await
+    change(conn, project, name, What::Start).await
 }
 
 /// Ends an experiment now: later exposures do not count, conversions within the window of earlier ones do.
 /// A completed one stays as it is.
 /// # Errors
-/// [`CatalogueError::Unknown`], [`CatalogueError::Frozen`], [`CatalogueError::WrongState`] for a draft or an archived one.
+/// [`CatalogueError::Unknown`], [`CatalogueError::Frozen`], [`CatalogueError::WrongState`] for a draft or an archived one: nothing is
+/// changed. [`AdminError::Recompute`]: the change is made, and an aggregator goes on with the rows.
 pub async fn stop(conn: &mut PgConnection, project: &Project, name: &str) -> Result<Changed, AdminError> {
-    let mut change = begin(conn, project).await?;
-    let status = experiments::stop(&mut change, name).await?;
-    change_status(change, status, "experiment.stop").await
+    change(conn, project, name, What::Stop).await
 }
 
 /// Computes participation and attribution of an experiment again, from the raw rows, and reports what differed.
 /// # Errors
 /// [`CatalogueError::Unknown`], [`CatalogueError::Frozen`], [`AdminError::Recompute`].
 pub async fn recompute(conn: &mut PgConnection, project: &Project, name: &str) -> Result<Changed, AdminError> {
-    let mut change = begin(conn, project).await?;
-    let experiment = experiments::show(change.connection(), project, name).await?;
-    experiment.refuse_frozen()?;
-    let differences = compute_again(&mut change, &experiment).await?;
-    let details =
-        json!({ "id": experiment.id, "participation": differences.participation, "attribution": differences.attribution });
-    // Rows changed without new facts: by the version, which the commit raises, whoever follows facts reads all of them again.
-    change.commit("experiment.recompute", &experiment.name, &details).await?;
-    Ok(Changed { experiment, recomputed: Some(differences) })
+    change(conn, project, name, What::Nothing).await
 }
 
-/// Begins a change that changes the meaning of stored rows: nothing is stored meanwhile.
-async fn begin<'c>(conn: &'c mut PgConnection, project: &Project) -> Result<Change<'c>, sqlx::Error> {
-    let mut transaction = catalogue::change::begin(conn).await?;
-    recompute::lock_checkpoints(&mut transaction).await?;
-    Change::within(transaction, project).await
+/// What changes the meaning of an experiment's rows, if anything does.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum What {
+    Start,
+    Stop,
+    Nothing,
 }
 
-/// Brings the experiment's rows up to date with its new status.
-async fn change_status(mut change: Change<'_>, status: StatusChange, action: &str) -> Result<Changed, AdminError> {
-    if !status.is_change() {
+async fn change(conn: &mut PgConnection, project: &Project, name: &str, what: What) -> Result<Changed, AdminError> {
+    let experiment = experiments::show(conn, project, name).await?.id;
+    recompute::lock(conn, experiment).await?;
+    let outcome = change_alone(conn, project, name, what).await;
+    recompute::unlock(conn, experiment).await;
+    outcome
+}
+
+/// First the change, with the mark that has commits leave the rows alone, in a transaction that looks at nothing but the catalogue; then
+/// the rows, beside the stream.
+async fn change_alone(conn: &mut PgConnection, project: &Project, name: &str, what: What) -> Result<Changed, AdminError> {
+    let mut change = Change::begin(conn, project).await?;
+    let (status, action) = match what {
+        What::Start => (experiments::start(&mut change, name).await?, "experiment.start"),
+        What::Stop => (experiments::stop(&mut change, name).await?, "experiment.stop"),
+        What::Nothing => {
+            let experiment = experiments::show(change.connection(), project, name).await?;
+            experiment.refuse_frozen()?;
+            (StatusChange { before: experiment.clone(), after: experiment }, "experiment.recompute")
+        }
+    };
+    if what != What::Nothing && !status.is_change() {
         return Ok(Changed { experiment: status.after, recomputed: None });
     }
-    let differences = compute_again(&mut change, &status.after).await?;
-    change.commit(action, &status.after.name, &status.details()).await?;
-    Ok(Changed { experiment: status.after, recomputed: Some(differences) })
-}
-
-async fn compute_again(change: &mut Change<'_>, experiment: &Experiment) -> Result<Differences, AdminError> {
-    let project = change.project().id;
-    recompute::recompute_locked(change.connection(), project, experiment.id)
-        .await
-        .map_err(|source| AdminError::Recompute { name: experiment.name.clone(), source })
+    let experiment = status.after.clone();
+    recompute::mark(change.connection(), project.id, experiment.id).await?;
+    let details = if what == What::Nothing { json!({ "id": experiment.id }) } else { status.details() };
+    change.commit(action, &experiment.name, &details).await?;
+    let differences = recompute::catch_up(conn, project.id, experiment.id).await;
+    let differences = differences.map_err(|source| AdminError::Recompute { name: experiment.name.clone(), source })?;
+    Ok(Changed { experiment, recomputed: Some(differences) })
 }

@@ -1,8 +1,8 @@
 //! Changes that operators make and that touch the flow: they set dead letters free, or change the meaning of rows that are
 //! stored. What is changed is the catalogue's; here it meets the aggregator's locks and the computation of the rows.
 //!
-//! Locks are taken in one order: all checkpoint rows, ascending, where stored rows change their meaning; then the advisory lock
-//! of the project's catalogue. Nothing is changed unless all of it is.
+//! A change is one transaction under the advisory lock of the project's catalogue: nothing is changed unless all of it is. Where stored
+//! rows change their meaning, it marks the experiment, and the rows follow beside the stream (`recompute.rs`).
 
 pub mod campaigns;
 pub mod dead_letters;
@@ -12,14 +12,14 @@ use catalogue::CatalogueError;
 
 use crate::recompute::RecomputeError;
 
-/// Why a change was not made. Everything is as it was, and trying again is safe.
+/// Why a change was not made, or its rows do not follow it yet. Trying again is safe.
 #[derive(Debug, thiserror::Error)]
 pub enum AdminError {
     /// The catalogue refuses it.
     #[error(transparent)]
     Catalogue(#[from] CatalogueError),
-    /// The derived rows could not be computed again.
-    #[error("recomputing experiment {name:?}: {source}")]
+    /// The derived rows could not be computed again. The change itself is made; an aggregator goes on with the rows.
+    #[error("recomputing experiment {name:?}: {source}; what was changed stays, and an aggregator computes the rows")]
     Recompute {
         /// The experiment.
         name: String,

@@ -18,6 +18,13 @@ pub struct Differences {
     pub attribution: u64,
 }
 
+impl std::ops::AddAssign for Differences {
+    fn add_assign(&mut self, more: Differences) {
+        self.participation += more.participation;
+        self.attribution += more.attribution;
+    }
+}
+
 /// Reads what both tables hold of users in one experiment.
 pub(crate) async fn read_derived(
     connection: &mut PgConnection,

@@ -1,6 +1,5 @@
 //! Progress: moved first, by comparison, in the transaction that stores the rows.
 
-use events::Micros;
 use sqlx::{PgConnection, Row};
 use uuid::Uuid;
 
@@ -16,16 +15,10 @@ pub(crate) struct Checkpoint {
 
 /// Moves a checkpoint over a slice. Returns false if it is not where the slice begins, or the lease has another epoch:
 /// then somebody else owns the log partition, and nothing may be committed.
-pub(crate) async fn advance(
-    connection: &mut PgConnection,
-    log_id: Uuid,
-    slice: &Slice,
-    newest: Option<Micros>,
-) -> Result<bool, sqlx::Error> {
+pub(crate) async fn advance(connection: &mut PgConnection, log_id: Uuid, slice: &Slice) -> Result<bool, sqlx::Error> {
     let moved = sqlx::query(
         "UPDATE checkpoints
-         SET next_offset = $4, last_crc = $5, change_seq = change_seq + 1, updated_at = now(),
-             event_time = greatest(event_time, 'epoch'::timestamptz + $7 * interval '1 microsecond')
+         SET next_offset = $4, last_crc = $5, change_seq = change_seq + 1, updated_at = now()
          WHERE log_id = $1 AND log_partition = $2 AND next_offset = $3 AND epoch = $6",
     )
     .bind(log_id)
@@ -34,7 +27,6 @@ pub(crate) async fn advance(
     .bind(slice.to as i64)
     .bind(i64::from(slice.last_crc))
     .bind(slice.epoch)
-    .bind(newest.map(|time| time.0))
     .execute(connection)
     .await?;
     Ok(moved.rows_affected() == 1)

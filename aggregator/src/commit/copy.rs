@@ -9,7 +9,7 @@ use events::fact::{Column, FACT_TABLES, FactTable, Value};
 use events::{JsonObject, Kind, Money};
 use sqlx::PgConnection;
 
-use crate::commit::StagedRow;
+use crate::commit::{StagedRow, conflicts};
 use crate::database::Timestamp;
 
 /// Makes the staging table, once for each connection. It keeps its rows over the commit, since it is filled before the
@@ -17,7 +17,8 @@ use crate::database::Timestamp;
 pub(crate) async fn make_table(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
     let columns: Vec<String> = COLUMNS.iter().map(|column| format!("{} {}", column.name, column.column_type.sql())).collect();
     let statement = format!(
-        "CREATE TEMPORARY TABLE IF NOT EXISTS staging (kind smallint, known_by_id_alone boolean, {}) ON COMMIT PRESERVE ROWS",
+        "CREATE TEMPORARY TABLE IF NOT EXISTS staging (kind smallint, known_by_id_alone boolean, content bigint, {}) \
+         ON COMMIT PRESERVE ROWS",
         columns.join(", ")
     );
     sqlx::raw_sql(sqlx::AssertSqlSafe(statement)).execute(connection).await?;
@@ -74,9 +75,11 @@ impl Encoded {
     fn staged(&mut self, row: &StagedRow<'_>) {
         let event = row.event();
         let fact = row.fact();
-        self.columns(2 + COLUMNS.len());
+        self.columns(3 + COLUMNS.len());
         self.bytes(&kind_number(event.kind()).to_be_bytes());
         self.value(Value::Boolean(event.is_known_by_id_alone()));
+        // The others are compared with the stored row itself.
+        self.value(if event.is_known_by_id_alone() { Value::Bigint(conflicts::fingerprint(row)) } else { Value::Null });
         for of_kind in COLUMNS_OF_KIND.iter().filter(|of_kind| of_kind.kind == event.kind()) {
             for column in &of_kind.columns {
                 self.value(column.map_or(Value::Null, |column| column.value(&fact)));

@@ -28,11 +28,11 @@ pub(super) const NO_NESTED_LOOPS: &str = "SET LOCAL enable_nestloop = off";
 
 pub(super) const DROP_KNOWN_IDS: &str = "
     WITH firsts AS (
-        SELECT DISTINCT ON (project_id, kind, user_id, id) project_id, kind, user_id, id, log_partition, log_offset
+        SELECT DISTINCT ON (project_id, kind, user_id, id) project_id, kind, user_id, id, content, log_partition, log_offset
         FROM staging WHERE known_by_id_alone ORDER BY project_id, kind, user_id, id, log_partition, log_offset
     ), new AS (
-        INSERT INTO untimed_ids (project_id, kind, user_id, event_id)
-        SELECT project_id, kind, user_id, id FROM firsts ORDER BY project_id, kind, user_id, id
+        INSERT INTO untimed_ids (project_id, kind, user_id, event_id, content)
+        SELECT project_id, kind, user_id, id, content FROM firsts ORDER BY project_id, kind, user_id, id
         ON CONFLICT DO NOTHING RETURNING project_id, kind, user_id, event_id
     ), kept AS (
         SELECT f.log_partition, f.log_offset FROM firsts f
@@ -53,6 +53,11 @@ pub(crate) async fn insert(connection: &mut PgConnection, kinds: &[Kind]) -> Res
         }
     }
     Ok(new)
+}
+
+/// Splits rows into those that were inserted and those that were not.
+pub(crate) fn split<'a>(rows: &[StagedRow<'a>], inserted: &BTreeSet<(u32, u64)>) -> (Vec<StagedRow<'a>>, Vec<StagedRow<'a>>) {
+    rows.iter().copied().partition(|row| inserted.contains(&(row.decoded.partition, row.decoded.offset)))
 }
 
 /// Rows of one kind, ordered by key and encoded for their own table.

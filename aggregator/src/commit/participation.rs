@@ -3,11 +3,13 @@
 //! Both tables are pure functions of raw rows and catalogue (`derive.rs`), so any order, batching or duplication of the same
 //! records gives the same rows. What a commit writes is the difference between what the rows before it give and what the rows
 //! with it give; a recomputation writes the difference between what the tables hold and what the rows give. Frozen experiments
-//! are left alone: some of their rows may be gone.
+//! are left alone: some of their rows may be gone. So are those that are being recomputed, but for a list of the touched users, and
+//! those whose rules this version cannot read, but for a mark: `recompute.rs` brings them up to date.
 
 use std::collections::BTreeSet;
 
-use catalogue::{Catalogue, ReadError, rules};
+use catalogue::names::Standing;
+use catalogue::{Catalogue, Rules};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
@@ -17,9 +19,6 @@ use crate::commit::derive::{Conversion, ConversionId};
 use crate::commit::history::{Histories, User};
 
 pub use crate::commit::changes::Differences;
-
-/// Users whose rows are in memory at once when an experiment is recomputed.
-const USERS_AT_ONCE: usize = 20_000;
 
 /// Brings both tables up to date with new facts. `histories` was read before these were stored, for at least their users.
 /// Returns the number of new conversions that stay without attribution.
@@ -32,10 +31,22 @@ pub(crate) async fn update(
     histories.add(new);
     let mut changes = Changes::default();
     let mut unattributed = 0;
+    let (mut listed, mut marked) = (BTreeSet::new(), BTreeSet::new());
     for (user, history) in histories.iter() {
         let mut attributed: BTreeSet<ConversionId> = BTreeSet::new();
         for experiment in history.experiments() {
-            let Some(rules) = catalogue.rules(user.0, experiment).filter(|rules| !rules.is_frozen) else { continue };
+            let rules = match catalogue.standing(user.0, experiment) {
+                Standing::Current(rules) => rules,
+                Standing::Left => continue,
+                Standing::Recomputed => {
+                    listed.insert((user.0, experiment, user.1));
+                    continue;
+                }
+                Standing::Unsupported => {
+                    marked.insert((user.0, experiment));
+                    continue;
+                }
+            };
             let after = history.after(experiment, rules);
             attributed.extend(after.attributions.keys());
             changes.record(user, experiment, &history.before(experiment, rules), after);
@@ -44,39 +55,58 @@ pub(crate) async fn update(
         unattributed += history.new_conversions().iter().filter(is_left).count() as u64;
     }
     changes.write(connection).await?;
+    mark(connection, &marked).await?;
+    list(connection, &listed).await?;
     Ok(unattributed)
 }
 
-/// Brings both tables up to date for one whole experiment: every user who has a raw impression of it, or a row that may
-/// have to go. The caller holds all checkpoints and the catalogue.
-pub(crate) async fn follow_experiment(
-    connection: &mut PgConnection,
-    project: Uuid,
-    experiment: Uuid,
-) -> Result<Differences, ReadError> {
-    let Some(rules) = rules::read(connection, project, experiment).await? else { return Ok(Differences::default()) };
-    let users: Vec<Uuid> = sqlx::query_scalar(
-        "SELECT user_id FROM impressions WHERE project_id = $1 AND experiment_id = $2
-         UNION SELECT user_id FROM user_experiment_participation WHERE project_id = $1 AND experiment_id = $2
-         UNION SELECT user_id FROM conversion_attribution WHERE project_id = $1 AND experiment_id = $2
-         ORDER BY 1",
-    )
-    .bind(project)
-    .bind(experiment)
-    .fetch_all(&mut *connection)
-    .await?;
-    let mut differences = Differences::default();
-    for users in users.chunks(USERS_AT_ONCE) {
-        let users: Vec<User> = users.iter().map(|user| (project, *user)).collect();
-        let histories = Histories::of_users(connection, users.iter().copied()).await?;
-        let mut stored = read_derived(connection, experiment, &users).await?;
-        let mut changes = Changes::default();
-        for (user, history) in histories.iter() {
-            changes.record(user, experiment, &stored.remove(&user).unwrap_or_default(), history.after(experiment, &rules));
-        }
-        let written = changes.write(connection).await?;
-        differences.participation += written.participation;
-        differences.attribution += written.attribution;
+/// Marks experiments as behind; those that are marked stay as they are.
+async fn mark(connection: &mut PgConnection, experiments: &BTreeSet<(Uuid, Uuid)>) -> Result<(), sqlx::Error> {
+    if experiments.is_empty() {
+        return Ok(());
     }
-    Ok(differences)
+    let (projects, experiments): (Vec<Uuid>, Vec<Uuid>) = experiments.iter().copied().unzip();
+    sqlx::query(
+        "INSERT INTO experiments_behind (project_id, experiment_id, is_recomputed)
+         SELECT *, false FROM unnest($1::uuid[], $2::uuid[]) ON CONFLICT DO NOTHING",
+    )
+    .bind(projects)
+    .bind(experiments)
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Lists users for the recomputations of experiments.
+async fn list(connection: &mut PgConnection, users: &BTreeSet<(Uuid, Uuid, Uuid)>) -> Result<(), sqlx::Error> {
+    if users.is_empty() {
+        return Ok(());
+    }
+    sqlx::query(
+        "INSERT INTO users_behind (project_id, experiment_id, user_id)
+         SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::uuid[]) ON CONFLICT DO NOTHING",
+    )
+    .bind(users.iter().map(|(project, ..)| *project).collect::<Vec<_>>())
+    .bind(users.iter().map(|(_, experiment, _)| *experiment).collect::<Vec<_>>())
+    .bind(users.iter().map(|(.., user)| *user).collect::<Vec<_>>())
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Brings both tables up to date for some users of one experiment. No commit writes its rows meanwhile.
+pub(crate) async fn follow_users(
+    connection: &mut PgConnection,
+    (project, experiment): (Uuid, Uuid),
+    rules: &Rules,
+    users: &[Uuid],
+) -> Result<Differences, sqlx::Error> {
+    let users: Vec<User> = users.iter().map(|user| (project, *user)).collect();
+    let histories = Histories::of_users(connection, users.iter().copied()).await?;
+    let mut stored = read_derived(connection, experiment, &users).await?;
+    let mut changes = Changes::default();
+    for (user, history) in histories.iter() {
+        changes.record(user, experiment, &stored.remove(&user).unwrap_or_default(), history.after(experiment, rules));
+    }
+    changes.write(connection).await
 }

@@ -1,5 +1,9 @@
 //! Batches against a real Postgres, without a log: what a commit does, in any order, batching and duplication.
 
+mod beside;
+mod conflicts;
+mod refused;
+
 use std::collections::BTreeMap;
 
 use bytes::Bytes;

@@ -297,8 +297,8 @@ async fn start_and_stop_compute_the_experiment_again() {
     let resumed = experiments::start(&mut conn, &project, "checkout").await.expect("runs again").experiment;
     assert_eq!((resumed.started_at, resumed.ended_at), (started.experiment.started_at, None));
     assert_eq!(participants(&mut conn).await, 2);
-    // Created, started, stopped, started again; what changed nothing raised nothing.
-    assert_eq!(version(&mut conn).await, 4);
+    // Created, started, stopped, started again, each but the first with its recomputation; what changed nothing raised nothing.
+    assert_eq!(version(&mut conn).await, 7);
     let actions: Vec<_> = audited(&mut conn).await.into_iter().map(|(action, _)| action).collect();
     assert_eq!(actions, ["experiment.create", "experiment.start", "experiment.stop", "experiment.start"]);
 }
@@ -346,27 +346,86 @@ async fn a_frozen_experiment_stays_as_it_is() {
     check(&experiments::add_variant(&mut conn, &project, "checkout", &variant("c", Some("1"))).await.expect_err("frozen"));
 }
 
+/// A change waits for the commits of its own project and holds no checkpoint, so that it holds up no other project's.
 #[tokio::test]
-async fn a_change_waits_for_commits_and_takes_checkpoints_first() {
+async fn a_change_waits_for_commits_of_its_project_only() {
     let (database, mut conn, project) = database().await;
-    experiments::create(&mut conn, &project, &checkout()).await.expect("made");
+    let made = experiments::create(&mut conn, &project, &checkout()).await.expect("made").experiment;
+    impression(&mut conn, &made, 1, "1 hour").await;
     let mut aggregator = database.connect().await;
     let mut commit = aggregator.begin().await.expect("begun");
-    sqlx::query("UPDATE checkpoints SET next_offset = 1").execute(&mut *commit).await.expect("the aggregator's first step");
+    sqlx::query("SELECT 1 FROM checkpoints FOR UPDATE").fetch_all(&mut *commit).await.expect("all checkpoints");
+    let other = [Uuid::from_u128(9 << 64)].into_iter(); // a lock is the first half of an id
+    catalogue::version::lock_shared(&mut commit, other).await.expect("the catalogue of another project");
+    experiments::start(&mut conn, &project, "checkout").await.expect("waits for nothing");
 
+    catalogue::version::lock_shared(&mut commit, [PROJECT].into_iter()).await.expect("free again");
     let task =
-        tokio::spawn(async move { experiments::start(&mut conn, &project, "checkout").await.map(|done| done.experiment.status) });
+        tokio::spawn(async move { experiments::stop(&mut conn, &project, "checkout").await.map(|done| done.experiment.status) });
     let mut observer = database.connect().await;
-    let waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
-    while sqlx::query_scalar::<_, i64>(waiting).fetch_one(&mut observer).await.expect("a number") == 0 {
+    waits_for_lock(&mut observer, "advisory").await;
+    assert!(!task.is_finished());
+    commit.commit().await.expect("committed");
+    assert_eq!(task.await.expect("no panic").expect("stopped"), ExperimentStatus::Completed);
+}
+
+/// What looks through the facts of an experiment holds nothing that a commit needs: neither checkpoints nor the project's catalogue.
+#[tokio::test]
+async fn no_scan_keeps_commits_waiting() {
+    let (database, mut conn, project) = database().await;
+    let new = NewExperiment { start: true, ..checkout() };
+    let made = experiments::create(&mut conn, &project, &new).await.expect("made").experiment;
+    impression(&mut conn, &made, 1, "1 hour").await;
+    let (mut obstacle, mut commit) = (database.connect().await, database.connect().await);
+    for step in ["stop", "start", "recompute"] {
+        // The scan cannot begin while this table is locked.
+        sqlx::raw_sql("BEGIN; LOCK TABLE conversion_attribution IN ACCESS EXCLUSIVE MODE")
+            .execute(&mut obstacle)
+            .await
+            .expect("locked");
+        let before = version(&mut commit).await;
+        let url = database.url.clone();
+        let project_of_task = project.clone();
+        let task = tokio::spawn(async move {
+            let mut conn = PgConnection::connect(&url).await.expect("connects");
+            let project = project_of_task;
+            match step {
+                "stop" => experiments::stop(&mut conn, &project, "checkout").await,
+                "start" => experiments::start(&mut conn, &project, "checkout").await,
+                _ => experiments::recompute(&mut conn, &project, "checkout").await,
+            }
+            .map(|changed| changed.recomputed)
+        });
+        waits_for_lock(&mut commit, "relation").await;
+        let locks = "SELECT count(*) FROM pg_locks l JOIN pg_stat_activity a USING (pid)
+                     WHERE a.wait_event = 'relation' AND l.granted AND l.mode <> 'AccessShareLock' AND l.locktype <> 'virtualxid'
+                       AND NOT (l.locktype = 'advisory' AND l.objid = ($1::bigint & 4294967295)::oid)";
+        // But for the lock by which two recomputations of one experiment exclude each other.
+        let own = made.id.as_u128() as i64;
+        let held: i64 = sqlx::query_scalar(locks).bind(own).fetch_one(&mut commit).await.expect("a number");
+        assert_eq!(held, 0, "{step}");
+        let mut transaction = commit.begin().await.expect("begun");
+        sqlx::raw_sql("SET LOCAL lock_timeout = '1ms'; SELECT 1 FROM checkpoints FOR UPDATE NOWAIT")
+            .execute(&mut *transaction)
+            .await
+            .expect("checkpoints are free");
+        catalogue::version::lock_shared(&mut transaction, [PROJECT].into_iter()).await.expect("the catalogue is free");
+        transaction.commit().await.expect("committed");
+        assert!(!task.is_finished());
+        assert_eq!(version(&mut commit).await, before + 1, "the change is made, and commits know of it");
+        sqlx::raw_sql("ROLLBACK").execute(&mut obstacle).await.expect("free again");
+        task.await.expect("no panic").expect("changed").expect("recomputed");
+    }
+    let marks: i64 = sqlx::query_scalar("SELECT count(*) FROM experiments_behind").fetch_one(&mut conn).await.expect("a number");
+    assert_eq!(marks, 0);
+}
+
+/// Waits until somebody waits for a lock of a kind.
+async fn waits_for_lock(observer: &mut PgConnection, kind: &str) {
+    let waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event = $1";
+    while sqlx::query_scalar::<_, i64>(waiting).bind(kind).fetch_one(&mut *observer).await.expect("a number") == 0 {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    // The catalogue is still free: the aggregator, which holds the checkpoint, can take its next step.
-    let locked: bool =
-        sqlx::query_scalar("SELECT pg_try_advisory_xact_lock_shared(0)").fetch_one(&mut *commit).await.expect("a lock");
-    assert!(locked && !task.is_finished());
-    commit.commit().await.expect("committed");
-    assert_eq!(task.await.expect("no panic").expect("started"), ExperimentStatus::Running);
 }
 
 #[tokio::test]

@@ -10,6 +10,7 @@ use eventlog::memory::MemoryLog;
 use events::rules::RequestContext;
 use events::testing::{conversion, exposure, request_context};
 use events::{Draft, ProjectId};
+use migrations::testing::{TestDatabase, pretend_schema};
 use uuid::Uuid;
 
 use crate::pipeline::{Pipeline, Rewritten};
@@ -261,40 +262,224 @@ async fn unready(aggregator: &Aggregator, expected: &str) -> String {
     panic!("{expected} is not told: {found}");
 }
 
-/// A newer version of Weir made an experiment whose method this one does not know. It credits nobody by a guess: nothing of that
-/// project is stored, the page says why, other projects go on. After the upgrade all of it is stored.
+/// A newer version of Weir made an experiment whose method this one does not know. It credits nobody by a guess: participation and
+/// attribution of that experiment wait, which the page says, and all else goes on. After the upgrade they are what they had been.
 #[tokio::test]
-async fn an_experiment_of_a_newer_version_halts_its_project_only() {
+async fn an_experiment_of_a_newer_version_waits_alone() {
     let mut pipeline = Pipeline::new().await;
-    let other = ProjectId(Uuid::from_u128(77));
-    pipeline
-        .execute(
-            "INSERT INTO projects (id, name) VALUES ('00000000-0000-0000-0000-00000000004d', 'other');
-             ALTER TABLE experiments DROP CONSTRAINT experiments_attribution_method_check;
-             INSERT INTO experiments (project_id, name, status, attribution_method)
-             SELECT id, 'future', 'running', 'weighted' FROM projects WHERE name = 'default'",
-        )
-        .await;
-    pipeline.append(vec![exposure("i", "alice", "2026-02-20T10:00:00Z", "checkout", "b")]).await;
-    let conversions = (0..50).map(|n| conversion(&format!("c-{n}"), &format!("u-{n}"), "2026-02-20T10:00:00Z", "purchase", "1"));
-    pipeline.append_to(other, conversions).await;
-
-    let aggregator = pipeline.start(1).await;
-    pipeline.until("SELECT count(*) > 30 FROM conversions", Duration::from_secs(20)).await;
-    let page = get(&format!("http://{}/readyz", aggregator.address())).await;
-    let expected = r#"table experiments, row "future": attribution_method is "weighted""#;
-    assert!(page.starts_with("HTTP/1.1 503") && page.contains("unsupported_catalogue") && page.contains(expected), "{page}");
-    assert_eq!(pipeline.scalar::<i64>("SELECT count(*) FROM impressions").await, 0);
-    aggregator.stop().await;
-    assert_eq!(pipeline.scalar::<i64>("SELECT count(*) FROM impressions").await, 0);
-
-    pipeline.execute("UPDATE experiments SET attribution_method = 'last_exposure'").await;
+    pipeline.append(journey()).await;
     let aggregator = pipeline.start(1).await;
     pipeline.drained().await;
     aggregator.stop().await;
-    assert_eq!(pipeline.scalar::<i64>("SELECT count(*) FROM impressions").await, 1);
-    assert_eq!(pipeline.scalar::<i64>("SELECT count(*) FROM conversions").await, 50);
-    assert_eq!(pipeline.scalar::<i64>("SELECT count(*) FROM user_experiment_participation").await, 1);
+    pipeline
+        .execute(
+            "ALTER TABLE experiments DROP CONSTRAINT experiments_attribution_method_check;
+             UPDATE experiments SET attribution_method = 'weighted';
+             UPDATE catalogue_versions SET version = version + 1",
+        )
+        .await;
+    let before = pipeline.derived().await;
+    let more = |experiment: &str, users: std::ops::Range<u32>| -> Vec<Draft> {
+        let of_user = |n| {
+            let (user, time) = (format!("user-{n}"), "2026-02-20T12:00:00Z");
+            let seen = exposure(&format!("{experiment}-{n}"), &user, time, experiment, "b");
+            [seen, conversion(&format!("{experiment}-{n}"), &user, time, "purchase", "1")]
+        };
+        users.flat_map(of_user).collect()
+    };
+    pipeline.append(more("checkout", 150..250)).await;
+    pipeline.append(more("banner", 300..350)).await;
+
+    let aggregator = pipeline.start(2).await;
+    pipeline.drained().await;
+    let expected = r#"table experiments, row "checkout": attribution_method is "weighted""#;
+    let page = unready(&aggregator, "unsupported_catalogue").await;
+    assert!(page.contains(expected), "{page}");
+    let numbers = get(&format!("http://{}/metrics", aggregator.address())).await;
+    assert!(numbers.contains("weir_aggregator_experiments_behind 1"), "{numbers}");
+    assert_eq!(pipeline.scalar::<i64>("SELECT count(*) FROM impressions").await, 350, "every fact is stored");
+    let of = |name: &str| {
+        format!(
+            "SELECT count(*) FROM user_experiment_participation WHERE experiment_id = (SELECT id FROM experiments WHERE name = '{name}')"
+        )
+    };
+    assert_eq!(pipeline.scalar::<i64>(&of("banner")).await, 50, "the neighbour goes on");
+    assert_eq!(pipeline.scalar::<i64>(&of("checkout")).await, 200);
+    pipeline
+        .execute(
+            "DELETE FROM user_experiment_participation p USING experiments e WHERE e.id = p.experiment_id AND e.name = 'banner'",
+        )
+        .await;
+    pipeline
+        .execute("DELETE FROM conversion_attribution a USING experiments e WHERE e.id = a.experiment_id AND e.name = 'banner'")
+        .await;
+    assert_eq!(pipeline.derived().await, before, "nothing is guessed");
+    pipeline.execute("INSERT INTO experiments_behind (project_id, experiment_id, is_recomputed) SELECT project_id, id, false FROM experiments WHERE name = 'banner'").await;
+    pipeline.until("SELECT count(*) = 1 FROM experiments_behind", Duration::from_secs(20)).await;
+
+    // The upgrade, while this aggregator runs: it reads the method by then.
+    pipeline
+        .execute(
+            "UPDATE experiments SET attribution_method = 'first_exposure';
+             UPDATE catalogue_versions SET version = version + 1",
+        )
+        .await;
+    pipeline.until("SELECT count(*) = 0 FROM experiments_behind", Duration::from_secs(20)).await;
+    for _ in 0..200 {
+        if get(&format!("http://{}/readyz", aggregator.address())).await.starts_with("HTTP/1.1 200") {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(get(&format!("http://{}/readyz", aggregator.address())).await.starts_with("HTTP/1.1 200"));
+    aggregator.stop().await;
+    let found = pipeline.derived().await;
+
+    let mut straight = Pipeline::new().await;
+    straight.append(journey()).await;
+    straight.append(more("checkout", 150..250)).await;
+    straight.append(more("banner", 300..350)).await;
+    let aggregator = straight.start(1).await;
+    straight.drained().await;
+    aggregator.stop().await;
+    assert_eq!(found, straight.derived().await);
+}
+
+/// An error that is no record's and does not pass by itself: the log partition that it is in halts by name, the others go on, and after
+/// the cause is gone a restart stores what waited.
+#[tokio::test]
+async fn what_no_commit_can_store_halts_by_name() {
+    let mut pipeline = Pipeline::new().await;
+    pipeline
+        .execute(
+            "CREATE FUNCTION broken() RETURNS trigger LANGUAGE plpgsql AS $f$ BEGIN
+                 IF NEW.log_partition = 3 THEN RAISE EXCEPTION 'a rule that nobody meets' USING ERRCODE = '42501'; END IF;
+                 RETURN NEW;
+             END $f$;
+             CREATE TRIGGER broken BEFORE INSERT OR UPDATE ON project_progress FOR EACH ROW EXECUTE FUNCTION broken()",
+        )
+        .await;
+    pipeline
+        .append((0..80).map(|n| conversion(&format!("c-{n}"), &format!("u-{n}"), "2026-02-20T10:00:00Z", "purchase", "1")))
+        .await;
+    let mut in_broken = 0;
+    for partition in 0..8 {
+        let end = pipeline.log.offsets(partition).await.expect("memory answers").end as i64;
+        in_broken += if partition == 3 { end } else { 0 };
+    }
+    let config = aggregator::Config { commit_tries_max: 4, ..pipeline.config(1) };
+    let (read, append) = (Arc::new(pipeline.log.clone()), Arc::new(pipeline.log.clone()));
+    let aggregator = Aggregator::start(config, read, append).await.expect("starts");
+    let page = unready(&aggregator, "commit_refused").await;
+    assert!(page.contains("log partition 3:") && page.contains("4 times") && page.contains("a rule that nobody meets"), "{page}");
+    pipeline.until(&format!("SELECT count(*) = {} FROM conversions", 80 - in_broken), Duration::from_secs(20)).await;
+    pipeline
+        .append((80..120).map(|n| conversion(&format!("c-{n}"), &format!("u-{n}"), "2026-02-20T10:00:00Z", "purchase", "1")))
+        .await;
+    pipeline.until("SELECT count(*) > 80 FROM conversions", Duration::from_secs(20)).await;
+    aggregator.stop().await;
+    assert_eq!(pipeline.scalar::<i64>("SELECT count(*) FROM dead_letters").await, 0, "nothing is skipped");
+    pipeline.execute("DROP TRIGGER broken ON project_progress").await;
+    let aggregator = pipeline.start(1).await;
+    pipeline.drained().await;
+    aggregator.stop().await;
+    assert_eq!(pipeline.scalar::<i64>("SELECT count(*) FROM conversions").await, 120);
+}
+
+/// Somebody sends a shop's order under its number first, with another amount: the shop's own is kept where an operator finds it. A replay
+/// conflicts again, and there is still one open letter; so there is after a client's retries.
+#[tokio::test]
+async fn a_conflict_is_kept_and_does_not_multiply() {
+    let mut pipeline = Pipeline::new().await;
+    let order = |value: &str| conversion("order-1", "alice", "2026-02-20T10:00:00Z", "purchase", value);
+    pipeline.append([order("1"), order("99.5")]).await;
+    let aggregator = pipeline.start(1).await;
+    pipeline.drained().await;
+    let open = "SELECT string_agg(code || ' ' || log_offset, ', ' ORDER BY log_offset) FROM dead_letters WHERE status = 'open'";
+    assert_eq!(pipeline.scalar::<String>(open).await, "id_conflict 1");
+    pipeline.append([order("99.5"), order("1"), order("99.5")]).await;
+    pipeline.drained().await;
+    assert_eq!(pipeline.scalar::<String>(open).await, "id_conflict 1", "retries of both");
+    pipeline.execute("UPDATE dead_letters SET status = 'replay'").await;
+    pipeline.until("SELECT count(*) = 1 FROM dead_letters WHERE status = 'replayed'", Duration::from_secs(20)).await;
+    pipeline.drained().await;
+    assert_eq!(pipeline.scalar::<String>(open).await, "id_conflict 5");
+    // The aggregator that appended it died before it could note that: it is appended once more.
+    pipeline.append([order("99.5")]).await;
+    pipeline.drained().await;
+    assert_eq!(pipeline.scalar::<String>(open).await, "id_conflict 5");
+    let amounts = "SELECT string_agg(conversion_value::text, ' ') FROM conversions";
+    assert_eq!(pipeline.scalar::<String>(amounts).await, "1.000000");
+    let page = get(&format!("http://{}/metrics", aggregator.address())).await;
+    assert!(page.contains("weir_aggregator_dead_letters_total{code=\"id_conflict\"} 2"), "{page}");
+    aggregator.stop().await;
+}
+
+/// A schema that moves on under a running aggregator: it stores nothing of what it does not know, says what it found, and gives its leases
+/// to whoever was upgraded.
+#[tokio::test]
+async fn beside_a_newer_schema_nothing_is_stored() {
+    let mut pipeline = Pipeline::new().await;
+    let aggregator = pipeline.start(2).await;
+    pipeline.append(journey().into_iter().take(100)).await;
+    pipeline.drained().await;
+    pretend_schema(&mut pipeline.connection, aggregator::SCHEMA.newest + 1).await;
+    pipeline.append(journey().into_iter().skip(100)).await;
+    let page = unready(&aggregator, "schema_unsupported").await;
+    let expected =
+        format!("the database's schema is at version {}, and this aggregator works with", aggregator::SCHEMA.newest + 1);
+    assert!(page.contains(&expected), "{page}");
+    pipeline.until("SELECT count(*) = 0 FROM leases WHERE owner IS NOT NULL", Duration::from_secs(20)).await;
+    pipeline.until("SELECT count(*) = 0 FROM aggregators", Duration::from_secs(20)).await;
+    assert_eq!(pipeline.scalar::<i64>("SELECT coalesce(sum(next_offset), 0)::bigint FROM checkpoints").await, 100);
+    // Back again, as after a restored database: it goes on by itself.
+    pipeline.execute("DELETE FROM _sqlx_migrations WHERE description = 'of a newer build'").await;
+    pipeline.drained().await;
+    assert_eq!(pipeline.scalar::<i64>("SELECT count(*) FROM impressions").await, 200);
+    aggregator.stop().await;
+}
+
+/// Each schema that the aggregator states takes its rows.
+#[tokio::test]
+async fn each_supported_schema_works() {
+    for version in aggregator::SCHEMA.oldest..=aggregator::SCHEMA.newest {
+        let mut pipeline = Pipeline::on(TestDatabase::create_with_schema(version).await).await;
+        pipeline.append(journey()).await;
+        let aggregator = pipeline.start(2).await;
+        pipeline.drained().await;
+        aggregator.stop().await;
+        assert_eq!(pipeline.scalar::<i64>("SELECT count(*) FROM user_experiment_participation").await, 200, "{version}");
+    }
+}
+
+/// Two projects on one log, one of which has a clock that is an hour ahead: what is newest of one says nothing of the other, and no event
+/// is newer than its receipt.
+#[tokio::test]
+async fn each_project_has_its_own_progress() {
+    let mut pipeline = Pipeline::new().await;
+    let other = ProjectId(Uuid::from_u128(77));
+    pipeline.execute("INSERT INTO projects (id, name) VALUES ('00000000-0000-0000-0000-00000000004d', 'other')").await;
+    let received_at = events::Micros::parse("2026-03-01T12:00:00Z").expect("a constant");
+    let request = |project| RequestContext { project, received_at, sent_at: None, ..request_context() };
+    let buy = |n: i32, time: &str| conversion(&format!("c-{n}"), &format!("u-{n}"), time, "purchase", "1");
+    let mine = request_context().project;
+    pipeline.append_at(&request(mine), (0..20).map(|n| buy(n, "2026-03-01T10:00:00Z"))).await;
+    pipeline.append_at(&request(other), (0..70).map(|n| buy(n, "2026-03-01T12:59:00Z"))).await;
+    let aggregator = pipeline.start(2).await;
+    pipeline.drained().await;
+    // A repetition is passed, and makes nothing newer.
+    pipeline.append_at(&request(mine), [buy(0, "2026-03-01T10:00:00Z")]).await;
+    pipeline.drained().await;
+    aggregator.stop().await;
+    let progress = |project: ProjectId| {
+        format!(
+            "SELECT sum(records) || ' ' || to_char(max(event_time) AT TIME ZONE 'UTC', 'HH24:MI') FROM project_progress
+             WHERE project_id = '{}'",
+            project.0
+        )
+    };
+    assert_eq!(pipeline.scalar::<String>(&progress(mine)).await, "21 10:00");
+    assert_eq!(pipeline.scalar::<String>(&progress(other)).await, "70 12:00");
 }
 
 #[tokio::test]

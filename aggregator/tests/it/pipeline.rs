@@ -11,7 +11,7 @@ use eventlog::memory::MemoryLog;
 use eventlog::{Append, LogIdentity, Offset, Read, ReadBound, ReadError, StoredRecord};
 use events::rules::{self, RequestContext};
 use events::testing::request_context;
-use events::{Draft, EventId, ProjectId, Record};
+use events::{Draft, EventId, Record};
 use migrations::testing::TestDatabase;
 use sqlx::{AssertSqlSafe, PgConnection};
 use uuid::Uuid;
@@ -88,7 +88,10 @@ pub(crate) struct Pipeline {
 impl Pipeline {
     /// With the project that [`request_context`] admits to, which registers names by itself.
     pub(crate) async fn new() -> Self {
-        let database = TestDatabase::create().await;
+        Self::on(TestDatabase::create().await).await
+    }
+
+    pub(crate) async fn on(database: TestDatabase) -> Self {
         let mut connection = database.connect().await;
         sqlx::query("INSERT INTO projects (id, name, auto_register) VALUES ($1, 'default', true)")
             .bind(request_context().project.0)
@@ -113,11 +116,6 @@ impl Pipeline {
 
     pub(crate) async fn append(&self, drafts: impl IntoIterator<Item = Draft>) {
         self.append_at(&request_context(), drafts).await;
-    }
-
-    /// Appends events of another project.
-    pub(crate) async fn append_to(&self, project: ProjectId, drafts: impl IntoIterator<Item = Draft>) {
-        self.append_at(&RequestContext { project, ..request_context() }, drafts).await;
     }
 
     pub(crate) async fn append_at(&self, request: &RequestContext, drafts: impl IntoIterator<Item = Draft>) {

@@ -27,13 +27,7 @@ impl<'c> Change<'c> {
     /// # Errors
     /// As Postgres has them.
     pub async fn begin(connection: &'c mut PgConnection, project: &Project) -> Result<Self, sqlx::Error> {
-        Self::within(begin(connection).await?, project).await
-    }
-
-    /// Begins a change in a transaction that holds other locks already: those of checkpoints come before the catalogue's.
-    /// # Errors
-    /// As Postgres has them.
-    pub async fn within(mut transaction: Transaction<'c, Postgres>, project: &Project) -> Result<Self, sqlx::Error> {
+        let mut transaction = begin(connection).await?;
         version::lock(&mut transaction, project.id).await?;
         Ok(Change { transaction, project: project.clone() })
     }

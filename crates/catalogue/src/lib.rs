@@ -5,11 +5,12 @@
 //! - [`experiments`], [`metrics`], [`campaigns`], [`event_names`], [`keys`] and [`project`] hold what is stored and what can be made.
 //! - [`names`] resolves the names in events to ids and registers new ones; [`rules`] says what of an experiment decides about
 //!   participation and attribution.
+//! - [`schema`] says which schema the database has, and which ones a service works with.
 //! - [`change`], [`version`] and [`mod@audit`]: every change takes the lock of the project's catalogue, raises its version and
 //!   writes the audit in one transaction.
 //!
-//! Where stored rows change their meaning with a change, the aggregator makes it: it locks its checkpoints first and computes
-//! the rows again in the same transaction.
+//! Where stored rows change their meaning with a change, the aggregator makes it: it marks the experiment in the same transaction,
+//! so that commits leave its rows alone, and recomputes them beside the stream.
 
 pub mod audit;
 pub mod campaigns;
@@ -24,6 +25,7 @@ pub mod metrics;
 pub mod names;
 pub mod project;
 pub mod rules;
+pub mod schema;
 mod timestamp;
 pub mod version;
 pub mod vocabulary;

@@ -5,14 +5,13 @@
 
 mod register;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use events::identity::hyphenated_uuid;
 use events::{Event, Kind};
 use sqlx::{PgConnection, Row};
 use uuid::Uuid;
 
-use crate::Unsupported;
 use crate::rules::{self, Rules};
 
 /// What an event's names stand for.
@@ -37,6 +36,20 @@ pub struct UnknownName {
     pub subject: String,
     /// For people.
     pub reason: String,
+}
+
+/// How a commit treats participation and attribution of an experiment.
+#[derive(Clone, Copy, Debug)]
+pub enum Standing<'a> {
+    /// They follow the facts, by these rules.
+    Current(&'a Rules),
+    /// They are being recomputed: users whose facts are stored meanwhile are listed for it.
+    Recomputed,
+    /// They stay as they are, without a trace: the experiment is frozen or does not exist, or all of it will be recomputed.
+    Left,
+    /// They stay as they are, since this version cannot read the rules: the experiment is marked, so that a version that can
+    /// recomputes it.
+    Unsupported,
 }
 
 /// Which of the two pairs of tables.
@@ -185,8 +198,10 @@ struct Project {
     campaigns: Names,
     /// Of each experiment.
     rules: HashMap<Uuid, Rules>,
-    /// The first of those that cannot be read.
-    unsupported: Option<Unsupported>,
+    /// Experiments whose rules this version cannot read.
+    unsupported: HashSet<Uuid>,
+    /// Experiments whose rows are not up to date, and whether they are being recomputed.
+    behind: HashMap<Uuid, bool>,
 }
 
 impl Project {
@@ -241,16 +256,20 @@ impl Catalogue {
         self.project(project).map_or(0, |project| project.version)
     }
 
-    /// Returns what decides about participation and attribution in an experiment; none if it does not exist, or is
-    /// [`Catalogue::unsupported`].
-    pub fn rules(&self, project: Uuid, experiment: Uuid) -> Option<&Rules> {
-        self.project(project)?.rules.get(&experiment)
-    }
-
-    /// Returns an experiment of a project whose rules this version cannot read. Nothing of the project may be stored then:
-    /// participation and attribution would be computed without it, or by a guess.
-    pub fn unsupported(&self, project: Uuid) -> Option<&Unsupported> {
-        self.project(project)?.unsupported.as_ref()
+    /// Returns how a commit treats the rows of an experiment.
+    pub fn standing(&self, project: Uuid, experiment: Uuid) -> Standing<'_> {
+        let Some(project) = self.project(project) else { return Standing::Left };
+        let rules = project.rules.get(&experiment);
+        if rules.is_some_and(|rules| rules.is_frozen) {
+            return Standing::Left;
+        }
+        match (project.behind.get(&experiment), rules) {
+            (Some(true), _) => Standing::Recomputed,
+            (Some(false), _) => Standing::Left,
+            (None, Some(rules)) => Standing::Current(rules),
+            (None, None) if project.unsupported.contains(&experiment) => Standing::Unsupported,
+            (None, None) => Standing::Left,
+        }
     }
 
     /// Resolves an event's names.
@@ -281,13 +300,18 @@ async fn load(connection: &mut PgConnection, project: Uuid) -> Result<Option<Pro
         return Ok(None);
     };
     let mut rules = HashMap::new();
-    let mut unsupported = None;
+    let mut unsupported = HashSet::new();
     for (experiment, read) in rules::read_all(connection, project).await? {
         match read {
             Ok(read) => drop(rules.insert(experiment, read)),
-            Err(error) => unsupported = Some(error),
+            Err(_) => drop(unsupported.insert(experiment)),
         }
     }
+    let behind: Vec<(Uuid, bool)> =
+        sqlx::query_as("SELECT experiment_id, is_recomputed FROM experiments_behind WHERE project_id = $1")
+            .bind(project)
+            .fetch_all(&mut *connection)
+            .await?;
     let experiments = load_names(
         connection,
         project,
@@ -303,7 +327,7 @@ async fn load(connection: &mut PgConnection, project: Uuid) -> Result<Option<Pro
     )
     .await?;
     let (version, auto_register) = (row.try_get("version")?, row.try_get("auto_register")?);
-    Ok(Some(Project { version, auto_register, experiments, campaigns, rules, unsupported }))
+    Ok(Some(Project { version, auto_register, experiments, campaigns, rules, unsupported, behind: behind.into_iter().collect() }))
 }
 
 async fn load_names(connection: &mut PgConnection, project: Uuid, statement: &'static str) -> Result<Names, sqlx::Error> {

@@ -9,8 +9,8 @@ fn key(project: Uuid) -> i64 {
     (project.as_u128() >> 64) as i64
 }
 
-/// Takes the catalogue of a project until the transaction ends, against commits and against other changes. Checkpoints, where
-/// they are locked too, come first.
+/// Takes the catalogue of a project until the transaction ends, against commits and against other changes: under it no fact of the
+/// project is stored, and all that were are visible. Checkpoints, where they are locked too, come first.
 /// # Errors
 /// As Postgres has them.
 pub async fn lock(connection: &mut PgConnection, project: Uuid) -> Result<(), sqlx::Error> {

@@ -4,7 +4,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use catalogue::event_names;
+use catalogue::schema::UnsupportedSchema;
+use catalogue::{event_names, schema};
 use events::ProjectId;
 use service::BackOff;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
@@ -43,6 +44,10 @@ pub(crate) async fn refresh(keys: Arc<Keys>, options: PgConnectOptions, metrics:
         let started = Instant::now();
         let result = read(&mut connection, &options).await;
         let succeeded = result.is_ok();
+        *keys.schema_fault() = match &result {
+            Err(ReadError::Schema(unsupported)) => Some(*unsupported),
+            _ => None,
+        };
         match result {
             Ok(stored) => {
                 let found = stored.unsupported();
@@ -103,6 +108,8 @@ async fn save_to_file(keys: &Keys, stored: Stored, saved: &mut Option<Stored>) {
 #[derive(Debug, thiserror::Error)]
 enum ReadError {
     #[error(transparent)]
+    Schema(#[from] UnsupportedSchema),
+    #[error(transparent)]
     Postgres(#[from] sqlx::Error),
     #[error("no answer within {ANSWER_MAX:?}")]
     Timeout,
@@ -114,6 +121,7 @@ async fn read(connection: &mut Option<PgConnection>, options: &PgConnectOptions)
             Some(connection) => connection,
             None => connection.insert(PgConnection::connect_with(options).await?),
         };
+        crate::SCHEMA.check(schema::version(connection).await?)?;
         let keys = catalogue::keys::sending(connection).await?.into_iter().map(Key::from).collect();
         let default = catalogue::keys::sending_project(connection, "default").await?.map(Project::from);
         let horizon = sqlx::query(HORIZON).fetch_optional(&mut *connection).await?;

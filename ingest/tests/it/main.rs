@@ -8,4 +8,5 @@ mod limits;
 mod names;
 mod rejections;
 mod requests;
+mod schema;
 mod support;

@@ -90,6 +90,7 @@ async fn read_catalogue(snapshot: &Snapshot, name: &str, baseline: Option<&str>)
     let defined = catalogue::find(&mut connection, project, name).await.map_err(|error| catalogue::refusal(&error))?;
     let Defined { mut experiment, mut variants, metrics } = defined.ok_or_else(|| unknown_experiment(name))?;
     let unknown_variant = catalogue::unknown_variant_users(&mut connection, project, &experiment).await.map_err(database)?;
+    experiment.behind_since = catalogue::behind_since(&mut connection, project, experiment.id).await.map_err(database)?;
     let impressions = catalogue::impressions(&mut connection, project, experiment.id).await.map_err(database)?;
     let control = choose_control(&mut variants, baseline).map_err(|names| unknown_variant_name(&names))?;
     experiment.control_variant_id = control.map(|index| variants[index].id);

@@ -127,6 +127,13 @@ fn status(
         let message = "months with events of this experiment were detached; its results are as of then";
         warnings.push(Warning::new("experiment_frozen", message));
     }
+    if let Some(since) = &experiment.behind_since {
+        let message = format!(
+            "participation and attribution of this experiment are being recomputed since {since}, after a change of its rules; until that is \
+             done some of these numbers are of before, and the newest events are missing"
+        );
+        warnings.push(Warning::new("recomputed_now", message));
+    }
     let mut limited = |status: &'static str, message: String| {
         warnings.push(Warning::new(status, message));
         status

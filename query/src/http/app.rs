@@ -4,12 +4,14 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use catalogue::schema::{self, SchemaError};
 use service::{AdminEndpoint, Health};
 use sqlx::PgPool;
 use tokio::runtime::Handle;
 use tokio::task::{JoinError, JoinHandle};
 use uuid::Uuid;
 
+use crate::SCHEMA;
 use crate::config::Limits;
 use crate::engine::{self, Engine};
 use crate::experiment::read::cohort_cache::CohortCache;
@@ -37,10 +39,13 @@ pub struct App {
 impl App {
     /// Takes a snapshot of the database for one project.
     /// # Errors
-    /// [`ApiError`] of code `unavailable`.
+    /// [`ApiError`] of code `unavailable` or `schema_unsupported`.
     pub(crate) async fn snapshot(&self, project: Uuid) -> Result<Snapshot, ApiError> {
         let snapshot = Snapshot::take(&self.pool, project, self.limits.query_time_max).await;
-        snapshot.map_err(|error| engine::database_error(&error))
+        snapshot.map_err(|error| match error {
+            SchemaError::Unsupported(unsupported) => ApiError::unsupported_schema(unsupported.to_string()),
+            SchemaError::Database(error) => engine::database_error(&error),
+        })
     }
 
     /// Waits for a place among the running queries, and runs the work on the threads of queries. At the time limit the
@@ -75,23 +80,16 @@ impl App {
 
     /// Returns whether queries can be answered now, and if not, why.
     pub(crate) async fn ready(&self) -> Result<(), String> {
-        let newest = sqlx::query_scalar::<_, Option<i64>>("SELECT max(version) FROM _sqlx_migrations WHERE success");
-        match newest.fetch_one(&self.pool).await {
-            Ok(Some(version)) if version >= SCHEMA_VERSION_MIN => Ok(()),
-            Ok(version) => {
-                let found = version.unwrap_or(0);
-                Err(format!("the database has schema {found}, expected {SCHEMA_VERSION_MIN} or later; run `weir migrate`"))
-            }
+        let version = schema::of_answer(sqlx::query_scalar(schema::VERSION).fetch_one(&self.pool).await);
+        match version {
+            Ok(version) => SCHEMA.check(version).map_err(|unsupported| unsupported.to_string()),
             Err(error) => {
                 tracing::debug!(%error, "not ready");
-                Err("the database does not answer, or was never migrated".to_owned())
+                Err("the database does not answer".to_owned())
             }
         }
     }
 }
-
-/// The first schema with all tables and columns that are read here.
-const SCHEMA_VERSION_MIN: i64 = 4;
 
 /// A task that ends with whoever waits for it.
 struct AbortOnDrop<T>(JoinHandle<T>);

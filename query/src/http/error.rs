@@ -82,6 +82,11 @@ impl ApiError {
         api_error
     }
 
+    /// The database has a schema that this build does not know: its tables may mean something else.
+    pub fn unsupported_schema(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "schema_unsupported", message)
+    }
+
     /// As many requests wait as may wait.
     pub fn busy() -> Self {
         let mut api_error = Self::unavailable("too many queries are running and waiting");

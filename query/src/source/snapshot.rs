@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use catalogue::schema::SchemaError;
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde::Serialize;
 use sqlx::pool::PoolConnection;
@@ -14,16 +15,19 @@ use sqlx::{AssertSqlSafe, PgConnection, PgPool, Postgres, Row, Transaction};
 use tokio::sync::Mutex;
 use uuid::Uuid;
 
-/// How far the log was stored when an answer was read. All events below these offsets are in it, and no other ones.
+use crate::SCHEMA;
+
+/// How much of the project's records was stored when an answer was read: all of these are in it, and no other ones. Nothing of it
+/// moves, or tells, by what other projects send.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct AsOf {
     /// The present log; nothing was ever stored without one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub log_id: Option<Uuid>,
-    /// The next offset to store, per log partition.
+    /// How many of the project's records were stored, per log partition: the next offset among them.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub offsets: BTreeMap<i32, i64>,
-    /// The time of the newest event stored.
+    /// The time of the project's newest event, each counted up to its receipt at most: a client's clock moves it no further.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub event_time: Option<String>,
 }
@@ -37,7 +41,8 @@ pub struct PartitionVersion {
     pub change_seq: i64,
 }
 
-/// The version of a project's data: two snapshots of equal versions have equal facts, participation, attribution and catalogue.
+/// The version of a project's data: two snapshots of equal versions have equal facts, catalogue, participation and attribution. The last
+/// two may differ of an experiment that is being recomputed, whose end raises the catalogue's version.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DataVersion {
     /// The version of the project's catalogue.
@@ -63,11 +68,13 @@ const BEGIN: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
 impl Snapshot {
     /// Takes a snapshot for one project. Postgres ends each statement in it after `time_limit`.
     /// # Errors
-    /// Those of Postgres; nothing is left open.
-    pub async fn take(pool: &PgPool, project: Uuid, time_limit: Duration) -> Result<Self, sqlx::Error> {
+    /// [`SchemaError`]; nothing is left open.
+    pub async fn take(pool: &PgPool, project: Uuid, time_limit: Duration) -> Result<Self, SchemaError> {
         let mut transaction = pool.begin_with(BEGIN).await?;
         sqlx::raw_sql(AssertSqlSafe(limits(time_limit))).execute(&mut *transaction).await?;
         let id: String = sqlx::query_scalar("SELECT pg_export_snapshot()").fetch_one(&mut *transaction).await?;
+        // In this snapshot: what it holds was written under that schema.
+        SCHEMA.check_database(&mut transaction).await?;
         let (as_of, version) = positions(&mut transaction, project).await?;
         Ok(Snapshot { pool: pool.clone(), project, id, time_limit, transaction: Mutex::new(transaction), as_of, version })
     }
@@ -137,11 +144,13 @@ impl Drop for SnapshotConnection {
 
 async fn positions(connection: &mut PgConnection, project: Uuid) -> Result<(AsOf, DataVersion), sqlx::Error> {
     let rows = sqlx::query(
-        "SELECT c.log_id, c.log_partition, c.next_offset, c.change_seq,
-                floor(extract(epoch FROM c.event_time) * 1000000)::bigint AS event_us,
+        "SELECT c.log_id, c.log_partition, c.next_offset, c.change_seq, coalesce(p.records, 0) AS records,
+                floor(extract(epoch FROM p.event_time) * 1000000)::bigint AS event_us,
                 c.log_id = (SELECT log_id FROM logs ORDER BY last_used_at DESC, log_id LIMIT 1) AS is_present
-         FROM checkpoints c",
+         FROM checkpoints c LEFT JOIN project_progress p
+           ON p.project_id = $1 AND p.log_id = c.log_id AND p.log_partition = c.log_partition",
     )
+    .bind(project)
     .fetch_all(&mut *connection)
     .await?;
     let catalogue = sqlx::query_scalar("SELECT version FROM catalogue_versions WHERE project_id = $1").bind(project);
@@ -155,7 +164,7 @@ async fn positions(connection: &mut PgConnection, project: Uuid) -> Result<(AsOf
         version.partitions.insert((log_id, partition), stored);
         if row.try_get("is_present")? {
             as_of.log_id = Some(log_id);
-            as_of.offsets.insert(partition, stored.offset);
+            as_of.offsets.insert(partition, row.try_get("records")?);
             newest = newest.max(row.try_get("event_us")?);
         }
     }

@@ -6,6 +6,7 @@ mod funnels;
 mod golden_rows;
 mod patterns;
 mod results;
+mod schema;
 mod server;
 mod sql;
 mod support;

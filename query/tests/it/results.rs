@@ -38,7 +38,7 @@ async fn spread_days(service: &mut Service) {
         .run(&format!(
             "UPDATE user_experiment_participation SET first_exposure_date = first_exposure_date + {day} * interval '1 day';
              UPDATE conversion_attribution SET conversion_time = conversion_time + {day} * interval '1 day';
-             UPDATE checkpoints SET event_time = '2026-03-10T12:00:00Z'"
+             UPDATE project_progress SET event_time = '2026-03-10T12:00:00Z'"
         ))
         .await;
 }
@@ -479,7 +479,7 @@ async fn what_was_not_stored_or_not_counted_is_named() {
     assert_eq!(check_of(&answer, "unknown_variant")["level"], "warn");
     assert!(codes(&answer).contains(&"unknown_variant"));
     assert_eq!(check_of(&answer, "freshness")["lag_seconds"], 9 * 3_600);
-    service.run("UPDATE checkpoints SET event_time = '2026-03-05T00:00:00Z'").await;
+    service.run("UPDATE project_progress SET event_time = '2026-03-05T00:00:00Z'").await;
     let stale = service.get("/v1/experiments/clear/results").await.ok();
     assert_eq!(check_of(&stale, "freshness")["level"], "warn");
     assert!(codes(&stale).contains(&"stale"));

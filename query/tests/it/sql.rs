@@ -672,7 +672,12 @@ async fn one_answer_sees_one_moment() {
             Event::new("impression", "", i, 1.0).store(&mut rows).await;
             Event::new("conversion", "buy", i, 1.0).store(&mut rows).await;
             Event::new("campaign_event", "view", i, 1.0).store(&mut rows).await;
-            crate::support::run(&mut rows, "UPDATE checkpoints SET next_offset = next_offset + 3 WHERE log_partition = 0").await;
+            crate::support::run(
+                &mut rows,
+                "UPDATE checkpoints SET next_offset = next_offset + 3 WHERE log_partition = 0;
+                 UPDATE project_progress SET records = records + 3 WHERE log_partition = 0",
+            )
+            .await;
             crate::support::run(&mut rows, "COMMIT").await;
         }
     });

@@ -64,7 +64,10 @@ impl Service {
     }
 
     pub(crate) async fn start_with(limits: Limits) -> Self {
-        let database = TestDatabase::create().await;
+        Self::start_on(TestDatabase::create().await, limits).await
+    }
+
+    pub(crate) async fn start_on(database: TestDatabase, limits: Limits) -> Self {
         let mut rows = database.connect().await;
         for (project, name, token) in [(PROJECT, "first", TOKEN), (OTHER_PROJECT, "other", OTHER_TOKEN)] {
             run(&mut rows, &format!("INSERT INTO projects (id, name) VALUES ('{project}', '{name}')")).await;
@@ -74,8 +77,11 @@ impl Service {
         run(
             &mut rows,
             &format!(
-                "INSERT INTO checkpoints (log_id, log_partition, next_offset, event_time)
-                 VALUES ('{LOG}', 0, 120, '2026-03-01T10:00:00Z'), ('{LOG}', 1, 7, '2026-03-01T09:00:00.5Z')"
+                "INSERT INTO checkpoints (log_id, log_partition, next_offset) VALUES ('{LOG}', 0, 500), ('{LOG}', 1, 900);
+                 INSERT INTO project_progress (project_id, log_id, log_partition, records, event_time)
+                 VALUES ('{PROJECT}', '{LOG}', 0, 120, '2026-03-01T10:00:00Z'),
+                        ('{PROJECT}', '{LOG}', 1, 7, '2026-03-01T09:00:00.5Z'),
+                        ('{OTHER_PROJECT}', '{LOG}', 0, 2, '2026-03-01T10:00:00Z')"
             ),
         )
         .await;

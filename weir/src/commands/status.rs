@@ -118,7 +118,9 @@ async fn logs(conn: &mut PgConnection, lags: &Map<String, Value>) -> anyhow::Res
     type Row = (String, i32, Option<i32>, Option<i64>, Option<String>, Option<f64>, Option<String>, Option<i64>, Option<bool>);
     let rows: Vec<Row> = sqlx::query_as(
         "SELECT l.log_id::text, l.log_partitions, c.log_partition, c.next_offset, \
-             to_char(c.event_time AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"'), \
+             to_char((SELECT max(p.event_time) FROM project_progress p \
+                      WHERE p.log_id = c.log_id AND p.log_partition = c.log_partition) AT TIME ZONE 'UTC', \
+                 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"'), \
              extract(epoch FROM now() - c.updated_at)::float8, s.owner::text, s.epoch, \
              s.owner IS NOT NULL AND EXISTS (SELECT 1 FROM pg_stat_activity a WHERE a.pid = s.writer_pid AND coalesce(a.backend_start = s.writer_start, true)) \
          FROM logs l LEFT JOIN checkpoints c USING (log_id) LEFT JOIN leases s USING (log_id, log_partition) \

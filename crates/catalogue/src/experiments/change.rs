@@ -142,7 +142,7 @@ impl StatusChange {
 /// Lets an experiment run: a draft from now on, a paused one again, a completed one as if it had never been stopped.
 /// A running one stays as it is, also where it has no start.
 ///
-/// Stored rows change their meaning: the caller holds the checkpoints and computes the experiment again.
+/// Stored rows change their meaning: the caller marks the experiment in the same change, and recomputes it.
 /// # Errors
 /// [`CatalogueError::Unknown`], [`CatalogueError::Frozen`], [`CatalogueError::WrongState`] for an archived one.
 pub async fn start(change: &mut Change<'_>, name: &str) -> Result<StatusChange, CatalogueError> {

@@ -2,9 +2,11 @@
 
 use catalogue::experiments::{self, NewExperiment, NewVariant};
 use catalogue::metrics::NewMetric;
+use catalogue::names::Standing;
 use catalogue::{Catalogue, Change, Project, ReadError, find_project, rules};
 use migrations::testing::TestDatabase;
 use sqlx::PgConnection;
+use uuid::Uuid;
 
 async fn experiment(conn: &mut PgConnection, project: &Project, name: &str) {
     let variant = |name: &str| NewVariant { name: name.into(), ..NewVariant::default() };
@@ -81,23 +83,38 @@ async fn what_a_newer_version_wrote_is_named_and_hides_nothing_else() {
 #[tokio::test]
 async fn rules_that_are_not_known_are_no_rules() {
     let (mut conn, project) = database().await;
-    let load = async |conn: &mut PgConnection| {
+    let old = experiments::show(&mut conn, &project, "old").await.expect("is known").id;
+    let new = experiments::show(&mut conn, &project, "new").await.expect("known so far").id;
+    let standings = async |conn: &mut PgConnection| {
         let mut copy = Catalogue::default();
         copy.load(conn, &[project.id].into()).await.expect("loaded");
-        copy.unsupported(project.id).map(ToString::to_string)
+        [old, new, Uuid::nil()].map(|experiment| match copy.standing(project.id, experiment) {
+            Standing::Current(_) => "current",
+            Standing::Recomputed => "recomputed",
+            Standing::Left => "left",
+            Standing::Unsupported => "unsupported",
+        })
     };
-    assert_eq!(load(&mut conn).await, None);
-    let id = experiments::show(&mut conn, &project, "new").await.expect("known so far").id;
+    assert_eq!(standings(&mut conn).await, ["current", "current", "left"]);
     for (change, column) in [("attribution_method = 'weighted'", "attribution_method"), ("status = 'ramping'", "status")] {
         let statement = format!(
             "UPDATE experiments SET attribution_method = 'first_exposure', status = 'draft'; \
                                  UPDATE experiments SET {change} WHERE name = 'new'"
         );
         sqlx::raw_sql(sqlx::AssertSqlSafe(statement)).execute(&mut conn).await.expect("changed");
+        assert_eq!(standings(&mut conn).await, ["current", "unsupported", "left"], "the neighbour goes on");
         let expected = format!(r#"table experiments, row "new": {column} is "#);
-        let found = load(&mut conn).await.expect("not known");
-        assert!(found.starts_with(&expected), "{found}");
-        let read = rules::read(&mut conn, project.id, id).await.expect_err("not known").to_string();
-        assert_eq!(read, found);
+        let read = rules::read(&mut conn, project.id, new).await.expect_err("not known").to_string();
+        assert!(read.starts_with(&expected), "{read}");
+    }
+    // Once it is marked nothing of it is computed by commits, whoever can read it.
+    for (is_recomputed, expected) in [(false, "left"), (true, "recomputed")] {
+        sqlx::query("DELETE FROM experiments_behind").execute(&mut conn).await.expect("removed");
+        sqlx::query("INSERT INTO experiments_behind (project_id, experiment_id, is_recomputed) SELECT project_id, id, $1 FROM experiments")
+            .bind(is_recomputed)
+            .execute(&mut conn)
+            .await
+            .expect("marked");
+        assert_eq!(standings(&mut conn).await, [expected, expected, "left"]);
     }
 }

@@ -148,6 +148,7 @@ fn defined(stored: experiments::Experiment) -> Result<Defined, Unsupported> {
         attribution_method: stored.attribution_method.to_string(),
         currency: stored.currency,
         frozen_at: time(stored.frozen_at),
+        behind_since: None,
         control_variant_id: None,
     };
     Ok(Defined { experiment, variants: stored.variants.into_iter().map(variant).collect(), metrics })
@@ -223,6 +224,15 @@ pub async fn unknown_variant_users(
     .fetch_one(connection)
     .await?;
     Ok(u64::try_from(users).unwrap_or(0))
+}
+
+/// Returns since when participation and attribution of an experiment wait for a recomputation, if they do.
+/// # Errors
+/// Those of Postgres.
+pub async fn behind_since(connection: &mut PgConnection, project: Uuid, experiment: Uuid) -> Result<Option<String>, sqlx::Error> {
+    let since = "SELECT to_char(since AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"') FROM experiments_behind
+                 WHERE project_id = $1 AND experiment_id = $2";
+    sqlx::query_scalar(since).bind(project).bind(experiment).fetch_optional(connection).await
 }
 
 /// Counts the impressions of an experiment that are stored and no bot's, whether they count or not.

@@ -49,6 +49,9 @@ pub struct Experiment {
     /// Since when its rows may no longer all be there.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub frozen_at: Option<String>,
+    /// Since when its participation and attribution wait for a recomputation.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub behind_since: Option<String>,
     /// The variant that the others are compared with.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub control_variant_id: Option<Uuid>,
