@@ -122,9 +122,11 @@ impl Worker {
             // Behind a full batch there is more: it is read and decoded while Postgres works on this one.
             let full = batch.len() >= self.share_of_batch(&positions);
             let began = Instant::now();
+            let committing = self.status.committing(self.number);
             let (stored, next) = tokio::join!(commit::commit(&mut connection, &mut cache, log_id, &batch, &tallies), async {
                 if full { self.read(&mut positions).await } else { Batch::default() }
             });
+            drop(committing);
             let stored = stored?;
             self.acknowledge(&batch, &stored, began.elapsed()).await;
             tallies.extend(stored.tallies);
