@@ -34,6 +34,10 @@ pub struct Config {
     #[arg(long, env = "WEIR_ADOPT_LOG")]
     pub adopt_log: bool,
 
+    /// Hosts that requests may name beside this machine's own; see [`service::Hosts`].
+    #[arg(skip)]
+    pub allow_hosts: Vec<String>,
+
     /// The database, set by the command that composes the service.
     #[arg(skip)]
     pub database_url: String,
@@ -52,6 +56,7 @@ impl Config {
             batch_age_ms_max: 50,
             dead_letters_in_row_max: 1_000,
             adopt_log: false,
+            allow_hosts: Vec::new(),
             database_url,
         }
     }

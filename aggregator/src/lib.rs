@@ -23,7 +23,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use eventlog::{Append, Read};
-use service::{AdminEndpoint, Cause, Health, Limits, Listener, Scope, Tasks};
+use service::{AdminEndpoint, Cause, Health, Hosts, Limits, Listener, Scope, Tasks};
 use tokio::sync::Mutex;
 
 pub use config::Config;
@@ -112,9 +112,10 @@ impl Aggregator {
         tasks.spawn_until_stop("lag", move || {
             lag::show(Arc::clone(&read), held.clone(), Arc::clone(&stored), Arc::clone(&metrics))
         });
+        let limits = Limits { hosts: Hosts::new(&config.allow_hosts), ..Limits::admin() };
         tasks.spawn("maintenance", move |stop| maintain::run(config.clone(), Arc::clone(&append), stop));
         let admin = Arc::new(AdminEndpoint::new(&meter, tasks.health()));
-        listener.serve(&tasks, "listener", &meter, Limits::admin(), move |request| {
+        listener.serve(&tasks, "listener", &meter, limits, move |request| {
             let (admin, status) = (Arc::clone(&admin), Arc::clone(&status));
             async move {
                 let ready = async { status.unready().map_or(Ok(()), Err) };
