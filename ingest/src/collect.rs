@@ -128,7 +128,7 @@ fn validate(
 ) -> Result<Validated, ApiError> {
     let count = envelope.len();
     let mut records = Vec::with_capacity(count);
-    let mut outcome = Outcome::default();
+    let mut outcome = Outcome::new(admitted.access.backfill);
     let (mut bots, mut codes) = (0, Vec::new());
     let (mut bytes, mut record_bytes) = (body_bytes, 0);
     let request = RequestContext {

@@ -24,9 +24,11 @@ use crate::dialect::{COOKIE, EnvelopeFault};
 const ACCEPTED: HeaderName = HeaderName::from_static("x-events-accepted");
 const REJECTED: HeaderName = HeaderName::from_static("x-events-rejected");
 const ERROR: HeaderName = HeaderName::from_static("x-weir-error");
-/// Entries of `rejected` that are written in full. Of the events after those only the first fault is named, and without its message: the
-/// client finds each rejected event, and the answer is of the size of its request at most.
+/// Entries of `rejected` that are written in full for a public key. Of the events after those only the first fault is named, and without
+/// its message: the client finds each rejected event, and nobody makes large answers of small requests.
 const FULL_MAX: usize = 100;
+/// The same for a server key: an import keeps the reason of each row that was refused.
+const FULL_MAX_SERVER: usize = 5_000;
 /// Bytes of a message, and of a field where there is no message. A client's own names may be in both.
 const MESSAGE_BYTES_MAX: usize = 1_024;
 const FIELD_BYTES_MAX: usize = 64;
@@ -43,6 +45,7 @@ pub(crate) struct Outcome {
     /// The faults of the rejected events, in the request's order.
     rejected: Vec<Rejected>,
     rejected_events: usize,
+    is_server_key: bool,
     /// The id that the browser is to keep.
     pub(crate) cookie: Option<String>,
 }
@@ -57,13 +60,19 @@ struct Rejected {
 }
 
 impl Outcome {
+    /// Begins with no events.
+    pub(crate) fn new(is_server_key: bool) -> Self {
+        Outcome { is_server_key, ..Outcome::default() }
+    }
+
     /// Notes a rejected event. `place` is where it stands, such as `events[3]`; `faults` has at least one. Returns how many bytes that
     /// takes, about.
     pub(crate) fn reject(&mut self, index: usize, place: &str, faults: Vec<Rejection>) -> usize {
         self.rejected_events += 1;
         let mut bytes = 0;
+        let full_max = if self.is_server_key { FULL_MAX_SERVER } else { FULL_MAX };
         for (at, fault) in faults.into_iter().enumerate() {
-            let is_full = self.rejected.len() < FULL_MAX;
+            let is_full = self.rejected.len() < full_max;
             if at > 0 && !is_full {
                 break;
             }
@@ -433,6 +442,15 @@ mod tests {
             drop(body);
             assert_eq!(memory.used(), 0, "given back with the bytes");
         }
+    }
+
+    #[test]
+    fn server_keys_get_the_reason_of_each_row() {
+        let mut answered = Outcome::new(true);
+        for index in 0..2_500 {
+            answered.reject(index, "events[7]", vec![Rejection::new(Code::WrongType, "name", "found a text")]);
+        }
+        assert!(answered.rejected.iter().all(|one| one.message.as_deref() == Some("events[7].name: found a text")));
     }
 
     #[test]
