@@ -38,6 +38,10 @@ pub struct Config {
     #[arg(skip = Config::COMMIT_TRIES_MAX)]
     pub commit_tries_max: u32,
 
+    /// Hosts that requests may name beside this machine's own; see [`service::Hosts`].
+    #[arg(skip)]
+    pub allow_hosts: Vec<String>,
+
     /// The database, set by the command that composes the service.
     #[arg(skip)]
     pub database_url: String,
@@ -59,6 +63,7 @@ impl Config {
             dead_letters_in_row_max: 1_000,
             adopt_log: false,
             commit_tries_max: Config::COMMIT_TRIES_MAX,
+            allow_hosts: Vec::new(),
             database_url,
         }
     }

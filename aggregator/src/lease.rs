@@ -11,6 +11,7 @@
 //! a moment later. Beside a schema that it does not know a process holds none.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,7 +20,7 @@ use eventlog::{LogIdentity, Read};
 use service::{BackOff, Stop, Tasks};
 use sqlx::{Connection, PgConnection, Row};
 use tokio::sync::watch;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use uuid::Uuid;
 
 use crate::config::Config;
@@ -34,6 +35,9 @@ const TICKS_PER_HEARTBEAT: u32 = 3;
 const LEASE_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long a process may miss its heartbeats before its row is removed.
 const PEER_REMOVED_AFTER: Duration = Duration::from_secs(60);
+
+/// How long Postgres may take to answer before that is told. Longer than a heartbeat waits for a lock.
+const ANSWER_MAX: Duration = Duration::from_secs(7);
 
 /// The first and the longest pause after a failure: short, since others take over what stands still.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(1));
@@ -168,13 +172,19 @@ impl LeaseManager {
         let mut connection: Option<PgConnection> = None;
         let mut back_off = BackOff::new(PAUSES.0, PAUSES.1);
         loop {
-            let outcome = match connection.take() {
-                Some(open) => Ok(open),
-                None => self.connect().await,
-            };
-            let outcome = match outcome {
-                Ok(mut open) => self.tick(&mut open).await.map(|()| open),
-                Err(error) => Err(error),
+            let outcome = {
+                let status = Arc::clone(&self.status);
+                let mut renewal = pin!(self.renew(connection.take()));
+                match timeout(ANSWER_MAX, &mut renewal).await {
+                    Ok(outcome) => outcome,
+                    Err(_) => {
+                        // Not given up: what a statement has done that nobody waits for is unknown.
+                        let seconds = ANSWER_MAX.as_secs();
+                        tracing::warn!(seconds, "postgres does not answer; leases are not renewed until it does");
+                        status.postgres(Some(format!("no answer for {seconds} s")));
+                        renewal.await
+                    }
+                }
             };
             let pause = match outcome {
                 Ok(open) => {
@@ -206,6 +216,15 @@ impl LeaseManager {
                 return;
             }
         }
+    }
+
+    async fn renew(&mut self, connection: Option<PgConnection>) -> Result<PgConnection, sqlx::Error> {
+        let mut open = match connection {
+            Some(open) => open,
+            None => self.connect().await?,
+        };
+        self.tick(&mut open).await?;
+        Ok(open)
     }
 
     /// A heartbeat never waits long: whoever holds a lease's row longer than this is not one of us.

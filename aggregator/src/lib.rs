@@ -23,7 +23,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use eventlog::{Append, Read};
-use service::{AdminEndpoint, Cause, Health, Limits, Listener, Scope, Tasks};
+use service::{AdminEndpoint, Cause, Health, Hosts, Limits, Listener, Scope, Tasks};
 use tokio::sync::Mutex;
 
 pub use config::Config;
@@ -113,6 +113,7 @@ impl Aggregator {
             tasks.spawn(format!("worker-{number}"), move |stop| worker.clone().run(stop));
         }
         log_watch(&tasks, read.as_ref());
+        let limits = Limits { hosts: Hosts::new(&config.allow_hosts), ..Limits::admin() };
         tasks.spawn_until_stop("lag", {
             let metrics = Arc::clone(&metrics);
             move || lag::show(Arc::clone(&read), held.clone(), Arc::clone(&stored), Arc::clone(&metrics))
@@ -126,7 +127,7 @@ impl Aggregator {
             move || maintain::recompute(config.clone(), Arc::clone(&status), Arc::clone(&metrics))
         });
         let admin = Arc::new(AdminEndpoint::new(&meter, tasks.health()));
-        listener.serve(&tasks, "listener", &meter, Limits::admin(), move |request| {
+        listener.serve(&tasks, "listener", &meter, limits, move |request| {
             let (admin, status) = (Arc::clone(&admin), Arc::clone(&status));
             async move {
                 let ready = async { status.unready().map_or(Ok(()), Err) };

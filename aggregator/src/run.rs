@@ -181,9 +181,11 @@ impl Worker {
             let all = positions.keys().copied().collect();
             let began = Instant::now();
             self.suspects.committing = batch.slices.iter().map(|slice| slice.partition).collect();
+            let committing = self.status.committing(self.number);
             let (stored, next) = tokio::join!(commit::commit(&mut connection, &mut cache, log_id, &batch, &tallies), async {
                 if full { self.read(&mut positions, &all).await } else { Batch::default() }
             });
+            drop(committing);
             let stored = stored?;
             self.suspects.succeeded();
             self.acknowledge(&batch, &stored, began.elapsed()).await;

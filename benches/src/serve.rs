@@ -55,6 +55,8 @@ async fn serve_over<L: Append + Read + Clone>(options: Options, log: L, records:
         collector: options.listen,
         database_url: options.database_url.clone(),
         data_dir: options.folder.clone(),
+        // All of the load comes under one key.
+        key_bytes_per_second_max: 0,
         ..ingest::Config::default()
     };
     let aggregator = if options.workers > 0 {

@@ -10,6 +10,7 @@ use events::identity::{Dialect, hyphenated_uuid};
 use hyper::body::Incoming;
 use hyper::header::{AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, COOKIE, EXPECT, HeaderMap, REFERER, USER_AGENT};
 use hyper::{Request, http};
+use metrics::Counter;
 
 use crate::body::{self, Body, BodyFault};
 use crate::collect::{App, compute};
@@ -179,13 +180,22 @@ async fn authenticate(app: &App, key: Option<&str>, now: Micros) -> Result<Arc<A
     };
     app.metrics.key_known.increment(1);
     if let Some(limiter) = &access.requests {
-        limiter.take(1, Instant::now()).map_err(|wait| rate_limited(app, wait))?;
+        limiter.take(1, Instant::now()).map_err(|wait| rate_limited(&app.metrics.over_rate, wait))?;
     }
+    // How much the request will store is not known yet; one whose key has nothing left needs no look at its body.
+    take_bytes(app, &access, 0)?;
     Ok(access)
 }
 
-pub(crate) fn rate_limited(app: &App, wait: Duration) -> ApiError {
-    app.metrics.over_rate.increment(1);
+/// Takes bytes that are to be stored from what the key may have stored.
+pub(crate) fn take_bytes(app: &App, access: &Access, bytes: usize) -> Result<(), ApiError> {
+    let Some(limiter) = &access.bytes else { return Ok(()) };
+    limiter.take(bytes, Instant::now()).map_err(|wait| rate_limited(&app.metrics.over_bytes, wait))
+}
+
+/// Counts a request over a rate, and says when to send it again.
+pub(crate) fn rate_limited(over: &Counter, wait: Duration) -> ApiError {
+    over.increment(1);
     ApiError::RateLimited(wait.as_secs_f64().ceil().max(1.0) as u64)
 }
 

@@ -37,6 +37,8 @@ fn dialect(route: Option<Route>) -> Dialect {
 async fn dispatch(app: &Arc<App>, scope: Scope, route: Option<Route>, request: Request<Incoming>) -> Response {
     if route == Some(Route::Metrics) {
         app.metrics.in_flight_bytes.set(app.memory.used() as f64);
+        app.metrics.unauthenticated_bytes.set(app.unauthenticated.used() as f64);
+        app.metrics.answers_bytes.set(app.answers.used() as f64);
         if let Some(stats) = app.log.spool() {
             app.metrics.spool(&stats, (app.clock)());
         }

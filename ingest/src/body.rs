@@ -54,7 +54,8 @@ impl Memory {
         (self.steps_max - self.steps.available_permits()) * STEP
     }
 
-    fn reserve(&self) -> Reserved {
+    /// Begins a reservation, of nothing yet.
+    pub(crate) fn reserve(&self) -> Reserved {
         Reserved { memory: self.clone(), permit: None }
     }
 }

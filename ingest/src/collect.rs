@@ -6,7 +6,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use eventlog::AppendError;
-use events::identity::Dialect;
 use events::rules::{self, RequestContext, limits};
 use events::{Code, Event, EventId, Micros, Record, Rejection};
 use hyper::Request;
@@ -15,7 +14,7 @@ use service::tasks::Panicked;
 use service::{AdminEndpoint, Health, Response};
 use uuid::Uuid;
 
-use crate::admit::{Admitted, admit, body_fault, rate_limited};
+use crate::admit::{Admitted, admit, body_fault, rate_limited, take_bytes};
 use crate::body::{Memory, Reserved};
 use crate::bots::{Agent, Agents};
 use crate::config::Limits;
@@ -40,6 +39,8 @@ pub(crate) struct App {
     pub(crate) memory: Memory,
     /// Of bodies whose key is not known yet.
     pub(crate) unauthenticated: Memory,
+    /// Of answers that name rejected events.
+    pub(crate) answers: Memory,
     pub(crate) agents: Agents,
     /// The last append failed: logged once, until one succeeds.
     pub(crate) is_log_failing: AtomicBool,
@@ -47,7 +48,7 @@ pub(crate) struct App {
 
 /// Takes the events of one request. A 200 means that every event it calls accepted is durable.
 pub(crate) async fn collect(app: &Arc<App>, route: Route, request: Request<Incoming>) -> Response {
-    let collected = async {
+    let answered = async {
         let (admitted, body) = admit(app, route, request).await?;
         let is_short = body.bytes.len() <= INLINE_BYTES_MAX;
         let validated = compute(app, is_short, move |app| {
@@ -59,7 +60,7 @@ pub(crate) async fn collect(app: &Arc<App>, route: Route, request: Request<Incom
         .await?;
         append(app, validated).await
     };
-    respond(app, route.dialect(), collected.await)
+    answered.await.unwrap_or_else(|error| respond::error(route.dialect(), &error, &app.limits))
 }
 
 /// Runs a step that only computes: inline if it is short, else on a blocking thread. A panic in it fails this request
@@ -97,17 +98,18 @@ fn decode<'a>(app: &App, admitted: &'a Admitted, text: &'a Text<'a>) -> Result<E
     if let Some(limiter) = &admitted.access.events {
         limiter.take(envelope.len(), Instant::now()).map_err(|wait| {
             app.metrics.deferred.increment(envelope.len() as u64);
-            rate_limited(app, wait)
+            rate_limited(&app.metrics.over_rate, wait)
         })?;
     }
     Ok(envelope)
 }
 
-/// Events that may be appended, and what became of the others.
+/// Events that may be appended, what became of the others, and the answer if the append succeeds.
 struct Validated {
     records: Vec<Record>,
-    outcome: Outcome,
+    answer: Response,
     received: usize,
+    duplicate: usize,
     bots: usize,
     /// The first fault of each rejected event.
     codes: Vec<Code>,
@@ -115,25 +117,20 @@ struct Validated {
     reserved: Reserved,
 }
 
-/// Checks every event of the request, before the first one is appended. Records may be larger than the `body_bytes` they
-/// are made of, so each is counted too.
+/// Checks every event of the request, before the first one is appended, and writes the answer, for which there might be no memory later.
+/// Records may be larger than the `body_bytes` they are made of, and rejections too, so each is counted.
 fn validate(
     app: &App,
     admitted: &Admitted,
     envelope: &Envelope<'_>,
-    reserved: Reserved,
+    mut reserved: Reserved,
     body_bytes: usize,
 ) -> Result<Validated, ApiError> {
     let count = envelope.len();
-    let mut validated = Validated {
-        records: Vec::with_capacity(count),
-        outcome: Outcome::default(),
-        received: count,
-        bots: 0,
-        codes: Vec::new(),
-        reserved,
-    };
-    let mut bytes = body_bytes;
+    let mut records = Vec::with_capacity(count);
+    let mut outcome = Outcome::new(admitted.access.backfill);
+    let (mut bots, mut codes) = (0, Vec::new());
+    let (mut bytes, mut record_bytes) = (body_bytes, 0);
     let request = RequestContext {
         project: admitted.access.project,
         unit: admitted.access.unit,
@@ -154,7 +151,7 @@ fn validate(
                 identify_agent(app, admitted, header_agent, &mut parsed);
                 check_rules(parsed, &request, ids.next(index))
             })
-            .and_then(|event| app.keys.names.admit(event).map_err(|fault| vec![fault]));
+            .and_then(|event| app.keys.names.admit(event, admitted.access.backfill).map_err(|fault| vec![fault]));
         match admitted_event {
             Ok(event) => {
                 // Generated ids are unique, so only ids from the client can repeat.
@@ -162,26 +159,30 @@ fn validate(
                     && count > 1
                     && !seen.insert((event.kind(), event.user_id, event.event_id, event.claimed_at))
                 {
-                    validated.outcome.duplicate += 1;
+                    outcome.duplicate += 1;
                     continue;
                 }
-                validated.bots += usize::from(event.is_bot);
+                bots += usize::from(event.is_bot);
                 let record = Record::encode(&event);
+                record_bytes += record.bytes().len();
                 bytes += record.bytes().len();
-                validated.reserved.grow_to(bytes).map_err(|fault| body_fault(app, fault))?;
-                validated.records.push(record);
+                records.push(record);
             }
             Err(faults) => {
-                validated.codes.extend(faults.first().map(|fault| fault.code));
-                validated.outcome.reject(index, &envelope.place(index), faults);
+                codes.extend(faults.first().map(|fault| fault.code));
+                bytes += outcome.reject(index, &envelope.place(index), faults);
             }
         }
+        reserved.grow_to(bytes).map_err(|fault| body_fault(app, fault))?;
     }
-    validated.outcome.accepted = validated.records.len();
+    outcome.accepted = records.len();
     if envelope.needs_cookie() {
-        validated.outcome.cookie = Some(admitted.fresh_cookie.clone());
+        outcome.cookie = Some(admitted.fresh_cookie.clone());
     }
-    Ok(validated)
+    let duplicate = outcome.duplicate;
+    let answer = respond::outcome(envelope.dialect(), outcome, &app.answers).map_err(|fault| body_fault(app, fault))?;
+    take_bytes(app, &admitted.access, record_bytes).inspect_err(|_| app.metrics.deferred.increment(count as u64))?;
+    Ok(Validated { records, answer, received: count, duplicate, bots, codes, reserved })
 }
 
 /// Applies the rules to a parsed event. Parse errors come first; rejections that only follow from them are left out.
@@ -260,18 +261,19 @@ impl IdGenerator {
     }
 }
 
-/// Appends all events at once, waits until they are durable, and counts what became of each.
+/// Appends all events at once, waits until they are durable, and counts what became of each. Returns the answer.
 ///
 /// If the log does not know whether it took them, the client sends them again: deduplication removes
 /// those with ids of their own. Those without get new ids and would be counted twice; a client that must not count twice
 /// sends ids.
-async fn append(app: &App, validated: Validated) -> Result<Outcome, ApiError> {
-    let Validated { records, outcome, received, bots, codes, reserved } = validated;
+async fn append(app: &App, validated: Validated) -> Result<Response, ApiError> {
+    let Validated { records, answer, received, duplicate, bots, codes, reserved } = validated;
+    let appended = records.len();
     if !records.is_empty() {
         let start = Instant::now();
-        let appended = tokio::time::timeout(app.limits.append_wait_max, app.log.append(records)).await;
+        let done = tokio::time::timeout(app.limits.append_wait_max, app.log.append(records)).await;
         app.metrics.append_seconds.record(start.elapsed().as_secs_f64());
-        let failed = match &appended {
+        let failed = match &done {
             Ok(Ok(_)) => None,
             Ok(Err(AppendError::Unavailable(reason))) => Some((0, reason.as_str())),
             Ok(Err(AppendError::Unknown(reason))) => Some((1, reason.as_str())),
@@ -292,19 +294,11 @@ async fn append(app: &App, validated: Validated) -> Result<Outcome, ApiError> {
     }
     drop(reserved);
     app.metrics.received.increment(received as u64);
-    app.metrics.appended.increment(outcome.accepted as u64);
-    app.metrics.duplicate.increment(outcome.duplicate as u64);
+    app.metrics.appended.increment(appended as u64);
+    app.metrics.duplicate.increment(duplicate as u64);
     app.metrics.bots.increment(bots as u64);
     codes.into_iter().for_each(|code| app.metrics.reject(code));
-    Ok(outcome)
-}
-
-/// Answers in the dialect of the request.
-fn respond(app: &App, dialect: Dialect, collected: Result<Outcome, ApiError>) -> Response {
-    match collected {
-        Ok(outcome) => respond::outcome(dialect, &outcome),
-        Err(error) => respond::error(dialect, &error, &app.limits),
-    }
+    Ok(answer)
 }
 
 #[cfg(test)]

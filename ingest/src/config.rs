@@ -4,15 +4,22 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+/// Some 20,000 events in a second: more than a site or an app has, and less than what fills a disk in minutes.
+const KEY_BYTES_PER_SECOND_MAX: u32 = 8 * 1024 * 1024;
+
 /// How a collector runs.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Config {
     /// Address that takes events
     #[arg(long, env = "WEIR_COLLECTOR", value_name = "ADDR", default_value = "127.0.0.1:8080")]
     pub collector: SocketAddr,
-    /// Address of `/metrics`, `/livez` and `/readyz` alone; none: they are on `collector` too.
+    /// Address of `/metrics`, `/livez` and `/readyz` alone; none: the metrics are on `collector` too if that is a loopback address, else
+    /// on 127.0.0.1:8090.
     #[arg(skip)]
     pub metrics: Option<SocketAddr>,
+    /// Hosts that requests for these pages may name beside this machine's own; see [`service::Hosts`].
+    #[arg(skip)]
+    pub allow_hosts: Vec<String>,
     /// Take events under any key into the project `default`; only on a loopback address
     #[arg(long, env = "WEIR_ANY_KEY", value_parser = clap::builder::FalseyValueParser::new())]
     pub any_key: bool,
@@ -23,6 +30,9 @@ pub struct Config {
     /// Count connections of loopback addresses too
     #[arg(long, env = "WEIR_COUNT_LOOPBACK", value_parser = clap::builder::FalseyValueParser::new())]
     pub count_loopback: bool,
+    /// Bytes of events that one write key may have stored in a second, on average; 0: any number. Server keys have no such limit
+    #[arg(long, env = "WEIR_KEY_BYTES_PER_SECOND_MAX", value_name = "BYTES", default_value_t = KEY_BYTES_PER_SECOND_MAX)]
+    pub key_bytes_per_second_max: u32,
     /// Postgres, which knows the keys.
     #[arg(skip)]
     pub database_url: String,
@@ -39,9 +49,11 @@ impl Default for Config {
         Config {
             collector: SocketAddr::from(([127, 0, 0, 1], 8080)),
             metrics: None,
+            allow_hosts: Vec::new(),
             any_key: false,
             connections_per_address_max: 4_096,
             count_loopback: false,
+            key_bytes_per_second_max: KEY_BYTES_PER_SECOND_MAX,
             database_url: String::new(),
             data_dir: PathBuf::new(),
             limits: Limits::default(),
@@ -62,10 +74,15 @@ pub struct Limits {
     pub in_flight_bytes_max: usize,
     /// The same for requests whose key is looked for in the body, until it is known: whoever has no key takes nothing from those who have.
     pub unauthenticated_bytes_max: usize,
+    /// Bytes of all answers that name rejected events and that their clients have not read yet; beyond it requests with such events are
+    /// refused with `Retry-After`. Apart from the memory of bodies, so that who reads no answers takes nothing from those who send.
+    pub answers_bytes_max: usize,
     /// Events of one request.
     pub events_max: usize,
     /// Names of conversions and engagement of one project, about: each collector counts by itself what is new.
     pub event_names_max: usize,
+    /// How many more server keys may add, whom a public key must not lock out.
+    pub event_names_reserve: usize,
     /// Bytes of a request target.
     pub uri_bytes_max: usize,
     /// Bytes of a request's head.
@@ -115,8 +132,10 @@ impl Default for Limits {
             decoded_bytes_max: 10 * 1024 * 1024,
             in_flight_bytes_max: 256 * 1024 * 1024,
             unauthenticated_bytes_max: 16 * 1024 * 1024,
+            answers_bytes_max: 32 * 1024 * 1024,
             events_max: 2_500,
             event_names_max: 2_000,
+            event_names_reserve: 500,
             uri_bytes_max: 4 * 1024,
             head_bytes_max: 16 * 1024,
             headers_max: 64,
@@ -170,6 +189,7 @@ mod tests {
         assert_eq!((config.collector.port(), config.any_key), (0, true));
         let config = Cli::try_parse_from(["weir"]).expect("parses").config;
         assert_eq!((config.collector, config.any_key), (Config::default().collector, false));
+        assert_eq!(config.key_bytes_per_second_max, Config::default().key_bytes_per_second_max);
         assert!(Cli::try_parse_from(["weir", "--collector", "here"]).is_err());
     }
 }

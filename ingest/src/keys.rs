@@ -6,6 +6,7 @@ mod refresh;
 mod stored;
 
 use std::collections::HashMap;
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
@@ -40,6 +41,8 @@ pub(crate) struct Access {
     pub(crate) expires_at: Option<Micros>,
     pub(crate) requests: Option<RateLimiter>,
     pub(crate) events: Option<RateLimiter>,
+    /// Of what is stored in the log.
+    pub(crate) bytes: Option<RateLimiter>,
 }
 
 /// A key that is in the database.
@@ -106,6 +109,8 @@ pub(crate) struct Keys {
     /// Requests a reading before the next one is due.
     wanted: Notify,
     any_key: bool,
+    /// Bytes that a write key may have stored in a second; none: any number.
+    bytes_per_second: Option<NonZeroU32>,
     /// Names of events, which are read after the keys.
     pub(crate) names: Names,
     /// Where the keys are kept for a start without Postgres.
@@ -115,13 +120,14 @@ pub(crate) struct Keys {
 
 impl Keys {
     /// Makes the cache, filled from `keys.json` if there is one.
-    pub(crate) fn new(any_key: bool, file: Option<PathBuf>, names: Names) -> Self {
-        let snapshot = file.as_deref().and_then(stored::load).map(Arc::new);
+    pub(crate) fn new(any_key: bool, file: Option<PathBuf>, names: Names, bytes_per_second: Option<NonZeroU32>) -> Self {
+        let snapshot = file.as_deref().and_then(|file| stored::load(file, bytes_per_second)).map(Arc::new);
         Keys {
             snapshot: RwLock::new(snapshot),
             readings: watch::Sender::new(None),
             wanted: Notify::new(),
             any_key,
+            bytes_per_second,
             names,
             file,
             schema_fault: Mutex::default(),
@@ -236,12 +242,13 @@ mod tests {
             expires_at,
             requests: None,
             events: None,
+            bytes: None,
         })
     }
 
     /// A cache that holds `known`, and `old` until 10.
     fn filled(any_key: bool) -> Keys {
-        let keys = Keys::new(any_key, None, Names::new(9));
+        let keys = Keys::new(any_key, None, Names::new(9, 0), None);
         let mut snapshot = Snapshot { default: Some(access(None)), ..Snapshot::default() };
         snapshot.insert(digest("known"), Some(access(None)));
         snapshot.insert(digest("old"), Some(access(Some(Micros(10)))));
@@ -304,7 +311,7 @@ mod tests {
     async fn any_key_is_the_default_projects() {
         check(&filled(true), "whatever", 0, "access").await;
         assert_eq!(
-            Keys::new(true, None, Names::new(9)).ready(),
+            Keys::new(true, None, Names::new(9, 0), None).ready(),
             Err("the API keys have not been read from Postgres yet".to_owned())
         );
         let keys = filled(true);

@@ -22,14 +22,15 @@ mod names;
 mod respond;
 mod route;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::num::NonZeroU32;
 use std::str::FromStr as _;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use events::Micros;
-use service::{AdminEndpoint, Health, Listener, Scope, Tasks};
+use service::{AdminEndpoint, Health, Hosts, Listener, Scope, Tasks};
 use sqlx::postgres::PgConnectOptions;
 
 pub use config::{Config, Limits, StartError};
@@ -39,6 +40,8 @@ use collect::App;
 /// The schemas whose keys, projects, names of events and horizon the collector reads. Beside another one it goes on with what it knows.
 pub const SCHEMA: catalogue::schema::Supported = catalogue::schema::Supported { service: "collector", oldest: 5, newest: 6 };
 
+/// Where the metrics are if the public address is not on loopback and nobody said where.
+const METRICS_USUAL: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8090);
 /// How long a start waits for Postgres; a collector that knows keys from an earlier run serves without it.
 const FIRST_READING_MAX: Duration = Duration::from_secs(2);
 
@@ -60,11 +63,15 @@ impl Collector {
         log: Arc<dyn eventlog::Append>,
         clock: Arc<dyn Fn() -> Micros + Send + Sync>,
     ) -> Result<Collector, StartError> {
+        // Who posts events may come from any page, and learns nothing but what became of his own.
+        let hosts = Hosts::of_admin_endpoint(&config.allow_hosts);
         let of_connections = service::Limits {
             connections_per_address_max: config.connections_per_address_max as usize,
             counts_loopback: config.count_loopback,
+            hosts: hosts.clone(),
             ..config.limits.of_connections()
         };
+        let bytes_per_second = NonZeroU32::new(config.key_bytes_per_second_max);
         let Config { collector, metrics: metrics_on, any_key, database_url, data_dir, limits, .. } = config;
         // The parser of options takes every scheme, and text without one.
         if !["postgres://", "postgresql://"].iter().any(|scheme| database_url.starts_with(scheme)) {
@@ -76,17 +83,19 @@ impl Collector {
         }
         let listener = listen("--collector (WEIR_COLLECTOR)", collector).await?;
         let address = listener.address();
-        let metrics_listener = match metrics_on {
-            Some(address) => Some(listen("--metrics (WEIR_METRICS)", address).await?),
-            None => None,
-        };
+        let metrics_listener = Listener::bind_metrics(address, metrics_on, METRICS_USUAL).await;
+        let metrics_listener = metrics_listener.map_err(|source| {
+            let address = metrics_on.unwrap_or(METRICS_USUAL);
+            StartError::Listen { setting: "--metrics (WEIR_METRICS)", address, source }
+        })?;
         let metrics_address = metrics_listener.as_ref().map(Listener::address);
         if any_key {
             tracing::warn!(%address, "events are taken under any key, into the project default");
         }
 
         let file = (!data_dir.as_os_str().is_empty()).then(|| data_dir.join("keys.json"));
-        let keys = Arc::new(keys::Keys::new(any_key, file, names::Names::new(limits.event_names_max)));
+        let names = names::Names::new(limits.event_names_max, limits.event_names_reserve);
+        let keys = Arc::new(keys::Keys::new(any_key, file, names, bytes_per_second));
         let meter = metrics::meter();
         let metrics = Arc::new(metrics::Metrics::new(Arc::clone(&meter)));
         let tasks = Tasks::new(&meter);
@@ -94,6 +103,7 @@ impl Collector {
         let app = Arc::new(App {
             memory: body::Memory::new(limits.in_flight_bytes_max),
             unauthenticated: body::Memory::new(limits.unauthenticated_bytes_max),
+            answers: body::Memory::new(limits.answers_bytes_max),
             limits: limits.clone(),
             log,
             clock,
@@ -119,7 +129,7 @@ impl Collector {
             None => serve(listener, "listener", of_connections, Scope::All),
             Some(on_its_own) => {
                 serve(listener, "listener", of_connections, Scope::NoMetrics);
-                serve(on_its_own, "metrics-listener", service::Limits::admin(), Scope::Admin);
+                serve(on_its_own, "metrics-listener", service::Limits { hosts, ..service::Limits::admin() }, Scope::Admin);
             }
         }
         tracing::info!(%address, "collector listens");

@@ -34,6 +34,8 @@ pub(crate) struct Metrics {
     durations: Vec<Histogram>,
     pub(crate) in_flight: Gauge,
     pub(crate) in_flight_bytes: Gauge,
+    pub(crate) unauthenticated_bytes: Gauge,
+    pub(crate) answers_bytes: Gauge,
     pub(crate) body_bytes: Histogram,
     pub(crate) decoded_bytes: Histogram,
     pub(crate) batch_events: Histogram,
@@ -46,6 +48,7 @@ pub(crate) struct Metrics {
     pub(crate) key_readings_failed: Counter,
     pub(crate) over_memory: Counter,
     pub(crate) over_rate: Counter,
+    pub(crate) over_bytes: Counter,
     /// Made when the log has a spool.
     spool: OnceLock<SpoolMetrics>,
 }
@@ -100,7 +103,7 @@ impl Metrics {
             "weir_collector_backpressure_total",
             "Requests refused for the client to send again, by reason.",
             "reason",
-            &["memory", "rate"],
+            &["memory", "rate", "bytes"],
         );
 
         Metrics {
@@ -120,6 +123,14 @@ impl Metrics {
             durations: durations.into(),
             in_flight: make.gauge("weir_collector_requests_in_flight", "Requests being worked on."),
             in_flight_bytes: make.gauge("weir_collector_bodies_in_flight_bytes", "Bytes reserved for bodies being worked on."),
+            unauthenticated_bytes: make.gauge(
+                "weir_collector_unauthenticated_bodies_in_flight_bytes",
+                "Bytes reserved for bodies in which a key is looked for.",
+            ),
+            answers_bytes: make.gauge(
+                "weir_collector_answers_in_flight_bytes",
+                "Bytes reserved for answers that name rejected events and are not read yet.",
+            ),
             body_bytes: make.histogram("weir_collector_request_body_bytes", "Size of bodies as they are sent."),
             decoded_bytes: make.histogram("weir_collector_request_decoded_bytes", "Size of compressed bodies once inflated."),
             batch_events: make.histogram("weir_collector_batch_events", "Events per request."),
@@ -133,6 +144,7 @@ impl Metrics {
                 .counter("weir_collector_key_readings_failed_total", "Failed readings of the keys from Postgres."),
             over_memory: pressure[0].clone(),
             over_rate: pressure[1].clone(),
+            over_bytes: pressure[2].clone(),
             spool: OnceLock::new(),
             meter,
         }
@@ -232,7 +244,7 @@ mod tests {
         for line in page.lines().filter_map(|line| line.strip_prefix("# TYPE ")) {
             let (name, kind) = line.split_once(' ').expect("a name and a type");
             assert!(page.contains(&format!("# HELP {name} ")), "{name} has no help");
-            assert!(name.starts_with("weir_collector_"), "{name}");
+            assert!(name.starts_with("weir_collector_") || name.starts_with("process_"), "{name}");
             assert_eq!(kind == "counter", name.ends_with("_total"), "{name} is a {kind}");
             assert_ne!(kind, "summary", "{name} has no buckets");
             names += 1;

@@ -10,6 +10,8 @@ use events::{Code, Event, Kind, ProjectId, Rejection};
 /// The names of conversions and engagement events of each project: those that Postgres has, and those received since they were read.
 pub(crate) struct Names {
     max: usize,
+    /// How many more server keys may add.
+    reserve: usize,
     by_project: RwLock<HashMap<ProjectId, Known>>,
 }
 
@@ -29,9 +31,9 @@ impl Default for Known {
 }
 
 impl Names {
-    /// Allows each project this many names.
-    pub(crate) fn new(max: usize) -> Self {
-        Names { max, by_project: RwLock::default() }
+    /// Allows each project this many names, and `reserve` more that server keys bring: public keys cannot lock them out.
+    pub(crate) fn new(max: usize, reserve: usize) -> Self {
+        Names { max, reserve, by_project: RwLock::default() }
     }
 
     /// Takes over what Postgres has of a project. Stored names stay valid, however many they are.
@@ -41,10 +43,10 @@ impl Names {
         self.by_project.write().unwrap_or_else(PoisonError::into_inner).insert(project, known);
     }
 
-    /// Admits an event if its name is known, or the project may have another one.
+    /// Admits an event if its name is known, or the project may have another one from a key of this kind.
     /// # Errors
     /// A rejection of code `blocked_name` or `cardinality_limit`.
-    pub(crate) fn admit(&self, event: Event) -> Result<Event, Rejection> {
+    pub(crate) fn admit(&self, event: Event, is_server_key: bool) -> Result<Event, Rejection> {
         // Other kinds have a fixed list of names, or none.
         let is_free = matches!(event.kind(), Kind::Conversion | Kind::Engagement);
         let Some(name) = event.name.as_deref().filter(|_| is_free) else { return Ok(event) };
@@ -66,13 +68,14 @@ impl Names {
             let message = format!("found the new name {:?}, but the project takes no new names of events", shown());
             return Err(Rejection::new(Code::CardinalityLimit, "name", message));
         }
-        if known.allowed.len() >= self.max {
+        let max = if is_server_key { self.max + self.reserve } else { self.max };
+        if known.allowed.len() >= max {
             let message = format!(
-                "found the new name {:?}, but the project has {} names already; at most {} are accepted; put what differs \
+                "found the new name {:?}, but the project has {} names already; at most {max} are accepted{}; put what differs \
                  from event to event into properties",
                 shown(),
                 known.allowed.len(),
-                self.max
+                if is_server_key { "" } else { " from a public key" },
             );
             return Err(Rejection::new(Code::CardinalityLimit, "name", message));
         }

@@ -17,15 +17,23 @@ use hyper::header::{
 use serde::Serialize;
 use service::Response;
 
-use crate::body::BodyFault;
+use crate::body::{BodyFault, Memory, Reserved};
 use crate::config::Limits;
 use crate::dialect::{COOKIE, EnvelopeFault};
 
 const ACCEPTED: HeaderName = HeaderName::from_static("x-events-accepted");
 const REJECTED: HeaderName = HeaderName::from_static("x-events-rejected");
 const ERROR: HeaderName = HeaderName::from_static("x-weir-error");
-/// Entries of `rejected` beyond the first of each event.
-const FAULTS_MAX: usize = 5_000;
+/// Entries of `rejected` that are written in full for a public key. Of the events after those only the first fault is named, and without
+/// its message: the client finds each rejected event, and nobody makes large answers of small requests.
+const FULL_MAX: usize = 100;
+/// The same for a server key: an import keeps the reason of each row that was refused.
+const FULL_MAX_SERVER: usize = 5_000;
+/// Bytes of a message, and of a field where there is no message. A client's own names may be in both.
+const MESSAGE_BYTES_MAX: usize = 1_024;
+const FIELD_BYTES_MAX: usize = 64;
+/// Bytes of an entry beside its texts, about.
+const ENTRY_BYTES: usize = 64;
 
 /// What became of the events of a request that was processed.
 #[derive(Debug, Default)]
@@ -34,9 +42,10 @@ pub(crate) struct Outcome {
     pub(crate) accepted: usize,
     /// Duplicates within the request.
     pub(crate) duplicate: usize,
-    /// Every fault of every rejected event, in the request's order.
+    /// The faults of the rejected events, in the request's order.
     rejected: Vec<Rejected>,
     rejected_events: usize,
+    is_server_key: bool,
     /// The id that the browser is to keep.
     pub(crate) cookie: Option<String>,
 }
@@ -46,23 +55,53 @@ struct Rejected {
     index: usize,
     code: Code,
     field: String,
-    message: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    message: Option<String>,
 }
 
 impl Outcome {
-    /// Notes a rejected event. `place` is where it stands, such as `events[3]`; `faults` has at least one.
-    pub(crate) fn reject(&mut self, index: usize, place: &str, faults: Vec<Rejection>) {
+    /// Begins with no events.
+    pub(crate) fn new(is_server_key: bool) -> Self {
+        Outcome { is_server_key, ..Outcome::default() }
+    }
+
+    /// Notes a rejected event. `place` is where it stands, such as `events[3]`; `faults` has at least one. Returns how many bytes that
+    /// takes, about.
+    pub(crate) fn reject(&mut self, index: usize, place: &str, faults: Vec<Rejection>) -> usize {
         self.rejected_events += 1;
+        let mut bytes = 0;
+        let full_max = if self.is_server_key { FULL_MAX_SERVER } else { FULL_MAX };
         for (at, fault) in faults.into_iter().enumerate() {
-            if at > 0 && self.rejected.len() >= FAULTS_MAX {
-                return;
+            let is_full = self.rejected.len() < full_max;
+            if at > 0 && !is_full {
+                break;
             }
-            let Rejection { code, field, message } = fault;
-            let between = if place.is_empty() || field.is_empty() { "" } else { "." };
-            let colon = if place.is_empty() && field.is_empty() { "" } else { ": " };
-            let message = format!("{place}{between}{field}{colon}{message}");
+            let Rejection { code, mut field, message } = fault;
+            let message = is_full.then(|| {
+                let between = if place.is_empty() || field.is_empty() { "" } else { "." };
+                let colon = if place.is_empty() && field.is_empty() { "" } else { ": " };
+                let mut message = format!("{place}{between}{field}{colon}{message}");
+                message.truncate(message.floor_char_boundary(MESSAGE_BYTES_MAX));
+                message
+            });
+            let field_bytes_max = if is_full { MESSAGE_BYTES_MAX } else { FIELD_BYTES_MAX };
+            field.truncate(field.floor_char_boundary(field_bytes_max));
+            bytes += ENTRY_BYTES + field.len() + message.as_ref().map_or(0, String::len);
             self.rejected.push(Rejected { index, code, field, message });
         }
+        bytes
+    }
+}
+
+/// Bytes of an answer with the memory that they take, which is given back when they are written, or their connection is gone.
+struct Held {
+    bytes: Vec<u8>,
+    _reserved: Reserved,
+}
+
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
     }
 }
 
@@ -194,18 +233,32 @@ struct Answer<'a> {
     rejected: &'a [Rejected],
 }
 
-/// Answers a request that was processed.
-pub(crate) fn outcome(dialect: Dialect, outcome: &Outcome) -> Response {
-    match dialect {
+#[derive(Serialize)]
+struct SegmentAnswer<'a> {
+    success: bool,
+    rejected: &'a [Rejected],
+}
+
+/// Answers a request that was processed. Memory is taken for answers that name rejected events; all others are small.
+/// # Errors
+/// `NoMemory`.
+pub(crate) fn outcome(dialect: Dialect, outcome: Outcome, memory: &Memory) -> Result<Response, BodyFault> {
+    let listed = |answer: Vec<u8>| {
+        let mut reserved = memory.reserve();
+        reserved.grow_to(answer.len())?;
+        Ok(text(StatusCode::OK, "application/json", Bytes::from_owner(Held { bytes: answer, _reserved: reserved })))
+    };
+    Ok(match dialect {
         Dialect::Native => {
-            let Outcome { accepted, duplicate, rejected, .. } = outcome;
-            json(StatusCode::OK, &Answer { accepted: *accepted, duplicate: *duplicate, rejected })
+            let Outcome { accepted, duplicate, rejected, .. } = &outcome;
+            let answer = Answer { accepted: *accepted, duplicate: *duplicate, rejected };
+            if rejected.is_empty() { json(StatusCode::OK, &answer) } else { listed(to_json(&answer))? }
         }
         Dialect::Segment => {
             // Segment's clients read the status only; the rejections are for people.
             let mut response = match outcome.rejected.as_slice() {
                 [] => text(StatusCode::OK, "application/json", "{\"success\":true}"),
-                rejected => json(StatusCode::OK, &serde_json::json!({ "success": true, "rejected": rejected })),
+                rejected => listed(to_json(&SegmentAnswer { success: true, rejected }))?,
             };
             response.headers_mut().insert(ACCEPTED, (outcome.accepted + outcome.duplicate).into());
             response.headers_mut().insert(REJECTED, outcome.rejected_events.into());
@@ -214,7 +267,8 @@ pub(crate) fn outcome(dialect: Dialect, outcome: &Outcome) -> Response {
         Dialect::Pixel => {
             let mut response = gif(StatusCode::OK);
             if let Some(fault) = outcome.rejected.first() {
-                response.headers_mut().insert(ERROR, visible(fault.code.as_str(), &fault.message));
+                let message = fault.message.as_deref().unwrap_or_default();
+                response.headers_mut().insert(ERROR, visible(fault.code.as_str(), message));
             }
             if let Some(id) = outcome.cookie.as_deref().filter(|_| outcome.accepted > 0) {
                 let cookie = format!("{COOKIE}={id}; Path=/; Max-Age=31536000; HttpOnly; SameSite=Lax");
@@ -224,7 +278,7 @@ pub(crate) fn outcome(dialect: Dialect, outcome: &Outcome) -> Response {
             }
             response
         }
-    }
+    })
 }
 
 /// Answers a request that failed as a whole.
@@ -280,8 +334,12 @@ pub(crate) fn share(mut response: Response) -> Response {
 }
 
 fn json(status: StatusCode, body: &impl Serialize) -> Response {
+    text(status, "application/json", to_json(body))
+}
+
+fn to_json(body: &impl Serialize) -> Vec<u8> {
     // Serialising fails only for maps with keys other than strings; there are none.
-    text(status, "application/json", serde_json::to_vec(body).unwrap_or_default())
+    serde_json::to_vec(body).unwrap_or_default()
 }
 
 fn text(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Response {
@@ -317,6 +375,7 @@ fn visible(code: &str, message: &str) -> HeaderValue {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use http_body_util::BodyExt as _;
 
     #[test]
     fn overload_is_answered_in_each_dialect_as_its_clients_retry_it() {
@@ -350,12 +409,60 @@ mod tests {
         let check = |place: &str, field: &str, expected: &str| {
             let mut outcome = Outcome::default();
             outcome.reject(0, place, vec![Rejection::new(Code::Empty, field, "m")]);
-            assert_eq!(outcome.rejected[0].message, expected);
+            assert_eq!(outcome.rejected[0].message.as_deref(), Some(expected));
         };
         check("events[3]", "timestamp", "events[3].timestamp: m");
         check("events[3]", "", "events[3]: m");
         check("", "timestamp", "timestamp: m");
         check("", "", "m");
+    }
+
+    /// Thousands of faults in a small compressed body make no large answer, and each rejected event is found in it.
+    #[tokio::test]
+    async fn an_answer_names_each_rejected_event_and_stays_small() {
+        let fault = |field: &str| Rejection::new(Code::WrongType, field, "found a text. ".repeat(500));
+        for (dialect, place) in [(Dialect::Native, "events[7]"), (Dialect::Segment, "batch[7]")] {
+            let mut answered = Outcome::default();
+            let mut bytes = 0;
+            for index in 0..2_500 {
+                bytes += answered.reject(index, place, vec![fault("name"), fault(&"properties.".repeat(1_000))]);
+            }
+            let memory = Memory::new(1024 * 1024);
+            let response = outcome(dialect, answered, &memory).expect("there is memory");
+            assert!(memory.used() >= 2_500 * 40 && memory.used() <= bytes, "{} of {bytes}", memory.used());
+            let body = response.into_body().collect().await.expect("it is there").to_bytes();
+            assert!(body.len() <= memory.used(), "{}", body.len());
+            assert!(body.len() < 2_500 * 80 + 100 * 2 * (MESSAGE_BYTES_MAX + 100), "{}", body.len());
+            let answer: serde_json::Value = serde_json::from_slice(&body).expect("is JSON");
+            let rejected = answer["rejected"].as_array().expect("a list");
+            let indices: std::collections::BTreeSet<_> = rejected.iter().map(|one| one["index"].as_u64()).collect();
+            assert_eq!(indices.len(), 2_500);
+            assert_eq!(rejected.iter().filter(|one| one["message"].is_string()).count(), FULL_MAX);
+            assert!(rejected.iter().all(|one| one["code"] == "wrong_type" && one["field"].is_string()));
+            drop(body);
+            assert_eq!(memory.used(), 0, "given back with the bytes");
+        }
+    }
+
+    #[test]
+    fn server_keys_get_the_reason_of_each_row() {
+        let mut answered = Outcome::new(true);
+        for index in 0..2_500 {
+            answered.reject(index, "events[7]", vec![Rejection::new(Code::WrongType, "name", "found a text")]);
+        }
+        assert!(answered.rejected.iter().all(|one| one.message.as_deref() == Some("events[7].name: found a text")));
+    }
+
+    #[test]
+    fn an_answer_without_rejections_needs_no_memory() {
+        let none = Memory::new(0);
+        for dialect in [Dialect::Native, Dialect::Segment, Dialect::Pixel] {
+            assert!(outcome(dialect, Outcome { accepted: 3, ..Outcome::default() }, &none).is_ok());
+            let mut answered = Outcome::default();
+            answered.reject(0, "", vec![Rejection::new(Code::Empty, "name", "")]);
+            let found = outcome(dialect, answered, &none);
+            assert_eq!(found.is_ok(), dialect == Dialect::Pixel, "its error is a header");
+        }
     }
 
     #[test]

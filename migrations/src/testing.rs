@@ -98,6 +98,7 @@ impl TestServer {
             }
             start "$@"
             while read -r again; do wait $server; start "$@"; done
+            kill -CONT $server; pkill -CONT -P $server
             kill -QUIT $server; wait $server; cd / && rm -rf "$2""#;
         let mut child = shell
             .args(["-c", script, "sh"])
@@ -122,11 +123,27 @@ impl TestServer {
     /// # Panics
     /// If it does not run, or its shell is gone.
     pub fn kill_and_start(&mut self) {
-        let file = std::fs::read_to_string(self.folder.join("data/postmaster.pid")).expect("postgres runs");
-        let pid = file.lines().next().expect("the first line is its id");
-        let killed = Command::new("kill").args(["-KILL", pid]).status().expect("kill is there");
-        assert!(killed.success(), "postgres runs");
+        signal("-KILL", &[self.pid()]);
         writeln!(self.input, "again").expect("the shell reads");
+    }
+
+    /// Stops all processes of the server, as a disk that does not answer does, until the result is dropped.
+    /// # Panics
+    /// If it does not run.
+    pub fn freeze(&self) -> Frozen {
+        let server = self.pid();
+        signal("-STOP", std::slice::from_ref(&server));
+        // It starts no others from now on.
+        let mut frozen = Frozen(vec![server.clone()]);
+        let children = Command::new("pgrep").args(["-P", &server]).output().expect("pgrep is there");
+        frozen.0.extend(String::from_utf8_lossy(&children.stdout).split_whitespace().map(str::to_owned));
+        signal("-STOP", &frozen.0);
+        frozen
+    }
+
+    fn pid(&self) -> String {
+        let file = std::fs::read_to_string(self.folder.join("data/postmaster.pid")).expect("postgres runs");
+        file.lines().next().expect("the first line is its id").to_owned()
     }
 
     fn url_of(&self, database: &str) -> String {
@@ -160,6 +177,21 @@ pub async fn pretend_schema(connection: &mut PgConnection, version: i64) {
     let newer = "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
                  VALUES ($1, 'of a newer build', true, '', 0)";
     sqlx::query(newer).bind(version).execute(connection).await.expect("a migrated database");
+}
+
+/// The processes of a server that is frozen.
+pub struct Frozen(Vec<String>);
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        // One that has ended meanwhile needs no signal.
+        let _ = Command::new("kill").arg("-CONT").args(&self.0).status();
+    }
+}
+
+fn signal(name: &str, pids: &[String]) {
+    let sent = Command::new("kill").arg(name).args(pids).status().expect("kill is there");
+    assert!(sent.success(), "postgres runs");
 }
 
 fn system_user(name: &str) -> Option<(u32, u32)> {

@@ -9,9 +9,13 @@ pub struct Config {
     /// Address that answers queries
     #[arg(long, env = "WEIR_QUERY", value_name = "ADDR", default_value = "127.0.0.1:8081")]
     pub query: SocketAddr,
-    /// Address of `/metrics`, `/livez` and `/readyz` alone; none: the page is on `query` too.
+    /// Address of `/metrics`, `/livez` and `/readyz` alone; none: the metrics are on `query` too if that is a loopback address, else on
+    /// 127.0.0.1:8091.
     #[arg(skip)]
     pub metrics: Option<SocketAddr>,
+    /// Hosts that requests may name beside this machine's own; see [`service::Hosts`].
+    #[arg(skip)]
+    pub allow_hosts: Vec<String>,
     /// Postgres, which holds everything.
     #[arg(skip)]
     pub database_url: String,
@@ -25,6 +29,7 @@ impl Default for Config {
         Config {
             query: SocketAddr::from(([127, 0, 0, 1], 8081)),
             metrics: None,
+            allow_hosts: Vec::new(),
             database_url: String::new(),
             limits: Limits::default(),
         }

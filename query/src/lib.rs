@@ -19,12 +19,12 @@ mod metrics;
 pub mod source;
 pub mod sql;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use service::{AdminEndpoint, Health, Listener, Scope, Tasks};
+use service::{AdminEndpoint, Health, Hosts, Listener, Scope, Tasks};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use tokio::runtime::{Handle, Runtime};
 
@@ -41,6 +41,8 @@ use metrics::Metrics;
 
 /// The schemas that answers are made from.
 pub const SCHEMA: catalogue::schema::Supported = catalogue::schema::Supported { service: "query service", oldest: 6, newest: 6 };
+/// Where the metrics are if the public address is not on loopback and nobody said where.
+const METRICS_USUAL: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8091);
 
 /// Why the service did not start. Nothing is left running.
 #[derive(Debug, thiserror::Error)]
@@ -100,10 +102,11 @@ impl Query {
             .connect_lazy_with(options);
         let listener = listen("--query (WEIR_QUERY)", config.query).await?;
         let address = listener.address();
-        let metrics_listener = match config.metrics {
-            Some(address) => Some(listen("--metrics (WEIR_METRICS)", address).await?),
-            None => None,
-        };
+        let metrics_listener = Listener::bind_metrics(address, config.metrics, METRICS_USUAL).await;
+        let metrics_listener = metrics_listener.map_err(|source| {
+            let address = config.metrics.unwrap_or(METRICS_USUAL);
+            StartError::Listen { setting: "--metrics (WEIR_METRICS)", address, source }
+        })?;
         let metrics_address = metrics_listener.as_ref().map(Listener::address);
         let limits = config.limits;
         let threads = Threads::start(&limits)?;
@@ -127,12 +130,13 @@ impl Query {
             let app = Arc::clone(&app);
             listener.serve(&tasks, name, &meter, limits, move |request| routes::answer(Arc::clone(&app), scope, request));
         };
-        let of_connections = app.limits.of_connections();
+        let hosts = Hosts::new(&config.allow_hosts);
+        let of_connections = service::Limits { hosts: hosts.clone(), ..app.limits.of_connections() };
         match metrics_listener {
             None => serve(listener, "listener", of_connections, Scope::All),
             Some(on_its_own) => {
                 serve(listener, "listener", of_connections, Scope::NoMetrics);
-                serve(on_its_own, "metrics-listener", service::Limits::admin(), Scope::Admin);
+                serve(on_its_own, "metrics-listener", service::Limits { hosts, ..service::Limits::admin() }, Scope::Admin);
             }
         }
         tracing::info!(%address, "the query service answers");

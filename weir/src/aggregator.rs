@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use ::aggregator::{Aggregator, Config};
 
-use crate::cli::{Flags, Globals};
+use crate::cli::{Flags, Globals, HostArgs};
 use crate::log::{self, KafkaArgs};
 use crate::migrate;
 use crate::signals::EndSignals;
@@ -17,6 +17,8 @@ pub(crate) struct AggregatorArgs {
     aggregator: Flags<Config>,
     #[command(flatten)]
     kafka: KafkaArgs,
+    #[command(flatten)]
+    hosts: HostArgs,
 }
 
 /// Runs the command until a signal. Prints the line `aggregator URL`.
@@ -27,6 +29,7 @@ pub(crate) async fn run(args: AggregatorArgs, globals: &Globals) -> anyhow::Resu
     let kafka = args.kafka.required()?;
     let Flags(mut config) = args.aggregator;
     config.database_url = globals.any_database_url()?;
+    config.allow_hosts = args.hosts.allow_hosts;
     let opened = async {
         migrate::checked(&config.database_url, ::aggregator::SCHEMA).await?;
         log::open(kafka).await

@@ -70,6 +70,15 @@ pub(crate) struct Globals {
     pub(crate) ca: Option<PathBuf>,
 }
 
+/// Which hosts requests may name.
+#[derive(Args, Clone, Debug, Default)]
+#[group(skip)]
+pub(crate) struct HostArgs {
+    /// Also answer requests that name this host, as a proxy in front of a loopback address sends them; may be given several times
+    #[arg(long = "allow-host", env = "WEIR_ALLOW_HOST", value_name = "NAME", value_delimiter = ',')]
+    pub(crate) allow_hosts: Vec<String>,
+}
+
 impl Globals {
     /// Returns the data folder, which need not exist.
     /// # Errors

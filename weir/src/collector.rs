@@ -7,7 +7,7 @@ use std::sync::Arc;
 use events::Micros;
 use ingest::Collector;
 
-use crate::cli::{Flags, Globals};
+use crate::cli::{Flags, Globals, HostArgs};
 use crate::data::DataFolder;
 use crate::log::{self, KafkaArgs, SpoolArgs};
 use crate::signals::EndSignals;
@@ -21,7 +21,9 @@ pub(crate) struct CollectorArgs {
     kafka: KafkaArgs,
     #[command(flatten)]
     spool: SpoolArgs,
-    /// An address of its own for /metrics, which then is not on the public one
+    #[command(flatten)]
+    hosts: HostArgs,
+    /// An address of its own for /metrics, which then is not on the public one [default: 127.0.0.1:8090 if --collector is no loopback address]
     #[arg(long, env = "WEIR_METRICS", value_name = "ADDR")]
     metrics: Option<SocketAddr>,
     /// Send to another log than the one that was agreed on before
@@ -41,6 +43,7 @@ pub(crate) async fn run(args: CollectorArgs, globals: &Globals) -> anyhow::Resul
     config.database_url = globals.any_database_url()?;
     config.data_dir = folder.path().to_owned();
     config.metrics = args.metrics;
+    config.allow_hosts = args.hosts.allow_hosts;
     let (_, spool) = tokio::select! {
         opened = log::open_with_spool(kafka, &args.spool, folder.path(), args.adopt_log) => opened?,
         () = signals.next() => return Ok(()),

@@ -11,7 +11,7 @@ use tokio::process::{ChildStdin, Command};
 use tokio::sync::{oneshot, watch};
 
 use crate::children::{Process, Program};
-use crate::cli::{Flags, Globals};
+use crate::cli::{Flags, Globals, HostArgs};
 use crate::migrate;
 use crate::signals::EndSignals;
 
@@ -20,7 +20,9 @@ use crate::signals::EndSignals;
 pub(crate) struct QueryArgs {
     #[command(flatten)]
     query: Flags<::query::Config>,
-    /// An address of its own for /metrics, which then is not on the public one
+    #[command(flatten)]
+    hosts: HostArgs,
+    /// An address of its own for /metrics, which then is not on the public one [default: 127.0.0.1:8091 if --query is no loopback address]
     #[arg(long, env = "WEIR_METRICS", value_name = "ADDR")]
     metrics: Option<SocketAddr>,
     /// End when stdin does: the process that started this one is gone then
@@ -36,6 +38,7 @@ pub(crate) async fn run(args: QueryArgs, globals: &Globals) -> anyhow::Result<()
     let Flags(mut config) = args.query;
     config.database_url = globals.any_database_url()?;
     config.metrics = args.metrics;
+    config.allow_hosts = args.hosts.allow_hosts;
     migrate::checked(&config.database_url, ::query::SCHEMA).await?;
     let service = ::query::Query::start(config).await?;
     // Whoever started this may have closed its end.
@@ -61,6 +64,8 @@ async fn stdin_closes() {
 /// The query service as a child: a process of its own, so that no question can harm the collector.
 pub(crate) struct QueryChild {
     database_url: String,
+    /// Hosts that requests may name beside this machine's own.
+    allow_hosts: Vec<String>,
     /// The address asked for; from the first answer on the one that it got, so that it stays.
     address: watch::Sender<SocketAddr>,
     /// Its stdin: while it is open, the child runs.
@@ -69,8 +74,8 @@ pub(crate) struct QueryChild {
 
 impl QueryChild {
     /// Describes a child that listens on an address and asks a database.
-    pub(crate) fn new(address: SocketAddr, database_url: String) -> Self {
-        QueryChild { database_url, address: watch::Sender::new(address), open: None }
+    pub(crate) fn new(address: SocketAddr, database_url: String, allow_hosts: Vec<String>) -> Self {
+        QueryChild { database_url, allow_hosts, address: watch::Sender::new(address), open: None }
     }
 }
 
@@ -81,6 +86,7 @@ impl Program for QueryChild {
     fn start(&mut self) -> anyhow::Result<Process> {
         let mut child = Command::new(std::env::current_exe().context("the path of this program")?)
             .args(["query", "--until-stdin-closes", "--query", &self.address.borrow().to_string()])
+            .args(self.allow_hosts.iter().flat_map(|host| ["--allow-host", host]))
             // Not among the arguments, which every user of the machine can read.
             .env("WEIR_DATABASE_URL", &self.database_url)
             .stdin(Stdio::piped())

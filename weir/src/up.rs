@@ -19,7 +19,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout_at};
 
 use crate::children::SupervisedChild;
-use crate::cli::{Flags, Globals};
+use crate::cli::{Flags, Globals, HostArgs};
 use crate::client::Client;
 use crate::data::{DataFolder, WeirJson};
 use crate::log::{self, LogArgs};
@@ -51,6 +51,8 @@ pub(crate) struct UpArgs {
     pub(crate) aggregator: Flags<aggregator::Config>,
     #[command(flatten)]
     pub(crate) log: LogArgs,
+    #[command(flatten)]
+    pub(crate) hosts: HostArgs,
 }
 
 /// Runs the command until a signal.
@@ -185,16 +187,18 @@ impl Services {
         let Flags(mut config) = args.collector;
         config.database_url.clone_from(&database_url);
         config.data_dir = folder.path().to_owned();
+        config.allow_hosts.clone_from(&args.hosts.allow_hosts);
         config.limits.stop_wait_max = COLLECTOR_ENDS;
         let collector = Collector::start(config, Arc::clone(&append), Arc::new(Micros::now)).await?;
         let collector_address = self.collector.insert(collector).address();
 
         let Flags(mut config) = args.aggregator;
         config.database_url.clone_from(&database_url);
+        config.allow_hosts.clone_from(&args.hosts.allow_hosts);
         let aggregator = Aggregator::start(config, read, append).await?;
         let aggregator_address = self.aggregator.insert(aggregator).address();
 
-        let child = QueryChild::new(args.query.0.query, database_url.clone());
+        let child = QueryChild::new(args.query.0.query, database_url.clone(), args.hosts.allow_hosts);
         let (child, query_address) = SupervisedChild::start(child, QUERY_START_MAX).await?;
         self.query = Some(child);
 

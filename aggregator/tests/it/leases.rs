@@ -3,8 +3,12 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use aggregator::{Aggregator, Config};
+use eventlog::memory::MemoryLog;
 use events::testing::conversion;
+use migrations::testing::TestServer;
 
+use crate::flow::get;
 use crate::pipeline::{Pipeline, SharedLog};
 
 #[tokio::test]
@@ -83,4 +87,31 @@ async fn log_partitions_are_shared_by_those_who_live() {
     second.stop().await;
     assert_eq!(pipeline.scalar::<i64>("SELECT count(*) FROM conversions").await, 800);
     assert_eq!(pipeline.scalar::<i64>("SELECT count(*) FROM aggregators").await, 0);
+}
+
+/// A disk that does not answer freezes Postgres: no error comes, and nothing is stored. `/readyz` tells it, and takes it back.
+#[tokio::test]
+async fn a_frozen_postgres_is_told() {
+    let server = TestServer::start().await;
+    let log = MemoryLog::new(8);
+    let config = Config::new("127.0.0.1:0".parse().expect("a constant"), server.url());
+    let aggregator = Aggregator::start(config, Arc::new(log.clone()), Arc::new(log)).await.expect("starts");
+    let page = format!("http://{}/readyz", aggregator.address());
+    let becomes = async |expected: &str| {
+        let began = Instant::now();
+        loop {
+            let answer = get(&page).await;
+            if answer.contains(expected) {
+                return;
+            }
+            assert!(began.elapsed() < Duration::from_secs(30), "{answer}, expected {expected}");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    becomes("\r\n\r\nready\n").await;
+    let frozen = server.freeze();
+    becomes("\r\n\r\nnot ready: postgres: no answer for 7 s\n").await;
+    drop(frozen);
+    becomes("\r\n\r\nready\n").await;
+    aggregator.stop().await;
 }

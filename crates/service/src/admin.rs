@@ -41,9 +41,8 @@ impl AdminEndpoint {
         request: &Request<B>,
         ready: impl Future<Output = Result<(), String>>,
     ) -> Option<Response> {
-        let path = request.uri().path();
-        let path = path.strip_suffix('/').unwrap_or(path);
-        if !matches!(path, "/livez" | "/readyz" | "/metrics") || (path == "/metrics" && scope == Scope::NoMetrics) {
+        let path = without_slash(request.uri().path());
+        if !is_page(path) || (path == "/metrics" && scope == Scope::NoMetrics) {
             return None;
         }
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
@@ -67,6 +66,15 @@ impl AdminEndpoint {
     }
 }
 
+/// Returns whether a path is one of the endpoint's.
+pub(crate) fn is_page(path: &str) -> bool {
+    matches!(without_slash(path), "/livez" | "/readyz" | "/metrics")
+}
+
+fn without_slash(path: &str) -> &str {
+    path.strip_suffix('/').unwrap_or(path)
+}
+
 const TEXT: &str = "text/plain; charset=utf-8";
 /// Source: Prometheus, exposition formats, text format 0.0.4.
 const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -74,6 +82,14 @@ const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
 /// Answers that there is nothing at an address that serves the endpoint alone.
 pub fn not_found() -> Response {
     text(StatusCode::NOT_FOUND, TEXT, "the pages are /livez, /readyz and /metrics\n")
+}
+
+/// Answers a request that names a host for which this address does not answer.
+pub(crate) fn misdirected() -> Response {
+    let message = "this address answers requests for localhost and 127.0.0.1; for another name, as behind a proxy, start the service with \
+                   --allow-host NAME (WEIR_ALLOW_HOST)";
+    let body = format!("{{\"error\":{{\"code\":\"misdirected_request\",\"message\":\"{message}\"}}}}");
+    text(StatusCode::MISDIRECTED_REQUEST, "application/json", body)
 }
 
 pub(crate) fn text(status: StatusCode, content_type: &'static str, body: impl Into<bytes::Bytes>) -> Response {

@@ -26,11 +26,13 @@ use tokio::sync::Semaphore;
 use crate::head::{HeadScan, transfer_fault};
 use crate::meter::Counted;
 use crate::tasks::Stage;
-use crate::{BackOff, Health, Meter, Stop, Tasks, admin};
+use crate::{BackOff, Health, Hosts, Meter, Stop, Tasks, admin};
 
 /// An answer, complete in memory.
 pub type Response = hyper::Response<Full<Bytes>>;
 
+/// How often a connection is looked at, at least: what it does may have changed, and with it its deadline.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
 /// Pauses after a connection could not be taken: out of descriptors, mostly, and connections that end give some back.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(25), Duration::from_millis(500));
 
@@ -51,6 +53,10 @@ pub struct Limits {
     pub head_wait_max: Duration,
     /// How long a connection may be idle.
     pub idle_max: Duration,
+    /// How long an answer may wait for its client to read on; every byte that the system takes of it begins that time anew.
+    pub write_wait_max: Duration,
+    /// Which hosts requests may name; others are refused.
+    pub hosts: Hosts,
     /// Whether a client that has shut down its side after the request still gets its answer. Else its going ends the request.
     pub half_close: bool,
 }
@@ -73,6 +79,8 @@ impl Default for Limits {
             head_bytes_max: 16 * 1024,
             head_wait_max: Duration::from_secs(10),
             idle_max: Duration::from_secs(65),
+            write_wait_max: Duration::from_secs(30),
+            hosts: Hosts::default(),
             half_close: true,
         }
     }
@@ -98,6 +106,26 @@ impl Listener {
         self.address
     }
 
+    /// Listens on the address of a service's metrics: on `asked` if an operator has named one, else on nothing of its own while
+    /// `public` is a loopback address, else on `usual`, since who may send events or ask questions need not read how much others do.
+    /// A port that nobody asked for must not keep a service from starting: where it is taken, any free one is used, and logged.
+    /// # Errors
+    /// `asked` cannot be listened on.
+    pub async fn bind_metrics(public: SocketAddr, asked: Option<SocketAddr>, usual: SocketAddr) -> io::Result<Option<Self>> {
+        if asked.is_none() && public.ip().to_canonical().is_loopback() {
+            return Ok(None);
+        }
+        let listener = match asked {
+            Some(asked) => Listener::bind(asked).await?,
+            None => match Listener::bind(usual).await {
+                Ok(listener) => listener,
+                Err(_) => Listener::bind(SocketAddr::new(usual.ip(), 0)).await?,
+            },
+        };
+        tracing::info!(address = %listener.address, %public, "the metrics have an address of their own");
+        Ok(Some(listener))
+    }
+
     /// Serves connections by a task of this name until a stop is requested. `answer` answers one request; a panic in it is counted
     /// and answered 500, and its connection goes on.
     pub fn serve<A, F>(self, tasks: &Tasks, name: &str, meter: &Meter, limits: Limits, answer: A)
@@ -106,6 +134,7 @@ impl Listener {
         F: Future<Output = Response> + Send + 'static,
     {
         let server = Arc::new(Server {
+            address: self.address,
             permits: Arc::new(Semaphore::new(limits.connections_max)),
             by_address: Mutex::default(),
             limits,
@@ -113,10 +142,17 @@ impl Listener {
             health: Arc::clone(tasks.health()),
             open: meter.gauge(meter.own("connections"), "Open connections."),
             accepted: meter.counter(meter.own("connections_accepted_total"), "Connections taken."),
-            timed_out: meter.counter(meter.own("connections_timed_out_total"), "Connections closed for being idle or too slow."),
+            timed_out: meter.counter(
+                meter.own("connections_timed_out_total"),
+                "Connections closed for being idle or too slow, to send or to read.",
+            ),
             over_share: meter.counter(
                 meter.own("connections_over_share_total"),
                 "Connections closed at once, since their address had as many open as it may have.",
+            ),
+            misdirected: meter.counter(
+                meter.own("misdirected_requests_total"),
+                "Requests refused with 421, since they name a host for which the address does not answer.",
             ),
         });
         // Connections do not hold it: it is closed when the task has ended, while they finish what they do.
@@ -126,6 +162,7 @@ impl Listener {
 }
 
 struct Server<A> {
+    address: SocketAddr,
     permits: Arc<Semaphore>,
     /// Open connections of the addresses that are counted.
     by_address: Mutex<HashMap<IpAddr, usize>>,
@@ -136,6 +173,7 @@ struct Server<A> {
     accepted: Counter,
     timed_out: Counter,
     over_share: Counter,
+    misdirected: Counter,
 }
 
 impl<A, F> Server<A>
@@ -206,6 +244,10 @@ where
                 activity.set(Doing::Answering);
                 let response = match activity.head_fault(&request).or_else(|| transfer_fault(request.headers())) {
                     Some(fault) => refuse(fault),
+                    None if !self.limits.hosts.allow(self.address, &request) => {
+                        self.misdirected.increment(1);
+                        admin::misdirected()
+                    }
                     None => self.respond(request).await,
                 };
                 activity.set(Doing::Waiting);
@@ -223,7 +265,8 @@ where
             .half_close(limits.half_close)
             .serve_connection(watched, service);
         let mut connection = pin!(connection);
-        let mut look = activity.deadline(limits.head_wait_max, limits.idle_max);
+        let next_look = |deadline: Instant| deadline.min(Instant::now() + LOOK_EVERY.min(limits.write_wait_max));
+        let mut look = next_look(activity.deadline(limits));
         loop {
             tokio::select! {
                 // An error is the client's going, or its breach of HTTP that hyper has answered; both are no news.
@@ -234,11 +277,12 @@ where
                     Stage::Aborted => return,
                 },
                 () = tokio::time::sleep_until(look.into()) => {
-                    look = activity.deadline(limits.head_wait_max, limits.idle_max);
-                    if look <= Instant::now() {
+                    let deadline = activity.deadline(limits);
+                    if deadline <= Instant::now() {
                         self.timed_out.increment(1);
                         return;
                     }
+                    look = next_look(deadline);
                 }
             }
         }
@@ -297,6 +341,8 @@ enum Doing {
 struct Activity {
     start: Instant,
     word: AtomicU64,
+    /// Since when the client has not read on, in milliseconds since `start`, and one more; 0: nothing waits for it.
+    unread_since: AtomicU64,
     /// The head that is coming, or came last.
     head: Mutex<HeadScan>,
 }
@@ -304,7 +350,8 @@ struct Activity {
 impl Activity {
     fn new() -> Self {
         // The first bytes of a connection are due like the rest of a head.
-        let activity = Activity { start: Instant::now(), word: AtomicU64::new(0), head: Mutex::default() };
+        let activity =
+            Activity { start: Instant::now(), word: AtomicU64::new(0), unread_since: AtomicU64::new(0), head: Mutex::default() };
         activity.set(Doing::Reading);
         activity
     }
@@ -334,14 +381,33 @@ impl Activity {
         self.head.lock().unwrap_or_else(PoisonError::into_inner).fault(request.method(), request.uri())
     }
 
-    /// Returns until when something else must have begun; while a request is answered, when to look again.
-    fn deadline(&self, head_wait_max: Duration, idle_max: Duration) -> Instant {
+    /// The system took bytes of an answer, or takes none until the client has read some.
+    fn wrote<T>(&self, polled: Poll<T>) -> Poll<T> {
+        let unread_since = self.unread_since.load(Ordering::Relaxed);
+        if polled.is_ready() && unread_since != 0 {
+            self.unread_since.store(0, Ordering::Relaxed);
+            // A connection is not idle while its client reads.
+            if self.word.load(Ordering::Relaxed) & 3 == Doing::Waiting as u64 {
+                self.set(Doing::Waiting);
+            }
+        } else if polled.is_pending() && unread_since == 0 {
+            self.unread_since.store(self.start.elapsed().as_millis() as u64 + 1, Ordering::Relaxed);
+        }
+        polled
+    }
+
+    /// Returns until when something else must have begun, or the client must have read on.
+    fn deadline(&self, limits: &Limits) -> Instant {
         let word = self.word.load(Ordering::Relaxed);
         let since = self.start + Duration::from_millis(word >> 2);
-        match word & 3 {
-            doing if doing == Doing::Waiting as u64 => since + idle_max,
-            doing if doing == Doing::Reading as u64 => since + head_wait_max,
-            _ => Instant::now() + head_wait_max,
+        let deadline = match word & 3 {
+            doing if doing == Doing::Waiting as u64 => since + limits.idle_max,
+            doing if doing == Doing::Reading as u64 => since + limits.head_wait_max,
+            _ => Instant::now() + limits.head_wait_max,
+        };
+        match self.unread_since.load(Ordering::Relaxed) {
+            0 => deadline,
+            millis => self.start + Duration::from_millis(millis - 1) + limits.write_wait_max,
         }
     }
 }
@@ -365,7 +431,8 @@ impl AsyncRead for Watched {
 
 impl AsyncWrite for Watched {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, bytes)
+        let polled = Pin::new(&mut self.stream).poll_write(context, bytes);
+        self.activity.wrote(polled)
     }
 
     fn poll_write_vectored(
@@ -373,7 +440,8 @@ impl AsyncWrite for Watched {
         context: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(context, slices)
+        let polled = Pin::new(&mut self.stream).poll_write_vectored(context, slices);
+        self.activity.wrote(polled)
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -1,6 +1,6 @@
-//! What every service needs beside its own work: a listener ([`http`]), an admin endpoint for probes and Prometheus ([`admin`]), numbers of
-//! its own ([`meter`]), tasks that do not end unseen ([`tasks`]), and waits between attempts ([`backoff`]), and turns at what is scarce
-//! ([`fair_queue`]).
+//! What every service needs beside its own work: a listener ([`http`]) that knows which hosts a request may name ([`hosts`]), an admin
+//! endpoint for probes and Prometheus ([`admin`]), numbers of its own ([`meter`]), tasks that do not end unseen ([`tasks`]), waits
+//! between attempts ([`backoff`]), and turns at what is scarce ([`fair_queue`]).
 //!
 //! A service makes a [`Meter`] and [`Tasks`], binds a [`Listener`], spawns what it does, and hands requests for `/livez`, `/readyz`
 //! and `/metrics` to its [`AdminEndpoint`]. Whoever runs the service awaits [`Health::failed`] beside its signals, and calls
@@ -12,14 +12,17 @@ pub mod fair_queue;
 #[cfg(feature = "fault-injection")]
 mod fault;
 mod head;
+pub mod hosts;
 pub mod http;
 pub mod meter;
+mod process;
 pub mod tasks;
 
 pub use admin::{AdminEndpoint, Scope};
 pub use backoff::BackOff;
 #[cfg(feature = "fault-injection")]
 pub use fault::checkpoint;
+pub use hosts::Hosts;
 pub use http::{Limits, Listener, Response};
 pub use meter::Meter;
 pub use tasks::{Cause, Failure, Health, Stop, Tasks};

@@ -3,6 +3,8 @@
 use metrics::{Counter, Gauge, Histogram, Key, KeyName, Label, Level, Metadata, Recorder, SharedString};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 
+use crate::process;
+
 const METADATA: Metadata<'static> = Metadata::new("weir", Level::INFO, None);
 
 /// Makes the metrics of one service and writes the text that Prometheus scrapes.
@@ -21,7 +23,11 @@ impl Meter {
         });
         // Refused for an empty list only.
         let recorder = with_buckets.unwrap_or_else(|_| PrometheusBuilder::new()).build_recorder();
-        Meter { service, handle: recorder.handle(), recorder }
+        let meter = Meter { service, handle: recorder.handle(), recorder };
+        let name = meter.own("build_info");
+        meter.describe_gauge(name.clone(), "1, with the version of this build.");
+        meter.labelled_gauge(name, vec![Label::new("version", env!("CARGO_PKG_VERSION"))]).set(1.0);
+        meter
     }
 
     /// Returns the service's name.
@@ -94,10 +100,10 @@ impl Meter {
         self.recorder.register_histogram(&Key::from_parts(name, labels), &METADATA)
     }
 
-    /// Returns the text that Prometheus scrapes.
+    /// Returns the text that Prometheus scrapes: the service's own numbers, then those of its process.
     pub fn render(&self) -> String {
         self.upkeep();
-        self.handle.render()
+        self.handle.render() + &process::page()
     }
 
     /// Moves what was recorded into the histograms; without it they grow until the next scrape.

@@ -6,10 +6,13 @@ use std::time::Duration;
 
 use hyper::Request;
 use hyper::body::Incoming;
-use service::{AdminEndpoint, Limits, Listener, Meter, Response, Scope, Tasks};
+use service::{AdminEndpoint, Hosts, Limits, Listener, Meter, Response, Scope, Tasks};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
+
+/// Bytes of an answer, more than the system takes of it unread.
+const LARGE: usize = 32 * 1024 * 1024;
 
 struct Service {
     address: SocketAddr,
@@ -33,6 +36,7 @@ async fn start(limits: Limits, scope: Scope) -> Service {
                 return response;
             }
             match request.uri().path() {
+                "/large" => return Response::new(vec![b'x'; LARGE].into()),
                 "/panic" => panic!("a bug"),
                 "/slow" => waiting.notified().await,
                 _ => {}
@@ -44,7 +48,7 @@ async fn start(limits: Limits, scope: Scope) -> Service {
 }
 
 async fn ask(address: SocketAddr, method: &str, path: &str) -> String {
-    let request = format!("{method} {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n");
+    let request = format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
     let mut stream = TcpStream::connect(address).await.expect("connects");
     stream.write_all(request.as_bytes()).await.expect("written");
     let mut answer = String::new();
@@ -139,18 +143,18 @@ async fn what_could_be_smuggled_past_a_proxy_is_refused() {
         let mut stream = TcpStream::connect(service.address).await.expect("connects");
         check(&send(&mut stream, request).await, 400, &["connection: close\r\n", expected]);
     };
-    refused("GET /other HTTP/1.1\nHost: a\n\n", "without a carriage return").await;
-    refused("POST /other HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\na", "stands twice").await;
-    let coded = "POST /other HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n";
+    refused("GET /other HTTP/1.1\nHost: localhost\n\n", "without a carriage return").await;
+    refused("POST /other HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\na", "stands twice").await;
+    let coded = "POST /other HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n";
     refused(coded, "only chunked is accepted").await;
 
     // The second request of a connection is looked at like the first one.
     let mut stream = TcpStream::connect(service.address).await.expect("connects");
-    stream.write_all(b"POST /other HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\na\nb").await.expect("written");
+    stream.write_all(b"POST /other HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3\r\n\r\na\nb").await.expect("written");
     let mut first = [0; 512];
     let read = stream.read(&mut first).await.expect("an answer");
     check(&String::from_utf8_lossy(&first[..read]), 200, &["done\n"]);
-    check(&send(&mut stream, "GET /other HTTP/1.1\nHost: a\r\n\r\n").await, 400, &["without a carriage return"]);
+    check(&send(&mut stream, "GET /other HTTP/1.1\nHost: localhost\r\n\r\n").await, 400, &["without a carriage return"]);
 }
 
 /// Whoever opens connections and sends nothing keeps out neither others nor, for long, himself.
@@ -171,7 +175,7 @@ async fn an_address_has_its_share_of_the_connections() {
         idle.push(from([127, 0, 0, 2]).await);
     }
     let is_served = async |mut stream: TcpStream| {
-        let request = b"GET /metrics HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n";
+        let request = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
         let mut answer = String::new();
         stream.write_all(request).await.is_ok() && stream.read_to_string(&mut answer).await.is_ok() && answer.contains("200 OK")
     };
@@ -196,16 +200,90 @@ async fn an_unread_body_is_no_head() {
     for bytes in [100, 9_000, 12_000, 20_000] {
         let mut stream = TcpStream::connect(service.address).await.expect("connects");
         let body = "a\n".repeat(bytes / 2);
-        let head = format!("POST /other HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n", body.len());
+        let head = format!("POST /other HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n", body.len());
         stream.write_all((head + &body).as_bytes()).await.expect("written");
         let mut first = [0; 512];
         let read = stream.read(&mut first).await.expect("an answer");
         check(&String::from_utf8_lossy(&first[..read]), 200, &["done\n"]);
         // Closed, or good for another request; never a refusal of what was fine.
         let mut second = String::new();
-        let next = b"GET /other HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+        let next = b"GET /other HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
         if stream.write_all(next).await.is_ok() && stream.read_to_string(&mut second).await.is_ok() && !second.is_empty() {
             check(&second, 200, &["done\n"]);
         }
     }
+}
+
+/// Who asks and does not read keeps neither the answer's memory nor the connection. Who reads slowly, but reads, gets all of it.
+#[tokio::test]
+async fn an_answer_that_nobody_reads_is_dropped() {
+    let short = Duration::from_millis(500);
+    let service = start(Limits { write_wait_max: short, idle_max: short, ..Limits::default() }, Scope::All).await;
+    let request = b"GET /large HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    let mut unread = TcpStream::connect(service.address).await.expect("connects");
+    unread.write_all(request).await.expect("written");
+    while !ask(service.address, "GET", "/metrics").await.contains("weir_test_connections_timed_out_total 1\n") {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let mut rest = Vec::new();
+    let _ = unread.read_to_end(&mut rest).await; // the end, or a reset
+    assert!(rest.len() < LARGE, "{}", rest.len());
+
+    let mut slow = TcpStream::connect(service.address).await.expect("connects");
+    slow.write_all(request).await.expect("written");
+    let (mut read, mut part) = (0, vec![0; 1024 * 1024]);
+    while read < LARGE {
+        let more = slow.read(&mut part).await.expect("it goes on");
+        assert!(more > 0, "closed after {read} bytes");
+        read += more;
+        // Longer in all than a connection may be idle.
+        if read < 24 * 1024 * 1024 {
+            tokio::time::sleep(Duration::from_millis(40)).await;
+        }
+    }
+}
+
+/// Requests name the host that they want; see `service::hosts`.
+#[tokio::test]
+async fn requests_for_other_hosts_are_refused() {
+    let service = start(Limits { hosts: Hosts::new(&["stats.example".to_owned()]), ..Limits::default() }, Scope::All).await;
+    let send = async |head: &str| {
+        let mut stream = TcpStream::connect(service.address).await.expect("connects");
+        stream.write_all(format!("GET {head}\r\n\r\n").as_bytes()).await.expect("written");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.expect("read");
+        answer
+    };
+    let refused = send("/other HTTP/1.1\r\nConnection: close\r\nHost: evil.example").await;
+    check(&refused, 421, &["content-type: application/json\r\n", r#"{"error":{"code":"misdirected_request","message":"this"#]);
+    check(&send("/other HTTP/1.1\r\nConnection: close\r\nHost: stats.example").await, 200, &["done\n"]);
+    let unnamed = send("/other HTTP/1.0").await;
+    assert!(unnamed.starts_with("HTTP/1.0 200 "), "{unnamed}");
+    let metrics = ask(service.address, "GET", "/metrics").await;
+    check(&metrics, 200, &["weir_test_misdirected_requests_total 1\n"]);
+}
+
+#[tokio::test]
+async fn metrics_leave_an_address_that_others_reach() {
+    let any = |ip: [u8; 4]| SocketAddr::from((ip, 0));
+    let bind = async |public: [u8; 4], asked, usual| {
+        let bound = Listener::bind_metrics(any(public), asked, usual).await;
+        bound.map(|listener| listener.map(|listener| listener.address()))
+    };
+    let usual = Listener::bind(any([127, 0, 0, 1])).await.expect("a port");
+    assert_eq!(bind([127, 0, 0, 1], None, usual.address()).await.expect("nothing to do"), None);
+    let other = bind([0, 0, 0, 0], None, usual.address()).await.expect("another port").expect("its own");
+    assert!(other.ip().is_loopback() && other != usual.address());
+    let address = usual.address();
+    bind([0, 0, 0, 0], Some(address), address).await.expect_err("an operator has asked for what is taken");
+    drop(usual);
+    assert_eq!(bind([0, 0, 0, 0], None, address).await.expect("is free"), Some(address));
+}
+
+#[tokio::test]
+async fn a_page_says_which_build_it_is_of() {
+    let service = start(Limits::default(), Scope::All).await;
+    let page = ask(service.address, "GET", "/metrics").await;
+    let expected = format!("weir_test_build_info{{version=\"{}\"}} 1\n", env!("CARGO_PKG_VERSION"));
+    check(&page, 200, &[&expected, "# TYPE process_resident_memory_bytes gauge\n"]);
 }

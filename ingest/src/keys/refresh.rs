@@ -58,7 +58,7 @@ pub(crate) async fn refresh(keys: Arc<Keys>, options: PgConnectOptions, metrics:
                     unsupported = found;
                 }
                 let before = keys.snapshot();
-                keys.replace(stored.snapshot(before.as_deref()));
+                keys.replace(stored.snapshot(before.as_deref(), keys.bytes_per_second));
                 if saved.as_ref() != Some(&stored) {
                     save_to_file(&keys, stored, &mut saved).await;
                 }

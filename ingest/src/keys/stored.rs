@@ -2,6 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::Write as _;
+use std::num::NonZeroU32;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
@@ -90,26 +91,34 @@ impl Stored {
         reasons
     }
 
-    /// Makes the snapshot of it. Limiters go on from where they were in `before`.
-    pub(super) fn snapshot(&self, before: Option<&Snapshot>) -> Snapshot {
+    /// Makes the snapshot of it. Limiters go on from where they were in `before`. `bytes_per_second` holds for each write key.
+    pub(super) fn snapshot(&self, before: Option<&Snapshot>, bytes_per_second: Option<NonZeroU32>) -> Snapshot {
         let now = Instant::now();
-        let mut snapshot =
-            Snapshot { default: self.default.as_ref().and_then(Project::access).map(Arc::new), ..Snapshot::default() };
-        snapshot.horizon = self.horizon.map(Micros);
+        let limiter = |rate: Option<u32>, before: Option<&RateLimiter>| {
+            rate.map(|rate| before.map_or_else(|| RateLimiter::new(rate, now), |before| before.with_rate(rate)))
+        };
+        let bytes = |before: Option<&Arc<Access>>| {
+            limiter(bytes_per_second.map(NonZeroU32::get), before.and_then(|before| before.bytes.as_ref()))
+        };
+        let default = self.default.as_ref().and_then(Project::access);
+        let of_default = before.and_then(|before| before.default.as_ref());
+        let mut snapshot = Snapshot {
+            default: default.map(|access| Arc::new(Access { bytes: bytes(of_default), ..access })),
+            horizon: self.horizon.map(Micros),
+            ..Snapshot::default()
+        };
         for key in &self.keys {
             let mut digest = Digest::default();
             if hex::decode_to_slice(&key.digest, &mut digest).is_err() {
                 continue;
             }
             let before = before.and_then(|before| before.find(&digest)?.access.as_ref());
-            let limiter = |rate: Option<u32>, before: Option<&RateLimiter>| {
-                rate.map(|rate| before.map_or_else(|| RateLimiter::new(rate, now), |before| before.with_rate(rate)))
-            };
             let access = key.project.access().map(|access| Access {
                 backfill: key.server,
                 expires_at: key.expires_at.map(Micros),
                 requests: limiter(key.requests_per_second, before.and_then(|before| before.requests.as_ref())),
                 events: limiter(key.events_per_second, before.and_then(|before| before.events.as_ref())),
+                bytes: if key.server { None } else { bytes(before) },
                 ..access
             });
             snapshot.insert(digest, access.map(Arc::new));
@@ -129,12 +138,13 @@ impl Project {
             expires_at: None,
             requests: None,
             events: None,
+            bytes: None,
         })
     }
 }
 
 /// Reads the file. A collector starts without it too: Postgres has all of it.
-pub(super) fn load(file: &Path) -> Option<Snapshot> {
+pub(super) fn load(file: &Path, bytes_per_second: Option<NonZeroU32>) -> Option<Snapshot> {
     let bytes = match std::fs::read(file) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return None,
@@ -144,7 +154,7 @@ pub(super) fn load(file: &Path) -> Option<Snapshot> {
         }
     };
     match serde_json::from_slice::<Stored>(&bytes) {
-        Ok(stored) if stored.v == VERSION => Some(stored.snapshot(None)),
+        Ok(stored) if stored.v == VERSION => Some(stored.snapshot(None, bytes_per_second)),
         Ok(stored) => {
             tracing::warn!(file = %file.display(), version = stored.v, "keys.json was written by another version; waiting for Postgres");
             None
@@ -196,10 +206,10 @@ mod tests {
     fn what_is_saved_is_loaded() {
         let folder = tempfile::tempdir().expect("a folder");
         let file = folder.path().join("keys.json");
-        assert!(load(&file).is_none());
+        assert!(load(&file, None).is_none());
         save(&file, &stored()).expect("saved");
         assert_eq!(std::fs::metadata(&file).expect("is there").permissions().mode() & 0o777, 0o600);
-        let snapshot = load(&file).expect("loaded");
+        let snapshot = load(&file, None).expect("loaded");
         let access = snapshot.find(&super::super::digest("k")).expect("known").access.as_ref().expect("its unit is known");
         assert_eq!((access.project.0, access.unit, access.backfill), (Uuid::from_u128(7), Unit::Device, true));
         assert_eq!((access.requests.is_some(), access.events.is_some()), (true, false));
@@ -207,20 +217,44 @@ mod tests {
         assert!(snapshot.default.is_some());
         let text = std::fs::read_to_string(&file).expect("is there");
         std::fs::write(&file, text.replace("\"v\": 2", "\"v\": 1")).expect("written");
-        assert!(load(&file).is_none());
+        assert!(load(&file, None).is_none());
         std::fs::write(&file, "{").expect("written");
-        assert!(load(&file).is_none());
+        assert!(load(&file, None).is_none());
     }
 
     #[test]
     fn a_reading_does_not_fill_the_bucket() {
         let now = Instant::now();
-        let first = stored().snapshot(None);
+        let first = stored().snapshot(None, None);
         let take = |snapshot: &Snapshot| {
             let access = snapshot.find(&super::super::digest("k"))?.access.clone()?;
             access.requests.as_ref().map(|limiter| limiter.take(6, now).is_ok())
         };
         assert_eq!(take(&first), Some(true));
-        assert_eq!(take(&stored().snapshot(Some(&first))), Some(false));
+        assert_eq!(take(&stored().snapshot(Some(&first), None)), Some(false));
+    }
+    /// Nobody set a rate, and a write key may not fill the disk all the same.
+    #[test]
+    fn write_keys_have_a_rate_of_bytes_and_server_keys_do_not() {
+        let (now, rate) = (Instant::now(), NonZeroU32::new(1_000));
+        let two = || {
+            let mut stored = stored();
+            stored.keys.push(Key { digest: hex::encode(super::super::digest("w")), server: false, ..stored.keys[0].clone() });
+            stored
+        };
+        let bytes = |snapshot: &Snapshot, key: &str, bytes: usize| {
+            let access = snapshot.find(&super::super::digest(key)).expect("known").access.clone().expect("its unit is known");
+            access.bytes.as_ref().map(|limiter| limiter.take(bytes, now))
+        };
+        let first = two().snapshot(None, rate);
+        assert_eq!(bytes(&first, "k", 1), None, "of a server key");
+        assert_eq!(bytes(&first, "w", 5_000), Some(Ok(())), "a large request is taken, and then paid for");
+        let later = two().snapshot(Some(&first), rate);
+        assert_eq!(bytes(&later, "w", 1), Some(Err(std::time::Duration::from_secs_f64(3.001))));
+        let everybody = later.default.as_ref().and_then(|access| access.bytes.as_ref()).expect("any key is a write key");
+        assert_eq!(everybody.take(5_000, now), Ok(()));
+        let last = two().snapshot(Some(&later), rate);
+        assert!(last.default.as_ref().and_then(|access| access.bytes.as_ref()).expect("still").take(1, now).is_err());
+        assert_eq!(bytes(&two().snapshot(Some(&first), None), "w", 1), None, "an operator set none");
     }
 }

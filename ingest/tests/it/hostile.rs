@@ -44,7 +44,7 @@ async fn slow_clients_are_closed_and_good_ones_do_not_notice() {
     let head = format!("{post}X: ");
     let body = format!("{post}Content-Length: 1000\r\n\r\n{{");
     let chunks = format!("{post}Transfer-Encoding: chunked\r\n\r\n");
-    let keep_alive = "GET /livez HTTP/1.1\r\nHost: t\r\n\r\n";
+    let keep_alive = "GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n";
     let next_head = format!("{keep_alive}GET /livez HTTP/1.1\r\nX: ");
     let at_once = Instant::now();
     let check = |took: Duration, limit: u64| {

@@ -71,6 +71,50 @@ async fn metrics_may_have_an_address_of_their_own() {
     );
 }
 
+/// Who may send events need not read how many others send: where others reach the collector, its metrics are on loopback.
+#[tokio::test]
+async fn metrics_are_not_on_a_public_address() {
+    let start = async || {
+        let folder = tempfile::tempdir().expect("a folder");
+        let nowhere = "postgres://nobody@127.0.0.1:1/none";
+        Service::start_in(folder, nowhere, |config| config.collector = ([0, 0, 0, 0], 0).into()).await
+    };
+    // The second one of a machine does not find the usual port free, and starts all the same.
+    let (one, other) = (start().await, start().await);
+    let metrics = [&one, &other].map(|service| service.collector.metrics_address().expect("an address of its own"));
+    assert_ne!(metrics[0], metrics[1]);
+    for (service, metrics) in [&one, &other].into_iter().zip(metrics) {
+        let public = ([127, 0, 0, 1], service.address().port()).into();
+        assert_eq!(send(public, "GET", "/metrics", &[], b"").await.status, 404);
+        assert_eq!(send(public, "GET", "/livez", &[], b"").await.status, 200);
+        assert!(metrics.ip().is_loopback());
+        assert_eq!(send(metrics, "GET", "/metrics", &[], b"").await.status, 200);
+    }
+}
+
+/// A page of a foreign site may post events, as everybody who knows the key, but not read the numbers of a collector on loopback.
+#[tokio::test]
+async fn pages_of_others_do_not_read_the_metrics() {
+    let service = Service::start().await;
+    let ask = async |service: &Service, host: &str, method: &str, target: &str, body: &str| {
+        let length = body.len();
+        let request =
+            format!("{method} {target} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}");
+        crate::support::Answer::parse(&crate::support::raw(service.address(), request.as_bytes()).await)
+    };
+    let answer = ask(&service, "evil.example", "GET", "/metrics", "").await;
+    assert_eq!((answer.status, answer.code().as_str()), (421, "misdirected_request"));
+    assert_eq!(ask(&service, "evil.example", "GET", "/readyz", "").await.status, 421);
+    let target = format!("/v1/events?key={WRITE}");
+    assert_eq!(ask(&service, "shop.example", "POST", &target, EVENT).await.status, 200, "a proxy brings its own name");
+    assert_eq!(ask(&service, "localhost:8080", "GET", "/metrics", "").await.status, 200);
+
+    let folder = tempfile::tempdir().expect("a folder");
+    let nowhere = "postgres://nobody@127.0.0.1:1/none";
+    let allowing = Service::start_in(folder, nowhere, |config| config.allow_hosts = vec!["shop.example".to_owned()]).await;
+    assert_eq!(ask(&allowing, "shop.example", "GET", "/metrics", "").await.status, 200);
+}
+
 /// Where Prometheus' own checker is installed, it agrees.
 #[tokio::test]
 async fn promtool_accepts_the_page() {

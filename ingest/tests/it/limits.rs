@@ -1,6 +1,8 @@
 //! Each limit at its last accepted value and one beyond.
 
-use crate::support::{FEW, SLOW, Service, WRITE, gzip, send};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+use crate::support::{FEW, SERVER, SLOW, Service, WRITE, gzip, send};
 
 /// A batch of that many events, padded to that many bytes.
 fn batch(events: usize, bytes: usize) -> String {
@@ -87,7 +89,7 @@ async fn bytes_of_the_head() {
 
     let headers = |count: usize| (0..count).map(|n| format!("x-{n}: 1\r\n")).collect::<String>();
     let get = async |headers: String| {
-        let request = format!("GET /livez HTTP/1.1\r\nHost: t\r\nConnection: close\r\n{headers}\r\n");
+        let request = format!("GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{headers}\r\n");
         crate::support::Answer::parse(&crate::support::raw(service.address(), request.as_bytes()).await).status
     };
     assert_eq!(get(headers(62)).await, 200);
@@ -136,6 +138,106 @@ async fn rates_of_a_key() {
     assert!((9..=11).contains(&seconds), "{seconds}");
     assert_eq!(service.post(&batch(120, 0)).await.status, 200);
     assert_eq!(service.counter("weir_collector_events_deferred_total").await, 1);
+}
+
+/// What is stored counts, not what is sent: a small compressed body makes thousands of records.
+#[tokio::test]
+async fn bytes_of_a_key() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let service = Service::start_with_keys(folder, |config| config.key_bytes_per_second_max = 100_000).await;
+    let body = gzip(batch(2_500, 0).as_bytes());
+    assert!(body.len() < 20_000, "{}", body.len());
+    let post = async |key: &str| send(service.address(), "POST", &format!("/v1/events?key={key}"), &[], &body).await;
+    assert_eq!(post(WRITE).await.status, 200);
+    let stored: usize = service.log.records.lock().expect("nobody panicked").iter().map(|record| record.bytes().len()).sum();
+    assert!(stored > 300_000, "{stored}");
+    let answer = post(WRITE).await;
+    assert_eq!((answer.status, answer.code().as_str()), (429, "rate_limited"));
+    // What was stored beyond two seconds' worth, at the rate.
+    let expected = (stored as f64 - 200_000.0) / 100_000.0;
+    let seconds: f64 = answer.header("retry-after").expect("is said").parse().expect("a number");
+    assert!(seconds <= expected.ceil() + 1.0 && seconds >= 1.0, "{seconds} of {expected}");
+    let answer = send(service.address(), "POST", &format!("/v1/page?writeKey={WRITE}"), &[], b"{\"userId\":\"u\"}").await;
+    assert_eq!(answer.status, 429);
+    assert_eq!(service.get(&format!("/v1/pixel.gif?key={WRITE}&type=impression&user_id=u")).await.status, 503);
+    assert_eq!(service.counter("weir_collector_backpressure_total{reason=\"bytes\"}").await, 3);
+    for _ in 0..3 {
+        assert_eq!(post(SERVER).await.status, 200, "server keys have no such limit");
+    }
+}
+
+/// A body of two kilobytes whose 2,500 events are all rejected: its answer names each, and is bounded.
+#[tokio::test]
+async fn bytes_of_answers() {
+    let service = Service::with(|limits| limits.answers_bytes_max = 1024 * 1024).await;
+    let events = vec!["{}"; 2_500].join(",");
+    let body = gzip(format!("[{events}]").as_bytes());
+    let request = |connection: &str| {
+        let head = format!(
+            "POST /v1/events?key={WRITE} HTTP/1.1\r\nHost: t\r\nConnection: {connection}\r\nContent-Length: {}\r\n\r\n",
+            body.len()
+        );
+        [head.as_bytes(), &body].concat()
+    };
+    let answer = crate::support::Answer::parse(&crate::support::raw(service.address(), &request("close")).await);
+    assert_eq!(answer.status, 200);
+    assert!(answer.bytes.len() < 250_000, "{}", answer.bytes.len());
+    let (_, _, rejected) = answer.native();
+    let mut indices: Vec<u64> = rejected.iter().map(|(index, _, _)| *index).collect();
+    indices.dedup();
+    assert_eq!(indices, (0..2_500).collect::<Vec<_>>());
+
+    // Clients that ask again and again, and read nothing.
+    let many = request("keep-alive").repeat(60);
+    let mut unread = Vec::new();
+    for _ in 0..8 {
+        let (reader, mut writer) = tokio::net::TcpStream::connect(service.address()).await.expect("connects").into_split();
+        let many = many.clone();
+        let writing = tokio::spawn(async move {
+            let _ = writer.write_all(&many).await;
+            writer
+        });
+        unread.push((reader, writing));
+    }
+    let used = async || service.counter("weir_collector_answers_in_flight_bytes").await;
+    let began = std::time::Instant::now();
+    while used().await < 512 * 1024 {
+        assert!(began.elapsed() < std::time::Duration::from_secs(20), "no answer waits");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    for _ in 0..20 {
+        assert!(used().await <= 1024 * 1024);
+        assert_eq!(service.post(&batch(10, 0)).await.native().0, 10, "others do not notice");
+    }
+    assert!(service.counter("weir_collector_backpressure_total{reason=\"memory\"}").await > 0);
+    for (mut reader, writing) in unread {
+        writing.abort();
+        drop(reader.read(&mut [0; 16]).await);
+    }
+    let began = std::time::Instant::now();
+    while used().await > 0 {
+        assert!(began.elapsed() < std::time::Duration::from_secs(20), "{} bytes are still reserved", used().await);
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+}
+
+/// A public key that has used up the names leaves room for those that a server key brings.
+#[tokio::test]
+async fn names_of_server_keys() {
+    let limit = |limits: &mut ingest::Limits| (limits.event_names_max, limits.event_names_reserve) = (3, 2);
+    let service = Service::with(limit).await;
+    let batch = |names: &[&str]| {
+        let event = |name: &&str| format!(r#"{{"type":"conversion","name":"{name}","user_id":"u"}}"#);
+        format!("[{}]", names.iter().map(event).collect::<Vec<_>>().join(","))
+    };
+    let accepted = async |key: &str, names: &[&str]| service.post_with(key, &batch(names)).await.native().0;
+    assert_eq!(accepted(WRITE, &["a", "b", "c", "d"]).await, 3);
+    assert_eq!(accepted(SERVER, &["e", "f", "g"]).await, 2);
+    assert_eq!(accepted(WRITE, &["h"]).await, 0);
+    assert_eq!(accepted(WRITE, &["e"]).await, 1, "who is known goes on");
+    let refused = service.post_with(WRITE, &batch(&["h"])).await.json();
+    let message = refused["rejected"][0]["message"].as_str().expect("a message");
+    assert!(message.contains("at most 3 are accepted from a public key"), "{message}");
 }
 
 #[tokio::test]

@@ -94,6 +94,12 @@ impl Service {
         Self::start_in(folder, NOWHERE, |config| limit(&mut config.limits)).await
     }
 
+    /// Starts one that knows the keys above, with settings of its own.
+    pub(crate) async fn start_with_keys(folder: TempDir, change: impl FnOnce(&mut Config)) -> Self {
+        write_keys(&folder.path().join("keys.json"));
+        Self::start_in(folder, NOWHERE, change).await
+    }
+
     /// Starts one that knows the keys above, over a log of its own, which [`Service::log`] then is not.
     pub(crate) async fn start_over(log: Arc<dyn Append>) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
@@ -250,7 +256,7 @@ impl Answer {
 
 /// Sends one request on a connection of its own.
 pub(crate) async fn send(address: SocketAddr, method: &str, target: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
-    let mut request = format!("{method} {target} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n");
+    let mut request = format!("{method} {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n");
     for (name, value) in headers {
         request.push_str(&format!("{name}: {value}\r\n"));
     }

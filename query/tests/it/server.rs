@@ -82,15 +82,56 @@ async fn the_page_of_metrics_shows_this_service() {
     ] {
         assert!(page.body.contains(line), "no {line} in {}", page.body);
     }
-    let foreign = page.body.lines().find(|line| !line.is_empty() && !line.starts_with('#') && !line.starts_with("weir_query_"));
-    assert_eq!(foreign, None);
+    let is_own = |line: &&str| line.is_empty() || ["#", "weir_query_", "process_"].iter().any(|own| line.starts_with(own));
+    assert_eq!(page.body.lines().find(|line| !is_own(line)), None);
+}
+
+/// A page of a foreign site that has its own name resolve to 127.0.0.1 could read what the browser of an analyst is answered.
+#[tokio::test]
+async fn a_request_for_another_host_gets_no_answer() {
+    let database = migrations::testing::TestDatabase::create().await;
+    let start = async |query: [u8; 4], allow_hosts: &[&str]| {
+        let allow_hosts = allow_hosts.iter().map(|host| (*host).to_owned()).collect();
+        let query = SocketAddr::from((query, 0));
+        let config = Config { query, allow_hosts, database_url: database.url.clone(), ..Config::default() };
+        Query::start(config).await.expect("starts")
+    };
+    let ask = async |query: &Query, host: &str, path: &str| {
+        let port = query.address().port();
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).await.expect("connects");
+        let text = format!("GET {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n");
+        stream.write_all(text.as_bytes()).await.expect("written");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.expect("read");
+        answer
+    };
+    let loopback = start([127, 0, 0, 1], &[]).await;
+    for path in ["/metrics", "/readyz", "/v1/experiments"] {
+        let answer = ask(&loopback, "evil.example:8081", path).await;
+        assert!(answer.starts_with("HTTP/1.1 421 ") && answer.contains("\"code\":\"misdirected_request\""), "{answer}");
+    }
+    assert!(ask(&loopback, "localhost", "/metrics").await.contains("weir_query_misdirected_requests_total 3\n"));
+    assert!(ask(&loopback, "127.0.0.1:8081", "/v1/experiments").await.starts_with("HTTP/1.1 401 "));
+
+    let allowed = start([127, 0, 0, 1], &["stats.example"]).await;
+    assert!(ask(&allowed, "stats.example", "/v1/experiments").await.starts_with("HTTP/1.1 401 "));
+    let anywhere = start([0, 0, 0, 0], &[]).await;
+    assert!(ask(&anywhere, "stats.example", "/v1/experiments").await.starts_with("HTTP/1.1 401 "));
+    // There the metrics are not for everybody who may ask.
+    request(anywhere.address(), "GET", "/metrics", &[], "").await.refused(404, "unknown_route");
+    let metrics = anywhere.metrics_address().expect("an address of their own");
+    assert!(metrics.ip().is_loopback());
+    assert_eq!(request(metrics, "GET", "/metrics", &[], "").await.status, 200);
+    for query in [loopback, allowed, anywhere] {
+        query.stop().await;
+    }
 }
 
 #[tokio::test]
 async fn metrics_can_have_an_address_of_their_own() {
     let database = migrations::testing::TestDatabase::create().await;
     let any = SocketAddr::from(([127, 0, 0, 1], 0));
-    let config = Config { query: any, metrics: Some(any), database_url: database.url.clone(), limits: Limits::default() };
+    let config = Config { query: any, metrics: Some(any), database_url: database.url.clone(), ..Config::default() };
     let query = Query::start(config).await.expect("starts");
     let metrics = query.metrics_address().expect("its own");
     request(query.address(), "GET", "/metrics", &[], "").await.refused(404, "unknown_route");
@@ -103,12 +144,7 @@ async fn metrics_can_have_an_address_of_their_own() {
 #[tokio::test]
 async fn without_a_database_it_starts_and_says_so() {
     let any = SocketAddr::from(([127, 0, 0, 1], 0));
-    let config = Config {
-        query: any,
-        metrics: None,
-        database_url: "postgres://weir@127.0.0.1:1/weir".to_owned(),
-        limits: Limits::default(),
-    };
+    let config = Config { query: any, database_url: "postgres://weir@127.0.0.1:1/weir".to_owned(), ..Config::default() };
     let query = Query::start(config.clone()).await.expect("starts");
     assert_eq!(request(query.address(), "GET", "/livez", &[], "").await.status, 200);
     assert_eq!(request(query.address(), "GET", "/readyz", &[], "").await.status, 503);
@@ -138,7 +174,8 @@ async fn slow_clients_are_let_go() {
     };
     check(String::new(), "").await;
     check("GET /livez HTTP/1.1\r\nhost:".to_owned(), "").await;
-    let head = format!("POST /v1/sql HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {TOKEN}\r\ncontent-length: 50\r\n\r\n{{");
+    let head =
+        format!("POST /v1/sql HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {TOKEN}\r\ncontent-length: 50\r\n\r\n{{");
     check(head, "the body took longer").await;
     assert_eq!(service.get("/livez").await.status, 200);
 }

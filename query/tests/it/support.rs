@@ -87,7 +87,7 @@ impl Service {
         .await;
         follow_writes(&mut rows).await;
         let address = SocketAddr::from(([127, 0, 0, 1], 0));
-        let config = Config { query: address, metrics: None, database_url: database.url.clone(), limits };
+        let config = Config { query: address, database_url: database.url.clone(), limits, ..Config::default() };
         let query = Query::start(config).await.expect("the service starts");
         let address = query.address();
         Service { database, query, address, rows }
@@ -177,7 +177,8 @@ pub(crate) async fn request_bytes(
     body: &str,
 ) -> (String, Vec<u8>) {
     let mut stream = TcpStream::connect(address).await.expect("connects");
-    let mut text = format!("{method} {path} HTTP/1.1\r\nhost: weir\r\nconnection: close\r\ncontent-length: {}\r\n", body.len());
+    let mut text =
+        format!("{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: {}\r\n", body.len());
     for (name, value) in headers {
         text.push_str(&format!("{name}: {value}\r\n"));
     }

@@ -1,5 +1,6 @@
 //! Prometheus itself reads the pages of all three services.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
@@ -20,6 +21,54 @@ fn every_alert_says_what_to_do() {
     assert!(alerts.len() > 5, "{alerts:?}");
     for alert in alerts {
         assert!(readme.contains(&format!("\n| `{alert}` | ")), "{alert} has no line in the README");
+    }
+}
+
+/// How the names of gauges and histograms end: in Prometheus' base units, in what is counted, ..
+const UNITS: [&str; 9] = ["seconds", "bytes", "records", "events", "keys", "files", "connections", "fds", "threads"];
+/// .. or in a state: what is in it is counted, or 1 stands for yes.
+const STATES: [&str; 6] = ["ready", "halted", "state", "running", "waiting", "in_flight"];
+
+/// Checks a page by the rules for names, and that each of its metrics is described, and returns how many they are.
+fn check_names(job: &str, page: &str) -> usize {
+    let mut kinds = BTreeMap::new();
+    for (name, kind) in page.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' ')) {
+        assert!(kinds.insert(name, kind).is_none(), "{name} stands twice");
+        let help = page.lines().find_map(|line| line.strip_prefix(&format!("# HELP {name} ")));
+        assert!(help.is_some_and(|help| !help.trim().is_empty()), "{name} has no description");
+        assert!(name.starts_with(&format!("weir_{job}_")) || name.starts_with("process_"), "{name} on the page of {job}");
+        let ends = |endings: &[&str]| endings.iter().any(|ending| name.ends_with(&format!("_{ending}")));
+        match kind {
+            "counter" => assert!(ends(&["total"]), "{name}"),
+            "gauge" => assert!((ends(&UNITS) || ends(&STATES) || ends(&["info"])) && !ends(&["total"]), "{name}"),
+            "histogram" => assert!(ends(&UNITS), "{name}"),
+            other => panic!("{name} is a {other}"),
+        }
+    }
+    for line in page.lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {
+        let name = line.split(['{', ' ']).next().expect("a name");
+        let of_histogram = ["_bucket", "_sum", "_count"].iter().find_map(|ending| kinds.get(name.strip_suffix(ending)?));
+        assert!(kinds.contains_key(name) || of_histogram == Some(&"histogram"), "{name} has no type");
+    }
+    for name in ["build_info", "ready", "connections", "panics_total", "task_restarts_total", "misdirected_requests_total"] {
+        assert!(kinds.contains_key(format!("weir_{job}_{name}").as_str()), "{job} has no {name}");
+    }
+    for name in ["cpu_seconds_total", "resident_memory_bytes", "open_fds", "max_fds", "start_time_seconds", "threads"] {
+        assert!(kinds.contains_key(format!("process_{name}").as_str()), "{job} has no process_{name}");
+    }
+    kinds.len()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_pages_of_all_services_follow_one_scheme() {
+    let folder = Folder::new();
+    let up = Up::start(&folder);
+    up.accepted(purchases(7)).await;
+    up.until_stored(7).await;
+    for job in ["aggregator", "collector", "query"] {
+        let (status, text) = page(&format!("{}/metrics", up.line(job))).await;
+        assert_eq!(status, 200, "{job}: {text}");
+        assert!(check_names(job, &text) > 15, "{text}");
     }
 }
 

@@ -97,7 +97,8 @@ struct Answer {
 struct Rejected {
     index: usize,
     code: String,
-    message: String,
+    #[serde(default)]
+    message: Option<String>,
 }
 
 /// Takes off where in its request an event stood, which tells nothing about the file: `events[3].name: ..` becomes `name: ..`.
@@ -273,7 +274,9 @@ impl Destination {
                 bail!("{}: event {index} of {} was rejected; is this a collector?", self.collector, events.len());
             };
             // The first fault of an event is the one that others may follow from.
-            rejected.entry(*row).or_insert(Fault { code, message: without_place(&message).to_owned() });
+            // Of a public key's many rejected events the collector explains the first ones only.
+            let message = message.as_deref().map_or("the reason is written out for server keys only", without_place);
+            rejected.entry(*row).or_insert(Fault { code, message: message.to_owned() });
         }
         let sent = events.len() as u64;
         let left = sent.saturating_sub(rejected.len() as u64 + answer.duplicate);
@@ -322,6 +325,8 @@ mod tests {
         let twice = r#"{"index":2,"code":"a","message":"x"},{"index":2,"code":"b","message":"y"}"#;
         check(&format!(r#"{{"accepted":2,"duplicate":1,"rejected":[{twice}]}}"#), Some((2, 1, &[7])));
         check(&format!(r#"{{"success":true,"rejected":[{twice}]}}"#), Some((3, 0, &[7])));
+        let short = r#"{"index":2,"code":"a","field":"name"}"#;
+        check(&format!(r#"{{"accepted":3,"duplicate":0,"rejected":[{short}]}}"#), Some((3, 0, &[7])));
         check(r#"{"success":true}"#, Some((4, 0, &[])));
         check(r#"{"accepted":3,"duplicate":0,"rejected":[]}"#, None);
         check(r#"{"accepted":3,"rejected":[{"index":4,"code":"a","message":"x"}]}"#, None);
