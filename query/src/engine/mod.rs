@@ -81,6 +81,11 @@ impl Engine {
         Ok(Engine { base, limits: limits.clone() })
     }
 
+    /// Returns what one query may use.
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
     /// Makes a session without tables. Its time is fixed here: `now()` is the same in all plans of one session.
     /// # Errors
     /// Those of DataFusion.
@@ -162,7 +167,8 @@ impl Session {
     }
 }
 
-/// Runs a future on a thread of its own with a large stack. What is dropped halfway still runs to its end there.
+/// Runs a future on a thread of its own with a large stack. What is dropped halfway still runs to its end there; until then the runtime has a
+/// task that waits for it.
 /// # Errors
 /// [`ApiError::internal`] if the system gives no thread.
 /// # Panics
@@ -184,7 +190,8 @@ where
         return Err(ApiError::internal());
     }
     // The sender is not dropped unsent.
-    receiver.await.map_err(|_| ApiError::internal())?.map_or_else(|panic| resume_unwind(panic), Ok)
+    let ended = tokio::runtime::Handle::current().spawn(receiver).await.ok().and_then(Result::ok);
+    ended.ok_or_else(ApiError::internal)?.map_or_else(|panic| resume_unwind(panic), Ok)
 }
 
 /// The same for a failure while planning: what DataFusion calls its own fault then is a form of SQL that it does not know.

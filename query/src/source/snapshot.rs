@@ -8,14 +8,15 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use chrono::{DateTime, SecondsFormat, Utc};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use sqlx::pool::PoolConnection;
 use sqlx::{AssertSqlSafe, PgConnection, PgPool, Postgres, Row, Transaction};
 use tokio::sync::Mutex;
 use uuid::Uuid;
 
 /// How far the log was stored when an answer was read. All events below these offsets are in it, and no other ones.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct AsOf {
     /// The present log; nothing was ever stored without one.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -61,15 +62,22 @@ pub struct Snapshot {
 const BEGIN: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
 
 impl Snapshot {
-    /// Takes a snapshot for one project. Postgres ends each statement in it after `time_limit`.
+    /// Takes a snapshot for one project. Postgres ends each statement in it after `time_limit`. Dropped halfway it is still taken, and
+    /// then given up: sqlx would leave the transaction open whose BEGIN was not answered yet.
     /// # Errors
     /// Those of Postgres; nothing is left open.
     pub async fn take(pool: &PgPool, project: Uuid, time_limit: Duration) -> Result<Self, sqlx::Error> {
+        let taken = Self::taken(pool.clone(), project, time_limit);
+        let taken = tokio::runtime::Handle::current().spawn(taken).await;
+        taken.unwrap_or(Err(sqlx::Error::WorkerCrashed))
+    }
+
+    async fn taken(pool: PgPool, project: Uuid, time_limit: Duration) -> Result<Self, sqlx::Error> {
         let mut transaction = pool.begin_with(BEGIN).await?;
         sqlx::raw_sql(AssertSqlSafe(limits(time_limit))).execute(&mut *transaction).await?;
         let id: String = sqlx::query_scalar("SELECT pg_export_snapshot()").fetch_one(&mut *transaction).await?;
         let (as_of, version) = positions(&mut transaction, project).await?;
-        Ok(Snapshot { pool: pool.clone(), project, id, time_limit, transaction: Mutex::new(transaction), as_of, version })
+        Ok(Snapshot { pool, project, id, time_limit, transaction: Mutex::new(transaction), as_of, version })
     }
 
     /// Returns the project that this snapshot may read.

@@ -9,3 +9,4 @@ mod results;
 mod server;
 mod sql;
 mod support;
+mod worker;

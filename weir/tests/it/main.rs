@@ -11,6 +11,7 @@ mod kills;
 mod load;
 mod panics;
 mod prometheus;
+mod query_limits;
 mod results;
 mod sdk;
 #[cfg(feature = "kafka")]
