@@ -1,7 +1,10 @@
 //! What an operator sets, and every limit with its unit and its reason.
 
+use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
 
 /// How a query service runs.
 #[derive(Clone, Debug, clap::Args)]
@@ -9,6 +12,12 @@ pub struct Config {
     /// Address that answers queries
     #[arg(long, env = "WEIR_QUERY", value_name = "ADDR", default_value = "127.0.0.1:8081")]
     pub query: SocketAddr,
+    /// Memory of the query service's process, in bytes; beyond it the process ends, and whatever runs it starts it again
+    #[arg(long, env = "WEIR_QUERY_MEMORY_BYTES_MAX", value_name = "BYTES", default_value_t = MEMORY_BYTES_MAX)]
+    pub query_memory_bytes_max: u64,
+    /// Memory of each of its processes for SQL, in bytes; a query that needs more is refused
+    #[arg(long, env = "WEIR_QUERY_WORKER_MEMORY_BYTES_MAX", value_name = "BYTES", default_value_t = WORKER_MEMORY_BYTES_MAX)]
+    pub query_worker_memory_bytes_max: u64,
     /// Address of `/metrics`, `/livez` and `/readyz` alone; none: the metrics are on `query` too if that is a loopback address, else on
     /// 127.0.0.1:8091.
     #[arg(skip)]
@@ -19,25 +28,36 @@ pub struct Config {
     /// Postgres, which holds everything.
     #[arg(skip)]
     pub database_url: String,
+    /// The command that starts a worker: a program that calls [`crate::worker::serve`], and its arguments.
+    #[arg(skip)]
+    pub worker: Vec<OsString>,
     /// What one query, and all of them together, may use.
     #[arg(skip)]
     pub limits: Limits,
 }
 
+/// Two answers about experiments with 1 GiB each, the cached cohorts, and answers on their way.
+const MEMORY_BYTES_MAX: u64 = 3 * 1_024 * 1_024 * 1_024;
+/// Three times what the engine counts: batches on their way, the answer, and what nobody counts.
+const WORKER_MEMORY_BYTES_MAX: u64 = 1_536 * 1_024 * 1_024;
+
 impl Default for Config {
     fn default() -> Self {
         Config {
             query: SocketAddr::from(([127, 0, 0, 1], 8081)),
+            query_memory_bytes_max: MEMORY_BYTES_MAX,
+            query_worker_memory_bytes_max: WORKER_MEMORY_BYTES_MAX,
             metrics: None,
             allow_hosts: Vec::new(),
             database_url: String::new(),
+            worker: Vec::new(),
             limits: Limits::default(),
         }
     }
 }
 
 /// What one query, and all of them together, may use.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Limits {
     /// Open connections; more wait in the kernel's queue.
     pub connections_max: usize,
@@ -49,6 +69,8 @@ pub struct Limits {
     pub idle_max: Duration,
     /// How long a request's body may take.
     pub body_wait_max: Duration,
+    /// How long a client may take for a part of an answer; see [`service::Limits`].
+    pub answer_wait_max: Duration,
     /// Bytes of a SQL text.
     pub sql_bytes_max: usize,
     /// Operators, list items and keywords that nest, of a SQL text: planning recurses over them.
@@ -61,10 +83,16 @@ pub struct Limits {
     pub sql_subqueries_depth_max: usize,
     /// Tables that one query reads, a table read twice counted twice. Each needs a connection.
     pub sql_relations_max: usize,
+    /// Grouping sets of a SQL text: each is an aggregation of its own, and CUBE has two to the power of its columns.
+    pub sql_grouping_sets_max: usize,
     /// How long one query may take, waiting not included.
     pub query_time_max: Duration,
     /// Bytes that one query may hold in sorts, joins and aggregates. Advisory: not everything in the engine counts itself.
     pub query_memory_bytes_max: usize,
+    /// Bytes that a worker may use in all, whatever for: the hard limit around the one before. Set from the configuration.
+    pub worker_memory_bytes_max: u64,
+    /// Bytes of SQL answers that are not written yet, of all clients.
+    pub answers_bytes_max: usize,
     /// Bytes of cached cohorts, the users and conversions of experiments that the next answer uses again: a million
     /// users take about 64 MiB.
     pub cohorts_bytes_max: usize,
@@ -92,14 +120,18 @@ impl Default for Limits {
             head_wait_max: Duration::from_secs(10),
             idle_max: Duration::from_secs(65),
             body_wait_max: Duration::from_secs(30),
+            answer_wait_max: Duration::from_secs(10),
             sql_bytes_max: 64 * 1_024,
             sql_operators_max: 500,
             sql_clauses_max: 120,
             sql_depth_max: 50,
             sql_subqueries_depth_max: 8,
             sql_relations_max: 9,
+            sql_grouping_sets_max: 64,
             query_time_max: Duration::from_secs(30),
             query_memory_bytes_max: 512 * 1_024 * 1_024,
+            worker_memory_bytes_max: WORKER_MEMORY_BYTES_MAX,
+            answers_bytes_max: 256 * 1_024 * 1_024,
             cohorts_bytes_max: 512 * 1_024 * 1_024,
             rows_max: 100_000,
             answer_bytes_max: 64 * 1_024 * 1_024,
@@ -119,16 +151,21 @@ impl Limits {
             connections_max: self.connections_max,
             head_wait_max: self.head_wait_max,
             idle_max: self.idle_max,
+            answer_wait_max: self.answer_wait_max,
             // A client that has gone no longer wants its answer: the end of its side ends the query.
             half_close: false,
             ..service::Limits::default()
         }
     }
 
-    /// Returns the connections to Postgres that can ever be needed at one time: per query the transaction that exports its snapshot and one
-    /// per scan; and a few for tokens and health. With fewer, queries could wait for each other for ever.
+    /// Returns the connections to Postgres that the service can ever need at one time: per query the transaction that exports its snapshot and
+    /// one per scan; and a few for tokens and health. With fewer, queries could wait for each other for ever.
     pub(crate) fn postgres_connections(&self) -> u32 {
-        let scans = self.sql_relations_max.max(crate::engine::STREAMS_MAX);
-        u32::try_from(self.queries_running_max * (1 + scans) + 3).unwrap_or(u32::MAX)
+        u32::try_from(self.queries_running_max * (1 + crate::engine::STREAMS_MAX) + 3).unwrap_or(u32::MAX)
+    }
+
+    /// Returns those of a worker, whose statements read more tables.
+    pub(crate) fn worker_postgres_connections(&self) -> u32 {
+        u32::try_from(1 + self.sql_relations_max.max(crate::engine::STREAMS_MAX)).unwrap_or(u32::MAX)
     }
 }

@@ -7,6 +7,8 @@
 //! - [`funnel`]: definition -> level per user -> counts
 //! - [`sql`]: guard -> plan -> rows
 //!
+//! What computes expressions that clients wrote does so in a child process ([`worker`]), which can be ended.
+//!
 //! Each answer is computed on one snapshot of Postgres ([`source`]), for that one project, and says by `as_of` how far the log
 //! was stored then. [`engine`] is DataFusion with our limits, functions and tables.
 
@@ -18,6 +20,8 @@ pub mod http;
 mod metrics;
 pub mod source;
 pub mod sql;
+mod threads;
+pub mod worker;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::str::FromStr;
@@ -25,8 +29,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use service::{AdminEndpoint, Health, Hosts, Listener, Scope, Tasks};
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use tokio::runtime::{Handle, Runtime};
+use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 
 pub use config::{Config, Limits};
 
@@ -38,6 +41,8 @@ use http::limits::QueryQueue;
 use http::routes;
 use http::tokens::Tokens;
 use metrics::Metrics;
+use threads::Places;
+use worker::Workers;
 
 /// The schemas that answers are made from.
 pub const SCHEMA: catalogue::schema::Supported = catalogue::schema::Supported { service: "query service", oldest: 6, newest: 6 };
@@ -60,6 +65,9 @@ pub enum StartError {
         /// What the system says.
         source: std::io::Error,
     },
+    /// No worker is ready in time.
+    #[error("{0}")]
+    Worker(String),
     /// The system gives no threads.
     #[error("no threads for queries: {0}")]
     Threads(#[source] std::io::Error),
@@ -74,7 +82,6 @@ pub struct Query {
     address: SocketAddr,
     metrics_address: Option<SocketAddr>,
     tasks: Tasks,
-    threads: Threads,
 }
 
 impl Query {
@@ -82,24 +89,9 @@ impl Query {
     /// # Errors
     /// [`StartError`].
     pub async fn start(config: Config) -> Result<Query, StartError> {
-        let options = PgConnectOptions::from_str(&config.database_url)
-            .map_err(StartError::DatabaseUrl)?
-            .application_name("weir query")
-            .options([
-                // Literals are written for this; see `source::filter`.
-                ("standard_conforming_strings", "on"),
-                ("TimeZone", "UTC"),
-                ("default_transaction_read_only", "on"),
-                // Scans are simple; compiling their plans costs more than it saves.
-                ("jit", "off"),
-                // A client that vanished must not keep a scan running.
-                ("client_connection_check_interval", "5s"),
-            ]);
-        let pool = PgPoolOptions::new()
-            .max_connections(config.limits.postgres_connections())
-            .acquire_timeout(Duration::from_secs(5))
-            .idle_timeout(Duration::from_secs(60))
-            .connect_lazy_with(options);
+        let mut limits = config.limits;
+        limits.worker_memory_bytes_max = config.query_worker_memory_bytes_max;
+        let pool = postgres(&config.database_url, "weir query", limits.postgres_connections())?;
         let listener = listen("--query (WEIR_QUERY)", config.query).await?;
         let address = listener.address();
         let metrics_listener = Listener::bind_metrics(address, config.metrics, METRICS_USUAL).await;
@@ -108,18 +100,21 @@ impl Query {
             StartError::Listen { setting: "--metrics (WEIR_METRICS)", address, source }
         })?;
         let metrics_address = metrics_listener.as_ref().map(Listener::address);
-        let limits = config.limits;
-        let threads = Threads::start(&limits)?;
+        // What computes for long leaves a thread to the sockets.
+        let places = Places::start(limits.queries_running_max, 2 * limits.query_threads + 1)?;
         let engine = Engine::new(&limits, [WindowFunnel::default().into()])?;
         let meter = metrics::meter();
         let metrics = Arc::new(Metrics::new(Arc::clone(&meter)));
         let tasks = Tasks::new(&meter);
+        let workers = Workers::start(config.worker, config.database_url, &limits, &metrics, &tasks);
+        workers.ready().await.map_err(StartError::Worker)?;
         let app = Arc::new(App {
             engine,
             tokens: Tokens::new(pool.clone(), limits.token_age_max),
             queue: QueryQueue::new(limits.queries_running_max, limits.queries_waiting_max, &metrics),
             cohorts: CohortCache::new(limits.cohorts_bytes_max),
-            threads: threads.handle(),
+            places,
+            workers,
             pool,
             metrics,
             admin: AdminEndpoint::new(&meter, tasks.health()),
@@ -140,7 +135,7 @@ impl Query {
             }
         }
         tracing::info!(%address, "the query service answers");
-        Ok(Query { app, address, metrics_address, tasks, threads })
+        Ok(Query { app, address, metrics_address, tasks })
     }
 
     /// Returns the address that answers queries, with the port that the system chose if it was asked to.
@@ -163,36 +158,28 @@ impl Query {
         if !self.tasks.stop(Duration::ZERO, self.app.limits.stop_wait_max).await {
             tracing::warn!("requests were still running at the end of the time to stop; they were dropped");
         }
-        drop(self.threads);
         let _ = tokio::time::timeout(Duration::from_secs(1), self.app.pool.close()).await;
     }
 }
 
-/// The threads of queries. Dropped, they end as soon as what they compute lets them.
-struct Threads(Option<Runtime>);
-
-impl Threads {
-    fn start(limits: &Limits) -> Result<Self, StartError> {
-        // A join that was stopped goes on until it next waits for something; twice the threads keep that from holding up
-        // the queries after it, and the last one serves their sockets.
-        let threads = 2 * limits.queries_running_max * limits.query_threads + 1;
-        let mut builder = tokio::runtime::Builder::new_multi_thread();
-        let runtime = builder.worker_threads(threads).thread_name("weir-query").enable_all().build();
-        runtime.map(|runtime| Threads(Some(runtime))).map_err(StartError::Threads)
-    }
-
-    fn handle(&self) -> Handle {
-        // Taken out by drop only.
-        self.0.as_ref().map_or_else(Handle::current, |runtime| runtime.handle().clone())
-    }
-}
-
-impl Drop for Threads {
-    fn drop(&mut self) {
-        if let Some(runtime) = self.0.take() {
-            runtime.shutdown_background();
-        }
-    }
+/// Prepares connections to Postgres. None is made yet.
+fn postgres(database_url: &str, application_name: &str, connections_max: u32) -> Result<PgPool, StartError> {
+    let options =
+        PgConnectOptions::from_str(database_url).map_err(StartError::DatabaseUrl)?.application_name(application_name).options([
+            // Literals are written for this; see `source::filter`.
+            ("standard_conforming_strings", "on"),
+            ("TimeZone", "UTC"),
+            ("default_transaction_read_only", "on"),
+            // Scans are simple; compiling their plans costs more than it saves.
+            ("jit", "off"),
+            // A process that vanished must not keep a scan running.
+            ("client_connection_check_interval", "1s"),
+        ]);
+    Ok(PgPoolOptions::new()
+        .max_connections(connections_max)
+        .acquire_timeout(Duration::from_secs(5))
+        .idle_timeout(Duration::from_secs(60))
+        .connect_lazy_with(options))
 }
 
 async fn listen(setting: &'static str, address: SocketAddr) -> Result<Listener, StartError> {

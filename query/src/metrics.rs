@@ -10,6 +10,7 @@ const SECONDS: [f64; 12] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 
 const REQUESTS: &str = "weir_query_requests_total";
 const REQUEST_SECONDS: &str = "weir_query_request_seconds";
 const COHORTS: &str = "weir_query_cohorts_total";
+const KILLED: &str = "weir_query_workers_killed_total";
 
 /// Handles of all that the query service counts.
 pub(crate) struct Metrics {
@@ -37,6 +38,11 @@ impl Metrics {
             COHORTS,
             "Answers about experiments, by how their users were known: the same as before, followed by what was new, or read",
         );
+        meter.describe_counter(
+            KILLED,
+            "Processes for SQL that were killed or died, by reason: their client had gone, the time limit had passed, or the answer was \
+             given, and they went on; they asked for too much memory; they died by themselves",
+        );
         Metrics {
             running: meter.gauge("weir_query_running", "Queries that run"),
             waiting: meter.gauge("weir_query_waiting", "Queries that wait for those that run"),
@@ -52,6 +58,11 @@ impl Metrics {
         let labels = vec![route.clone(), Label::new("status", status.to_string())];
         self.meter.labelled_counter(REQUESTS, labels).increment(1);
         self.meter.labelled_histogram(REQUEST_SECONDS, vec![route]).record(took.as_secs_f64());
+    }
+
+    /// Counts a worker that is gone before its time.
+    pub(crate) fn worker_killed(&self, reason: &'static str) {
+        self.meter.labelled_counter(KILLED, vec![Label::from_static_parts("reason", reason)]).increment(1);
     }
 
     /// Counts how the cohort of an answer was obtained.

@@ -49,6 +49,9 @@ pub(crate) enum Command {
     Aggregator(aggregator::AggregatorArgs),
     /// Run the query service alone
     Query(query_service::QueryArgs),
+    /// Answer questions for the query service that started this process
+    #[command(name = query_service::WORKER, hide = true)]
+    QueryWorker,
     /// Bring the database's schema up to date, and create the project `default` with the keys set in the environment
     Migrate,
     /// Ask a service whether it is ready, for health checks: exit code 0 or 1

@@ -55,6 +55,7 @@ async fn main() -> ExitCode {
             Err(error) => Err(error),
         },
         Command::Query(args) => query_service::run(args, globals).await,
+        Command::QueryWorker => ::query::worker::serve().await.map_err(anyhow::Error::from),
         Command::Migrate => migrate::run(globals).await,
         Command::Probe(args) => commands::probe::run(args, globals).await,
     };

@@ -1,5 +1,6 @@
 //! `weir query`: the query service alone, as a container, or as the child of `weir up`.
 
+use std::ffi::OsString;
 use std::io::Write;
 use std::net::SocketAddr;
 use std::process::Stdio;
@@ -10,10 +11,15 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{ChildStdin, Command};
 use tokio::sync::{oneshot, watch};
 
+use ::query::worker::{Spare, bound_memory};
+
 use crate::children::{Process, Program};
 use crate::cli::{Flags, Globals, HostArgs};
 use crate::migrate;
 use crate::signals::EndSignals;
+
+/// The command that the query service starts its workers by.
+pub(crate) const WORKER: &str = "query-worker";
 
 #[derive(clap::Args)]
 #[group(skip)]
@@ -39,6 +45,8 @@ pub(crate) async fn run(args: QueryArgs, globals: &Globals) -> anyhow::Result<()
     config.database_url = globals.any_database_url()?;
     config.metrics = args.metrics;
     config.allow_hosts = args.hosts.allow_hosts;
+    config.worker = worker_command()?;
+    bound_memory(config.query_memory_bytes_max, Spare::Service).context("the limit of this process' memory")?;
     migrate::checked(&config.database_url, ::query::SCHEMA).await?;
     let service = ::query::Query::start(config).await?;
     // Whoever started this may have closed its end.
@@ -49,6 +57,12 @@ pub(crate) async fn run(args: QueryArgs, globals: &Globals) -> anyhow::Result<()
     };
     service.stop().await;
     ended
+}
+
+/// Returns the command of `weir query-worker`, in this program.
+fn worker_command() -> anyhow::Result<Vec<OsString>> {
+    let program = std::env::current_exe().context("the path of this program")?;
+    Ok(vec![program.into_os_string(), WORKER.into()])
 }
 
 async fn stdin_closes() {
@@ -63,9 +77,7 @@ async fn stdin_closes() {
 
 /// The query service as a child: a process of its own, so that no question can harm the collector.
 pub(crate) struct QueryChild {
-    database_url: String,
-    /// Hosts that requests may name beside this machine's own.
-    allow_hosts: Vec<String>,
+    config: ::query::Config,
     /// The address asked for; from the first answer on the one that it got, so that it stays.
     address: watch::Sender<SocketAddr>,
     /// Its stdin: while it is open, the child runs.
@@ -73,9 +85,9 @@ pub(crate) struct QueryChild {
 }
 
 impl QueryChild {
-    /// Describes a child that listens on an address and asks a database.
-    pub(crate) fn new(address: SocketAddr, database_url: String, allow_hosts: Vec<String>) -> Self {
-        QueryChild { database_url, allow_hosts, address: watch::Sender::new(address), open: None }
+    /// Describes a child that is configured so.
+    pub(crate) fn new(config: ::query::Config) -> Self {
+        QueryChild { address: watch::Sender::new(config.query), config, open: None }
     }
 }
 
@@ -86,9 +98,11 @@ impl Program for QueryChild {
     fn start(&mut self) -> anyhow::Result<Process> {
         let mut child = Command::new(std::env::current_exe().context("the path of this program")?)
             .args(["query", "--until-stdin-closes", "--query", &self.address.borrow().to_string()])
-            .args(self.allow_hosts.iter().flat_map(|host| ["--allow-host", host]))
+            .args(self.config.allow_hosts.iter().flat_map(|host| ["--allow-host", host]))
+            .args(["--query-memory-bytes-max", &self.config.query_memory_bytes_max.to_string()])
+            .args(["--query-worker-memory-bytes-max", &self.config.query_worker_memory_bytes_max.to_string()])
             // Not among the arguments, which every user of the machine can read.
-            .env("WEIR_DATABASE_URL", &self.database_url)
+            .env("WEIR_DATABASE_URL", &self.config.database_url)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .process_group(0)

@@ -198,7 +198,10 @@ impl Services {
         let aggregator = Aggregator::start(config, read, append).await?;
         let aggregator_address = self.aggregator.insert(aggregator).address();
 
-        let child = QueryChild::new(args.query.0.query, database_url.clone(), args.hosts.allow_hosts);
+        let Flags(mut config) = args.query;
+        config.database_url.clone_from(&database_url);
+        config.allow_hosts = args.hosts.allow_hosts;
+        let child = QueryChild::new(config);
         let (child, query_address) = SupervisedChild::start(child, QUERY_START_MAX).await?;
         self.query = Some(child);
 

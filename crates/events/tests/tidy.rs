@@ -34,12 +34,13 @@ const HEAVY: [(&str, &[&str]); 5] = [
 
 /// How tasks and threads begin. In what serves only `service` does so, which supervises them; each other place has its reason here.
 const SPAWNS: [&str; 5] = ["tokio::spawn(", "JoinSet::new", "thread::spawn(", "thread::Builder", "thread::scope("];
-const MAY_SPAWN: [(&str, &str); 10] = [
+const MAY_SPAWN: [(&str, &str); 11] = [
     ("crates/eventlog/src/background.rs", "restarts them, and tells whoever uses the log"),
     ("crates/eventlog/src/embedded/writer.rs", "joined by the writer, whose panic theirs is"),
     ("crates/eventlog/src/kafka/producer.rs", "drops a producer that was replaced; nothing waits for it"),
     ("crates/eventlog/src/spool/append.rs", "awaited by its caller, whose error its panic is"),
     ("query/src/engine/mod.rs", "awaited by its request, whose panic it is"),
+    ("query/src/worker/pool.rs", "ends with the stderr that it reads"),
     ("weir/src/children.rs", "its end ends `weir up`"),
     ("weir/src/commands/import.rs", "awaited by the command"),
     ("weir/src/demo.rs", "awaited by the command"),

@@ -43,6 +43,11 @@ impl HeadScan {
         }
     }
 
+    /// Returns whether a byte of a head has come.
+    pub(crate) fn has_begun(&self) -> bool {
+        self.lines > 0 || !self.line.is_empty()
+    }
+
     fn add(&mut self, part: &[u8]) {
         let Some(last) = part.last() else { return };
         self.has_return = *last == b'\r';

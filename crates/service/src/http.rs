@@ -31,10 +31,11 @@ use crate::{BackOff, Health, Hosts, Meter, Stop, Tasks, admin};
 /// An answer, complete in memory.
 pub type Response = hyper::Response<Full<Bytes>>;
 
-/// How often a connection is looked at, at least: what it does may have changed, and with it its deadline.
-const LOOK_EVERY: Duration = Duration::from_secs(10);
 /// Pauses after a connection could not be taken: out of descriptors, mostly, and connections that end give some back.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(25), Duration::from_millis(500));
+
+/// Bytes of an answer that a client has to take within [`Limits::answer_wait_max`], unless fewer are left.
+pub const ANSWER_BYTES_MIN: u64 = 512 * 1024;
 
 /// What clients may take of one address.
 #[derive(Clone, Debug)]
@@ -53,8 +54,8 @@ pub struct Limits {
     pub head_wait_max: Duration,
     /// How long a connection may be idle.
     pub idle_max: Duration,
-    /// How long an answer may wait for its client to read on; every byte that the system takes of it begins that time anew.
-    pub write_wait_max: Duration,
+    /// How long a client may take for [`ANSWER_BYTES_MIN`] of an answer, or for the rest of it: what nobody reads holds memory.
+    pub answer_wait_max: Duration,
     /// Which hosts requests may name; others are refused.
     pub hosts: Hosts,
     /// Whether a client that has shut down its side after the request still gets its answer. Else its going ends the request.
@@ -79,7 +80,7 @@ impl Default for Limits {
             head_bytes_max: 16 * 1024,
             head_wait_max: Duration::from_secs(10),
             idle_max: Duration::from_secs(65),
-            write_wait_max: Duration::from_secs(30),
+            answer_wait_max: Duration::from_secs(10),
             hosts: Hosts::default(),
             half_close: true,
         }
@@ -250,7 +251,7 @@ where
                     }
                     None => self.respond(request).await,
                 };
-                activity.set(Doing::Waiting);
+                activity.answer_begins();
                 Ok::<_, Infallible>(response)
             }
         });
@@ -265,8 +266,7 @@ where
             .half_close(limits.half_close)
             .serve_connection(watched, service);
         let mut connection = pin!(connection);
-        let next_look = |deadline: Instant| deadline.min(Instant::now() + LOOK_EVERY.min(limits.write_wait_max));
-        let mut look = next_look(activity.deadline(limits));
+        let mut look = activity.deadline(limits);
         loop {
             tokio::select! {
                 // An error is the client's going, or its breach of HTTP that hyper has answered; both are no news.
@@ -277,12 +277,11 @@ where
                     Stage::Aborted => return,
                 },
                 () = tokio::time::sleep_until(look.into()) => {
-                    let deadline = activity.deadline(limits);
-                    if deadline <= Instant::now() {
+                    look = activity.deadline(limits);
+                    if look <= Instant::now() {
                         self.timed_out.increment(1);
                         return;
                     }
-                    look = next_look(deadline);
                 }
             }
         }
@@ -335,14 +334,16 @@ enum Doing {
     Reading = 1,
     /// A request is being answered; its body has a clock of its own.
     Answering = 2,
+    /// An answer is being written.
+    Writing = 3,
 }
 
 /// What a connection does and since when, in one word: milliseconds since it was made, then two bits.
 struct Activity {
     start: Instant,
     word: AtomicU64,
-    /// Since when the client has not read on, in milliseconds since `start`, and one more; 0: nothing waits for it.
-    unread_since: AtomicU64,
+    /// Bytes of the answer that were written since then.
+    written: AtomicU64,
     /// The head that is coming, or came last.
     head: Mutex<HeadScan>,
 }
@@ -351,7 +352,7 @@ impl Activity {
     fn new() -> Self {
         // The first bytes of a connection are due like the rest of a head.
         let activity =
-            Activity { start: Instant::now(), word: AtomicU64::new(0), unread_since: AtomicU64::new(0), head: Mutex::default() };
+            Activity { start: Instant::now(), word: AtomicU64::new(0), written: AtomicU64::new(0), head: Mutex::default() };
         activity.set(Doing::Reading);
         activity
     }
@@ -363,7 +364,7 @@ impl Activity {
 
     /// Bytes came: if nothing was going on, a head begins.
     fn read(&self, bytes: &[u8]) {
-        let doing = self.word.load(Ordering::Relaxed) & 3;
+        let doing = self.doing();
         if doing == Doing::Answering as u64 {
             return;
         }
@@ -376,43 +377,56 @@ impl Activity {
         head.feed(bytes);
     }
 
+    fn doing(&self) -> u64 {
+        self.word.load(Ordering::Relaxed) & 3
+    }
+
+    /// An answer is there, complete in memory, and is written from now on.
+    fn answer_begins(&self) {
+        self.written.store(0, Ordering::Relaxed);
+        // Bytes that come meanwhile begin the next head.
+        *self.head.lock().unwrap_or_else(PoisonError::into_inner) = HeadScan::default();
+        self.set(Doing::Writing);
+    }
+
+    /// The client took bytes: of an answer it has time again, if they were enough.
+    fn wrote(&self, bytes: usize) {
+        if self.doing() == Doing::Writing as u64
+            && self.written.fetch_add(bytes as u64, Ordering::Relaxed) + bytes as u64 >= ANSWER_BYTES_MIN
+        {
+            self.written.store(0, Ordering::Relaxed);
+            self.set(Doing::Writing);
+        }
+    }
+
+    /// All that there was to write is written: hyper flushes when its own buffer is empty, and an answer is in it as a whole.
+    fn flushed(&self) {
+        if self.doing() == Doing::Writing as u64 {
+            let has_begun = self.head.lock().unwrap_or_else(PoisonError::into_inner).has_begun();
+            self.set(if has_begun { Doing::Reading } else { Doing::Waiting });
+        }
+    }
+
     /// Returns what is wrong with the head of a request, if it is the one that came last.
     fn head_fault(&self, request: &Request<Incoming>) -> Option<&'static str> {
         self.head.lock().unwrap_or_else(PoisonError::into_inner).fault(request.method(), request.uri())
     }
 
-    /// The system took bytes of an answer, or takes none until the client has read some.
-    fn wrote<T>(&self, polled: Poll<T>) -> Poll<T> {
-        let unread_since = self.unread_since.load(Ordering::Relaxed);
-        if polled.is_ready() && unread_since != 0 {
-            self.unread_since.store(0, Ordering::Relaxed);
-            // A connection is not idle while its client reads.
-            if self.word.load(Ordering::Relaxed) & 3 == Doing::Waiting as u64 {
-                self.set(Doing::Waiting);
-            }
-        } else if polled.is_pending() && unread_since == 0 {
-            self.unread_since.store(self.start.elapsed().as_millis() as u64 + 1, Ordering::Relaxed);
-        }
-        polled
-    }
-
-    /// Returns until when something else must have begun, or the client must have read on.
+    /// Returns until when something else must have begun; while a request is answered, when to look again.
     fn deadline(&self, limits: &Limits) -> Instant {
         let word = self.word.load(Ordering::Relaxed);
         let since = self.start + Duration::from_millis(word >> 2);
-        let deadline = match word & 3 {
+        match word & 3 {
             doing if doing == Doing::Waiting as u64 => since + limits.idle_max,
             doing if doing == Doing::Reading as u64 => since + limits.head_wait_max,
-            _ => Instant::now() + limits.head_wait_max,
-        };
-        match self.unread_since.load(Ordering::Relaxed) {
-            0 => deadline,
-            millis => self.start + Duration::from_millis(millis - 1) + limits.write_wait_max,
+            doing if doing == Doing::Writing as u64 => since + limits.answer_wait_max,
+            // What it becomes next may have the shorter time.
+            _ => Instant::now() + limits.head_wait_max.min(limits.answer_wait_max),
         }
     }
 }
 
-/// A stream that tells when bytes come.
+/// A stream that tells when bytes come and go.
 struct Watched {
     stream: TcpStream,
     activity: Arc<Activity>,
@@ -432,7 +446,10 @@ impl AsyncRead for Watched {
 impl AsyncWrite for Watched {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let polled = Pin::new(&mut self.stream).poll_write(context, bytes);
-        self.activity.wrote(polled)
+        if let Poll::Ready(Ok(written)) = polled {
+            self.activity.wrote(written);
+        }
+        polled
     }
 
     fn poll_write_vectored(
@@ -441,7 +458,10 @@ impl AsyncWrite for Watched {
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let polled = Pin::new(&mut self.stream).poll_write_vectored(context, slices);
-        self.activity.wrote(polled)
+        if let Poll::Ready(Ok(written)) = polled {
+            self.activity.wrote(written);
+        }
+        polled
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -449,7 +469,11 @@ impl AsyncWrite for Watched {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
+        let polled = Pin::new(&mut self.stream).poll_flush(context);
+        if polled.is_ready() {
+            self.activity.flushed();
+        }
+        polled
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -11,8 +11,22 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
-/// Bytes of an answer, more than the system takes of it unread.
-const LARGE: usize = 32 * 1024 * 1024;
+/// The bytes of an answer, more than the system keeps for a client; it tells when they are given back.
+struct Large(Arc<Notify>);
+
+static LARGE: [u8; 64 * 1024 * 1024] = [b'x'; 64 * 1024 * 1024];
+
+impl AsRef<[u8]> for Large {
+    fn as_ref(&self) -> &[u8] {
+        &LARGE
+    }
+}
+
+impl Drop for Large {
+    fn drop(&mut self) {
+        self.0.notify_one();
+    }
+}
 
 struct Service {
     address: SocketAddr,
@@ -36,9 +50,9 @@ async fn start(limits: Limits, scope: Scope) -> Service {
                 return response;
             }
             match request.uri().path() {
-                "/large" => return Response::new(vec![b'x'; LARGE].into()),
                 "/panic" => panic!("a bug"),
                 "/slow" => waiting.notified().await,
+                "/large" => return Response::new(bytes::Bytes::from_owner(Large(Arc::clone(&waiting))).into()),
                 _ => {}
             }
             Response::new("done\n".into())
@@ -214,33 +228,33 @@ async fn an_unread_body_is_no_head() {
     }
 }
 
-/// Who asks and does not read keeps neither the answer's memory nor the connection. Who reads slowly, but reads, gets all of it.
+/// Memory of an answer is given back soon although its client neither reads nor goes, and whoever reads gets all of it.
 #[tokio::test]
 async fn an_answer_that_nobody_reads_is_dropped() {
-    let short = Duration::from_millis(500);
-    let service = start(Limits { write_wait_max: short, idle_max: short, ..Limits::default() }, Scope::All).await;
-    let request = b"GET /large HTTP/1.1\r\nHost: localhost\r\n\r\n";
-    let mut unread = TcpStream::connect(service.address).await.expect("connects");
-    unread.write_all(request).await.expect("written");
-    while !ask(service.address, "GET", "/metrics").await.contains("weir_test_connections_timed_out_total 1\n") {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    let mut rest = Vec::new();
-    let _ = unread.read_to_end(&mut rest).await; // the end, or a reset
-    assert!(rest.len() < LARGE, "{}", rest.len());
+    let limits = Limits { answer_wait_max: Duration::from_secs(2), ..Limits::default() };
+    let service = start(limits, Scope::All).await;
+    let mut deaf = TcpStream::connect(service.address).await.expect("connects");
+    deaf.write_all(b"GET /large HTTP/1.1\r\nHost: test\r\n\r\n").await.expect("written");
+    let dropped = tokio::time::timeout(Duration::from_secs(20), service.go_on.notified()).await;
+    assert!(dropped.is_ok(), "the answer is still held");
+    let metrics = ask(service.address, "GET", "/metrics").await;
+    check(&metrics, 200, &["weir_test_connections_timed_out_total 1\n", "weir_test_connections 1\n"]);
 
+    let read = ask(service.address, "GET", "/large").await;
+    assert!(read.len() > LARGE.len() && read.starts_with("HTTP/1.1 200 "));
+    // Slower than the time for all of it, and not slower than its parts may be.
     let mut slow = TcpStream::connect(service.address).await.expect("connects");
-    slow.write_all(request).await.expect("written");
-    let (mut read, mut part) = (0, vec![0; 1024 * 1024]);
-    while read < LARGE {
-        let more = slow.read(&mut part).await.expect("it goes on");
-        assert!(more > 0, "closed after {read} bytes");
-        read += more;
-        // Longer in all than a connection may be idle.
-        if read < 24 * 1024 * 1024 {
-            tokio::time::sleep(Duration::from_millis(40)).await;
+    slow.write_all(b"GET /large HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n").await.expect("written");
+    let (mut piece, mut taken) = (vec![0; 4 * 1024 * 1024], 0);
+    loop {
+        let read = slow.read(&mut piece).await.expect("not closed in between");
+        if read == 0 {
+            break;
         }
+        taken += read;
+        tokio::time::sleep(Duration::from_millis(150)).await;
     }
+    assert!(taken > LARGE.len(), "{taken} bytes");
 }
 
 /// Requests name the host that they want; see `service::hosts`.

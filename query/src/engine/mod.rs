@@ -6,6 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
+use catalogue::schema::SchemaError;
 use chrono::SubsecRound;
 use datafusion::catalog::{CatalogProvider, CatalogProviderList, SchemaProvider};
 use datafusion::catalog::{MemoryCatalogProvider, MemoryCatalogProviderList, MemorySchemaProvider};
@@ -79,6 +80,11 @@ impl Engine {
             base.register_udaf(Arc::new(aggregate))?;
         }
         Ok(Engine { base, limits: limits.clone() })
+    }
+
+    /// Returns what one query may use.
+    pub fn limits(&self) -> &Limits {
+        &self.limits
     }
 
     /// Makes a session without tables. Its time is fixed here: `now()` is the same in all plans of one session.
@@ -162,7 +168,8 @@ impl Session {
     }
 }
 
-/// Runs a future on a thread of its own with a large stack. What is dropped halfway still runs to its end there.
+/// Runs a future on a thread of its own with a large stack. What is dropped halfway still runs to its end there; until then the runtime has a
+/// task that waits for it.
 /// # Errors
 /// [`ApiError::internal`] if the system gives no thread.
 /// # Panics
@@ -184,7 +191,8 @@ where
         return Err(ApiError::internal());
     }
     // The sender is not dropped unsent.
-    receiver.await.map_err(|_| ApiError::internal())?.map_or_else(|panic| resume_unwind(panic), Ok)
+    let ended = tokio::runtime::Handle::current().spawn(receiver).await.ok().and_then(Result::ok);
+    ended.ok_or_else(ApiError::internal)?.map_or_else(|panic| resume_unwind(panic), Ok)
 }
 
 /// The same for a failure while planning: what DataFusion calls its own fault then is a form of SQL that it does not know.
@@ -242,6 +250,14 @@ pub fn database_error(error: &sqlx::Error) -> ApiError {
     }
     tracing::warn!(%error, "postgres failed a query");
     ApiError::unavailable("the database cannot answer now")
+}
+
+/// Turns the reason why no snapshot was taken into what the client is told.
+pub(crate) fn snapshot_error(error: &SchemaError) -> ApiError {
+    match error {
+        SchemaError::Unsupported(unsupported) => ApiError::unsupported_schema(unsupported.to_string()),
+        SchemaError::Database(error) => database_error(error),
+    }
 }
 
 fn internal(error: &DataFusionError) -> ApiError {

@@ -17,29 +17,27 @@ use datafusion::logical_expr::{
 use datafusion::prelude::{col, in_list, lit};
 use futures_util::TryStreamExt;
 use serde_json::{Value, json};
-use uuid::Uuid;
 
 use super::definition::{Definition, Matches};
 use super::udaf::{FunnelLevel, FunnelParameters};
 use crate::config::Limits;
-use crate::engine::{self, Session, on_large_stack};
-use crate::http::app::App;
+use crate::engine::{self, Engine, Session, on_large_stack};
 use crate::http::error::ApiError;
+use crate::source::snapshot::Snapshot;
 use crate::source::tables;
 use crate::sql::guard;
 
 /// Answers one funnel.
 /// # Errors
 /// [`ApiError`]; what was running is stopped.
-pub async fn answer(app: &App, project: Uuid, definition: Definition) -> Result<Value, ApiError> {
+pub async fn answer(engine: &Engine, snapshot: Arc<Snapshot>, definition: Definition) -> Result<Value, ApiError> {
     let start = Instant::now();
     let definition = Arc::new(definition);
-    let snapshot = Arc::new(app.snapshot(project).await?);
-    let session = Arc::new(app.engine.session().map_err(engine::api_error)?);
+    let session = Arc::new(engine.session().map_err(engine::api_error)?);
     let events = tables::table("events").ok_or_else(ApiError::internal)?.with_user_key();
     let scan = Session::scan_of(events, &snapshot);
     let stream = {
-        let (session, definition, limits) = (session.clone(), definition.clone(), app.limits.clone());
+        let (session, definition, limits) = (session.clone(), definition.clone(), engine.limits().clone());
         on_large_stack(async move {
             let conditions = conditions(&definition, session.state(), &scan.schema(), &limits)?;
             let source = LogicalPlanBuilder::scan("events", provider_as_source(scan), None).and_then(LogicalPlanBuilder::build);

@@ -58,6 +58,11 @@ const FIXED: [(&str, &str); 9] = [
 ];
 
 impl Definition {
+    /// Returns whether a step is an expression that the client wrote.
+    pub fn has_conditions(&self) -> bool {
+        self.steps.iter().any(|step| matches!(step.matches, Matches::Where(_)))
+    }
+
     /// Reads a request's body.
     /// # Errors
     /// [`ApiError`] that names the field, what was found and what is accepted.

@@ -1,14 +1,13 @@
 //! What all requests share.
 
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::time::Duration;
 
-use catalogue::schema::{self, SchemaError};
+use catalogue::schema;
 use service::{AdminEndpoint, Health};
 use sqlx::PgPool;
-use tokio::runtime::Handle;
-use tokio::task::{JoinError, JoinHandle};
+use tokio::sync::oneshot;
+use tokio::task::AbortHandle;
 use uuid::Uuid;
 
 use crate::SCHEMA;
@@ -20,6 +19,8 @@ use crate::http::limits::QueryQueue;
 use crate::http::tokens::Tokens;
 use crate::metrics::Metrics;
 use crate::source::snapshot::Snapshot;
+use crate::threads::Places;
+use crate::worker::{Answered, Asked, Question, Workers};
 
 /// The parts of a running service.
 pub struct App {
@@ -30,7 +31,9 @@ pub struct App {
     pub(crate) queue: QueryQueue,
     pub(crate) cohorts: CohortCache,
     /// Threads of their own for queries: what computes for long must not hold up connections and health.
-    pub(crate) threads: Handle,
+    pub(crate) places: Places,
+    /// Processes for what clients wrote expressions for.
+    pub(crate) workers: Arc<Workers>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) admin: AdminEndpoint,
     pub(crate) health: Arc<Health>,
@@ -42,15 +45,20 @@ impl App {
     /// [`ApiError`] of code `unavailable` or `schema_unsupported`.
     pub(crate) async fn snapshot(&self, project: Uuid) -> Result<Snapshot, ApiError> {
         let snapshot = Snapshot::take(&self.pool, project, self.limits.query_time_max).await;
-        snapshot.map_err(|error| match error {
-            SchemaError::Unsupported(unsupported) => ApiError::unsupported_schema(unsupported.to_string()),
-            SchemaError::Database(error) => engine::database_error(&error),
-        })
+        snapshot.map_err(|error| engine::snapshot_error(&error))
     }
 
-    /// Waits for a place among the running queries, and runs the work on the threads of queries. At the time limit the
+    /// Waits for a place among the running queries, and has a worker answer. The place is given back when the work has ended, or the
+    /// worker's process has. Dropped, it ends the work.
+    /// # Errors
+    /// Those of the work, and [`ApiError`] of code `busy`, `query_timeout`, `query_memory` or `unavailable`.
+    pub(crate) async fn ask_worker(&self, project: Uuid, asked: Asked) -> Result<Answered, ApiError> {
+        self.workers.ask(Question { project, asked }, self.queue.acquire(project)).await
+    }
+
+    /// Waits for a place among the running queries, and runs the work on the threads of that place. At the time limit the
     /// caller is told at once. The work ends when it next waits for something, which a join may put off for seconds; it keeps
-    /// its place until then. Dropped, it ends the same way.
+    /// its place until all that it has begun has ended. Dropped, it ends the same way.
     /// # Errors
     /// Those of the work, and [`ApiError`] of code `busy` or `query_timeout`.
     pub(crate) async fn within_limits<T, F, W>(self: &Arc<Self>, project: Uuid, work: F) -> Result<T, ApiError>
@@ -60,26 +68,40 @@ impl App {
         W: Future<Output = Result<T, ApiError>> + Send + 'static,
     {
         let permit = self.queue.acquire(project).await?;
-        let work = work(self.clone());
-        let task = self.threads.spawn(async move {
-            let done = work.await;
+        // There are as many as permits.
+        let place = self.places.take().ok_or_else(ApiError::internal)?;
+        let threads = place.handle();
+        let task = threads.spawn(work(self.clone()));
+        let _abort = AbortOnDrop(task.abort_handle());
+        let (reply, answer) = oneshot::channel();
+        threads.clone().spawn(async move {
+            // Nobody may be waiting any more.
+            let _ = reply.send(task.await);
+            // This task is one.
+            while threads.metrics().num_alive_tasks() > 1 {
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+            drop(place);
             drop(permit);
-            done
         });
-        match tokio::time::timeout(self.limits.query_time_max, AbortOnDrop(task)).await {
-            Ok(Ok(done)) => done,
-            Ok(Err(error)) => {
+        match tokio::time::timeout(self.limits.query_time_max, answer).await {
+            Ok(Ok(Ok(done))) => done,
+            Ok(Ok(Err(error))) => {
                 if let Ok(panic) = error.try_into_panic() {
                     self.health.panicked(panic.as_ref());
                 }
                 Err(ApiError::internal())
             }
+            Ok(Err(_)) => Err(ApiError::internal()),
             Err(_) => Err(ApiError::timeout(self.limits.query_time_max.as_secs_f64())),
         }
     }
 
     /// Returns whether queries can be answered now, and if not, why.
     pub(crate) async fn ready(&self) -> Result<(), String> {
+        if let Some(reason) = self.workers.unready() {
+            return Err(reason);
+        }
         let version = schema::of_answer(sqlx::query_scalar(schema::VERSION).fetch_one(&self.pool).await);
         match version {
             Ok(version) => SCHEMA.check(version).map_err(|unsupported| unsupported.to_string()),
@@ -91,18 +113,13 @@ impl App {
     }
 }
 
+/// How often it is looked whether what a query had begun has ended.
+const LOOK_EVERY: Duration = Duration::from_millis(1);
+
 /// A task that ends with whoever waits for it.
-struct AbortOnDrop<T>(JoinHandle<T>);
+struct AbortOnDrop(AbortHandle);
 
-impl<T> Future for AbortOnDrop<T> {
-    type Output = Result<T, JoinError>;
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        Pin::new(&mut self.0).poll(context)
-    }
-}
-
-impl<T> Drop for AbortOnDrop<T> {
+impl Drop for AbortOnDrop {
     fn drop(&mut self) {
         self.0.abort();
     }

@@ -1,6 +1,7 @@
 //! What a client is told when there is no answer, and what the log is told.
 
 use hyper::StatusCode;
+use serde::{Deserialize, Serialize};
 
 /// A request without an answer. The message is public: it holds no secret and nothing of another project.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -103,5 +104,40 @@ impl ApiError {
     /// A fault of this service; the reason is in its log.
     pub fn internal() -> Self {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the query service failed; its log says why")
+    }
+}
+
+/// An [`ApiError`] as one process tells it another.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Written {
+    status: u16,
+    code: String,
+    message: String,
+    field: Option<String>,
+    retry_after_s: Option<u32>,
+}
+
+/// The codes that questions are refused by in a worker.
+const CODES_OF_WORKERS: [&str; 8] =
+    ["bad_request", "bad_sql", "query_memory", "query_timeout", "sql_too_large", "unavailable", "unsupported_option", "internal"];
+
+impl From<&ApiError> for Written {
+    fn from(error: &ApiError) -> Self {
+        let ApiError { status, code, message, field, retry_after_s } = error.clone();
+        Written { status: status.as_u16(), code: code.to_owned(), message, field, retry_after_s }
+    }
+}
+
+impl From<Written> for ApiError {
+    fn from(written: Written) -> Self {
+        let Written { status, code, message, field, retry_after_s } = written;
+        let known = CODES_OF_WORKERS.into_iter().find(|known| *known == code);
+        match (StatusCode::from_u16(status), known) {
+            (Ok(status), Some(code)) => ApiError { status, code, message, field, retry_after_s },
+            _ => {
+                tracing::error!(code, message, "a worker refused a question by a code that is not known");
+                ApiError::internal()
+            }
+        }
     }
 }

@@ -15,9 +15,11 @@ use service::{Response as Answer, Scope};
 
 use crate::experiment::Steps;
 use crate::experiment::request::Request as ResultsRequest;
+use crate::funnel::definition::Definition;
 use crate::http::app::App;
 use crate::http::error::ApiError;
 use crate::sql::formats::Format;
+use crate::worker::{Answered, Asked};
 use crate::{experiment, funnel, sql};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -131,30 +133,40 @@ async fn dispatch(app: &Arc<App>, route: Option<Route>, request: Request<Incomin
             Ok(answer)
         }
         Route::Funnels => {
-            let definition = funnel::definition::Definition::parse(&body(app, request).await?)?;
-            let funnel = app.within_limits(project, |app| async move { funnel::answer::answer(&app, project, definition).await });
+            let body = body(app, request).await?;
+            let definition = Definition::parse(&body)?;
+            if definition.has_conditions() {
+                let definition = String::from_utf8_lossy(&body).into_owned();
+                let answered = app.ask_worker(project, Asked::Funnel { definition }).await?;
+                return Ok(respond(StatusCode::OK, "application/json", answered.body));
+            }
+            let funnel = app.within_limits(project, |app| async move {
+                let snapshot = Arc::new(app.snapshot(project).await?);
+                funnel::answer::answer(&app.engine, snapshot, definition).await
+            });
             Ok(json_answer(&funnel.await?))
         }
         Route::Sql => {
             let format = accepted(request.headers());
             let statement = sql::run::parse(&body(app, request).await?)?;
-            let guarded = sql::run::check(app, statement).await?;
-            let rows =
-                app.within_limits(project, |app| async move { sql::run::answer(&app, project, guarded, format).await }).await?;
+            // It is read again in the worker; here it is refused without a place among the running queries.
+            sql::run::check(statement.clone(), &app.limits).await?;
+            let Answered { head, body } = app.ask_worker(project, Asked::Sql { sql: statement, format }).await?;
+            app.metrics.rows.increment(head.rows as u64);
             let content_type = match format {
                 Format::Json => "application/json",
                 Format::Csv => "text/csv; charset=utf-8; header=present",
                 Format::Arrow => ARROW,
                 Format::Parquet => PARQUET,
             };
-            let mut answer = respond(StatusCode::OK, content_type, rows.body);
+            let mut answer = respond(StatusCode::OK, content_type, body);
             if format != Format::Json {
                 // JSON holds both itself.
-                let as_of = HeaderValue::from_str(&json!(rows.as_of).to_string()).map_err(|_| ApiError::internal())?;
+                let as_of = HeaderValue::from_str(&json!(head.as_of).to_string()).map_err(|_| ApiError::internal())?;
                 answer.headers_mut().insert("x-weir-as-of", as_of);
                 answer
                     .headers_mut()
-                    .insert("x-weir-truncated", HeaderValue::from_static(if rows.truncated { "true" } else { "false" }));
+                    .insert("x-weir-truncated", HeaderValue::from_static(if head.truncated { "true" } else { "false" }));
             }
             Ok(answer)
         }
@@ -242,8 +254,8 @@ fn refuse(api_error: &ApiError) -> Answer {
     answer
 }
 
-fn respond(status: StatusCode, content_type: &'static str, body: Vec<u8>) -> Answer {
-    let mut answer = Answer::new(Bytes::from(body).into());
+fn respond(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Answer {
+    let mut answer = Answer::new(body.into().into());
     *answer.status_mut() = status;
     let headers = answer.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));

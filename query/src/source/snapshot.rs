@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use catalogue::schema::SchemaError;
 use chrono::{DateTime, SecondsFormat, Utc};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use sqlx::pool::PoolConnection;
 use sqlx::{AssertSqlSafe, PgConnection, PgPool, Postgres, Row, Transaction};
 use tokio::sync::Mutex;
@@ -19,7 +19,8 @@ use crate::SCHEMA;
 
 /// How much of the project's records was stored when an answer was read: all of these are in it, and no other ones. Nothing of it
 /// moves, or tells, by what other projects send.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct AsOf {
     /// The present log; nothing was ever stored without one.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -66,17 +67,24 @@ pub struct Snapshot {
 const BEGIN: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
 
 impl Snapshot {
-    /// Takes a snapshot for one project. Postgres ends each statement in it after `time_limit`.
+    /// Takes a snapshot for one project. Postgres ends each statement in it after `time_limit`. Dropped halfway it is still taken, and
+    /// then given up: sqlx would leave the transaction open whose BEGIN was not answered yet.
     /// # Errors
     /// [`SchemaError`]; nothing is left open.
     pub async fn take(pool: &PgPool, project: Uuid, time_limit: Duration) -> Result<Self, SchemaError> {
+        let taken = Self::taken(pool.clone(), project, time_limit);
+        let taken = tokio::runtime::Handle::current().spawn(taken).await;
+        taken.unwrap_or(Err(SchemaError::Database(sqlx::Error::WorkerCrashed)))
+    }
+
+    async fn taken(pool: PgPool, project: Uuid, time_limit: Duration) -> Result<Self, SchemaError> {
         let mut transaction = pool.begin_with(BEGIN).await?;
         sqlx::raw_sql(AssertSqlSafe(limits(time_limit))).execute(&mut *transaction).await?;
         let id: String = sqlx::query_scalar("SELECT pg_export_snapshot()").fetch_one(&mut *transaction).await?;
         // In this snapshot: what it holds was written under that schema.
         SCHEMA.check_database(&mut transaction).await?;
         let (as_of, version) = positions(&mut transaction, project).await?;
-        Ok(Snapshot { pool: pool.clone(), project, id, time_limit, transaction: Mutex::new(transaction), as_of, version })
+        Ok(Snapshot { pool, project, id, time_limit, transaction: Mutex::new(transaction), as_of, version })
     }
 
     /// Returns the project that this snapshot may read.

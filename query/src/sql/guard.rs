@@ -7,7 +7,9 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
 use datafusion::sql::parser::{DFParserBuilder, Statement};
-use datafusion::sql::sqlparser::ast::{Expr, Query, Statement as SqlStatement, TableFactor, Visit, Visitor};
+use datafusion::sql::sqlparser::ast::{
+    Expr, GroupByExpr, GroupByWithModifier, Query, Select, Statement as SqlStatement, TableFactor, Visit, Visitor,
+};
 use datafusion::sql::sqlparser::dialect::GenericDialect;
 use datafusion::sql::sqlparser::tokenizer::{Token, TokenWithSpan, Tokenizer};
 
@@ -311,7 +313,36 @@ fn check_query(query: &Query, limits: &Limits) -> Result<usize, ApiError> {
             "subqueries in expressions and WITH within WITH nest {found} levels deep; at most {max} are accepted"
         )));
     }
+    if reads.grouping_sets > limits.sql_grouping_sets_max {
+        let max = limits.sql_grouping_sets_max;
+        return Err(too_large(format!(
+            "CUBE, ROLLUP and GROUPING SETS make more than the {max} grouping sets that are accepted"
+        )));
+    }
     Ok(reads.total)
+}
+
+/// Returns how many grouping sets a GROUP BY makes; 1 for a plain one.
+fn grouping_sets(group_by: &GroupByExpr) -> usize {
+    let cube = |columns: usize| 1usize.checked_shl(u32::try_from(columns).unwrap_or(u32::MAX)).unwrap_or(usize::MAX);
+    let of_expr = |expr: &Expr| match expr {
+        Expr::Cube(columns) => cube(columns.len()),
+        Expr::Rollup(columns) => columns.len() + 1,
+        Expr::GroupingSets(sets) => sets.len(),
+        _ => 1,
+    };
+    let (exprs, modifiers): (&[Expr], _) = match group_by {
+        GroupByExpr::All(modifiers) => (&[], modifiers),
+        GroupByExpr::Expressions(exprs, modifiers) => (exprs, modifiers),
+    };
+    let of_modifier = |modifier: &GroupByWithModifier| match modifier {
+        GroupByWithModifier::Rollup => exprs.len() + 1,
+        GroupByWithModifier::Cube => cube(exprs.len()),
+        GroupByWithModifier::Totals => 2,
+        GroupByWithModifier::GroupingSets(expr) => of_expr(expr),
+    };
+    // Those beside each other are combined, each with each.
+    exprs.iter().map(of_expr).chain(modifiers.iter().map(of_modifier)).fold(1, usize::saturating_mul)
 }
 
 /// Counts the tables that a query reads. A name of WITH is planned once for each use, so it counts what it reads itself
@@ -327,6 +358,8 @@ struct Reads {
     /// and a body of WITH, twice for each time that it walks what is around it.
     doublings: usize,
     doublings_max: usize,
+    /// Of all SELECTs that make more than one.
+    grouping_sets: usize,
     fault: Option<String>,
 }
 
@@ -383,6 +416,12 @@ impl Visitor for Reads {
                 None => outer.reads = outer.reads.saturating_add(reads),
             },
         }
+        ControlFlow::Continue(())
+    }
+
+    fn pre_visit_select(&mut self, select: &Select) -> ControlFlow<()> {
+        let sets = grouping_sets(&select.group_by);
+        self.grouping_sets = self.grouping_sets.saturating_add(if sets > 1 { sets } else { 0 });
         ControlFlow::Continue(())
     }
 
@@ -556,6 +595,15 @@ mod tests {
             format!("{}SELECT 1{}", "SELECT 1 WHERE EXISTS (".repeat(9), ")".repeat(9)),
             format!("{}SELECT 1{}", "SELECT 1 WHERE 1 IN (".repeat(9), ")".repeat(9)),
             format!("{}SELECT 1{}", "WITH a AS (".repeat(9), ") SELECT * FROM a".repeat(9)),
+            "SELECT 1 FROM events GROUP BY CUBE (event, kind, city, country, region, experiment, variant)".to_owned(),
+            format!("SELECT 1 FROM events GROUP BY CUBE ({})", ["event"; 13].join(", ")),
+            format!("SELECT 1 FROM events GROUP BY CUBE ({})", ["event"; 70].join(", ")),
+            format!("SELECT 1 FROM events GROUP BY ROLLUP ({})", ["event"; 64].join(", ")),
+            format!("SELECT 1 FROM events GROUP BY GROUPING SETS ({})", ["(event)"; 65].join(", ")),
+            "SELECT 1 FROM events GROUP BY ROLLUP (event, kind), CUBE (city, country, region), ROLLUP (variant, experiment)"
+                .to_owned(),
+            format!("SELECT 1 FROM events GROUP BY {} WITH CUBE", ["event"; 7].join(", ")),
+            format!("{} UNION ALL {0}", "SELECT 1 FROM events GROUP BY CUBE (event, kind, city, country, region, variant)"),
         ] {
             let api_error = statement(&sql, &limits).expect_err("too large");
             assert_eq!(api_error.code, "sql_too_large", "{}: {}", &sql[..40.min(sql.len())], api_error.message);
@@ -567,6 +615,8 @@ mod tests {
             format!("SELECT {} FROM events", vec!["events.event"; 200].join(", ")),
             format!("SELECT {}", vec!["CAST(NULL AS INT[])"; 200].join(", ")),
             format!("{}SELECT 1{}", "SELECT (".repeat(8), ")".repeat(8)),
+            "SELECT 1 FROM events GROUP BY CUBE (event, kind, city, country, region, variant)".to_owned(),
+            "SELECT 1 FROM events GROUP BY CUBE (event, kind), ROLLUP (city, country)".to_owned(),
         ] {
             statement(&sql, &limits).unwrap_or_else(|api_error| panic!("{sql}: {api_error}"));
         }

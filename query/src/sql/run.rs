@@ -1,4 +1,4 @@
-//! `POST /v1/sql`: guard -> snapshot -> plan -> rows.
+//! `POST /v1/sql`: guard -> snapshot -> plan -> rows. All but the first look of the guard happens in a worker.
 
 use std::sync::Arc;
 
@@ -6,12 +6,11 @@ use arrow::error::ArrowError;
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::execution::context::SQLOptions;
 use futures_util::StreamExt;
-use uuid::Uuid;
 
-use crate::engine::{self, Session, on_large_stack};
-use crate::http::app::App;
+use crate::config::Limits;
+use crate::engine::{self, Engine, Session, on_large_stack};
 use crate::http::error::ApiError;
-use crate::source::snapshot::AsOf;
+use crate::source::snapshot::{AsOf, Snapshot};
 use crate::sql::formats::{Format, Writer};
 use crate::sql::guard::{self, Guarded};
 
@@ -43,24 +42,21 @@ pub fn parse(body: &[u8]) -> Result<String, ApiError> {
     Ok(sql.ok_or_else(|| ApiError::bad_request(form).at("sql"))?.to_owned())
 }
 
-/// Checks a statement before it takes a place among the running queries.
+/// Reads a statement and checks it.
 /// # Errors
 /// [`ApiError`] of code `bad_sql` or `sql_too_large`.
-pub async fn check(app: &App, sql: String) -> Result<Guarded, ApiError> {
-    let limits = app.limits.clone();
+pub async fn check(sql: String, limits: &Limits) -> Result<Guarded, ApiError> {
+    let limits = limits.clone();
     on_large_stack(async move { guard::statement(&sql, &limits) }).await?
 }
 
 /// Answers one statement.
 /// # Errors
 /// [`ApiError`]; what was running is stopped.
-pub async fn answer(app: &App, project: Uuid, guarded: Guarded, format: Format) -> Result<Rows, ApiError> {
-    let snapshot = Arc::new(app.snapshot(project).await?);
-    let session = app.engine.session_of_tables(&snapshot, guarded.relations).map_err(engine::api_error)?;
+pub async fn answer(engine: &Engine, snapshot: Arc<Snapshot>, guarded: Guarded, format: Format) -> Result<Rows, ApiError> {
+    let session = engine.session_of_tables(&snapshot, guarded.relations).map_err(engine::api_error)?;
     let stream = plan(Arc::new(session), guarded).await?;
-    let rows = write(stream, app, format, snapshot.as_of().clone()).await?;
-    app.metrics.rows.increment(rows.rows as u64);
-    Ok(rows)
+    write(stream, engine.limits(), format, snapshot.as_of().clone()).await
 }
 
 /// Plans where the stack is large, and starts.
@@ -75,13 +71,13 @@ async fn plan(session: Arc<Session>, guarded: Guarded) -> Result<SendableRecordB
     .map_err(engine::planning_error)
 }
 
-async fn write(mut stream: SendableRecordBatchStream, app: &App, format: Format, as_of: AsOf) -> Result<Rows, ApiError> {
+async fn write(mut stream: SendableRecordBatchStream, limits: &Limits, format: Format, as_of: AsOf) -> Result<Rows, ApiError> {
     let mut writer = Writer::new(&stream.schema(), format).map_err(refused)?;
     let (mut rows, mut truncated) = (0, false);
     while let Some(batch) = stream.next().await {
         let batch = batch.map_err(engine::api_error)?;
-        let fitting = batch.slice(0, batch.num_rows().min(app.limits.rows_max - rows));
-        let written = writer.write(&fitting, app.limits.answer_bytes_max).map_err(refused)?;
+        let fitting = batch.slice(0, batch.num_rows().min(limits.rows_max - rows));
+        let written = writer.write(&fitting, limits.answer_bytes_max).map_err(refused)?;
         rows += written;
         if written < batch.num_rows() {
             truncated = true;

@@ -10,3 +10,4 @@ mod schema;
 mod server;
 mod sql;
 mod support;
+mod worker;

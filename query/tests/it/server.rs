@@ -6,7 +6,7 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::support::{PROJECT, Service, TOKEN, add_key, request, run};
+use crate::support::{PROJECT, Service, TOKEN, add_key, config, request, run};
 
 #[tokio::test]
 async fn tokens_open_one_project_and_all_others_look_alike() {
@@ -69,7 +69,15 @@ async fn the_page_of_metrics_shows_this_service() {
     let service = Service::start().await;
     service.sql("SELECT 1 UNION ALL SELECT 2").await.ok();
     service.sql("SELEC").await.refused(400, "bad_sql");
-    let page = service.get("/metrics").await;
+    // The place of a query is given back a moment after its answer.
+    let mut page = service.get("/metrics").await;
+    for _ in 0..200 {
+        if page.body.contains("weir_query_running 0") {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        page = service.get("/metrics").await;
+    }
     assert_eq!(page.status, 200);
     for line in [
         "weir_query_requests_total{route=\"sql\",status=\"200\"} 1",
@@ -131,7 +139,7 @@ async fn a_request_for_another_host_gets_no_answer() {
 async fn metrics_can_have_an_address_of_their_own() {
     let database = migrations::testing::TestDatabase::create().await;
     let any = SocketAddr::from(([127, 0, 0, 1], 0));
-    let config = Config { query: any, metrics: Some(any), database_url: database.url.clone(), ..Config::default() };
+    let config = Config { query: any, metrics: Some(any), database_url: database.url.clone(), ..config() };
     let query = Query::start(config).await.expect("starts");
     let metrics = query.metrics_address().expect("its own");
     request(query.address(), "GET", "/metrics", &[], "").await.refused(404, "unknown_route");
@@ -144,7 +152,7 @@ async fn metrics_can_have_an_address_of_their_own() {
 #[tokio::test]
 async fn without_a_database_it_starts_and_says_so() {
     let any = SocketAddr::from(([127, 0, 0, 1], 0));
-    let config = Config { query: any, database_url: "postgres://weir@127.0.0.1:1/weir".to_owned(), ..Config::default() };
+    let config = Config { query: any, database_url: "postgres://weir@127.0.0.1:1/weir".to_owned(), ..config() };
     let query = Query::start(config.clone()).await.expect("starts");
     assert_eq!(request(query.address(), "GET", "/livez", &[], "").await.status, 200);
     assert_eq!(request(query.address(), "GET", "/readyz", &[], "").await.status, 503);
@@ -152,8 +160,10 @@ async fn without_a_database_it_starts_and_says_so() {
     reply.refused(503, "unavailable");
     let taken = Config { query: query.address(), ..config.clone() };
     assert!(matches!(Query::start(taken).await, Err(StartError::Listen { .. })));
-    let wrong = Config { database_url: "not a url".to_owned(), ..config };
+    let wrong = Config { database_url: "not a url".to_owned(), ..config.clone() };
     assert!(matches!(Query::start(wrong).await, Err(StartError::DatabaseUrl(_))));
+    let wrong = Config { worker: vec!["true".into()], ..config };
+    assert!(matches!(Query::start(wrong).await, Err(StartError::Worker(_))));
     query.stop().await;
 }
 

@@ -58,6 +58,13 @@ impl Reply {
     }
 }
 
+/// A configuration whose workers are this program, told to run one test.
+pub(crate) fn config() -> Config {
+    let program = std::env::current_exe().expect("its path").into_os_string();
+    let arguments = ["worker::this_process_is_a_worker", "--exact", "--ignored", "--nocapture"];
+    Config { worker: std::iter::once(program).chain(arguments.map(Into::into)).collect(), ..Config::default() }
+}
+
 impl Service {
     pub(crate) async fn start() -> Self {
         Self::start_with(Limits::default()).await
@@ -87,7 +94,7 @@ impl Service {
         .await;
         follow_writes(&mut rows).await;
         let address = SocketAddr::from(([127, 0, 0, 1], 0));
-        let config = Config { query: address, database_url: database.url.clone(), limits, ..Config::default() };
+        let config = Config { query: address, database_url: database.url.clone(), limits, ..config() };
         let query = Query::start(config).await.expect("the service starts");
         let address = query.address();
         Service { database, query, address, rows }

@@ -12,6 +12,7 @@ mod load;
 mod outages;
 mod panics;
 mod prometheus;
+mod query_limits;
 mod results;
 mod sdk;
 #[cfg(feature = "kafka")]
