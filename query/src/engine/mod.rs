@@ -1,5 +1,6 @@
 //! DataFusion as this service uses it: one session per answer, on one snapshot, for one project, within limits.
 
+mod corrections;
 mod type_text;
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -148,7 +149,7 @@ impl Session {
     /// # Errors
     /// Those of DataFusion.
     pub async fn run(&self, plan: LogicalPlan) -> Result<SendableRecordBatchStream, DataFusionError> {
-        let plan = self.state.create_physical_plan(&plan).await?;
+        let plan = self.state.create_physical_plan(&corrections::correct(plan)?).await?;
         self.execute(plan)
     }
 

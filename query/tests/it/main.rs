@@ -1,5 +1,6 @@
 //! Every route through HTTP, over a private Postgres with the real schema.
 
+mod corrections;
 mod experiments;
 mod faults;
 mod funnels;
