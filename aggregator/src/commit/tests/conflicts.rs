@@ -23,6 +23,9 @@ fn any_sent() -> impl Strategy<Value = Sent> {
         .prop_map(|(id, who, step, kind, content)| Sent { id, who, step, kind, content })
 }
 
+/// Kind, user, id and step of time.
+type Identity = (Kind, u8, u8, Option<u8>);
+
 impl Sent {
     fn draft(self) -> Draft {
         let (id, who) = (Uuid::from_u128(u128::from(self.id)).to_string(), user(self.who));
@@ -51,7 +54,7 @@ impl Sent {
         Draft { timestamp, ..draft }
     }
 
-    fn identity(self) -> (Kind, u8, u8, Option<u8>) {
+    fn identity(self) -> Identity {
         (self.kind, self.who, self.id, self.step)
     }
 }
@@ -59,8 +62,8 @@ impl Sent {
 /// What is stored, and which conflicts are kept: the first of an identity, and each other content once.
 #[derive(Default)]
 struct Model {
-    stored: HashMap<(Kind, u8, u8, Option<u8>), Sent>,
-    letters: HashSet<((Kind, u8, u8, Option<u8>), u8)>,
+    stored: HashMap<Identity, Sent>,
+    letters: HashSet<(Identity, u8)>,
 }
 
 impl Model {
