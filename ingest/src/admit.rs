@@ -88,7 +88,8 @@ async fn admit_parts(
     if body.is_gzip() || (is_gzip && looks_binary(&body.bytes)) {
         // A small body may inflate to a thousand times its size.
         let is_short = body.bytes.len() <= 1024;
-        body = compute(app, is_short, move |app| body.inflate(&app.limits).map_err(|fault| body_fault(app, fault))).await?;
+        let inflate = move |app: &App| body.inflate(&app.limits).map_err(|fault| body_fault(app, fault));
+        body = compute(app, access.project, is_short, inflate).await?;
         app.metrics.decoded_bytes.record(body.bytes.len() as f64);
     }
 

@@ -7,15 +7,16 @@ use std::time::Instant;
 
 use eventlog::AppendError;
 use events::rules::{self, RequestContext, limits};
-use events::{Code, Event, EventId, Micros, Record, Rejection};
+use events::{Code, Event, EventId, Micros, ProjectId, Record, Rejection};
 use hyper::Request;
 use hyper::body::Incoming;
+use service::fair_queue::{FairQueue, Full};
 use service::tasks::Panicked;
 use service::{AdminEndpoint, Health, Response};
 use uuid::Uuid;
 
 use crate::admit::{Admitted, admit, body_fault, rate_limited, take_bytes};
-use crate::body::{Memory, Reserved};
+use crate::body::{BodyFault, Memory, Reserved};
 use crate::bots::{Agent, Agents};
 use crate::config::Limits;
 use crate::dialect::{Device, Envelope, ParsedEvent, Text};
@@ -24,7 +25,7 @@ use crate::metrics::Metrics;
 use crate::respond::{self, ApiError, Outcome};
 use crate::route::Route;
 
-/// Larger bodies are processed on a blocking thread, so that they do not hold up other requests.
+/// Larger bodies are processed on a blocking thread, in turns, so that they do not hold up other requests.
 const INLINE_BYTES_MAX: usize = 128 * 1024;
 
 /// What all requests share.
@@ -41,6 +42,8 @@ pub(crate) struct App {
     pub(crate) unauthenticated: Memory,
     /// Of answers that name rejected events.
     pub(crate) answers: Memory,
+    /// Turns of projects whose requests need long.
+    pub(crate) computing: FairQueue,
     pub(crate) agents: Agents,
     /// The last append failed: logged once, until one succeeds.
     pub(crate) is_log_failing: AtomicBool,
@@ -51,7 +54,7 @@ pub(crate) async fn collect(app: &Arc<App>, route: Route, request: Request<Incom
     let answered = async {
         let (admitted, body) = admit(app, route, request).await?;
         let is_short = body.bytes.len() <= INLINE_BYTES_MAX;
-        let validated = compute(app, is_short, move |app| {
+        let validated = compute(app, admitted.access.project, is_short, move |app| {
             let (bytes, reserved) = body.into_parts();
             let text = Text::new(&bytes);
             let decoded = decode(app, &admitted, &text)?;
@@ -63,19 +66,27 @@ pub(crate) async fn collect(app: &Arc<App>, route: Route, request: Request<Incom
     answered.await.unwrap_or_else(|error| respond::error(route.dialect(), &error, &app.limits))
 }
 
-/// Runs a step that only computes: inline if it is short, else on a blocking thread. A panic in it fails this request
-/// and no other.
+/// Runs a step that only computes: inline if it is short, else on a blocking thread when it is the project's turn, and then to its
+/// end. A panic in it fails this request and no other.
 pub(crate) async fn compute<T: Send + 'static>(
     app: &Arc<App>,
+    project: ProjectId,
     is_short: bool,
     step: impl FnOnce(&App) -> Result<T, ApiError> + Send + 'static,
 ) -> Result<T, ApiError> {
     if is_short {
         return app.health.caught_here(|| step(app)).unwrap_or(Err(ApiError::Bug));
     }
+    let turn = app.computing.acquire(project.0).await.map_err(|Full| {
+        app.metrics.over_queue.increment(1);
+        ApiError::Body(BodyFault::NoMemory)
+    })?;
     let done = tokio::task::spawn_blocking({
         let app = Arc::clone(app);
-        move || app.health.caught_here(|| step(&app))
+        move || {
+            let _turn = turn;
+            app.health.caught_here(|| step(&app))
+        }
     });
     // It is not cancelled, and its panics are caught.
     done.await.unwrap_or(Err(Panicked)).unwrap_or(Err(ApiError::Bug))

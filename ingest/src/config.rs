@@ -77,6 +77,10 @@ pub struct Limits {
     /// Bytes of all answers that name rejected events and that their clients have not read yet; beyond it requests with such events are
     /// refused with `Retry-After`. Apart from the memory of bodies, so that who reads no answers takes nothing from those who send.
     pub answers_bytes_max: usize,
+    /// Large or compressed bodies that are processed at one time. One processor is left to the connections.
+    pub computing_max: usize,
+    /// How many of them may wait, three quarters of them of one project; beyond it requests are refused with `Retry-After`.
+    pub computing_waiting_max: usize,
     /// Events of one request.
     pub events_max: usize,
     /// Names of conversions and engagement of one project, about: each collector counts by itself what is new.
@@ -133,6 +137,8 @@ impl Default for Limits {
             in_flight_bytes_max: 256 * 1024 * 1024,
             unauthenticated_bytes_max: 16 * 1024 * 1024,
             answers_bytes_max: 32 * 1024 * 1024,
+            computing_max: std::thread::available_parallelism().map_or(1, |processors| (processors.get() - 1).max(1)),
+            computing_waiting_max: 1_024,
             events_max: 2_500,
             event_names_max: 2_000,
             event_names_reserve: 500,

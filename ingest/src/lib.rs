@@ -104,6 +104,7 @@ impl Collector {
             memory: body::Memory::new(limits.in_flight_bytes_max),
             unauthenticated: body::Memory::new(limits.unauthenticated_bytes_max),
             answers: body::Memory::new(limits.answers_bytes_max),
+            computing: metrics.computing(limits.computing_max, limits.computing_waiting_max),
             limits: limits.clone(),
             log,
             clock,

@@ -11,6 +11,7 @@ use eventlog::spool;
 use events::{Code, Micros};
 use metrics::{Counter, Gauge, Histogram, Label};
 use service::Meter;
+use service::fair_queue::{FairQueue, Gauges};
 
 use crate::route::Route;
 
@@ -49,6 +50,7 @@ pub(crate) struct Metrics {
     pub(crate) over_memory: Counter,
     pub(crate) over_rate: Counter,
     pub(crate) over_bytes: Counter,
+    pub(crate) over_queue: Counter,
     /// Made when the log has a spool.
     spool: OnceLock<SpoolMetrics>,
 }
@@ -78,6 +80,19 @@ pub(crate) fn meter() -> Arc<Meter> {
 }
 
 impl Metrics {
+    /// Makes the queue for requests that need long.
+    pub(crate) fn computing(&self, running_max: usize, waiting_max: usize) -> FairQueue {
+        let gauges = Gauges {
+            running: self
+                .meter
+                .gauge("weir_collector_large_bodies_running", "Large or compressed bodies that a thread is processing."),
+            waiting: self
+                .meter
+                .gauge("weir_collector_large_bodies_waiting", "Large or compressed bodies that wait for their project's turn."),
+        };
+        FairQueue::new(running_max, waiting_max, gauges)
+    }
+
     /// Makes all of them, at zero.
     pub(crate) fn new(meter: Arc<Meter>) -> Self {
         let make = meter.as_ref();
@@ -103,7 +118,7 @@ impl Metrics {
             "weir_collector_backpressure_total",
             "Requests refused for the client to send again, by reason.",
             "reason",
-            &["memory", "rate", "bytes"],
+            &["memory", "rate", "bytes", "queue"],
         );
 
         Metrics {
@@ -145,6 +160,7 @@ impl Metrics {
             over_memory: pressure[0].clone(),
             over_rate: pressure[1].clone(),
             over_bytes: pressure[2].clone(),
+            over_queue: pressure[3].clone(),
             spool: OnceLock::new(),
             meter,
         }

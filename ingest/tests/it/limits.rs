@@ -119,6 +119,26 @@ async fn memory_of_all_bodies() {
     assert_eq!(service.counter("weir_collector_backpressure_total{reason=\"memory\"}").await, 5);
 }
 
+/// Bodies that need long wait for their turn, and all others do not wait for these.
+#[tokio::test]
+async fn turns_of_large_bodies() {
+    let service = Service::with(|limits| (limits.computing_max, limits.computing_waiting_max) = (0, 4)).await;
+    let large = batch(1, 200 * 1024);
+    for _ in 0..3 {
+        let waits = tokio::time::timeout(std::time::Duration::from_millis(300), service.post(&large)).await;
+        assert!(waits.is_err(), "nobody has processed it");
+    }
+    assert_eq!(service.post(&batch(1, 0)).await.native().0, 1);
+    // Who finds no place is told.
+    let service = Service::with(|limits| (limits.computing_max, limits.computing_waiting_max) = (0, 0)).await;
+    let answer = service.post(&large).await;
+    assert_eq!((answer.status, answer.code().as_str(), answer.header("retry-after")), (503, "overloaded", Some("1")));
+    let compressed = gzip(&vec![b' '; 2 * 1024 * 1024]);
+    assert_eq!(send(service.address(), "POST", "/v1/events?key=wk_test", &[], &compressed).await.status, 503);
+    assert_eq!(service.post(&batch(1, 0)).await.native().0, 1);
+    assert_eq!(service.counter("weir_collector_backpressure_total{reason=\"queue\"}").await, 2);
+}
+
 #[tokio::test]
 async fn rates_of_a_key() {
     let service = Service::start().await;
