@@ -22,7 +22,7 @@ const HEAD_BYTES_MAX: usize = 1024 * 1024;
 #[derive(Serialize, Deserialize)]
 pub(super) enum ToWorker {
     /// The first frame.
-    Start(Start),
+    Start(Box<Start>),
     /// A question; the one before has been answered and has ended.
     Ask(Question),
     /// Nobody waits for the answer any more. Without a question that runs, nothing.

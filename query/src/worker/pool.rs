@@ -119,7 +119,7 @@ impl Workers {
             asking: watch::Sender::new(0),
             room: Arc::new(Semaphore::new(limits.answers_bytes_max / 1_024)),
             command,
-            start: ToWorker::Start(Start { database_url, limits: limits.clone() }),
+            start: ToWorker::Start(Box::new(Start { database_url, limits: limits.clone() })),
             limits: limits.clone(),
             metrics: Arc::clone(metrics),
             health: Arc::clone(tasks.health()),
@@ -127,7 +127,7 @@ impl Workers {
         // One more than can be busy: a question does not wait for the start of the one that replaces a killed one.
         for number in 1..=limits.queries_running_max + 1 {
             let workers = Arc::clone(&workers);
-            tasks.spawn(&format!("sql-worker-{number}"), move |stop| Arc::clone(&workers).keep(stop));
+            tasks.spawn(format!("sql-worker-{number}"), move |stop| Arc::clone(&workers).keep(stop));
         }
         workers
     }

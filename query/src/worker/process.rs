@@ -50,7 +50,8 @@ pub async fn serve() -> Result<(), WorkerError> {
     socket.set_nonblocking(true)?;
     let (reader, writer) = UnixStream::from_std(socket)?.into_split();
     let mut reader = FrameReader::new(reader);
-    let Some((ToWorker::Start(Start { database_url, limits }), _)) = reader.head().await? else { return Ok(()) };
+    let Some((ToWorker::Start(start), _)) = reader.head().await? else { return Ok(()) };
+    let Start { database_url, limits } = *start;
     bound_memory(limits.worker_memory_bytes_max, Spare::Worker)?;
     let threads = Threads::start(2 * limits.query_threads + 1)?;
     let asked = Arc::new(Place {
