@@ -3,7 +3,7 @@
 CARGO_PROFILE = --profile demo
 TARGET = $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help demo test test-kafka chaos abuse soak lint format
+.PHONY: help demo test test-kafka chaos abuse soak deny lint format
 
 help:
 	@echo "make demo    build, start everything on this machine, send simulated traffic, show a result"
@@ -14,6 +14,7 @@ help:
 	@echo "make abuse   attacks of ten seconds each, and what a good client beside them notices"
 	@echo "make soak    the same for an hour, with kills of Postgres and of the query service, and a look for leaks"
 	@echo "make lint    check format and lints, as CI does, also without Kafka and with Kafka over TLS"
+	@echo "make deny    licences, sources, duplicates and known faults of what Weir rests on"
 	@echo "make format  format the sources"
 	@echo "Both commands install what is missing on Debian or Ubuntu, and say beforehand what."
 
@@ -46,6 +47,14 @@ soak:
 	deploy/install.sh test
 	cargo build --locked $(CARGO_PROFILE) --workspace
 	"$(TARGET)/demo/benches" abuse --weir "$(TARGET)/demo/weir" --minutes 60
+
+# cargo-deny is built once, in a minute or two, where it is missing. The known faults are in a database on GitHub.
+deny: export PATH := $(PATH):$(abspath $(TARGET))/tools/bin
+deny:
+	command -v cargo-deny >/dev/null || cargo install --locked --debug --root "$(TARGET)/tools" cargo-deny@0.20.2
+	cargo-deny --locked check licenses bans sources
+	if git ls-remote --quiet https://github.com/RustSec/advisory-db HEAD >/dev/null 2>&1; then cargo-deny --locked check advisories; \
+		else echo "known faults: not checked, their database cannot be reached"; fi
 
 lint:
 	cargo fmt --all --check

@@ -234,7 +234,7 @@ async fn an_answer_that_nobody_reads_is_dropped() {
     let limits = Limits { answer_wait_max: Duration::from_secs(2), ..Limits::default() };
     let service = start(limits, Scope::All).await;
     let mut deaf = TcpStream::connect(service.address).await.expect("connects");
-    deaf.write_all(b"GET /large HTTP/1.1\r\nHost: test\r\n\r\n").await.expect("written");
+    deaf.write_all(b"GET /large HTTP/1.1\r\nHost: localhost\r\n\r\n").await.expect("written");
     let dropped = tokio::time::timeout(Duration::from_secs(20), service.go_on.notified()).await;
     assert!(dropped.is_ok(), "the answer is still held");
     let metrics = ask(service.address, "GET", "/metrics").await;
@@ -244,7 +244,7 @@ async fn an_answer_that_nobody_reads_is_dropped() {
     assert!(read.len() > LARGE.len() && read.starts_with("HTTP/1.1 200 "));
     // Slower than the time for all of it, and not slower than its parts may be.
     let mut slow = TcpStream::connect(service.address).await.expect("connects");
-    slow.write_all(b"GET /large HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n").await.expect("written");
+    slow.write_all(b"GET /large HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").await.expect("written");
     let (mut piece, mut taken) = (vec![0; 4 * 1024 * 1024], 0);
     loop {
         let read = slow.read(&mut piece).await.expect("not closed in between");

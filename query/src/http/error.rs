@@ -118,8 +118,17 @@ pub(crate) struct Written {
 }
 
 /// The codes that questions are refused by in a worker.
-const CODES_OF_WORKERS: [&str; 8] =
-    ["bad_request", "bad_sql", "query_memory", "query_timeout", "sql_too_large", "unavailable", "unsupported_option", "internal"];
+const CODES_OF_WORKERS: [&str; 9] = [
+    "bad_request",
+    "bad_sql",
+    "internal",
+    "query_memory",
+    "query_timeout",
+    "schema_unsupported",
+    "sql_too_large",
+    "unavailable",
+    "unsupported_option",
+];
 
 impl From<&ApiError> for Written {
     fn from(error: &ApiError) -> Self {

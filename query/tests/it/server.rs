@@ -101,7 +101,7 @@ async fn a_request_for_another_host_gets_no_answer() {
     let start = async |query: [u8; 4], allow_hosts: &[&str]| {
         let allow_hosts = allow_hosts.iter().map(|host| (*host).to_owned()).collect();
         let query = SocketAddr::from((query, 0));
-        let config = Config { query, allow_hosts, database_url: database.url.clone(), ..Config::default() };
+        let config = Config { query, allow_hosts, database_url: database.url.clone(), ..config() };
         Query::start(config).await.expect("starts")
     };
     let ask = async |query: &Query, host: &str, path: &str| {
