@@ -23,6 +23,8 @@ use crate::LogIdentity;
 const NAMESPACE: Uuid = Uuid::from_u128(0x6f0c_5a3e_8d0b_4b52_9f6e_2f1d_7c44_a9e1);
 /// How long the client that asks about the topic may go without an answer before it is replaced.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
+/// How long brokers may show no settings of a topic until it is believed that they will not.
+const SETTINGS_MAX: Duration = Duration::from_secs(5);
 /// When brokers that do not know the topic yet are asked again.
 const AGAIN_AFTER: Duration = Duration::from_millis(100);
 /// How long one question may take.
@@ -282,17 +284,18 @@ impl Asker {
     /// Refuses settings of the topic under which records would vanish from the middle, or could not be read. Brokers that do not
     /// answer, or have not heard of a topic that was just made, are asked again until the deadline.
     async fn check_settings(&self, deadline: Instant) -> Result<(), OpenError> {
-        let options = AdminOptions::new().request_timeout(Some(ASK_MAX));
+        let (options, begun) = (AdminOptions::new().request_timeout(Some(ASK_MAX)), Instant::now());
         let settings = loop {
             let asked = self.admin().describe_configs([&ResourceSpecifier::Topic(self.topic())], &options).await;
             let code = match asked.map(|resources| resources.into_iter().next()) {
-                Ok(Some(Ok(settings))) => break settings,
-                Ok(Some(Err(code))) => code,
-                Ok(None) => RDKafkaErrorCode::UnknownTopicOrPartition,
+                Ok(Some(Ok(settings))) if !settings.entries.is_empty() => break settings,
+                // Each topic has settings. The wrapper shows none both where the broker asked does not know the topic yet, and where
+                // it shows them to those only who have a permission that Weir may not have.
+                Ok(_) if begun.elapsed() < SETTINGS_MAX => RDKafkaErrorCode::UnknownTopicOrPartition,
+                Ok(_) => RDKafkaErrorCode::TopicAuthorizationFailed,
                 Err(error) => error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail),
             };
             if !is_temporary(code) {
-                // Settings are shown to those only who have a permission that Weir may not have.
                 tracing::warn!(topic = self.topic(), "the topic's settings are not known: {code}");
                 return Ok(());
             }
