@@ -151,7 +151,8 @@ pub(crate) async fn catch_up(
     Ok(differences)
 }
 
-/// Takes users off the list. One that a commit lists at the same time is listed again after this transaction.
+/// Takes users off the list, when commits that listed them are over. One that a commit lists afterwards waits for the end of this transaction,
+/// and is listed again.
 async fn take_listed(
     connection: &mut PgConnection,
     project: Uuid,
@@ -159,7 +160,8 @@ async fn take_listed(
     users_max: i64,
 ) -> Result<Vec<Uuid>, sqlx::Error> {
     let users = "DELETE FROM users_behind WHERE project_id = $1 AND experiment_id = $2 AND user_id IN (
-                     SELECT user_id FROM users_behind WHERE project_id = $1 AND experiment_id = $2 ORDER BY user_id LIMIT $3)
+                     SELECT user_id FROM users_behind WHERE project_id = $1 AND experiment_id = $2 ORDER BY user_id LIMIT $3
+                     FOR UPDATE)
                  RETURNING user_id";
     sqlx::query_scalar(users).bind(project).bind(experiment).bind(users_max).fetch_all(connection).await
 }
@@ -230,4 +232,46 @@ async fn recompute_if_marked(
         return Ok(None);
     }
     recompute_alone(connection, project, experiment).await.map(Some)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::time::Duration;
+
+    use migrations::testing::TestDatabase;
+
+    use super::*;
+    use crate::commit::participation::list;
+
+    /// A commit lists a user who is listed already, and stores facts of it that nobody sees yet: the recomputation waits for them.
+    #[tokio::test]
+    async fn a_listed_user_is_taken_when_all_its_facts_can_be_seen() {
+        let database = TestDatabase::create().await;
+        let [mut commit, mut recomputation, mut observer] =
+            [database.connect().await, database.connect().await, database.connect().await];
+        let (project, experiment, user) = (Uuid::from_u128(1), Uuid::from_u128(2), Uuid::from_u128(3));
+        let listed = BTreeSet::from([(project, experiment, user)]);
+        list(&mut commit, &listed).await.expect("listed");
+        sqlx::raw_sql("CREATE TABLE facts (n integer)").execute(&mut commit).await.expect("a table");
+
+        let mut committing = commit.begin().await.expect("begins");
+        sqlx::raw_sql("INSERT INTO facts VALUES (1)").execute(&mut *committing).await.expect("stored");
+        list(&mut committing, &listed).await.expect("listed");
+        let taking = tokio::spawn(async move {
+            let mut transaction = recomputation.begin().await.expect("begins");
+            let taken = take_listed(&mut transaction, project, experiment, 10).await.expect("taken");
+            let facts: i64 = sqlx::query_scalar("SELECT count(*) FROM facts").fetch_one(&mut *transaction).await.expect("read");
+            transaction.commit().await.expect("commits");
+            (taken, facts)
+        });
+        let waits =
+            "SELECT EXISTS (SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock')";
+        while !sqlx::query_scalar::<_, bool>(waits).fetch_one(&mut observer).await.expect("read") {
+            assert!(!taking.is_finished(), "it was taken off the list before its facts could be seen");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        committing.commit().await.expect("commits");
+        assert_eq!(taking.await.expect("no panic"), (vec![user], 1));
+    }
 }

@@ -77,14 +77,16 @@ async fn mark(connection: &mut PgConnection, experiments: &BTreeSet<(Uuid, Uuid)
     Ok(())
 }
 
-/// Lists users for the recomputations of experiments.
-async fn list(connection: &mut PgConnection, users: &BTreeSet<(Uuid, Uuid, Uuid)>) -> Result<(), sqlx::Error> {
+/// Lists users for the recomputations of experiments. One that is listed already is locked, so that a recomputation does not take it off
+/// the list before the facts that are stored with it can be seen. In order, as recomputations take them, so that nobody waits in a circle.
+pub(crate) async fn list(connection: &mut PgConnection, users: &BTreeSet<(Uuid, Uuid, Uuid)>) -> Result<(), sqlx::Error> {
     if users.is_empty() {
         return Ok(());
     }
     sqlx::query(
         "INSERT INTO users_behind (project_id, experiment_id, user_id)
-         SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::uuid[]) ON CONFLICT DO NOTHING",
+         SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::uuid[])
+         ON CONFLICT (project_id, experiment_id, user_id) DO UPDATE SET user_id = excluded.user_id",
     )
     .bind(users.iter().map(|(project, ..)| *project).collect::<Vec<_>>())
     .bind(users.iter().map(|(_, experiment, _)| *experiment).collect::<Vec<_>>())
