@@ -11,6 +11,8 @@ const REQUESTS: &str = "weir_query_requests_total";
 const REQUEST_SECONDS: &str = "weir_query_request_seconds";
 const COHORTS: &str = "weir_query_cohorts_total";
 const KILLED: &str = "weir_query_workers_killed_total";
+/// Why processes for SQL end before their time.
+const KILL_REASONS: [&str; 5] = ["abandoned", "timeout", "lingering", "memory", "died"];
 
 /// Handles of all that the query service counts.
 pub(crate) struct Metrics {
@@ -43,6 +45,10 @@ impl Metrics {
             "Processes for SQL that were killed or died, by reason: their client had gone, the time limit had passed, or the answer was \
              given, and they went on; they asked for too much memory; they died by themselves",
         );
+        // From the start on, so that the first one is an increase.
+        for reason in KILL_REASONS {
+            meter.labelled_counter(KILLED, vec![Label::from_static_parts("reason", reason)]).increment(0);
+        }
         Metrics {
             running: meter.gauge("weir_query_running", "Queries that run"),
             waiting: meter.gauge("weir_query_waiting", "Queries that wait for those that run"),
