@@ -41,6 +41,7 @@ fi
 if [ "$purpose" = test ]; then
     python3 -c 'import ensurepip, venv' 2>/dev/null || need python3-venv "Segment's SDK, in an environment of its own"
     { command -v node && command -v npm; } >/dev/null || { need nodejs "Segment's SDK for Node"; need npm "the same"; }
+    perl -MFindBin -MIPC::Cmd -e 1 2>/dev/null || need perl "building OpenSSL, for \`make lint\` of Kafka over TLS"
     command -v openssl >/dev/null || need openssl "a proxy with TLS before a service"
     command -v shellcheck >/dev/null || need shellcheck "\`make lint\`"
     command -v chromium >/dev/null || need chromium "the page with the pixel, in a real browser"
