@@ -1,6 +1,7 @@
 //! Names that events bring: which ones register themselves, and how many.
 
 use events::testing::{conversion, exposure, request_context};
+use events::rules::RequestContext;
 use events::{ClaimedTime, Details, Draft};
 
 use crate::pipeline::Pipeline;
@@ -88,6 +89,17 @@ async fn so_many_names_register_themselves_and_no_more() {
     pipeline.drained().await;
     let stored = "SELECT count(*) FROM impressions i JOIN experiments e ON e.id = i.experiment_id WHERE e.name >= 'e03000'";
     assert_eq!(pipeline.scalar::<i64>(stored).await, 50);
+
+    // All that a public key may bring is there, and a server key still brings its own.
+    pipeline.append(experiments(4_000..4_100)).await;
+    pipeline.drained().await;
+    assert_eq!(pipeline.scalar::<i64>(registered).await, 2_000);
+    let of_server_key = RequestContext { backfill: true, ..request_context() };
+    pipeline.append_at(&of_server_key, experiments(5_000..6_100).into_iter().chain(variants(300..400))).await;
+    pipeline.drained().await;
+    assert_eq!(pipeline.scalar::<i64>(registered).await, 3_000);
+    let checkout = "SELECT count(*) FROM variants v JOIN experiments e ON e.id = v.experiment_id WHERE e.name = 'checkout'";
+    assert_eq!(pipeline.scalar::<i64>(checkout).await, 100);
     aggregator.stop().await;
 }
 
