@@ -17,7 +17,6 @@ pub mod recompute;
 mod run;
 mod status;
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -99,17 +98,9 @@ impl Aggregator {
         let held = lease::spawn(&tasks, &config, read.as_ref(), Arc::clone(&status));
         let stored = Arc::new(lag::Stored::default());
         for number in 0..config.workers {
-            let worker = run::Worker {
-                number,
-                config: config.clone(),
-                log: Arc::clone(&read),
-                held: held.clone(),
-                stored: Arc::clone(&stored),
-                metrics: Arc::clone(&metrics),
-                status: Arc::clone(&status),
-                ceilings: BTreeMap::new(),
-                suspects: run::Suspects::default(),
-            };
+            let (log, stored) = (Arc::clone(&read), Arc::clone(&stored));
+            let (metrics, status) = (Arc::clone(&metrics), Arc::clone(&status));
+            let worker = run::Worker::new(number, config.clone(), log, held.clone(), stored, metrics, status);
             tasks.spawn(format!("worker-{number}"), move |stop| worker.clone().run(stop));
         }
         log_watch(&tasks, read.as_ref());
