@@ -5,5 +5,6 @@ mod faults;
 mod flow;
 mod leases;
 mod names;
+mod outages;
 mod pipeline;
 mod schema;
