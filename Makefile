@@ -58,7 +58,7 @@ deny:
 
 lint:
 	cargo fmt --all --check
-	shellcheck benches/*.sh deploy/*.sh weir/tests/releases/*.sh .ci/run
+	shellcheck --external-sources benches/*.sh deploy/*.sh weir/tests/releases/*.sh .ci/run
 	promtool check rules deploy/alerts.yml
 	cargo clippy --locked $(CARGO_PROFILE) --workspace --all-targets -- --deny warnings
 	cargo clippy --locked $(CARGO_PROFILE) --workspace --all-targets --no-default-features -- --deny warnings
