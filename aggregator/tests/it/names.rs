@@ -1,7 +1,10 @@
 //! Names that events bring: which ones register themselves, and how many.
 
-use events::testing::{conversion, exposure, request_context};
-use events::{ClaimedTime, Details, Draft};
+use std::collections::BTreeSet;
+
+use catalogue::Catalogue;
+use events::testing::{admitted, conversion, exposure, request_context};
+use events::{ClaimedTime, Details, Draft, Event};
 
 use crate::pipeline::Pipeline;
 
@@ -89,6 +92,28 @@ async fn so_many_names_register_themselves_and_no_more() {
     let stored = "SELECT count(*) FROM impressions i JOIN experiments e ON e.id = i.experiment_id WHERE e.name >= 'e03000'";
     assert_eq!(pipeline.scalar::<i64>(stored).await, 50);
     aggregator.stop().await;
+}
+
+/// Who sends one made-up variant after the other costs the database no statement for them, let alone a transaction.
+#[tokio::test]
+async fn what_a_limit_refuses_is_refused_without_a_statement() {
+    let mut pipeline = Pipeline::new().await;
+    let event = |n: usize, experiment: &str| {
+        admitted(exposure(&format!("v-{n}"), &format!("u-{n}"), TIME, experiment, &format!("v{n:04}")))
+    };
+    let full: Vec<Event> = (0..60).map(|n| event(n, "checkout")).collect();
+    let project = request_context().project.0;
+    let mut catalogue = Catalogue::default();
+    catalogue.load(&mut pipeline.connection, &BTreeSet::from([project])).await.expect("loaded");
+    assert!(catalogue.register(&mut pipeline.connection, full.iter()).await.expect("registered"));
+    assert_eq!(pipeline.scalar::<i64>("SELECT count(*) FROM variants").await, 50);
+    // From here on every statement fails.
+    let broken = sqlx::raw_sql("BEGIN; SELECT 1 / 0").execute(&mut pipeline.connection).await;
+    assert!(broken.is_err());
+    let made_up: Vec<Event> = (60..2_560).map(|n| event(n, "checkout")).collect();
+    assert!(!catalogue.register(&mut pipeline.connection, made_up.iter()).await.expect("nothing was asked of the database"));
+    // As one does that is needed.
+    assert!(catalogue.register(&mut pipeline.connection, [event(1, "another")].iter()).await.is_err());
 }
 
 /// Names of events are stored with them, once, and again after an operator had one forgotten.
