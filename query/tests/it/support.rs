@@ -105,6 +105,19 @@ impl Service {
         Service { database, query, address, rows }
     }
 
+    /// Starts one over an event of each of three users, two of them a day old, the third's ten days.
+    pub(crate) async fn with_events_of_days_ago() -> Self {
+        let mut service = Self::start().await;
+        for (user, days) in [(0, 1), (1, 1), (2, 10)] {
+            Event::new("engagement", "quiz", user, 0.0).store(&mut service.rows).await;
+            let user = self::user(user);
+            let sql =
+                format!("UPDATE engagement_events SET event_time = now() - interval '{days} days' WHERE user_id = '{user}'");
+            service.run(&sql).await;
+        }
+        service
+    }
+
     pub(crate) async fn run(&mut self, sql: &str) {
         run(&mut self.rows, sql).await;
     }
