@@ -69,8 +69,8 @@ impl Metrics {
     }
 
     /// Counts dead letters.
-    pub(crate) fn dead_letter(&self, code: &'static str) {
-        self.meter.labelled_counter(DEAD_LETTERS, vec![Label::new("code", code)]).increment(1);
+    pub(crate) fn dead_letters(&self, code: &'static str, records: u64) {
+        self.meter.labelled_counter(DEAD_LETTERS, vec![Label::new("code", code)]).increment(records);
     }
 
     /// Shows how far storing is behind the end of a log partition.

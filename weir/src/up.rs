@@ -14,6 +14,7 @@ use eventlog::spool::Spool;
 use events::Micros;
 use hyper::StatusCode;
 use ingest::Collector;
+use service::Threads;
 use sqlx::Connection;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout_at};
@@ -98,6 +99,8 @@ struct Services {
     /// Compares Kafka's log with what it was.
     compared: Option<JoinHandle<()>>,
     aggregator: Option<Aggregator>,
+    /// Its own: what it computes over a whole batch holds up no request to the collector.
+    aggregator_threads: Option<Threads>,
     query: Option<SupervisedChild>,
     /// A task, so that its end is not missed when the start of the rest is given up.
     postgres: Option<JoinHandle<anyhow::Result<Postgres>>>,
@@ -120,6 +123,7 @@ impl Running {
             spool: None,
             compared: None,
             aggregator: None,
+            aggregator_threads: None,
             query: None,
             postgres: None,
             postgres_up: None,
@@ -195,7 +199,10 @@ impl Services {
         let Flags(mut config) = args.aggregator;
         config.database_url.clone_from(&database_url);
         config.allow_hosts.clone_from(&args.hosts.allow_hosts);
-        let aggregator = Aggregator::start(config, read, append).await?;
+        // One for each worker, and one for its leases and its page.
+        let threads = Threads::start("weir-aggregator", config.workers as usize + 1).context("threads for the aggregator")?;
+        let started = self.aggregator_threads.insert(threads).handle().spawn(Aggregator::start(config, read, append));
+        let aggregator = started.await.context("the start of the aggregator")??;
         let aggregator_address = self.aggregator.insert(aggregator).address();
 
         let Flags(mut config) = args.query;
@@ -260,6 +267,7 @@ impl Services {
         {
             tracing::warn!("the aggregator did not end in time; what is left stays in the log for the next start");
         }
+        drop(self.aggregator_threads);
         tracing::info!("ending: the query service and the database are next");
         if let Some(query) = self.query {
             query.end(begun + QUERY_ENDS).await;
