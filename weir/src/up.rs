@@ -31,6 +31,9 @@ use crate::{keys, migrate};
 
 /// How long the services may take to be ready, the database being up.
 const READY_MAX: Duration = Duration::from_secs(60);
+/// How long the aggregator may say that it is not ready before that is told and the start goes on: longer than a lease is waited for. A
+/// halted log partition stops neither the events that come nor those of the others.
+const AGGREGATOR_READY_MAX: Duration = Duration::from_secs(20);
 /// How long one look at a service may take.
 const PROBE_MAX: Duration = Duration::from_secs(5);
 /// How long the query service's process may take to listen.
@@ -218,11 +221,18 @@ impl Services {
             aggregator: format!("http://{aggregator_address}"),
             ..asked
         };
-        let until = Instant::now() + READY_MAX;
-        for url in [&shown.aggregator, &shown.collector, &shown.query] {
-            tokio::select! {
-                ready = wait_until_ready(url, until) => ready?,
+        let begun = Instant::now();
+        let waits = [(&shown.collector, READY_MAX), (&shown.query, READY_MAX), (&shown.aggregator, AGGREGATOR_READY_MAX)];
+        for (url, wait_max) in waits {
+            let ready = tokio::select! {
+                ready = wait_until_ready(url, begun + wait_max) => ready,
                 failure = self.failed() => return Err(failure),
+            };
+            match ready {
+                Err(reason) if *url == shown.aggregator => {
+                    tracing::error!(%reason, "events are taken, and those that cannot be stored wait in the log");
+                }
+                ready => ready?,
             }
         }
         shown.write(folder.path())?;
@@ -315,7 +325,7 @@ async fn wait_until_ready(url: &str, until: Instant) -> anyhow::Result<()> {
             Err(error) => format!("{error:#}"),
         };
         if Instant::now() >= until {
-            bail!("{url}/readyz: not ready after {} s: {answer}", READY_MAX.as_secs());
+            bail!("{url}/readyz: not ready: {answer}");
         }
         tokio::time::sleep(Duration::from_millis(25)).await;
     }

@@ -13,17 +13,6 @@ use crate::support::{page, program};
 
 const ALERTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/alerts.yml");
 
-#[test]
-fn every_alert_says_what_to_do() {
-    let rules = std::fs::read_to_string(ALERTS).expect("the alerts");
-    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md")).expect("the README");
-    let alerts: Vec<&str> = rules.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")).collect();
-    assert!(alerts.len() > 5, "{alerts:?}");
-    for alert in alerts {
-        assert!(readme.contains(&format!("\n| `{alert}` | ")), "{alert} has no line in the README");
-    }
-}
-
 /// How the names of gauges and histograms end: in Prometheus' base units, in what is counted, ..
 const UNITS: [&str; 9] = ["seconds", "bytes", "records", "events", "keys", "files", "connections", "fds", "threads"];
 /// .. or in a state: what is in it is counted, or 1 stands for yes.
