@@ -293,7 +293,10 @@ impl Worker {
     /// Compares a checkpoint with the log: its place, and the record before it. Where the log begins at the checkpoint
     /// there is no such record, and the log's identity alone decides.
     async fn compare(&self, partition: u32, checkpoint: checkpoint::Checkpoint) -> Result<Option<Halt>, ReadError> {
-        let offsets = self.log.offsets(partition).await?;
+        let offsets = match self.log.offsets(partition).await {
+            Ok(offsets) => offsets,
+            Err(error) => return halt_of(&error).map_or(Err(error), |halt| Ok(Some(halt))),
+        };
         let next = checkpoint.next_offset;
         if next < offsets.start {
             let error = ReadError::BelowStart { partition, offset: next, start: offsets.start };

@@ -45,7 +45,7 @@ provoked! {
     alerts::a_frozen_postgres fires ["WeirServiceNotReady"];
     alerts::a_killed_collector fires ["WeirServiceNotReady"];
     alerts::a_locked_table fires ["WeirStoringFallsBehind"];
-    alerts::a_full_spool fires ["WeirEventsRefusedForWantOfRoom", "WeirServiceNotReady", "WeirSpoolFills"];
+    alerts::a_full_spool fires ["WeirEventsRefusedForWantOfRoom", "WeirSpoolFills"];
     alerts::a_damaged_spool fires ["WeirSpoolDamaged"];
     alerts::a_client_that_sends_too_much fires ["WeirKeyOverItsRate"];
     alerts::a_name_that_nobody_knows fires ["WeirDeadLetters"];
@@ -77,11 +77,14 @@ fn names<'a>(all: impl Iterator<Item = &'a &'a str>) -> BTreeSet<String> {
 
 /// Every state that the aggregator's sources give a halt: a text in them that `/readyz` shows after `log partition N: `.
 fn states_of_the_sources() -> BTreeSet<String> {
-    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("../aggregator/src");
+    let mut paths = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("../aggregator/src")];
     let mut states = BTreeSet::new();
-    for entry in fs::read_dir(sources).expect("the sources") {
-        let path = entry.expect("an entry").path();
-        let text = if path.is_file() { fs::read_to_string(&path).expect("text") } else { continue };
+    while let Some(path) = paths.pop() {
+        if path.is_dir() {
+            paths.extend(fs::read_dir(path).expect("the sources").map(|entry| entry.expect("an entry").path()));
+            continue;
+        }
+        let text = fs::read_to_string(&path).expect("text");
         let code = text.split("#[cfg(test)]").next().expect("a text");
         // A file that makes a halt; what stands in quotation marks there and looks like a state is one.
         if code.contains("Halt {") {
