@@ -118,7 +118,7 @@ pub(crate) struct Written {
 }
 
 /// The codes that questions are refused by in a worker.
-const CODES_OF_WORKERS: [&str; 9] = [
+const CODES_OF_WORKERS: [&str; 12] = [
     "bad_request",
     "bad_sql",
     "internal",
@@ -127,6 +127,9 @@ const CODES_OF_WORKERS: [&str; 9] = [
     "schema_unsupported",
     "sql_too_large",
     "unavailable",
+    "unknown_experiment",
+    "unknown_variant",
+    "unsupported_catalogue",
     "unsupported_option",
 ];
 
