@@ -2,6 +2,7 @@
 //! makes of it.
 
 mod browser;
+mod golden_funnels;
 #[allow(dead_code, unreachable_pub)] // A tool box: not each test file uses each tool.
 mod harness;
 mod import;
