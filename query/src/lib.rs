@@ -4,7 +4,7 @@
 //! Then one of these answers it:
 //!
 //! - [`experiment`]: read -> measure -> test -> say
-//! - [`funnel`]: definition -> level per user -> counts
+//! - [`funnel`]: definition -> events -> how far each unit got -> counts
 //! - [`sql`]: guard -> plan -> rows
 //!
 //! What computes expressions that clients wrote does so in a child process ([`worker`]), which can be ended.
@@ -35,7 +35,6 @@ pub use config::{Config, Limits};
 
 use engine::Engine;
 use experiment::read::cohort_cache::CohortCache;
-use funnel::udaf::WindowFunnel;
 use http::app::App;
 use http::limits::QueryQueue;
 use http::routes;
@@ -102,7 +101,7 @@ impl Query {
         let metrics_address = metrics_listener.as_ref().map(Listener::address);
         // What computes for long leaves a thread to the sockets.
         let places = Places::start(limits.queries_running_max, 2 * limits.query_threads + 1).map_err(StartError::Threads)?;
-        let engine = Engine::new(&limits, [WindowFunnel::default().into()])?;
+        let engine = Engine::new(&limits, funnel::functions())?;
         let meter = metrics::meter();
         let metrics = Arc::new(Metrics::new(Arc::clone(&meter)));
         let tasks = Tasks::new(&meter);

@@ -1,25 +1,83 @@
 //! A funnel as requests define it: what is left out gets its default, and the whole is sent back with the answer.
 
-use chrono::{DateTime, NaiveDate};
 use serde_json::{Map, Value, json};
 
-use super::algorithm::{STEPS_MAX, Semantics};
-use crate::http::error::ApiError;
+use super::parse::{duration_text, name_of};
+use super::period::Period;
+use super::property::Property;
+use super::rules::{Exclusion, Rules};
+use super::scan::Order;
 use crate::source::snapshot::time_text;
 
-/// A funnel, complete and checked, except that the SQL of its steps has not been planned yet.
+/// A funnel, complete and checked, except that the SQL of its conditions has not been planned yet. Times are microseconds since 1970,
+/// durations microseconds, steps are counted from 0.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Definition {
+    /// The options of another product that the rest began with.
+    pub preset: Option<Preset>,
     /// At least one step, at most 32.
     pub steps: Vec<Step>,
-    /// From the first step of a chain to its last, both ends included; microseconds.
+    /// How long a chain may take, or each of its steps.
     pub window_us: i64,
-    /// Events before this time are left out; microseconds since 1970.
+    /// Where windows begin.
+    pub window_anchor: Anchor,
+    /// Whether the end of a window belongs to it.
+    pub window_inclusive: bool,
+    /// Entries, or events, before this time are left out.
     pub from: Option<i64>,
-    /// Events at this time and after it are left out.
+    /// Those at this time and after it are left out.
     pub to: Option<i64>,
-    /// What may follow what.
-    pub semantics: Semantics,
+    /// What `from` and `to` bound.
+    pub range: Range,
+    /// In which order steps count.
+    pub order: Order,
+    /// Which events a chain may start at.
+    pub entry: Entry,
+    /// One event may fill several steps that follow each other.
+    pub event_reuse: bool,
+    /// Each step is later than the one before.
+    pub strict_increase: bool,
+    /// See [`Rules::strict_deduplication`].
+    pub strict_deduplication: bool,
+    /// See [`Rules::allow_reentry`].
+    pub allow_reentry: bool,
+    /// See [`Rules::is_compatible`].
+    pub compat_clickhouse: bool,
+    /// How events of equal time are ordered.
+    pub ties: Ties,
+    /// What comes within this after another event of the unit counts as of the same time.
+    pub tie_tolerance_us: i64,
+    /// What must not come in between.
+    pub exclude: Vec<Excluded>,
+    /// Events of a chain have equal values of these.
+    pub hold_constant: Vec<Property>,
+    /// What is counted.
+    pub count: Count,
+    /// After such a pause a session has ended.
+    pub session_gap_us: i64,
+    /// The same by the values of a property.
+    pub breakdown: Option<Breakdown>,
+    /// The same by the variants of an experiment.
+    pub experiment: Option<Experiment>,
+    /// From which step to which one times are wanted, and in how many bins.
+    pub time_to_convert: Option<TimeToConvert>,
+    /// The same by the time of entry.
+    pub trend: Option<Period>,
+    /// Whose users are wanted.
+    pub units: Vec<Listed>,
+}
+
+/// The options of another product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Preset {
+    /// ClickHouse's `windowFunnel`.
+    Clickhouse,
+    /// PostHog's funnels.
+    Posthog,
+    /// Mixpanel's funnels.
+    Mixpanel,
+    /// GrowthBook's funnel metrics.
+    Growthbook,
 }
 
 /// One step.
@@ -29,9 +87,13 @@ pub struct Step {
     pub name: String,
     /// Which events are it.
     pub matches: Matches,
+    /// How long after the step before.
+    pub within_us: Option<i64>,
+    /// Others do not wait for it.
+    pub optional: bool,
 }
 
-/// Which events are a step.
+/// Which events are meant.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Matches {
     /// Those of these names.
@@ -40,296 +102,340 @@ pub enum Matches {
     Where(String),
 }
 
-const WINDOW_DEFAULT_US: i64 = 14 * 86_400_000_000;
-/// Names in one list of events, at most.
-const EVENTS_MAX: usize = 200;
+/// Where windows begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Anchor {
+    /// At the first step, or at the exposure.
+    FirstStep,
+    /// At the step before that is not optional.
+    PreviousStep,
+}
 
-/// Options with one accepted value: naming the definition that is computed is fine, asking for another one is not.
-const FIXED: [(&str, &str); 9] = [
-    ("unit", "user_id"),
-    ("order", "loose"),
-    ("entry", "any"),
-    ("window_anchor", "first_step"),
-    ("window_inclusive", "true"),
-    ("ties", "step_order"),
-    ("count", "uniques"),
-    ("strict_deduplication", "false"),
-    ("output", "[\"steps\"]"),
+/// What `from` and `to` bound.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Range {
+    /// The time at which a chain starts; it may end later.
+    Entries,
+    /// All events.
+    Events,
+}
+
+/// Which events a chain may start at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Entry {
+    /// Any first step; the longest chain counts.
+    Any,
+    /// The unit's earliest first step; each further step is the first event that may be it.
+    First,
+    /// The unit's first exposure to an experiment; the same.
+    Exposure,
+}
+
+/// How events of equal time are ordered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ties {
+    /// As steps follow each other.
+    StepOrder,
+    /// As they were stored.
+    Arrival,
+    /// As it leads furthest.
+    Either,
+}
+
+/// What is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Count {
+    /// Users.
+    Uniques,
+    /// Attempts: one begins when none is under way.
+    Totals,
+    /// Sessions; a chain does not leave its own.
+    Sessions,
+}
+
+/// Events that must not come between two steps.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Excluded {
+    /// Which.
+    pub matches: Matches,
+    /// Where, and what follows.
+    pub rule: Exclusion,
+}
+
+/// By what units are divided.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Breakdown {
+    /// The property.
+    pub by: Property,
+    /// Which event's value counts.
+    pub attribution: Attribution,
+    /// Values that are shown, those with the most entries; the rest is "other".
+    pub top: usize,
+}
+
+/// Which event's value counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attribution {
+    /// The first of the unit's steps that has one.
+    FirstTouch,
+    /// The last one.
+    LastTouch,
+    /// Each value for itself, with the events that have it.
+    AllSteps,
+    /// That of the event of this step.
+    Step(usize),
+}
+
+/// By which experiment units are divided.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Experiment {
+    /// Its name or id.
+    pub key: String,
+    /// The variant that others are compared with; none: the experiment's control.
+    pub baseline: Option<String>,
+    /// Rates are over all exposed units, else over those that entered.
+    pub is_over_exposed: bool,
+}
+
+/// Between which steps times are wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TimeToConvert {
+    /// From this step
+    pub from: usize,
+    /// to this one,
+    pub to: usize,
+    /// in this many bins; none: by the number of times.
+    pub bins: Option<usize>,
+}
+
+/// Whose users are wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Listed {
+    /// Those who reached a step.
+    Reached(usize),
+    /// Those who reached the one before it, and not it.
+    Dropped(usize),
+}
+
+impl Listed {
+    /// Returns its name in requests and answers.
+    pub fn name(self) -> String {
+        match self {
+            Listed::Reached(step) => format!("reached:{}", step + 1),
+            Listed::Dropped(step) => format!("dropped:{}", step + 1),
+        }
+    }
+}
+
+/// Words of options and what they mean.
+pub(super) const PRESETS: [(&str, Preset); 4] = [
+    ("clickhouse", Preset::Clickhouse),
+    ("posthog", Preset::Posthog),
+    ("mixpanel", Preset::Mixpanel),
+    ("growthbook", Preset::Growthbook),
 ];
+pub(super) const ANCHORS: [(&str, Anchor); 2] = [("first_step", Anchor::FirstStep), ("previous_step", Anchor::PreviousStep)];
+pub(super) const RANGES: [(&str, Range); 2] = [("entries", Range::Entries), ("events", Range::Events)];
+pub(super) const ORDERS: [(&str, Order); 4] =
+    [("loose", Order::Loose), ("contiguous", Order::Contiguous), ("strict_order", Order::StrictOrder), ("any", Order::Any)];
+pub(super) const ENTRIES: [(&str, Entry); 3] = [("any", Entry::Any), ("first", Entry::First), ("exposure", Entry::Exposure)];
+pub(super) const REUSES: [(&str, bool); 2] = [("once", false), ("allowed", true)];
+pub(super) const TIES: [(&str, Ties); 3] =
+    [("step_order", Ties::StepOrder), ("arrival", Ties::Arrival), ("either", Ties::Either)];
+pub(super) const COUNTS: [(&str, Count); 3] =
+    [("uniques", Count::Uniques), ("totals", Count::Totals), ("sessions", Count::Sessions)];
+pub(super) const EFFECTS: [(&str, bool); 2] = [("break_chain", false), ("drop_unit", true)];
+pub(super) const DENOMINATORS: [(&str, bool); 2] = [("exposed", true), ("entered", false)];
+
+const WINDOW_DEFAULT_US: i64 = 14 * 86_400_000_000;
+const DAY_US: i64 = 86_400_000_000;
 
 impl Definition {
-    /// Returns whether a step is an expression that the client wrote.
-    pub fn has_conditions(&self) -> bool {
-        self.steps.iter().any(|step| matches!(step.matches, Matches::Where(_)))
-    }
-
-    /// Reads a request's body.
-    /// # Errors
-    /// [`ApiError`] that names the field, what was found and what is accepted.
-    pub fn parse(body: &[u8]) -> Result<Self, ApiError> {
-        let body: Value =
-            serde_json::from_slice(body).map_err(|error| ApiError::bad_request(format!("the body is not JSON: {error}")))?;
-        let Value::Object(fields) = body else {
-            return Err(ApiError::bad_request("the body is a JSON object with the field `steps`"));
-        };
-        let mut definition = Definition {
+    /// Makes a funnel without steps: the defaults, or those of another product.
+    pub fn new(preset: Option<Preset>) -> Self {
+        let ours = Definition {
+            preset,
             steps: Vec::new(),
             window_us: WINDOW_DEFAULT_US,
+            window_anchor: Anchor::FirstStep,
+            window_inclusive: true,
             from: None,
             to: None,
-            semantics: Semantics { reuse: false, strict_increase: false },
+            range: Range::Entries,
+            order: Order::Loose,
+            entry: Entry::Any,
+            event_reuse: false,
+            strict_increase: false,
+            strict_deduplication: false,
+            allow_reentry: false,
+            compat_clickhouse: false,
+            ties: Ties::StepOrder,
+            tie_tolerance_us: 0,
+            exclude: Vec::new(),
+            hold_constant: Vec::new(),
+            count: Count::Uniques,
+            session_gap_us: 30 * 60_000_000,
+            breakdown: None,
+            experiment: None,
+            time_to_convert: None,
+            trend: None,
+            units: Vec::new(),
         };
-        for (name, value) in &fields {
-            definition.read(name, value)?;
-        }
-        if definition.steps.is_empty() {
-            let message = "at least one step is needed, such as {\"name\": \"buy\", \"events\": [\"purchase\"]}";
-            return Err(ApiError::bad_request(message).at("steps"));
-        }
-        if let (Some(from), Some(to)) = (definition.from, definition.to)
-            && from >= to
-        {
-            return Err(ApiError::bad_request("`to` is not later than `from`").at("to"));
-        }
-        Ok(definition)
-    }
-
-    fn read(&mut self, name: &str, value: &Value) -> Result<(), ApiError> {
-        match name {
-            "steps" => {
-                let list = value.as_array().ok_or_else(|| ApiError::bad_request("a list of steps is accepted").at("steps"))?;
-                if list.len() > STEPS_MAX {
-                    let message = format!("{} steps; at most {STEPS_MAX} are accepted", list.len());
-                    return Err(ApiError::bad_request(message).at("steps"));
-                }
-                for (index, step) in list.iter().enumerate() {
-                    self.steps.push(Step::parse(step, &format!("steps[{index}]"))?);
-                }
-            }
-            "window" => self.window_us = window_us(value).map_err(|message| ApiError::bad_request(message).at("window"))?,
-            "from" => self.from = time(value).map_err(|message| ApiError::bad_request(message).at("from"))?,
-            "to" => self.to = time(value).map_err(|message| ApiError::bad_request(message).at("to"))?,
-            "event_reuse" => {
-                self.semantics.reuse = match value.as_str() {
-                    Some("once") => false,
-                    Some("allowed") => true,
-                    _ => return Err(unsupported(name, value, "\"once\", \"allowed\"")),
-                }
-            }
-            "strict_increase" => {
-                let accepted = || unsupported(name, value, "true, false");
-                self.semantics.strict_increase = value.as_bool().ok_or_else(accepted)?;
-            }
-            _ => match FIXED.iter().find(|(fixed, _)| *fixed == name) {
-                Some((_, accepted)) => {
-                    let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-                    if text != *accepted {
-                        return Err(unsupported(name, value, accepted));
-                    }
-                }
-                None => {
-                    let mut known: Vec<&str> = ["steps", "window", "from", "to", "event_reuse", "strict_increase"].into();
-                    known.extend(FIXED.iter().map(|(fixed, _)| *fixed));
-                    let message = format!("the field is not known here; accepted: {}", known.join(", "));
-                    return Err(ApiError::unsupported(message).at(name));
-                }
+        match preset {
+            None | Some(Preset::Posthog) => ours,
+            Some(Preset::Clickhouse) => Definition { event_reuse: true, compat_clickhouse: true, ..ours },
+            Some(Preset::Mixpanel) => Definition { window_us: 7 * DAY_US, entry: Entry::First, ties: Ties::Arrival, ..ours },
+            Some(Preset::Growthbook) => Definition {
+                window_us: 3 * DAY_US,
+                window_anchor: Anchor::PreviousStep,
+                entry: Entry::Exposure,
+                event_reuse: true,
+                ..ours
             },
         }
-        Ok(())
+    }
+
+    /// Returns whether something in it is an expression that the client wrote.
+    pub fn has_conditions(&self) -> bool {
+        let matches = self.steps.iter().map(|step| &step.matches).chain(self.exclude.iter().map(|excluded| &excluded.matches));
+        matches.into_iter().any(|matches| matches!(matches, Matches::Where(_)))
+    }
+
+    /// Returns whether events that are no step play a part.
+    pub fn needs_all_events(&self) -> bool {
+        matches!(self.order, Order::Contiguous | Order::StrictOrder) || self.count == Count::Sessions
+    }
+
+    /// Returns the rules for the scan of a unit.
+    pub fn rules(&self) -> Rules {
+        let inclusive = |window: i64| if self.window_inclusive { window } else { window - 1 };
+        let window = inclusive(self.window_us);
+        let per_step = (self.window_anchor == Anchor::PreviousStep).then_some(window);
+        let within = |(index, step): (usize, &Step)| {
+            // Nothing comes before the first step but an exposure.
+            let has_before = index > 0 || self.entry == Entry::Exposure;
+            step.within_us.map(inclusive).into_iter().chain(per_step).min().filter(|_| has_before)
+        };
+        Rules {
+            steps: self.steps.len(),
+            window: (self.window_anchor == Anchor::FirstStep).then_some(window),
+            is_by_exposure: self.entry == Entry::Exposure,
+            within: self.steps.iter().enumerate().map(within).collect(),
+            optional: self.steps.iter().enumerate().fold(0, |mask, (index, step)| mask | u32::from(step.optional) << index),
+            reuse: self.event_reuse,
+            strict_increase: self.strict_increase,
+            strict_order: self.order == Order::StrictOrder,
+            allow_reentry: self.allow_reentry,
+            strict_deduplication: self.strict_deduplication,
+            is_compatible: self.compat_clickhouse,
+            first_events: self.entry != Entry::Any || self.count == Count::Totals,
+            exclusions: self.exclude.iter().map(|excluded| excluded.rule).collect(),
+        }
     }
 
     /// Writes the definition with every default filled in.
     pub fn expanded(&self) -> Value {
         let mut fields = Map::new();
-        fields.insert("steps".into(), self.steps.iter().map(Step::expanded).collect());
+        let mut put = |name: &str, value: Value| {
+            fields.insert(name.to_owned(), value);
+        };
+        if let Some(preset) = self.preset {
+            put("preset", name_of(&PRESETS, preset).into());
+        }
+        put("steps", self.steps.iter().map(Step::expanded).collect());
+        put("unit", "user_id".into());
         for (name, bound) in [("from", self.from), ("to", self.to)] {
             if let Some(bound) = bound {
-                fields.insert(name.into(), time_text(bound).into());
+                put(name, time_text(bound).into());
             }
         }
-        fields.insert("window".into(), window_text(self.window_us).into());
-        fields.insert("window_us".into(), self.window_us.into());
-        fields.insert("event_reuse".into(), if self.semantics.reuse { "allowed" } else { "once" }.into());
-        fields.insert("strict_increase".into(), self.semantics.strict_increase.into());
-        for (name, value) in FIXED {
-            // The fixed values are JSON where they are not plain words.
-            fields.insert(name.into(), serde_json::from_str(value).unwrap_or_else(|_| value.into()));
+        put("range", name_of(&RANGES, self.range).into());
+        put("window", duration_text(self.window_us).into());
+        put("window_us", self.window_us.into());
+        put("window_anchor", name_of(&ANCHORS, self.window_anchor).into());
+        put("window_inclusive", self.window_inclusive.into());
+        put("order", name_of(&ORDERS, self.order).into());
+        put("entry", name_of(&ENTRIES, self.entry).into());
+        put("event_reuse", name_of(&REUSES, self.event_reuse).into());
+        put("ties", name_of(&TIES, self.ties).into());
+        put("tie_tolerance", duration_text(self.tie_tolerance_us).into());
+        put("strict_increase", self.strict_increase.into());
+        put("strict_deduplication", self.strict_deduplication.into());
+        put("allow_reentry", self.allow_reentry.into());
+        put("compat_clickhouse", self.compat_clickhouse.into());
+        put("exclude", self.exclude.iter().map(Excluded::expanded).collect());
+        put("hold_constant", self.hold_constant.iter().map(Property::name).collect());
+        put("count", name_of(&COUNTS, self.count).into());
+        if self.count == Count::Sessions {
+            put("session_gap", duration_text(self.session_gap_us).into());
         }
-        fields.insert("bots".into(), "excluded".into());
+        if let Some(Breakdown { by, attribution, top }) = &self.breakdown {
+            put("breakdown", json!({"by": by.name(), "attribution": attribution.name(), "top": top}));
+        }
+        if let Some(Experiment { key, baseline, is_over_exposed }) = &self.experiment {
+            let denominator = name_of(&DENOMINATORS, *is_over_exposed);
+            put("experiment", json!({"key": key, "baseline": baseline, "denominator": denominator}));
+        }
+        put("output", self.outputs().into());
+        put("consistency", "watermark".into());
+        put("bots", "excluded".into());
         Value::Object(fields)
+    }
+
+    fn outputs(&self) -> Vec<String> {
+        let mut outputs = vec!["steps".to_owned()];
+        if let Some(TimeToConvert { from, to, bins }) = self.time_to_convert {
+            let bins = bins.map(|bins| format!(":{bins}")).unwrap_or_default();
+            outputs.push(format!("time_to_convert:{}:{}{bins}", from + 1, to + 1));
+        }
+        outputs.extend(self.trend.map(|period| format!("trend:{}", period.name())));
+        outputs.extend(self.units.iter().map(|listed| format!("units:{}", listed.name())));
+        outputs
+    }
+}
+
+impl Attribution {
+    fn name(self) -> String {
+        match self {
+            Attribution::FirstTouch => "first_touch".to_owned(),
+            Attribution::LastTouch => "last_touch".to_owned(),
+            Attribution::AllSteps => "all_steps".to_owned(),
+            Attribution::Step(step) => format!("step:{}", step + 1),
+        }
+    }
+}
+
+impl Matches {
+    pub(super) fn expanded(&self) -> Map<String, Value> {
+        let (name, value) = match self {
+            Matches::Events(events) => ("events", events.clone().into()),
+            Matches::Where(condition) => ("where", condition.clone().into()),
+        };
+        [(name.to_owned(), value)].into_iter().collect()
     }
 }
 
 impl Step {
-    fn parse(value: &Value, place: &str) -> Result<Self, ApiError> {
-        let bad = |field: &str, message: &str| ApiError::bad_request(message).at(format!("{place}{field}"));
-        let form = "a step is {\"name\": .., \"events\": [..]} or {\"name\": .., \"where\": \"..\"}";
-        let fields = value.as_object().ok_or_else(|| bad("", form))?;
-        if let Some(other) = fields.keys().find(|name| !["name", "events", "where"].contains(&name.as_str())) {
-            let message = format!("the field is not known here; {form}");
-            return Err(ApiError::unsupported(message).at(format!("{place}.{other}")));
-        }
-        let name = match fields.get("name") {
-            Some(Value::String(name)) if !name.is_empty() => name.clone(),
-            _ => return Err(bad(".name", "a text that is not empty is accepted")),
-        };
-        let matches = match (fields.get("events"), fields.get("where")) {
-            (Some(Value::Array(events)), None) if !events.is_empty() && events.len() <= EVENTS_MAX => {
-                let text = |event: &Value| event.as_str().map(str::to_owned);
-                let names: Option<Vec<String>> = events.iter().map(text).collect();
-                Matches::Events(names.ok_or_else(|| bad(".events", "a list of event names is accepted"))?)
-            }
-            (Some(_), None) => {
-                return Err(bad(".events", &format!("a list of 1 to {EVENTS_MAX} event names is accepted")));
-            }
-            (None, Some(Value::String(condition))) => Matches::Where(condition.clone()),
-            (None, Some(_)) => return Err(bad(".where", "a condition in SQL over the table events is accepted")),
-            _ => return Err(bad("", form)),
-        };
-        Ok(Step { name, matches })
-    }
-
     fn expanded(&self) -> Value {
-        match &self.matches {
-            Matches::Events(events) => json!({"name": self.name, "events": events}),
-            Matches::Where(condition) => json!({"name": self.name, "where": condition}),
+        let mut fields = self.matches.expanded();
+        fields.insert("name".to_owned(), self.name.clone().into());
+        if let Some(within) = self.within_us {
+            fields.insert("within".to_owned(), duration_text(within).into());
         }
-    }
-}
-
-fn unsupported(name: &str, value: &Value, accepted: &str) -> ApiError {
-    ApiError::unsupported(format!("{value} is not supported; accepted: {accepted}")).at(name)
-}
-
-const UNITS: [(&str, i64); 7] = [
-    ("w", 604_800_000_000),
-    ("d", 86_400_000_000),
-    ("h", 3_600_000_000),
-    ("m", 60_000_000),
-    ("s", 1_000_000),
-    ("ms", 1_000),
-    ("us", 1),
-];
-
-/// Reads `1d`, `2h`, `30m`, `90s` or whole microseconds.
-fn window_us(value: &Value) -> Result<i64, String> {
-    let form =
-        || format!("{value} is not a window; accepted: a text such as 1d, 2h, 30m or 90s, or a whole number of microseconds");
-    if let Some(number) = value.as_i64() {
-        return if number >= 0 { Ok(number) } else { Err(form()) };
-    }
-    let text = value.as_str().ok_or_else(form)?;
-    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
-    let (count, unit) = text.split_at(digits);
-    let unit = UNITS.iter().find(|(name, _)| *name == unit).ok_or_else(form)?.1;
-    count.parse::<i64>().ok().and_then(|count| count.checked_mul(unit)).ok_or_else(form)
-}
-
-fn window_text(us: i64) -> String {
-    let (name, unit) = UNITS.iter().find(|(_, unit)| us != 0 && us % unit == 0).unwrap_or(&("s", 1_000_000));
-    format!("{}{name}", us / unit)
-}
-
-/// Reads an absolute time, or a date for its first moment in UTC. Digits beyond microseconds are cut.
-fn time(value: &Value) -> Result<Option<i64>, String> {
-    let form = || format!("{value} is not a time; accepted: a time such as 2026-03-01T12:30:00Z or a date such as 2026-03-01");
-    let text = match value {
-        Value::Null => return Ok(None),
-        Value::String(text) => text,
-        _ => return Err(form()),
-    };
-    if let Ok(time) = DateTime::parse_from_rfc3339(text) {
-        return Ok(Some(time.timestamp_micros()));
-    }
-    let date = NaiveDate::parse_from_str(text, "%Y-%m-%d").map_err(|_| form())?;
-    date.and_hms_opt(0, 0, 0).map(|time| Some(time.and_utc().timestamp_micros())).ok_or_else(form)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_left_out_gets_its_default() {
-        let body =
-            br#"{"steps": [{"name": "view", "events": ["view", "impression"]}, {"name": "buy", "where": "event = 'buy'"}]}"#;
-        let definition = Definition::parse(body).expect("a funnel");
-        let expected = json!({
-            "steps": [{"name": "view", "events": ["view", "impression"]}, {"name": "buy", "where": "event = 'buy'"}],
-            "window": "2w", "window_us": 1_209_600_000_000i64, "event_reuse": "once", "strict_increase": false,
-            "unit": "user_id", "order": "loose", "entry": "any", "window_anchor": "first_step", "window_inclusive": true,
-            "ties": "step_order", "count": "uniques", "strict_deduplication": false, "output": ["steps"], "bots": "excluded",
-        });
-        assert_eq!(definition.expanded(), expected);
-    }
-
-    #[test]
-    fn options_are_read() {
-        let body =
-            br#"{"steps": [{"name": "a", "events": ["a"]}], "window": "90s", "from": "2026-03-01", "event_reuse": "allowed",
-            "to": "2026-03-02T01:00:00.1234567+01:00", "strict_increase": true, "order": "loose", "window_inclusive": true,
-            "output": ["steps"]}"#;
-        let definition = Definition::parse(body).expect("a funnel");
-        assert_eq!(definition.window_us, 90_000_000);
-        assert_eq!(definition.from.map(time_text).as_deref(), Some("2026-03-01T00:00:00Z"));
-        assert_eq!(definition.to.map(time_text).as_deref(), Some("2026-03-02T00:00:00.123456Z"));
-        assert_eq!(definition.semantics, Semantics { reuse: true, strict_increase: true });
-    }
-
-    #[test]
-    fn windows_are_read_and_written() {
-        let check = |value: Value, expected: Option<(i64, &str)>| {
-            let found = window_us(&value).ok();
-            assert_eq!(found.map(|us| (us, window_text(us))), expected.map(|(us, text)| (us, text.to_owned())), "{value}");
-        };
-        check(json!("1d"), Some((86_400_000_000, "1d")));
-        check(json!("36h"), Some((129_600_000_000, "36h")));
-        check(json!("30m"), Some((1_800_000_000, "30m")));
-        check(json!("0s"), Some((0, "0s")));
-        check(json!(1_500), Some((1_500, "1500us")));
-        check(json!(2_000), Some((2, "2ms")).map(|(_, text)| (2_000, text)));
-        for wrong in
-            [json!(-1), json!("1 d"), json!("d"), json!("1y"), json!(1.5), json!("-1d"), json!("9999999999999d"), json!(null)]
-        {
-            check(wrong, None);
+        if self.optional {
+            fields.insert("optional".to_owned(), true.into());
         }
+        fields.into()
     }
+}
 
-    #[test]
-    fn what_is_wrong_is_named() {
-        let check = |body: &str, code: &str, field: Option<&str>| {
-            let api_error = Definition::parse(body.as_bytes()).expect_err(body);
-            assert_eq!(
-                (api_error.code.to_string().as_str(), api_error.field.as_deref()),
-                (code, field),
-                "{body}: {}",
-                api_error.message
-            );
-        };
-        let with = |rest: &str| format!(r#"{{"steps": [{{"name": "a", "events": ["a"]}}], {rest}}}"#);
-        check("{", "bad_request", None);
-        check("[]", "bad_request", None);
-        check("{}", "bad_request", Some("steps"));
-        check(r#"{"steps": []}"#, "bad_request", Some("steps"));
-        check(r#"{"steps": [{"name": "a"}]}"#, "bad_request", Some("steps[0]"));
-        check(r#"{"steps": [{"name": "", "events": ["a"]}]}"#, "bad_request", Some("steps[0].name"));
-        check(r#"{"steps": [{"name": "a", "events": []}]}"#, "bad_request", Some("steps[0].events"));
-        check(r#"{"steps": [{"name": "a", "events": [1]}]}"#, "bad_request", Some("steps[0].events"));
-        check(r#"{"steps": [{"name": "a", "where": 1}]}"#, "bad_request", Some("steps[0].where"));
-        check(
-            r#"{"steps": [{"name": "a", "events": ["a"], "optional": true}]}"#,
-            "unsupported_option",
-            Some("steps[0].optional"),
-        );
-        check(&with(r#""order": "strict_order""#), "unsupported_option", Some("order"));
-        check(&with(r#""entry": "first""#), "unsupported_option", Some("entry"));
-        check(&with(r#""window_inclusive": false"#), "unsupported_option", Some("window_inclusive"));
-        check(&with(r#""event_reuse": "twice""#), "unsupported_option", Some("event_reuse"));
-        check(&with(r#""breakdown": {"by": "country"}"#), "unsupported_option", Some("breakdown"));
-        check(&with(r#""window": "soon""#), "bad_request", Some("window"));
-        check(&with(r#""from": "yesterday""#), "bad_request", Some("from"));
-        check(&with(r#""from": "2026-03-02", "to": "2026-03-02""#), "bad_request", Some("to"));
-        let steps = vec![r#"{"name": "a", "events": ["a"]}"#; 33].join(",");
-        check(&format!(r#"{{"steps": [{steps}]}}"#), "bad_request", Some("steps"));
+impl Excluded {
+    fn expanded(&self) -> Value {
+        let mut fields = self.matches.expanded();
+        let Exclusion { after, before, drops } = self.rule;
+        fields.insert("after_step".to_owned(), (after + 1).into());
+        fields.insert("before_step".to_owned(), (before + 1).into());
+        fields.insert("effect".to_owned(), name_of(&EFFECTS, drops).into());
+        fields.into()
     }
 }

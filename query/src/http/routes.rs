@@ -15,7 +15,7 @@ use service::{Response as Answer, Scope};
 
 use crate::experiment::Steps;
 use crate::experiment::request::Request as ResultsRequest;
-use crate::funnel::definition::Definition;
+use crate::funnel::Kind;
 use crate::http::app::App;
 use crate::http::error::{ApiError, Code};
 use crate::http::limits::QueryKind;
@@ -30,7 +30,7 @@ enum Route {
     Metrics,
     Experiments,
     Results(String),
-    Funnels,
+    Funnels(Kind),
     Sql,
 }
 
@@ -41,7 +41,9 @@ impl Route {
             "/readyz" => Route::Ready,
             "/metrics" => Route::Metrics,
             "/v1/experiments" => Route::Experiments,
-            "/v1/funnels" => Route::Funnels,
+            "/v1/funnels" => Route::Funnels(Kind::Funnel),
+            "/v1/retention" => Route::Funnels(Kind::Retention),
+            "/v1/paths" => Route::Funnels(Kind::Paths),
             "/v1/sql" => Route::Sql,
             other => {
                 let name = other.strip_prefix("/v1/experiments/")?.strip_suffix("/results")?;
@@ -60,14 +62,16 @@ impl Route {
             Route::Metrics => "metrics",
             Route::Experiments => "experiments",
             Route::Results(_) => "results",
-            Route::Funnels => "funnels",
+            Route::Funnels(Kind::Funnel) => "funnels",
+            Route::Funnels(Kind::Retention) => "retention",
+            Route::Funnels(Kind::Paths) => "paths",
             Route::Sql => "sql",
         }
     }
 
     fn method(&self) -> Method {
         match self {
-            Route::Funnels | Route::Sql => Method::POST,
+            Route::Funnels(_) | Route::Sql => Method::POST,
             _ => Method::GET,
         }
     }
@@ -138,19 +142,19 @@ async fn dispatch(app: &Arc<App>, route: Option<Route>, request: Request<Incomin
             answer.headers_mut().insert("server-timing", server_timing(&steps)?);
             Ok(answer)
         }
-        Route::Funnels => {
+        Route::Funnels(kind) => {
             let body = body(app, request).await?;
-            let definition = Definition::parse(&body)?;
-            if definition.has_conditions() {
+            let asked = funnel::Request::parse(kind, &body)?;
+            if asked.has_conditions() {
                 let definition = String::from_utf8_lossy(&body).into_owned();
-                let answered = app.ask_worker(project, Asked::Funnel { definition }).await?;
+                let answered = app.ask_worker(project, Asked::Funnel { kind, definition }).await?;
                 return Ok(respond(StatusCode::OK, "application/json", answered.body));
             }
-            let funnel = app.within_limits(project, QueryKind::Funnel, |app| async move {
+            let answered = app.within_limits(project, QueryKind::Funnel, |app| async move {
                 let snapshot = Arc::new(app.snapshot(project).await?);
-                funnel::answer::answer(&app.engine, snapshot, definition).await
+                asked.answer(&app.engine, snapshot).await
             });
-            Ok(json_answer(&funnel.await?))
+            Ok(respond(StatusCode::OK, "application/json", answered.await?))
         }
         Route::Sql => {
             let format = accepted(request.headers());

@@ -57,8 +57,10 @@ pub(crate) enum Asked {
         /// How its rows are written.
         format: Format,
     },
-    /// A funnel, as its request defines it.
+    /// A funnel, retention or paths, as the request defines it.
     Funnel {
+        /// Which of them.
+        kind: crate::funnel::Kind,
         /// The request's body.
         definition: String,
     },

@@ -16,8 +16,6 @@ use super::frames::{self, Asked, FrameReader, FromWorker, Head, Question, Start,
 use crate::config::Limits;
 use crate::engine::{self, Engine};
 use crate::funnel;
-use crate::funnel::definition::Definition;
-use crate::funnel::udaf::WindowFunnel;
 use crate::http::error::ApiError;
 use crate::source::snapshot::Snapshot;
 use crate::sql::run::{self, Rows};
@@ -55,7 +53,7 @@ pub async fn serve() -> Result<(), WorkerError> {
     bound_memory(limits.worker_memory_bytes_max, Spare::Worker)?;
     let threads = threads::start(2 * limits.query_threads + 1).map_err(crate::StartError::Threads)?;
     let asked = Arc::new(Place {
-        engine: Engine::new(&limits, [WindowFunnel::default().into()]).map_err(crate::StartError::Engine)?,
+        engine: Engine::new(&limits, funnel::functions()).map_err(crate::StartError::Engine)?,
         pool: crate::postgres(&database_url, "weir query-worker", limits.worker_postgres_connections())?,
         limits,
     });
@@ -146,12 +144,12 @@ impl Place {
                 let Rows { body, rows, truncated, as_of } = run::answer(&self.engine, snapshot, guarded, format).await?;
                 Ok((Head { rows, truncated, as_of }, body))
             }
-            Asked::Funnel { definition } => {
-                let definition = Definition::parse(definition.as_bytes())?;
+            Asked::Funnel { kind, definition } => {
+                let request = funnel::Request::parse(kind, definition.as_bytes())?;
                 let snapshot = self.snapshot(question.project).await?;
                 let as_of = snapshot.as_of().clone();
-                let answer = funnel::answer::answer(&self.engine, snapshot, definition).await?;
-                Ok((Head { as_of, ..Head::default() }, answer.to_string().into_bytes()))
+                let body = request.answer(&self.engine, snapshot).await?;
+                Ok((Head { as_of, ..Head::default() }, body))
             }
         }
     }

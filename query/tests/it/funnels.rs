@@ -65,6 +65,7 @@ async fn users_are_counted_over_all_kinds_of_events() {
     assert_eq!(units(&service.post("/v1/funnels", &body).await.ok()), [2, 0, 0]);
     body["from"] = json!("2026-02-01");
     body["to"] = json!("2026-03-01T00:00:10Z");
+    body["range"] = json!("events");
     assert_eq!(units(&service.post("/v1/funnels", &body).await.ok()), [2, 1, 0], "`to` itself is not in");
 }
 
@@ -149,8 +150,8 @@ async fn requests_that_mean_something_else_are_refused() {
         let error = service.post("/v1/funnels", &body).await.refused(400, code);
         assert_eq!(error["field"], field, "{error}");
     };
-    refused(json!({"steps": steps(&["a"]), "order": "any"}), "unsupported_option", "order").await;
-    refused(json!({"steps": steps(&["a"]), "experiment": {"key": "x"}}), "unsupported_option", "experiment").await;
+    refused(json!({"steps": steps(&["a"]), "order": "backwards"}), "unsupported_option", "order").await;
+    refused(json!({"steps": steps(&["a"]), "cohort": {"key": "x"}}), "unsupported_option", "cohort").await;
     refused(json!({"steps": []}), "bad_request", "steps").await;
     let many: Vec<String> = (0..32).map(|step| format!("s{step}")).collect();
     let many: Vec<&str> = many.iter().map(String::as_str).collect();

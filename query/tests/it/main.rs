@@ -3,7 +3,11 @@
 mod corrections;
 mod experiments;
 mod faults;
+mod funnel_companions;
+mod funnel_oracle;
+mod funnel_semantics;
 mod funnels;
+mod golden_funnels;
 mod golden_rows;
 mod patterns;
 mod results;

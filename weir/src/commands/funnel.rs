@@ -79,8 +79,13 @@ pub(crate) fn render(answer: &Value) -> String {
     if groups.is_empty() {
         out.push_str("no unit entered the funnel\n");
     }
-    if let (Some(values), Some(units)) = (answer.pointer("/other/breakdown_values"), answer.pointer("/other/units")) {
+    if let (Some(values), Some(units)) = (answer.pointer("/other/breakdown_values"), answer.pointer("/other/units"))
+        && values.as_u64() != Some(0)
+    {
         out.push_str(&format!("\n{} other values: {} units\n", count(values), count(units)));
+    }
+    if let Some(open) = answer.get("windows_open").filter(|open| open.as_u64() != Some(0)) {
+        out.push_str(&format!("\n{} units can still get further: their windows have not closed yet\n", count(open)));
     }
     let incomplete: Vec<_> = elements(answer, "/incomplete").iter().map(plain).collect();
     if !incomplete.is_empty() {
@@ -186,6 +191,7 @@ mod tests {
                                    { "step": 3, "vs": "a", "status": "zero_baseline" }] },
                 { "breakdown": { "country": null }, "steps": [{ "n": 1, "name": "view", "units": 3 }] } ],
             "other": { "breakdown_values": 37, "units": 58 },
+            "windows_open": 12,
             "incomplete": ["2026-10-31"],
             "as_of": { "log_id": "l-1", "offsets": {}, "event_time": "2026-10-31T12:00:00Z" },
         })
@@ -207,6 +213,8 @@ step  name  units  from first  from previous  dropped
    1  view      3           -              -        -
 
 37 other values: 58 units
+
+12 units can still get further: their windows have not closed yet
 
 not complete yet: 2026-10-31
 

@@ -4,6 +4,7 @@
 mod browser;
 #[cfg(feature = "kafka")]
 mod compose;
+mod golden_funnels;
 #[allow(dead_code, unreachable_pub)] // A tool box: not each test file uses each tool.
 mod harness;
 mod import;
