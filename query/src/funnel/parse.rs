@@ -170,10 +170,10 @@ impl Definition {
         {
             return Err(ApiError::bad_request("`to` is not later than `from`").at("to"));
         }
-        let windows = std::iter::once(("window".to_owned(), self.window_us)).chain(
+        let mut windows = std::iter::once(("window".to_owned(), self.window_us)).chain(
             self.steps.iter().enumerate().filter_map(|(step, found)| Some((format!("steps[{step}].within"), found.within_us?))),
         );
-        for (field, _) in windows.filter(|(_, window)| *window == 0 && !self.window_inclusive) {
+        if let Some((field, _)) = windows.find(|(_, window)| *window == 0 && !self.window_inclusive) {
             return Err(ApiError::bad_request("a window of no length holds nothing without its end").at(field));
         }
         let refuse = |is_wrong: bool, field: &str, message: &str| match is_wrong {

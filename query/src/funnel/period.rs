@@ -34,7 +34,7 @@ impl Period {
             Period::Day => time.div_euclid(24 * HOUR_US) * 24 * HOUR_US,
             // 1970 began on a Thursday.
             Period::Week => (time + 72 * HOUR_US).div_euclid(168 * HOUR_US) * 168 * HOUR_US - 72 * HOUR_US,
-            Period::Month => Self::month(time, |day| Some(day)),
+            Period::Month => Self::month(time, Some),
         }
     }
 

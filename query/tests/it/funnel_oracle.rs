@@ -150,7 +150,7 @@ impl Funnel {
             let path = self.before(step).map_or(Vec::new(), |before| kept[before].clone());
             let is_first = step == 0;
             found[step].retain(|chain| (is_first || !path.is_empty()) && turns(chain)[..chain.len() - 1] == path[..]);
-            let first = found[step].iter().map(|chain| turns(chain)).min();
+            let first = found[step].iter().map(&turns).min();
             kept[step] = first.clone().unwrap_or_default();
             found[step].retain(|chain| Some(turns(chain)) == first);
         }

@@ -96,6 +96,7 @@ async fn check(case: &Value) -> Result<(), String> {
 }
 
 #[tokio::test]
+#[allow(clippy::print_stdout)] // How many passed is asked for.
 async fn golden_funnels() {
     let file = file();
     let text = std::fs::read_to_string(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));

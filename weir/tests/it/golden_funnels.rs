@@ -85,6 +85,7 @@ async fn check(up: &Up, case: &Value, is_compatible: bool, ids: &BTreeMap<String
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[allow(clippy::print_stdout)] // How many passed is asked for.
 async fn golden_funnels_through_the_collector() {
     let file = file();
     let text = std::fs::read_to_string(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
