@@ -1,5 +1,6 @@
 //! Tests of the collector from the outside: bytes in at its socket, records out of its log.
 
+mod dialects;
 mod faults;
 mod hostile;
 mod keys;
@@ -7,6 +8,7 @@ mod lifecycle;
 mod limits;
 mod names;
 mod rejections;
+mod repairs;
 mod requests;
 mod schema;
 mod support;
