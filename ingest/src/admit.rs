@@ -3,28 +3,37 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use base64::Engine as _;
-use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use events::Micros;
-use events::identity::{Dialect, hyphenated_uuid};
+use events::identity::hyphenated_uuid;
 use hyper::body::Incoming;
-use hyper::header::{AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, COOKIE, EXPECT, HeaderMap, REFERER, USER_AGENT};
-use hyper::{Request, http};
+use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE, COOKIE, EXPECT, HeaderMap, REFERER, USER_AGENT};
+use hyper::{Method, Request, http};
 use metrics::Counter;
 
 use crate::body::{self, Body, BodyFault};
 use crate::collect::{App, compute};
-use crate::dialect::{self, Text, query};
+use crate::dialect::{self, Device, Dialect, Head, KeyInHead, Text};
 use crate::keys::{Access, Found};
 use crate::respond::ApiError;
 use crate::route::Route;
 
+/// What of a request its answer depends on.
+#[derive(Clone, Debug)]
+pub(crate) struct Asked {
+    pub(crate) route: Route,
+    pub(crate) query: String,
+    pub(crate) is_post: bool,
+    /// The client asks for no cookie, and for no trace of the visitor.
+    pub(crate) is_anonymous: bool,
+}
+
 /// A request with a valid key, within its rate limit.
 pub(crate) struct Admitted {
-    pub(crate) route: Route,
+    pub(crate) asked: Asked,
     pub(crate) access: Arc<Access>,
     pub(crate) received_at: Micros,
-    pub(crate) query: String,
+    /// When the client says in the head that it sent the request.
+    pub(crate) sent_at: Option<Micros>,
     /// Its content type promises one event per line.
     pub(crate) is_lines: bool,
     /// Of a browser, not of a server that sends the events of others.
@@ -33,8 +42,15 @@ pub(crate) struct Admitted {
     pub(crate) page: Option<String>,
     /// The browser's device id, if it has one.
     pub(crate) cookie: Option<String>,
-    /// The new device id for a browser that has none; empty on other routes.
+    /// The new device id for a browser that has none; empty where no cookie is set.
     pub(crate) fresh_cookie: String,
+}
+
+impl Admitted {
+    /// Returns the browser's device.
+    pub(crate) fn device(&self) -> Device<'_> {
+        Device { known: self.cookie.as_deref(), fresh: &self.fresh_cookie }
+    }
 }
 
 /// Bytes of a body, inflated, in which a key is looked for.
@@ -66,11 +82,14 @@ async fn admit_parts(
         return Err(ApiError::UriTooLong(uri_bytes));
     }
     let is_gzip = is_gzip(&head.headers)?;
+    let dialect = dialect::of(route.dialect());
     let query = head.uri.query().unwrap_or_default();
-    let (key, is_settled) = key(route.dialect(), &head.headers, query);
+    let keys = Head { headers: &head.headers, query };
+    let KeyInHead { key, is_settled } = dialect.key(&keys);
     let mut access = None;
     if is_settled {
         access = Some(authenticate(app, key.as_deref(), received_at).await?);
+        dialect.check(route, &keys).map_err(ApiError::BadHead)?;
     }
 
     let memory = if access.is_some() { &app.memory } else { &app.unauthenticated };
@@ -79,36 +98,73 @@ async fn admit_parts(
     let access = match access {
         Some(access) => access,
         None => {
-            let in_body = dialect::write_key(Text::new(&body.beginning(KEY_WITHIN)).as_str());
+            if dialect.has_key_anywhere() {
+                body = unwrap_unauthenticated(app, dialect, query, body).await?;
+            }
+            let bytes_max = if dialect.has_key_anywhere() { usize::MAX } else { KEY_WITHIN };
+            let in_body = dialect.key_in_body(Text::new(&body.beginning(bytes_max)).as_str());
             let access = authenticate(app, in_body.or(key).as_deref(), received_at).await?;
+            dialect.check(route, &keys).map_err(ApiError::BadHead)?;
             body = body.move_to(&app.memory).map_err(|fault| body_fault(app, fault))?;
             access
         }
     };
-    if body.is_gzip() || (is_gzip && looks_binary(&body.bytes)) {
+    let is_labelled = is_gzip && looks_binary(&body.bytes);
+    if body.is_gzip() || is_labelled || dialect.has_key_anywhere() {
         // A small body may inflate to a thousand times its size.
-        let is_short = body.bytes.len() <= 1024;
-        let inflate = move |app: &App| body.inflate(&app.limits).map_err(|fault| body_fault(app, fault));
-        body = compute(app, access.project, is_short, inflate).await?;
-        app.metrics.decoded_bytes.record(body.bytes.len() as f64);
+        let (before, query) = (body.bytes.len(), query.to_owned());
+        let is_short = before <= 1024;
+        let step = move |app: &App| unwrap(app, dialect, &query, body, is_labelled);
+        body = compute(app, access.project, is_short, step).await?;
+        if body.bytes.len() != before {
+            app.metrics.decoded_bytes.record(body.bytes.len() as f64);
+        }
     }
 
     let header = |name| head.headers.get(name).and_then(|value| value.to_str().ok());
-    let is_pixel = route == Route::Pixel;
-    let user_agent = header(USER_AGENT).filter(|text| is_pixel || text.starts_with("Mozilla/"));
+    let is_image = matches!(route, Route::Pixel | Route::SnowplowImage);
+    // Snowplow's trackers on servers ask for its image, too: their agent is not the visitor's.
+    let user_agent = header(USER_AGENT).filter(|text| route == Route::Pixel || text.starts_with("Mozilla/"));
+    let is_anonymous = head.headers.contains_key("sp-anonymous");
+    let cookie_name = dialect.cookie().filter(|_| !is_anonymous);
     let admitted = Admitted {
-        route,
+        asked: Asked { route, query: query.to_owned(), is_post: head.method == Method::POST, is_anonymous },
         access,
         received_at,
-        query: query.to_owned(),
+        sent_at: dialect.sent_at(&keys),
         is_lines: header(CONTENT_TYPE)
             .is_some_and(|label| label.contains("ndjson") || label.contains("jsonl") || label.contains("json-l")),
         user_agent: user_agent.map(str::to_owned),
-        page: header(REFERER).filter(|_| is_pixel).map(str::to_owned),
-        cookie: if is_pixel { header(COOKIE).and_then(cookie) } else { None },
-        fresh_cookie: if is_pixel { uuid::Uuid::new_v4().to_string() } else { String::new() },
+        page: header(REFERER).filter(|_| is_image).map(str::to_owned),
+        cookie: cookie_name.and_then(|name| header(COOKIE).and_then(|cookies| cookie(cookies, name))),
+        fresh_cookie: if cookie_name.is_some() { uuid::Uuid::new_v4().to_string() } else { String::new() },
     };
     Ok((admitted, body))
+}
+
+/// Takes a body whose key is not known yet out of its wrapping, within the memory of such bodies.
+async fn unwrap_unauthenticated(
+    app: &Arc<App>,
+    dialect: &'static dyn Dialect,
+    query: &str,
+    body: Body,
+) -> Result<Body, ApiError> {
+    if body.bytes.len() <= 1024 && !body.is_gzip() {
+        return unwrap(app, dialect, query, body, false);
+    }
+    let (app, query) = (Arc::clone(app), query.to_owned());
+    let done = tokio::task::spawn_blocking(move || app.health.caught_here(|| unwrap(&app, dialect, &query, body, false)));
+    done.await.unwrap_or(Err(service::tasks::Panicked)).unwrap_or(Err(ApiError::Bug))
+}
+
+/// Inflates a body, takes it out of its dialect's wrapping, and inflates what is in that.
+fn unwrap(app: &App, dialect: &dyn Dialect, query: &str, body: Body, is_labelled: bool) -> Result<Body, ApiError> {
+    let inflate = |body: Body| body.inflate(&app.limits).map_err(|fault| body_fault(app, fault));
+    let body = if body.is_gzip() || is_labelled { inflate(body)? } else { body };
+    let unwrapped = dialect.unwrap(query, &body.bytes, app.limits.decoded_bytes_max).map_err(ApiError::Envelope)?;
+    let Some(bytes) = unwrapped else { return Ok(body) };
+    let body = body.replaced(bytes).map_err(|fault| body_fault(app, fault))?;
+    if body.is_gzip() { inflate(body) } else { Ok(body) }
 }
 
 /// Returns whether the body is labelled as gzip.
@@ -129,38 +185,6 @@ fn is_gzip(headers: &HeaderMap) -> Result<bool, ApiError> {
 /// A body that is labelled gzip but is text was inflated by a proxy that left the header.
 fn looks_binary(bytes: &[u8]) -> bool {
     !matches!(bytes.trim_ascii_start().first(), None | Some(b'{' | b'['))
-}
-
-/// Finds the key in the head. The second value says whether the body may name another one, which then counts.
-fn key(dialect: Dialect, headers: &HeaderMap, query: &str) -> (Option<String>, bool) {
-    let in_query = |name| query::parameter(query, name).map(|key| key.into_owned());
-    let authorization = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
-    let (scheme, credentials) = authorization.and_then(|value| value.split_once(' ')).unwrap_or_default();
-    let credentials = credentials.trim();
-    let basic = || scheme.eq_ignore_ascii_case("basic").then(|| user_name(credentials)).flatten();
-    let bearer = || (scheme.eq_ignore_ascii_case("bearer") && !credentials.is_empty()).then(|| credentials.to_owned());
-    match dialect {
-        Dialect::Native | Dialect::Pixel => (bearer().or_else(basic).or_else(|| in_query("key")), true),
-        Dialect::Segment => match basic() {
-            Some(key) => (Some(key), true),
-            None => {
-                let header = headers.get("x-write-key").and_then(|value| value.to_str().ok());
-                // Some clients write `key:secret` there; the key is what they mean.
-                let header = header.and_then(|value| value.split(':').next()).filter(|key| !key.is_empty()).map(str::to_owned);
-                let found = bearer().or(header).or_else(|| in_query("writeKey")).or_else(|| in_query("key"));
-                (found, false)
-            }
-        },
-    }
-}
-
-/// Reads the user name of Basic authentication; the colon after it may be missing.
-fn user_name(credentials: &str) -> Option<String> {
-    const LENIENT: GeneralPurposeConfig = GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
-    const STANDARD: GeneralPurpose = GeneralPurpose::new(&base64::alphabet::STANDARD, LENIENT);
-    let text = String::from_utf8(STANDARD.decode(credentials).ok()?).ok()?;
-    let user = text.split(':').next().unwrap_or_default();
-    (!user.is_empty()).then(|| user.to_owned())
 }
 
 async fn authenticate(app: &App, key: Option<&str>, now: Micros) -> Result<Arc<Access>, ApiError> {
@@ -208,10 +232,10 @@ pub(crate) fn body_fault(app: &App, fault: BodyFault) -> ApiError {
 }
 
 /// Reads the device id from a browser's cookies; one that is no UUID is not ours.
-fn cookie(header: &str) -> Option<String> {
+fn cookie(header: &str, ours: &str) -> Option<String> {
     let pair = |cookie: &str| {
         let (name, value) = cookie.trim().split_once('=')?;
-        (name == dialect::COOKIE && hyphenated_uuid(value).is_some()).then(|| value.to_owned())
+        (name == ours && hyphenated_uuid(value).is_some()).then(|| value.to_owned())
     };
     header.split(';').find_map(pair)
 }
@@ -225,31 +249,6 @@ mod tests {
             (http::HeaderName::from_static(name), http::HeaderValue::from_static(value))
         };
         pairs.iter().map(pair).collect()
-    }
-
-    #[test]
-    fn keys_are_found_where_each_dialect_keeps_them() {
-        let check = |dialect, pairs: &[(&'static str, &'static str)], query, expected: Option<&str>, is_settled| {
-            let (found, settled) = key(dialect, &headers(pairs), query);
-            assert_eq!((found.as_deref(), settled), (expected, is_settled), "{pairs:?} {query}");
-        };
-        // `k:` with and without padding, `k`, `k:secret`, and none.
-        let basic = |text| [("authorization", text)];
-        check(Dialect::Native, &basic("Bearer k"), "key=other", Some("k"), true);
-        check(Dialect::Native, &basic("bearer  k"), "", Some("k"), true);
-        check(Dialect::Native, &basic("Basic azo="), "", Some("k"), true);
-        check(Dialect::Native, &basic("Basic azo"), "", Some("k"), true);
-        check(Dialect::Native, &basic("Basic aw=="), "", Some("k"), true);
-        check(Dialect::Native, &basic("Basic azpzZWNyZXQ="), "", Some("k"), true);
-        check(Dialect::Native, &basic("Basic !"), "key=q", Some("q"), true);
-        check(Dialect::Native, &basic("Bearer"), "key=%71", Some("q"), true);
-        check(Dialect::Native, &[], "keys=q", None, true);
-        check(Dialect::Pixel, &[], "type=impression&key=q", Some("q"), true);
-        check(Dialect::Segment, &basic("Basic azo="), "writeKey=q", Some("k"), true);
-        check(Dialect::Segment, &basic("Basic Og=="), "writeKey=q", Some("q"), false);
-        check(Dialect::Segment, &basic("Bearer b"), "writeKey=q", Some("b"), false);
-        check(Dialect::Segment, &[("x-write-key", "h:secret")], "writeKey=q", Some("h"), false);
-        check(Dialect::Segment, &[], "", None, false);
     }
 
     #[test]
@@ -271,7 +270,7 @@ mod tests {
     #[test]
     fn cookies_of_others_are_left_alone() {
         let id = "6ba7b812-9dad-41d1-80b4-00c04fd430c8";
-        assert_eq!(cookie(&format!("a=b; weir_id={id};c")), Some(id.to_owned()));
-        assert_eq!(cookie("weir_id=1; xweir_id=2"), None);
+        assert_eq!(cookie(&format!("a=b; weir_id={id};c"), "weir_id"), Some(id.to_owned()));
+        assert_eq!(cookie("weir_id=1; xweir_id=2", "weir_id"), None);
     }
 }

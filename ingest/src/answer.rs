@@ -3,12 +3,12 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use events::identity::Dialect;
 use hyper::body::Incoming;
-use hyper::header::ACCESS_CONTROL_REQUEST_HEADERS;
+use hyper::header::{ACCESS_CONTROL_REQUEST_HEADERS, ORIGIN};
 use hyper::{Method, Request};
 use service::{Response, Scope};
 
+use crate::body;
 use crate::collect::{App, collect};
 use crate::respond::{self, ApiError};
 use crate::route::Route;
@@ -17,21 +17,17 @@ use crate::route::Route;
 pub(crate) async fn answer(app: Arc<App>, scope: Scope, request: Request<Incoming>) -> Response {
     let start = Instant::now();
     let _counted = service::meter::Counted::new(&app.metrics.in_flight);
-    let route = Route::of(request.uri().path()).filter(|route| match scope {
+    let route = Route::of(request.uri().path(), request.uri().query().unwrap_or_default()).filter(|route| match scope {
         Scope::All => true,
         Scope::NoMetrics => *route != Route::Metrics,
-        Scope::Admin => !route.takes_events(),
+        Scope::Admin => !route.is_public(),
     });
     let response = match app.health.caught(dispatch(&app, scope, route, request)).await {
         Ok(response) => response,
-        Err(_) => respond::error(dialect(route), &ApiError::Bug, &app.limits),
+        Err(_) => respond::error(route, &ApiError::Bug, &app.limits),
     };
     app.metrics.answer(route, response.status().as_u16(), start.elapsed());
     response
-}
-
-fn dialect(route: Option<Route>) -> Dialect {
-    route.map_or(Dialect::Native, Route::dialect)
 }
 
 async fn dispatch(app: &Arc<App>, scope: Scope, route: Option<Route>, request: Request<Incoming>) -> Response {
@@ -47,15 +43,20 @@ async fn dispatch(app: &Arc<App>, scope: Scope, route: Option<Route>, request: R
         return response;
     }
     let Some(route) = route else {
-        return respond::error(dialect(route), &ApiError::NoRoute, &app.limits);
+        return respond::error(route, &ApiError::NoRoute, &app.limits);
     };
-    if request.method() == Method::OPTIONS {
-        return respond::preflight(route.methods(), request.headers().get(ACCESS_CONTROL_REQUEST_HEADERS));
-    }
-    if !route.allows(request.method()) {
-        return respond::share(respond::error(route.dialect(), &ApiError::NoMethod(route.methods()), &app.limits));
-    }
-    respond::share(collect(app, route, request).await)
+    let origin = request.headers().get(ORIGIN).filter(|_| route.shares_credentials()).cloned();
+    let response = if request.method() == Method::OPTIONS {
+        respond::preflight(route.methods(), request.headers().get(ACCESS_CONTROL_REQUEST_HEADERS))
+    } else if !route.allows(request.method()) {
+        respond::error(Some(route), &ApiError::NoMethod(route.methods()), &app.limits)
+    } else if let Route::Question(question) = route {
+        body::discard(&mut request.into_body()).await;
+        respond::answered(question.answer())
+    } else {
+        collect(app, route, request).await
+    };
+    respond::share(response, origin)
 }
 
 /// Returns whether one more event could be taken now, and if not, why.

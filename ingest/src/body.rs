@@ -194,6 +194,14 @@ impl Body {
         Ok(Body { bytes: out.into(), reserved })
     }
 
+    /// Puts other bytes in the place of the body's, within the same memory.
+    /// # Errors
+    /// `NoMemory`.
+    pub(crate) fn replaced(mut self, bytes: Vec<u8>) -> Result<Body, BodyFault> {
+        self.reserved.grow_to(self.bytes.len() + bytes.len())?;
+        Ok(Body { bytes: bytes.into(), reserved: self.reserved })
+    }
+
     /// Separates the bytes from the reservation, which what is made of them needs too.
     pub(crate) fn into_parts(self) -> (Bytes, Reserved) {
         (self.bytes, self.reserved)

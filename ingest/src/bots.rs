@@ -57,6 +57,9 @@ const MORE_BOTS: [&str; 12] = [
     "go-http-client/",
 ];
 
+/// Models of tablets, and what apps on them say, in lower case.
+const TABLETS: [&str; 7] = ["ipad", "tablet", "; sm-t", "; sm-x", " tab ", "nexus 7", "nexus 9"];
+
 fn read(text: &str) -> Agent {
     let lower = text.to_ascii_lowercase();
     let known = woothee::parser::Parser::new().parse(text);
@@ -64,8 +67,9 @@ fn read(text: &str) -> Agent {
     // The name that woothee gives to curl, wget and the clients of programming languages.
     let is_library = known.as_ref().is_some_and(|known| known.name == "HTTP Library");
     let is_bot = category == "crawler" || is_library || MORE_BOTS.iter().any(|bot| lower.contains(bot));
-    let is_tablet =
-        lower.contains("ipad") || lower.contains("tablet") || (lower.contains("android") && !lower.contains("mobile"));
+    // A browser on a tablet with Android leaves `Mobile` out. Apps say nothing of the kind: of them only the model tells.
+    let is_android_tablet = lower.starts_with("mozilla/") && lower.contains("android") && !lower.contains("mobile");
+    let is_tablet = is_android_tablet || TABLETS.iter().any(|model| lower.contains(model));
     let device_type = match category {
         "smartphone" | "pc" if is_tablet => Some("tablet"),
         "pc" => Some("desktop"),
@@ -107,6 +111,11 @@ mod tests {
             false,
             Some("mobile"),
         );
+        // Android's own client, and apps.
+        check("Dalvik/2.1.0 (Linux; U; Android 13; Pixel 6)", false, Some("mobile"));
+        check("Dalvik/1.6.0 (Linux; U; Android 4.4.2; SM-G900F Build/KOT49H)", false, Some("mobile"));
+        check("Dalvik/2.1.0 (Linux; U; Android 12; SM-T870 Build/SP2A)", false, Some("tablet"));
+        check("Dalvik/2.1.0 (Linux; U; Android 9; Lenovo Tab M10 Build/PPR1)", false, Some("tablet"));
         check("curl/8.5.0", true, None);
         check("python-requests/2.31.0", true, None);
         check("", false, None);

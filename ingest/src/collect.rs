@@ -1,13 +1,15 @@
 //! The path of a request, from its bytes to its answer: admit, decode, validate, append, respond.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use eventlog::AppendError;
-use events::rules::{self, RequestContext, limits};
-use events::{Code, Event, EventId, Micros, ProjectId, Record, Rejection};
+use events::repair::Reason;
+use events::rules::{self, RequestContext};
+use events::{Code, Event, EventId, Micros, ProjectId, Record, Rejection, Repair};
 use hyper::Request;
 use hyper::body::Incoming;
 use service::fair_queue::{FairQueue, Full};
@@ -15,14 +17,14 @@ use service::tasks::Panicked;
 use service::{AdminEndpoint, Health, Response};
 use uuid::Uuid;
 
-use crate::admit::{Admitted, admit, body_fault, rate_limited, take_bytes};
+use crate::admit::{Admitted, Asked, admit, body_fault, rate_limited, take_bytes};
 use crate::body::{BodyFault, Memory, Reserved};
 use crate::bots::{Agent, Agents};
 use crate::config::Limits;
-use crate::dialect::{Device, Envelope, ParsedEvent, Text};
+use crate::dialect::{self, Envelope, EnvelopeFault, ParsedEvent, Text};
 use crate::keys::Keys;
 use crate::metrics::Metrics;
-use crate::respond::{self, ApiError, Outcome};
+use crate::respond::{self, ApiError, Outcome, State};
 use crate::route::Route;
 
 /// Larger bodies are processed on a blocking thread, in turns, so that they do not hold up other requests.
@@ -57,13 +59,25 @@ pub(crate) async fn collect(app: &Arc<App>, route: Route, request: Request<Incom
         let validated = compute(app, admitted.access.project, is_short, move |app| {
             let (bytes, reserved) = body.into_parts();
             let text = Text::new(&bytes);
-            let decoded = decode(app, &admitted, &text)?;
-            validate(app, &admitted, &decoded, reserved, bytes.len())
+            let first = decode(app, &admitted, &text);
+            let is_unreadable = match &first {
+                Ok(decoded) => decoded.has_unreadable(),
+                Err(fault) => matches!(fault, EnvelopeFault::Unreadable(_)),
+            };
+            // JSON has no number that is none; a body with one is read again without, and its events are told apart.
+            let mended = if is_unreadable { text.null_not_numbers() } else { None };
+            let (decoded, text) = match &mended {
+                Some(mended) => (decode(app, &admitted, mended), mended),
+                None => (first, &text),
+            };
+            let decoded = decoded.map_err(ApiError::Envelope)?;
+            count(app, &admitted, decoded.len())?;
+            validate(app, &admitted, decoded.as_ref(), text, reserved)
         })
         .await?;
         append(app, validated).await
     };
-    answered.await.unwrap_or_else(|error| respond::error(route.dialect(), &error, &app.limits))
+    answered.await.unwrap_or_else(|error| respond::error(Some(route), &error, &app.limits))
 }
 
 /// Runs a step that only computes: inline if it is short, else on a blocking thread when it is the project's turn, and then to its
@@ -92,27 +106,19 @@ pub(crate) async fn compute<T: Send + 'static>(
     done.await.unwrap_or(Err(Panicked)).unwrap_or(Err(ApiError::Bug))
 }
 
-/// Splits the body into its events, and counts them against the rate limit of the key.
-fn decode<'a>(app: &App, admitted: &'a Admitted, text: &'a Text<'a>) -> Result<Envelope<'a>, ApiError> {
-    let events_max = app.limits.events_max;
-    let envelope = match admitted.route {
-        Route::Pixel => {
-            let device = Device { known: admitted.cookie.as_deref(), fresh: &admitted.fresh_cookie };
-            Ok(Envelope::pixel(&admitted.query, text, device))
-        }
-        Route::Batch => Envelope::segment(text, None, events_max),
-        Route::Call(call) => Envelope::segment(text, Some(call), events_max),
-        Route::Events | Route::Live | Route::Ready | Route::Metrics => Envelope::native(text, admitted.is_lines, events_max),
-    };
-    let envelope = envelope.map_err(ApiError::Envelope)?;
-    app.metrics.batch_events.record(envelope.len() as f64);
-    if let Some(limiter) = &admitted.access.events {
-        limiter.take(envelope.len(), Instant::now()).map_err(|wait| {
-            app.metrics.deferred.increment(envelope.len() as u64);
-            rate_limited(&app.metrics.over_rate, wait)
-        })?;
-    }
-    Ok(envelope)
+/// Splits the body into its events.
+fn decode<'a>(app: &App, admitted: &'a Admitted, text: &'a Text<'a>) -> Result<Box<dyn Envelope + 'a>, EnvelopeFault> {
+    dialect::of(admitted.asked.route.dialect()).parse(admitted, text, app.limits.events_max)
+}
+
+/// Counts events against the rate limit of the key.
+fn count(app: &App, admitted: &Admitted, events: usize) -> Result<(), ApiError> {
+    app.metrics.batch_events.record(events as f64);
+    let Some(limiter) = &admitted.access.events else { return Ok(()) };
+    limiter.take(events, Instant::now()).map_err(|wait| {
+        app.metrics.deferred.increment(events as u64);
+        rate_limited(&app.metrics.over_rate, wait)
+    })
 }
 
 /// Events that may be appended, what became of the others, and the answer if the append succeeds.
@@ -124,98 +130,141 @@ struct Validated {
     bots: usize,
     /// The first fault of each rejected event.
     codes: Vec<Code>,
+    /// The reasons of repairs; each once for each event.
+    repairs: Vec<Reason>,
+    /// What became of each event, where the answer says so of each.
+    each: Option<(Asked, Outcome)>,
     /// Memory of the body and of the records made of it.
     reserved: Reserved,
 }
 
 /// Checks every event of the request, before the first one is appended, and writes the answer, for which there might be no memory later.
-/// Records may be larger than the `body_bytes` they are made of, and rejections too, so each is counted.
+/// Records may be larger than the body that they are made of, and rejections too, so each is counted.
 fn validate(
     app: &App,
     admitted: &Admitted,
-    envelope: &Envelope<'_>,
+    envelope: &dyn Envelope,
+    text: &Text<'_>,
     mut reserved: Reserved,
-    body_bytes: usize,
 ) -> Result<Validated, ApiError> {
     let count = envelope.len();
+    let dialect = admitted.asked.route.dialect();
     let mut records = Vec::with_capacity(count);
     let mut outcome = Outcome::new(admitted.access.backfill);
-    let (mut bots, mut codes) = (0, Vec::new());
-    let (mut bytes, mut record_bytes) = (body_bytes, 0);
+    let (mut bots, mut codes, mut repaired) = (0, Vec::new(), Vec::new());
+    let (mut bytes, mut record_bytes) = (text.as_str().len(), 0);
     let request = RequestContext {
         project: admitted.access.project,
         unit: admitted.access.unit,
         backfill: admitted.access.backfill,
         horizon: app.keys.snapshot().and_then(|keys| keys.horizon),
-        dialect: envelope.dialect(),
+        dialect,
         received_at: admitted.received_at,
-        sent_at: envelope.sent_at(),
+        sent_at: envelope.sent_at().or(admitted.sent_at),
     };
     let header_agent = admitted.user_agent.as_deref().map(|text| app.agents.read(text));
     let mut ids = IdGenerator::new(admitted.received_at);
     let mut seen = HashSet::new();
     for index in 0..count {
-        let admitted_event = envelope
-            .parse(index, &admitted.access.conversions, limits::EVENT_BYTES_MAX)
+        let admitted_event = dialect::read(envelope, text, index, &admitted.access.conversions, dialect.is_strict())
             .map_err(|fault| vec![fault])
             .and_then(|mut parsed| {
                 identify_agent(app, admitted, header_agent, &mut parsed);
-                check_rules(parsed, &request, ids.next(index))
+                check_rules(parsed, &request, ids.next(index), |field| envelope.client_name(index, field))
             })
-            .and_then(|event| app.keys.names.admit(event, admitted.access.backfill).map_err(|fault| vec![fault]));
-        match admitted_event {
-            Ok(event) => {
+            .and_then(|(event, repairs)| {
+                let named = app.keys.names.admit(event, admitted.access.backfill);
+                named.map(|event| (event, repairs)).map_err(|fault| vec![named_as(fault, envelope.client_name(index, "name"))])
+            });
+        let state = match admitted_event {
+            Ok((event, repairs)) => {
                 // Generated ids are unique, so only ids from the client can repeat.
-                if event.id_from_client
-                    && count > 1
-                    && !seen.insert((event.kind(), event.user_id, event.event_id, event.claimed_at))
-                {
+                let is_new = !event.id_from_client
+                    || count == 1
+                    || seen.insert((event.kind(), event.user_id, event.event_id, event.claimed_at));
+                if is_new {
+                    bots += usize::from(event.is_bot);
+                    let record = Record::encode(&event);
+                    record_bytes += record.bytes().len();
+                    bytes += record.bytes().len();
+                    records.push(record);
+                    outcome.repaired += usize::from(!repairs.is_empty());
+                    let is_first = |at: usize| repairs[..at].iter().all(|earlier| earlier.reason != repairs[at].reason);
+                    repaired.extend((0..repairs.len()).filter(|at| is_first(*at)).map(|at| repairs[at].reason));
+                    if repairs.is_empty() { State::Accepted } else { State::Repaired }
+                } else {
                     outcome.duplicate += 1;
-                    continue;
+                    State::Duplicate
                 }
-                bots += usize::from(event.is_bot);
-                let record = Record::encode(&event);
-                record_bytes += record.bytes().len();
-                bytes += record.bytes().len();
-                records.push(record);
             }
             Err(faults) => {
                 codes.extend(faults.first().map(|fault| fault.code));
+                let state = faults.first().map(|fault| State::Rejected(fault.code, fault.field.clone()));
                 bytes += outcome.reject(index, &envelope.place(index), faults);
+                state.unwrap_or(State::Accepted)
             }
+        };
+        if let Some(id) = envelope.id(index) {
+            bytes += outcome.note(id, state);
         }
         reserved.grow_to(bytes).map_err(|fault| body_fault(app, fault))?;
     }
     outcome.accepted = records.len();
-    if envelope.needs_cookie() {
+    if envelope.needs_cookie() && !admitted.fresh_cookie.is_empty() {
         outcome.cookie = Some(admitted.fresh_cookie.clone());
     }
-    let duplicate = outcome.duplicate;
-    let answer = respond::outcome(envelope.dialect(), outcome, &app.answers).map_err(|fault| body_fault(app, fault))?;
+    let reply = dialect::of(dialect).answer(&admitted.asked, &outcome);
+    let answer = respond::outcome(dialect, reply, &outcome, &app.answers).map_err(|fault| body_fault(app, fault))?;
     take_bytes(app, &admitted.access, record_bytes).inspect_err(|_| app.metrics.deferred.increment(count as u64))?;
-    Ok(Validated { records, answer, received: count, duplicate, bots, codes, reserved })
+    let duplicate = outcome.duplicate;
+    let each = outcome.tells_each().then(|| (admitted.asked.clone(), outcome));
+    Ok(Validated { records, answer, received: count, duplicate, bots, codes, repairs: repaired, each, reserved })
 }
 
-/// Applies the rules to a parsed event. Parse errors come first; rejections that only follow from them are left out.
-fn check_rules(parsed: ParsedEvent, request: &RequestContext, generated_id: EventId) -> Result<Event, Vec<Rejection>> {
-    let ParsedEvent { draft, sent_at, mut faults, .. } = parsed;
-    let request = RequestContext { sent_at: sent_at.or(request.sent_at), ..*request };
-    match rules::admit(draft, &request, generated_id) {
-        Ok(event) if faults.is_empty() => Ok(event),
+/// Gives a fault the name that the client has for its field.
+fn named_as(mut fault: Rejection, name: Option<Cow<'static, str>>) -> Rejection {
+    if let Some(name) = name {
+        fault.field = name.into_owned();
+    }
+    fault
+}
+
+/// Applies the rules to a parsed event. Parse errors come first; rejections that only follow from them are left out. `name` says what the
+/// client calls a field.
+fn check_rules(
+    parsed: ParsedEvent,
+    request: &RequestContext,
+    generated_id: EventId,
+    name: impl Fn(&str) -> Option<Cow<'static, str>>,
+) -> Result<(Event, Vec<Repair>), Vec<Rejection>> {
+    let ParsedEvent { draft, sent_at, is_clock_right, mut faults, .. } = parsed;
+    let sent_at = sent_at.or(request.sent_at).filter(|_| !is_clock_right);
+    match rules::admit_repaired(draft, &RequestContext { sent_at, ..*request }, generated_id) {
+        Ok(admitted) if faults.is_empty() => Ok(admitted),
         Ok(_) => Err(faults),
         Err(more) => {
-            let has_bad_user =
-                faults.iter().any(|fault| matches!(fault.field.as_str(), "anonymous_id" | "userId" | "anonymousId"));
+            let has_bad_user = faults.iter().any(|fault| USER_FIELDS.contains(&fault.field.as_str()));
             let follows = |fault: &Rejection, faults: &[Rejection]| {
                 (fault.code == Code::MissingUser && has_bad_user)
                     || faults.iter().any(|earlier| canonical_name(&earlier.field) == fault.field.as_str())
             };
             let own: Vec<_> = more.into_iter().filter(|fault| !follows(fault, &faults)).collect();
-            faults.extend(own);
+            for mut fault in own {
+                if fault.code == Code::MissingUser
+                    && let (Some(user), Some(device)) = (name("user_id"), name("anonymous_id"))
+                {
+                    fault.message = format!("found neither {user} nor {device}; at least one is needed");
+                }
+                let client_name = name(&fault.field);
+                faults.push(named_as(fault, client_name));
+            }
             Err(faults)
         }
     }
 }
+
+/// What dialects call the ids of a user.
+const USER_FIELDS: [&str; 6] = ["anonymous_id", "userId", "anonymousId", "distinct_id", "device_id", "user.userID"];
 
 /// Returns the name that the rules use for a field with several names.
 fn canonical_name(field: &str) -> &str {
@@ -225,6 +274,7 @@ fn canonical_name(field: &str) -> &str {
         "variant_id" => "variant",
         "campaign_id" => "campaign",
         "component_id" => "component",
+        "messageId" => "event_id",
         field => field,
     }
 }
@@ -278,7 +328,7 @@ impl IdGenerator {
 /// those with ids of their own. Those without get new ids and would be counted twice; a client that must not count twice
 /// sends ids.
 async fn append(app: &App, validated: Validated) -> Result<Response, ApiError> {
-    let Validated { records, answer, received, duplicate, bots, codes, reserved } = validated;
+    let Validated { records, answer, received, duplicate, bots, codes, repairs, each, reserved } = validated;
     let appended = records.len();
     if !records.is_empty() {
         let start = Instant::now();
@@ -297,7 +347,11 @@ async fn append(app: &App, validated: Validated) -> Result<Response, ApiError> {
             if !app.is_log_failing.swap(true, Ordering::Relaxed) {
                 tracing::warn!(reason, "the log does not take events; clients are told to send them again");
             }
-            return Err(ApiError::Log);
+            let Some((asked, outcome)) = each else { return Err(ApiError::Log) };
+            let outcome = outcome.into_retry();
+            let dialect = asked.route.dialect();
+            let reply = dialect::of(dialect).retry(&asked, &outcome).ok_or(ApiError::Log)?;
+            return respond::outcome(dialect, reply, &outcome, &app.answers).map_err(|fault| body_fault(app, fault));
         }
         if app.is_log_failing.swap(false, Ordering::Relaxed) {
             tracing::info!("the log takes events again");
@@ -309,6 +363,7 @@ async fn append(app: &App, validated: Validated) -> Result<Response, ApiError> {
     app.metrics.duplicate.increment(duplicate as u64);
     app.metrics.bots.increment(bots as u64);
     codes.into_iter().for_each(|code| app.metrics.reject(code));
+    repairs.into_iter().for_each(|reason| app.metrics.repair(reason));
     Ok(answer)
 }
 
@@ -333,9 +388,9 @@ mod tests {
         let draft = || Draft::new(Details::Conversion(ConversionDetails::default()));
         let check = |draft, faults: &[&'static str], expected: &[&str]| {
             let faults = faults.iter().map(|field| fault(*field)).collect();
-            let parsed = ParsedEvent { draft, sent_at: None, is_bot: None, faults };
+            let parsed = ParsedEvent { faults, ..ParsedEvent::new(draft) };
             let request = events::testing::request_context();
-            let found = check_rules(parsed, &request, events::testing::generated_id()).expect_err("refused");
+            let found = check_rules(parsed, &request, events::testing::generated_id(), |_| None).expect_err("refused");
             let found: Vec<_> = found.iter().map(|fault| format!("{} {}", fault.code.as_str(), fault.field)).collect();
             assert_eq!(found, expected);
         };

@@ -8,6 +8,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use eventlog::spool;
+use events::repair::Reason;
 use events::{Code, Micros};
 use metrics::{Counter, Gauge, Histogram, Label};
 use service::Meter;
@@ -19,7 +20,7 @@ const SECONDS: [f64; 14] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1
 const BYTES: [f64; 9] = [256.0, 1024.0, 4096.0, 16384.0, 65536.0, 262_144.0, 1_048_576.0, 4_194_304.0, 10_485_760.0];
 const EVENTS: [f64; 9] = [1.0, 5.0, 20.0, 50.0, 100.0, 250.0, 500.0, 1000.0, 2500.0];
 /// The statuses that [`crate::respond`] uses.
-const STATUSES: [u16; 13] = [200, 204, 400, 401, 404, 405, 408, 413, 414, 415, 429, 500, 503];
+const STATUSES: [u16; 14] = [200, 202, 204, 400, 401, 404, 405, 408, 413, 414, 415, 429, 500, 503];
 
 /// All metrics of one collector.
 #[allow(missing_docs)] // Each is described where it is made.
@@ -29,6 +30,7 @@ pub(crate) struct Metrics {
     pub(crate) appended: Counter,
     pub(crate) duplicate: Counter,
     rejected: Vec<Counter>,
+    repaired: Vec<Counter>,
     pub(crate) deferred: Counter,
     pub(crate) bots: Counter,
     requests: Vec<[OnceLock<Counter>; STATUSES.len()]>,
@@ -132,6 +134,12 @@ impl Metrics {
                 "code",
                 &codes,
             ),
+            repaired: make.counters(
+                "weir_collector_events_repaired_total",
+                "Appended events that were repaired, by reason; an event with several reasons counts under each.",
+                "reason",
+                &Reason::ALL.iter().map(|reason| reason.as_str()).collect::<Vec<_>>(),
+            ),
             deferred: make
                 .counter("weir_collector_events_deferred_total", "Events of requests that the client was told to send again."),
             bots: make.counter("weir_collector_events_of_bots_total", "Appended events of bots."),
@@ -171,6 +179,13 @@ impl Metrics {
     pub(crate) fn reject(&self, code: Code) {
         if let Some(at) = Code::ALL.iter().position(|known| *known == code) {
             self.rejected[at].increment(1);
+        }
+    }
+
+    /// Counts one repaired event.
+    pub(crate) fn repair(&self, reason: Reason) {
+        if let Some(at) = Reason::ALL.iter().position(|known| *known == reason) {
+            self.repaired[at].increment(1);
         }
     }
 

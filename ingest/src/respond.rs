@@ -10,19 +10,21 @@ use events::{Code, Rejection};
 use http_body_util::Full;
 use hyper::StatusCode;
 use hyper::header::{
-    ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_EXPOSE_HEADERS,
-    ACCESS_CONTROL_MAX_AGE, ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, SET_COOKIE,
-    WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS,
+    ACCESS_CONTROL_ALLOW_CREDENTIALS, ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
+    ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue,
+    RETRY_AFTER, VARY, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS,
 };
 use serde::Serialize;
 use service::Response;
 
 use crate::body::{BodyFault, Memory, Reserved};
 use crate::config::Limits;
-use crate::dialect::{COOKIE, EnvelopeFault};
+use crate::dialect::{self, Content, EnvelopeFault, Reply};
+use crate::route::Route;
 
 const ACCEPTED: HeaderName = HeaderName::from_static("x-events-accepted");
 const REJECTED: HeaderName = HeaderName::from_static("x-events-rejected");
+const REPAIRED: HeaderName = HeaderName::from_static("x-events-repaired");
 const ERROR: HeaderName = HeaderName::from_static("x-weir-error");
 /// Entries of `rejected` that are written in full for a public key. Of the events after those only the first fault is named, and without
 /// its message: the client finds each rejected event, and nobody makes large answers of small requests.
@@ -42,12 +44,30 @@ pub(crate) struct Outcome {
     pub(crate) accepted: usize,
     /// Duplicates within the request.
     pub(crate) duplicate: usize,
+    /// Accepted events that were repaired.
+    pub(crate) repaired: usize,
     /// The faults of the rejected events, in the request's order.
     rejected: Vec<Rejected>,
     rejected_events: usize,
     is_server_key: bool,
     /// The id that the browser is to keep.
     pub(crate) cookie: Option<String>,
+    /// What became of each event that the client has a name for, in an answer that says so of each.
+    states: Vec<(String, State)>,
+}
+
+/// What became of one event.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum State {
+    Accepted,
+    /// Accepted after a repair.
+    Repaired,
+    /// A repetition within the request.
+    Duplicate,
+    /// Refused: its first fault and the field at fault.
+    Rejected(Code, String),
+    /// Not stored now: the client is to send it again.
+    Retry,
 }
 
 #[derive(Debug, Serialize)]
@@ -63,6 +83,45 @@ impl Outcome {
     /// Begins with no events.
     pub(crate) fn new(is_server_key: bool) -> Self {
         Outcome { is_server_key, ..Outcome::default() }
+    }
+
+    /// Notes what became of one event. Returns how many bytes that takes, about.
+    pub(crate) fn note(&mut self, mut id: String, state: State) -> usize {
+        id.truncate(id.floor_char_boundary(FIELD_BYTES_MAX));
+        self.states.push((id, state));
+        2 * ENTRY_BYTES
+    }
+
+    /// Returns whether the answer says of each event what became of it.
+    pub(crate) fn tells_each(&self) -> bool {
+        !self.states.is_empty()
+    }
+
+    /// Returns what became of each event, by the client's name for it, in the request's order.
+    pub(crate) fn states(&self) -> impl Iterator<Item = (&str, &State)> {
+        self.states.iter().map(|(id, state)| (id.as_str(), state))
+    }
+
+    /// Returns the outcome of the same events if none of them could be stored.
+    pub(crate) fn into_retry(mut self) -> Self {
+        for (_, state) in self.states.iter_mut().filter(|(_, state)| !matches!(state, State::Rejected(..))) {
+            *state = State::Retry;
+        }
+        Outcome { accepted: 0, duplicate: 0, repaired: 0, cookie: None, ..self }
+    }
+
+    /// Answers with the counts and the rejections, as native clients read them.
+    pub(crate) fn counts(&self) -> Reply {
+        Reply::json(&Answer { accepted: self.accepted, duplicate: self.duplicate, rejected: &self.rejected })
+    }
+
+    /// Answers that all is well, under a dialect's name for it; the rejections are for people.
+    pub(crate) fn success(&self, name: &'static str) -> Reply {
+        match (self.rejected.as_slice(), name) {
+            ([], "success") => Reply::new(Content::JsonText("{\"success\":true}")),
+            ([], "ok") => Reply::new(Content::JsonText("{\"ok\":true}")),
+            (rejected, name) => Reply::json(&serde_json::json!({ name: true, "rejected": rejected })),
+        }
     }
 
     /// Notes a rejected event. `place` is where it stands, such as `events[3]`; `faults` has at least one. Returns how many bytes that
@@ -127,6 +186,8 @@ pub(crate) enum ApiError {
     BadEncoding,
     /// The body cannot be received or inflated.
     Body(BodyFault),
+    /// A header that the dialect needs is missing, or not what it should be.
+    BadHead(String),
     /// The body cannot be parsed.
     Envelope(EnvelopeFault),
     /// The log did not store the events, or does not know whether it did.
@@ -149,6 +210,7 @@ impl ApiError {
     }
 
     fn answer(&self, dialect: Dialect, limits: &Limits) -> ErrorAnswer {
+        // Their clients are told 429 by Segment, and keep what they have; PostHog's in browsers would drop it, Snowplow's are used to 503.
         let is_segment = dialect == Dialect::Segment;
         let error = |status, code, message: &str| ErrorAnswer { status, code, message: message.to_owned(), retry_after: None };
         let later = |code, message: &str, seconds| ErrorAnswer {
@@ -156,8 +218,10 @@ impl ApiError {
             retry_after: Some(seconds),
             ..error(StatusCode::OK, code, message)
         };
-        // Segment documents 400 for everything that is too large; its clients drop the events on either status.
-        let too_large = if is_segment { StatusCode::BAD_REQUEST } else { StatusCode::PAYLOAD_TOO_LARGE };
+        // Segment documents 400 for everything that is too large; its clients drop the events on either status. Snowplow's would send again
+        // for ever what is too large, too long or in the wrong place, and drop it on a 400.
+        let is_dropped_on_400 = matches!(dialect, Dialect::Segment | Dialect::Jitsu | Dialect::Snowplow);
+        let too_large = if is_dropped_on_400 { StatusCode::BAD_REQUEST } else { StatusCode::PAYLOAD_TOO_LARGE };
         match self {
             ApiError::NoRoute => error(StatusCode::NOT_FOUND, "not_found", "there is no such route"),
             ApiError::NoMethod(allowed) => {
@@ -166,13 +230,21 @@ impl ApiError {
             }
             ApiError::UriTooLong(bytes) => {
                 let message = format!("the address has {bytes} bytes; at most {} are accepted", limits.uri_bytes_max);
-                error(StatusCode::URI_TOO_LONG, "uri_too_long", &message)
+                let status = if dialect == Dialect::Snowplow { StatusCode::BAD_REQUEST } else { StatusCode::URI_TOO_LONG };
+                error(status, "uri_too_long", &message)
             }
             ApiError::NoKey => {
-                let message = if is_segment {
-                    "found no write key; send it as the user name of Basic authentication, or as writeKey in the body"
-                } else {
-                    "found no key; send it in `Authorization: Bearer`, as the user name of Basic authentication, or in ?key="
+                let message = match dialect {
+                    Dialect::Segment | Dialect::Jitsu => {
+                        "found no write key; send it as the user name of Basic authentication, or as writeKey in the body"
+                    }
+                    Dialect::Posthog => "found no key; send it as api_key in the body, or in `Authorization: Bearer`",
+                    Dialect::Snowplow => "found no key; send it as the application's id (aid), or in ?key=",
+                    Dialect::Growthbook => "found no key; send it in ?client_key=",
+                    Dialect::Statsig => "found no key; send it in the header STATSIG-API-KEY, or in ?k=",
+                    Dialect::Native | Dialect::Pixel => {
+                        "found no key; send it in `Authorization: Bearer`, as the user name of Basic authentication, or in ?key="
+                    }
                 };
                 error(StatusCode::UNAUTHORIZED, "missing_key", message)
             }
@@ -189,7 +261,7 @@ impl ApiError {
                 error
             }
             ApiError::BadEncoding => {
-                let status = if is_segment { StatusCode::BAD_REQUEST } else { StatusCode::UNSUPPORTED_MEDIA_TYPE };
+                let status = if is_dropped_on_400 { StatusCode::BAD_REQUEST } else { StatusCode::UNSUPPORTED_MEDIA_TYPE };
                 error(status, "unsupported_encoding", "unsupported Content-Encoding; gzip is accepted, or no compression")
             }
             ApiError::Body(BodyFault::TooLarge) => {
@@ -213,6 +285,8 @@ impl ApiError {
             ApiError::Body(BodyFault::NoMemory) => {
                 later("overloaded", "the collector is overloaded; send the same events again later", 1)
             }
+            ApiError::Envelope(EnvelopeFault::TooLarge) => ApiError::Body(BodyFault::DecodedTooLarge).answer(dialect, limits),
+            ApiError::BadHead(reason) => error(StatusCode::BAD_REQUEST, "bad_header", reason),
             ApiError::Envelope(EnvelopeFault::Unreadable(reason)) => error(StatusCode::BAD_REQUEST, "invalid_body", reason),
             ApiError::Envelope(EnvelopeFault::TooManyEvents(count)) => {
                 let message = format!("{count} events; at most {} are accepted in one request", limits.events_max);
@@ -233,77 +307,80 @@ struct Answer<'a> {
     rejected: &'a [Rejected],
 }
 
-#[derive(Serialize)]
-struct SegmentAnswer<'a> {
-    success: bool,
-    rejected: &'a [Rejected],
-}
-
-/// Answers a request that was processed. Memory is taken for answers that name rejected events; all others are small.
+/// Answers a request that was processed. Memory is taken for answers that name events; all others are small.
 /// # Errors
 /// `NoMemory`.
-pub(crate) fn outcome(dialect: Dialect, outcome: Outcome, memory: &Memory) -> Result<Response, BodyFault> {
-    let listed = |answer: Vec<u8>| {
-        let mut reserved = memory.reserve();
-        reserved.grow_to(answer.len())?;
-        Ok(text(StatusCode::OK, "application/json", Bytes::from_owner(Held { bytes: answer, _reserved: reserved })))
+pub(crate) fn outcome(dialect: Dialect, reply: Reply, outcome: &Outcome, memory: &Memory) -> Result<Response, BodyFault> {
+    let names_events = !outcome.rejected.is_empty() || outcome.tells_each();
+    let status = match (reply.is_empty, reply.is_accepted) {
+        (true, _) => StatusCode::NO_CONTENT,
+        (false, true) => StatusCode::ACCEPTED,
+        (false, false) => StatusCode::OK,
     };
-    Ok(match dialect {
-        Dialect::Native => {
-            let Outcome { accepted, duplicate, rejected, .. } = &outcome;
-            let answer = Answer { accepted: *accepted, duplicate: *duplicate, rejected };
-            if rejected.is_empty() { json(StatusCode::OK, &answer) } else { listed(to_json(&answer))? }
+    let mut response = match reply.content {
+        Content::Json(bytes) if names_events => {
+            let mut reserved = memory.reserve();
+            reserved.grow_to(bytes.len())?;
+            text(status, "application/json", Bytes::from_owner(Held { bytes, _reserved: reserved }))
         }
-        Dialect::Segment => {
-            // Segment's clients read the status only; the rejections are for people.
-            let mut response = match outcome.rejected.as_slice() {
-                [] => text(StatusCode::OK, "application/json", "{\"success\":true}"),
-                rejected => listed(to_json(&SegmentAnswer { success: true, rejected }))?,
-            };
-            response.headers_mut().insert(ACCEPTED, (outcome.accepted + outcome.duplicate).into());
-            response.headers_mut().insert(REJECTED, outcome.rejected_events.into());
-            response
-        }
-        Dialect::Pixel => {
-            let mut response = gif(StatusCode::OK);
-            if let Some(fault) = outcome.rejected.first() {
-                let message = fault.message.as_deref().unwrap_or_default();
-                response.headers_mut().insert(ERROR, visible(fault.code.as_str(), message));
-            }
-            if let Some(id) = outcome.cookie.as_deref().filter(|_| outcome.accepted > 0) {
-                let cookie = format!("{COOKIE}={id}; Path=/; Max-Age=31536000; HttpOnly; SameSite=Lax");
-                if let Ok(cookie) = HeaderValue::try_from(cookie) {
-                    response.headers_mut().insert(SET_COOKIE, cookie);
-                }
-            }
-            response
-        }
-    })
+        content => with_content(status, content),
+    };
+    if reply.is_empty {
+        *response.body_mut() = Full::default();
+        response.headers_mut().remove(CONTENT_TYPE);
+    }
+    let headers = response.headers_mut();
+    headers.extend(reply.headers);
+    if dialect == Dialect::Pixel
+        && let Some(fault) = outcome.rejected.first()
+    {
+        headers.insert(ERROR, visible(fault.code.as_str(), fault.message.as_deref().unwrap_or_default()));
+    }
+    if !matches!(dialect, Dialect::Native | Dialect::Pixel) {
+        headers.insert(ACCEPTED, (outcome.accepted + outcome.duplicate).into());
+        headers.insert(REJECTED, outcome.rejected_events.into());
+        headers.insert(REPAIRED, outcome.repaired.into());
+    } else if outcome.repaired > 0 {
+        headers.insert(REPAIRED, outcome.repaired.into());
+    }
+    Ok(response)
 }
 
-/// Answers a request that failed as a whole.
-pub(crate) fn error(dialect: Dialect, error: &ApiError, limits: &Limits) -> Response {
-    let ErrorAnswer { status, code, message, retry_after } = error.answer(dialect, limits);
-    let mut response = match dialect {
-        Dialect::Native => json(status, &serde_json::json!({ "error": { "code": code, "message": message } })),
-        Dialect::Segment => json(status, &serde_json::json!({ "code": code, "message": message })),
-        Dialect::Pixel => {
-            // A browser shows nothing but images, so only errors that are worth a retry have an error status.
-            let is_final =
-                status.is_client_error() && !matches!(*error, ApiError::NoMethod(_) | ApiError::Body(BodyFault::TooSlow));
-            let mut response = gif(if is_final { StatusCode::OK } else { status });
-            response.headers_mut().insert(ERROR, visible(code, &message));
-            response
-        }
-    };
+fn with_content(status: StatusCode, content: Content) -> Response {
+    match content {
+        Content::Json(bytes) => text(status, "application/json", bytes),
+        Content::JsonText(json) => text(status, "application/json", json),
+        Content::Text(plain) => text(status, "text/plain; charset=utf-8", plain.into_owned()),
+        Content::Image => gif(status),
+    }
+}
+
+/// Answers a question of an SDK.
+pub(crate) fn answered(json: &'static str) -> Response {
+    text(StatusCode::OK, "application/json", json)
+}
+
+/// Answers a request that failed as a whole, at a route or at none.
+pub(crate) fn error(route: Option<Route>, error: &ApiError, limits: &Limits) -> Response {
+    let route = route.unwrap_or(Route::Events);
+    let name = route.dialect();
+    let ErrorAnswer { status, code, message, retry_after } = error.answer(name, limits);
+    let reply = dialect::of(name).error(route, code, &message);
+    // A browser shows nothing but images, so only errors that are worth a retry have an error status.
+    let is_final = status.is_client_error() && !matches!(*error, ApiError::NoMethod(_) | ApiError::Body(BodyFault::TooSlow));
+    let is_image = matches!(reply.content, Content::Image);
+    let mut response = with_content(if is_image && is_final { StatusCode::OK } else { status }, reply.content);
     let headers = response.headers_mut();
+    if is_image {
+        headers.insert(ERROR, visible(code, &message));
+    }
     if let Some(seconds) = retry_after {
         headers.insert(RETRY_AFTER, seconds.into());
     }
     if let ApiError::NoMethod(allowed) = error {
         headers.insert(ALLOW, HeaderValue::from_static(allowed));
     }
-    if status == StatusCode::UNAUTHORIZED && dialect != Dialect::Pixel {
+    if status == StatusCode::UNAUTHORIZED && !is_image {
         // Not Basic: browsers would ask the visitor for a password.
         headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     }
@@ -316,30 +393,33 @@ pub(crate) fn preflight(methods: &'static str, asked: Option<&HeaderValue>) -> R
     *response.status_mut() = StatusCode::NO_CONTENT;
     let headers = response.headers_mut();
     headers.insert(ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static(methods));
-    let usual = HeaderValue::from_static("Authorization, Content-Type, Content-Encoding, X-Write-Key, X-Retry-Count");
+    let usual = HeaderValue::from_static(
+        "Authorization, Content-Type, Content-Encoding, X-Write-Key, X-Retry-Count, SP-Anonymous, STATSIG-API-KEY, STATSIG-CLIENT-TIME",
+    );
     // Any header may be sent. A wildcard would not cover Authorization.
     let asked = asked.filter(|asked| asked.len() <= 1024).cloned();
     headers.insert(ACCESS_CONTROL_ALLOW_HEADERS, asked.unwrap_or(usual));
     headers.insert(ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("86400"));
-    share(response)
-}
-
-/// Lets pages of every origin read an answer. No credentials: a key is public, a cookie is not theirs.
-pub(crate) fn share(mut response: Response) -> Response {
-    let headers = response.headers_mut();
-    headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
-    let exposed = "X-Weir-Error, X-Events-Accepted, X-Events-Rejected, Retry-After";
-    headers.insert(ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static(exposed));
     response
 }
 
-fn json(status: StatusCode, body: &impl Serialize) -> Response {
-    text(status, "application/json", to_json(body))
-}
-
-fn to_json(body: &impl Serialize) -> Vec<u8> {
-    // Serialising fails only for maps with keys other than strings; there are none.
-    serde_json::to_vec(body).unwrap_or_default()
+/// Lets pages of every origin read an answer. With credentials where the dialect's clients send some, then to the origin that asks; else
+/// without: a key is public, a cookie is not theirs.
+pub(crate) fn share(mut response: Response, origin: Option<HeaderValue>) -> Response {
+    let headers = response.headers_mut();
+    match origin {
+        Some(origin) => {
+            headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin);
+            headers.insert(ACCESS_CONTROL_ALLOW_CREDENTIALS, HeaderValue::from_static("true"));
+            headers.append(VARY, HeaderValue::from_static("Origin"));
+        }
+        None => {
+            headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
+        }
+    }
+    let exposed = "X-Weir-Error, X-Events-Accepted, X-Events-Rejected, X-Events-Repaired, Retry-After";
+    headers.insert(ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static(exposed));
+    response
 }
 
 fn text(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Response {
@@ -375,33 +455,36 @@ fn visible(code: &str, message: &str) -> HeaderValue {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::admit::Asked;
     use http_body_util::BodyExt as _;
 
     #[test]
     fn overload_is_answered_in_each_dialect_as_its_clients_retry_it() {
-        let check = |failed: ApiError, expected: [u16; 3]| {
+        let check = |failed: ApiError, expected: [u16; 6]| {
             let limits = Limits::default();
-            let status = |dialect| {
-                let response = error(dialect, &failed, &limits);
+            let status = |route| {
+                let response = error(Some(route), &failed, &limits);
                 assert_eq!(response.headers().contains_key(RETRY_AFTER), matches!(response.status().as_u16(), 429 | 503));
                 assert!(!response.status().is_redirection());
                 response.status().as_u16()
             };
-            assert_eq!([Dialect::Native, Dialect::Pixel, Dialect::Segment].map(status), expected, "{failed:?}");
+            let routes =
+                [Route::Events, Route::Pixel, Route::Batch, Route::PosthogCapture, Route::PosthogEvents, Route::SnowplowEvents];
+            assert_eq!(routes.map(status), expected, "{failed:?}");
         };
-        check(ApiError::Log, [503, 503, 429]);
-        check(ApiError::KeysUnavailable, [503, 503, 429]);
-        check(ApiError::Body(BodyFault::NoMemory), [503, 503, 429]);
-        check(ApiError::RateLimited(3), [429, 503, 429]);
-        check(ApiError::BadKey, [401, 200, 401]);
-        check(ApiError::NoKey, [401, 200, 401]);
-        check(ApiError::Body(BodyFault::TooLarge), [413, 200, 400]);
-        check(ApiError::Body(BodyFault::DecodedTooLarge), [413, 200, 400]);
-        check(ApiError::Envelope(EnvelopeFault::TooManyEvents(3)), [413, 200, 400]);
-        check(ApiError::Envelope(EnvelopeFault::Unreadable(String::new())), [400, 200, 400]);
-        check(ApiError::BadEncoding, [415, 200, 400]);
-        check(ApiError::Body(BodyFault::TooSlow), [408, 408, 408]);
-        check(ApiError::Bug, [500, 500, 500]);
+        check(ApiError::Log, [503, 503, 429, 503, 503, 503]);
+        check(ApiError::KeysUnavailable, [503, 503, 429, 503, 503, 503]);
+        check(ApiError::Body(BodyFault::NoMemory), [503, 503, 429, 503, 503, 503]);
+        check(ApiError::RateLimited(3), [429, 503, 429, 503, 503, 503]);
+        check(ApiError::BadKey, [401, 200, 401, 401, 401, 401]);
+        check(ApiError::NoKey, [401, 200, 401, 401, 401, 401]);
+        check(ApiError::Body(BodyFault::TooLarge), [413, 200, 400, 413, 413, 400]);
+        check(ApiError::Body(BodyFault::DecodedTooLarge), [413, 200, 400, 413, 413, 400]);
+        check(ApiError::Envelope(EnvelopeFault::TooManyEvents(3)), [413, 200, 400, 413, 413, 400]);
+        check(ApiError::Envelope(EnvelopeFault::Unreadable(String::new())), [400, 200, 400, 400, 400, 400]);
+        check(ApiError::BadEncoding, [415, 200, 400, 415, 415, 400]);
+        check(ApiError::Body(BodyFault::TooSlow), [408, 408, 408, 408, 408, 408]);
+        check(ApiError::Bug, [500, 500, 500, 500, 500, 500]);
     }
 
     #[test]
@@ -428,7 +511,8 @@ mod tests {
                 bytes += answered.reject(index, place, vec![fault("name"), fault(&"properties.".repeat(1_000))]);
             }
             let memory = Memory::new(1024 * 1024);
-            let response = outcome(dialect, answered, &memory).expect("there is memory");
+            let reply = if dialect == Dialect::Native { answered.counts() } else { answered.success("success") };
+            let response = outcome(dialect, reply, &answered, &memory).expect("there is memory");
             assert!(memory.used() >= 2_500 * 40 && memory.used() <= bytes, "{} of {bytes}", memory.used());
             let body = response.into_body().collect().await.expect("it is there").to_bytes();
             assert!(body.len() <= memory.used(), "{}", body.len());
@@ -456,12 +540,15 @@ mod tests {
     #[test]
     fn an_answer_without_rejections_needs_no_memory() {
         let none = Memory::new(0);
-        for dialect in [Dialect::Native, Dialect::Segment, Dialect::Pixel] {
-            assert!(outcome(dialect, Outcome { accepted: 3, ..Outcome::default() }, &none).is_ok());
+        for route in [Route::Events, Route::Batch, Route::Pixel, Route::PosthogCapture, Route::SnowplowEvents, Route::Statsig] {
+            let asked = Asked { route, query: String::new(), is_post: true, is_anonymous: false };
+            let name = route.dialect();
+            let answer = |answered: Outcome| outcome(name, dialect::of(name).answer(&asked, &answered), &answered, &none).is_ok();
+            assert!(answer(Outcome { accepted: 3, ..Outcome::default() }));
             let mut answered = Outcome::default();
             answered.reject(0, "", vec![Rejection::new(Code::Empty, "name", "")]);
-            let found = outcome(dialect, answered, &none);
-            assert_eq!(found.is_ok(), dialect == Dialect::Pixel, "its error is a header");
+            let is_small = matches!(name, Dialect::Pixel | Dialect::Posthog | Dialect::Snowplow);
+            assert_eq!(answer(answered), is_small, "{name:?} names no event, or in a header");
         }
     }
 

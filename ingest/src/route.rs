@@ -1,9 +1,11 @@
 //! Every address that is answered; all others are 404.
 
+use std::borrow::Cow;
+
 use events::identity::Dialect;
 use hyper::Method;
 
-use crate::dialect::Call;
+use crate::dialect::{self, Call};
 
 /// What an address is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,6 +18,24 @@ pub(crate) enum Route {
     Call(Call),
     /// A batch of Segment's calls.
     Batch,
+    /// One of Segment's calls, as Jitsu's clients send it.
+    JitsuCall(Call),
+    /// A batch of those.
+    JitsuBatch,
+    /// Captures of PostHog's older clients.
+    PosthogCapture,
+    /// Events of PostHog's newer ones, each with its outcome.
+    PosthogEvents,
+    /// Snowplow's image.
+    SnowplowImage,
+    /// Snowplow's batches.
+    SnowplowEvents,
+    /// GrowthBook's events.
+    Growthbook,
+    /// Statsig's events.
+    Statsig,
+    /// What SDKs ask before they send events.
+    Question(Question),
     /// Whether the process lives.
     Live,
     /// Whether it can take events.
@@ -24,49 +44,123 @@ pub(crate) enum Route {
     Metrics,
 }
 
+/// What SDKs ask besides sending events. The answer is always the same: nothing is known, go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Question {
+    /// PostHog's flags of a user.
+    PosthogFlags,
+    /// PostHog's definitions of flags.
+    PosthogDefinitions,
+    /// PostHog's surveys and other lists.
+    PosthogLists,
+    /// PostHog's recordings of sessions, which are not kept.
+    PosthogRecording,
+    /// Statsig's values for a user.
+    StatsigValues,
+    /// Statsig's rules.
+    StatsigSpecs,
+    /// What else Statsig's clients say.
+    StatsigNothing,
+}
+
+impl Question {
+    /// Returns the answer, which is JSON.
+    pub(crate) fn answer(self) -> &'static str {
+        match self {
+            Question::PosthogFlags => {
+                "{\"flags\":{},\"featureFlags\":{},\"featureFlagPayloads\":{},\"errorsWhileComputingFlags\":false,\
+                 \"config\":{},\"supportedCompression\":[\"gzip\",\"gzip-js\",\"base64\"],\"sessionRecording\":false,\
+                 \"surveys\":false,\"heatmaps\":false,\"capturePerformance\":false,\"siteApps\":[],\"editorParams\":{},\
+                 \"toolbarParams\":{},\"isAuthenticated\":false}"
+            }
+            Question::PosthogDefinitions => "{\"flags\":[],\"group_type_mapping\":{},\"cohorts\":{}}",
+            Question::PosthogLists => "{\"surveys\":[],\"earlyAccessFeatures\":[],\"experiments\":[],\"product_tours\":[]}",
+            Question::PosthogRecording => "{\"status\":\"Ok\",\"quota_limited\":[\"recordings\"]}",
+            Question::StatsigValues => {
+                "{\"feature_gates\":{},\"dynamic_configs\":{},\"layer_configs\":{},\"has_updates\":true,\"time\":0}"
+            }
+            Question::StatsigSpecs => "{\"has_updates\":false}",
+            Question::StatsigNothing => "{}",
+        }
+    }
+}
+
+/// All routes that are counted under a name of their own, in the order of [`Route::NAMES`]; the last name is for all that is none.
+const NAMED: [Route; 21] = [
+    Route::Events,
+    Route::Pixel,
+    Route::Call(Call::Identify),
+    Route::Call(Call::Track),
+    Route::Call(Call::Page),
+    Route::Call(Call::Screen),
+    Route::Call(Call::Group),
+    Route::Call(Call::Alias),
+    Route::Batch,
+    Route::JitsuCall(Call::Track),
+    Route::JitsuBatch,
+    Route::PosthogCapture,
+    Route::PosthogEvents,
+    Route::SnowplowImage,
+    Route::SnowplowEvents,
+    Route::Growthbook,
+    Route::Statsig,
+    Route::Question(Question::PosthogFlags),
+    Route::Live,
+    Route::Ready,
+    Route::Metrics,
+];
+
 impl Route {
     /// The names of all routes, for counters; the last is for all that is none.
-    pub(crate) const NAMES: [&'static str; 13] = [
-        "events", "pixel", "identify", "track", "page", "screen", "group", "alias", "batch", "livez", "readyz", "metrics", "none",
+    pub(crate) const NAMES: [&'static str; NAMED.len() + 1] = [
+        "events",
+        "pixel",
+        "identify",
+        "track",
+        "page",
+        "screen",
+        "group",
+        "alias",
+        "batch",
+        "jitsu",
+        "jitsu_batch",
+        "posthog",
+        "posthog_v1",
+        "snowplow_image",
+        "snowplow",
+        "growthbook",
+        "statsig",
+        "question",
+        "livez",
+        "readyz",
+        "metrics",
+        "none",
     ];
 
-    /// Finds the route of a path. One slash at the end is forgiven: a redirect would lose the event with two SDKs.
-    pub(crate) fn of(path: &str) -> Option<Route> {
-        let path = path.strip_suffix('/').unwrap_or(path);
-        Some(match path {
-            "/v1/events" => Route::Events,
-            "/v1/pixel.gif" => Route::Pixel,
-            "/v1/batch" | "/v1/b" | "/v1/import" => Route::Batch,
-            "/v1/track" | "/v1/t" => Route::Call(Call::Track),
-            "/v1/page" | "/v1/p" => Route::Call(Call::Page),
-            "/v1/screen" | "/v1/s" => Route::Call(Call::Screen),
-            "/v1/identify" | "/v1/i" => Route::Call(Call::Identify),
-            "/v1/group" | "/v1/g" => Route::Call(Call::Group),
-            "/v1/alias" | "/v1/a" => Route::Call(Call::Alias),
-            "/livez" => Route::Live,
-            "/readyz" => Route::Ready,
-            "/metrics" => Route::Metrics,
-            _ => return None,
-        })
+    /// Finds the route of a path. Slashes that are doubled, or at the end, are forgiven: a redirect would lose the event with two SDKs.
+    pub(crate) fn of(path: &str, query: &str) -> Option<Route> {
+        let mut path = Cow::Borrowed(path);
+        if path.contains("//") {
+            let mut last = ' ';
+            path.to_mut().retain(|letter| std::mem::replace(&mut last, letter) != '/' || letter != '/');
+        }
+        let path = path.strip_suffix('/').unwrap_or(&path);
+        match path {
+            "/livez" => Some(Route::Live),
+            "/readyz" => Some(Route::Ready),
+            "/metrics" => Some(Route::Metrics),
+            _ => dialect::ALL.iter().find_map(|dialect| dialect.route(path, query)),
+        }
     }
 
     /// Returns the place of a route in [`Route::NAMES`].
     pub(crate) fn index(route: Option<Route>) -> usize {
-        match route {
-            Some(Route::Events) => 0,
-            Some(Route::Pixel) => 1,
-            Some(Route::Call(Call::Identify)) => 2,
-            Some(Route::Call(Call::Track)) => 3,
-            Some(Route::Call(Call::Page)) => 4,
-            Some(Route::Call(Call::Screen)) => 5,
-            Some(Route::Call(Call::Group)) => 6,
-            Some(Route::Call(Call::Alias)) => 7,
-            Some(Route::Batch) => 8,
-            Some(Route::Live) => 9,
-            Some(Route::Ready) => 10,
-            Some(Route::Metrics) => 11,
-            None => 12,
-        }
+        let route = route.map(|route| match route {
+            Route::JitsuCall(_) => Route::JitsuCall(Call::Track),
+            Route::Question(_) => Route::Question(Question::PosthogFlags),
+            route => route,
+        });
+        NAMED.iter().position(|named| Some(*named) == route).unwrap_or(NAMED.len())
     }
 
     /// Returns the protocol that is spoken there; of health and metrics the native one, by which they answer errors.
@@ -74,20 +168,46 @@ impl Route {
         match self {
             Route::Pixel => Dialect::Pixel,
             Route::Call(_) | Route::Batch => Dialect::Segment,
+            Route::JitsuCall(_) | Route::JitsuBatch => Dialect::Jitsu,
+            Route::PosthogCapture | Route::PosthogEvents | Route::Question(Question::PosthogFlags) => Dialect::Posthog,
+            Route::Question(Question::PosthogDefinitions | Question::PosthogLists | Question::PosthogRecording) => {
+                Dialect::Posthog
+            }
+            Route::SnowplowImage | Route::SnowplowEvents => Dialect::Snowplow,
+            Route::Growthbook => Dialect::Growthbook,
+            Route::Statsig | Route::Question(_) => Dialect::Statsig,
             Route::Events | Route::Live | Route::Ready | Route::Metrics => Dialect::Native,
         }
     }
 
-    /// Returns whether events are sent there.
-    pub(crate) fn takes_events(self) -> bool {
+    /// Returns the call that the address names, if it takes one event.
+    pub(crate) fn call(self) -> Option<Call> {
+        match self {
+            Route::Call(call) | Route::JitsuCall(call) => Some(call),
+            _ => None,
+        }
+    }
+
+    /// Returns whether clients go there, and not only those who operate the collector.
+    pub(crate) fn is_public(self) -> bool {
         !matches!(self, Route::Live | Route::Ready | Route::Metrics)
+    }
+
+    /// Returns whether browsers send cookies there, which they only do to an origin that is named.
+    pub(crate) fn shares_credentials(self) -> bool {
+        !matches!(self.dialect(), Dialect::Native | Dialect::Pixel | Dialect::Segment)
     }
 
     /// Returns the methods that are answered, as the header `Allow` says it.
     pub(crate) fn methods(self) -> &'static str {
         match self {
-            Route::Events | Route::Call(_) | Route::Batch => "POST, OPTIONS",
-            Route::Pixel => "GET, HEAD, POST, OPTIONS",
+            Route::Events | Route::Call(_) | Route::Batch | Route::PosthogEvents | Route::Growthbook | Route::Statsig => {
+                "POST, OPTIONS"
+            }
+            Route::JitsuCall(_) | Route::JitsuBatch => "POST, OPTIONS",
+            Route::Pixel | Route::PosthogCapture | Route::SnowplowImage | Route::SnowplowEvents | Route::Question(_) => {
+                "GET, HEAD, POST, OPTIONS"
+            }
             Route::Live | Route::Ready | Route::Metrics => "GET, HEAD",
         }
     }
@@ -107,17 +227,53 @@ mod tests {
         for call in Call::ALL {
             let route = Route::Call(call);
             assert_eq!(Route::NAMES[Route::index(Some(route))], call.as_str());
-            assert_eq!(Route::of(&format!("/v1/{}", call.as_str())), Some(route));
-            assert_eq!(Route::of(&format!("/v1/{}", &call.as_str()[..1])), Some(route));
+            assert_eq!(Route::of(&format!("/v1/{}", call.as_str()), ""), Some(route));
+            assert_eq!(Route::of(&format!("/v1/{}", &call.as_str()[..1]), ""), Some(route));
+            assert_eq!(Route::of(&format!("/api/s/{}", call.as_str()), ""), Some(Route::JitsuCall(call)));
         }
-        for (path, name) in
-            [("/v1/events/", "events"), ("/v1/pixel.gif", "pixel"), ("/v1/import", "batch"), ("/readyz", "readyz")]
+        let paths = [
+            ("/v1/events/", "events"),
+            ("//v1//events//", "events"),
+            ("//v1/batch", "batch"),
+            ("/v1/pixel.gif", "pixel"),
+            ("/v1/import", "batch"),
+            ("/api/s/s2s/page", "jitsu"),
+            ("/api/s/my_own_event", "jitsu"),
+            ("/e/", "posthog"),
+            ("/i/v0/e/", "posthog"),
+            ("/batch/", "posthog"),
+            ("/track", "posthog"),
+            ("/i/v1/analytics/events/", "posthog_v1"),
+            ("/i", "snowplow_image"),
+            ("/com.snowplowanalytics.snowplow/tp2", "snowplow"),
+            ("/com.acme/track", "snowplow"),
+            ("/v1/log_event", "statsig"),
+            ("/flags/", "question"),
+            ("/readyz", "readyz"),
+        ];
+        for (path, name) in paths {
+            assert_eq!(Route::NAMES[Route::index(Route::of(path, ""))], name, "{path}");
+        }
+        assert_eq!(Route::of("/track", "client_key=k"), Some(Route::Growthbook));
+        assert_eq!(Route::of("/track", "client_key="), Some(Route::PosthogCapture));
+        for path in
+            ["", "/", "//", "/v1", "/V1/events", "/v1/merge", "/v2/events", "/com.acme/", "/com.acme/a/b", "/acme/tp2", "/api/s/"]
         {
-            assert_eq!(Route::NAMES[Route::index(Route::of(path))], name);
-        }
-        for path in ["", "/", "/v1", "/v1/events//", "/V1/events", "/v1/merge", "/v2/events"] {
-            assert_eq!(Route::of(path), None, "{path}");
+            assert_eq!(Route::of(path, ""), None, "{path}");
         }
         assert_eq!(Route::NAMES[Route::index(None)], "none");
+        for (at, route) in NAMED.into_iter().enumerate() {
+            assert_eq!(Route::index(Some(route)), at);
+        }
+    }
+
+    #[test]
+    fn answers_to_questions_are_json() {
+        use Question::*;
+        let all = [PosthogFlags, PosthogDefinitions, PosthogLists, PosthogRecording, StatsigValues, StatsigSpecs, StatsigNothing];
+        for question in all {
+            let answer: serde_json::Value = serde_json::from_str(question.answer()).expect("JSON");
+            assert!(answer.is_object());
+        }
     }
 }

@@ -5,6 +5,7 @@ use uuid::Uuid;
 
 use crate::json::JsonObject;
 use crate::money::Money;
+use crate::repair::Repair;
 use crate::time::Micros;
 
 macro_rules! id {
@@ -286,6 +287,8 @@ pub struct Draft {
     pub details: Details,
     /// All the rest: a JSON object.
     pub properties: Option<JsonObject>,
+    /// What was mended while the event was read.
+    pub repairs: Vec<Repair>,
 }
 
 impl Draft {
@@ -308,6 +311,7 @@ impl Draft {
             context: Context::default(),
             details,
             properties: None,
+            repairs: Vec::new(),
         }
     }
 }
@@ -381,7 +385,8 @@ pub struct Event {
     pub context: Context,
     /// The kind, and what only it carries.
     pub details: Details,
-    /// All the rest, and under `truncated` the fields that were cut.
+    /// All the rest; under `truncated` the fields that were cut, under `repaired` those that were mended, and under `repaired_from` what the
+    /// client sent in their place.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metadata: Option<JsonObject>,
 }

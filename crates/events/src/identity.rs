@@ -13,15 +13,48 @@ pub enum Dialect {
     Pixel,
     /// Segment's routes.
     Segment,
+    /// PostHog's.
+    Posthog,
+    /// Snowplow's.
+    Snowplow,
+    /// GrowthBook's `/track`.
+    Growthbook,
+    /// Statsig's `/v1/log_event`.
+    Statsig,
+    /// Jitsu's.
+    Jitsu,
 }
 
 impl Dialect {
+    /// All of them.
+    pub const ALL: [Dialect; 8] = [
+        Dialect::Native,
+        Dialect::Pixel,
+        Dialect::Segment,
+        Dialect::Posthog,
+        Dialect::Snowplow,
+        Dialect::Growthbook,
+        Dialect::Statsig,
+        Dialect::Jitsu,
+    ];
+
+    /// Returns whether an event is refused where it could be repaired: somebody reads the answers of `/v1/events`, and
+    /// nobody those behind an SDK.
+    pub fn is_strict(self) -> bool {
+        self == Dialect::Native
+    }
+
     /// Returns the dialect's name, for counters and namespaces.
     pub fn as_str(self) -> &'static str {
         match self {
             Dialect::Native => "native",
             Dialect::Pixel => "pixel",
             Dialect::Segment => "segment",
+            Dialect::Posthog => "posthog",
+            Dialect::Snowplow => "snowplow",
+            Dialect::Growthbook => "growthbook",
+            Dialect::Statsig => "statsig",
+            Dialect::Jitsu => "jitsu",
         }
     }
 
@@ -31,6 +64,11 @@ impl Dialect {
         match self {
             Dialect::Native | Dialect::Pixel => Uuid::from_u128(0xdf9194fa_a293_5e92_9a52_95a888b89abd),
             Dialect::Segment => Uuid::from_u128(0x59d9dd02_8af1_5d4b_bd67_ed8e1d1006d1),
+            Dialect::Posthog => Uuid::from_u128(0xbeb52789_5642_5306_94e6_fd0bdde31c3f),
+            Dialect::Snowplow => Uuid::from_u128(0x592e7a44_392e_5b1f_880e_35b250e2f9a3),
+            Dialect::Growthbook => Uuid::from_u128(0x9debdac3_e585_5d37_93a9_c2c53bc27487),
+            Dialect::Statsig => Uuid::from_u128(0x0a7b8403_b14a_5ea9_90b1_bd9010e68ec8),
+            Dialect::Jitsu => Uuid::from_u128(0x820bcd7f_0876_5255_8662_72fabcab21d9),
         }
     }
 }
@@ -61,7 +99,7 @@ mod tests {
 
     #[test]
     fn namespaces_are_what_they_say() {
-        for dialect in [Dialect::Native, Dialect::Segment] {
+        for dialect in Dialect::ALL.into_iter().filter(|dialect| *dialect != Dialect::Pixel) {
             let name = format!("weir:event:{}", dialect.as_str());
             assert_eq!(dialect.namespace(), Uuid::new_v5(&Uuid::NAMESPACE_OID, name.as_bytes()), "{name}");
         }

@@ -1,5 +1,7 @@
 //! Clients' own JSON: kept as text, byte for byte, and checked against what Postgres and every reader can hold.
 
+mod walk;
+
 use std::borrow::Cow;
 use std::fmt;
 
@@ -9,6 +11,8 @@ use serde_json::value::RawValue;
 
 use crate::rejection::{Code, Rejection};
 use crate::rules::limits;
+
+pub use walk::{mend_texts, null_not_numbers, places};
 
 /// A JSON object as text.
 ///

@@ -2,21 +2,24 @@
 //!
 //! The journey of an event through this crate:
 //!
-//! 1. A collector's dialect (native, Segment, the pixel) turns a request into [`Draft`]s: typed, but not yet validated.
+//! 1. A collector's dialect (native, the pixel, one of the SDKs') turns a request into [`Draft`]s: typed, but not yet validated.
 //! 2. [`rules::admit`] checks a draft against every rule and either makes the one [`Event`] of it, with identity, times
-//!    and texts fixed for ever, or says by [`Rejection`]s what is wrong, where, and what is accepted.
+//!    and texts fixed for ever, or says by [`Rejection`]s what is wrong, where, and what is accepted. On an SDK's route it mends what it can,
+//!    and says so by [`Repair`]s.
 //! 3. [`Record::encode`] turns the event into the bytes of the log, once; a spool and a replay reuse those bytes.
 //! 4. The aggregator gets the event back with [`wire::decode`].
 //!
 //! An [`Event`] can be made in these two ways only, so nothing that was not validated reaches a log or a table.
 
 pub mod bucket;
+pub mod digits;
 mod event;
 pub mod fact;
 pub mod identity;
 pub mod json;
-mod money;
+pub mod money;
 mod rejection;
+pub mod repair;
 pub mod rules;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
@@ -31,5 +34,6 @@ pub use event::{
 pub use json::JsonObject;
 pub use money::{Money, MoneyError};
 pub use rejection::{Code, Rejection};
+pub use repair::Repair;
 pub use time::{Micros, TimeError};
 pub use wire::Record;

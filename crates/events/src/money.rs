@@ -1,5 +1,6 @@
 //! Money: decimal, exact, never a float.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 
@@ -37,6 +38,22 @@ impl Money {
     /// Returns the amount in millionths.
     pub fn millionths(self) -> i128 {
         self.0
+    }
+}
+
+/// Decimal digits that every double keeps: a JSON number is a double, and what stands beyond these is its noise.
+const DOUBLE_DIGITS: usize = 15;
+
+/// Returns the decimal that a client meant by a JSON number: the one of 15 significant digits nearest to it, so that
+/// `183.60000000000002`, the sum of some prices as a program prints it, is 183.6. A shorter one stays as it is written.
+pub fn of_json_number(text: &str) -> Cow<'_, str> {
+    let mantissa = text.split(['e', 'E']).next().unwrap_or_default();
+    let digits = mantissa.bytes().filter(u8::is_ascii_digit).skip_while(|digit| *digit == b'0').count();
+    match text.parse::<f64>() {
+        Ok(number) if digits > DOUBLE_DIGITS && number.is_finite() => {
+            Cow::Owned(format!("{number:.precision$e}", precision = DOUBLE_DIGITS - 1))
+        }
+        _ => Cow::Borrowed(text),
     }
 }
 
@@ -132,7 +149,36 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_number_is_the_decimal_of_15_digits_nearest_to_it() {
+        let check = |text: &str, expected: &str| {
+            assert_eq!(of_json_number(text).parse::<Money>().map(|money| money.to_string()).as_deref(), Ok(expected), "{text}");
+        };
+        check("183.60000000000002", "183.6");
+        check("836.9999999999998", "837");
+        check("-0.30000000000000004", "-0.3");
+        check("1.8360000000000002e2", "183.6");
+        check("0.1000000000000000055511151231257827", "0.1");
+        check("12345678.123456", "12345678.123456");
+        check("12345678901234.567890", "12345678901234.6");
+        check("000000000000000000019.9", "19.9");
+        check("1e2", "100");
+        assert_eq!(of_json_number("0.1234567").parse::<Money>(), Err(MoneyError::TooPrecise));
+        assert_eq!(of_json_number("1e400").parse::<Money>(), Err(MoneyError::OutOfRange));
+    }
+
     proptest! {
+        /// Prices, sums and products of prices, computed in doubles and printed as programs print them, are what they are on paper.
+        #[test]
+        fn carts_are_exact(cents in prop::collection::vec(1i64..100_000, 1..30), percent in 100i64..130) {
+            let sum: f64 = cents.iter().map(|cents| *cents as f64 / 100.0).sum();
+            let paper = cents.iter().sum::<i64>();
+            let read = |number: f64| of_json_number(&number.to_string()).parse::<Money>().map(Money::millionths);
+            prop_assert_eq!(read(sum), Ok(i128::from(paper) * 10_000));
+            let taxed = paper as f64 / 100.0 * (percent as f64 / 100.0);
+            prop_assert_eq!(read(taxed), Ok(i128::from(paper) * i128::from(percent) * 100));
+        }
+
         #[test]
         fn text_and_back(millionths in -99_999_999_999_999_999_999i128..=99_999_999_999_999_999_999) {
             let money = Money::from_millionths(millionths).expect("in range");

@@ -1,10 +1,12 @@
 //! What a valid event is: a pure function from a draft to an event or to all that is wrong with it.
 
+use crate::digits;
 use crate::event::{ClaimedTime, Context, Details, Draft, Event, EventId, Kind, ProjectId};
 use crate::identity::{self, Dialect};
 use crate::json::JsonObject;
 use crate::money::{Money, MoneyError};
 use crate::rejection::{Code, Rejection};
+use crate::repair::{Reason, Repair};
 use crate::time::Micros;
 
 /// Each limit with its unit and its reason.
@@ -99,37 +101,44 @@ pub struct RequestContext {
 /// # Errors
 /// Every fault found, at least one, each with its field.
 pub fn admit(draft: Draft, request: &RequestContext, generated_id: EventId) -> Result<Event, Vec<Rejection>> {
-    let mut faults = Faults::default();
+    admit_repaired(draft, request, generated_id).map(|(event, _)| event)
+}
+
+/// The same, and returns what was repaired in the event, which its metadata names as well.
+/// # Errors
+/// Those of [`admit`].
+pub fn admit_repaired(
+    draft: Draft,
+    request: &RequestContext,
+    generated_id: EventId,
+) -> Result<(Event, Vec<Repair>), Vec<Rejection>> {
+    let mut check = Check::new(draft.repairs, request.dialect.is_strict());
     let kind = draft.details.kind();
 
-    let event_id = faults.name(draft.event_id, "event_id");
-    let session_id = faults.name(draft.session_id, "session_id");
-    let name = faults.name(draft.name, "name");
-    let experiment = faults.name(draft.experiment, "experiment");
-    let variant = faults.name(draft.variant, "variant");
-    let campaign = faults.name(draft.campaign, "campaign");
-    let component = faults.name(draft.component, "component");
-    let user = faults.user(draft.user_id, draft.anonymous_id, request);
-    let times = faults.times(&draft.timestamp, request);
-    let value = faults.money(draft.value.as_deref());
-    let currency = faults.currency(draft.currency);
-    let details = faults.details(draft.details);
-    let (context, truncated) = faults.context(draft.context);
-    faults.required(kind, name.as_deref(), experiment.is_some(), variant.is_some(), campaign.is_some(), component.is_some());
-
-    let metadata = if truncated.is_empty() {
-        draft.properties
-    } else {
-        match JsonObject::annotated(draft.properties, "truncated", &truncated) {
-            Ok(metadata) => Some(metadata),
-            Err(error) => faults.add(Code::InvalidJson, "properties", error.to_string()),
-        }
+    let event_id = check.event_id(draft.event_id);
+    let session_id = check.session(draft.session_id);
+    let name = check.name(draft.name, "name");
+    let experiment = check.optional_name(draft.experiment, "experiment");
+    let variant = check.optional_name(draft.variant, "variant");
+    let campaign = match kind {
+        Kind::CampaignEvent => check.name(draft.campaign, "campaign"),
+        _ => check.optional_name(draft.campaign, "campaign"),
     };
-    let (Some(user), Some(times)) = (user, times) else { return Err(faults.0) };
-    if !faults.0.is_empty() {
-        return Err(faults.0);
+    let component = check.optional_name(draft.component, "component");
+    let user = check.user(draft.user_id, draft.anonymous_id, request);
+    let times = check.times(draft.timestamp, request);
+    let (value, currency) = check.amount(draft.value, draft.currency);
+    let details = check.details(draft.details);
+    let (context, truncated) = check.context(draft.context);
+    check.required(kind, name.as_deref(), experiment.is_some(), variant.is_some(), campaign.is_some(), component.is_some());
+
+    let metadata = annotated(draft.properties, &truncated, &check.repairs)
+        .unwrap_or_else(|error| check.add(Code::InvalidJson, "properties", error.to_string()));
+    let (Some(user), Some(times)) = (user, times) else { return Err(check.faults) };
+    if !check.faults.is_empty() {
+        return Err(check.faults);
     }
-    Ok(Event {
+    let event = Event {
         project_id: request.project,
         event_id: event_id.as_deref().map_or(generated_id, |text| identity::event_id(request.dialect, text)),
         id_from_client: event_id.is_some(),
@@ -154,7 +163,78 @@ pub fn admit(draft: Draft, request: &RequestContext, generated_id: EventId) -> R
         context,
         details,
         metadata,
-    })
+    };
+    Ok((event, check.repairs))
+}
+
+/// Adds to the metadata what was cut and what was repaired.
+fn annotated(
+    mut metadata: Option<JsonObject>,
+    truncated: &[&'static str],
+    repairs: &[Repair],
+) -> serde_json::Result<Option<JsonObject>> {
+    if !truncated.is_empty() {
+        metadata = Some(JsonObject::annotated(metadata, "truncated", &truncated)?);
+    }
+    if repairs.is_empty() {
+        return Ok(metadata);
+    }
+    let mut fields: Vec<&str> = Vec::new();
+    let mut from = serde_json::Map::new();
+    for repair in repairs {
+        if fields.len() < REPAIRS_LISTED_MAX && !fields.contains(&repair.field.as_str()) {
+            fields.push(&repair.field);
+            if let Some(text) = &repair.from {
+                // Postgres holds no U+0000, in this copy neither.
+                let kept = text[..text.floor_char_boundary(limits::CONTEXT_BYTES_MAX)].replace('\0', "\u{fffd}");
+                from.insert(repair.field.clone(), kept.into());
+            }
+        }
+    }
+    metadata = Some(JsonObject::annotated(metadata, "repaired", &fields)?);
+    if !from.is_empty() {
+        metadata = Some(JsonObject::annotated(metadata, "repaired_from", &from)?);
+    }
+    Ok(metadata)
+}
+
+/// Fields that one event's metadata names as repaired.
+const REPAIRS_LISTED_MAX: usize = 32;
+
+/// What programs write for a missing id, in lower case: such a text is no id, or all who lack one would be one user.
+pub const PLACEHOLDER_IDS: [&str; 16] = [
+    "undefined",
+    "null",
+    "(null)",
+    "<null>",
+    "nil",
+    "none",
+    "nan",
+    "[object object]",
+    "true",
+    "false",
+    "anonymous",
+    "guest",
+    "distinct_id",
+    "distinctid",
+    "not_authenticated",
+    "unidentified",
+];
+
+/// Returns whether a text is one of [`PLACEHOLDER_IDS`], white space alone, or a UUID of zeros or of ones only.
+pub fn is_placeholder_id(text: &str) -> bool {
+    const LONGEST: usize = 36;
+    if text.len() > LONGEST {
+        return text.trim().is_empty();
+    }
+    let constant = |digit: u8| {
+        let is_constant = text.bytes().all(|byte| byte.eq_ignore_ascii_case(&digit) || byte == b'-');
+        is_constant && text.bytes().filter(|byte| *byte != b'-').count() == 32
+    };
+    PLACEHOLDER_IDS.iter().any(|placeholder| placeholder.eq_ignore_ascii_case(text.trim()))
+        || constant(b'0')
+        || constant(b'f')
+        || text.trim().is_empty()
 }
 
 /// Returns what to add to a client's clock to get ours: `received_at - sent_at`, rounded to 5 minutes so that transit
@@ -184,12 +264,28 @@ struct Times {
     untimed: bool,
 }
 
-#[derive(Default)]
-struct Faults(Vec<Rejection>);
+/// What was found wrong with one event so far, and what was repaired.
+struct Check {
+    faults: Vec<Rejection>,
+    repairs: Vec<Repair>,
+    is_strict: bool,
+    /// Why texts of the event have U+FFFD where the client sent something else: such a text is no name.
+    mended: Option<Code>,
+}
 
-impl Faults {
+impl Check {
+    fn new(repairs: Vec<Repair>, is_strict: bool) -> Self {
+        let mended = repairs.iter().find_map(|repair| match repair.reason {
+            Reason::Unicode => Some(Code::BadUnicode),
+            Reason::Utf8 => Some(Code::BadUtf8),
+            Reason::NulByte => Some(Code::NulByte),
+            _ => None,
+        });
+        Check { faults: Vec::new(), repairs, is_strict, mended }
+    }
+
     fn add<T>(&mut self, code: Code, field: &str, message: impl Into<String>) -> Option<T> {
-        self.0.push(Rejection::new(code, field, message));
+        self.faults.push(Rejection::new(code, field, message));
         None
     }
 
@@ -203,7 +299,15 @@ impl Faults {
             let message = format!("{} bytes; at most {} are accepted", text.len(), limits::NAME_BYTES_MAX);
             return self.add(Code::TooLong, field, message);
         }
+        if let Some(code) = self.mended.filter(|_| text.contains(char::REPLACEMENT_CHARACTER)) {
+            return self.add(code, field, "contains what is no character; in a name or an id it is not replaced");
+        }
         self.text(text, field)
+    }
+
+    /// The same of a field that may be left out: an empty text is as good as none.
+    fn optional_name(&mut self, text: Option<String>, field: &str) -> Option<String> {
+        self.name(text.filter(|text| !text.is_empty()), field)
     }
 
     fn text(&mut self, text: String, field: &str) -> Option<String> {
@@ -213,12 +317,41 @@ impl Faults {
         Some(text)
     }
 
+    /// Leaves out an id that is none.
+    fn id(&mut self, text: Option<String>, field: &str) -> Option<String> {
+        let text = text.filter(|text| !text.is_empty())?;
+        if is_placeholder_id(&text) {
+            self.repairs.push(Repair::taken(Reason::PlaceholderId, field, text));
+            return None;
+        }
+        self.name(Some(text), field)
+    }
+
+    fn event_id(&mut self, text: Option<String>) -> Option<String> {
+        if let Some(zeros) = text.as_ref().filter(|text| !text.is_empty() && text.bytes().all(|byte| matches!(byte, b'0' | b'-')))
+        {
+            self.repairs.push(Repair::taken(Reason::PlaceholderId, "event_id", zeros.clone()));
+            return None;
+        }
+        self.id(text, "event_id")
+    }
+
+    /// A session says nothing about what happened, so that one that cannot be stored is no reason to refuse an event that can be repaired.
+    fn session(&mut self, text: Option<String>) -> Option<String> {
+        let text = text.filter(|text| !text.is_empty())?;
+        let is_mended = self.mended.is_some() && text.contains(char::REPLACEMENT_CHARACTER);
+        if !self.is_strict && (is_mended || text.len() > limits::NAME_BYTES_MAX || text.contains('\0')) {
+            self.repairs.push(Repair::taken(Reason::Detail, "session_id", text));
+            return None;
+        }
+        self.name(Some(text), "session_id")
+    }
+
     fn user(&mut self, user_id: Option<String>, anonymous_id: Option<String>, request: &RequestContext) -> Option<User> {
-        let faults_before = self.0.len();
-        // Many SDKs send an empty text where there is no user.
-        let user_id = self.name(user_id.filter(|text| !text.is_empty()), "user_id");
-        let anonymous_id = self.name(anonymous_id.filter(|text| !text.is_empty()), "anonymous_id");
-        if self.0.len() > faults_before {
+        let faults_before = self.faults.len();
+        let user_id = self.id(user_id, "user_id");
+        let anonymous_id = self.id(anonymous_id, "anonymous_id");
+        if self.faults.len() > faults_before {
             return None;
         }
         let (unit, other) = match (request.unit, user_id, anonymous_id) {
@@ -236,25 +369,39 @@ impl Faults {
         Some(User { id, external_id: differs.then_some(unit), anonymous_id: other })
     }
 
-    fn times(&mut self, timestamp: &ClaimedTime, request: &RequestContext) -> Option<Times> {
+    /// Reads when an event happened. On a route that repairs, a text that is no time leaves the event untimed.
+    fn claimed_at(&mut self, text: String) -> Option<Option<Micros>> {
+        let error = match Micros::parse(&text) {
+            Ok(claimed_at) => return Some(Some(claimed_at)),
+            Err(error) => error,
+        };
+        if self.is_strict {
+            let shown: String = text.chars().take(64).collect();
+            return self.add(Code::BadTimestamp, "timestamp", format!("found {shown:?}; {error}"));
+        }
+        if text.trim().is_empty() {
+            return Some(None);
+        }
+        if let Some(Ok(claimed_at)) = digits::to_ascii(&text).map(|text| Micros::parse(&text)) {
+            self.repairs.push(Repair::new(Reason::Digits, "timestamp"));
+            return Some(Some(claimed_at));
+        }
+        self.repairs.push(Repair::taken(Reason::Timestamp, "timestamp", text));
+        Some(None)
+    }
+
+    fn times(&mut self, timestamp: ClaimedTime, request: &RequestContext) -> Option<Times> {
         const FIELD: &str = "timestamp";
         let received_at = request.received_at;
-        let times = match timestamp {
-            ClaimedTime::Missing => Times { claimed_at: received_at, event_time: received_at, untimed: true },
-            ClaimedTime::BeforeReceipt(micros) => {
-                Times { claimed_at: received_at, event_time: Micros(received_at.0.saturating_sub(*micros)), untimed: true }
-            }
-            ClaimedTime::Text(text) => match Micros::parse(text) {
-                Ok(claimed_at) => {
-                    let skew = skew(received_at, request.sent_at, claimed_at);
-                    Times { claimed_at, event_time: Micros(claimed_at.0 + skew), untimed: false }
-                }
-                Err(error) => {
-                    let shown: String = text.chars().take(64).collect();
-                    return self.add(Code::BadTimestamp, FIELD, format!("found {shown:?}; {error}"));
-                }
+        let (claimed_at, event_time) = match timestamp {
+            ClaimedTime::Missing => (None, received_at),
+            ClaimedTime::BeforeReceipt(micros) => (None, Micros(received_at.0.saturating_sub(micros))),
+            ClaimedTime::Text(text) => match self.claimed_at(text)? {
+                Some(claimed_at) => (Some(claimed_at), Micros(claimed_at.0 + skew(received_at, request.sent_at, claimed_at))),
+                None => (None, received_at),
             },
         };
+        let times = Times { claimed_at: claimed_at.unwrap_or(received_at), event_time, untimed: claimed_at.is_none() };
         let age = received_at.0 - times.event_time.0;
         let age_max = if request.backfill { limits::BACKFILL_AGE_MAX } else { limits::AGE_MAX };
         if age > age_max {
@@ -280,61 +427,88 @@ impl Faults {
         Some(times)
     }
 
-    fn money(&mut self, value: Option<&str>) -> Option<Money> {
-        let text = value?;
-        text.parse().map_or_else(
-            |error: MoneyError| {
-                let code = match error {
-                    MoneyError::NotADecimal => Code::BadValue,
-                    MoneyError::TooPrecise => Code::TooPrecise,
-                    MoneyError::OutOfRange => Code::ValueOutOfRange,
-                };
-                let shown: String = text.chars().take(64).collect();
-                self.add(code, "value", format!("found {shown:?}; {error}"))
-            },
-            Some,
-        )
+    /// Returns a text without white space around it, where that is forgiven; none if nothing is left.
+    fn trimmed<'a>(&self, text: &'a str) -> Option<&'a str> {
+        Some(if self.is_strict { text } else { text.trim() }).filter(|text| !text.is_empty())
     }
 
-    fn currency(&mut self, currency: Option<String>) -> Option<String> {
-        let text = currency?;
-        if text.len() == 3 && text.bytes().all(|byte| byte.is_ascii_alphabetic()) {
-            return Some(text.to_ascii_uppercase());
+    /// Reads an amount and its currency. On a route that repairs, an amount that cannot be read without guessing is unknown, and so is one
+    /// whose currency is.
+    fn amount(&mut self, value: Option<String>, currency: Option<String>) -> (Option<Money>, Option<String>) {
+        let is_code = |text: &&str| text.len() == 3 && text.bytes().all(|byte| byte.is_ascii_alphabetic());
+        let given = currency.as_deref().and_then(|text| self.trimmed(text));
+        let code = given.filter(is_code).map(str::to_ascii_uppercase);
+        match (given, code) {
+            (Some(text), None) if self.is_strict => {
+                let value = self.money(value);
+                let shown: String = text.chars().take(16).collect();
+                let message = format!("found {shown:?}; a code of three letters such as EUR is accepted");
+                (value, self.add(Code::BadCurrency, "currency", message))
+            }
+            (Some(text), None) => {
+                self.repairs.push(Repair::taken(Reason::Currency, "currency", text));
+                if let Some(value) = value.filter(|text| self.trimmed(text).is_some()) {
+                    self.repairs.push(Repair::taken(Reason::Currency, "value", value));
+                }
+                (None, None)
+            }
+            (_, code) => (self.money(value), code),
         }
-        let shown: String = text.chars().take(16).collect();
-        self.add(Code::BadCurrency, "currency", format!("found {shown:?}; a code of three letters such as EUR is accepted"))
+    }
+
+    fn money(&mut self, value: Option<String>) -> Option<Money> {
+        let text = value?;
+        let error = match self.trimmed(&text)?.parse() {
+            Ok(value) => return Some(value),
+            Err(error) => error,
+        };
+        let code = match error {
+            MoneyError::NotADecimal if !self.is_strict => {
+                self.repairs.push(Repair::taken(Reason::Value, "value", text));
+                return None;
+            }
+            MoneyError::NotADecimal => Code::BadValue,
+            MoneyError::TooPrecise => Code::TooPrecise,
+            MoneyError::OutOfRange => Code::ValueOutOfRange,
+        };
+        let shown: String = text.chars().take(64).collect();
+        self.add(code, "value", format!("found {shown:?}; {error}"))
     }
 
     fn details(&mut self, details: Details) -> Details {
         match details {
-            Details::Impression(impression) => {
-                self.whole(impression.time_on_page, "time_on_page", i32::MAX);
-                self.whole(impression.scroll_depth_percent, "scroll_depth_percent", 100);
-                self.whole(impression.page_load_time, "page_load_time", i32::MAX);
+            Details::Impression(mut impression) => {
+                self.whole(&mut impression.time_on_page, "time_on_page", i32::MAX);
+                self.whole(&mut impression.scroll_depth_percent, "scroll_depth_percent", 100);
+                self.whole(&mut impression.page_load_time, "page_load_time", i32::MAX);
                 Details::Impression(impression)
             }
             Details::Conversion(mut conversion) => {
-                self.whole(conversion.time_to_convert, "time_to_convert", i32::MAX);
-                self.whole(conversion.conversion_window_days, "conversion_window_days", i32::MAX);
+                self.whole(&mut conversion.time_to_convert, "time_to_convert", i32::MAX);
+                self.whole(&mut conversion.conversion_window_days, "conversion_window_days", i32::MAX);
                 let source = conversion.conversion_attribution_source.take();
-                conversion.conversion_attribution_source = self.name(source, "conversion_attribution_source");
-                conversion.source = self.name(conversion.source.take(), "source");
-                conversion.medium = self.name(conversion.medium.take(), "medium");
-                conversion.referrer_source = self.name(conversion.referrer_source.take(), "referrer_source");
+                conversion.conversion_attribution_source = self.optional_name(source, "conversion_attribution_source");
+                conversion.source = self.optional_name(conversion.source.take(), "source");
+                conversion.medium = self.optional_name(conversion.medium.take(), "medium");
+                conversion.referrer_source = self.optional_name(conversion.referrer_source.take(), "referrer_source");
                 Details::Conversion(conversion)
             }
             Details::Identity(mut identity) => {
-                identity.previous_id = self.name(identity.previous_id.take(), "previous_id");
-                identity.group_id = self.name(identity.group_id.take(), "group_id");
+                identity.previous_id = self.optional_name(identity.previous_id.take(), "previous_id");
+                identity.group_id = self.optional_name(identity.group_id.take(), "group_id");
                 Details::Identity(identity)
             }
             other @ (Details::CampaignEvent | Details::Engagement) => other,
         }
     }
 
-    fn whole(&mut self, number: Option<i32>, field: &str, max: i32) {
-        if let Some(number) = number.filter(|number| !(0..=max).contains(number)) {
-            self.add::<()>(Code::BadValue, field, format!("found {number}; whole numbers from 0 to {max} are accepted"));
+    fn whole(&mut self, number: &mut Option<i32>, field: &str, max: i32) {
+        let Some(found) = number.filter(|number| !(0..=max).contains(number)) else { return };
+        if self.is_strict {
+            self.add::<()>(Code::BadValue, field, format!("found {found}; whole numbers from 0 to {max} are accepted"));
+        } else {
+            self.repairs.push(Repair::taken(Reason::Detail, field, found.to_string()));
+            *number = None;
         }
     }
 
@@ -351,6 +525,10 @@ impl Faults {
                 text.truncate(text.floor_char_boundary(bytes_max));
                 truncated.push(field);
             }
+            if !self.is_strict && text.contains('\0') {
+                text = text.replace('\0', "\u{fffd}");
+                self.repairs.push(Repair::new(Reason::NulByte, field));
+            }
             *value = self.text(text, field);
         }
         (context, truncated)
@@ -359,7 +537,7 @@ impl Faults {
     fn required(&mut self, kind: Kind, name: Option<&str>, experiment: bool, variant: bool, campaign: bool, component: bool) {
         let mut one_of = |accepted: &[&str]| {
             if let Some(name) = name.filter(|name| !accepted.contains(name)) {
-                self.0.push(Rejection::new(
+                self.faults.push(Rejection::new(
                     Code::BadValue,
                     "name",
                     format!("found {name:?}; one of {} is accepted", accepted.join(", ")),
@@ -372,7 +550,7 @@ impl Faults {
             Kind::Impression | Kind::Conversion | Kind::Engagement => {}
         }
         // A name that was refused above is not missing too.
-        let refused = |faults: &Self, field: &str| faults.0.iter().any(|fault| fault.field == field);
+        let refused = |check: &Self, field: &str| check.faults.iter().any(|fault| fault.field == field);
         if kind != Kind::Impression && name.is_none() && !refused(self, "name") {
             self.add::<()>(Code::MissingField, "name", missing_name(kind));
         }
@@ -412,195 +590,4 @@ fn duration(micros: i64) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::event::{ConversionDetails, ImpressionDetails};
-    use crate::testing::{generated_id, request_context};
-    use proptest::prelude::*;
-
-    fn conversion() -> Draft {
-        Draft {
-            name: Some("purchase".into()),
-            user_id: Some("alice".into()),
-            timestamp: ClaimedTime::Text("2026-03-01T12:00:00Z".into()),
-            ..Draft::new(Details::Conversion(ConversionDetails::default()))
-        }
-    }
-
-    fn impression() -> Draft {
-        Draft { user_id: Some("alice".into()), ..Draft::new(Details::Impression(ImpressionDetails::default())) }
-    }
-
-    /// The codes and fields of all faults of a draft, none if it is admitted.
-    fn faults(draft: Draft, request: &RequestContext) -> Vec<(Code, String)> {
-        match admit(draft, request, generated_id()) {
-            Ok(_) => Vec::new(),
-            Err(faults) => faults.into_iter().map(|fault| (fault.code, fault.field)).collect(),
-        }
-    }
-
-    fn refused(draft: Draft, expected: &[(Code, &str)]) {
-        let expected: Vec<_> = expected.iter().map(|(code, field)| (*code, (*field).to_owned())).collect();
-        assert_eq!(faults(draft, &request_context()), expected);
-    }
-
-    #[test]
-    fn each_rule_names_its_field() {
-        refused(conversion(), &[]);
-        refused(Draft { user_id: None, ..conversion() }, &[(Code::MissingUser, "user_id")]);
-        refused(Draft { user_id: Some(String::new()), ..conversion() }, &[(Code::MissingUser, "user_id")]);
-        refused(Draft { user_id: Some("a\0".into()), ..conversion() }, &[(Code::NulByte, "user_id")]);
-        refused(Draft { event_id: Some(String::new()), ..conversion() }, &[(Code::Empty, "event_id")]);
-        refused(Draft { name: Some("x".repeat(512)), ..conversion() }, &[]);
-        refused(Draft { name: Some("x".repeat(513)), ..conversion() }, &[(Code::TooLong, "name")]);
-        refused(Draft { name: None, ..conversion() }, &[(Code::MissingField, "name")]);
-        refused(Draft { value: Some("1.0000001".into()), ..conversion() }, &[(Code::TooPrecise, "value")]);
-        refused(Draft { value: Some("free".into()), ..conversion() }, &[(Code::BadValue, "value")]);
-        refused(Draft { value: Some("1e15".into()), ..conversion() }, &[(Code::ValueOutOfRange, "value")]);
-        refused(Draft { currency: Some("Euro".into()), ..conversion() }, &[(Code::BadCurrency, "currency")]);
-        refused(Draft { variant: Some("b".into()), ..conversion() }, &[(Code::MissingField, "experiment")]);
-        refused(Draft { experiment: Some("e".into()), ..impression() }, &[(Code::MissingField, "variant")]);
-        let campaign_event = Draft { user_id: Some("alice".into()), ..Draft::new(Details::CampaignEvent) };
-        refused(
-            Draft { name: Some("stare".into()), ..campaign_event },
-            &[(Code::BadValue, "name"), (Code::MissingField, "campaign")],
-        );
-        let depth = |percent| {
-            let details = ImpressionDetails { scroll_depth_percent: Some(percent), ..Default::default() };
-            Draft { details: Details::Impression(details), ..impression() }
-        };
-        refused(depth(100), &[]);
-        refused(depth(101), &[(Code::BadValue, "scroll_depth_percent")]);
-        refused(depth(-1), &[(Code::BadValue, "scroll_depth_percent")]);
-        let page = Context { page_url: Some("/a\0b".into()), ..Default::default() };
-        refused(Draft { context: page, ..impression() }, &[(Code::NulByte, "page_url")]);
-    }
-
-    #[test]
-    fn all_faults_are_named_at_once() {
-        let draft = Draft { user_id: None, name: None, value: Some("x".into()), ..conversion() };
-        refused(draft, &[(Code::MissingUser, "user_id"), (Code::BadValue, "value"), (Code::MissingField, "name")]);
-    }
-
-    /// `request_context()` receives at 2026-03-01T12:00:00Z.
-    #[test]
-    fn times_at_the_edges_of_what_is_accepted() {
-        let check = |text: &str, backfill: bool, sent_at: Option<&str>, expected: Result<&str, Code>| {
-            let sent_at = sent_at.map(|text| Micros::parse(text).expect("a constant"));
-            let request = RequestContext { backfill, sent_at, ..request_context() };
-            let draft = Draft { timestamp: ClaimedTime::Text(text.into()), ..conversion() };
-            let found = admit(draft, &request, generated_id()).map_err(|faults| faults[0].code);
-            assert_eq!(found.map(|event| event.event_time.to_string()), expected.map(str::to_owned), "{text}");
-        };
-        check("2026-01-30T12:00:00Z", false, None, Ok("2026-01-30T12:00:00Z"));
-        check("2026-01-30T11:59:59.999999Z", false, None, Err(Code::TimestampOutOfRange));
-        check("2026-01-30T11:59:59.999999Z", true, None, Ok("2026-01-30T11:59:59.999999Z"));
-        check("2016-01-01T00:00:00Z", true, None, Err(Code::TimestampOutOfRange));
-        check("2026-03-01T13:00:00Z", false, None, Ok("2026-03-01T13:00:00Z"));
-        check("2026-03-01T13:00:00.000001Z", false, None, Err(Code::TimestampOutOfRange));
-        check("yesterday", false, None, Err(Code::BadTimestamp));
-        // A clock that is two hours and a minute ahead; `sent_at` shows it.
-        check("2026-03-01T14:00:00Z", false, Some("2026-03-01T14:01:00Z"), Ok("2026-03-01T12:00:00Z"));
-        // 4 minutes are transit.
-        check("2026-03-01T11:00:00Z", false, Some("2026-03-01T11:56:00Z"), Ok("2026-03-01T11:00:00Z"));
-        // Sent before it happened: not a wrong clock, so the time is not corrected, however far back.
-        for sent_at in ["2026-02-15T12:00:00Z", "2026-03-01T11:30:00Z", "2026-03-01T11:59:59.999999Z", "0001-01-01T00:00:00Z"] {
-            check("2026-03-01T12:00:00Z", false, Some(sent_at), Ok("2026-03-01T12:00:00Z"));
-        }
-        // Sent at the same time: a clock that is 14 days behind; `sent_at` shows it.
-        check("2026-02-15T12:00:00Z", false, Some("2026-02-15T12:00:00Z"), Ok("2026-03-01T12:00:00Z"));
-        // A clock that is ahead does not make an event acceptable that its own request does not cover.
-        check("2026-03-01T14:02:00Z", false, Some("2026-03-01T14:01:00Z"), Err(Code::TimestampOutOfRange));
-    }
-
-    #[test]
-    fn messages_say_what_was_found_and_what_is_accepted() {
-        let draft = Draft { timestamp: ClaimedTime::Text("2031-01-01T00:00:00Z".into()), ..conversion() };
-        let faults = admit(draft, &request_context(), generated_id()).expect_err("refused");
-        assert_eq!(faults[0].message, "2031-01-01T00:00:00Z is 4 years after the event was received; at most 1 hour is accepted");
-    }
-
-    #[test]
-    fn nothing_before_the_retention_boundary_is_accepted() {
-        let horizon = Some(Micros::parse("2026-02-01T00:00:00Z").expect("a constant"));
-        let check = |text: &str, expected: &[(Code, String)]| {
-            let draft = Draft { timestamp: ClaimedTime::Text(text.into()), ..conversion() };
-            assert_eq!(faults(draft, &RequestContext { horizon, backfill: true, ..request_context() }), expected);
-        };
-        check("2026-02-01T00:00:00Z", &[]);
-        check("2026-01-31T23:59:59Z", &[(Code::BeforeHorizon, "timestamp".into())]);
-    }
-
-    #[test]
-    fn missing_and_relative_times_are_untimed() {
-        let at = |timestamp| {
-            let event = admit(Draft { timestamp, ..conversion() }, &request_context(), generated_id()).expect("admitted");
-            assert_eq!((event.claimed_at, event.untimed), (request_context().received_at, true));
-            event.event_time.to_string()
-        };
-        assert_eq!(at(ClaimedTime::Missing), "2026-03-01T12:00:00Z");
-        assert_eq!(at(ClaimedTime::BeforeReceipt(90 * Micros::SECOND)), "2026-03-01T11:58:30Z");
-    }
-
-    #[test]
-    fn the_unit_decides_between_user_and_device() {
-        let check = |unit, user: Option<&str>, anonymous: Option<&str>, expected: (&str, Option<&str>, Option<&str>)| {
-            let draft = Draft { user_id: user.map(Into::into), anonymous_id: anonymous.map(Into::into), ..conversion() };
-            let request = RequestContext { unit, ..request_context() };
-            let event = admit(draft, &request, generated_id()).expect("admitted");
-            let (of, external_id, anonymous_id) = expected;
-            assert_eq!(event.user_id, identity::user_id(request.project, of));
-            assert_eq!((event.external_id.as_deref(), event.anonymous_id.as_deref()), (external_id, anonymous_id));
-        };
-        let uuid = "6ba7b812-9dad-11d1-80b4-00c04fd430c8";
-        check(Unit::User, Some("u"), Some("a"), ("u", Some("u"), Some("a")));
-        check(Unit::Device, Some("u"), Some("a"), ("a", Some("a"), Some("u")));
-        check(Unit::User, None, Some("a"), ("a", Some("a"), Some("a")));
-        check(Unit::Device, Some("u"), None, ("u", Some("u"), None));
-        check(Unit::User, Some(uuid), None, (uuid, None, None));
-        check(Unit::User, Some(&uuid.to_uppercase()), None, (uuid, Some(&uuid.to_uppercase()), None));
-    }
-
-    #[test]
-    fn long_context_is_cut_at_a_character_and_listed() {
-        let context = Context {
-            page_url: Some("é".repeat(1_025)),
-            referrer: Some("r".repeat(2_048)),
-            city: Some("é".repeat(300)),
-            country: Some("DE".into()),
-            ..Default::default()
-        };
-        let event = admit(Draft { context, ..conversion() }, &request_context(), generated_id()).expect("admitted");
-        assert_eq!(event.context.page_url.as_deref(), Some("é".repeat(1_024).as_str()));
-        assert_eq!(event.context.referrer.as_deref(), Some("r".repeat(2_048).as_str()));
-        assert_eq!(event.context.city.as_deref(), Some("é".repeat(256).as_str()));
-        assert_eq!(event.context.country.as_deref(), Some("DE"));
-        assert_eq!(event.metadata.expect("lists the cut fields").get(), r#"{"truncated":["page_url","city"]}"#);
-    }
-
-    /// Metadata that ends with several braces, and a client's own property of the annotation's name.
-    #[test]
-    fn cutting_the_context_leaves_the_properties_whole() {
-        let properties = r#"{"truncated":"mine","library":{"name":"x","more":{"version":"1"}}}"#;
-        let context = Context { user_agent: Some("x".repeat(600)), ..Default::default() };
-        let properties = Some(JsonObject::parse(properties.to_owned(), "properties").expect("valid"));
-        let event = admit(Draft { context, properties, ..conversion() }, &request_context(), generated_id()).expect("admitted");
-        let expected = r#"{"client_truncated":"mine","library":{"name":"x","more":{"version":"1"}},"truncated":["user_agent"]}"#;
-        assert_eq!(event.metadata.expect("kept").get(), expected);
-    }
-
-    proptest! {
-        /// Of two events of one device in one request the earlier stays the earlier, whatever its clock says.
-        #[test]
-        fn skew_keeps_the_order(
-            received in 0i64..4_000_000_000_000_000,
-            sent in 0i64..4_000_000_000_000_000,
-            before in 0i64..4_000_000_000_000_000,
-        ) {
-            let found = skew(Micros(received), Some(Micros(sent)), Micros(sent - before));
-            prop_assert_eq!(found % limits::SKEW_MIN, 0);
-            prop_assert!((received - sent - found).abs() < limits::SKEW_MIN);
-            prop_assert_eq!(skew(Micros(received), Some(Micros(sent)), Micros(sent + before + 1)), 0);
-        }
-    }
-}
+mod tests;

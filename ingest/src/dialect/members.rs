@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use events::json::{Key, Members};
-use events::{ClaimedTime, Code, JsonObject, Micros, Rejection};
+use events::{ClaimedTime, Code, JsonObject, Micros, Rejection, money};
 use serde_json::value::RawValue;
 
 /// A value as the client wrote it. Only its type is known; nothing else is validated.
@@ -65,10 +65,10 @@ impl<'a> Value<'a> {
         }
     }
 
-    /// Reads a decimal: the digits of a number or of a string, never through a float.
+    /// Reads a decimal: that of a number, which is a double, or the digits of a string as they are.
     pub(super) fn decimal(&self, field: &str) -> Result<String, Rejection> {
         match self {
-            Value::Json(raw) if is_number(raw) => Ok(raw.get().to_owned()),
+            Value::Json(raw) if is_number(raw) => Ok(money::of_json_number(raw.get()).into_owned()),
             Value::Json(raw) if raw.get().starts_with('"') => string(raw, field),
             Value::Json(raw) => Err(wrong_type(raw, field, "a number, or a string such as \"19.90\",")),
             Value::Parameter(text) => Ok(text.to_string()),

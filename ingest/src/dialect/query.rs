@@ -4,28 +4,39 @@ use std::borrow::Cow;
 
 use percent_encoding::percent_decode_str;
 
-/// Walks the parameters of a query in their order. A value that is not UTF-8 once it is decoded is returned as `None`.
-pub(crate) fn parameters(query: &str) -> impl Iterator<Item = (Cow<'_, str>, Option<Cow<'_, str>>)> {
+/// A value once it is decoded.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Decoded<'a> {
+    pub(crate) text: Cow<'a, str>,
+    /// Bytes in it that are not UTF-8 were replaced.
+    pub(crate) is_damaged: bool,
+}
+
+/// Walks the parameters of a query in their order.
+pub(crate) fn parameters(query: &str) -> impl Iterator<Item = (Cow<'_, str>, Decoded<'_>)> {
     query.split('&').filter(|pair| !pair.is_empty()).map(|pair| {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-        // A key that is not UTF-8 matches no field, and is returned as written.
-        (decode(key).unwrap_or(Cow::Borrowed(key)), decode(value))
+        (decode(key).text, decode(value))
     })
 }
 
 /// Returns the first parameter of a name that is not empty.
 pub(crate) fn parameter<'a>(query: &'a str, name: &str) -> Option<Cow<'a, str>> {
-    parameters(query).filter(|(key, _)| key == name).find_map(|(_, value)| value.filter(|value| !value.is_empty()))
+    let is_value = |value: &Decoded<'_>| !value.is_damaged && !value.text.is_empty();
+    parameters(query).filter(|(key, _)| key == name).map(|(_, value)| value).find(is_value).map(|value| value.text)
 }
 
 /// Decodes `%41` and `+`. A `%` without two digits after it is left as it is.
-fn decode(text: &str) -> Option<Cow<'_, str>> {
+fn decode(text: &str) -> Decoded<'_> {
     if !text.contains(['%', '+']) {
-        return Some(Cow::Borrowed(text));
+        return Decoded { text: Cow::Borrowed(text), is_damaged: false };
     }
     let text = text.replace('+', " ");
-    let decoded = percent_decode_str(&text).decode_utf8().ok()?;
-    Some(Cow::Owned(decoded.into_owned()))
+    let decoded = percent_decode_str(&text);
+    match decoded.clone().decode_utf8() {
+        Ok(decoded) => Decoded { text: Cow::Owned(decoded.into_owned()), is_damaged: false },
+        Err(_) => Decoded { text: Cow::Owned(decoded.decode_utf8_lossy().into_owned()), is_damaged: true },
+    }
 }
 
 #[cfg(test)]
@@ -35,7 +46,8 @@ mod tests {
     #[test]
     fn parameters_are_decoded() {
         let check = |query: &str, expected: &[(&str, Option<&str>)]| {
-            let found: Vec<_> = parameters(query).map(|(key, value)| (key.into_owned(), value.map(Cow::into_owned))).collect();
+            let text = |value: Decoded<'_>| (!value.is_damaged).then(|| value.text.into_owned());
+            let found: Vec<_> = parameters(query).map(|(key, value)| (key.into_owned(), text(value))).collect();
             let expected: Vec<_> = expected.iter().map(|(key, value)| ((*key).to_owned(), value.map(str::to_owned))).collect();
             assert_eq!(found, expected, "{query}");
         };

@@ -5,19 +5,62 @@
 
 mod context;
 
+use std::borrow::Cow;
 use std::fmt;
 
 use events::json::Key;
-use events::rules::limits::KEYS_MAX;
-use events::{Code, ConversionDetails, Details, Draft, IdentityDetails, ImpressionDetails, Micros, Money, Rejection};
+use events::{Code, Details, Draft, IdentityDetails, Micros, Rejection};
 use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::members::{Member, Value, cut, is_number, members};
+use super::item::{Item, Properties, mended};
+use super::members::{Value, cut};
 use super::metadata::Metadata;
 use super::native::{Elements, unreadable};
-use super::{EnvelopeFault, ParsedEvent};
+use super::vocabulary;
+use super::{Dialect, Envelope, EnvelopeFault, Head, KeyInHead, ParsedEvent, Reply, Text};
+use crate::admit::{Admitted, Asked};
+use crate::respond::Outcome;
+use crate::route::Route;
 use context::Context;
+
+/// The dialect of Segment's and RudderStack's SDKs.
+pub(super) struct Segment;
+
+impl Dialect for Segment {
+    fn route(&self, path: &str, _query: &str) -> Option<Route> {
+        Some(match path {
+            "/v1/batch" | "/v1/b" | "/v1/import" | "/beacon/v1/batch" => Route::Batch,
+            _ => Route::Call(Call::of_path(path.strip_prefix("/v1/")?)?),
+        })
+    }
+
+    fn key(&self, head: &Head<'_>) -> KeyInHead {
+        if let Some(key) = head.basic() {
+            return KeyInHead::settled(Some(key));
+        }
+        let key = head.bearer().or_else(|| head.write_key()).or_else(|| head.parameter("writeKey"));
+        KeyInHead { key: key.or_else(|| head.parameter("key")), is_settled: false }
+    }
+
+    fn key_in_body(&self, beginning: &str) -> Option<String> {
+        write_key(beginning)
+    }
+
+    fn parse<'a>(
+        &self,
+        request: &'a Admitted,
+        text: &'a Text<'a>,
+        events_max: usize,
+    ) -> Result<Box<dyn Envelope + 'a>, EnvelopeFault> {
+        Ok(Box::new(batch(text.as_str(), request.asked.route.call(), events_max)?))
+    }
+
+    fn answer(&self, _asked: &Asked, outcome: &Outcome) -> Reply {
+        // Segment's clients read the status only; the rejections are for people.
+        outcome.success("success")
+    }
+}
 
 /// What a client calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +93,11 @@ impl Call {
     fn of(text: &str) -> Option<Call> {
         Call::ALL.into_iter().find(|call| call.as_str() == text)
     }
+
+    /// Returns the call of the last part of a path: its name, or the first letter of that, as browsers write it.
+    pub(super) fn of_path(part: &str) -> Option<Call> {
+        Call::ALL.into_iter().find(|call| call.as_str() == part || &call.as_str()[..1] == part)
+    }
 }
 
 /// What a body contains, each event still as it was written.
@@ -64,9 +112,29 @@ pub(crate) struct Batch<'a> {
     integrations: Option<&'a RawValue>,
 }
 
-impl Batch<'_> {
-    pub(super) fn place(&self, index: usize) -> String {
+impl Envelope for Batch<'_> {
+    fn len(&self) -> usize {
+        self.items.len()
+    }
+
+    fn sent_at(&self) -> Option<Micros> {
+        self.sent_at
+    }
+
+    fn place(&self, index: usize) -> String {
         if self.call.is_some() { String::new() } else { format!("batch[{index}]") }
+    }
+
+    fn raw(&self, index: usize) -> Option<&str> {
+        Some(self.items[index].get())
+    }
+
+    fn parse(&self, index: usize, mended: Option<&RawValue>, conversions: &[String]) -> Result<ParsedEvent, Rejection> {
+        parse(self, mended.unwrap_or(self.items[index]), conversions)
+    }
+
+    fn client_name(&self, index: usize, field: &str) -> Option<Cow<'static, str>> {
+        client_name(self, self.items[index], field)
     }
 }
 
@@ -185,27 +253,15 @@ fn top(body: &str, events_max: usize) -> serde_json::Result<Top<'_>> {
 
 /// Bytes of what a batch says for all its items; libraries send one to two thousand.
 const SHARED_BYTES_MAX: usize = 16 * 1024;
-/// Names under which experiments announce an exposure.
-const EXPOSURES: [&str; 5] =
-    ["Experiment Viewed", "experiment_viewed", "$experiment_viewed", "$$experiment_viewed", "$experiment_exposure"];
-/// The name of the purchase in Segment's e-commerce events.
-const ORDER_COMPLETED: &str = "Order Completed";
 
 /// Reads one event. `conversions` are the names of tracks that the project counts as conversions.
 /// # Errors
 /// What keeps it from being read at all; faults of single fields are in [`ParsedEvent::faults`].
 pub(super) fn parse(batch: &Batch<'_>, raw: &RawValue, conversions: &[String]) -> Result<ParsedEvent, Rejection> {
-    let all = few(members(raw)?, "")?;
-    for (at, member) in all.iter().enumerate() {
-        if all[..at].iter().any(|earlier| earlier.key == member.key) {
-            let message = "the key occurs twice in the event; once is accepted";
-            return Err(Rejection::new(Code::DuplicateKey, member.key.as_ref(), message));
-        }
-    }
-    let item = Item(all);
+    let item = Item::new(raw)?;
     let call = match batch.call {
         Some(call) => call,
-        None => item.call()?,
+        None => call_of(&item)?,
     };
     let mut faults = Vec::new();
     let mut note = |found: Result<Option<String>, Rejection>| {
@@ -216,9 +272,10 @@ pub(super) fn parse(batch: &Batch<'_>, raw: &RawValue, conversions: &[String]) -
     };
 
     let name = note(item.text(if call == Call::Track { "event" } else { "name" }));
-    let properties = item.object(if matches!(call, Call::Identify | Call::Group) { "traits" } else { "properties" })?;
+    let mut repairs = Vec::new();
+    let properties = item.object(call.properties(), &mut repairs)?;
     let mut draft = match call {
-        Call::Track => track(name.as_deref(), &properties, conversions)?,
+        Call::Track => vocabulary::interpret(name.as_deref(), &properties, conversions)?.0,
         Call::Page | Call::Screen => Draft { name: Some(call.as_str().to_owned()), ..Draft::new(Details::Engagement) },
         Call::Identify | Call::Alias | Call::Group => {
             let details = IdentityDetails {
@@ -231,162 +288,85 @@ pub(super) fn parse(batch: &Batch<'_>, raw: &RawValue, conversions: &[String]) -
     draft.event_id = note(item.id("messageId"));
     draft.user_id = note(item.id("userId"));
     draft.anonymous_id = note(item.id("anonymousId"));
-    // Servers send `timestamp`. Relays that correct it keep the client's time as `originalTimestamp`.
-    let time = ["originalTimestamp", "timestamp"].into_iter().find_map(|key| item.get(key).map(|value| (key, value)));
-    if let Some((key, value)) = time {
-        match value.claimed_time(key) {
-            Ok(timestamp) => draft.timestamp = timestamp,
-            Err(fault) => faults.push(fault),
-        }
-    }
-    let sent_at = item.get("sentAt").and_then(|value| value.time("sentAt").ok());
+    draft.timestamp = item.claimed_time(&TIMES);
+    draft.repairs = repairs;
+    let sent_at = item.sent_at(&["sentAt"]);
 
     let mut context = Context::new(item.raw("context"), batch.context)?;
     context.take_known(&mut draft);
     let is_bot = context.take("", "bot").and_then(|value| value.boolean("bot").ok());
-    draft.session_id = context.take_text("", "sessionId");
+    draft.session_id = context.take_text_or_number("", "sessionId");
 
     match metadata(&item, call, batch, &properties, &context) {
         Ok(metadata) => draft.properties = metadata,
         Err(fault) => faults.push(fault),
     }
-    Ok(ParsedEvent { draft, sent_at, is_bot, faults })
+    Ok(ParsedEvent { sent_at, is_bot, faults, ..ParsedEvent::new(draft) })
 }
 
-/// Refuses what the metadata would refuse later, before members are compared with each other.
-fn few<'a>(members: Vec<Member<'a>>, field: &str) -> Result<Vec<Member<'a>>, Rejection> {
-    if members.len() <= KEYS_MAX {
-        return Ok(members);
+/// Servers send `timestamp`. Relays that correct it keep the client's time as `originalTimestamp`.
+const TIMES: [&str; 2] = ["originalTimestamp", "timestamp"];
+
+impl Call {
+    /// Returns the member with what the client says of the call.
+    fn properties(self) -> &'static str {
+        if matches!(self, Call::Identify | Call::Group) { "traits" } else { "properties" }
     }
-    Err(Rejection::new(
-        Code::TooManyKeys,
-        field,
-        format!("{} keys in one object; at most {KEYS_MAX} are accepted", members.len()),
-    ))
 }
 
-/// Decides what a track is: an exposure, a conversion, or anything else.
-fn track(name: Option<&str>, properties: &Properties<'_>, conversions: &[String]) -> Result<Draft, Rejection> {
-    let event = name.unwrap_or_default();
-    let name = name.map(str::to_owned);
-    if EXPOSURES.contains(&event) {
-        let experiment =
-            properties.first_text(&["experiment_id", "experimentId", "experiment", "experiment_name", "experimentName"]);
-        if experiment.is_none() {
-            let message = format!("{event} needs an experiment_id or an experiment_name");
-            return Err(Rejection::new(Code::MissingField, "properties.experiment_id", message));
+fn call_of(item: &Item<'_>) -> Result<Call, Rejection> {
+    let accepted = || Call::ALL.map(Call::as_str).join(", ");
+    let Some(text) = item.text("type")? else {
+        return Err(Rejection::new(Code::UnknownType, "type", format!("missing; one of {} is accepted", accepted())));
+    };
+    Call::of(&text).ok_or_else(|| {
+        let message = format!("found {:?}; one of {} is accepted", cut(&text), accepted());
+        Rejection::new(Code::UnknownType, "type", message)
+    })
+}
+
+/// Returns what a client of Segment's calls a field of an event.
+fn client_name(batch: &Batch<'_>, raw: &RawValue, field: &str) -> Option<Cow<'static, str>> {
+    let fixed = match field {
+        "user_id" => "userId",
+        "anonymous_id" => "anonymousId",
+        "event_id" => "messageId",
+        "previous_id" => "previousId",
+        "group_id" => "groupId",
+        "session_id" => "context.sessionId",
+        "page_url" => "context.page.url",
+        "referrer" => "context.page.referrer",
+        "user_agent" => "context.userAgent",
+        "language" => "context.locale",
+        "time_zone" => "context.timezone",
+        "screen" => "context.screen",
+        "viewport" => "context.screen",
+        "connection" => "context.network",
+        "utm_source" => "context.campaign.source",
+        "utm_medium" => "context.campaign.medium",
+        "utm_campaign" => "context.campaign.name",
+        "country" => "context.location.country",
+        "region" => "context.location.region",
+        "city" => "context.location.city",
+        "device_type" => "context.device.type",
+        _ => "",
+    };
+    if !fixed.is_empty() {
+        return Some(Cow::Borrowed(fixed));
+    }
+    let raw = mended(raw);
+    let item = Item::new(&raw).ok()?;
+    let call = batch.call.or_else(|| call_of(&item).ok())?;
+    match field {
+        "timestamp" => TIMES.into_iter().find(|key| item.get(key).is_some()).map(Cow::Borrowed),
+        "name" if call == Call::Track => Some(Cow::Borrowed("event")),
+        _ if call != Call::Track => None,
+        _ => {
+            let properties = item.object("properties", &mut Vec::new()).ok()?;
+            let name = item.text("event").ok()?;
+            let (_, origins) = vocabulary::interpret(name.as_deref(), &properties, &[]).ok()?;
+            origins.client_name("properties", field).map(Cow::Owned)
         }
-        let ids = ["variation_id", "variationId", "variant_id", "variantId"];
-        let variant = properties
-            .first_string(&ids)
-            // An id that is a number is an index; the `variation_key` is the variant's name in the experiment.
-            .or_else(|| properties.first_text(&["variation_key", "variationKey"]))
-            .or_else(|| properties.first_text(&ids))
-            .or_else(|| {
-                properties.first_text(&["variation", "variant", "variation_name", "variationName", "variant_name", "variantName"])
-            });
-        return Ok(Draft { experiment, variant, ..Draft::new(Details::Impression(ImpressionDetails::default())) });
-    }
-    let is_order = event == ORDER_COMPLETED;
-    let value = ["revenue", "value"].into_iter().find_map(|key| properties.amount(key));
-    if is_order || value.is_some() || conversions.iter().any(|conversion| conversion == event) {
-        let value = value.or_else(|| properties.amount("total"));
-        return Ok(Draft {
-            name,
-            value,
-            currency: properties.first_string(&["currency"]),
-            experiment: properties.first_text(&["experiment_id", "experimentId"]),
-            variant: properties
-                .first_text(&["experiment_id", "experimentId"])
-                .and_then(|_| properties.first_text(&["variation_id", "variationId", "variant_id", "variantId"])),
-            ..Draft::new(Details::Conversion(ConversionDetails::default()))
-        });
-    }
-    Ok(Draft { name, ..Draft::new(Details::Engagement) })
-}
-
-/// The members of one call.
-struct Item<'a>(Vec<Member<'a>>);
-
-impl<'a> Item<'a> {
-    fn get(&self, key: &str) -> Option<&Value<'a>> {
-        self.0.iter().find(|member| member.key == key).map(|member| &member.value).filter(|value| !value.is_absent())
-    }
-
-    fn raw(&self, key: &str) -> Option<&'a RawValue> {
-        match self.get(key) {
-            Some(Value::Json(raw)) => Some(raw),
-            _ => None,
-        }
-    }
-
-    fn text(&self, key: &str) -> Result<Option<String>, Rejection> {
-        self.get(key).map(|value| value.text(key)).transpose()
-    }
-
-    /// An id. Some clients write an empty one where there is none.
-    fn id(&self, key: &str) -> Result<Option<String>, Rejection> {
-        let id = self.get(key).map(|value| value.text_or_number(key)).transpose()?;
-        Ok(id.filter(|id| !id.is_empty()))
-    }
-
-    fn call(&self) -> Result<Call, Rejection> {
-        let accepted = || Call::ALL.map(Call::as_str).join(", ");
-        let Some(text) = self.text("type")? else {
-            return Err(Rejection::new(Code::UnknownType, "type", format!("missing; one of {} is accepted", accepted())));
-        };
-        Call::of(&text).ok_or_else(|| {
-            let message = format!("found {:?}; one of {} is accepted", cut(&text), accepted());
-            Rejection::new(Code::UnknownType, "type", message)
-        })
-    }
-
-    /// The `properties` or `traits` of a call; empty if it has none.
-    fn object(&self, key: &'static str) -> Result<Properties<'a>, Rejection> {
-        match self.raw(key) {
-            None => Ok(Properties { key, raw: None, members: Vec::new() }),
-            Some(raw) => match members(raw) {
-                Ok(members) => Ok(Properties { key, raw: Some(raw), members: few(members, key)? }),
-                Err(fault) if fault.code == Code::InvalidJson => Err(Rejection::new(Code::WrongType, key, fault.message)),
-                Err(fault) => Err(Rejection::new(fault.code, key, fault.message)),
-            },
-        }
-    }
-}
-
-/// `properties` of a track, page or screen; `traits` of an identify or group.
-struct Properties<'a> {
-    key: &'static str,
-    raw: Option<&'a RawValue>,
-    members: Vec<Member<'a>>,
-}
-
-impl<'a> Properties<'a> {
-    fn get(&self, key: &str) -> Option<&'a RawValue> {
-        self.members.iter().find(|member| member.key == key).and_then(|member| match member.value {
-            Value::Json(raw) if raw.get() != "null" => Some(raw),
-            _ => None,
-        })
-    }
-
-    /// The first of several that is a string with something in it.
-    fn first_string(&self, keys: &[&str]) -> Option<String> {
-        let string = |key: &&str| self.get(key).and_then(|raw| Value::Json(raw).text(key).ok());
-        keys.iter().filter_map(string).find(|text| !text.is_empty())
-    }
-
-    /// The first of several that is such a string or a number.
-    fn first_text(&self, keys: &[&str]) -> Option<String> {
-        let text = |key: &&str| self.get(key).and_then(|raw| Value::Json(raw).text_or_number(key).ok());
-        keys.iter().filter_map(text).find(|text| !text.is_empty())
-    }
-
-    /// A number, or a string that is one.
-    fn amount(&self, key: &str) -> Option<String> {
-        let raw = self.get(key)?;
-        let text = Value::Json(raw).decimal(key).ok()?;
-        let is_decimal = || !matches!(text.parse::<Money>(), Err(events::MoneyError::NotADecimal));
-        (is_number(raw) || is_decimal()).then_some(text)
     }
 }
 
@@ -454,6 +434,21 @@ mod tests {
         let track = |event: &str, properties: &str| format!(r#"{{"type":"track","event":"{event}","properties":{properties}}}"#);
         check(&track("Song Played", r#"{"value":"loud"}"#), Kind::Engagement, Some("Song Played"), None);
         check(&track("Song Bought", r#"{"value":1,"revenue":2.50}"#), Kind::Conversion, Some("Song Bought"), Some("2.50"));
+        check(&track("Song Bought", r#"{"revenue":"$2.50"}"#), Kind::Conversion, Some("Song Bought"), Some("$2.50"));
+        check(&track("Song Bought", r#"{"value":"19,90"}"#), Kind::Conversion, Some("Song Bought"), Some("19,90"));
+        check(
+            &track("Song Bought", r#"{"revenue":"","value":183.60000000000002}"#),
+            Kind::Conversion,
+            Some("Song Bought"),
+            Some("1.83600000000000e2"),
+        );
+        check(
+            &track("Order Completed", r#"{"revenue":"2,000.00"}"#),
+            Kind::Conversion,
+            Some("Order Completed"),
+            Some("2,000.00"),
+        );
+        check(&track("Order Completed", r#"{"revenue":"n/a","total":7}"#), Kind::Conversion, Some("Order Completed"), Some("7"));
         check(&track("Song Bought", r#"{"value":"1.5"}"#), Kind::Conversion, Some("Song Bought"), Some("1.5"));
         check(&track("Signed Up", "{}"), Kind::Conversion, Some("Signed Up"), None);
         check(&track("Order Completed", r#"{"total":7}"#), Kind::Conversion, Some("Order Completed"), Some("7"));

@@ -1,5 +1,6 @@
 //! Tests of the collector from the outside: bytes in at its socket, records out of its log.
 
+mod dialects;
 mod faults;
 mod hostile;
 mod keys;
@@ -8,6 +9,7 @@ mod limits;
 mod names;
 mod outages;
 mod rejections;
+mod repairs;
 mod requests;
 mod schema;
 mod support;

@@ -16,7 +16,7 @@ fn bad(code: Code) -> (Vec<u8>, &'static str) {
         Code::UnknownType => (br#"{"type":"exposure","user_id":"u"}"#.to_vec(), "type"),
         Code::MissingField => (br#"{"type":"conversion","user_id":"u"}"#.to_vec(), "name"),
         Code::MissingUser => (br#"{"type":"impression"}"#.to_vec(), "user_id"),
-        Code::Empty => (with(r#""experiment":"""#), "experiment"),
+        Code::Empty => (br#"{"type":"conversion","name":"","user_id":"u"}"#.to_vec(), "name"),
         Code::TooLong => (with(&format!(r#""session_id":"{}""#, "s".repeat(513))), "session_id"),
         Code::BadValue => (with(r#""value":"free""#), "value"),
         Code::BadCurrency => (with(r#""currency":"EURO""#), "currency"),

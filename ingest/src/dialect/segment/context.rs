@@ -3,7 +3,7 @@
 use events::{Draft, Rejection};
 use serde_json::value::RawValue;
 
-use super::few;
+use crate::dialect::item::few;
 use crate::dialect::members::{Member, Value, is_number, members, write_string};
 
 /// A call's context over its batch's. What a column takes is taken out; the rest goes to the metadata.
@@ -41,13 +41,22 @@ impl<'a> Context<'a> {
 
     /// Takes a member out if it is a text; else it stays where it is.
     pub(super) fn take_text(&mut self, group: &str, key: &str) -> Option<String> {
+        self.take_if(group, key, |value| value.text(key).ok())
+    }
+
+    /// The same of a text, or of the digits of a number.
+    pub(super) fn take_text_or_number(&mut self, group: &str, key: &str) -> Option<String> {
+        self.take_if(group, key, |value| value.text_or_number(key).ok())
+    }
+
+    fn take_if(&mut self, group: &str, key: &str, read: impl FnOnce(&Value<'a>) -> Option<String>) -> Option<String> {
         let peek = if group.is_empty() {
             self.members.iter().find(|(member, _)| member.key == key).map(|(member, _)| member)
         } else {
             let inner = self.members.iter().find(|(member, _)| member.key == group).and_then(|(_, inner)| inner.as_ref());
             inner.and_then(|inner| inner.iter().find(|member| member.key == key))
         };
-        let text = peek?.value.text(key).ok()?;
+        let text = read(&peek?.value)?;
         self.take(group, key);
         Some(text)
     }

@@ -1,0 +1,240 @@
+//! Statsig's dialect: `POST /v1/log_event` with its exposures and events.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use events::json::Key;
+use events::{ClaimedTime, Code, ConversionDetails, Details, Draft, ImpressionDetails, Micros, Rejection};
+use serde::de::{Deserializer as _, Error as _, IgnoredAny, MapAccess, Visitor};
+use serde_json::value::RawValue;
+
+use super::item::{Item, Properties};
+use super::members::{Value, is_number};
+use super::metadata::Metadata;
+use super::native::{Elements, unreadable};
+use super::{Dialect, Envelope, EnvelopeFault, Head, KeyInHead, ParsedEvent, Reply, Text, vocabulary};
+use crate::admit::{Admitted, Asked};
+use crate::respond::Outcome;
+use crate::route::{Question, Route};
+
+/// The dialect of Statsig's SDKs.
+pub(super) struct Statsig;
+
+impl Dialect for Statsig {
+    fn route(&self, path: &str, _query: &str) -> Option<Route> {
+        Some(match path {
+            "/v1/log_event" | "/v1/rgstr" | "/v1/log_custom_exposure" => Route::Statsig,
+            "/v1/initialize" => Route::Question(Question::StatsigValues),
+            "/v1/download_config_specs" => Route::Question(Question::StatsigSpecs),
+            "/v1/get_id_lists" | "/v1/sdk_exception" => Route::Question(Question::StatsigNothing),
+            _ if path.starts_with("/v1/download_config_specs/") || path.starts_with("/v2/download_config_specs/") => {
+                Route::Question(Question::StatsigSpecs)
+            }
+            _ => return None,
+        })
+    }
+
+    fn key(&self, head: &Head<'_>) -> KeyInHead {
+        let in_header = || head.header("statsig-api-key").map(str::to_owned);
+        KeyInHead::settled(in_header().or_else(|| head.parameter("k")).or_else(|| head.bearer()))
+    }
+
+    fn sent_at(&self, head: &Head<'_>) -> Option<Micros> {
+        let millis = head.header("statsig-client-time").map(str::to_owned).or_else(|| head.parameter("t"))?;
+        let at = Micros(millis.parse::<i64>().ok()?.checked_mul(1_000)?);
+        Some(at).filter(|at| (Micros::MIN..=Micros::MAX).contains(at))
+    }
+
+    fn parse<'a>(
+        &self,
+        _request: &'a Admitted,
+        text: &'a Text<'a>,
+        events_max: usize,
+    ) -> Result<Box<dyn Envelope + 'a>, EnvelopeFault> {
+        let body = text.as_str().trim_ascii();
+        let mut deserializer = serde_json::Deserializer::from_str(body);
+        let top = deserializer.deserialize_map(Top { events_max }).map_err(|error| unreadable(&error))?;
+        deserializer.end().map_err(|error| unreadable(&error))?;
+        let Some((items, count)) = top.events else {
+            return Err(EnvelopeFault::Unreadable("found no `events`; {\"events\":[..]} is accepted".to_owned()));
+        };
+        if count > events_max {
+            return Err(EnvelopeFault::TooManyEvents(count));
+        }
+        let stable_id = top.metadata.and_then(|raw| Item::new(raw).ok()).and_then(|item| item.any_text("stableID"));
+        Ok(Box::new(Batch { items, stable_id }))
+    }
+
+    fn answer(&self, _asked: &Asked, outcome: &Outcome) -> Reply {
+        let mut reply = outcome.success("success");
+        reply.is_accepted = true;
+        reply
+    }
+}
+
+struct Top {
+    events_max: usize,
+}
+
+#[derive(Default)]
+struct TopFound<'a> {
+    events: Option<(Vec<&'a RawValue>, usize)>,
+    metadata: Option<&'a RawValue>,
+}
+
+impl<'de> Visitor<'de> for Top {
+    type Value = TopFound<'de>;
+
+    fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str("an object")
+    }
+
+    fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Self::Value, M::Error> {
+        let mut found = TopFound::default();
+        while let Some(Key(key)) = map.next_key::<Key<'de>>()? {
+            match key.as_ref() {
+                "events" | "exposures" if found.events.is_some() => return Err(M::Error::custom("`events` occurs twice")),
+                "events" | "exposures" => {
+                    let elements = map.next_value_seed(Elements { events_max: self.events_max })?;
+                    found.events = Some((elements.elements, elements.count));
+                }
+                "statsigMetadata" => found.metadata = Some(map.next_value()?),
+                _ => drop(map.next_value::<IgnoredAny>()?),
+            }
+        }
+        Ok(found)
+    }
+}
+
+struct Batch<'a> {
+    items: Vec<&'a RawValue>,
+    /// The device, as the client of a browser says it once for all its events.
+    stable_id: Option<String>,
+}
+
+impl Envelope for Batch<'_> {
+    fn len(&self) -> usize {
+        self.items.len()
+    }
+
+    fn place(&self, index: usize) -> String {
+        format!("events[{index}]")
+    }
+
+    fn raw(&self, index: usize) -> Option<&str> {
+        Some(self.items[index].get())
+    }
+
+    fn parse(&self, index: usize, mended: Option<&RawValue>, conversions: &[String]) -> Result<ParsedEvent, Rejection> {
+        parse(mended.unwrap_or(self.items[index]), self.stable_id.as_deref(), conversions)
+    }
+
+    fn client_name(&self, _index: usize, field: &str) -> Option<Cow<'static, str>> {
+        Some(Cow::Borrowed(match field {
+            "user_id" => "user.userID",
+            "anonymous_id" => "user.customIDs.stableID",
+            "name" => "eventName",
+            "timestamp" => "time",
+            "user_agent" => "user.userAgent",
+            _ => return None,
+        }))
+    }
+}
+
+fn parse(raw: &RawValue, stable_id: Option<&str>, conversions: &[String]) -> Result<ParsedEvent, Rejection> {
+    let item = Item::new(raw)?;
+    let mut repairs = Vec::new();
+    let properties = item.object("metadata", &mut repairs)?;
+    let name = item.text("eventName")?.filter(|name| !name.is_empty());
+    let draft = match (&name, item.any_text("experimentName")) {
+        (None, Some(experiment)) => {
+            let details = Details::Impression(ImpressionDetails::default());
+            Draft { experiment: Some(experiment), variant: item.any_text("group"), ..Draft::new(details) }
+        }
+        (None, None) => return Err(Rejection::new(Code::MissingField, "eventName", "an event needs a name")),
+        (Some(name), _) => event(name, &item, &properties, conversions)?,
+    };
+    let mut parsed = ParsedEvent::new(draft);
+    let draft = &mut parsed.draft;
+    draft.repairs = repairs;
+    let user = item.raw("user").and_then(|raw| Item::new(raw).ok()).unwrap_or(Item(Vec::new()));
+    let ids = user.raw("customIDs").and_then(|raw| Item::new(raw).ok());
+    match user.id("userID") {
+        Ok(id) => draft.user_id = id,
+        Err(fault) => parsed.faults.push(Rejection { field: "user.userID".to_owned(), ..fault }),
+    }
+    let stable = ids.as_ref().and_then(|ids| ids.any_text("stableID").or_else(|| ids.any_text("stableid")));
+    draft.anonymous_id = stable.or_else(|| stable_id.map(str::to_owned));
+    draft.timestamp = match item.get("time") {
+        Some(Value::Json(raw)) if is_number(raw) => {
+            let micros = raw.get().parse::<f64>().unwrap_or(f64::NAN) * 1_000.0;
+            let is_time = micros >= Micros::MIN.0 as f64 && micros <= Micros::MAX.0 as f64;
+            ClaimedTime::Text(if is_time { Micros(micros as i64).to_string() } else { raw.get().to_owned() })
+        }
+        Some(_) => item.claimed_time(&["time"]),
+        None => ClaimedTime::Missing,
+    };
+    draft.context.user_agent = user.any_text("userAgent");
+    draft.context.country = user.any_text("country");
+    draft.context.language = user.any_text("locale");
+    let mut metadata = Metadata::default();
+    if let Some(raw) = properties.raw {
+        metadata.object(raw.get());
+    }
+    for key in ["value", "secondaryExposures", "statsigMetadata"] {
+        let is_free = properties.members.iter().all(|property| property.key != key);
+        if let Some(raw) = item.raw(key).filter(|raw| is_free && raw.get() != "[]") {
+            metadata.json(key, raw.get());
+        }
+    }
+    match metadata.finish("metadata") {
+        Ok(metadata) => draft.properties = metadata,
+        Err(fault) => parsed.faults.push(fault),
+    }
+    Ok(parsed)
+}
+
+/// An event with its own `value` beside the metadata.
+fn event(name: &str, item: &Item<'_>, properties: &Properties<'_>, conversions: &[String]) -> Result<Draft, Rejection> {
+    let (mut draft, _) = vocabulary::interpret(Some(name), properties, conversions)?;
+    let own = Properties { key: "", raw: None, members: item.0.clone() };
+    match &draft.details {
+        Details::Impression(_) => {}
+        Details::Conversion(_) => draft.value = draft.value.or_else(|| own.amount(&["value"]).map(|(_, value)| value)),
+        _ => {
+            if let Some((_, value)) = own.amount(&["value"]) {
+                let currency = properties.string(vocabulary::CURRENCIES).map(|(_, currency)| currency);
+                let details = Details::Conversion(ConversionDetails::default());
+                draft = Draft { name: Some(name.to_owned()), value: Some(value), currency, ..Draft::new(details) };
+            }
+        }
+    }
+    Ok(draft)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use events::Kind;
+
+    #[test]
+    fn events_become_kinds() {
+        let check = |event: &str, expected: (Kind, Option<&str>, Option<&str>, Option<&str>)| {
+            let raw = serde_json::from_str(event).expect("a constant");
+            let draft = parse(raw, None, &[]).expect("can be read").draft;
+            let found = (draft.details.kind(), draft.experiment.as_deref(), draft.variant.as_deref(), draft.value.as_deref());
+            assert_eq!(found, expected, "{event}");
+        };
+        check(
+            r#"{"eventName":"statsig::config_exposure","metadata":{"config":"e","ruleID":"r"}}"#,
+            (Kind::Impression, Some("e"), Some("r"), None),
+        );
+        check(
+            r#"{"eventName":"statsig::gate_exposure","metadata":{"gate":"g","gateValue":"false","ruleID":"r"}}"#,
+            (Kind::Impression, Some("g"), Some("false"), None),
+        );
+        check(r#"{"experimentName":"e","group":"Test"}"#, (Kind::Impression, Some("e"), Some("Test"), None));
+        check(r#"{"eventName":"buy","value":19.9,"metadata":{"currency":"EUR"}}"#, (Kind::Conversion, None, None, Some("19.9")));
+        check(r#"{"eventName":"add","value":"sku-a","metadata":null}"#, (Kind::Engagement, None, None, None));
+    }
+}
