@@ -181,7 +181,8 @@ fn at(step: u8) -> String {
 fn any_event() -> impl Strategy<Value = Draft> {
     let experiments = prop_oneof![Just("checkout"), Just("banner")];
     let variants = prop_oneof![Just("control"), Just("b")];
-    let shared = (0..40u8, 0..3u8, 0..30u8, any::<bool>());
+    // An id of zeros only is none.
+    let shared = (1..=40u8, 0..3u8, 0..30u8, any::<bool>());
     (shared, experiments, variants, 0..10u8).prop_map(|((id, who, step, named), experiment, variant, choice)| {
         let (id, who, when) = (Uuid::from_u128(u128::from(id)).to_string(), user(who), at(step));
         let is_bot = choice == 9;

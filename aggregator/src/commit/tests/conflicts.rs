@@ -19,7 +19,8 @@ struct Sent {
 
 fn any_sent() -> impl Strategy<Value = Sent> {
     let kinds = prop_oneof![Just(Kind::Conversion), Just(Kind::Impression), Just(Kind::CampaignEvent)];
-    (0..3u8, 0..3u8, prop_oneof![Just(None), Just(Some(1)), Just(Some(2))], kinds, 0..4u8)
+    // An id of zeros only is none.
+    (1..=3u8, 0..3u8, prop_oneof![Just(None), Just(Some(1)), Just(Some(2))], kinds, 0..4u8)
         .prop_map(|(id, who, step, kind, content)| Sent { id, who, step, kind, content })
 }
 
