@@ -260,7 +260,12 @@ async fn keys_of_the_environment_are_taken_on_any_start() {
     assert_eq!(status, 200, "the former key goes on working");
     assert!(up.end(Signal::TERM).success());
 
-    let refused = weir().arg("up").arg("--data").arg(folder.path()).env("WEIR_WRITE_KEY", "a b").output().expect("starts");
+    let mut command = weir();
+    command.arg("up");
+    for service in ["--collector", "--query", "--aggregator"] {
+        command.args([service, "127.0.0.1:0"]);
+    }
+    let refused = command.arg("--data").arg(folder.path()).env("WEIR_WRITE_KEY", "a b").output().expect("starts");
     assert!(!refused.status.success());
     let said = String::from_utf8_lossy(&refused.stderr);
     assert!(said.contains("WEIR_WRITE_KEY: 3 bytes; 8 to 512 are accepted"), "{said}");
