@@ -30,6 +30,10 @@ pub struct Config {
           value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub dead_letters_in_row_max: u32,
 
+    /// Bytes for what is remembered of users, at most, shared evenly by the log partitions that this process holds
+    #[arg(long, env = "WEIR_KNOWN_USERS_BYTES_MAX", default_value_t = Config::KNOWN_USERS_BYTES_MAX, value_name = "BYTES")]
+    pub known_users_bytes_max: usize,
+
     /// Begin with another log than the one this database was fed from; what the old one still held is given up
     #[arg(long, env = "WEIR_ADOPT_LOG")]
     pub adopt_log: bool,
@@ -51,6 +55,12 @@ impl Config {
     /// Bytes of records in one transaction, at most: bounds a worker's memory.
     pub const BATCH_BYTES_MAX: usize = 16 * 1024 * 1024;
 
+    /// See [`Config::known_users_bytes_max`].
+    pub const KNOWN_USERS_BYTES_MAX: usize = 128 * 1024 * 1024;
+
+    /// A user with more raw rows than this is not remembered.
+    pub(crate) const USER_ROWS_MAX: usize = 10_000;
+
     const COMMIT_TRIES_MAX: u32 = 100;
 
     /// Settings with the defaults of the flags.
@@ -61,6 +71,7 @@ impl Config {
             batch_events_max: 20_000,
             batch_age_ms_max: 50,
             dead_letters_in_row_max: 1_000,
+            known_users_bytes_max: Config::KNOWN_USERS_BYTES_MAX,
             adopt_log: false,
             commit_tries_max: Config::COMMIT_TRIES_MAX,
             allow_hosts: Vec::new(),

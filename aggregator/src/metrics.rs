@@ -6,10 +6,13 @@ use ::metrics::{Counter, Gauge, Histogram, Label};
 use events::Kind;
 use service::Meter;
 
+use crate::commit::memory::Counts;
+
 const STORED: &str = "weir_aggregator_stored_total";
 const DEAD_LETTERS: &str = "weir_aggregator_dead_letters_total";
 const LAG: &str = "weir_aggregator_lag_records";
 const HALTED: &str = "weir_aggregator_halted";
+const KNOWN_USERS_BYTES: &str = "weir_aggregator_known_users_bytes";
 const SECONDS: [f64; 10] = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0];
 
 /// Handles of all that the aggregator counts. read = stored + duplicate + dead letters.
@@ -31,6 +34,10 @@ pub(crate) struct Metrics {
     pub fenced: Counter,
     /// Experiments whose participation and attribution are not up to date.
     pub experiments_behind: Gauge,
+    users_known: Counter,
+    users_read: Counter,
+    users_compared: Counter,
+    users_different: Counter,
 }
 
 /// Makes the meter of an aggregator.
@@ -44,6 +51,7 @@ impl Metrics {
         meter.describe_counter(DEAD_LETTERS, "Records that could not be applied, by code");
         meter.describe_gauge(LAG, "Records in the log that are not stored yet");
         meter.describe_gauge(HALTED, "1 for a log partition that waits for an operator");
+        meter.describe_gauge(KNOWN_USERS_BYTES, "Bytes of what a worker remembers of users, about");
         Metrics {
             read: meter.counter("weir_aggregator_read_total", "Records read from the log and committed"),
             duplicates: meter.counter("weir_aggregator_duplicates_total", "Events that were already stored"),
@@ -56,6 +64,12 @@ impl Metrics {
                 "weir_aggregator_experiments_behind",
                 "Experiments whose participation and attribution wait for a recomputation",
             ),
+            users_known: meter.counter("weir_aggregator_users_known_total", "Users of batches whose rows were remembered"),
+            users_read: meter.counter("weir_aggregator_users_read_total", "Users of batches whose rows were read from Postgres"),
+            users_compared: meter
+                .counter("weir_aggregator_users_compared_total", "Users whose rows were remembered, and read to compare them"),
+            users_different: meter
+                .counter("weir_aggregator_users_different_total", "Users whose remembered rows were not the stored ones: a bug"),
             commit_seconds: meter.histogram("weir_aggregator_commit_seconds", "Seconds of one commit"),
             stored_age_seconds: meter
                 .histogram("weir_aggregator_stored_age_seconds", "Seconds from receipt to commit, oldest event of a batch"),
@@ -71,6 +85,16 @@ impl Metrics {
     /// Counts dead letters.
     pub(crate) fn dead_letter(&self, code: &'static str) {
         self.meter.labelled_counter(DEAD_LETTERS, vec![Label::new("code", code)]).increment(1);
+    }
+
+    /// Counts how users became known in a worker's commits, and shows what it remembers.
+    pub(crate) fn users(&self, worker: u32, counts: Counts, bytes: usize) {
+        self.users_known.increment(counts.known);
+        self.users_read.increment(counts.read);
+        self.users_compared.increment(counts.sampled);
+        self.users_different.increment(counts.different);
+        let label = vec![Label::new("worker", worker.to_string())];
+        self.meter.labelled_gauge(KNOWN_USERS_BYTES, label).set(bytes as f64);
     }
 
     /// Shows how far storing is behind the end of a log partition.

@@ -160,6 +160,8 @@ impl Worker {
                 self.unhalt_settled(&mut connection).await?;
             }
             self.follow_leases(&mut connection, &mut positions, &mut tallies, stop).await?;
+            let all_held = self.held.borrow().len().max(1);
+            cache.memory.hold(positions.keys().copied(), self.config.known_users_bytes_max / all_held);
             let draining = stop.is_requested();
             let mut batch = std::mem::take(&mut ahead);
             if batch.len() == 0 {
@@ -186,6 +188,7 @@ impl Worker {
                 if full { self.read(&mut positions, &all).await } else { Batch::default() }
             });
             drop(committing);
+            self.metrics.users(self.number, cache.memory.take_counts(), cache.memory.bytes());
             let stored = stored?;
             self.suspects.succeeded();
             self.acknowledge(&batch, &stored, began.elapsed()).await;

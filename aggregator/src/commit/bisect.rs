@@ -59,11 +59,11 @@ async fn store(
 ) -> Result<(), sqlx::Error> {
     sqlx::raw_sql("DELETE FROM staging").execute(&mut *connection).await?;
     copy::send(connection, rows).await?;
-    let histories = Histories::of_batch(connection, rows).await?;
+    let mut histories = Histories::of_batch(connection, rows).await?;
     facts::drop_known_ids(connection).await?;
     let places = facts::insert(connection, &kinds(rows)).await?;
     let (new, _) = facts::split(rows, &places);
-    participation::update(connection, &cache.catalogue, histories, &new).await?;
+    participation::update(connection, &cache.catalogue, &mut histories, &new).await?;
     rollups::add(connection, log_id, &new).await?;
     event_names::add(connection, &cache.event_names, &new).await?;
     // What would be checked at the commit.

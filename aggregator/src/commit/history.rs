@@ -43,8 +43,8 @@ pub(crate) struct Histories(BTreeMap<User, History>);
 /// What one user did.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct History {
-    /// By experiment.
-    exposures: BTreeMap<Uuid, Rows<Exposure>>,
+    /// By experiment, ascending: most users have one or two, and a list of these takes a fifth of a tree's memory.
+    exposures: Vec<(Uuid, Rows<Exposure>)>,
     conversions: Rows<Conversion>,
 }
 
@@ -66,7 +66,21 @@ impl<T> Rows<T> {
         self.rows.push(row);
         self.stored = self.rows.len();
     }
+
+    /// The rows of the commit are stored now. The list takes no more than it needs.
+    fn settle(&mut self) {
+        self.stored = self.rows.len();
+        self.rows.shrink_to_fit();
+    }
+
+    /// Bytes of the list.
+    fn bytes(&self) -> usize {
+        self.rows.capacity() * size_of::<T>() + ALLOCATION_BYTES
+    }
 }
+
+/// What an allocator takes beside the bytes asked for, about.
+const ALLOCATION_BYTES: usize = 16;
 
 /// Returns whether a row has a part in participation or attribution.
 pub(crate) fn affects_participation(row: &StagedRow<'_>) -> bool {
@@ -82,12 +96,15 @@ fn user_of(row: &StagedRow<'_>) -> User {
     (row.event().project_id.0, row.event().user_id.0)
 }
 
+/// Returns the users whose participation rows may affect, each with the log partition that all of its rows come by.
+pub(crate) fn touched(rows: &[StagedRow<'_>]) -> BTreeMap<User, u32> {
+    rows.iter().filter(|row| affects_participation(row)).map(|row| (user_of(row), row.decoded.partition)).collect()
+}
+
 impl Histories {
     /// Reads the stored rows of the users that the rows of a batch touch.
     pub(crate) async fn of_batch(connection: &mut PgConnection, rows: &[StagedRow<'_>]) -> Result<Self, sqlx::Error> {
-        let users = rows.iter().filter(|row| affects_participation(row)).map(user_of);
-        let histories = Histories(users.map(|user| (user, History::default())).collect());
-        histories.read(connection).await
+        Self::of_users(connection, touched(rows).into_keys()).await
     }
 
     /// Reads the stored rows of users.
@@ -109,7 +126,7 @@ impl Histories {
                 variant: row.try_get(2)?,
             };
             if let Some(history) = at(&mut histories, &row)? {
-                history.exposures.entry(row.try_get(1)?).or_default().push_stored(exposure);
+                history.exposures_of(row.try_get(1)?).push_stored(exposure);
             }
         }
         for row in sqlx::query(CONVERSIONS).bind(&projects).bind(&users).fetch_all(connection).await? {
@@ -152,8 +169,7 @@ impl Histories {
                         Details::Impression(details) if details.user_was_eligible == Some(false)
                     );
                     if !was_ineligible && !event.is_bot {
-                        let exposures = history.exposures.entry(experiment).or_default();
-                        exposures.rows.push(Exposure {
+                        history.exposures_of(experiment).rows.push(Exposure {
                             event_time: event.event_time,
                             id: event.event_id.0,
                             claimed_at: event.claimed_at,
@@ -170,12 +186,93 @@ impl Histories {
     pub(crate) fn iter(&self) -> impl Iterator<Item = (User, &History)> {
         self.0.iter().map(|(user, history)| (*user, history))
     }
+
+    /// Adds what is known of a user, or replaces it.
+    pub(crate) fn insert(&mut self, user: User, history: History) {
+        self.0.insert(user, history);
+    }
+
+    /// Returns what a user did.
+    pub(crate) fn get(&self, user: &User) -> Option<&History> {
+        self.0.get(user)
+    }
+
+    /// The rows that were added are stored now.
+    pub(crate) fn settle(&mut self) {
+        self.0.values_mut().for_each(History::settle);
+    }
+}
+
+impl IntoIterator for Histories {
+    type Item = (User, History);
+    type IntoIter = std::collections::btree_map::IntoIter<User, History>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.0.into_iter()
+    }
 }
 
 impl History {
     /// Returns the experiments that the user was exposed to.
     pub(crate) fn experiments(&self) -> impl Iterator<Item = Uuid> {
-        self.exposures.keys().copied()
+        self.exposures.iter().map(|(experiment, _)| *experiment)
+    }
+
+    fn exposures_of(&mut self, experiment: Uuid) -> &mut Rows<Exposure> {
+        let place = match self.exposures.binary_search_by_key(&experiment, |(experiment, _)| *experiment) {
+            Ok(place) => place,
+            Err(place) => {
+                self.exposures.insert(place, (experiment, Rows::default()));
+                place
+            }
+        };
+        &mut self.exposures[place].1
+    }
+
+    fn find_exposures(&self, experiment: Uuid) -> Option<&Rows<Exposure>> {
+        let place = self.exposures.binary_search_by_key(&experiment, |(experiment, _)| *experiment).ok()?;
+        self.exposures.get(place).map(|(_, exposures)| exposures)
+    }
+
+    /// Returns the number of rows.
+    pub(crate) fn rows(&self) -> usize {
+        self.exposures.iter().map(|(_, exposures)| exposures.rows.len()).sum::<usize>() + self.conversions.rows.len()
+    }
+
+    fn settle(&mut self) {
+        self.exposures.iter_mut().for_each(|(_, exposures)| exposures.settle());
+        self.exposures.shrink_to_fit();
+        self.conversions.settle();
+    }
+
+    /// Returns the bytes that it takes outside of itself, about.
+    pub(crate) fn heap_bytes(&self) -> usize {
+        let exposures: usize = self.exposures.iter().map(|(_, exposures)| exposures.bytes()).sum();
+        let text = |text: &String| text.capacity() + ALLOCATION_BYTES;
+        let texts = |conversion: &Conversion| text(&conversion.kind) + conversion.currency.as_ref().map_or(0, text);
+        self.exposures.capacity() * size_of::<(Uuid, Rows<Exposure>)>()
+            + ALLOCATION_BYTES
+            + exposures
+            + self.conversions.bytes()
+            + self.conversions.rows.iter().map(texts).sum::<usize>()
+    }
+
+    /// Returns whether both are the same stored rows, in any order.
+    pub(crate) fn is_same(&self, other: &History) -> bool {
+        let exposures = |history: &History| {
+            let rows = |(experiment, exposures): &(Uuid, Rows<Exposure>)| {
+                let mut rows = exposures.rows[..exposures.stored].to_vec();
+                rows.sort_unstable();
+                (*experiment, rows)
+            };
+            history.exposures.iter().map(rows).collect::<Vec<_>>()
+        };
+        let conversions = |history: &History| {
+            let mut rows = history.conversions.rows[..history.conversions.stored].to_vec();
+            rows.sort_unstable_by_key(Conversion::identity);
+            rows
+        };
+        exposures(self) == exposures(other) && conversions(self) == conversions(other)
     }
 
     /// Returns the conversions of this commit.
@@ -186,13 +283,13 @@ impl History {
     /// Derives what the user had in an experiment before this commit.
     pub(crate) fn before(&self, experiment: Uuid, rules: &Rules) -> Derived {
         let conversions = &self.conversions.rows[..self.conversions.stored];
-        let exposures = self.exposures.get(&experiment).map_or(&[][..], |exposures| &exposures.rows[..exposures.stored]);
+        let exposures = self.find_exposures(experiment).map_or(&[][..], |exposures| &exposures.rows[..exposures.stored]);
         derive(experiment, rules, exposures, conversions)
     }
 
     /// Derives what the user has in an experiment with this commit.
     pub(crate) fn after(&self, experiment: Uuid, rules: &Rules) -> Derived {
-        let exposures = self.exposures.get(&experiment).map_or(&[][..], |exposures| &exposures.rows);
+        let exposures = self.find_exposures(experiment).map_or(&[][..], |exposures| &exposures.rows);
         derive(experiment, rules, exposures, &self.conversions.rows)
     }
 }

@@ -20,12 +20,13 @@ use crate::commit::history::{Histories, User};
 
 pub use crate::commit::changes::Differences;
 
-/// Brings both tables up to date with new facts. `histories` was read before these were stored, for at least their users.
+/// Brings both tables up to date with new facts, and adds these to `histories`, which was read before they were stored, for at least their
+/// users.
 /// Returns the number of new conversions that stay without attribution.
 pub(crate) async fn update(
     connection: &mut PgConnection,
     catalogue: &Catalogue,
-    mut histories: Histories,
+    histories: &mut Histories,
     new: &[StagedRow<'_>],
 ) -> Result<u64, sqlx::Error> {
     histories.add(new);
@@ -60,15 +61,18 @@ pub(crate) async fn update(
     Ok(unattributed)
 }
 
-/// Marks experiments as behind; those that are marked stay as they are.
-async fn mark(connection: &mut PgConnection, experiments: &BTreeSet<(Uuid, Uuid)>) -> Result<(), sqlx::Error> {
+/// Marks experiments as behind; those that are marked stay as they are, and so do those that do not exist.
+pub(crate) async fn mark(connection: &mut PgConnection, experiments: &BTreeSet<(Uuid, Uuid)>) -> Result<(), sqlx::Error> {
     if experiments.is_empty() {
         return Ok(());
     }
     let (projects, experiments): (Vec<Uuid>, Vec<Uuid>) = experiments.iter().copied().unzip();
     sqlx::query(
         "INSERT INTO experiments_behind (project_id, experiment_id, is_recomputed)
-         SELECT *, false FROM unnest($1::uuid[], $2::uuid[]) ON CONFLICT DO NOTHING",
+         SELECT e.project_id, e.id, false FROM unnest($1::uuid[], $2::uuid[]) AS n (project_id, id)
+         JOIN experiments e ON e.project_id = n.project_id AND e.id = n.id
+         ORDER BY 1, 2
+         ON CONFLICT DO NOTHING",
     )
     .bind(projects)
     .bind(experiments)

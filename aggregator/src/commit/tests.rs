@@ -2,6 +2,7 @@
 
 mod beside;
 mod conflicts;
+mod memory;
 mod refused;
 
 use std::collections::BTreeMap;
@@ -30,6 +31,7 @@ struct Case {
     log_id: Uuid,
     project: Uuid,
     next: BTreeMap<u32, u64>,
+    epoch: i64,
 }
 
 impl Case {
@@ -43,7 +45,8 @@ impl Case {
             .expect("a project");
         lease::register_log(&mut connection, LogIdentity { log_id, partitions: 8 }, true).await.expect("a log");
         copy::make_table(&mut connection).await.expect("temporary tables");
-        Case { url: database.url.clone(), connection, cache: WorkerCache::default(), log_id, project, next: BTreeMap::new() }
+        let (url, cache, next) = (database.url.clone(), WorkerCache::default(), BTreeMap::new());
+        Case { url, connection, cache, log_id, project, next, epoch: 0 }
     }
 
     fn record(&self, draft: Draft) -> Record {
@@ -62,7 +65,7 @@ impl Case {
         }
         let mut batch = Batch::default();
         for (partition, records) in partitions {
-            batch.add(partition, 0, records);
+            batch.add(partition, self.epoch, records);
         }
         batch
     }
