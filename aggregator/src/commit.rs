@@ -22,6 +22,7 @@ mod facts;
 pub(crate) mod history;
 pub(crate) mod limit;
 pub(crate) mod memory;
+pub(crate) mod over_active;
 pub(crate) mod participation;
 mod progress;
 mod rollups;
@@ -41,6 +42,7 @@ use uuid::Uuid;
 
 use limit::{Tallies, TooMany};
 use memory::{Grounds, Memory, Recalled};
+use participation::Followed;
 
 use crate::batch::{Batch, DeadLetter, Decoded};
 use crate::database::{Fault, fault, is_duplicate_key};
@@ -88,7 +90,7 @@ pub(crate) type Inserted = BTreeMap<Kind, u64>;
 pub(crate) struct Stored {
     pub inserted: Inserted,
     pub duplicates: u64,
-    pub unattributed: u64,
+    pub followed: Followed,
     pub dead: Vec<DeadLetter>,
     /// Records of a stored identity with other content, more than are kept of their project.
     pub conflicts_passed: u64,
@@ -131,7 +133,7 @@ pub(crate) enum CommitError {
 enum Attempt {
     Stored {
         inserted: Inserted,
-        unattributed: u64,
+        followed: Followed,
         names: BTreeSet<event_names::Name>,
         conflicts: conflicts::Conflicts,
     },
@@ -174,13 +176,13 @@ pub(crate) async fn commit(
         cache.months.make(connection, rows.iter().map(|row| &row.decoded.event)).await?;
 
         match attempt(connection, cache, log_id, batch, &projects, &rows, &dead).await {
-            Ok(Attempt::Stored { inserted, unattributed, names, conflicts }) => {
+            Ok(Attempt::Stored { inserted, followed, names, conflicts }) => {
                 event_names::remember(&mut cache.event_names, names);
                 let not_stored = rows.len() as u64 - inserted.values().sum::<u64>();
                 cache.had_duplicates = not_stored > 0;
                 let duplicates = not_stored - conflicts.kept.len() as u64 - conflicts.passed;
                 dead.extend(conflicts.kept);
-                return Ok(Stored { inserted, duplicates, unattributed, dead, conflicts_passed: conflicts.passed, tallies });
+                return Ok(Stored { inserted, duplicates, followed, dead, conflicts_passed: conflicts.passed, tallies });
             }
             Ok(Attempt::CatalogueMoved) => {
                 cache.catalogue.invalidate(&projects);
@@ -307,7 +309,7 @@ async fn attempt(
     // Before the rows of this batch are there.
     let versions = projects.iter().map(|project| (*project, cache.catalogue.version(*project)));
     cache.memory.compare(&batch.slices, seen.grounds, versions);
-    let (mut histories, partition_of) = match cache.memory.recall(connection, rows).await? {
+    let (mut histories, partition_of) = match cache.memory.recall(connection, rows, seen.grounds.user_rows_max).await? {
         Recalled::Histories { histories, partition_of } => (histories, partition_of),
         Recalled::Different(experiments) => {
             sqlx::raw_sql("ROLLBACK").execute(&mut *connection).await?;
@@ -335,7 +337,7 @@ async fn attempt(
             facts::split(rows, &places)
         }
     };
-    let unattributed = participation::update(connection, &cache.catalogue, &mut histories, &new).await?;
+    let followed = participation::update(connection, &cache.catalogue, &mut histories, &new).await?;
     rollups::add(connection, log_id, &new).await?;
     progress::add(connection, log_id, batch, &new).await?;
     let conflicts = match not_stored.is_empty() {
@@ -355,7 +357,7 @@ async fn attempt(
     for row in &new {
         *inserted.entry(row.event().kind()).or_default() += 1;
     }
-    Ok(Attempt::Stored { inserted, unattributed, names, conflicts })
+    Ok(Attempt::Stored { inserted, followed, names, conflicts })
 }
 
 fn kinds(rows: &[StagedRow<'_>]) -> Vec<Kind> {
@@ -377,7 +379,8 @@ async fn lock_catalogue(connection: &mut PgConnection, log_id: Uuid, projects: &
                 (SELECT (extract(epoch FROM until) * 1000000)::bigint FROM horizon),
                 coalesce((SELECT array_agg(project_id) FROM catalogue_versions WHERE project_id = ANY ($1)), '{}'),
                 coalesce((SELECT array_agg(version) FROM catalogue_versions WHERE project_id = ANY ($1)), '{}'),
-                coalesce((SELECT sum(change_seq)::bigint FROM checkpoints WHERE log_id <> $2), 0)",
+                coalesce((SELECT sum(change_seq)::bigint FROM checkpoints WHERE log_id <> $2), 0),
+                (SELECT rows_max FROM user_rows_limit)",
     )
     .bind(&ids)
     .bind(log_id)
@@ -385,6 +388,7 @@ async fn lock_catalogue(connection: &mut PgConnection, log_id: Uuid, projects: &
     .await?;
     let horizon: Option<i64> = row.try_get(1)?;
     let (projects, versions): (Vec<Uuid>, Vec<i64>) = (row.try_get(2)?, row.try_get(3)?);
-    let grounds = Grounds { horizon: horizon.map(Micros), other_logs: row.try_get(4)? };
+    let user_rows_max = usize::try_from(row.try_get::<i64, _>(5)?).unwrap_or(usize::MAX);
+    let grounds = Grounds { horizon: horizon.map(Micros), other_logs: row.try_get(4)?, user_rows_max };
     Ok(Seen { versions: projects.into_iter().zip(versions).collect(), grounds, staged: row.try_get(0)? })
 }

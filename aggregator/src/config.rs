@@ -34,6 +34,11 @@ pub struct Config {
     #[arg(long, env = "WEIR_KNOWN_USERS_BYTES_MAX", default_value_t = Config::KNOWN_USERS_BYTES_MAX, value_name = "BYTES")]
     pub known_users_bytes_max: usize,
 
+    /// Impressions of experiments and conversions, together, that a user may have; who has more takes part in no experiment. Kept in the
+    /// database and true of all aggregators; without this flag it stays as it is, 10,000 at first
+    #[arg(long, env = "WEIR_USER_ROWS_MAX", value_name = "ROWS", value_parser = clap::value_parser!(u32).range(1..))]
+    pub user_rows_max: Option<u32>,
+
     /// Begin with another log than the one this database was fed from; what the old one still held is given up
     #[arg(long, env = "WEIR_ADOPT_LOG")]
     pub adopt_log: bool,
@@ -58,9 +63,6 @@ impl Config {
     /// See [`Config::known_users_bytes_max`].
     pub const KNOWN_USERS_BYTES_MAX: usize = 128 * 1024 * 1024;
 
-    /// A user with more raw rows than this is not remembered.
-    pub(crate) const USER_ROWS_MAX: usize = 10_000;
-
     const COMMIT_TRIES_MAX: u32 = 100;
 
     /// Settings with the defaults of the flags.
@@ -72,6 +74,7 @@ impl Config {
             batch_age_ms_max: 50,
             dead_letters_in_row_max: 1_000,
             known_users_bytes_max: Config::KNOWN_USERS_BYTES_MAX,
+            user_rows_max: None,
             adopt_log: false,
             commit_tries_max: Config::COMMIT_TRIES_MAX,
             allow_hosts: Vec::new(),

@@ -24,6 +24,8 @@ pub(crate) struct Metrics {
     pub duplicates: Counter,
     /// Conversions that no experiment was credited with.
     pub unattributed: Counter,
+    /// Users who had too many rows from then on.
+    pub over_active: Counter,
     /// Seconds of one commit.
     pub commit_seconds: Histogram,
     /// Seconds from receipt to commit, of the oldest event of each batch.
@@ -57,6 +59,10 @@ impl Metrics {
             duplicates: meter.counter("weir_aggregator_duplicates_total", "Events that were already stored"),
             unattributed: meter
                 .counter("weir_aggregator_unattributed_total", "New conversions that no experiment was credited with"),
+            over_active: meter.counter(
+                "weir_aggregator_over_active_users_total",
+                "Users left out of experiments from then on, for too many rows",
+            ),
             unknown_commits: meter.counter("weir_aggregator_unknown_commits_total", "Commits whose reply was lost"),
             fenced: meter
                 .counter("weir_aggregator_fenced_total", "Commits refused because another worker owns the log partition"),

@@ -388,7 +388,8 @@ impl Worker {
         }
         self.metrics.read.increment(batch.len() as u64);
         self.metrics.duplicates.increment(stored.duplicates);
-        self.metrics.unattributed.increment(stored.unattributed);
+        self.metrics.unattributed.increment(stored.followed.unattributed);
+        self.metrics.over_active.increment(stored.followed.over_active);
         self.metrics.commit_seconds.record(took.as_secs_f64());
         for (kind, count) in &stored.inserted {
             self.metrics.stored(*kind, *count);

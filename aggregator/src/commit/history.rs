@@ -9,12 +9,13 @@ use uuid::Uuid;
 
 use crate::commit::StagedRow;
 use crate::commit::derive::{Conversion, Derived, Exposure, Rules, derive};
+use crate::commit::over_active::{self, Mark};
 use crate::database::Timestamp;
 
 /// A user of a project.
 pub(crate) type User = (Uuid, Uuid);
 
-/// `OFFSET 0` keeps it a lookup for each user. Tables grow by the second, so the planner's notion of them is always old, and
+/// `LIMIT` bounds what one user takes, and keeps it a lookup for each user. Tables grow by the second, so the planner's notion of them is always old, and
 /// otherwise it now and then reads all of one: with `user_id = ANY ($2)` it did, and that batch took twenty times as long.
 const IMPRESSIONS: &str = "
     SELECT u.number, i.experiment_id, i.variant_id, i.event_time, i.id, i.claimed_at
@@ -23,7 +24,7 @@ const IMPRESSIONS: &str = "
         SELECT i.experiment_id, i.variant_id, i.event_time, i.id, i.claimed_at FROM impressions i
         WHERE i.project_id = u.project_id AND i.user_id = u.user_id AND i.experiment_id IS NOT NULL
           AND i.variant_id IS NOT NULL AND i.user_was_eligible IS NOT FALSE AND NOT i.is_bot
-        OFFSET 0
+        LIMIT $3
     ) i";
 
 const CONVERSIONS: &str = "
@@ -33,12 +34,16 @@ const CONVERSIONS: &str = "
         SELECT c.experiment_id, c.event_time, c.id, c.claimed_at, c.is_bot, c.conversion_type, c.conversion_value::text AS value,
                c.currency
         FROM conversions c WHERE c.project_id = u.project_id AND c.user_id = u.user_id
-        OFFSET 0
+        LIMIT $3
     ) c";
 
 /// What users did, stored rows and those that are about to be.
-#[derive(Debug, Default)]
-pub(crate) struct Histories(BTreeMap<User, History>);
+#[derive(Debug)]
+pub(crate) struct Histories {
+    users: BTreeMap<User, History>,
+    /// Who has more rows takes no part; of such a user one more is read at most, of each kind.
+    pub rows_max: usize,
+}
 
 /// What one user did.
 #[derive(Clone, Debug, Default)]
@@ -46,6 +51,8 @@ pub(crate) struct History {
     /// By experiment, ascending: most users have one or two, and a list of these takes a fifth of a tree's memory.
     exposures: Vec<(Uuid, Rows<Exposure>)>,
     conversions: Rows<Conversion>,
+    /// That it had too many rows before this commit.
+    mark: Option<Box<Mark>>,
 }
 
 /// Rows in two parts: those stored before, and then those of this commit.
@@ -102,23 +109,54 @@ pub(crate) fn touched(rows: &[StagedRow<'_>]) -> BTreeMap<User, u32> {
 }
 
 impl Histories {
+    /// Holds nobody yet.
+    pub(crate) fn new(rows_max: usize) -> Self {
+        Histories { users: BTreeMap::new(), rows_max }
+    }
+
     /// Reads the stored rows of the users that the rows of a batch touch.
-    pub(crate) async fn of_batch(connection: &mut PgConnection, rows: &[StagedRow<'_>]) -> Result<Self, sqlx::Error> {
-        Self::of_users(connection, touched(rows).into_keys()).await
+    pub(crate) async fn of_batch(
+        connection: &mut PgConnection,
+        rows: &[StagedRow<'_>],
+        rows_max: usize,
+    ) -> Result<Self, sqlx::Error> {
+        Self::of_users(connection, touched(rows).into_keys(), rows_max).await
     }
 
-    /// Reads the stored rows of users.
-    pub(crate) async fn of_users(connection: &mut PgConnection, users: impl Iterator<Item = User>) -> Result<Self, sqlx::Error> {
-        Histories(users.map(|user| (user, History::default())).collect()).read(connection).await
-    }
-
-    async fn read(mut self, connection: &mut PgConnection) -> Result<Self, sqlx::Error> {
-        if self.0.is_empty() {
-            return Ok(self);
+    /// Reads the stored rows of users, or their marks.
+    pub(crate) async fn of_users(
+        connection: &mut PgConnection,
+        users: impl Iterator<Item = User>,
+        rows_max: usize,
+    ) -> Result<Self, sqlx::Error> {
+        let mut histories = Histories::new(rows_max);
+        histories.users = users.map(|user| (user, History::default())).collect();
+        if !histories.users.is_empty() {
+            histories.read_marks(connection).await?;
+            histories.read_rows(connection).await?;
         }
-        let (projects, users): (Vec<Uuid>, Vec<Uuid>) = self.0.keys().copied().unzip();
-        let mut histories: Vec<&mut History> = self.0.values_mut().collect();
-        for row in sqlx::query(IMPRESSIONS).bind(&projects).bind(&users).fetch_all(&mut *connection).await? {
+        Ok(histories)
+    }
+
+    async fn read_marks(&mut self, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+        let users: Vec<User> = self.users.keys().copied().collect();
+        for (user, mark) in over_active::marks(connection, &users).await? {
+            if let Some(history) = self.users.get_mut(&user) {
+                history.mark = Some(Box::new(mark));
+            }
+        }
+        Ok(())
+    }
+
+    async fn read_rows(&mut self, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+        let (rows_max, limit) = (self.rows_max, i64::try_from(self.rows_max).unwrap_or(i64::MAX).saturating_add(1));
+        let read = self.users.iter_mut().filter(|(_, history)| !history.is_over_active(rows_max));
+        let (users, mut histories): (Vec<User>, Vec<&mut History>) = read.map(|(user, history)| (*user, history)).unzip();
+        if users.is_empty() {
+            return Ok(());
+        }
+        let (projects, users): (Vec<Uuid>, Vec<Uuid>) = users.into_iter().unzip();
+        for row in sqlx::query(IMPRESSIONS).bind(&projects).bind(&users).bind(limit).fetch_all(&mut *connection).await? {
             let exposure = Exposure {
                 event_time: time(&row, 3)?,
                 id: row.try_get(4)?,
@@ -129,7 +167,7 @@ impl Histories {
                 history.exposures_of(row.try_get(1)?).push_stored(exposure);
             }
         }
-        for row in sqlx::query(CONVERSIONS).bind(&projects).bind(&users).fetch_all(connection).await? {
+        for row in sqlx::query(CONVERSIONS).bind(&projects).bind(&users).bind(limit).fetch_all(connection).await? {
             let conversion = Conversion {
                 experiment: row.try_get(1)?,
                 event_time: time(&row, 2)?,
@@ -144,14 +182,14 @@ impl Histories {
                 history.conversions.push_stored(conversion);
             }
         }
-        Ok(self)
+        Ok(())
     }
 
     /// Adds the rows that a commit stores.
     pub(crate) fn add(&mut self, new: &[StagedRow<'_>]) {
         for row in new.iter().filter(|row| affects_participation(row)) {
             let event = row.event();
-            let history = self.0.entry(user_of(row)).or_default();
+            let history = self.users.entry(user_of(row)).or_default();
             match (event.kind(), row.ids.experiment, row.ids.variant) {
                 (Kind::Conversion, experiment, _) => history.conversions.rows.push(Conversion {
                     id: event.event_id.0,
@@ -184,22 +222,22 @@ impl Histories {
 
     /// Returns each user with what it did.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (User, &History)> {
-        self.0.iter().map(|(user, history)| (*user, history))
+        self.users.iter().map(|(user, history)| (*user, history))
     }
 
     /// Adds what is known of a user, or replaces it.
     pub(crate) fn insert(&mut self, user: User, history: History) {
-        self.0.insert(user, history);
+        self.users.insert(user, history);
     }
 
     /// Returns what a user did.
     pub(crate) fn get(&self, user: &User) -> Option<&History> {
-        self.0.get(user)
+        self.users.get(user)
     }
 
     /// The rows that were added are stored now.
     pub(crate) fn settle(&mut self) {
-        self.0.values_mut().for_each(History::settle);
+        self.users.values_mut().for_each(History::settle);
     }
 }
 
@@ -208,7 +246,7 @@ impl IntoIterator for Histories {
     type IntoIter = std::collections::btree_map::IntoIter<User, History>;
 
     fn into_iter(self) -> Self::IntoIter {
-        self.0.into_iter()
+        self.users.into_iter()
     }
 }
 
@@ -239,6 +277,31 @@ impl History {
         self.exposures.iter().map(|(_, exposures)| exposures.rows.len()).sum::<usize>() + self.conversions.rows.len()
     }
 
+    /// Returns the number of those stored before the commit.
+    pub(crate) fn stored_rows(&self) -> usize {
+        self.exposures.iter().map(|(_, exposures)| exposures.stored).sum::<usize>() + self.conversions.stored
+    }
+
+    /// Returns the mark that it had before this commit.
+    pub(crate) fn mark(&self) -> Option<&Mark> {
+        self.mark.as_deref()
+    }
+
+    /// Returns whether it has more rows than may be, with those of this commit.
+    pub(crate) fn is_over_active(&self, rows_max: usize) -> bool {
+        self.mark.as_ref().is_some_and(|mark| mark.rows_max >= rows_max) || self.rows() > rows_max
+    }
+
+    /// Returns what is to be remembered once the rows of the commit are stored: of who takes part all rows, of who is marked the mark
+    /// alone. Nothing where the commit has written or changed a mark.
+    pub(crate) fn into_remembered(self, rows_max: usize) -> Option<History> {
+        match &self.mark {
+            None => (self.rows() <= rows_max).then_some(self),
+            Some(mark) if mark.rows_max < rows_max || self.experiments().any(|new| !mark.experiments.contains(&new)) => None,
+            Some(_) => Some(History { mark: self.mark, ..History::default() }),
+        }
+    }
+
     fn settle(&mut self) {
         self.exposures.iter_mut().for_each(|(_, exposures)| exposures.settle());
         self.exposures.shrink_to_fit();
@@ -254,10 +317,14 @@ impl History {
             + ALLOCATION_BYTES
             + exposures
             + self.conversions.bytes()
+            + self
+                .mark
+                .as_ref()
+                .map_or(0, |mark| size_of::<Mark>() + mark.experiments.capacity() * size_of::<Uuid>() + 2 * ALLOCATION_BYTES)
             + self.conversions.rows.iter().map(texts).sum::<usize>()
     }
 
-    /// Returns whether both are the same stored rows, in any order.
+    /// Returns whether both are the same stored rows, in any order, and the same mark.
     pub(crate) fn is_same(&self, other: &History) -> bool {
         let exposures = |history: &History| {
             let rows = |(experiment, exposures): &(Uuid, Rows<Exposure>)| {
@@ -272,7 +339,7 @@ impl History {
             rows.sort_unstable_by_key(Conversion::identity);
             rows
         };
-        exposures(self) == exposures(other) && conversions(self) == conversions(other)
+        self.mark == other.mark && exposures(self) == exposures(other) && conversions(self) == conversions(other)
     }
 
     /// Returns the conversions of this commit.

@@ -9,7 +9,7 @@
 //! - a batch takes its users out, and gives them back, with its rows, when COMMIT has succeeded. What ends otherwise leaves them unknown;
 //! - what facts are kept, and who else may write them, is compared in each commit ([`Grounds`]); a catalogue that moved drops its project's
 //!   users;
-//! - a user without rows is remembered as well;
+//! - a user without rows is remembered as well, and of one with too many that it has;
 //! - some of the known users are read all the same, in each batch others, and compared.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -30,8 +30,6 @@ use crate::config::Config;
 pub(crate) struct Memory {
     /// For each log partition.
     bytes_max: usize,
-    /// Users with more rows are not remembered.
-    rows_max: usize,
     /// One of so many known users is read again.
     sampled_one_in: u32,
     grounds: Option<Grounds>,
@@ -48,6 +46,8 @@ pub(crate) struct Grounds {
     pub horizon: Option<Micros>,
     /// Sum of `change_seq` over the checkpoints of all other logs: if it moves, somebody feeds the database from another log, too.
     pub other_logs: i64,
+    /// How many rows a user may have.
+    pub user_rows_max: usize,
 }
 
 /// How users became known since it was last asked.
@@ -90,10 +90,9 @@ const SAMPLED_ONE_IN: u32 = 1_000;
 
 impl Memory {
     /// Remembers nothing yet. `sampled_one_in`: of so many known users one is read again; 1 in a test reads all of them.
-    pub(crate) fn new(bytes_max: usize, rows_max: usize, sampled_one_in: u32) -> Self {
+    pub(crate) fn new(bytes_max: usize, sampled_one_in: u32) -> Self {
         Memory {
             bytes_max,
-            rows_max,
             sampled_one_in,
             grounds: None,
             versions: BTreeMap::new(),
@@ -135,9 +134,10 @@ impl Memory {
         &mut self,
         connection: &mut PgConnection,
         rows: &[StagedRow<'_>],
+        rows_max: usize,
     ) -> Result<Recalled, sqlx::Error> {
         let partition_of = touched(rows);
-        let mut known = Histories::default();
+        let mut known = Histories::new(rows_max);
         let (mut unknown, mut sampled) = (Vec::new(), Vec::new());
         for (user, partition) in &partition_of {
             let partition = self.partitions.get_mut(partition);
@@ -154,7 +154,7 @@ impl Memory {
         self.counts.known += (partition_of.len() - unknown.len()) as u64;
         self.counts.read += unknown.len() as u64;
         self.counts.sampled += sampled.len() as u64;
-        let read = Histories::of_users(connection, unknown.iter().chain(&sampled).copied()).await?;
+        let read = Histories::of_users(connection, unknown.iter().chain(&sampled).copied(), rows_max).await?;
         let is_different = |user: &&User| match (known.get(user), read.get(user)) {
             (Some(remembered), Some(stored)) => !remembered.is_same(stored),
             _ => false,
@@ -199,9 +199,10 @@ impl Memory {
 
     /// Takes back what was recalled for a batch that stored nothing.
     pub(crate) fn give_back(&mut self, histories: Histories, partition_of: &BTreeMap<User, u32>) {
+        let rows_max = histories.rows_max;
         for (user, history) in histories {
             let partition = partition_of.get(&user).and_then(|partition| self.partitions.get_mut(partition));
-            if let Some(partition) = partition.filter(|_| history.rows() <= self.rows_max) {
+            if let (Some(partition), Some(history)) = (partition, history.into_remembered(rows_max)) {
                 partition.put(user, history, self.bytes_max);
             }
         }
@@ -232,7 +233,7 @@ impl Memory {
 impl Default for Memory {
     /// As an aggregator has it that holds eight log partitions and was told nothing.
     fn default() -> Self {
-        Memory::new(Config::KNOWN_USERS_BYTES_MAX / 8, Config::USER_ROWS_MAX, SAMPLED_ONE_IN)
+        Memory::new(Config::KNOWN_USERS_BYTES_MAX / 8, SAMPLED_ONE_IN)
     }
 }
 

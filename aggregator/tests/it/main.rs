@@ -7,3 +7,4 @@ mod leases;
 mod names;
 mod pipeline;
 mod schema;
+mod users;

@@ -68,22 +68,23 @@ async fn database() -> TestDatabase {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 60, max_shrink_iters: 200, ..ProptestConfig::default() })]
 
-    /// Two workers that remember, with much room or little, and whose commits fail, end unknown, and change hands: the derived tables
-    /// are what plain SQL makes of the raw rows, and whatever is compared is equal.
+    /// Two workers that remember, with much room or little, and whose commits fail, end unknown, and change hands, beside a limit of rows that
+    /// many users pass or none: the derived tables are what plain SQL makes of the raw rows, and whatever is compared is equal.
     #[test]
     fn what_is_remembered_is_what_is_stored(
         drafts in prop::collection::vec(any_event(), 1..80),
         bytes_max in prop::sample::select(vec![0, 700, 3_000, 1 << 20]),
-        rows_max in prop::sample::select(vec![1, 4, 10_000]),
+        rows_max in prop::sample::select(vec![1, 5, 12, 10_000]),
         is_compared: bool,
         seed: u64,
     ) {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
         runtime.block_on(async {
             let mut case = Case::new(DATABASE.get_or_init(database).await).await;
+            case.limit_rows(rows_max).await;
             case.store(vec![exposure("seed", &user(250), &at(3), "checkout", "control")]).await;
             case.store(vec![exposure("seed-2", &user(250), &at(3), "banner", "control")]).await;
-            let memory = || Memory::new(bytes_max, rows_max, if is_compared { 1 } else { u32::MAX });
+            let memory = || Memory::new(bytes_max, if is_compared { 1 } else { u32::MAX });
             case.cache.memory = memory();
             let mut second = two_workers(&mut case).await;
             second.1.memory = memory();
@@ -145,6 +146,13 @@ proptest! {
             }
             prop_assert!(is_compared || compared == 0);
             prop_assert_eq!(&case.derived().await, &case.expected().await);
+            prop_assert_eq!(&case.over_active().await, &case.expected_over_active().await);
+            let experiments = sqlx::query_scalar("SELECT id FROM experiments WHERE project_id = $1")
+                .bind(case.project).fetch_all(&mut case.connection).await.expect("answers");
+            for experiment in experiments {
+                let changed = recompute::recompute(&mut case.connection, case.project, experiment).await.expect("recomputes");
+                prop_assert_eq!(changed, recompute::Differences::default());
+            }
             Ok(())
         })?;
     }
@@ -186,7 +194,7 @@ async fn a_known_user_is_not_read_again() {
 async fn a_difference_is_found_counted_and_healed() {
     let database = database().await;
     let mut case = Case::new(&database).await;
-    case.cache.memory = Memory::new(1 << 20, 100, 1);
+    case.cache.memory = Memory::new(1 << 20, 1);
     case.store(vec![see("1", 1, 2), see("2", 1, 6), buy("3", 1, 3), buy("4", 1, 8)]).await;
     case.store(vec![buy("5", 1, 9)]).await;
     assert_eq!(case.counts(), Counts { known: 1, read: 1, sampled: 1, different: 0 });
@@ -304,15 +312,16 @@ async fn what_it_rests_on_is_compared_in_each_commit() {
     assert_eq!(case.counts(), counts(1, 0));
 }
 
-/// Room for some users only: who is touched all the time stays known, the others go, the longest untouched first. A user with too many rows
-/// takes none of it.
+/// Room for some users only: who is touched all the time stays known, the others go, the longest untouched first. Of a user with too many
+/// rows the mark alone is remembered.
 #[tokio::test]
 async fn room_is_for_those_who_were_touched_last() {
     const BYTES_MAX: usize = 2_500; // about eight users of one exposure
     let database = database().await;
     let mut case = Case::new(&database).await;
     case.store(vec![see("seed", 250, 1), see("seed-2", 251, 1)]).await;
-    case.cache.memory = Memory::new(BYTES_MAX, 30, u32::MAX);
+    case.limit_rows(30).await;
+    case.cache.memory = Memory::new(BYTES_MAX, u32::MAX);
     case.store(vec![see("0", 0, 1)]).await;
     case.counts();
     for round in 0..20u8 {
@@ -333,8 +342,12 @@ async fn room_is_for_those_who_were_touched_last() {
     case.store(vec![see("30", 0, 1)]).await;
     case.store(vec![see("31", 0, 1)]).await;
     assert_eq!(case.counts(), counts(2, 0));
+    let full = case.cache.memory.bytes();
     case.store(vec![see("32", 0, 1)]).await;
-    assert_eq!(case.counts(), counts(0, 1));
+    assert_eq!(case.counts(), counts(0, 1), "now it has a mark");
+    case.store(vec![see("33", 0, 1)]).await;
+    assert_eq!(case.counts(), counts(1, 0));
+    assert!(case.cache.memory.bytes() < full + 400, "without rows");
     // Less room from now on, and for one log partition only.
     case.cache.memory.hold(std::iter::once(3), BYTES_MAX / 4);
     assert!(case.cache.memory.bytes() <= BYTES_MAX / 4);
