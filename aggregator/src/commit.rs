@@ -40,6 +40,7 @@ use events::{Event, EventId, Kind, Micros, ProjectId, UserId};
 use sqlx::{PgConnection, Row};
 use uuid::Uuid;
 
+use changes::NewRows;
 use limit::{Tallies, TooMany};
 use memory::{Grounds, Memory, Recalled};
 use participation::Followed;
@@ -143,6 +144,8 @@ enum Attempt {
     DuplicateKey,
     /// What was remembered of users was not what is stored; it is dropped.
     MemoryDiffered,
+    /// Copied, they met participation or attribution that is there already.
+    DerivedExist,
 }
 
 /// What a worker caches from commit to commit.
@@ -156,6 +159,8 @@ pub(crate) struct WorkerCache {
     /// Names of events that are stored.
     pub event_names: HashSet<event_names::Name>,
     pub memory: Memory,
+    /// How the present batch writes participation and attribution that are not there yet.
+    pub new_rows: NewRows,
 }
 
 /// Stores a batch, whatever it holds: what Postgres refuses in a row becomes that row's dead letter, and the rest goes on.
@@ -168,6 +173,7 @@ pub(crate) async fn commit(
 ) -> Result<Stored, CommitError> {
     let projects = batch.projects();
     let mut refused: Vec<DeadLetter> = Vec::new();
+    cache.new_rows = NewRows::Copied;
     loop {
         cache.catalogue.load(connection, &projects).await?;
         let (rows, unapplied) = resolve(connection, cache, log_id, batch, &mut refused).await?;
@@ -192,6 +198,10 @@ pub(crate) async fn commit(
             Ok(Attempt::HorizonMoved(horizon)) => cache.horizon = Some(horizon),
             Ok(Attempt::DuplicateKey) => cache.had_duplicates = true,
             Ok(Attempt::MemoryDiffered) => {}
+            Ok(Attempt::DerivedExist) => {
+                tracing::info!("participation or attribution exists that earlier rows do not give; it is written over");
+                cache.new_rows = NewRows::Upserted;
+            }
             Err(CommitError::Postgres(error)) if matches!(fault(&error), Fault::Row { .. }) => {
                 sqlx::raw_sql("ROLLBACK").execute(&mut *connection).await?;
                 let found = bisect::find_refused(connection, cache, log_id, &rows).await?;
@@ -337,7 +347,14 @@ async fn attempt(
             facts::split(rows, &places)
         }
     };
-    let followed = participation::update(connection, &cache.catalogue, &mut histories, &new).await?;
+    let followed = match participation::update(connection, &cache.catalogue, &mut histories, &new, cache.new_rows).await {
+        Ok(followed) => followed,
+        Err(error) if cache.new_rows == NewRows::Copied && is_duplicate_key(&error) => {
+            sqlx::raw_sql("ROLLBACK").execute(&mut *connection).await?;
+            return Ok(Attempt::DerivedExist);
+        }
+        Err(error) => return Err(error.into()),
+    };
     rollups::add(connection, log_id, &new).await?;
     progress::add(connection, log_id, batch, &new).await?;
     let conflicts = match not_stored.is_empty() {

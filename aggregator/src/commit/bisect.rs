@@ -5,6 +5,7 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use crate::batch::{DeadLetter, Decoded, REFUSED};
+use crate::commit::changes::NewRows;
 use crate::commit::history::Histories;
 use crate::commit::{StagedRow, WorkerCache, copy, event_names, facts, kinds, over_active, participation, rollups};
 use crate::database::{Fault, fault};
@@ -64,7 +65,7 @@ async fn store(
     facts::drop_known_ids(connection).await?;
     let places = facts::insert(connection, &kinds(rows)).await?;
     let (new, _) = facts::split(rows, &places);
-    participation::update(connection, &cache.catalogue, &mut histories, &new).await?;
+    participation::update(connection, &cache.catalogue, &mut histories, &new, NewRows::Upserted).await?;
     rollups::add(connection, log_id, &new).await?;
     event_names::add(connection, &cache.event_names, &new).await?;
     // What would be checked at the commit.

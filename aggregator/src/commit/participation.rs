@@ -15,7 +15,7 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use crate::commit::StagedRow;
-use crate::commit::changes::{Changes, read_derived};
+use crate::commit::changes::{Changes, NewRows, read_derived};
 use crate::commit::derive::{Conversion, ConversionId, Derived};
 use crate::commit::history::{Histories, User};
 use crate::commit::over_active::{self, Marks, Verdict};
@@ -38,6 +38,7 @@ pub(crate) async fn update(
     catalogue: &Catalogue,
     histories: &mut Histories,
     new: &[StagedRow<'_>],
+    new_rows: NewRows,
 ) -> Result<Followed, sqlx::Error> {
     histories.add(new);
     let mut changes = Changes::default();
@@ -67,7 +68,7 @@ pub(crate) async fn update(
         let is_left = |conversion: &&Conversion| !attributed.contains(&conversion.identity());
         followed.unattributed += history.new_conversions().iter().filter(is_left).count() as u64;
     }
-    changes.write(connection).await?;
+    changes.write(connection, new_rows).await?;
     for (project, user) in marks.write(connection, histories.rows_max).await? {
         followed.over_active += 1;
         tracing::warn!(%project, %user, rows_max = histories.rows_max, "a user has more rows than take part in experiments, and is left out");
@@ -133,5 +134,5 @@ pub(crate) async fn follow_users(
         let after = if history.is_over_active(rows_max) { Derived::default() } else { history.after(experiment, rules) };
         changes.record(user, experiment, &stored.remove(&user).unwrap_or_default(), after);
     }
-    changes.write(connection).await
+    changes.write(connection, NewRows::Upserted).await
 }

@@ -2,6 +2,7 @@
 
 mod beside;
 mod conflicts;
+mod cost;
 mod memory;
 mod over_active;
 mod refused;

@@ -353,3 +353,22 @@ async fn room_is_for_those_who_were_touched_last() {
     assert!(case.cache.memory.bytes() <= BYTES_MAX / 4);
     assert_eq!(case.derived().await, case.expected().await);
 }
+
+/// Participation and attribution that are there already, though no earlier row gives them, as after a change by hand: they are written over.
+#[tokio::test]
+async fn derived_rows_that_nobody_expects_are_written_over() {
+    let database = database().await;
+    let mut case = Case::new(&database).await;
+    case.store(vec![see("1", 1, 1), buy("2", 1, 2), see("3", 3, 1)]).await;
+    let move_to_other_user = |table: &str| format!("UPDATE {table} SET user_id = '{}' WHERE user_id = '{}';", user(5), user(1));
+    let moved = ["user_experiment_participation", "conversion_attribution"].map(move_to_other_user).concat();
+    case.execute(&moved).await;
+    let stored = case.store(vec![see("4", 5, 7), see("6", 7, 7)]).await;
+    assert_eq!(stored.inserted.values().sum::<u64>(), 2);
+    let of_others = |rows: Vec<String>| rows.into_iter().filter(|row| !row.contains(&user(1))).collect::<Vec<_>>();
+    assert_eq!(of_others(case.derived().await.0), of_others(case.expected().await.0));
+    assert_eq!(case.cache.new_rows, crate::commit::changes::NewRows::Upserted);
+    // The next one is copied again.
+    case.store(vec![see("8", 9, 7)]).await;
+    assert_eq!(case.cache.new_rows, crate::commit::changes::NewRows::Copied);
+}
