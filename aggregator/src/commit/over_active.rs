@@ -77,8 +77,8 @@ pub(crate) struct Marks {
     exposed: Vec<(User, Uuid)>,
     /// Who is marked and has had too many rows for longer, so that nobody knows what the tables hold.
     marked_late: Vec<User>,
-    /// Experiments with rows of users whom the limit has passed, by project.
-    pub behind: BTreeSet<(Uuid, Uuid)>,
+    /// Users whom the limit has passed, in experiments with rows of theirs.
+    pub behind: BTreeSet<(User, Uuid)>,
 }
 
 impl Marks {
@@ -105,7 +105,7 @@ impl Marks {
             (Some(mark), false) => {
                 self.unmarked.push(user);
                 self.behind
-                    .extend(mark.experiments.iter().copied().chain(history.experiments()).map(|experiment| (user.0, experiment)));
+                    .extend(mark.experiments.iter().copied().chain(history.experiments()).map(|experiment| (user, experiment)));
                 Verdict::LeftOut
             }
         }
@@ -136,7 +136,7 @@ impl Marks {
             for row in rows {
                 let (user, experiments): (User, Vec<Uuid>) = ((row.try_get(0)?, row.try_get(1)?), row.try_get(2)?);
                 if self.marked_late.contains(&user) {
-                    self.behind.extend(experiments.into_iter().map(|experiment| (user.0, experiment)));
+                    self.behind.extend(experiments.into_iter().map(|experiment| (user, experiment)));
                 }
             }
         }

@@ -73,7 +73,13 @@ pub(crate) async fn update(
         followed.over_active += 1;
         tracing::warn!(%project, %user, rows_max = histories.rows_max, "a user has more rows than take part in experiments, and is left out");
     }
-    marked.extend(marks.behind);
+    for (user, experiment) in marks.behind {
+        // A recomputation that goes on may have passed the user under the limit of before.
+        match catalogue.standing(user.0, experiment) {
+            Standing::Recomputed => listed.insert((user.0, experiment, user.1)),
+            Standing::Current(_) | Standing::Left | Standing::Unsupported => marked.insert((user.0, experiment)),
+        };
+    }
     mark(connection, &marked).await?;
     list(connection, &listed).await?;
     Ok(followed)

@@ -114,6 +114,24 @@ async fn who_a_new_limit_concerns_follows_when_it_is_touched() {
     assert_eq!(case.derived().await.0.len(), 6);
 }
 
+/// A recomputation that goes on while the limit is lowered may have passed a user by then: it is told to come again.
+#[tokio::test]
+async fn who_a_new_limit_concerns_is_listed_for_a_recomputation_that_goes_on() {
+    let database = TestDatabase::create().await;
+    let mut case = Case::new(&database).await;
+    case.store((0..4).map(|n| see(&n.to_string(), 1, "checkout")).collect()).await;
+    case.execute(
+        "INSERT INTO experiments_behind (project_id, experiment_id, is_recomputed) SELECT project_id, id, true FROM experiments;
+         UPDATE catalogue_versions SET version = version + 1",
+    )
+    .await;
+    case.limit_rows(3).await;
+    case.store(vec![buy("more", 1), see("few", 2, "checkout")]).await;
+    assert_eq!(case.rows("SELECT count(*) FROM users_behind").await, ["(2)"]);
+    case.catch_up().await;
+    case.check(1).await;
+}
+
 /// However many rows a user has, so many are read, and none once it is marked.
 #[tokio::test]
 async fn what_is_read_of_a_user_is_bounded() {
