@@ -49,6 +49,9 @@ SELECT p.id, md5('u' || n / 10)::uuid, t, md5('i' || n)::uuid, t, t, n, '0000000
 FROM (SELECT n, '2026-01-02'::timestamptz + n * interval '100 ms' AS t FROM generate_series(1::bigint, $millions * 1000000) n) s,
      projects p, experiments e;
 VACUUM ANALYZE impressions;
+-- A server that has run for a while uses the files of its own log again. A new file is filled with zeros first, 16 MiB, and whoever commits
+-- then waits for the disk, whatever caused it.
+CHECKPOINT;
 SQL
 key=$($psql -At -c "SELECT ('x' || left(replace(id::text, '-', ''), 16))::bit(64)::bigint FROM projects")
 cat >"$folder/server/probe.sql" <<SQL

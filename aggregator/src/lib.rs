@@ -17,7 +17,6 @@ pub mod recompute;
 mod run;
 mod status;
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,7 +31,7 @@ use crate::metrics::Metrics;
 use crate::status::Status;
 
 /// The schemas that events are stored in.
-pub const SCHEMA: catalogue::schema::Supported = catalogue::schema::Supported { service: "aggregator", oldest: 7, newest: 7 };
+pub const SCHEMA: catalogue::schema::Supported = catalogue::schema::Supported { service: "aggregator", oldest: 8, newest: 8 };
 
 /// How long a stop may take: draining, the last commit, giving the leases back.
 const STOP_MAX: Duration = Duration::from_secs(6);
@@ -107,17 +106,9 @@ impl Aggregator {
         let held = lease::spawn(&tasks, &config, read.as_ref(), Arc::clone(&status));
         let stored = Arc::new(lag::Stored::default());
         for number in 0..config.workers {
-            let worker = run::Worker {
-                number,
-                config: config.clone(),
-                log: Arc::clone(&read),
-                held: held.clone(),
-                stored: Arc::clone(&stored),
-                metrics: Arc::clone(&metrics),
-                status: Arc::clone(&status),
-                ceilings: BTreeMap::new(),
-                suspects: run::Suspects::default(),
-            };
+            let (log, stored) = (Arc::clone(&read), Arc::clone(&stored));
+            let (metrics, status) = (Arc::clone(&metrics), Arc::clone(&status));
+            let worker = run::Worker::new(number, config.clone(), log, held.clone(), stored, metrics, status);
             tasks.spawn(format!("worker-{number}"), move |stop| worker.clone().run(stop));
         }
         log_watch(&tasks, read.as_ref());

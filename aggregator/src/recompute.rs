@@ -39,12 +39,11 @@ impl From<ReadError> for RecomputeError {
     }
 }
 
-/// Users that are recomputed in one transaction.
-const USERS_AT_ONCE: usize = 2_000;
-/// So many listed users are left to the last transaction, which keeps the project's commits waiting.
-const LAST_USERS_MAX: usize = 100;
-/// After so many transactions the last one takes all that are listed: users are then listed as fast as they are recomputed.
-const ROUNDS_MAX: u32 = 10_000;
+/// Users that are recomputed in one transaction: bounds what it writes, which commits wait for when they sync the database's log.
+const USERS_AT_ONCE: usize = 500;
+/// Impressions and conversions of the listed users that are recomputed in one transaction, unless it is one user's: a commit with facts of
+/// one of them waits for its end.
+const LISTED_ROWS_AT_ONCE: i64 = 5_000;
 
 /// Recomputes an experiment beside the stream, and returns how many rows were not as they should be.
 /// # Errors
@@ -88,7 +87,7 @@ fn lock_key(experiment: Uuid) -> i64 {
 pub(crate) async fn mark(connection: &mut PgConnection, project: Uuid, experiment: Uuid) -> Result<(), sqlx::Error> {
     sqlx::query(
         "INSERT INTO experiments_behind (project_id, experiment_id, is_recomputed) VALUES ($1, $2, true)
-         ON CONFLICT (project_id, experiment_id) DO UPDATE SET is_recomputed = true",
+         ON CONFLICT (project_id, experiment_id) DO UPDATE SET is_recomputed = true, is_list_closed = false",
     )
     .bind(project)
     .bind(experiment)
@@ -99,9 +98,10 @@ pub(crate) async fn mark(connection: &mut PgConnection, project: Uuid, experimen
 
 /// Computes a marked experiment anew and takes the mark away.
 ///
-/// The long part holds no lock that a commit waits for: all users with a fact or a row of the experiment, so many at a time, then those
-/// that commits have listed meanwhile. The last of these are computed under the catalogue's lock of the project: no fact of it
-/// is stored then, and nothing is looked for but these users' rows, by the tables' keys.
+/// The long part holds no lock that a commit waits for: all users with a fact or a row of the experiment, so many at a time. Then the list
+/// of users that commits have touched meanwhile is closed: from now on commits leave those on it alone and follow the facts of all others, so
+/// that it only shrinks. Listed users are recomputed so many rows at a time, as only commits with facts of these users wait for.
+/// Under the catalogue's lock of the project, which all its commits wait for, nobody is computed: it closes the list, and takes the mark away.
 pub(crate) async fn catch_up(
     connection: &mut PgConnection,
     project: Uuid,
@@ -125,45 +125,93 @@ pub(crate) async fn catch_up(
         differences += participation::follow_users(&mut transaction, (project, experiment), &rules, users).await?;
         transaction.commit().await?;
     }
-    for round in 0.. {
-        let mut transaction = connection.begin().await?;
-        let listed = take_listed(&mut transaction, project, experiment, USERS_AT_ONCE as i64).await?;
-        let rules = computable(&mut transaction, project, experiment).await?;
-        differences += participation::follow_users(&mut transaction, (project, experiment), &rules, &listed).await?;
-        transaction.commit().await?;
-        if listed.len() <= LAST_USERS_MAX || round >= ROUNDS_MAX {
-            break;
+    close_list(connection, project, experiment).await?;
+    loop {
+        let next = next_listed(connection, project, experiment).await?;
+        if next.is_empty() {
+            match unmark(connection, project, experiment).await? {
+                true => return Ok(differences),
+                false => continue,
+            }
         }
+        let mut transaction = connection.begin().await?;
+        let taken = take_listed(&mut transaction, project, experiment, &next).await?;
+        let rules = computable(&mut transaction, project, experiment).await?;
+        differences += participation::follow_users(&mut transaction, (project, experiment), &rules, &taken).await?;
+        transaction.commit().await?;
     }
+}
+
+/// Closes the list of an experiment, when commits that add to it are over.
+pub(crate) async fn close_list(connection: &mut PgConnection, project: Uuid, experiment: Uuid) -> Result<(), sqlx::Error> {
     let mut transaction = connection.begin().await?;
     version::lock(&mut transaction, project).await?;
-    let listed = take_listed(&mut transaction, project, experiment, i64::MAX).await?;
-    let rules = computable(&mut transaction, project, experiment).await?;
-    differences += participation::follow_users(&mut transaction, (project, experiment), &rules, &listed).await?;
-    sqlx::query("DELETE FROM experiments_behind WHERE project_id = $1 AND experiment_id = $2")
+    sqlx::query("UPDATE experiments_behind SET is_list_closed = true WHERE project_id = $1 AND experiment_id = $2")
         .bind(project)
         .bind(experiment)
         .execute(&mut *transaction)
         .await?;
+    version::raise(&mut transaction, project).await?;
+    transaction.commit().await
+}
+
+/// Takes the mark away if nobody is listed any more: a version that cannot read the rules adds to a closed list, too. Returns whether it did.
+async fn unmark(connection: &mut PgConnection, project: Uuid, experiment: Uuid) -> Result<bool, sqlx::Error> {
+    let mut transaction = connection.begin().await?;
+    version::lock(&mut transaction, project).await?;
+    let is_any_listed = "SELECT EXISTS (SELECT 1 FROM users_behind WHERE project_id = $1 AND experiment_id = $2)";
+    if sqlx::query_scalar(is_any_listed).bind(project).bind(experiment).fetch_one(&mut *transaction).await? {
+        transaction.rollback().await?;
+        return Ok(false);
+    }
+    let mark = "DELETE FROM experiments_behind WHERE project_id = $1 AND experiment_id = $2";
+    sqlx::query(mark).bind(project).bind(experiment).execute(&mut *transaction).await?;
     // Rows changed without new facts: whoever follows facts must read all of them again.
     version::raise(&mut transaction, project).await?;
     transaction.commit().await?;
-    Ok(differences)
+    Ok(true)
 }
 
-/// Takes users off the list, when commits that listed them are over. One that a commit lists afterwards waits for the end of this transaction,
-/// and is listed again.
+/// Returns the first listed users, as many as one transaction recomputes; none are left if there is none. Locks nothing.
+pub(crate) async fn next_listed(
+    connection: &mut PgConnection,
+    project: Uuid,
+    experiment: Uuid,
+) -> Result<Vec<Uuid>, sqlx::Error> {
+    let listed: Vec<(Uuid, i64)> = sqlx::query_as(
+        "SELECT u.user_id,
+                (SELECT count(*) FROM (SELECT 1 FROM impressions i WHERE i.project_id = $1 AND i.user_id = u.user_id LIMIT $4) r)
+                + (SELECT count(*) FROM (SELECT 1 FROM conversions c WHERE c.project_id = $1 AND c.user_id = u.user_id LIMIT $4) r)
+         FROM (SELECT user_id FROM users_behind WHERE project_id = $1 AND experiment_id = $2 ORDER BY user_id LIMIT $3) u
+         ORDER BY u.user_id",
+    )
+    .bind(project)
+    .bind(experiment)
+    .bind(USERS_AT_ONCE as i64)
+    .bind(LISTED_ROWS_AT_ONCE)
+    .fetch_all(connection)
+    .await?;
+    let mut rows = 0;
+    let fits = |(number, (user, more)): (usize, (Uuid, i64))| {
+        rows += more;
+        (number == 0 || rows <= LISTED_ROWS_AT_ONCE).then_some(user)
+    };
+    Ok(listed.into_iter().enumerate().map_while(fits).collect())
+}
+
+/// Takes users off the list, when commits that found them on it are over: the facts of these can be seen then. A commit that looks for one
+/// of them afterwards waits for the end of this transaction.
 async fn take_listed(
     connection: &mut PgConnection,
     project: Uuid,
     experiment: Uuid,
-    users_max: i64,
+    users: &[Uuid],
 ) -> Result<Vec<Uuid>, sqlx::Error> {
-    let users = "DELETE FROM users_behind WHERE project_id = $1 AND experiment_id = $2 AND user_id IN (
-                     SELECT user_id FROM users_behind WHERE project_id = $1 AND experiment_id = $2 ORDER BY user_id LIMIT $3
-                     FOR UPDATE)
-                 RETURNING user_id";
-    sqlx::query_scalar(users).bind(project).bind(experiment).bind(users_max).fetch_all(connection).await
+    let users_in_order = "DELETE FROM users_behind WHERE project_id = $1 AND experiment_id = $2 AND user_id IN (
+                              SELECT user_id FROM users_behind WHERE project_id = $1 AND experiment_id = $2 AND user_id = ANY ($3)
+                              ORDER BY user_id FOR UPDATE)
+                          RETURNING user_id";
+    sqlx::query_scalar(users_in_order).bind(project).bind(experiment).bind(users).fetch_all(connection).await
 }
 
 /// Returns the rules of an experiment that can be recomputed.
@@ -260,7 +308,7 @@ mod tests {
         list(&mut committing, &listed).await.expect("listed");
         let taking = tokio::spawn(async move {
             let mut transaction = recomputation.begin().await.expect("begins");
-            let taken = take_listed(&mut transaction, project, experiment, 10).await.expect("taken");
+            let taken = take_listed(&mut transaction, project, experiment, &[user]).await.expect("taken");
             let facts: i64 = sqlx::query_scalar("SELECT count(*) FROM facts").fetch_one(&mut *transaction).await.expect("read");
             transaction.commit().await.expect("commits");
             (taken, facts)

@@ -1,5 +1,8 @@
 //! The path of a batch: read, decode, commit, acknowledge.
 
+mod halted;
+mod suspects;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,70 +26,32 @@ use crate::metrics::Metrics;
 use crate::status::{Halt, Status};
 use crate::{commit::checkpoint, commit::copy, database};
 
+use halted::{COMMIT_REFUSED, LOG_DIFFERS, LOG_VERSION_UNKNOWN, Looks, TOO_MANY_DEAD_LETTERS, halt_of};
+use suspects::{Failed, Suspects};
+
 /// The first and the longest wait of a worker before it restarts after an error.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(2));
 /// After so long without an error the next pause is the shortest again.
 const STEADY: Duration = Duration::from_secs(30);
+/// How long a worker waits for a log partition that cannot be read now, unless another one has records.
+const UNREADABLE_PAUSE: Duration = Duration::from_secs(1);
 /// How often it is looked whether an operator settled the dead letters of a halted log partition.
 const SETTLED_POLL: Duration = Duration::from_secs(5);
 
 /// One worker: a connection of its own, and every n-th of the log partitions that this process holds.
 #[derive(Clone)]
 pub(crate) struct Worker {
-    pub number: u32,
-    pub config: Config,
-    pub log: Arc<dyn Read>,
-    pub held: watch::Receiver<Held>,
-    pub stored: Arc<lag::Stored>,
-    pub metrics: Arc<Metrics>,
-    pub status: Arc<Status>,
+    number: u32,
+    config: Config,
+    log: Arc<dyn Read>,
+    held: watch::Receiver<Held>,
+    stored: Arc<lag::Stored>,
+    metrics: Arc<Metrics>,
+    status: Arc<Status>,
     /// Where reading ends, since a dead letter there would be one too many.
-    pub ceilings: BTreeMap<u32, TooMany>,
-    pub suspects: Suspects,
-}
-
-/// Log partitions whose commits fail for a reason which does not pass by itself, and how often in a row. Each is committed apart from all
-/// others until it succeeds, so that the fault is found where it is.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Suspects {
-    failures: BTreeMap<u32, u32>,
-    /// How many batches were read since there are any: the log partitions take turns.
-    turns: usize,
-    /// Those of the batch that is being committed.
-    committing: Vec<u32>,
-}
-
-impl Suspects {
-    /// Chooses log partitions for the next batch among those that are read: all, or by turns the unsuspected ones and each suspect alone.
-    fn choose(&mut self, read: impl Iterator<Item = u32>) -> BTreeSet<u32> {
-        let (suspects, others): (Vec<u32>, Vec<u32>) = read.partition(|partition| self.failures.contains_key(partition));
-        self.turns = self.turns.wrapping_add(1);
-        let turns = (suspects.len() + usize::from(!others.is_empty())).max(1);
-        match suspects.get(self.turns % turns) {
-            Some(suspect) => BTreeSet::from([*suspect]),
-            None => others.into_iter().collect(),
-        }
-    }
-
-    fn succeeded(&mut self) {
-        for partition in std::mem::take(&mut self.committing) {
-            self.failures.remove(&partition);
-        }
-    }
-
-    /// Counts a failed commit. Returns the log partition that has failed too often, alone.
-    fn failed(&mut self, tries_max: u32) -> Option<u32> {
-        let committing = std::mem::take(&mut self.committing);
-        for partition in &committing {
-            *self.failures.entry(*partition).or_default() += 1;
-        }
-        let alone = committing.first().copied().filter(|_| committing.len() == 1)?;
-        if self.failures.get(&alone).is_some_and(|failures| *failures >= tries_max) {
-            self.failures.remove(&alone);
-            return Some(alone);
-        }
-        None
-    }
+    ceilings: BTreeMap<u32, TooMany>,
+    suspects: Suspects,
+    looks: Looks,
 }
 
 /// Where a worker stands in a log partition.
@@ -99,50 +64,76 @@ struct Position {
 type Positions = BTreeMap<u32, Position>;
 
 impl Worker {
+    /// Makes one that has read nothing yet.
+    pub(crate) fn new(
+        number: u32,
+        config: Config,
+        log: Arc<dyn Read>,
+        held: watch::Receiver<Held>,
+        stored: Arc<lag::Stored>,
+        metrics: Arc<Metrics>,
+        status: Arc<Status>,
+    ) -> Self {
+        let (ceilings, suspects, looks) = (BTreeMap::new(), Suspects::default(), Looks::default());
+        Worker { number, config, log, held, stored, metrics, status, ceilings, suspects, looks }
+    }
+
     /// Works until a stop, and then until the log's end. After any error the connection is closed, and everything that
     /// was known from it is read again: the checkpoint in Postgres is the only progress there is.
     pub(crate) async fn run(mut self, mut stop: Stop) {
         let mut back_off = BackOff::new(PAUSES.0, PAUSES.1);
         loop {
             let began = Instant::now();
-            match self.work(&mut stop).await {
+            let failed = match self.work(&mut stop).await {
                 Ok(()) => return,
                 Err(error) => {
-                    match &error {
-                        CommitError::NotOwner { .. } => self.metrics.fenced.increment(1),
-                        CommitError::Unknown(_) => self.metrics.unknown_commits.increment(1),
-                        // The lease manager sees it, too, and gives the leases back.
-                        CommitError::Schema(unsupported) => self.status.schema(Some(unsupported.to_string())),
-                        CommitError::TooManyDeadLetters(found) => {
-                            self.ceilings.insert(found.partition, found.clone());
-                        }
-                        CommitError::Postgres(fault) if database::fault(fault) == Fault::Circumstances => {}
-                        CommitError::Postgres(_) | CommitError::Staging { .. } => {
-                            let tries = self.config.commit_tries_max;
-                            if let Some(partition) = self.suspects.failed(tries) {
-                                let text = format!(
-                                    "a commit failed {tries} times, which is no single record's fault: {error}. Nothing is skipped; \
-                                     mend the cause, and restart the aggregators"
-                                );
-                                self.halt(partition, Halt { state: "commit_refused", text });
-                            }
-                        }
-                    }
-                    self.suspects.committing.clear();
+                    let failed = self.fail(&error);
                     tracing::warn!(worker = self.number, %error, "starting again from the checkpoint");
+                    failed
                 }
-            }
+            };
             if stop.is_requested() {
                 return; // what is left stays in the log
             }
             if began.elapsed() > STEADY {
                 back_off.reset();
             }
+            if failed.is_alone {
+                continue; // it rests by itself, and the others go on
+            }
             tokio::select! {
                 () = back_off.wait() => {}
                 () = stop.requested() => {}
             }
         }
+    }
+
+    /// Draws the conclusions from an error.
+    fn fail(&mut self, error: &CommitError) -> Failed {
+        let mut failed = Failed::default();
+        match error {
+            CommitError::NotOwner { .. } => self.metrics.fenced.increment(1),
+            CommitError::Unknown(_) => self.metrics.unknown_commits.increment(1),
+            // The lease manager sees it, too, and gives the leases back.
+            CommitError::Schema(unsupported) => self.status.schema(Some(unsupported.to_string())),
+            CommitError::TooManyDeadLetters(found) => {
+                self.ceilings.insert(found.partition, found.clone());
+            }
+            CommitError::Postgres(fault) if database::fault(fault) == Fault::Circumstances => {}
+            CommitError::Postgres(_) | CommitError::Staging { .. } => {
+                let tries = self.config.commit_tries_max;
+                failed = self.suspects.failed(tries);
+                if let Some(partition) = failed.halts {
+                    let text = format!(
+                        "a commit failed {tries} times, which is no single record's fault: {error}. Nothing is skipped; mend the \
+                         cause, and it goes on: it is tried once a minute"
+                    );
+                    self.halt(partition, Halt { state: COMMIT_REFUSED, text });
+                }
+            }
+        }
+        self.suspects.passed();
+        failed
     }
 
     async fn work(&mut self, stop: &mut Stop) -> Result<(), CommitError> {
@@ -169,7 +160,7 @@ impl Worker {
                     self.wait(&positions, stop).await;
                 }
                 let all = positions.keys().copied();
-                let chosen = if draining { all.collect() } else { self.suspects.choose(all) };
+                let chosen = if draining { self.suspects.unsuspected(all) } else { self.suspects.choose(all) };
                 batch = self.read(&mut positions, &chosen).await;
             }
             if batch.len() == 0 {
@@ -179,18 +170,19 @@ impl Worker {
                 continue;
             }
             // Behind a full batch there is more: it is read and decoded while Postgres works on this one.
-            let full = batch.len() >= self.share_of_batch(&positions) && self.suspects.failures.is_empty();
-            let all = positions.keys().copied().collect();
+            let full = batch.len() >= self.share_of_batch(&positions) && !self.suspects.is_any_due(positions.keys().copied());
+            let unsuspected = self.suspects.unsuspected(positions.keys().copied());
             let began = Instant::now();
-            self.suspects.committing = batch.slices.iter().map(|slice| slice.partition).collect();
+            self.suspects.committing(batch.slices.iter().map(|slice| slice.partition));
             let committing = self.status.committing(self.number);
             let (stored, next) = tokio::join!(commit::commit(&mut connection, &mut cache, log_id, &batch, &tallies), async {
-                if full { self.read(&mut positions, &all).await } else { Batch::default() }
+                if full { self.read(&mut positions, &unsuspected).await } else { Batch::default() }
             });
             drop(committing);
             self.metrics.users(self.number, cache.memory.take_counts(), cache.memory.bytes());
             let stored = stored?;
             self.suspects.succeeded();
+            self.unhalt_stored(&batch);
             self.acknowledge(&batch, &stored, began.elapsed()).await;
             tallies.extend(stored.tallies);
             ahead = next;
@@ -211,14 +203,19 @@ impl Worker {
         positions.retain(|partition, position| held.get(partition) == Some(&position.epoch));
         let log_id = self.log.identity().log_id;
         self.ceilings.retain(|partition, _| held.contains_key(partition));
-        self.suspects.failures.retain(|partition, _| held.contains_key(partition));
+        self.suspects.retain(|partition| held.contains_key(&partition));
         // A log partition that is another process's is its to halt.
-        for partition in self.status.halts().into_keys().filter(|partition| mine(*partition) && !held.contains_key(partition)) {
-            self.unhalt(partition);
-        }
+        let halts = self.status.halts().into_keys();
+        let lost: Vec<u32> = halts.filter(|partition| mine(*partition) && !held.contains_key(partition)).collect();
+        lost.into_iter().for_each(|partition| self.unhalt(partition));
         let halts = self.status.halts();
         for (partition, epoch) in held {
-            if positions.contains_key(&partition) || halts.contains_key(&partition) {
+            let halted = halts.get(&partition).map(|halt| halt.state);
+            // Dead letters that were settled end their halt.
+            if positions.contains_key(&partition)
+                || halted == Some(TOO_MANY_DEAD_LETTERS)
+                || halted.is_some() && !self.looks.is_due(partition)
+            {
                 continue;
             }
             if !lease::register_writer(connection, log_id, partition, epoch).await? {
@@ -229,17 +226,22 @@ impl Worker {
             let compared = tokio::select! {
                 biased;
                 () = stop.requested() => return Ok(()),
-                compared = self.compare(partition, checkpoint) => compared,
+                compared = self.look(partition, checkpoint, halted.is_some()) => compared,
             };
             match compared {
                 Ok(None) => {
+                    match halted {
+                        // It goes on when its commit succeeds.
+                        Some(COMMIT_REFUSED) => self.suspects.try_again(partition, self.config.commit_tries_max),
+                        Some(_) => self.unhalt(partition),
+                        None => self.metrics.halted(partition, false), // shown from now on
+                    }
                     if self.ceilings.get(&partition).is_some_and(|ceiling| ceiling.offset < checkpoint.next_offset) {
                         self.ceilings.remove(&partition);
                     }
                     let in_row_max = self.config.dead_letters_in_row_max;
                     let tally = Tally::load(connection, log_id, partition, checkpoint.next_offset, in_row_max).await?;
                     tallies.insert(partition, tally);
-                    self.metrics.halted(partition, false); // shown from now on
                     positions.insert(partition, Position { epoch, next: checkpoint.next_offset });
                 }
                 Ok(Some(halt)) => self.halt(partition, halt),
@@ -253,8 +255,8 @@ impl Worker {
     async fn unhalt_settled(&mut self, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
         let log_id = self.log.identity().log_id;
         let halts = self.status.halts().into_iter().filter(|(_, halt)| halt.state == TOO_MANY_DEAD_LETTERS);
-        for partition in halts.map(|(partition, _)| partition).filter(|partition| partition % self.config.workers == self.number)
-        {
+        let mine = halts.map(|(partition, _)| partition).filter(|partition| partition % self.config.workers == self.number);
+        for partition in mine.collect::<Vec<_>>() {
             let next = checkpoint::read(connection, log_id, partition).await?.next_offset;
             let tally = Tally::load(connection, log_id, partition, next, self.config.dead_letters_in_row_max).await?;
             if tally.is_full().is_none() {
@@ -263,6 +265,32 @@ impl Worker {
             }
         }
         Ok(())
+    }
+
+    /// Compares a checkpoint with the log, as [`Worker::compare`]; of a halted log partition also whether the next record can be read.
+    async fn look(&self, partition: u32, checkpoint: checkpoint::Checkpoint, is_halted: bool) -> Result<Option<Halt>, ReadError> {
+        let found = self.compare(partition, checkpoint).await?;
+        if found.is_some() || !is_halted {
+            return Ok(found);
+        }
+        let bound = ReadBound { records_max: 1, bytes_max: 1, wait_max: Duration::ZERO };
+        match self.log.read(partition, checkpoint.next_offset, bound).await {
+            Ok(records) => {
+                let mut batch = Batch::default();
+                batch.add(partition, 0, records);
+                Ok(batch.newer.get(&partition).map(|newer| newer_version(*newer)))
+            }
+            Err(error) => halt_of(&error).map_or(Err(error), |halt| Ok(Some(halt))),
+        }
+    }
+
+    /// Lets log partitions go on whose commits were refused, and whose records are stored now.
+    fn unhalt_stored(&mut self, batch: &Batch) {
+        let halts = self.status.halts();
+        let was_refused = |partition| halts.get(&partition).is_some_and(|halt| halt.state == COMMIT_REFUSED);
+        for slice in batch.slices.iter().filter(|slice| was_refused(slice.partition)) {
+            self.unhalt(slice.partition);
+        }
     }
 
     /// Compares a checkpoint with the log: its place, and the record before it. Where the log begins at the checkpoint
@@ -287,7 +315,7 @@ impl Worker {
                     "the record before offset {next} has checksum {found:?}, the checkpoint {expected}: these are not the \
                      records that were stored. Bring the log back that this database was fed from"
                 );
-                Ok((found != Some(expected)).then_some(Halt { state: "log_differs", text }))
+                Ok((found != Some(expected)).then_some(Halt { state: LOG_DIFFERS, text }))
             }
             Err(error) => halt_of(&error).map_or(Err(error), |halt| Ok(Some(halt))),
         }
@@ -297,19 +325,28 @@ impl Worker {
     async fn wait(&mut self, positions: &Positions, stop: &mut Stop) {
         let bound = ReadBound { records_max: 1, bytes_max: 1, wait_max: Duration::from_secs(1) };
         let log = &self.log;
-        let reads: Vec<_> =
-            positions.iter().map(|(partition, position)| Box::pin(log.read(*partition, position.next, bound))).collect();
+        let suspects = &self.suspects;
+        let read = |(partition, position): (&u32, &Position)| {
+            let (partition, next) = (*partition, position.next);
+            Box::pin(async move {
+                if log.read(partition, next, bound).await.is_err() {
+                    // It shows again when the batch is read, and is handled there.
+                    tokio::time::sleep(UNREADABLE_PAUSE).await;
+                }
+            })
+        };
+        let reads: Vec<_> = positions.iter().filter(|(partition, _)| !suspects.rests(**partition)).map(read).collect();
         let arrival = async {
             if reads.is_empty() {
                 tokio::time::sleep(Duration::from_millis(200)).await;
             } else {
-                // An error shows again when the batch is read, and is handled there.
-                let _ = select_all(reads).await;
+                select_all(reads).await;
                 tokio::time::sleep(self.config.batch_age_max()).await;
             }
         };
         tokio::select! {
             () = arrival => {}
+            () = suspects.until_due() => {}
             _ = self.held.changed() => {}
             () = stop.requested() => {}
         }
@@ -353,14 +390,9 @@ impl Worker {
         };
         let batch: Batch =
             tokio::task::spawn_blocking(decode).await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
-        for (partition, (offset, version)) in &batch.newer {
+        for (partition, newer) in &batch.newer {
             positions.remove(partition);
-            let text = format!(
-                "the record at offset {offset} has version {version}, this build reads version {}; upgrade the aggregators before \
-                 the collectors",
-                wire::VERSION
-            );
-            self.halt(*partition, Halt { state: "log_version_unknown", text });
+            self.halt(*partition, newer_version(*newer));
         }
         batch
     }
@@ -423,7 +455,8 @@ impl Worker {
         }
     }
 
-    fn unhalt(&self, partition: u32) {
+    fn unhalt(&mut self, partition: u32) {
+        self.looks.forget(partition);
         self.metrics.halted(partition, false);
         if self.status.halt(partition, None) {
             tracing::info!(partition, "log partition is not halted here any more");
@@ -431,28 +464,13 @@ impl Worker {
     }
 }
 
-/// The state of a log partition whose records become dead letters, one after the other.
-const TOO_MANY_DEAD_LETTERS: &str = "too_many_dead_letters";
-
-/// Returns the state that a log partition halts under, for errors that do not pass by themselves.
-fn halt_of(error: &ReadError) -> Option<Halt> {
-    let (state, advice) = match error {
-        ReadError::BelowStart { .. } => (
-            "offset_below_log_start",
-            "records were deleted before they were stored; bring them back, or accept the loss by moving the checkpoint",
-        ),
-        ReadError::AboveEnd { .. } => (
-            "offset_above_log_end",
-            "the log has lost records, or is another one; bring the log back that this database was fed from",
-        ),
-        ReadError::Corrupt { .. } => ("log_corrupt", "look at the log file; acknowledged records in it are damaged"),
-        ReadError::OtherLog(_) => (
-            "log_differs",
-            "bring the log back that this database was fed from, or start once with --adopt-log if it is gone for good",
-        ),
-        ReadError::Unavailable(_) => return None,
-    };
-    Some(Halt { state, text: format!("{error}; {advice}") })
+/// The halt before a record that a newer version of Weir wrote, from its offset and version.
+fn newer_version((offset, version): (Offset, u32)) -> Halt {
+    let text = format!(
+        "the record at offset {offset} has version {version}, this build reads version {}; upgrade the aggregators before the collectors",
+        wire::VERSION
+    );
+    Halt { state: LOG_VERSION_UNKNOWN, text }
 }
 
 #[cfg(test)]
@@ -470,17 +488,9 @@ mod tests {
         let address = listener.local_addr().expect("its address");
         drop(listener); // nobody listens there now
         let (_lease_manager, held) = watch::channel(Held::new());
-        let worker = Worker {
-            number: 0,
-            config: Config::new(address, format!("postgres://nobody@{address}/nothing")),
-            log: Arc::new(MemoryLog::new(8)),
-            held,
-            stored: Arc::default(),
-            metrics: Arc::new(Metrics::new(metrics::meter())),
-            status: Arc::default(),
-            ceilings: BTreeMap::new(),
-            suspects: Suspects::default(),
-        };
+        let config = Config::new(address, format!("postgres://nobody@{address}/nothing"));
+        let metrics = Arc::new(Metrics::new(metrics::meter()));
+        let worker = Worker::new(0, config, Arc::new(MemoryLog::new(8)), held, Arc::default(), metrics, Arc::default());
         let tasks = Tasks::new(&metrics::meter());
         tasks.spawn("worker", move |stop| worker.clone().run(stop));
         tokio::time::sleep(Duration::from_secs(2 * 3_600)).await;

@@ -8,9 +8,11 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
+use std::str::FromStr;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use tokio::sync::OnceCell;
 
@@ -63,7 +65,65 @@ impl TestDatabase {
     /// # Panics
     /// If that fails.
     pub async fn connect(&self) -> PgConnection {
-        PgConnection::connect(&self.url).await.expect("the private postgres answers")
+        let options = PgConnectOptions::from_str(&self.url).expect("a URL of ours");
+        let options = options.application_name(TESTS_OWN);
+        PgConnection::connect_with(&options).await.expect("the private postgres answers")
+    }
+
+    /// Makes another way to this database, which is open.
+    /// # Panics
+    /// If there is no room for a folder.
+    pub fn door(&self) -> Door {
+        let options = PgConnectOptions::from_str(&self.url).expect("a URL of ours");
+        let socket = options.get_socket().expect("the private postgres has no other address").join(".s.PGSQL.5432");
+        let folder = std::env::temp_dir().join(format!(
+            "weir-test-door-{}-{}",
+            std::process::id(),
+            NUMBER.fetch_add(1, Ordering::Relaxed)
+        ));
+        std::fs::DirBuilder::new().mode(0o700).create(&folder).expect("a folder for the door");
+        let host = folder.display().to_string().replace('/', "%2F");
+        let url = format!("postgresql://weir@{host}/{}", options.get_database().expect("a URL of ours"));
+        let door = Door { folder, socket, url };
+        door.open();
+        door
+    }
+}
+
+/// The application's name of a test's own connections.
+const TESTS_OWN: &str = "test";
+
+/// A way to a database that can be shut: new connections are refused, and those that are open end.
+pub struct Door {
+    folder: PathBuf,
+    socket: PathBuf,
+    /// What to connect to.
+    pub url: String,
+}
+
+impl Door {
+    /// Lets connections through.
+    /// # Panics
+    /// If it is open.
+    pub fn open(&self) {
+        std::os::unix::fs::symlink(&self.socket, self.folder.join(".s.PGSQL.5432")).expect("was shut");
+    }
+
+    /// Refuses connections, and ends all but the tests' own, [`TestDatabase::connect`].
+    /// # Panics
+    /// If it is shut.
+    pub async fn shut(&self, database: &TestDatabase) {
+        std::fs::remove_file(self.folder.join(".s.PGSQL.5432")).expect("was open");
+        let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+                   WHERE datname = current_database() AND application_name <> $1";
+        sqlx::query(end).bind(TESTS_OWN).execute(&mut database.connect().await).await.expect("a superuser may");
+    }
+}
+
+impl Drop for Door {
+    fn drop(&mut self) {
+        // A folder that stays costs nothing.
+        let _ = std::fs::remove_dir_all(&self.folder);
     }
 }
 

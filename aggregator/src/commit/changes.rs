@@ -28,7 +28,7 @@ impl std::ops::AddAssign for Differences {
     }
 }
 
-/// Reads what both tables hold of users in one experiment.
+/// Reads what both tables hold of users in one experiment. `OFFSET 0` keeps it a lookup for each user, as in `history.rs`.
 pub(crate) async fn read_derived(
     connection: &mut PgConnection,
     experiment: Uuid,
@@ -40,8 +40,11 @@ pub(crate) async fn read_derived(
         "SELECT p.project_id, p.user_id, p.variant_id, p.first_exposure_date, p.first_impression_id, p.total_impressions,
                 p.variants_seen, CASE WHEN p.has_converted THEN p.first_conversion_date END, p.conversion_within_window
          FROM unnest($1::uuid[], $2::uuid[]) AS u (project_id, user_id)
-         JOIN user_experiment_participation p
-           ON p.project_id = u.project_id AND p.user_id = u.user_id AND p.experiment_id = $3",
+         CROSS JOIN LATERAL (
+             SELECT * FROM user_experiment_participation p
+             WHERE p.project_id = u.project_id AND p.experiment_id = $3 AND p.user_id = u.user_id
+             OFFSET 0
+         ) p",
     );
     for row in participations.bind(&projects).bind(&ids).bind(experiment).fetch_all(&mut *connection).await? {
         let seen: Vec<Uuid> = row.try_get(6)?;
@@ -61,7 +64,11 @@ pub(crate) async fn read_derived(
                 a.variant_id, a.attribution_method, (a.attribution_confidence * 100)::int, a.time_to_conversion_hours,
                 a.conversion_value_attributed::text, a.currency
          FROM unnest($1::uuid[], $2::uuid[]) AS u (project_id, user_id)
-         JOIN conversion_attribution a ON a.project_id = u.project_id AND a.user_id = u.user_id AND a.experiment_id = $3",
+         CROSS JOIN LATERAL (
+             SELECT * FROM conversion_attribution a
+             WHERE a.project_id = u.project_id AND a.experiment_id = $3 AND a.user_id = u.user_id
+             OFFSET 0
+         ) a",
     );
     for row in attributions.bind(&projects).bind(&ids).bind(experiment).fetch_all(connection).await? {
         let attribution = Attribution {

@@ -3,11 +3,11 @@
 //! Both tables are pure functions of raw rows and catalogue (`derive.rs`), so any order, batching or duplication of the same
 //! records gives the same rows. What a commit writes is the difference between what the rows before it give and what the rows
 //! with it give; a recomputation writes the difference between what the tables hold and what the rows give. Frozen experiments
-//! are left alone: some of their rows may be gone. So are those that are being recomputed, but for a list of the touched users, and
-//! those whose rules this version cannot read, but for a mark: `recompute.rs` brings them up to date. Users with too many rows have no part
-//! (`over_active.rs`).
+//! are left alone: some of their rows may be gone. So are those that are being recomputed, but for a list of the touched users, which
+//! the recomputation closes in the end, and those whose rules this version cannot read, but for a mark: `recompute.rs` brings them up to
+//! date. Users with too many rows have no part (`over_active.rs`).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use catalogue::names::Standing;
 use catalogue::{Catalogue, Rules};
@@ -45,12 +45,15 @@ pub(crate) async fn update(
     let mut followed = Followed::default();
     let mut marks = Marks::default();
     let (mut listed, mut marked) = (BTreeSet::new(), BTreeSet::new());
+    let left = listed_for_good(connection, catalogue, histories).await?;
     for (user, history) in histories.iter() {
         let verdict = marks.judge(user, history, histories.rows_max);
         let mut attributed: BTreeSet<ConversionId> = BTreeSet::new();
         for experiment in history.experiments().filter(|_| verdict != Verdict::LeftOut) {
             let rules = match catalogue.standing(user.0, experiment) {
                 Standing::Current(rules) => rules,
+                Standing::Closed(_) if left.contains(&(user.0, experiment, user.1)) => continue,
+                Standing::Closed(rules) => rules,
                 Standing::Left => continue,
                 Standing::Recomputed => {
                     listed.insert((user.0, experiment, user.1));
@@ -76,7 +79,7 @@ pub(crate) async fn update(
     for (user, experiment) in marks.behind {
         // A recomputation that goes on may have passed the user under the limit of before.
         match catalogue.standing(user.0, experiment) {
-            Standing::Recomputed => listed.insert((user.0, experiment, user.1)),
+            Standing::Recomputed | Standing::Closed(_) => listed.insert((user.0, experiment, user.1)),
             Standing::Current(_) | Standing::Left | Standing::Unsupported => marked.insert((user.0, experiment)),
         };
     }
@@ -103,6 +106,37 @@ pub(crate) async fn mark(connection: &mut PgConnection, experiments: &BTreeSet<(
     .execute(connection)
     .await?;
     Ok(())
+}
+
+/// Returns which users are on closed lists, by project, experiment and user, and keeps them there until the commit: the recomputation then sees
+/// its facts. Waits for one that is computing some of them; whom it has computed is not on the list any more. In order, as [`list`].
+async fn listed_for_good(
+    connection: &mut PgConnection,
+    catalogue: &Catalogue,
+    histories: &Histories,
+) -> Result<BTreeSet<(Uuid, Uuid, Uuid)>, sqlx::Error> {
+    let mut asked: BTreeMap<(Uuid, Uuid), Vec<Uuid>> = BTreeMap::new();
+    for (user, history) in histories.iter() {
+        for experiment in history.experiments() {
+            if let Standing::Closed(_) = catalogue.standing(user.0, experiment) {
+                asked.entry((user.0, experiment)).or_default().push(user.1);
+            }
+        }
+    }
+    let mut found = BTreeSet::new();
+    for ((project, experiment), users) in asked {
+        let listed: Vec<Uuid> = sqlx::query_scalar(
+            "SELECT user_id FROM users_behind WHERE project_id = $1 AND experiment_id = $2 AND user_id = ANY ($3)
+             ORDER BY user_id FOR UPDATE",
+        )
+        .bind(project)
+        .bind(experiment)
+        .bind(users)
+        .fetch_all(&mut *connection)
+        .await?;
+        found.extend(listed.into_iter().map(|user| (project, experiment, user)));
+    }
+    Ok(found)
 }
 
 /// Lists users for the recomputations of experiments. One that is listed already is locked, so that a recomputation does not take it off

@@ -5,15 +5,15 @@ use std::time::Duration;
 
 use aggregator::{Aggregator, StartError};
 use bytes::Bytes;
-use eventlog::Read;
 use eventlog::memory::MemoryLog;
+use eventlog::{Read, ReadError};
 use events::rules::RequestContext;
 use events::testing::{conversion, exposure, request_context};
 use events::{Draft, ProjectId};
 use migrations::testing::{TestDatabase, pretend_schema};
 use uuid::Uuid;
 
-use crate::pipeline::{Pipeline, Rewritten};
+use crate::pipeline::{Outage, Pipeline, Rewritten};
 
 fn journey() -> Vec<Draft> {
     let mut drafts = Vec::new();
@@ -132,7 +132,12 @@ async fn a_checkpoint_above_the_logs_end_halts() {
         .append((0..50).map(|n| conversion(&format!("c-{n}"), &format!("u-{n}"), "2026-02-20T10:00:00Z", "purchase", "1")))
         .await;
     pipeline.until("SELECT count(*) > 30 FROM conversions", Duration::from_secs(20)).await;
+    // Checkpoint and log agree again, as after a restored database: it goes on by itself.
+    pipeline.execute("UPDATE checkpoints SET next_offset = 0, last_crc = NULL WHERE log_partition = 3").await;
+    pipeline.drained().await;
+    ready(&aggregator).await;
     aggregator.stop().await;
+    assert_eq!(pipeline.scalar::<i64>("SELECT count(*) FROM conversions").await, 50);
 }
 
 /// Same length, other records: the record before the checkpoint tells.
@@ -146,7 +151,31 @@ async fn other_records_in_front_of_the_checkpoint_halt() {
     pipeline.execute("UPDATE checkpoints SET last_crc = last_crc # 1 WHERE next_offset > 0").await;
     let aggregator = pipeline.start(1).await;
     unready(&aggregator, "log_differs").await;
+    pipeline.append(vec![conversion("d", "alice", "2026-02-20T10:00:00Z", "purchase", "1")]).await;
+    pipeline.execute("UPDATE checkpoints SET last_crc = last_crc # 1 WHERE next_offset > 0").await;
+    pipeline.until("SELECT count(*) = 2 FROM conversions", Duration::from_secs(60)).await;
+    ready(&aggregator).await;
     aggregator.stop().await;
+}
+
+/// The brokers' address leads to another log for a while, and back. A record that lies there at the same place is never read.
+#[tokio::test]
+async fn another_log_in_its_place_halts_until_it_is_back() {
+    let mut pipeline = Pipeline::new().await;
+    let buy = |n: u32| conversion(&format!("c-{n}"), &format!("u-{n}"), "2026-02-20T10:00:00Z", "purchase", "1");
+    pipeline.append((0..50).map(buy)).await;
+    let log = Outage::of(&pipeline.log);
+    let aggregator = pipeline.start_on(Arc::new(log.clone()), 2).await;
+    pipeline.drained().await;
+    log.fail(Some(|| ReadError::OtherLog("the topic is another one of the same name".to_owned())));
+    pipeline.append((50..100).map(buy)).await;
+    unready(&aggregator, "log_differs").await;
+    assert_eq!(pipeline.scalar::<i64>("SELECT count(*) FROM conversions").await, 50);
+    log.fail(None);
+    pipeline.drained().await;
+    ready(&aggregator).await;
+    aggregator.stop().await;
+    assert_eq!(pipeline.scalar::<i64>("SELECT count(*) FROM conversions").await, 100);
 }
 
 /// After a rollback of the binary: what a newer version wrote is not guessed at, though it may look like an event of this one.
@@ -248,8 +277,21 @@ async fn one_partition(pipeline: &Pipeline, events: usize) -> u32 {
     unreachable!("the records lie somewhere")
 }
 
+/// Waits until `/readyz` says that the aggregator is ready.
+pub(crate) async fn ready(aggregator: &Aggregator) {
+    let mut found = String::new();
+    for _ in 0..400 {
+        found = get(&format!("http://{}/readyz", aggregator.address())).await;
+        if found.starts_with("HTTP/1.1 200") {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("not ready: {found}");
+}
+
 /// Waits until `/readyz` says why the aggregator is not ready.
-async fn unready(aggregator: &Aggregator, expected: &str) -> String {
+pub(crate) async fn unready(aggregator: &Aggregator, expected: &str) -> String {
     let mut found = String::new();
     for _ in 0..400 {
         found = get(&format!("http://{}/readyz", aggregator.address())).await;
@@ -345,8 +387,55 @@ async fn an_experiment_of_a_newer_version_waits_alone() {
     assert_eq!(found, straight.derived().await);
 }
 
+/// One log partition whose commits fail, again and again, before it halts: the others of the same worker do not wait for its tries. A try
+/// is counted by a sequence, which no rollback takes back.
+#[tokio::test]
+async fn a_log_partition_that_fails_does_not_hold_up_its_neighbours() {
+    let mut pipeline = Pipeline::new().await;
+    pipeline
+        .execute(
+            "CREATE SEQUENCE tries;
+             CREATE FUNCTION broken() RETURNS trigger LANGUAGE plpgsql AS $f$ BEGIN
+                 IF NEW.log_partition = 3 THEN
+                     PERFORM nextval('tries');
+                     RAISE EXCEPTION 'a rule that nobody meets' USING ERRCODE = '42501';
+                 END IF;
+                 RETURN NEW;
+             END $f$;
+             CREATE TRIGGER broken BEFORE INSERT OR UPDATE ON project_progress FOR EACH ROW EXECUTE FUNCTION broken()",
+        )
+        .await;
+    let users: Vec<String> = (0..200).map(|n| format!("u-{n}")).collect();
+    let buy = |id: &str, user: &str| conversion(id, user, "2026-02-20T10:00:00Z", "purchase", "1");
+    let end = async |log: &MemoryLog| log.offsets(3).await.expect("memory answers").end;
+    // Who lies in the log partition that fails, and who does not.
+    let (mut failing, mut others) = (0, Vec::new());
+    for user in &users {
+        let before = end(&pipeline.log).await;
+        pipeline.append([buy("c", user)]).await;
+        let lies_there = end(&pipeline.log).await > before;
+        failing += i64::from(lies_there);
+        others.extend((!lies_there).then_some(user));
+    }
+    assert!(failing > 0);
+    let aggregator = pipeline.start(1).await;
+    let mut stored = 200 - failing;
+    pipeline.until(&format!("SELECT count(*) = {stored} FROM conversions"), Duration::from_secs(60)).await;
+    let tries = "SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM tries";
+    let before = pipeline.scalar::<i64>(tries).await;
+    const WAVES: i64 = 100;
+    for (wave, user) in (0..WAVES).zip(others.iter().cycle()) {
+        pipeline.append([buy(&format!("wave-{wave}"), user)]).await;
+        stored += 1;
+        pipeline.until(&format!("SELECT count(*) = {stored} FROM conversions"), Duration::from_secs(60)).await;
+    }
+    let meanwhile = pipeline.scalar::<i64>(tries).await - before;
+    assert!(meanwhile < WAVES / 2, "{meanwhile} tries of the one that fails came before its neighbours' records");
+    aggregator.stop().await;
+}
+
 /// An error that is no record's and does not pass by itself: the log partition that it is in halts by name, the others go on, and after
-/// the cause is gone a restart stores what waited.
+/// the cause is gone it goes on by itself.
 #[tokio::test]
 async fn what_no_commit_can_store_halts_by_name() {
     let mut pipeline = Pipeline::new().await;
@@ -377,11 +466,13 @@ async fn what_no_commit_can_store_halts_by_name() {
         .append((80..120).map(|n| conversion(&format!("c-{n}"), &format!("u-{n}"), "2026-02-20T10:00:00Z", "purchase", "1")))
         .await;
     pipeline.until("SELECT count(*) > 80 FROM conversions", Duration::from_secs(20)).await;
-    aggregator.stop().await;
     assert_eq!(pipeline.scalar::<i64>("SELECT count(*) FROM dead_letters").await, 0, "nothing is skipped");
+    unready(&aggregator, "commit_refused").await;
     pipeline.execute("DROP TRIGGER broken ON project_progress").await;
-    let aggregator = pipeline.start(1).await;
     pipeline.drained().await;
+    ready(&aggregator).await;
+    let numbers = get(&format!("http://{}/metrics", aggregator.address())).await;
+    assert!(numbers.contains("weir_aggregator_halted{log_partition=\"3\"} 0"), "{numbers}");
     aggregator.stop().await;
     assert_eq!(pipeline.scalar::<i64>("SELECT count(*) FROM conversions").await, 120);
 }

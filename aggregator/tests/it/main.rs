@@ -5,6 +5,7 @@ mod faults;
 mod flow;
 mod leases;
 mod names;
+mod outages;
 mod pipeline;
 mod schema;
 mod users;

@@ -1,14 +1,14 @@
 //! A log, a database, and aggregators between them.
 
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use aggregator::{Aggregator, Config};
 use async_trait::async_trait;
 use bytes::Bytes;
 use eventlog::memory::MemoryLog;
-use eventlog::{Append, LogIdentity, Offset, Read, ReadBound, ReadError, StoredRecord};
+use eventlog::{Append, AppendError, LogIdentity, Offset, Position, Read, ReadBound, ReadError, StoredRecord};
 use events::rules::{self, RequestContext};
 use events::testing::request_context;
 use events::{Draft, EventId, Record};
@@ -76,6 +76,74 @@ impl Read for Rewritten {
 
     async fn release(&self, _partition: u32, _offset: Offset) {
         // Kept, so that a test can read it again.
+    }
+}
+
+/// Makes the error of a call.
+type Failure = fn() -> ReadError;
+
+/// A memory log that gives what it is told to instead of records, as one over Kafka does while its brokers are away.
+#[derive(Clone)]
+pub(crate) struct Outage {
+    log: MemoryLog,
+    failure: Arc<Mutex<Option<Failure>>>,
+}
+
+impl Outage {
+    pub(crate) fn of(log: &MemoryLog) -> Self {
+        Outage { log: log.clone(), failure: Arc::default() }
+    }
+
+    /// Says what calls fail with from now on; none: they work.
+    pub(crate) fn fail(&self, failure: Option<Failure>) {
+        *self.failure.lock().expect("nobody panics with it") = failure;
+    }
+
+    fn works(&self) -> Result<(), ReadError> {
+        self.failure.lock().expect("nobody panics with it").map_or(Ok(()), |failure| Err(failure()))
+    }
+}
+
+#[async_trait]
+impl Read for Outage {
+    fn identity(&self) -> LogIdentity {
+        Read::identity(&self.log)
+    }
+
+    fn is_exclusive(&self) -> bool {
+        true
+    }
+
+    async fn offsets(&self, partition: u32) -> Result<Range<Offset>, ReadError> {
+        self.works()?;
+        self.log.offsets(partition).await
+    }
+
+    async fn read(&self, partition: u32, from: Offset, bound: ReadBound) -> Result<Vec<StoredRecord>, ReadError> {
+        self.works()?;
+        let records = self.log.read(partition, from, bound).await?;
+        self.works()?; // while it waited
+        Ok(records)
+    }
+
+    async fn release(&self, partition: u32, offset: Offset) {
+        self.log.release(partition, offset).await;
+    }
+}
+
+#[async_trait]
+impl Append for Outage {
+    fn identity(&self) -> LogIdentity {
+        Append::identity(&self.log)
+    }
+
+    async fn append(&self, batch: Vec<Record>) -> Result<Vec<Position>, AppendError> {
+        self.works().map_err(|error| AppendError::Unavailable(error.to_string()))?;
+        self.log.append(batch).await
+    }
+
+    fn ready(&self) -> Result<(), AppendError> {
+        self.works().map_err(|error| AppendError::Unavailable(error.to_string()))
     }
 }
 

@@ -45,6 +45,8 @@ pub enum Standing<'a> {
     Current(&'a Rules),
     /// They are being recomputed: users whose facts are stored meanwhile are listed for it.
     Recomputed,
+    /// The recomputation has closed its list: those of listed users are left to it, those of all others follow the facts, by these rules.
+    Closed(&'a Rules),
     /// They stay as they are, without a trace: the experiment is frozen or does not exist, or all of it will be recomputed.
     Left,
     /// They stay as they are, since this version cannot read the rules: the experiment is marked, so that a version that can
@@ -200,8 +202,15 @@ struct Project {
     rules: HashMap<Uuid, Rules>,
     /// Experiments whose rules this version cannot read.
     unsupported: HashSet<Uuid>,
-    /// Experiments whose rows are not up to date, and whether they are being recomputed.
-    behind: HashMap<Uuid, bool>,
+    /// Experiments whose rows are not up to date.
+    behind: HashMap<Uuid, Behind>,
+}
+
+/// How far the recomputation of an experiment is whose rows are not up to date.
+#[derive(Clone, Copy, Debug)]
+struct Behind {
+    is_recomputed: bool,
+    is_list_closed: bool,
 }
 
 impl Project {
@@ -264,8 +273,10 @@ impl Catalogue {
             return Standing::Left;
         }
         match (project.behind.get(&experiment), rules) {
-            (Some(true), _) => Standing::Recomputed,
-            (Some(false), _) => Standing::Left,
+            (Some(Behind { is_recomputed: false, .. }), _) => Standing::Left,
+            (Some(Behind { is_list_closed: true, .. }), Some(rules)) => Standing::Closed(rules),
+            // Also where the rules cannot be read: the recomputation, of a version that can, finds the user on its list.
+            (Some(Behind { .. }), _) => Standing::Recomputed,
             (None, Some(rules)) => Standing::Current(rules),
             (None, None) if project.unsupported.contains(&experiment) => Standing::Unsupported,
             (None, None) => Standing::Left,
@@ -307,11 +318,13 @@ async fn load(connection: &mut PgConnection, project: Uuid) -> Result<Option<Pro
             Err(_) => drop(unsupported.insert(experiment)),
         }
     }
-    let behind: Vec<(Uuid, bool)> =
-        sqlx::query_as("SELECT experiment_id, is_recomputed FROM experiments_behind WHERE project_id = $1")
+    let marks: Vec<(Uuid, bool, bool)> =
+        sqlx::query_as("SELECT experiment_id, is_recomputed, is_list_closed FROM experiments_behind WHERE project_id = $1")
             .bind(project)
             .fetch_all(&mut *connection)
             .await?;
+    let behind = |(experiment, is_recomputed, is_list_closed)| (experiment, Behind { is_recomputed, is_list_closed });
+    let behind = marks.into_iter().map(behind).collect();
     let experiments = load_names(
         connection,
         project,
@@ -327,7 +340,7 @@ async fn load(connection: &mut PgConnection, project: Uuid) -> Result<Option<Pro
     )
     .await?;
     let (version, auto_register) = (row.try_get("version")?, row.try_get("auto_register")?);
-    Ok(Some(Project { version, auto_register, experiments, campaigns, rules, unsupported, behind: behind.into_iter().collect() }))
+    Ok(Some(Project { version, auto_register, experiments, campaigns, rules, unsupported, behind }))
 }
 
 async fn load_names(connection: &mut PgConnection, project: Uuid, statement: &'static str) -> Result<Names, sqlx::Error> {

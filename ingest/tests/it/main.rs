@@ -6,6 +6,7 @@ mod keys;
 mod lifecycle;
 mod limits;
 mod names;
+mod outages;
 mod rejections;
 mod requests;
 mod schema;

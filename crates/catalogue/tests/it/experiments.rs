@@ -91,6 +91,7 @@ async fn rules_that_are_not_known_are_no_rules() {
         [old, new, Uuid::nil()].map(|experiment| match copy.standing(project.id, experiment) {
             Standing::Current(_) => "current",
             Standing::Recomputed => "recomputed",
+            Standing::Closed(_) => "closed",
             Standing::Left => "left",
             Standing::Unsupported => "unsupported",
         })
@@ -107,7 +108,8 @@ async fn rules_that_are_not_known_are_no_rules() {
         let read = rules::read(&mut conn, project.id, new).await.expect_err("not known").to_string();
         assert!(read.starts_with(&expected), "{read}");
     }
-    // Once it is marked nothing of it is computed by commits, whoever can read it.
+    // Once it is marked nothing of it is computed by commits, whoever can read it; when the list of its recomputation is closed, only by
+    // those that can.
     for (is_recomputed, expected) in [(false, "left"), (true, "recomputed")] {
         sqlx::query("DELETE FROM experiments_behind").execute(&mut conn).await.expect("removed");
         sqlx::query("INSERT INTO experiments_behind (project_id, experiment_id, is_recomputed) SELECT project_id, id, $1 FROM experiments")
@@ -117,4 +119,6 @@ async fn rules_that_are_not_known_are_no_rules() {
             .expect("marked");
         assert_eq!(standings(&mut conn).await, [expected, expected, "left"]);
     }
+    sqlx::query("UPDATE experiments_behind SET is_list_closed = true").execute(&mut conn).await.expect("closed");
+    assert_eq!(standings(&mut conn).await, ["closed", "recomputed", "left"]);
 }

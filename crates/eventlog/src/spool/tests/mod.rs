@@ -13,6 +13,7 @@ mod disk;
 mod doubles;
 mod handover;
 mod histories;
+mod outages;
 mod panics;
 
 use doubles::{Disk, Kept, MemoryStore, PARTITIONS, Primary, Steps, Way};
