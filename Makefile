@@ -3,12 +3,13 @@
 CARGO_PROFILE = --profile demo
 TARGET = $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help demo test test-kafka chaos abuse soak deny lint format
+.PHONY: help demo test test-release test-kafka chaos abuse soak deny lint format
 
 help:
 	@echo "make demo    build, start everything on this machine, send simulated traffic, show a result"
 	@echo "             (DEMO_EXIT=1 ends it after that; USERS=20000 says how many users)"
 	@echo "make test    build and run all tests"
+	@echo "make test-release   the tests of what stores each event once, optimised as it is sold, without debug assertions"
 	@echo "make test-kafka   the tests over Kafka once more, with three brokers"
 	@echo "make chaos   30 kills of each service, 30 restarts of Kafka, and five minutes without it, and without Postgres"
 	@echo "make abuse   attacks of ten seconds each, and what a good client beside them notices"
@@ -28,6 +29,10 @@ demo:
 test:
 	deploy/install.sh test
 	deploy/kafka.sh run cargo test --locked $(CARGO_PROFILE) --workspace --no-fail-fast
+
+test-release:
+	deploy/install.sh test
+	deploy/kafka.sh run cargo test --locked --profile test-release --package events --package eventlog --package ingest --package aggregator --no-fail-fast
 
 test-kafka:
 	deploy/install.sh test
@@ -58,7 +63,7 @@ deny:
 
 lint:
 	cargo fmt --all --check
-	shellcheck benches/*.sh deploy/*.sh weir/tests/releases/*.sh .ci/run
+	shellcheck --external-sources benches/*.sh deploy/*.sh weir/tests/releases/*.sh .ci/run
 	promtool check rules deploy/alerts.yml
 	cargo clippy --locked $(CARGO_PROFILE) --workspace --all-targets -- --deny warnings
 	cargo clippy --locked $(CARGO_PROFILE) --workspace --all-targets --no-default-features -- --deny warnings

@@ -7,32 +7,19 @@ set -eu
 millions=${1:?how many million impressions}
 cd "$(dirname "$0")/.."
 weir=${2:-target/demo/weir}
-# shellcheck disable=SC2012 # the folders are Debian's, their names are numbers
-binaries=$(ls -d /usr/lib/postgresql/*/bin | sort -t/ -k5 -n | tail -n 1)
+. benches/postgres.sh
 folder=$(mktemp -d "${TMPDIR:-/tmp}/weir-change.XXXXXX")
 chmod 711 "$folder"
-mkdir -m 700 "$folder/server"
-as=
-if [ "$(id -u)" = 0 ]; then # the server refuses to run as root
-    chown postgres: "$folder/server"
-    as="setpriv --reuid=postgres --regid=postgres --clear-groups"
-fi
 finish() {
-    (cd "$folder/server" && $as "$binaries/pg_ctl" -D data -m immediate stop >/dev/null) || true
+    end_postgres
     rm -rf "$folder"
 }
 trap finish EXIT
 trap 'exit 1' INT TERM
-(
-    cd "$folder/server"
-    $as "$binaries/initdb" -D data -U weir -A trust -E UTF8 --locale=C.UTF-8 >/dev/null
-    $as "$binaries/pg_ctl" -D data -l log -w start -o \
-        "-k $folder/server -c listen_addresses= -c shared_buffers=512MB -c max_wal_size=8GB -c jit=off" >/dev/null
-)
-chmod 711 "$folder/server"
-psql="$as psql -X -q -h $folder/server -U weir -v ON_ERROR_STOP=1 postgres"
-WEIR_DATABASE_URL="postgresql://weir@$(echo "$folder/server" | sed 's|/|%2F|g')/postgres"
-export WEIR_DATABASE_URL
+start_postgres "$folder" -c jit=off
+chmod 711 "$server"
+psql="$as psql -X -q -h $server -U weir -v ON_ERROR_STOP=1 postgres"
+export WEIR_DATABASE_URL="$DATABASE_URL"
 "$weir" migrate 2>/dev/null
 "$weir" admin experiment create checkout --variant control:50:control --variant b:50 --start >/dev/null
 $psql <<SQL
@@ -54,21 +41,21 @@ VACUUM ANALYZE impressions;
 CHECKPOINT;
 SQL
 key=$($psql -At -c "SELECT ('x' || left(replace(id::text, '-', ''), 16))::bit(64)::bigint FROM projects")
-cat >"$folder/server/probe.sql" <<SQL
+cat >"$server/probe.sql" <<SQL
 BEGIN;
 SELECT 1 FROM checkpoints ORDER BY log_id, log_partition FOR UPDATE;
 SELECT pg_advisory_xact_lock_shared($key);
 COMMIT;
 SQL
-chmod 644 "$folder/server/probe.sql"
+chmod 644 "$server/probe.sql"
 
 measure() { # what, then the command
     what=$1
     shift
     (
-        cd "$folder/server"
+        cd "$server"
         rm -f probe.log.*
-        exec $as "$binaries/pgbench" -n -f probe.sql -c 1 -T 100000 --log --log-prefix=probe.log -h "$folder/server" -U weir postgres
+        exec $as "$binaries/pgbench" -n -f probe.sql -c 1 -T 100000 --log --log-prefix=probe.log -h "$server" -U weir postgres
     ) >/dev/null 2>&1 &
     probe=$!
     sleep 1
@@ -80,7 +67,7 @@ measure() { # what, then the command
     wait "$probe" || true
     awk -v what="$what" -v seconds="$(awk "BEGIN { print $ended - $begun }")" '
         { ms = $3 / 1000; if (ms > longest) longest = ms; n += 1 }
-        END { printf "%s: %.1f s; %d probes meanwhile, the longest %.1f ms\n", what, seconds, n, longest }' "$folder"/server/probe.log.*
+        END { printf "%s: %.1f s; %d probes meanwhile, the longest %.1f ms\n", what, seconds, n, longest }' "$server"/probe.log.*
 }
 measure "first recomputation" recompute checkout
 measure "stop" experiment stop checkout

@@ -5,29 +5,17 @@
 set -eu
 before=${1:?the commit that is compared with}
 cd "$(dirname "$0")/.."
-# shellcheck disable=SC2012 # the folders are Debian's, their names are numbers
-binaries=$(ls -d /usr/lib/postgresql/*/bin | sort -t/ -k5 -n | tail -n 1)
+. benches/postgres.sh
 folder=$(mktemp -d "${TMPDIR:-/tmp}/weir-fact-key.XXXXXX")
 chmod 711 "$folder"
-mkdir -m 700 "$folder/server"
-as=
-if [ "$(id -u)" = 0 ]; then # the server refuses to run as root
-    chown postgres: "$folder/server"
-    as="setpriv --reuid=postgres --regid=postgres --clear-groups"
-fi
 finish() {
-    (cd "$folder/server" && $as "$binaries/pg_ctl" -D data -m immediate stop >/dev/null) || true
+    end_postgres
     rm -rf "$folder"
 }
 trap finish EXIT
 trap 'exit 1' INT TERM
-(
-    cd "$folder/server"
-    $as "$binaries/initdb" -D data -U weir -A trust -E UTF8 --locale=C.UTF-8 >/dev/null
-    $as "$binaries/pg_ctl" -D data -l log -w start -o \
-        "-k $folder/server -c listen_addresses= -c shared_buffers=512MB -c max_wal_size=8GB -c jit=off" >/dev/null
-)
-psql="$as psql -X -q -h $folder/server -U weir -v ON_ERROR_STOP=1"
+start_postgres "$folder" -c jit=off
+psql="$as psql -X -q -h $server -U weir -v ON_ERROR_STOP=1"
 columns=project_id,id,user_id,external_id,claimed_at,event_time,received_at,untimed,is_bot,log_id,log_partition,log_offset
 columns=$columns,conversion_type,conversion_value,currency,page_url,user_agent,country_code,device_type,metadata
 
@@ -50,7 +38,7 @@ SQL
     # Batches of 20,000, each in the order of the key, as the aggregator copies them.
     key=$($psql -At -c "SELECT string_agg(a.attname, ',' ORDER BY k.n) FROM pg_index i, unnest(i.indkey) WITH ORDINALITY k (at, n), pg_attribute a
                         WHERE i.indrelid = 'conversions'::regclass AND i.indisprimary AND a.attrelid = i.indrelid AND a.attnum = k.at" $database)
-    $psql -c "COPY (SELECT $columns FROM raw ORDER BY log_offset / 20000, $key) TO '$folder/server/$database.bin' (FORMAT BINARY)" $database
+    $psql -c "COPY (SELECT $columns FROM raw ORDER BY log_offset / 20000, $key) TO '$server/$database.bin' (FORMAT BINARY)" $database
 done
 
 seconds() { # database, statement
@@ -64,7 +52,7 @@ users="SELECT count(*) FROM unnest((SELECT array_agg(user_id) FROM (SELECT DISTI
 for round in 1 2 3 4 5; do
     for database in before after; do
         $psql -c "TRUNCATE conversions" -c CHECKPOINT $database
-        echo "copy $database $round: $(seconds $database "COPY conversions ($columns) FROM '$folder/server/$database.bin' (FORMAT BINARY)")"
+        echo "copy $database $round: $(seconds $database "COPY conversions ($columns) FROM '$server/$database.bin' (FORMAT BINARY)")"
     done
 done
 for round in 1 2 3 4 5; do

@@ -6,12 +6,12 @@
 # PROFILE: of cargo; release if not given.
 set -eu
 cd "$(dirname "$0")/.."
+. benches/postgres.sh
 profile=${PROFILE:-release}
 folder=$(mktemp -d "${TMPDIR:-/tmp}/weir-bench.XXXXXX")
 chmod 711 "$folder"
-server=
 finish() {
-    if [ -n "$server" ]; then kill -INT "$server"; wait "$server" || true; fi
+    end_postgres
     rm -rf "$folder"
 }
 trap finish EXIT
@@ -22,30 +22,7 @@ trap 'exit 1' INT TERM
 cargo build --locked --profile "$profile" --package benches --package weir
 benches=${CARGO_TARGET_DIR:-target}/$profile/benches
 
-if [ -z "${DATABASE_URL:-}" ]; then
-    # shellcheck disable=SC2012 # the folders are Debian's, their names are numbers
-    binaries=$(ls -d /usr/lib/postgresql/*/bin 2>/dev/null | sort -t/ -k5 -n | tail -n 1)
-    [ -n "$binaries" ] || binaries=$(dirname "$(command -v postgres)")
-    mkdir -m 700 "$folder/postgres"
-    # The server refuses to run as root.
-    as=
-    if [ "$(id -u)" = 0 ]; then
-        chown postgres: "$folder/postgres"
-        as="setpriv --reuid=postgres --regid=postgres --clear-groups"
-    fi
-    (cd "$folder/postgres" && $as "$binaries/initdb" -D data -U weir -A trust -E UTF8 --locale=C.UTF-8 >initdb.log)
-    cd "$folder/postgres"
-    $as "$binaries/postgres" -D data -k "$folder/postgres" -c listen_addresses= -c shared_buffers=512MB -c max_wal_size=8GB \
-        >server.log 2>&1 &
-    server=$!
-    cd - >/dev/null
-    until $as "$binaries/pg_isready" -q -h "$folder/postgres" -U weir; do
-        kill -0 "$server" || exit 1
-        sleep 0.2
-    done
-    DATABASE_URL="postgresql://weir@$(printf %s "$folder/postgres" | sed 's,/,%2F,g')/postgres"
-    export DATABASE_URL
-fi
+[ -n "${DATABASE_URL:-}" ] || start_postgres "$folder"
 
 mkdir "$folder/files"
 for what; do

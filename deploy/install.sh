@@ -40,6 +40,7 @@ if [ "$purpose" != demo ]; then
 fi
 if [ "$purpose" = test ]; then
     python3 -c 'import ensurepip, venv' 2>/dev/null || need python3-venv "Segment's SDK, in an environment of its own"
+    python3 -c 'import yaml' 2>/dev/null || need python3-yaml "reading docker-compose.yml"
     { command -v node && command -v npm; } >/dev/null || { need nodejs "Segment's SDK for Node"; need npm "the same"; }
     perl -MFindBin -MIPC::Cmd -e 1 2>/dev/null || need perl "building OpenSSL, for \`make lint\` of Kafka over TLS"
     command -v openssl >/dev/null || need openssl "a proxy with TLS before a service"

@@ -89,8 +89,8 @@ impl Metrics {
     }
 
     /// Counts dead letters.
-    pub(crate) fn dead_letter(&self, code: &'static str) {
-        self.meter.labelled_counter(DEAD_LETTERS, vec![Label::new("code", code)]).increment(1);
+    pub(crate) fn dead_letters(&self, code: &'static str, records: u64) {
+        self.meter.labelled_counter(DEAD_LETTERS, vec![Label::new("code", code)]).increment(records);
     }
 
     /// Counts how users became known in a worker's commits, and shows what it remembers.

@@ -15,7 +15,7 @@ use sqlx::PgConnection;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::batch::{Batch, ID_CONFLICT};
+use crate::batch::{Batch, DeadLetter, ID_CONFLICT};
 use crate::commit::limit::{Tallies, Tally, TooMany};
 use crate::commit::{self, CommitError, Stored, WorkerCache};
 use crate::config::Config;
@@ -296,7 +296,10 @@ impl Worker {
     /// Compares a checkpoint with the log: its place, and the record before it. Where the log begins at the checkpoint
     /// there is no such record, and the log's identity alone decides.
     async fn compare(&self, partition: u32, checkpoint: checkpoint::Checkpoint) -> Result<Option<Halt>, ReadError> {
-        let offsets = self.log.offsets(partition).await?;
+        let offsets = match self.log.offsets(partition).await {
+            Ok(offsets) => offsets,
+            Err(error) => return halt_of(&error).map_or(Err(error), |halt| Ok(Some(halt))),
+        };
         let next = checkpoint.next_offset;
         if next < offsets.start {
             let error = ReadError::BelowStart { partition, offset: next, start: offsets.start };
@@ -426,17 +429,14 @@ impl Worker {
         for (kind, count) in &stored.inserted {
             self.metrics.stored(*kind, *count);
         }
-        for _ in 0..stored.conflicts_passed {
-            self.metrics.dead_letter(ID_CONFLICT);
+        if stored.conflicts_passed > 0 {
+            self.metrics.dead_letters(ID_CONFLICT, stored.conflicts_passed);
         }
-        for letter in &stored.dead {
-            self.metrics.dead_letter(letter.code);
-            tracing::warn!(
-                partition = letter.partition,
-                offset = letter.offset,
-                code = letter.code,
-                "a record became a dead letter"
-            );
+        // A line for each would be as many as whoever has a public key likes, and keep a processor for as long.
+        for (code, DeadOfCode { records, first }) in by_code(&stored.dead) {
+            self.metrics.dead_letters(code, records);
+            let (partition, offset) = (first.partition, first.offset);
+            tracing::warn!(code, records, partition, offset, "records became dead letters; the first one's place is named");
         }
         if let Some(oldest) = batch.events.iter().map(|decoded| decoded.event.received_at).min() {
             let age = Micros::now().0.saturating_sub(oldest.0).max(0);
@@ -473,12 +473,44 @@ fn newer_version((offset, version): (Offset, u32)) -> Halt {
     Halt { state: LOG_VERSION_UNKNOWN, text }
 }
 
+/// Dead letters of one code in a batch.
+struct DeadOfCode<'a> {
+    records: u64,
+    first: &'a DeadLetter,
+}
+
+fn by_code(letters: &[DeadLetter]) -> BTreeMap<&'static str, DeadOfCode<'_>> {
+    let mut found = BTreeMap::new();
+    for letter in letters {
+        found.entry(letter.code).or_insert(DeadOfCode { records: 0, first: letter }).records += 1;
+    }
+    found
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::metrics;
     use eventlog::memory::MemoryLog;
     use service::Tasks;
+
+    #[test]
+    fn however_many_dead_letters_a_batch_has_they_are_told_in_a_line_of_each_code() {
+        let letter = |offset: u64| DeadLetter {
+            partition: 3,
+            offset,
+            bytes: bytes::Bytes::new(),
+            project: None,
+            code: if offset % 4 == 2 { "unknown_component" } else { "unknown_variant" },
+            subject: None,
+            reason: String::new(),
+            sqlstate: None,
+        };
+        let letters: Vec<DeadLetter> = (0..20_000).map(letter).collect();
+        let told: Vec<_> = by_code(&letters).into_iter().map(|(code, of)| (code, of.records, of.first.offset)).collect();
+        assert_eq!(told, [("unknown_component", 5_000, 2), ("unknown_variant", 15_000, 0)]);
+        assert!(by_code(&[]).is_empty());
+    }
 
     /// A database that refuses connections for two hours, on a clock that passes them at once: the worker is still trying,
     /// and ends when it is told to.

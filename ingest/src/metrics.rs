@@ -11,7 +11,7 @@ use eventlog::spool;
 use events::{Code, Micros};
 use metrics::{Counter, Gauge, Histogram, Label};
 use service::Meter;
-use service::fair_queue::{FairQueue, Gauges};
+use service::fair_queue::{Bounds, FairQueue, Gauges};
 
 use crate::route::Route;
 
@@ -90,7 +90,8 @@ impl Metrics {
                 .meter
                 .gauge("weir_collector_large_bodies_waiting", "Large or compressed bodies that wait for their project's turn."),
         };
-        FairQueue::new(running_max, waiting_max, gauges)
+        // Each is short, so turns are enough: a project alone may have all processors that there are for them.
+        FairQueue::new(Bounds { running_max, running_of_one_max: running_max, waiting_max }, gauges)
     }
 
     /// Makes all of them, at zero.

@@ -36,8 +36,8 @@ pub struct Config {
     pub limits: Limits,
 }
 
-/// Two answers about experiments with 1 GiB each, the cached cohorts, and answers on their way.
-const MEMORY_BYTES_MAX: u64 = 3 * 1_024 * 1_024 * 1_024;
+/// Three answers about experiments with 1 GiB each, the cached cohorts, and answers on their way.
+const MEMORY_BYTES_MAX: u64 = 4 * 1_024 * 1_024 * 1_024;
 /// Three times what the engine counts: batches on their way, the answer, and what nobody counts.
 const WORKER_MEMORY_BYTES_MAX: u64 = 1_536 * 1_024 * 1_024;
 
@@ -91,7 +91,7 @@ pub struct Limits {
     pub query_memory_bytes_max: usize,
     /// Bytes that a worker may use in all, whatever for: the hard limit around the one before. Set from the configuration.
     pub worker_memory_bytes_max: u64,
-    /// Bytes of SQL answers that are not written yet, of all clients.
+    /// Bytes of SQL answers that are not written yet, of all clients. One project's leave room for one more answer.
     pub answers_bytes_max: usize,
     /// Bytes of cached cohorts, the users and conversions of experiments that the next answer uses again: a million
     /// users take about 64 MiB.
@@ -100,7 +100,7 @@ pub struct Limits {
     pub rows_max: usize,
     /// Bytes of an answer's rows; more are cut, and the answer says so.
     pub answer_bytes_max: usize,
-    /// Queries that run at one time.
+    /// Queries that run at one time. One project's are one less, if there are two or more.
     pub queries_running_max: usize,
     /// Queries that wait for those; more are refused.
     pub queries_waiting_max: usize,
@@ -135,7 +135,7 @@ impl Default for Limits {
             cohorts_bytes_max: 512 * 1_024 * 1_024,
             rows_max: 100_000,
             answer_bytes_max: 64 * 1_024 * 1_024,
-            queries_running_max: 2,
+            queries_running_max: 3,
             queries_waiting_max: 16,
             query_threads: 2,
             token_age_max: Duration::from_secs(5),
@@ -156,6 +156,18 @@ impl Limits {
             half_close: false,
             ..service::Limits::default()
         }
+    }
+
+    /// Returns how many queries of one project run at one time: as long as there is another place, the last one is not for who has others.
+    pub(crate) fn queries_running_of_one_max(&self) -> usize {
+        self.queries_running_max.saturating_sub(1).max(1)
+    }
+
+    /// Returns the bytes of one project's SQL answers that are not written yet.
+    pub(crate) fn answers_bytes_of_one_max(&self) -> usize {
+        // What an answer has beside its rows: names of columns, how far the log was stored.
+        const BESIDE_ROWS: usize = 1_024 * 1_024;
+        self.answers_bytes_max.saturating_sub(self.answer_bytes_max + BESIDE_ROWS).max(self.answers_bytes_max / 2)
     }
 
     /// Returns the connections to Postgres that the service can ever need at one time: per query the transaction that exports its snapshot and

@@ -101,7 +101,7 @@ impl Query {
         })?;
         let metrics_address = metrics_listener.as_ref().map(Listener::address);
         // What computes for long leaves a thread to the sockets.
-        let places = Places::start(limits.queries_running_max, 2 * limits.query_threads + 1)?;
+        let places = Places::start(limits.queries_running_max, 2 * limits.query_threads + 1).map_err(StartError::Threads)?;
         let engine = Engine::new(&limits, [WindowFunnel::default().into()])?;
         let meter = metrics::meter();
         let metrics = Arc::new(Metrics::new(Arc::clone(&meter)));
@@ -111,7 +111,7 @@ impl Query {
         let app = Arc::new(App {
             engine,
             tokens: Tokens::new(pool.clone(), limits.token_age_max),
-            queue: QueryQueue::new(limits.queries_running_max, limits.queries_waiting_max, &metrics),
+            queue: QueryQueue::new(&limits, &metrics),
             cohorts: CohortCache::new(limits.cohorts_bytes_max),
             places,
             workers,

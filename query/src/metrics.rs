@@ -6,6 +6,8 @@ use std::time::Duration;
 use ::metrics::{Counter, Gauge, Label};
 use service::Meter;
 
+use crate::http::limits::QueryKind;
+
 const SECONDS: [f64; 12] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
 const REQUESTS: &str = "weir_query_requests_total";
 const REQUEST_SECONDS: &str = "weir_query_request_seconds";
@@ -25,6 +27,53 @@ pub(crate) struct Metrics {
     pub(crate) busy: Counter,
     /// Rows of SQL answers.
     pub(crate) rows: Counter,
+    /// The places and what waits for them, by kind.
+    pub(crate) questions: Questions,
+    /// Processes for SQL that are ready or answer.
+    pub(crate) workers_running: Gauge,
+    /// Those that answer.
+    pub(crate) workers_busy: Gauge,
+    /// What is looked at when the page is asked for.
+    looked_at: LookedAt,
+}
+
+/// Queries by kind.
+#[derive(Clone)]
+pub(crate) struct Questions {
+    running: [Gauge; QueryKind::ALL.len()],
+    waiting: [Gauge; QueryKind::ALL.len()],
+}
+
+impl Questions {
+    /// Those that have a place.
+    pub(crate) fn running(&self, kind: QueryKind) -> &Gauge {
+        &self.running[kind as usize]
+    }
+
+    /// Those that wait for one.
+    pub(crate) fn waiting(&self, kind: QueryKind) -> &Gauge {
+        &self.waiting[kind as usize]
+    }
+}
+
+/// Memory, in bytes, and by whom it is held.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Held {
+    /// Sorts, joins and aggregates of the service's own process.
+    pub(crate) engine: usize,
+    /// Cohorts that the next answer may use.
+    pub(crate) cohorts: usize,
+    /// SQL answers that are not written yet.
+    pub(crate) answers: usize,
+    /// All that the processes for SQL have in memory.
+    pub(crate) workers: u64,
+}
+
+struct LookedAt {
+    engine: Gauge,
+    cohorts: Gauge,
+    answers: Gauge,
+    workers: Gauge,
 }
 
 /// Makes the meter of a query service.
@@ -49,7 +98,32 @@ impl Metrics {
         for reason in KILL_REASONS {
             meter.labelled_counter(KILLED, vec![Label::from_static_parts("reason", reason)]).increment(0);
         }
+        let by_kind = |name: &'static str, help: &'static str| {
+            meter.describe_gauge(name, help);
+            QueryKind::ALL.map(|kind| {
+                let gauge = meter.labelled_gauge(name, vec![Label::from_static_parts("kind", kind.label())]);
+                gauge.set(0.0);
+                gauge
+            })
+        };
+        let questions = Questions {
+            running: by_kind("weir_query_questions_running", "Places taken by queries that run, by what is asked"),
+            waiting: by_kind("weir_query_questions_waiting", "Queries that wait for a place, by what is asked"),
+        };
+        let looked_at = LookedAt {
+            engine: meter.gauge(
+                "weir_query_engine_pool_bytes",
+                "Memory that sorts, joins and aggregates of experiments and funnels have reserved; that of SQL is in its processes",
+            ),
+            cohorts: meter.gauge("weir_query_cohort_cache_bytes", "Cohorts in memory, which the next answer about an experiment uses"),
+            answers: meter.gauge("weir_query_answers_in_flight_bytes", "SQL answers that their clients have not taken yet"),
+            workers: meter.gauge("weir_query_workers_resident_memory_bytes", "Memory that all processes for SQL have resident"),
+        };
         Metrics {
+            questions,
+            looked_at,
+            workers_running: meter.gauge("weir_query_workers_running", "Processes for SQL that are ready or answer"),
+            workers_busy: meter.gauge("weir_query_workers_busy", "Processes for SQL that answer, or end what they began"),
             running: meter.gauge("weir_query_running", "Queries that run"),
             waiting: meter.gauge("weir_query_waiting", "Queries that wait for those that run"),
             busy: meter.counter("weir_query_busy_total", "Queries refused because too many waited"),
@@ -64,6 +138,14 @@ impl Metrics {
         let labels = vec![route.clone(), Label::new("status", status.to_string())];
         self.meter.labelled_counter(REQUESTS, labels).increment(1);
         self.meter.labelled_histogram(REQUEST_SECONDS, vec![route]).record(took.as_secs_f64());
+    }
+
+    /// Shows who holds memory now.
+    pub(crate) fn held(&self, held: Held) {
+        self.looked_at.engine.set(held.engine as f64);
+        self.looked_at.cohorts.set(held.cohorts as f64);
+        self.looked_at.answers.set(held.answers as f64);
+        self.looked_at.workers.set(held.workers as f64);
     }
 
     /// Counts a worker that is gone before its time.

@@ -1,37 +1,16 @@
-//! Threads of their own for what computes.
+//! Threads of their own for queries.
 
+use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tokio::runtime::{Handle, Runtime};
+use service::Threads;
+use tokio::runtime::Handle;
 
-use crate::StartError;
-
-/// A runtime beside the one that serves sockets. Dropped, its threads end as soon as what they compute lets them.
-pub(crate) struct Threads(Option<Runtime>);
-
-impl Threads {
-    /// Starts this many threads.
-    /// # Errors
-    /// [`StartError::Threads`].
-    pub(crate) fn start(threads: usize) -> Result<Self, StartError> {
-        let mut builder = tokio::runtime::Builder::new_multi_thread();
-        let runtime = builder.worker_threads(threads).thread_name("weir-query").enable_all().build();
-        runtime.map(|runtime| Threads(Some(runtime))).map_err(StartError::Threads)
-    }
-
-    /// Returns a handle that tasks are spawned by.
-    pub(crate) fn handle(&self) -> Handle {
-        // Taken out by drop only.
-        self.0.as_ref().map_or_else(Handle::current, |runtime| runtime.handle().clone())
-    }
-}
-
-impl Drop for Threads {
-    fn drop(&mut self) {
-        if let Some(runtime) = self.0.take() {
-            runtime.shutdown_background();
-        }
-    }
+/// Starts threads for one query at a time.
+/// # Errors
+/// If the system gives none.
+pub(crate) fn start(threads: usize) -> io::Result<Threads> {
+    Threads::start("weir-query", threads)
 }
 
 /// Threads for so many queries at one time, for each its own: a query has ended when its threads have no task.
@@ -48,9 +27,9 @@ pub(crate) struct Place {
 impl Places {
     /// Starts all threads.
     /// # Errors
-    /// [`StartError::Threads`].
-    pub(crate) fn start(queries: usize, threads_of_each: usize) -> Result<Self, StartError> {
-        let threads = (0..queries).map(|_| Threads::start(threads_of_each)).collect::<Result<Vec<_>, _>>()?;
+    /// If the system gives none.
+    pub(crate) fn start(queries: usize, threads_of_each: usize) -> io::Result<Self> {
+        let threads = (0..queries).map(|_| start(threads_of_each)).collect::<Result<Vec<_>, _>>()?;
         Ok(Places(Arc::new(Mutex::new(threads))))
     }
 

@@ -172,47 +172,6 @@ mod tests {
         assert_eq!(ports, [0, 1, 2]);
     }
 
-    /// The settings of docker-compose.yml are ours: each command is taken as it stands, and each variable belongs to a flag or is
-    /// read by name.
-    #[cfg(feature = "kafka")]
-    #[test]
-    fn the_compose_file_fits_the_flags() {
-        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../docker-compose.yml");
-        let text = std::fs::read_to_string(file).expect("docker-compose.yml");
-        let list = |line: &str| -> Vec<String> {
-            line.trim_matches(['[', ']']).split(", ").map(|word| word.trim_matches('"').to_owned()).collect()
-        };
-        let commands = text.lines().filter_map(|line| line.trim().strip_prefix("command: ")).map(list);
-        let probes = text.lines().filter_map(|line| line.trim().strip_prefix("test: [CMD, weir, ")).map(list);
-        let mut ours = 0;
-        for words in commands.chain(probes).filter(|words| words[0] != "postgres") {
-            let parsed = Cli::try_parse_from(std::iter::once("weir".to_owned()).chain(words.clone()));
-            assert!(parsed.is_ok(), "{words:?}: {}", parsed.err().map(|error| error.to_string()).unwrap_or_default());
-            ours += 1;
-        }
-        assert_eq!(ours, 7, "four services and three probes");
-
-        let command = Cli::command();
-        let mut known: Vec<String> =
-            ["WEIR_LOG", "WEIR_WRITE_KEY", "WEIR_SERVER_KEY", "WEIR_READ_TOKEN"].map(str::to_owned).into();
-        let flags = command.get_subcommands().flat_map(clap::Command::get_arguments).chain(command.get_arguments());
-        known.extend(flags.filter_map(|flag| Some(flag.get_env()?.to_string_lossy().into_owned())));
-        let mut variables = 0;
-        for name in text.lines().filter_map(|line| line.trim().split_once(": ")).map(|(name, _)| name) {
-            if name.starts_with("WEIR_") {
-                assert!(known.iter().any(|flag| flag == name), "{name} is no setting of ours: {known:?}");
-                variables += 1;
-            }
-        }
-        assert!(variables >= 7, "found only {variables}");
-        for (service, port) in [("collector", 9100), ("query", 9100), ("aggregator", 8082)] {
-            let scraped =
-                std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/prometheus.yml")).expect("a file");
-            assert!(scraped.contains(&format!("job_name: {service}")) && scraped.contains(&port.to_string()), "{service}");
-            assert!(text.contains(&format!("0.0.0.0:{port}")), "{service} serves its metrics on {port}");
-        }
-    }
-
     #[cfg(feature = "kafka")]
     #[test]
     fn kafka_is_named_by_flags() {

@@ -14,6 +14,7 @@ use eventlog::spool::Spool;
 use events::Micros;
 use hyper::StatusCode;
 use ingest::Collector;
+use service::Threads;
 use sqlx::Connection;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout_at};
@@ -30,6 +31,9 @@ use crate::{keys, migrate};
 
 /// How long the services may take to be ready, the database being up.
 const READY_MAX: Duration = Duration::from_secs(60);
+/// How long the aggregator may say that it is not ready before that is told and the start goes on: longer than a lease is waited for. A
+/// halted log partition stops neither the events that come nor those of the others.
+const AGGREGATOR_READY_MAX: Duration = Duration::from_secs(20);
 /// How long one look at a service may take.
 const PROBE_MAX: Duration = Duration::from_secs(5);
 /// How long the query service's process may take to listen.
@@ -98,6 +102,8 @@ struct Services {
     /// Compares Kafka's log with what it was.
     compared: Option<JoinHandle<()>>,
     aggregator: Option<Aggregator>,
+    /// Its own: what it computes over a whole batch holds up no request to the collector.
+    aggregator_threads: Option<Threads>,
     query: Option<SupervisedChild>,
     /// A task, so that its end is not missed when the start of the rest is given up.
     postgres: Option<JoinHandle<anyhow::Result<Postgres>>>,
@@ -120,6 +126,7 @@ impl Running {
             spool: None,
             compared: None,
             aggregator: None,
+            aggregator_threads: None,
             query: None,
             postgres: None,
             postgres_up: None,
@@ -195,7 +202,10 @@ impl Services {
         let Flags(mut config) = args.aggregator;
         config.database_url.clone_from(&database_url);
         config.allow_hosts.clone_from(&args.hosts.allow_hosts);
-        let aggregator = Aggregator::start(config, read, append).await?;
+        // One for each worker, and one for its leases and its page.
+        let threads = Threads::start("weir-aggregator", config.workers as usize + 1).context("threads for the aggregator")?;
+        let started = self.aggregator_threads.insert(threads).handle().spawn(Aggregator::start(config, read, append));
+        let aggregator = started.await.context("the start of the aggregator")??;
         let aggregator_address = self.aggregator.insert(aggregator).address();
 
         let Flags(mut config) = args.query;
@@ -211,11 +221,18 @@ impl Services {
             aggregator: format!("http://{aggregator_address}"),
             ..asked
         };
-        let until = Instant::now() + READY_MAX;
-        for url in [&shown.aggregator, &shown.collector, &shown.query] {
-            tokio::select! {
-                ready = wait_until_ready(url, until) => ready?,
+        let begun = Instant::now();
+        let waits = [(&shown.collector, READY_MAX), (&shown.query, READY_MAX), (&shown.aggregator, AGGREGATOR_READY_MAX)];
+        for (url, wait_max) in waits {
+            let ready = tokio::select! {
+                ready = wait_until_ready(url, begun + wait_max) => ready,
                 failure = self.failed() => return Err(failure),
+            };
+            match ready {
+                Err(reason) if *url == shown.aggregator => {
+                    tracing::error!(%reason, "events are taken, and those that cannot be stored wait in the log");
+                }
+                ready => ready?,
             }
         }
         shown.write(folder.path())?;
@@ -260,6 +277,7 @@ impl Services {
         {
             tracing::warn!("the aggregator did not end in time; what is left stays in the log for the next start");
         }
+        drop(self.aggregator_threads);
         tracing::info!("ending: the query service and the database are next");
         if let Some(query) = self.query {
             query.end(begun + QUERY_ENDS).await;
@@ -307,7 +325,7 @@ async fn wait_until_ready(url: &str, until: Instant) -> anyhow::Result<()> {
             Err(error) => format!("{error:#}"),
         };
         if Instant::now() >= until {
-            bail!("{url}/readyz: not ready after {} s: {answer}", READY_MAX.as_secs());
+            bail!("{url}/readyz: not ready: {answer}");
         }
         tokio::time::sleep(Duration::from_millis(25)).await;
     }

@@ -1,7 +1,11 @@
 //! Names that events bring: which ones register themselves, and how many.
 
-use events::testing::{conversion, exposure, request_context};
-use events::{ClaimedTime, Details, Draft};
+use std::collections::BTreeSet;
+
+use catalogue::Catalogue;
+use events::rules::RequestContext;
+use events::testing::{admitted, conversion, exposure, request_context};
+use events::{ClaimedTime, Details, Draft, Event};
 
 use crate::pipeline::Pipeline;
 
@@ -88,7 +92,40 @@ async fn so_many_names_register_themselves_and_no_more() {
     pipeline.drained().await;
     let stored = "SELECT count(*) FROM impressions i JOIN experiments e ON e.id = i.experiment_id WHERE e.name >= 'e03000'";
     assert_eq!(pipeline.scalar::<i64>(stored).await, 50);
+
+    // All that a public key may bring is there, and a server key still brings its own.
+    pipeline.append(experiments(4_000..4_100)).await;
+    pipeline.drained().await;
+    assert_eq!(pipeline.scalar::<i64>(registered).await, 2_000);
+    let of_server_key = RequestContext { backfill: true, ..request_context() };
+    pipeline.append_at(&of_server_key, experiments(5_000..6_100).into_iter().chain(variants(300..400))).await;
+    pipeline.drained().await;
+    assert_eq!(pipeline.scalar::<i64>(registered).await, 3_000);
+    let checkout = "SELECT count(*) FROM variants v JOIN experiments e ON e.id = v.experiment_id WHERE e.name = 'checkout'";
+    assert_eq!(pipeline.scalar::<i64>(checkout).await, 100);
     aggregator.stop().await;
+}
+
+/// Who sends one made-up variant after the other costs the database no statement for them, let alone a transaction.
+#[tokio::test]
+async fn what_a_limit_refuses_is_refused_without_a_statement() {
+    let mut pipeline = Pipeline::new().await;
+    let event = |n: usize, experiment: &str| {
+        admitted(exposure(&format!("v-{n}"), &format!("u-{n}"), TIME, experiment, &format!("v{n:04}")))
+    };
+    let full: Vec<Event> = (0..60).map(|n| event(n, "checkout")).collect();
+    let project = request_context().project.0;
+    let mut catalogue = Catalogue::default();
+    catalogue.load(&mut pipeline.connection, &BTreeSet::from([project])).await.expect("loaded");
+    assert!(catalogue.register(&mut pipeline.connection, full.iter()).await.expect("registered"));
+    assert_eq!(pipeline.scalar::<i64>("SELECT count(*) FROM variants").await, 50);
+    // From here on every statement fails.
+    let broken = sqlx::raw_sql("BEGIN; SELECT 1 / 0").execute(&mut pipeline.connection).await;
+    assert!(broken.is_err());
+    let made_up: Vec<Event> = (60..2_560).map(|n| event(n, "checkout")).collect();
+    assert!(!catalogue.register(&mut pipeline.connection, made_up.iter()).await.expect("nothing was asked of the database"));
+    // As one does that is needed.
+    assert!(catalogue.register(&mut pipeline.connection, [event(1, "another")].iter()).await.is_err());
 }
 
 /// Names of events are stored with them, once, and again after an operator had one forgotten.

@@ -16,7 +16,7 @@ use crate::vocabulary::{CampaignStatus, CampaignType, ComponentType};
 use crate::{CatalogueError, ReadError, check};
 
 /// Components of one campaign, each made in a statement of its own.
-const COMPONENTS_MAX: usize = 1_000;
+pub(crate) const COMPONENTS_MAX: usize = 1_000;
 
 /// A campaign to be made; it is active at once.
 #[derive(Clone, Debug, Default)]

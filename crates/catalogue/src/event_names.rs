@@ -119,28 +119,33 @@ pub async fn block(connection: &mut PgConnection, project: &Project, name: &str)
 /// # Errors
 /// [`CatalogueError::Unknown`].
 pub async fn allow(connection: &mut PgConnection, project: &Project, name: &str) -> Result<(), CatalogueError> {
-    let mut change = Change::begin(connection, project).await?;
-    let allowed = sqlx::query("UPDATE event_names SET status = 'allowed' WHERE project_id = $1 AND name = $2")
-        .bind(project.id)
-        .bind(name)
-        .execute(change.connection())
-        .await?;
-    found(allowed.rows_affected(), project, name)?;
-    Ok(change.commit("event_name.allow", name, &serde_json::json!({})).await?)
+    let update = "UPDATE event_names SET status = 'allowed' WHERE project_id = $1 AND name = $2";
+    change_known(connection, project, name, "event_name.allow", update).await
 }
 
 /// Forgets a name, which makes room for another one; with the next event that has it it is there again. What is stored stays.
 /// # Errors
 /// [`CatalogueError::Unknown`].
 pub async fn forget(connection: &mut PgConnection, project: &Project, name: &str) -> Result<(), CatalogueError> {
+    let delete = "DELETE FROM event_names WHERE project_id = $1 AND name = $2";
+    change_known(connection, project, name, "event_name.forget", delete).await
+}
+
+/// Makes a change to a name that there is, by a statement over project and name.
+async fn change_known(
+    connection: &mut PgConnection,
+    project: &Project,
+    name: &str,
+    action: &'static str,
+    statement: &'static str,
+) -> Result<(), CatalogueError> {
     let mut change = Change::begin(connection, project).await?;
-    let forgotten = sqlx::query("DELETE FROM event_names WHERE project_id = $1 AND name = $2")
-        .bind(project.id)
-        .bind(name)
-        .execute(change.connection())
-        .await?;
-    found(forgotten.rows_affected(), project, name)?;
-    Ok(change.commit("event_name.forget", name, &serde_json::json!({})).await?)
+    let changed = sqlx::query(statement).bind(project.id).bind(name).execute(change.connection()).await?;
+    if changed.rows_affected() == 0 {
+        let known = "`weir admin event-name list` shows those that there are".to_owned();
+        return Err(CatalogueError::Unknown { what: "event name", name: name.to_owned(), place: project.to_string(), known });
+    }
+    Ok(change.commit(action, name, &serde_json::json!({})).await?)
 }
 
 /// Says whether a project takes events with new names.
@@ -155,12 +160,4 @@ pub async fn take_new(connection: &mut PgConnection, project: &Project, takes_ne
         .await?;
     let action = if takes_new { "event_name.open" } else { "event_name.close" };
     Ok(change.commit(action, &project.name, &serde_json::json!({})).await?)
-}
-
-fn found(rows: u64, project: &Project, name: &str) -> Result<(), CatalogueError> {
-    if rows > 0 {
-        return Ok(());
-    }
-    let known = "`weir admin event-name list` shows those that there are".to_owned();
-    Err(CatalogueError::Unknown { what: "event name", name: name.to_owned(), place: project.to_string(), known })
 }

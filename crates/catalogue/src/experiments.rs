@@ -13,6 +13,7 @@ use sqlx::{PgConnection, Row};
 use uuid::Uuid;
 
 pub use change::{StatusChange, add_metric, add_variant, insert, remove_metric, start, stop};
+pub(crate) use new::VARIANTS_MAX;
 pub use new::{CONTROL_NAMES, NewExperiment, NewVariant};
 
 use crate::metrics::{self, Metric};

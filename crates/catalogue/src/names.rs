@@ -12,6 +12,8 @@ use events::{Event, Kind};
 use sqlx::{PgConnection, Row};
 use uuid::Uuid;
 
+use crate::campaigns::COMPONENTS_MAX;
+use crate::experiments::VARIANTS_MAX;
 use crate::rules::{self, Rules};
 
 /// What an event's names stand for.
@@ -92,16 +94,19 @@ impl Family {
         }
     }
 
-    /// How many things of a project register themselves at most; more are more likely noise than plans.
-    fn registered_max(self) -> usize {
-        2_000
+    /// How many things of a project register themselves at most; more are more likely noise than plans. What a server key sends may
+    /// go further, so that nobody locks it out with a public one.
+    fn registered_max(self, from_server_key: bool) -> usize {
+        if from_server_key { 3_000 } else { 2_000 }
     }
 
-    /// How many parts a thing has at most that registered itself.
-    fn parts_max(self) -> usize {
-        match self {
-            Family::Experiments => 50,
-            Family::Campaigns => 500,
+    /// How many parts a thing has at most that registered itself; a server key may bring as many as an operator may plan.
+    fn parts_max(self, from_server_key: bool) -> usize {
+        match (self, from_server_key) {
+            (Family::Experiments, false) => 50,
+            (Family::Experiments, true) => VARIANTS_MAX,
+            (Family::Campaigns, false) => 500,
+            (Family::Campaigns, true) => COMPONENTS_MAX,
         }
     }
 
@@ -111,7 +116,7 @@ impl Family {
         self == Family::Campaigns
     }
 
-    fn unknown(self, project: &Project, name: &str) -> UnknownName {
+    fn unknown(self, project: &Project, name: &str, from_server_key: bool) -> UnknownName {
         let (noun, _) = self.nouns();
         let code = match self {
             Family::Experiments => "unknown_experiment",
@@ -120,14 +125,14 @@ impl Family {
         let why = match project.auto_register {
             true => format!(
                 "{} {noun}s have registered themselves, and no more do: create it, or archive others",
-                self.registered_max()
+                self.registered_max(from_server_key)
             ),
             false => "the project does not register new names by itself".to_owned(),
         };
         UnknownName { code, subject: name.to_owned(), reason: format!("{noun} {name:?} does not exist, and {why}") }
     }
 
-    fn unknown_part(self, project: &Project, of: &Entry, name: &str) -> UnknownName {
+    fn unknown_part(self, project: &Project, of: &Entry, name: &str, from_server_key: bool) -> UnknownName {
         let (noun, part) = self.nouns();
         let code = match self {
             Family::Experiments => "unknown_variant",
@@ -138,7 +143,7 @@ impl Family {
         } else if !of.is_open_to_parts(self) {
             format!("its {noun} was planned: `weir admin {noun} add-{part}` adds it, if it belongs there")
         } else {
-            format!("{} {part}s of its {noun} have registered themselves, and no more do", self.parts_max())
+            format!("{} {part}s of its {noun} have registered themselves, and no more do", self.parts_max(from_server_key))
         };
         UnknownName { code, subject: name.to_owned(), reason: format!("{part} {name:?} does not exist, and {why}") }
     }
@@ -224,8 +229,10 @@ impl Project {
     /// Resolves the names of one family; none where the event carries none.
     fn resolve(&self, family: Family, event: &Event) -> Result<(Option<Uuid>, Option<Uuid>), UnknownName> {
         let Some((name, part)) = family.names(event) else { return Ok((None, None)) };
-        let found = self.names(family).find(name).ok_or_else(|| family.unknown(self, name))?;
-        let part = part.map(|part| found.part(part).ok_or_else(|| family.unknown_part(self, found, part))).transpose()?;
+        let from_server_key = event.from_server_key;
+        let found = self.names(family).find(name).ok_or_else(|| family.unknown(self, name, from_server_key))?;
+        let unknown_part = |part| family.unknown_part(self, found, part, from_server_key);
+        let part = part.map(|part| found.part(part).ok_or_else(|| unknown_part(part))).transpose()?;
         Ok((Some(found.id), part))
     }
 }

@@ -346,6 +346,9 @@ pub struct Event {
     /// Whether `claimed_at` is our receipt, not the client's word.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub untimed: bool,
+    /// Whether a server key sent it, which has a share of its own of the names that events may bring.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub from_server_key: bool,
     /// Whether a bot sent it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub is_bot: bool,

@@ -82,7 +82,7 @@ pub struct RequestContext {
     pub project: ProjectId,
     /// That project's unit.
     pub unit: Unit,
-    /// Whether the key may send history: server keys may.
+    /// Whether it is a server key: these may send history.
     pub backfill: bool,
     /// The retention boundary: the end of the newest month that was detached. Nothing before it can be stored.
     pub horizon: Option<Micros>,
@@ -141,6 +141,7 @@ pub fn admit(draft: Draft, request: &RequestContext, generated_id: EventId) -> R
         sent_at: request.sent_at,
         received_at: request.received_at,
         untimed: times.untimed,
+        from_server_key: request.backfill,
         is_bot: draft.is_bot,
         session_id,
         name,

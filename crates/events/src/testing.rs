@@ -13,7 +13,7 @@ use crate::time::Micros;
 /// When [`request_context`] receives its requests.
 pub const RECEIVED_AT: Micros = Micros(1_772_366_400_000_000); // 2026-03-01T12:00:00Z
 
-/// A native request with a server key of project `..0001`, received at [`RECEIVED_AT`].
+/// A native request with a public key of project `..0001`, received at [`RECEIVED_AT`].
 pub fn request_context() -> RequestContext {
     RequestContext {
         project: ProjectId(Uuid::from_u128(1)),

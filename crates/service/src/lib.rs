@@ -1,6 +1,6 @@
 //! What every service needs beside its own work: a listener ([`http`]) that knows which hosts a request may name ([`hosts`]), an admin
 //! endpoint for probes and Prometheus ([`admin`]), numbers of its own ([`meter`]), tasks that do not end unseen ([`tasks`]), waits
-//! between attempts ([`backoff`]), and turns at what is scarce ([`fair_queue`]).
+//! between attempts ([`backoff`]), turns at what is scarce ([`fair_queue`]), and threads for what computes ([`threads`]).
 //!
 //! A service makes a [`Meter`] and [`Tasks`], binds a [`Listener`], spawns what it does, and hands requests for `/livez`, `/readyz`
 //! and `/metrics` to its [`AdminEndpoint`]. Whoever runs the service awaits [`Health::failed`] beside its signals, and calls
@@ -17,6 +17,7 @@ pub mod http;
 pub mod meter;
 mod process;
 pub mod tasks;
+pub mod threads;
 
 pub use admin::{AdminEndpoint, Scope};
 pub use backoff::BackOff;
@@ -26,6 +27,7 @@ pub use hosts::Hosts;
 pub use http::{Limits, Listener, Response};
 pub use meter::Meter;
 pub use tasks::{Cause, Failure, Health, Stop, Tasks};
+pub use threads::Threads;
 
 /// Panics where a test has asked for it; does nothing in a build that serves.
 #[cfg(not(feature = "fault-injection"))]

@@ -113,17 +113,17 @@ impl Meter {
 }
 
 /// Counts something while it lasts, also if it ends by being dropped.
-pub struct Counted<'a>(&'a Gauge);
+pub struct Counted(Gauge);
 
-impl<'a> Counted<'a> {
+impl Counted {
     /// Counts one more.
-    pub fn new(gauge: &'a Gauge) -> Self {
+    pub fn new(gauge: &Gauge) -> Self {
         gauge.increment(1.0);
-        Counted(gauge)
+        Counted(gauge.clone())
     }
 }
 
-impl Drop for Counted<'_> {
+impl Drop for Counted {
     fn drop(&mut self) {
         self.0.decrement(1.0);
     }

@@ -240,6 +240,21 @@ async fn an_answer_that_nobody_reads_is_dropped() {
     let metrics = ask(service.address, "GET", "/metrics").await;
     check(&metrics, 200, &["weir_test_connections_timed_out_total 1\n", "weir_test_connections 1\n"]);
 
+    // Taking a little now and then is no reading: 200 KB a second, where 256 KiB are asked for.
+    let mut trickling = TcpStream::connect(service.address).await.expect("connects");
+    trickling.write_all(b"GET /large HTTP/1.1\r\nHost: localhost\r\n\r\n").await.expect("written");
+    let takes = async {
+        let mut piece = [0; 4_000];
+        while trickling.read(&mut piece).await.is_ok_and(|read| read > 0) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let dropped = tokio::select! {
+        () = takes => true, // what the system held for it has come, too
+        dropped = tokio::time::timeout(Duration::from_secs(30), service.go_on.notified()) => dropped.is_ok(),
+    };
+    assert!(dropped, "the answer is still held");
+
     let read = ask(service.address, "GET", "/large").await;
     assert!(read.len() > LARGE.len() && read.starts_with("HTTP/1.1 200 "));
     // Slower than the time for all of it, and not slower than its parts may be.

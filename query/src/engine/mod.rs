@@ -4,7 +4,7 @@ mod corrections;
 mod type_text;
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use arrow::array::RecordBatch;
 use catalogue::schema::SchemaError;
@@ -16,7 +16,7 @@ use datafusion::datasource::TableProvider;
 use datafusion::execution::FunctionRegistry;
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
-use datafusion::execution::memory_pool::GreedyMemoryPool;
+use datafusion::execution::memory_pool::{GreedyMemoryPool, MemoryPool};
 use datafusion::execution::runtime_env::RuntimeEnvBuilder;
 use datafusion::execution::session_state::{SessionState, SessionStateBuilder};
 use datafusion::logical_expr::{AggregateUDF, LogicalPlan};
@@ -26,7 +26,7 @@ use futures_util::TryStreamExt;
 use tokio::sync::oneshot;
 
 use crate::config::Limits;
-use crate::http::error::ApiError;
+use crate::http::error::{ApiError, Code};
 use crate::source::scan::{Scan, ScanError};
 use crate::source::snapshot::Snapshot;
 use crate::source::tables::{TABLES, Table};
@@ -46,6 +46,8 @@ const AMPLIFIERS: [&str; 7] = ["repeat", "lpad", "rpad", "range", "generate_seri
 pub struct Engine {
     base: SessionState,
     limits: Limits,
+    /// Those of the sessions that there are.
+    pools: Mutex<Vec<Weak<GreedyMemoryPool>>>,
 }
 
 /// A session: tables of one project on one snapshot.
@@ -80,7 +82,7 @@ impl Engine {
         for aggregate in aggregates {
             base.register_udaf(Arc::new(aggregate))?;
         }
-        Ok(Engine { base, limits: limits.clone() })
+        Ok(Engine { base, limits: limits.clone(), pools: Mutex::default() })
     }
 
     /// Returns what one query may use.
@@ -88,12 +90,27 @@ impl Engine {
         &self.limits
     }
 
+    /// Returns the bytes that sorts, joins and aggregates of all sessions have reserved.
+    pub fn pool_bytes(&self) -> usize {
+        let pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
+        pools.iter().filter_map(Weak::upgrade).map(|pool| pool.reserved()).sum()
+    }
+
+    /// Returns a session's share of memory, which counts among all of them as long as somebody has it.
+    fn pool(&self) -> Arc<GreedyMemoryPool> {
+        let pool = Arc::new(GreedyMemoryPool::new(self.limits.query_memory_bytes_max));
+        let mut pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
+        pools.retain(|other| other.strong_count() > 0);
+        pools.push(Arc::downgrade(&pool));
+        pool
+    }
+
     /// Makes a session without tables. Its time is fixed here: `now()` is the same in all plans of one session.
     /// # Errors
     /// Those of DataFusion.
     pub fn session(&self) -> Result<Session, DataFusionError> {
         let runtime = RuntimeEnvBuilder::new()
-            .with_memory_pool(Arc::new(GreedyMemoryPool::new(self.limits.query_memory_bytes_max)))
+            .with_memory_pool(self.pool())
             .with_disk_manager_builder(DiskManagerBuilder::default().with_mode(DiskManagerMode::Disabled))
             .build_arc()?;
         let tables = Arc::new(MemorySchemaProvider::new());
@@ -235,7 +252,7 @@ pub fn api_error(error: DataFusionError) -> ApiError {
         }
         DataFusionError::ResourcesExhausted(message) => {
             let message = format!("the query needs more memory than it may use: {}", first_line(message));
-            ApiError::limit("query_memory", message)
+            ApiError::limit(Code::QueryMemory, message)
         }
         DataFusionError::Internal(_) | DataFusionError::IoError(_) | DataFusionError::ExecutionJoin(_) => internal(&error),
         // The caller's SQL is at fault: a name, a type, a division by zero.
@@ -247,7 +264,7 @@ pub fn api_error(error: DataFusionError) -> ApiError {
 pub fn database_error(error: &sqlx::Error) -> ApiError {
     let code = error.as_database_error().and_then(|error| error.code());
     if code.as_deref() == Some("57014") {
-        return ApiError::limit("query_timeout", "postgres stopped the query at its time limit");
+        return ApiError::limit(Code::QueryTimeout, "postgres stopped the query at its time limit");
     }
     tracing::warn!(%error, "postgres failed a query");
     ApiError::unavailable("the database cannot answer now")
@@ -286,6 +303,26 @@ mod tests {
         assert!(first.contains("| 0 "), "no finer than stored times: {first}");
         assert_eq!(now(&session).await, first);
         assert_ne!(now(&engine.session().expect("a session")).await, first);
+    }
+
+    #[test]
+    fn memory_counts_while_a_session_has_it() {
+        use datafusion::execution::memory_pool::MemoryConsumer;
+
+        let engine = Engine::new(&Limits::default(), []).expect("an engine");
+        let reserved = |session: &Session, bytes: usize| {
+            let reservation = MemoryConsumer::new("test").register(&session.state().runtime_env().memory_pool);
+            reservation.try_grow(bytes).expect("within its limit");
+            reservation
+        };
+        let (first, second) = (engine.session().expect("a session"), engine.session().expect("a session"));
+        let held = [reserved(&first, 3_000), reserved(&second, 500)];
+        assert_eq!(engine.pool_bytes(), 3_500);
+        drop(held);
+        assert_eq!(engine.pool_bytes(), 0);
+        drop((first, second));
+        let _ = engine.session().expect("a session");
+        assert!(engine.pools.lock().expect("free").len() <= 1, "those that are gone are forgotten");
     }
 
     #[tokio::test]

@@ -15,7 +15,7 @@ use crate::experiment::read::Read;
 use crate::experiment::read::cohort::DAY_US;
 use crate::experiment::read::experiment::{Experiment, Variant};
 use crate::experiment::request::Request;
-use crate::http::error::ApiError;
+use crate::http::error::{ApiError, Code};
 use attribution::Attribution;
 use metrics::{Chosen, MeasuredMetric, OtherCurrency, Split};
 use population::{Population, PopulationCounts};
@@ -96,7 +96,7 @@ pub fn measure<'a>(read: &'a Read, request: &Request) -> Result<Measured<'a>, Ap
 
 /// Returns the error of an answer for sums that do not fit.
 pub fn overflow(error: Overflow) -> ApiError {
-    ApiError::limit("value_out_of_range", error.to_string())
+    ApiError::limit(Code::ValueOutOfRange, error.to_string())
 }
 
 /// Reads a time as answers write it.

@@ -15,7 +15,7 @@ use uuid::Uuid;
 use crate::engine;
 use crate::experiment::request::{Cuped, Request};
 use crate::http::app::App;
-use crate::http::error::ApiError;
+use crate::http::error::{ApiError, Code};
 use crate::source::snapshot::{AsOf, Snapshot};
 use catalogue::{Configured, Defined, choose_control};
 use cohort::Cohort;
@@ -101,11 +101,11 @@ async fn read_catalogue(snapshot: &Snapshot, name: &str, baseline: Option<&str>)
 fn unknown_experiment(name: &str) -> ApiError {
     let shown: String = name.chars().take(200).collect();
     let message = format!("there is no experiment with the name or id {shown:?}; GET /v1/experiments lists those that there are");
-    ApiError::not_found("unknown_experiment", message)
+    ApiError::not_found(Code::UnknownExperiment, message)
 }
 
 fn unknown_variant_name(names: &str) -> ApiError {
     let mut refusal = ApiError::bad_request(format!("the experiment has no such variant; it has: {names}")).at("baseline");
-    refusal.code = "unknown_variant";
+    refusal.code = Code::UnknownVariant;
     refusal
 }

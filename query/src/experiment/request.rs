@@ -445,7 +445,7 @@ mod tests {
     fn other_values_are_refused_with_their_field() {
         let check = |query: &str, field: &str, code: &str, part: &str| {
             let refusal = of(query).expect_err(query);
-            assert_eq!((refusal.field.as_deref(), refusal.code), (Some(field), code), "{refusal}");
+            assert_eq!((refusal.field.as_deref(), refusal.code.to_string().as_str()), (Some(field), code), "{refusal}");
             assert!(refusal.message.contains(part), "{refusal}");
         };
         check("basline=a", "basline", "unsupported_option", "accepted: metrics, as_of,");

@@ -299,7 +299,12 @@ mod tests {
     fn what_is_wrong_is_named() {
         let check = |body: &str, code: &str, field: Option<&str>| {
             let api_error = Definition::parse(body.as_bytes()).expect_err(body);
-            assert_eq!((api_error.code, api_error.field.as_deref()), (code, field), "{body}: {}", api_error.message);
+            assert_eq!(
+                (api_error.code.to_string().as_str(), api_error.field.as_deref()),
+                (code, field),
+                "{body}: {}",
+                api_error.message
+            );
         };
         let with = |rest: &str| format!(r#"{{"steps": [{{"name": "a", "events": ["a"]}}], {rest}}}"#);
         check("{", "bad_request", None);

@@ -15,9 +15,9 @@ use crate::config::Limits;
 use crate::engine::{self, Engine};
 use crate::experiment::read::cohort_cache::CohortCache;
 use crate::http::error::ApiError;
-use crate::http::limits::QueryQueue;
+use crate::http::limits::{QueryKind, QueryQueue};
 use crate::http::tokens::Tokens;
-use crate::metrics::Metrics;
+use crate::metrics::{Held, Metrics};
 use crate::source::snapshot::Snapshot;
 use crate::threads::Places;
 use crate::worker::{Answered, Asked, Question, Workers};
@@ -53,7 +53,11 @@ impl App {
     /// # Errors
     /// Those of the work, and [`ApiError`] of code `busy`, `query_timeout`, `query_memory` or `unavailable`.
     pub(crate) async fn ask_worker(&self, project: Uuid, asked: Asked) -> Result<Answered, ApiError> {
-        self.workers.ask(Question { project, asked }, self.queue.acquire(project)).await
+        let kind = match asked {
+            Asked::Sql { .. } => QueryKind::Sql,
+            Asked::Funnel { .. } => QueryKind::Funnel,
+        };
+        self.workers.ask(Question { project, asked }, self.queue.acquire(project, kind)).await
     }
 
     /// Waits for a place among the running queries, and runs the work on the threads of that place. At the time limit the
@@ -61,16 +65,16 @@ impl App {
     /// its place until all that it has begun has ended. Dropped, it ends the same way.
     /// # Errors
     /// Those of the work, and [`ApiError`] of code `busy` or `query_timeout`.
-    pub(crate) async fn within_limits<T, F, W>(self: &Arc<Self>, project: Uuid, work: F) -> Result<T, ApiError>
+    pub(crate) async fn within_limits<T, F, W>(self: &Arc<Self>, project: Uuid, kind: QueryKind, work: F) -> Result<T, ApiError>
     where
         T: Send + 'static,
         F: FnOnce(Arc<App>) -> W,
         W: Future<Output = Result<T, ApiError>> + Send + 'static,
     {
-        let permit = self.queue.acquire(project).await?;
-        // There are as many as permits.
-        let place = self.places.take().ok_or_else(ApiError::internal)?;
-        let threads = place.handle();
+        let place = self.queue.acquire(project, kind).await?;
+        // There are as many as places.
+        let place_threads = self.places.take().ok_or_else(ApiError::internal)?;
+        let threads = place_threads.handle();
         let task = threads.spawn(work(self.clone()));
         let _abort = AbortOnDrop(task.abort_handle());
         let (reply, answer) = oneshot::channel();
@@ -81,8 +85,8 @@ impl App {
             while threads.metrics().num_alive_tasks() > 1 {
                 tokio::time::sleep(LOOK_EVERY).await;
             }
+            drop(place_threads);
             drop(place);
-            drop(permit);
         });
         match tokio::time::timeout(self.limits.query_time_max, answer).await {
             Ok(Ok(Ok(done))) => done,
@@ -95,6 +99,16 @@ impl App {
             Ok(Err(_)) => Err(ApiError::internal()),
             Err(_) => Err(ApiError::timeout(self.limits.query_time_max.as_secs_f64())),
         }
+    }
+
+    /// Shows in the metrics who holds memory now.
+    pub(crate) fn show_held(&self) {
+        self.metrics.held(Held {
+            engine: self.engine.pool_bytes(),
+            cohorts: self.cohorts.bytes(),
+            answers: self.workers.answers_bytes(),
+            workers: self.workers.resident_bytes(),
+        });
     }
 
     /// Returns whether queries can be answered now, and if not, why.

@@ -17,7 +17,8 @@ use crate::experiment::Steps;
 use crate::experiment::request::Request as ResultsRequest;
 use crate::funnel::definition::Definition;
 use crate::http::app::App;
-use crate::http::error::ApiError;
+use crate::http::error::{ApiError, Code};
+use crate::http::limits::QueryKind;
 use crate::sql::formats::Format;
 use crate::worker::{Answered, Asked};
 use crate::{experiment, funnel, sql};
@@ -95,6 +96,9 @@ pub(crate) async fn answer(app: Arc<App>, scope: Scope, request: Request<Incomin
         Scope::Admin => !route.needs_token(),
     });
     let label = route.as_ref().map_or("none", Route::label);
+    if route == Some(Route::Metrics) {
+        app.show_held();
+    }
     let answer = match app.admin.answer(scope, &request, app.ready()).await {
         Some(answer) => answer,
         // Dropped with its connection, the request ends: nobody waits for its answer.
@@ -111,7 +115,7 @@ pub(crate) async fn answer(app: Arc<App>, scope: Scope, request: Request<Incomin
 async fn dispatch(app: &Arc<App>, route: Option<Route>, request: Request<Incoming>) -> Result<Answer, ApiError> {
     let Some(route) = route else {
         let message = format!("there is no route {}", request.uri().path().chars().take(200).collect::<String>());
-        return Err(ApiError::not_found("unknown_route", message));
+        return Err(ApiError::not_found(Code::UnknownRoute, message));
     };
     let method = route.method();
     if *request.method() != method && !(method == Method::GET && *request.method() == Method::HEAD) {
@@ -120,13 +124,15 @@ async fn dispatch(app: &Arc<App>, route: Option<Route>, request: Request<Incomin
     let project = app.tokens.project(request.headers()).await?;
     match route {
         Route::Experiments => {
-            let list = app.within_limits(project, |app| async move { experiment::list(&app, project).await });
+            let list =
+                app.within_limits(project, QueryKind::Experiments, |app| async move { experiment::list(&app, project).await });
             Ok(json_answer(&list.await?))
         }
         Route::Results(name) => {
             let request = ResultsRequest::of(&query_fields(request.uri().query())?)?;
-            let results =
-                app.within_limits(project, |app| async move { experiment::results(&app, project, &name, &request).await });
+            let results = app.within_limits(project, QueryKind::Results, |app| async move {
+                experiment::results(&app, project, &name, &request).await
+            });
             let (results, steps) = results.await?;
             let mut answer = json_answer(&results);
             answer.headers_mut().insert("server-timing", server_timing(&steps)?);
@@ -140,7 +146,7 @@ async fn dispatch(app: &Arc<App>, route: Option<Route>, request: Request<Incomin
                 let answered = app.ask_worker(project, Asked::Funnel { definition }).await?;
                 return Ok(respond(StatusCode::OK, "application/json", answered.body));
             }
-            let funnel = app.within_limits(project, |app| async move {
+            let funnel = app.within_limits(project, QueryKind::Funnel, |app| async move {
                 let snapshot = Arc::new(app.snapshot(project).await?);
                 funnel::answer::answer(&app.engine, snapshot, definition).await
             });
@@ -297,7 +303,7 @@ mod tests {
         let broken = query_fields(Some("baseline=%zz"));
         assert_eq!(
             broken.map_err(|api_error| (api_error.code, api_error.field)),
-            Err(("bad_request", Some("baseline".to_owned())))
+            Err((Code::BadRequest, Some("baseline".to_owned())))
         );
     }
 }

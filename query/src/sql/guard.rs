@@ -536,7 +536,7 @@ mod tests {
             "KILL 1",
         ] {
             let api_error = statement(sql, &Limits::default()).expect_err(sql);
-            assert_eq!(api_error.code, "bad_sql", "{sql}: {}", api_error.message);
+            assert_eq!(api_error.code.to_string(), "bad_sql", "{sql}: {}", api_error.message);
         }
         check("SELECT * FROM keys", Err("no table \"keys\""));
         check("SELECT * FROM projects", Err("no table"));
@@ -606,7 +606,7 @@ mod tests {
             format!("{} UNION ALL {0}", "SELECT 1 FROM events GROUP BY CUBE (event, kind, city, country, region, variant)"),
         ] {
             let api_error = statement(&sql, &limits).expect_err("too large");
-            assert_eq!(api_error.code, "sql_too_large", "{}: {}", &sql[..40.min(sql.len())], api_error.message);
+            assert_eq!(api_error.code.to_string(), "sql_too_large", "{}: {}", &sql[..40.min(sql.len())], api_error.message);
         }
         for sql in [
             format!("SELECT * FROM {}", ["events"; 9].join(",")),

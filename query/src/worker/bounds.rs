@@ -32,9 +32,9 @@ pub fn bound_memory(bytes: u64, spare: Spare) -> io::Result<()> {
     Ok(())
 }
 
-/// Returns the bytes of this process that are in memory, 0 where the system does not say.
-pub(crate) fn resident_bytes() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+/// Returns the bytes of a process, a number or `self`, that are in memory; 0 where the system does not say.
+pub(crate) fn resident_bytes(process: &str) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
     let kib = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok());
     kib.unwrap_or(0) * 1_024
 }

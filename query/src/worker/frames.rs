@@ -11,7 +11,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use uuid::Uuid;
 
 use crate::config::Limits;
-use crate::http::error::{ApiError, Written};
+use crate::http::error::ApiError;
 use crate::source::snapshot::AsOf;
 use crate::sql::formats::Format;
 
@@ -74,7 +74,7 @@ pub(super) enum FromWorker {
     /// There is none.
     Refused {
         /// Why.
-        error: Written,
+        error: ApiError,
         /// The text of a panic, if it met one.
         panic: Option<String>,
     },
@@ -166,12 +166,6 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         self.buffer.drain(..known);
         tokio::io::copy(&mut (&mut self.from).take((length - known) as u64), &mut tokio::io::sink()).await?;
         Ok(())
-    }
-}
-
-impl From<&ApiError> for FromWorker {
-    fn from(error: &ApiError) -> Self {
-        FromWorker::Refused { error: Written::from(error), panic: None }
     }
 }
 

@@ -9,6 +9,7 @@ pub(crate) mod bounds;
 mod frames;
 mod pool;
 mod process;
+mod room;
 
 pub use bounds::{Spare, bound_memory};
 pub(crate) use frames::{Asked, Question};

@@ -1,5 +1,6 @@
 //! The service's side: child processes that are started ahead, given one question at a time, and ended when they do not end it.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::io::{self, Write};
 use std::os::unix::net::UnixStream as StdUnixStream;
@@ -10,26 +11,29 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use service::fair_queue::Permit;
-use service::{BackOff, Health, Stop, Tasks};
+use service::{BackOff, Health, Stop, Tasks, meter};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::process::{Child, ChildStderr, Command};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout, timeout_at};
+use uuid::Uuid;
 
+use super::bounds::resident_bytes;
 use super::frames::{self, FrameReader, FromWorker, Head, Question, Start, ToWorker};
+use super::room::{Room, Taken};
 use crate::config::Limits;
-use crate::http::error::ApiError;
+use crate::http::error::{ApiError, Code};
+use crate::http::limits::QueryPlace;
 use crate::metrics::Metrics;
 
 /// How long a process may take until it is ready.
 const START_MAX: Duration = Duration::from_secs(10);
 /// How long a worker may take to end what nobody waits for any more; then it is killed.
 const END_MAX: Duration = Duration::from_secs(1);
-/// How long a question waits for a worker. There are more of them than questions that run, so only starts are waited for.
+/// How long a question waits for a worker. There are as many of them as places, so only the start of one that died idle is waited for.
 const TAKEN_MAX: Duration = Duration::from_secs(10);
 /// How long an answer waits for room in memory.
 const ROOM_MAX: Duration = Duration::from_secs(5);
@@ -49,8 +53,9 @@ pub(crate) struct Workers {
     up: watch::Sender<usize>,
     /// Requests that may still ask.
     asking: watch::Sender<usize>,
-    /// KiB that answers may take until they are written.
-    room: Arc<Semaphore>,
+    room: Room,
+    /// The processes that are ready or answer.
+    pids: Mutex<BTreeSet<u32>>,
     command: Vec<OsString>,
     start: ToWorker,
     limits: Limits,
@@ -71,8 +76,8 @@ struct Asking {
     deadline: Instant,
     taken: oneshot::Sender<()>,
     reply: oneshot::Sender<Result<Answered, ApiError>>,
-    /// Its place among the running queries; kept until the work has ended.
-    permit: Permit,
+    /// Its place among the running queries; kept until the work has ended, and the process is as before or has been replaced.
+    place: QueryPlace,
 }
 
 /// Why a worker was ended, or ended; the values of a label.
@@ -117,15 +122,16 @@ impl Workers {
             waiting: tokio::sync::Mutex::new(waiting),
             up: watch::Sender::new(0),
             asking: watch::Sender::new(0),
-            room: Arc::new(Semaphore::new(limits.answers_bytes_max / 1_024)),
+            room: Room::new(limits.answers_bytes_max, limits.answers_bytes_of_one_max()),
+            pids: Mutex::default(),
             command,
             start: ToWorker::Start(Box::new(Start { database_url, limits: limits.clone() })),
             limits: limits.clone(),
             metrics: Arc::clone(metrics),
             health: Arc::clone(tasks.health()),
         });
-        // One more than can be busy: a question does not wait for the start of the one that replaces a killed one.
-        for number in 1..=limits.queries_running_max + 1 {
+        // One for each place. A place is kept until the process that it used is as before, so whoever has a place has a process.
+        for number in 1..=limits.queries_running_max {
             let workers = Arc::clone(&workers);
             tasks.spawn(format!("sql-worker-{number}"), move |stop| Arc::clone(&workers).keep(stop));
         }
@@ -145,20 +151,30 @@ impl Workers {
         (*self.up.borrow() == 0).then(|| "no process for SQL questions runs; the log says why".to_owned())
     }
 
-    /// Puts a question to a worker, once `permit` is there. Dropped, it makes the worker end it.
+    /// Returns the bytes of answers that are not written yet.
+    pub(crate) fn answers_bytes(&self) -> usize {
+        self.room.taken()
+    }
+
+    /// Returns the bytes that all processes have in memory.
+    pub(crate) fn resident_bytes(&self) -> u64 {
+        self.pids.lock().unwrap_or_else(PoisonError::into_inner).iter().map(|pid| resident_bytes(&pid.to_string())).sum()
+    }
+
+    /// Puts a question to a worker, once `place` is there. Dropped, it makes the worker end it.
     /// # Errors
-    /// [`ApiError`]: that of the permit, of the worker, or of code `query_timeout`, `query_memory`, `busy` or `unavailable`.
+    /// [`ApiError`]: that of the place, of the worker, or of code `query_timeout`, `query_memory`, `busy` or `unavailable`.
     pub(crate) async fn ask(
         &self,
         question: Question,
-        permit: impl Future<Output = Result<Permit, ApiError>>,
+        place: impl Future<Output = Result<QueryPlace, ApiError>>,
     ) -> Result<Answered, ApiError> {
         let _asking = Counted::new(&self.asking);
-        let permit = permit.await?;
+        let place = place.await?;
         let deadline = Instant::now() + self.limits.query_time_max;
         let ((taken, is_taken), (reply, answer)) = (oneshot::channel(), oneshot::channel());
         // It is received as long as `self` lives.
-        let _ = self.questions.send(Asking { question, deadline, taken, reply, permit });
+        let _ = self.questions.send(Asking { question, deadline, taken, reply, place });
         let in_time = deadline.min(Instant::now() + TAKEN_MAX);
         if !matches!(timeout_at(in_time, is_taken).await, Ok(Ok(()))) {
             return Err(ApiError::unavailable("no process for questions is ready"));
@@ -174,11 +190,19 @@ impl Workers {
     /// Keeps one worker running until a stop is requested and nobody asks any more.
     async fn keep(self: Arc<Self>, mut stop: Stop) {
         let mut back_off = BackOff::new(PAUSES.0, PAUSES.1);
+        let mut place = None;
         loop {
-            match Process::start(&self.command, &self.start).await {
+            let started = Process::start(&self.command, &self.start).await;
+            // The place of the question that the process before ended with: given back any sooner, its project's next one could take
+            // the process of another's.
+            drop(place.take());
+            match started {
                 Ok(process) => match self.serve(process, &mut stop).await {
                     Served::ToTheEnd => return,
-                    Served::Work => back_off.reset(),
+                    Served::Work(of_last) => {
+                        back_off.reset();
+                        place = Some(of_last);
+                    }
                     Served::Nothing => {}
                 },
                 Err(error) => tracing::error!(%error, "a process for questions does not start"),
@@ -192,7 +216,7 @@ impl Workers {
 
     /// Gives questions to a process until it is gone.
     async fn serve(&self, mut process: Process, stop: &mut Stop) -> Served {
-        let _up = Counted::new(&self.up);
+        let _up = Up::new(self, &process);
         loop {
             let nobody_asks = async {
                 stop.requested().await;
@@ -211,15 +235,17 @@ impl Workers {
                 process.end().await;
                 return Served::ToTheEnd;
             };
-            match self.work(&mut process, asking).await {
+            let Asking { question, deadline, taken, reply, place } = asking;
+            let _ = taken.send(());
+            match self.work(&mut process, question, deadline, reply).await {
                 Ok(resident_bytes) if resident_bytes <= self.limits.worker_memory_bytes_max / KEPT_PARTS => {}
                 Ok(_) => {
                     process.end().await;
-                    return Served::Work;
+                    return Served::Work(place);
                 }
                 Err(end) => {
                     self.metrics.worker_killed(end.label());
-                    return Served::Work;
+                    return Served::Work(place);
                 }
             }
         }
@@ -227,10 +253,16 @@ impl Workers {
 
     /// Has one question answered and waits for the end of all that it began. Returns what the process keeps in memory.
     /// # Errors
-    /// The process is gone, and why. The place of the question is given back no sooner.
-    async fn work(&self, process: &mut Process, asking: Asking) -> Result<u64, End> {
-        let Asking { question, deadline, taken, mut reply, permit: _permit } = asking;
-        let _ = taken.send(());
+    /// The process is gone, and why.
+    async fn work(
+        &self,
+        process: &mut Process,
+        question: Question,
+        deadline: Instant,
+        mut reply: oneshot::Sender<Result<Answered, ApiError>>,
+    ) -> Result<u64, End> {
+        let _busy = meter::Counted::new(&self.metrics.workers_busy);
+        let project = question.project;
         if reply.is_closed() {
             return Ok(0);
         }
@@ -241,7 +273,7 @@ impl Workers {
             return Err(end);
         }
         let answered = {
-            let mut answer = pin!(self.answer(reader));
+            let mut answer = pin!(self.answer(reader, project));
             let answered = tokio::select! {
                 answered = &mut answer => Some(answered),
                 () = reply.closed() => None,
@@ -277,18 +309,16 @@ impl Workers {
     /// Reads what came of a question, once there is room for it. Not to be cancelled.
     /// # Errors
     /// The process is gone.
-    async fn answer(&self, reader: &mut FrameReader<OwnedReadHalf>) -> io::Result<Result<Answered, ApiError>> {
+    async fn answer(&self, reader: &mut FrameReader<OwnedReadHalf>, project: Uuid) -> io::Result<Result<Answered, ApiError>> {
         match reader.head().await? {
             Some((FromWorker::Answer(head), length)) => {
-                let kib = (length / 1_024 + 1).min(self.limits.answers_bytes_max / 1_024);
-                let room = Arc::clone(&self.room).acquire_many_owned(u32::try_from(kib).unwrap_or(u32::MAX));
-                let Ok(Ok(room)) = timeout(ROOM_MAX, room).await else {
+                let Ok(Some(taken)) = timeout(ROOM_MAX, self.room.take(project, length)).await else {
                     reader.pass_over(length).await?;
                     self.metrics.busy.increment(1);
                     return Ok(Err(ApiError::busy()));
                 };
                 let body = reader.body(length).await?;
-                Ok(Ok(Answered { head, body: Bytes::from_owner(Held { body, _room: room }) }))
+                Ok(Ok(Answered { head, body: Bytes::from_owner(Held { body, _taken: taken }) }))
             }
             Some((FromWorker::Refused { error, panic }, _)) => {
                 if let Some(text) = panic {
@@ -322,7 +352,7 @@ impl Workers {
             let message =
                 format!("the query needs more than the {mib} MiB of memory that one may use in all; ask for less at a time");
             tracing::warn!(words, "a query was ended for its memory");
-            return (End::Memory, ApiError::limit("query_memory", message));
+            return (End::Memory, ApiError::limit(Code::QueryMemory, message));
         }
         tracing::error!(?status, words, "a process for questions ended within one");
         (End::Died, ApiError::internal())
@@ -333,8 +363,8 @@ impl Workers {
 enum Served {
     /// It served until the service stopped.
     ToTheEnd,
-    /// It took a question, and is gone.
-    Work,
+    /// It took a question, and is gone; the place of that.
+    Work(QueryPlace),
     /// It was gone before.
     Nothing,
 }
@@ -441,12 +471,34 @@ async fn forward(stderr: ChildStderr, words: Arc<Mutex<String>>) {
 /// The bytes of an answer, with their room.
 struct Held {
     body: Vec<u8>,
-    _room: OwnedSemaphorePermit,
+    _taken: Taken,
 }
 
 impl AsRef<[u8]> for Held {
     fn as_ref(&self) -> &[u8] {
         &self.body
+    }
+}
+
+/// A process that is up, for as long as it is.
+struct Up<'a> {
+    workers: &'a Workers,
+    pid: Option<u32>,
+    _counted: Counted<'a>,
+    _shown: meter::Counted,
+}
+
+impl<'a> Up<'a> {
+    fn new(workers: &'a Workers, process: &Process) -> Self {
+        let pid = process.child.id();
+        workers.pids.lock().unwrap_or_else(PoisonError::into_inner).extend(pid);
+        Up { workers, pid, _counted: Counted::new(&workers.up), _shown: meter::Counted::new(&workers.metrics.workers_running) }
+    }
+}
+
+impl Drop for Up<'_> {
+    fn drop(&mut self) {
+        self.workers.pids.lock().unwrap_or_else(PoisonError::into_inner).retain(|pid| Some(*pid) != self.pid);
     }
 }
 

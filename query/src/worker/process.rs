@@ -18,10 +18,10 @@ use crate::engine::{self, Engine};
 use crate::funnel;
 use crate::funnel::definition::Definition;
 use crate::funnel::udaf::WindowFunnel;
-use crate::http::error::{ApiError, Written};
+use crate::http::error::ApiError;
 use crate::source::snapshot::Snapshot;
 use crate::sql::run::{self, Rows};
-use crate::threads::Threads;
+use crate::threads;
 
 /// How often it is looked whether what a question had begun has ended.
 const LOOK_EVERY: Duration = Duration::from_millis(1);
@@ -53,7 +53,7 @@ pub async fn serve() -> Result<(), WorkerError> {
     let Some((ToWorker::Start(start), _)) = reader.head().await? else { return Ok(()) };
     let Start { database_url, limits } = *start;
     bound_memory(limits.worker_memory_bytes_max, Spare::Worker)?;
-    let threads = Threads::start(2 * limits.query_threads + 1)?;
+    let threads = threads::start(2 * limits.query_threads + 1).map_err(crate::StartError::Threads)?;
     let asked = Arc::new(Place {
         engine: Engine::new(&limits, [WindowFunnel::default().into()]).map_err(crate::StartError::Engine)?,
         pool: crate::postgres(&database_url, "weir query-worker", limits.worker_postgres_connections())?,
@@ -113,10 +113,10 @@ impl Worker {
         };
         let (head, body) = match done {
             Ok(Ok((head, body))) => (FromWorker::Answer(head), body),
-            Ok(Err(error)) => (FromWorker::from(&error), Vec::new()),
+            Ok(Err(error)) => (FromWorker::Refused { error, panic: None }, Vec::new()),
             Err(error) => {
                 let panic = error.try_into_panic().ok().map(|panic| service::tasks::text_of(panic.as_ref()));
-                (FromWorker::Refused { error: Written::from(&ApiError::internal()), panic }, Vec::new())
+                (FromWorker::Refused { error: ApiError::internal(), panic }, Vec::new())
             }
         };
         frames::write(&mut self.writer, &head, &body).await?;
@@ -132,7 +132,7 @@ impl Worker {
                 }
             }
         }
-        frames::write(&mut self.writer, &FromWorker::Ended { resident_bytes: resident_bytes() }, &[]).await?;
+        frames::write(&mut self.writer, &FromWorker::Ended { resident_bytes: resident_bytes("self") }, &[]).await?;
         Ok(true)
     }
 }

@@ -2,22 +2,11 @@
 
 use serde_json::{Value, json};
 
-use crate::support::{Event, Service};
-
-async fn service() -> Service {
-    let mut service = Service::start().await;
-    for user in 0..3 {
-        Event::new("engagement", "quiz", user, 0.0).store(&mut service.rows).await;
-    }
-    service.run("UPDATE engagement_events SET event_time = now() - interval '1 day'").await;
-    let older = crate::support::user(2);
-    service.run(&format!("UPDATE engagement_events SET event_time = now() - interval '10 days' WHERE user_id = '{older}'")).await;
-    service
-}
+use crate::support::Service;
 
 #[tokio::test]
 async fn equal_projections_after_each_other_are_each_computed() {
-    let service = service().await;
+    let service = Service::with_events_of_days_ago().await;
     for levels in 0..8 {
         let sql = (0..levels)
             .fold("SELECT count(*) AS n FROM events".to_owned(), |inner, _| format!("SELECT n + 1 AS n FROM ({inner})"));
@@ -54,7 +43,7 @@ async fn equal_projections_after_each_other_are_each_computed() {
 
 #[tokio::test]
 async fn durations_are_compared_with_intervals_by_their_length() {
-    let service = service().await;
+    let service = Service::with_events_of_days_ago().await;
     let check = async |condition: &str, expected: i64| {
         let rows = service.rows(&format!("SELECT count(*) FROM events WHERE {condition}")).await;
         assert_eq!(rows, json!([[expected]]), "{condition}");
@@ -85,7 +74,7 @@ async fn durations_are_compared_with_intervals_by_their_length() {
 
 #[tokio::test]
 async fn expressions_that_look_equal_are_each_computed() {
-    let service = service().await;
+    let service = Service::with_events_of_days_ago().await;
     let check = async |sql: &str, expected: Value| assert_eq!(service.rows(sql).await, expected, "{sql}");
     let values = "(VALUES (1, 1), (2, 1), (CAST(NULL AS INT), 1)) t (i, j)";
     let select = |expression: &str| format!("SELECT {expression} FROM {values} ORDER BY i NULLS LAST");
@@ -106,7 +95,7 @@ async fn expressions_that_look_equal_are_each_computed() {
 
 #[tokio::test]
 async fn a_limit_is_applied_after_distinct() {
-    let service = service().await;
+    let service = Service::with_events_of_days_ago().await;
     let check = async |sql: &str, expected: Value| assert_eq!(service.rows(sql).await, expected, "{sql}");
     let sorted = "(SELECT * FROM (VALUES (0), (1), (2)) v (x) ORDER BY 1 LIMIT 3)";
     let union = format!("(SELECT x FROM {sorted} a UNION ALL SELECT x FROM {sorted} b UNION ALL SELECT x FROM {sorted} c)");
@@ -124,7 +113,7 @@ async fn a_limit_is_applied_after_distinct() {
 /// Wrong in other versions, or in settings that are not ours.
 #[tokio::test]
 async fn what_other_versions_answered_wrongly_is_right() {
-    let service = service().await;
+    let service = Service::with_events_of_days_ago().await;
     let check = async |sql: &str, expected: Value| assert_eq!(service.rows(sql).await, expected, "{sql}");
     // apache/datafusion 10413: an alias that looks like an expression.
     check("SELECT a + b FROM (SELECT 1 AS a, 2 AS b, 1 AS \"a + b\")", json!([[3]])).await;

@@ -9,6 +9,7 @@ mod patterns;
 mod results;
 mod schema;
 mod server;
+mod shares;
 mod sql;
 mod support;
 mod worker;

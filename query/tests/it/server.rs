@@ -84,12 +84,21 @@ async fn the_page_of_metrics_shows_this_service() {
         "weir_query_requests_total{route=\"sql\",status=\"400\"} 1",
         "weir_query_sql_rows_total 2",
         "weir_query_running 0",
+        "weir_query_questions_running{kind=\"sql\"} 0",
+        "weir_query_questions_waiting{kind=\"results\"} 0",
+        "weir_query_workers_busy 0",
+        "weir_query_engine_pool_bytes 0",
+        "weir_query_cohort_cache_bytes 0",
+        "# HELP weir_query_answers_in_flight_bytes",
         "weir_query_ready 1",
         "# HELP weir_query_request_seconds",
         "# TYPE weir_query_request_seconds histogram",
     ] {
         assert!(page.body.contains(line), "no {line} in {}", page.body);
     }
+    let number = async |name: &str| service.metric(name).await;
+    assert!((1.0..=3.0).contains(&number("weir_query_workers_running").await));
+    assert!(number("weir_query_workers_resident_memory_bytes").await > 1e6, "a process takes more than a megabyte");
     let is_own = |line: &&str| line.is_empty() || ["#", "weir_query_", "process_"].iter().any(|own| line.starts_with(own));
     assert_eq!(page.body.lines().find(|line| !is_own(line)), None);
 }

@@ -506,13 +506,7 @@ async fn no_text_ends_the_process() {
 
 #[tokio::test]
 async fn the_time_of_a_statement_is_one() {
-    let mut service = Service::start().await;
-    for user in 0..3 {
-        Event::new("engagement", "quiz", user, 0.0).store(&mut service.rows).await;
-    }
-    service.run("UPDATE engagement_events SET event_time = now() - interval '1 day'").await;
-    let older = crate::support::user(2);
-    service.run(&format!("UPDATE engagement_events SET event_time = now() - interval '10 days' WHERE user_id = '{older}'")).await;
+    let service = Service::with_events_of_days_ago().await;
     let check = async |condition: &str, expected: i64| {
         let rows = service.rows(&format!("SELECT count(*) FROM events WHERE {condition}")).await;
         assert_eq!(rows, json!([[expected]]), "{condition}");

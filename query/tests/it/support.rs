@@ -75,6 +75,11 @@ impl Service {
     }
 
     pub(crate) async fn start_on(database: TestDatabase, limits: Limits) -> Self {
+        Self::start_as(database, Config { limits, ..config() }).await
+    }
+
+    /// Starts one on a database with two projects, on a free port.
+    pub(crate) async fn start_as(database: TestDatabase, config: Config) -> Self {
         let mut rows = database.connect().await;
         for (project, name, token) in [(PROJECT, "first", TOKEN), (OTHER_PROJECT, "other", OTHER_TOKEN)] {
             run(&mut rows, &format!("INSERT INTO projects (id, name) VALUES ('{project}', '{name}')")).await;
@@ -94,14 +99,45 @@ impl Service {
         .await;
         follow_writes(&mut rows).await;
         let address = SocketAddr::from(([127, 0, 0, 1], 0));
-        let config = Config { query: address, database_url: database.url.clone(), limits, ..config() };
+        let config = Config { query: address, database_url: database.url.clone(), ..config };
         let query = Query::start(config).await.expect("the service starts");
         let address = query.address();
         Service { database, query, address, rows }
     }
 
+    /// Starts one over an event of each of three users, two of them a day old, the third's ten days.
+    pub(crate) async fn with_events_of_days_ago() -> Self {
+        let mut service = Self::start().await;
+        for (user, days) in [(0, 1), (1, 1), (2, 10)] {
+            Event::new("engagement", "quiz", user, 0.0).store(&mut service.rows).await;
+            let user = self::user(user);
+            let sql =
+                format!("UPDATE engagement_events SET event_time = now() - interval '{days} days' WHERE user_id = '{user}'");
+            service.run(&sql).await;
+        }
+        service
+    }
+
     pub(crate) async fn run(&mut self, sql: &str) {
         run(&mut self.rows, sql).await;
+    }
+
+    /// Returns a number of the page of metrics.
+    pub(crate) async fn metric(&self, name: &str) -> f64 {
+        let page = self.get("/metrics").await.body;
+        let number = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok());
+        number.unwrap_or_else(|| panic!("no {name} in {page}"))
+    }
+
+    /// Waits until a number of the page of metrics is as expected.
+    pub(crate) async fn until(&self, name: &str, expected: impl Fn(f64) -> bool) {
+        for _ in 0..500 {
+            if expected(self.metric(name).await) {
+                return;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+        panic!("{name} is {}", self.metric(name).await);
     }
 
     pub(crate) async fn get(&self, path: &str) -> Reply {

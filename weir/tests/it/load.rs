@@ -123,13 +123,18 @@ impl Load {
         tokio::time::sleep(Duration::from_millis(u64::from(kill * 137 % 700))).await;
     }
 
-    /// Ends the load and compares what is stored with what was acknowledged.
-    pub async fn check(self, mut clients: JoinSet<()>, database_url: &str) {
+    /// Ends the load, and returns the number of each acknowledged event by its id.
+    pub async fn end(&self, mut clients: JoinSet<()>) -> BTreeMap<Uuid, i64> {
         self.is_over.store(true, Ordering::Relaxed);
         while let Some(ended) = clients.join_next().await {
             ended.expect("no client met a fault");
         }
-        let acknowledged = self.acknowledged.lock().expect("nobody panicked").clone();
+        self.acknowledged.lock().expect("nobody panicked").clone()
+    }
+
+    /// Ends the load and compares what is stored with what was acknowledged.
+    pub async fn check(self, clients: JoinSet<()>, database_url: &str) {
+        let acknowledged = self.end(clients).await;
         let sum: i64 = acknowledged.values().filter(|number| !is_impression(**number)).sum();
         let begun = Instant::now();
         let mut database = Database::connect(database_url).await;

@@ -2,6 +2,8 @@
 //! makes of it.
 
 mod browser;
+#[cfg(feature = "kafka")]
+mod compose;
 #[allow(dead_code, unreachable_pub)] // A tool box: not each test file uses each tool.
 mod harness;
 mod import;
@@ -14,6 +16,10 @@ mod panics;
 mod prometheus;
 mod query_limits;
 mod results;
+#[cfg(feature = "kafka")]
+mod rolling;
+#[cfg(feature = "kafka")]
+mod runbook;
 mod sdk;
 #[cfg(feature = "kafka")]
 mod services;

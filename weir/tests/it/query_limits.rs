@@ -15,23 +15,23 @@ use tokio::net::TcpStream;
 use crate::harness::{END_MAX, children, is_running, send, until, weir};
 use crate::support::{Database, page};
 
-const TOKEN: &str = "token-of-the-test";
+pub(crate) const TOKEN: &str = "token-of-the-test";
 const EVENTS: i64 = 20_000;
 /// A worker's bound here, less than the usual one so that the machine of the test need not have it.
 const WORKER_BYTES_MAX: u64 = 400 * 1024 * 1024;
 /// What a process has in memory beside what is bounded: its program, mostly.
 const PROGRAM_BYTES_MAX: u64 = 300 * 1024 * 1024;
 
-struct Query {
+pub(crate) struct Query {
     child: Child,
-    url: String,
+    pub(crate) url: String,
     rows: Database,
-    database: TestDatabase,
+    pub(crate) database: TestDatabase,
 }
 
 impl Query {
     /// Starts the service over a database with events.
-    async fn start(change: impl FnOnce(&mut Command)) -> Self {
+    pub(crate) async fn start(change: impl FnOnce(&mut Command)) -> Self {
         let database = TestDatabase::create().await;
         let migrated = weir().args(["migrate", "--database-url", &database.url]).env("WEIR_READ_TOKEN", TOKEN).output();
         assert!(migrated.expect("starts").status.success());
@@ -68,13 +68,13 @@ impl Query {
         send(Method::POST, &url, TOKEN, Some(json!({ "sql": sql }))).await.expect("answers")
     }
 
-    async fn counts(&self) {
+    pub(crate) async fn counts(&self) {
         let (status, answer) = self.sql("SELECT count(*) FROM events").await;
         assert_eq!((status, &answer["rows"]), (200, &json!([[EVENTS]])), "{answer}");
     }
 
     /// Asks on a connection of its own.
-    async fn asked(&self, route: &str, body: &Value) -> TcpStream {
+    pub(crate) async fn asked(&self, route: &str, body: &Value) -> TcpStream {
         let address = self.url.strip_prefix("http://").expect("an address");
         let mut stream = TcpStream::connect(address).await.expect("connects");
         let body = body.to_string();
@@ -87,7 +87,7 @@ impl Query {
     }
 
     /// Asks, and goes.
-    async fn abandon(&self, route: &str, body: &Value) {
+    pub(crate) async fn abandon(&self, route: &str, body: &Value) {
         self.abandon_after(Duration::from_millis(350), route, body).await;
     }
 
@@ -97,7 +97,7 @@ impl Query {
         drop(stream);
     }
 
-    async fn metric(&self, name: &str) -> f64 {
+    pub(crate) async fn metric(&self, name: &str) -> f64 {
         let (status, text) = page(&format!("{}/metrics", self.url)).await;
         assert_eq!(status, 200);
         let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok());
@@ -105,7 +105,7 @@ impl Query {
     }
 
     /// Waits until nothing that was asked goes on: not here, not in a worker, not in Postgres.
-    async fn until_idle(&mut self) {
+    pub(crate) async fn until_idle(&mut self) {
         let deadline = Instant::now() + Duration::from_secs(20);
         loop {
             let running = self.metric("weir_query_running").await;
@@ -123,7 +123,7 @@ impl Query {
         }
     }
 
-    fn end(mut self) {
+    pub(crate) fn end(mut self) {
         drop(self.child.stdin.take());
         let mut ended = None;
         until("the query service ends", END_MAX, || {
@@ -168,7 +168,7 @@ fn peak_bytes(pid: Pid) -> u64 {
 }
 
 /// A text of a million bytes, and one that takes 10^12 steps to compare with it.
-fn endless_function() -> String {
+pub(crate) fn endless_function() -> String {
     let long = |letter: &str, by: &str| format!("replace('{}', '{letter}', '{}')", letter.repeat(1_000), by.repeat(1_000));
     format!("levenshtein({}, {})", long("x", "y"), long("z", "w"))
 }

@@ -19,11 +19,11 @@ use crate::harness::{END_MAX, is_running, send, until, weir};
 use crate::load::Load;
 use crate::support::{Database, number, page, run};
 
-const KEY: &str = "write-key-of-the-test";
-const TOPIC: &str = "weir.events";
-const READY_MAX: Duration = Duration::from_secs(40);
+pub(crate) const KEY: &str = "write-key-of-the-test";
+pub(crate) const TOPIC: &str = "weir.events";
+pub(crate) const READY_MAX: Duration = Duration::from_secs(40);
 
-fn is_skipped(test: &str) -> bool {
+pub(crate) fn is_skipped(test: &str) -> bool {
     let skipped = std::env::var_os("WEIR_TEST_KAFKA").is_none();
     if skipped {
         eprintln!("skipped: {test} needs a Kafka broker; `make test` starts one and sets WEIR_TEST_KAFKA");
@@ -32,19 +32,19 @@ fn is_skipped(test: &str) -> bool {
 }
 
 /// A broker of the test's own.
-struct Broker {
-    folder: PathBuf,
-    servers: String,
+pub(crate) struct Broker {
+    pub(crate) folder: PathBuf,
+    pub(crate) servers: String,
 }
 
 impl Broker {
-    async fn start(folder: &Path) -> Self {
+    pub(crate) async fn start(folder: &Path) -> Self {
         let mut broker = Broker { folder: folder.join("kafka"), servers: String::new() };
         broker.servers = broker.script("start").await.trim().to_owned();
         broker
     }
 
-    async fn script(&self, verb: &str) -> String {
+    pub(crate) async fn script(&self, verb: &str) -> String {
         let mut script = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/kafka.sh"));
         script.arg(verb).arg(&self.folder);
         let ended = run(script, Duration::from_secs(120)).await;
@@ -52,13 +52,13 @@ impl Broker {
         String::from_utf8_lossy(&ended.stdout).into_owned()
     }
 
-    fn pid(&self) -> Pid {
+    pub(crate) fn pid(&self) -> Pid {
         let text = std::fs::read_to_string(self.folder.join("1.pid")).expect("it runs");
         Pid::from_raw(text.trim().parse().expect("a number")).expect("a process")
     }
 
     /// Kills it and starts it again, on its port and its data.
-    async fn kill_and_start(&self) {
+    pub(crate) async fn kill_and_start(&self) {
         let broker = self.pid();
         kill_process(broker, Signal::KILL).expect("it runs");
         // The script takes one that is still dying for one that runs.
@@ -80,22 +80,22 @@ impl Drop for Broker {
 }
 
 /// One running service.
-struct Service {
+pub(crate) struct Service {
     child: Child,
-    url: String,
+    pub(crate) url: String,
 }
 
 impl Service {
-    fn pid(&self) -> Pid {
+    pub(crate) fn pid(&self) -> Pid {
         Pid::from_raw(self.child.id().cast_signed()).expect("a process has an id")
     }
 
-    fn kill(mut self) {
+    pub(crate) fn kill(mut self) {
         self.child.kill().expect("it runs");
         self.child.wait().expect("a child of ours");
     }
 
-    fn end(mut self) {
+    pub(crate) fn end(mut self) {
         kill_process(self.pid(), Signal::TERM).expect("it runs");
         let mut status = None;
         until("the service ends", END_MAX, || {
@@ -105,7 +105,7 @@ impl Service {
         assert!(status.expect("it has ended").success());
     }
 
-    async fn until_ready(&self) {
+    pub(crate) async fn until_ready(&self) {
         let deadline = Instant::now() + READY_MAX;
         loop {
             let (status, text) = page(&format!("{}/readyz", self.url)).await;
@@ -118,7 +118,7 @@ impl Service {
     }
 
     /// Waits until `/readyz` is refused with this text.
-    async fn until_unready(&self, expected: &str) {
+    pub(crate) async fn until_unready(&self, expected: &str) {
         let deadline = Instant::now() + READY_MAX;
         loop {
             let (status, text) = page(&format!("{}/readyz", self.url)).await;
@@ -131,7 +131,7 @@ impl Service {
     }
 
     /// A number of its metrics' page.
-    async fn metric(&self, name: &str) -> f64 {
+    pub(crate) async fn metric(&self, name: &str) -> f64 {
         let (_, text) = page(&format!("{}/metrics", self.url)).await;
         let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         line.unwrap_or_else(|| panic!("no {name}: {text}")).parse().expect("a number")
@@ -147,14 +147,16 @@ impl Drop for Service {
 }
 
 /// Kafka, Postgres, and the folder of the services' data and output.
-struct Deployment {
-    folder: TempDir,
-    broker: Broker,
-    postgres: TestServer,
+pub(crate) struct Deployment {
+    pub(crate) folder: TempDir,
+    pub(crate) broker: Broker,
+    pub(crate) postgres: TestServer,
+    /// The database of all services.
+    pub(crate) database_url: String,
 }
 
 impl Deployment {
-    async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let folder = tempfile::Builder::new().prefix("weir-services-").tempdir().expect("a folder");
         let broker = Broker::start(folder.path()).await;
         let postgres = TestServer::start().await;
@@ -164,14 +166,19 @@ impl Deployment {
         assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
         let mut database = Database::connect(&postgres.url()).await;
         database.execute("UPDATE projects SET auto_register = true").await;
-        Deployment { folder, broker, postgres }
+        let database_url = postgres.url();
+        Deployment { folder, broker, postgres, database_url }
     }
 
-    fn service(&self, name: &str, arguments: &[&str]) -> Service {
+    pub(crate) fn service(&self, name: &str, arguments: &[&str]) -> Service {
         let log = self.folder.path().join(format!("{name}.log"));
         let log = File::options().create(true).append(true).open(log).expect("a file");
         let mut command = weir();
-        command.args(arguments).args(["--kafka", &self.broker.servers, "--topic", TOPIC, "--database-url", &self.postgres.url()]);
+        command.args(arguments).args(["--database-url", &self.database_url]);
+        // The query service knows no log.
+        if arguments[0] != "query" {
+            command.args(["--kafka", &self.broker.servers, "--topic", TOPIC]);
+        }
         let mut child = command.stdout(Stdio::piped()).stderr(log).spawn().expect("weir starts");
         let stdout = child.stdout.take().expect("was piped");
         let mut service = Service { child, url: String::new() };
@@ -183,18 +190,23 @@ impl Deployment {
         service
     }
 
-    fn collector(&self) -> Service {
-        let data = self.folder.path().join("collector");
-        std::fs::create_dir_all(&data).expect("a folder");
-        self.service("collector", &["collector", "--collector", "127.0.0.1:0", "--data", data.to_str().expect("text")])
+    pub(crate) fn collector(&self) -> Service {
+        self.collector_in("collector")
     }
 
-    fn aggregator(&self, name: &str) -> Service {
+    /// One of several, with a data folder of its own.
+    pub(crate) fn collector_in(&self, folder: &str) -> Service {
+        let data = self.folder.path().join(folder);
+        std::fs::create_dir_all(&data).expect("a folder");
+        self.service(folder, &["collector", "--collector", "127.0.0.1:0", "--data", data.to_str().expect("text")])
+    }
+
+    pub(crate) fn aggregator(&self, name: &str) -> Service {
         self.service(name, &["aggregator", "--aggregator", "127.0.0.1:0"])
     }
 
     /// What a service wrote.
-    fn log(&self, name: &str) -> String {
+    pub(crate) fn log(&self, name: &str) -> String {
         std::fs::read_to_string(self.folder.path().join(format!("{name}.log"))).unwrap_or_default()
     }
 }

@@ -32,6 +32,11 @@ async fn it_says_where_it_is_and_a_new_start_finds_all_again() {
         assert_eq!(key.strip_prefix(prefix).map(str::len), Some(43), "{key}");
     }
 
+    // What computes over batches of 20,000 events does so on none of the threads that take requests.
+    let threads = std::fs::read_dir(format!("/proc/{}/task", up.pid().as_raw_pid())).expect("its threads").flatten();
+    let names = threads.filter_map(|thread| std::fs::read_to_string(thread.path().join("comm")).ok());
+    assert!(names.filter(|name| name.trim_end() == "weir-aggregator").count() >= 3);
+
     up.accepted(purchases(20)).await;
     up.until_stored(20).await;
     let ended = Instant::now();

@@ -13,8 +13,13 @@ use serde_json::{Value, json};
 use crate::harness::{Folder, Up, weir};
 use crate::support::{Database, run};
 
+/// Counts all events that are stored.
+pub(crate) const STORED: &str =
+    "SELECT (SELECT count(*) FROM impressions) + (SELECT count(*) FROM conversions) + (SELECT count(*) FROM campaign_events)
+            + (SELECT count(*) FROM engagement_events) + (SELECT count(*) FROM identity_events)";
+
 /// Where releases are kept.
-fn releases() -> Vec<PathBuf> {
+pub(crate) fn releases() -> Vec<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/releases");
     let entries = fs::read_dir(folder).expect("the releases").map(|entry| entry.expect("an entry").path());
     let mut releases: Vec<PathBuf> = entries.filter(|path| path.is_dir()).collect();
@@ -34,6 +39,31 @@ async fn postgres_program(name: &str, change: impl FnOnce(&mut Command)) {
     assert!(ended.status.success(), "{name}: {}", String::from_utf8_lossy(&ended.stderr));
 }
 
+/// Restores a release's database beside another one, and returns its URL.
+pub(crate) async fn restored(release: &Path, beside: &str) -> String {
+    let name = format!("release_{}", std::process::id());
+    Database::connect(beside).await.execute(&format!("CREATE DATABASE {name} TEMPLATE template0")).await;
+    let url = format!("{}/{name}", beside.rsplit_once('/').expect("a database's URL").0);
+    postgres_program("pg_restore", |command| {
+        command.args(["--exit-on-error", "--no-owner", "--dbname", &url]).arg(release.join("database"));
+    })
+    .await;
+    url
+}
+
+/// Puts a release's data folder into another one.
+pub(crate) async fn unpacked(release: &Path, folder: &Path) {
+    let mut unpack = Command::new("tar");
+    unpack.arg("-xzf").arg(release.join("data.tar.gz")).arg("-C").arg(folder);
+    assert!(run(unpack, Duration::from_secs(20)).await.status.success());
+}
+
+/// How many events a release's database and log hold together.
+pub(crate) fn expected_events(release: &Path) -> i64 {
+    let expected = fs::read_to_string(release.join("expected")).expect("a file");
+    expected.trim().strip_prefix("events ").and_then(|number| number.parse().ok()).expect("a number")
+}
+
 #[tokio::test]
 async fn what_an_earlier_release_wrote_is_read_on() {
     let releases = releases();
@@ -46,19 +76,10 @@ async fn what_an_earlier_release_wrote_is_read_on() {
 
 async fn reads_on(release: &Path) {
     let beside = TestDatabase::create().await;
-    let name = format!("release_{}", std::process::id());
-    Database::connect(&beside.url).await.execute(&format!("CREATE DATABASE {name} TEMPLATE template0")).await;
-    let url = format!("{}/{name}", beside.url.rsplit_once('/').expect("a database's URL").0);
-    postgres_program("pg_restore", |command| {
-        command.args(["--exit-on-error", "--no-owner", "--dbname", &url]).arg(release.join("database"));
-    })
-    .await;
+    let url = restored(release, &beside.url).await;
     let folder = Folder::new();
-    let mut unpack = Command::new("tar");
-    unpack.arg("-xzf").arg(release.join("data.tar.gz")).arg("-C").arg(folder.path());
-    assert!(run(unpack, Duration::from_secs(20)).await.status.success());
-    let expected = fs::read_to_string(release.join("expected")).expect("a file");
-    let events: i64 = expected.trim().strip_prefix("events ").and_then(|number| number.parse().ok()).expect("a number");
+    unpacked(release, folder.path()).await;
+    let events = expected_events(release);
 
     let mut migrate = weir();
     migrate.args(["migrate", "--database-url", &url]);
@@ -71,10 +92,7 @@ async fn reads_on(release: &Path) {
             .env("WEIR_READ_TOKEN", "a-new-read-token");
     });
     let mut database = Database::connect(&url).await;
-    let stored =
-        "SELECT (SELECT count(*) FROM impressions) + (SELECT count(*) FROM conversions) + (SELECT count(*) FROM campaign_events)
-                         + (SELECT count(*) FROM engagement_events) + (SELECT count(*) FROM identity_events)";
-    database.until(stored, events, Duration::from_secs(30)).await;
+    database.until(STORED, events, Duration::from_secs(30)).await;
     assert_eq!(
         database.number("SELECT sum(conversion_value)::bigint FROM conversions WHERE conversion_type = 'kept'").await,
         5_050
@@ -86,7 +104,7 @@ async fn reads_on(release: &Path) {
                "name": "kept", "value": number.to_string(), "currency": "EUR"})
     };
     up.accepted((1..=101).map(kept).collect()).await;
-    database.until(stored, events + 1, Duration::from_secs(30)).await;
+    database.until(STORED, events + 1, Duration::from_secs(30)).await;
     assert_eq!(database.number("SELECT count(*) FROM dead_letters").await, 0);
 
     let mut recompute = weir();

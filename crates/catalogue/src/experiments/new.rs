@@ -7,7 +7,7 @@ use crate::vocabulary::AttributionMethod;
 use crate::{CatalogueError, check};
 
 /// More arms than anybody compares; each is a row in every answer.
-const VARIANTS_MAX: usize = 100;
+pub(crate) const VARIANTS_MAX: usize = 100;
 
 /// Names that mean the control where no variant is marked as it, in any case.
 pub const CONTROL_NAMES: [&str; 5] = ["control", "baseline", "original", "off", "false"];

@@ -10,8 +10,8 @@ use uuid::Uuid;
 use super::{Catalogue, Family};
 use crate::version;
 
-/// Names to be made: an experiment or campaign, and with it a variant or component.
-type Wanted = BTreeSet<(Family, String, Option<String>)>;
+/// Names to be made: an experiment or campaign, and with it a variant or component; and whether a server key asks for them.
+type Wanted = BTreeMap<(Family, String, Option<String>), bool>;
 
 impl Catalogue {
     /// Makes what events name and the catalogue lacks, in projects that register by themselves, each in a short
@@ -50,7 +50,7 @@ impl Catalogue {
                 let found = names.find(name);
                 if found.is_none() {
                     let new = things.entry((id, family)).or_default();
-                    if names.registered + new.len() >= family.registered_max() && !new.contains(name) {
+                    if names.registered + new.len() >= family.registered_max(event.from_server_key) && !new.contains(name) {
                         continue;
                     }
                     new.insert(name);
@@ -61,14 +61,15 @@ impl Catalogue {
                     }
                     let new = parts.entry((id, family, name)).or_default();
                     let known = found.map_or(0, |found| found.parts.len());
-                    let has_room = known + new.len() < family.parts_max() || new.contains(part);
+                    let has_room = known + new.len() < family.parts_max(event.from_server_key) || new.contains(part);
                     if has_room {
                         new.insert(part);
                     }
                     has_room
                 });
                 if found.is_none() || part.is_some() {
-                    wanted.entry(id).or_default().insert((family, name.clone(), part.cloned()));
+                    let names = (family, name.clone(), part.cloned());
+                    *wanted.entry(id).or_default().entry(names).or_default() |= event.from_server_key;
                 }
             }
         }
@@ -121,11 +122,11 @@ async fn register(connection: &mut PgConnection, project: Uuid, names: Wanted) -
     let mut transaction = connection.begin().await?;
     version::lock(&mut transaction, project).await?;
     let mut made = 0;
-    for (family, name, part) in &names {
+    for ((family, name, part), from_server_key) in &names {
         let Statements { insert, find, insert_part } = family.statements();
         let id = hyphenated_uuid(name).unwrap_or_else(|| Uuid::new_v5(&project, name.as_bytes()));
         // The limits hold under the project's lock, whatever other aggregators register meanwhile.
-        let insert = sqlx::query(insert).bind(project).bind(id).bind(name).bind(family.registered_max() as i64);
+        let insert = sqlx::query(insert).bind(project).bind(id).bind(name).bind(family.registered_max(*from_server_key) as i64);
         made += insert.execute(&mut *transaction).await?.rows_affected();
         let Some(part) = part else { continue };
         let found = sqlx::query(find).bind(project).bind(id).bind(name).fetch_optional(&mut *transaction).await?;
@@ -133,7 +134,8 @@ async fn register(connection: &mut PgConnection, project: Uuid, names: Wanted) -
         let id: Uuid = found.try_get(0)?;
         let of_names = || Uuid::new_v5(&project, format!("{name}/{part}").as_bytes());
         let part_id = hyphenated_uuid(part).unwrap_or_else(of_names);
-        let insert = sqlx::query(insert_part).bind(project).bind(id).bind(part_id).bind(part).bind(family.parts_max() as i64);
+        let parts_max = family.parts_max(*from_server_key) as i64;
+        let insert = sqlx::query(insert_part).bind(project).bind(id).bind(part_id).bind(part).bind(parts_max);
         made += insert.execute(&mut *transaction).await?.rows_affected();
     }
     if made > 0 {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
 use rdkafka::topic_partition_list::{Offset as At, TopicPartitionList};
 
 use crate::Offset;
@@ -13,6 +14,7 @@ use crate::Offset;
 /// Changes topics, as an operator does.
 pub struct Operator {
     client: AdminClient<DefaultClientContext>,
+    producer: BaseProducer,
     options: AdminOptions,
 }
 
@@ -21,8 +23,10 @@ impl Operator {
     /// # Panics
     /// As all of it does if the brokers do not do as they are told: a test cannot go on then.
     pub fn of(brokers: &str) -> Self {
-        let client = ClientConfig::new().set("bootstrap.servers", brokers).create().expect("a client");
-        Operator { client, options: AdminOptions::new().operation_timeout(Some(Duration::from_secs(10))) }
+        let mut config = ClientConfig::new();
+        config.set("bootstrap.servers", brokers);
+        let (client, producer) = (config.create().expect("a client"), config.create().expect("a producer"));
+        Operator { client, producer, options: AdminOptions::new().operation_timeout(Some(Duration::from_secs(10))) }
     }
 
     /// Makes a topic.
@@ -49,5 +53,14 @@ impl Operator {
         list.add_partition_offset(topic, partition as i32, At::Offset(below as i64)).expect("an offset");
         let deleted = self.client.delete_records(&list, &self.options).await.expect("asks");
         deleted.elements()[0].error().expect("deletes records");
+    }
+
+    /// Appends records of whatever bytes to a partition, as any program may that reaches the brokers.
+    pub fn produce(&self, topic: &str, partition: u32, payloads: &[&[u8]]) {
+        for payload in payloads {
+            let record = BaseRecord::<(), [u8]>::to(topic).partition(partition as i32).payload(payload);
+            self.producer.send(record).map_err(|(error, _)| error).expect("sends");
+        }
+        self.producer.flush(Duration::from_secs(10)).expect("the broker takes them");
     }
 }

@@ -13,7 +13,7 @@ use crate::experiment::read::catalogue::{Aggregation, Configured, Role};
 use crate::experiment::read::cohort::Cohort;
 use crate::experiment::read::experiment::Experiment;
 use crate::experiment::request::{CAP_NEVER, CAP_PERCENTILE, CapRule, Request};
-use crate::http::error::ApiError;
+use crate::http::error::{ApiError, Code};
 use statistics::capping::cap_value;
 use statistics::moments::Overflow;
 
@@ -156,7 +156,7 @@ pub fn choose(configured: Vec<Configured>, population: &Population<'_>, request:
         let shown: String = unknown.chars().take(100).collect();
         let message = format!("the experiment has no metric {shown:?}; it has: {}", known.join(", "));
         let mut refusal = ApiError::bad_request(message).at("metrics");
-        refusal.code = "unknown_metric";
+        refusal.code = Code::UnknownMetric;
         return Err(refusal);
     }
     metrics.retain(|metric| request.metrics.contains(&metric.name));

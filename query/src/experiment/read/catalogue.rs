@@ -10,7 +10,7 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use crate::experiment::read::experiment::{Experiment, Variant};
-use crate::http::error::ApiError;
+use crate::http::error::{ApiError, Code};
 use crate::source::snapshot::time_text;
 
 /// What a ratio is over.
@@ -110,7 +110,7 @@ pub fn refusal(error: &ReadError) -> ApiError {
         ReadError::Database(error) => crate::engine::database_error(error),
         ReadError::Unsupported(unsupported) => ApiError {
             status: StatusCode::NOT_IMPLEMENTED,
-            code: "unsupported_catalogue",
+            code: Code::UnsupportedCatalogue,
             message: unsupported.to_string(),
             field: None,
             retry_after_s: None,

@@ -211,6 +211,11 @@ impl CohortCache {
         LockedCohort { cached: cached.lock_owned().await, cache: self, key }
     }
 
+    /// Returns the bytes of all that is cached, as of the last use of each.
+    pub fn bytes(&self) -> usize {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner).values().map(|entry| entry.bytes).sum()
+    }
+
     /// Records how much memory a cohort takes now, and drops those that were not used for longest until all fit.
     fn record_size(&self, key: &CohortKey, bytes: usize) {
         let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
@@ -318,6 +323,7 @@ mod tests {
             *cohorts.locked(key(name)).await = of(100);
         }
         assert_eq!(names(), ["a", "c"]);
+        assert_eq!(cohorts.bytes(), of(100).bytes() * 2);
         *cohorts.locked(key("large")).await = of(1_000);
         assert!(names().is_empty(), "what alone is too large is not cached, and took the place of all others");
         for number in 0..COHORTS_MAX + 5 {
