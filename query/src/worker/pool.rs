@@ -324,7 +324,7 @@ impl Workers {
                 if let Some(text) = panic {
                     self.health.panicked(&text);
                 }
-                Ok(Err(error.into()))
+                Ok(Err(error))
             }
             Some((FromWorker::Ready | FromWorker::Ended { .. }, _)) => Err(io::Error::other("a frame out of turn")),
             None => Err(io::ErrorKind::UnexpectedEof.into()),
