@@ -21,6 +21,8 @@ mod event_names;
 mod facts;
 pub(crate) mod history;
 pub(crate) mod limit;
+pub(crate) mod memory;
+pub(crate) mod over_active;
 pub(crate) mod participation;
 mod progress;
 mod rollups;
@@ -38,8 +40,10 @@ use events::{Event, EventId, Kind, Micros, ProjectId, UserId};
 use sqlx::{PgConnection, Row};
 use uuid::Uuid;
 
-use history::Histories;
+use changes::NewRows;
 use limit::{Tallies, TooMany};
+use memory::{Grounds, Memory, Recalled};
+use participation::Followed;
 
 use crate::batch::{Batch, DeadLetter, Decoded};
 use crate::database::{Fault, fault, is_duplicate_key};
@@ -87,7 +91,7 @@ pub(crate) type Inserted = BTreeMap<Kind, u64>;
 pub(crate) struct Stored {
     pub inserted: Inserted,
     pub duplicates: u64,
-    pub unattributed: u64,
+    pub followed: Followed,
     pub dead: Vec<DeadLetter>,
     /// Records of a stored identity with other content, more than are kept of their project.
     pub conflicts_passed: u64,
@@ -130,7 +134,7 @@ pub(crate) enum CommitError {
 enum Attempt {
     Stored {
         inserted: Inserted,
-        unattributed: u64,
+        followed: Followed,
         names: BTreeSet<event_names::Name>,
         conflicts: conflicts::Conflicts,
     },
@@ -138,6 +142,10 @@ enum Attempt {
     HorizonMoved(Micros),
     /// Copied straight, it met an identity that is stored already.
     DuplicateKey,
+    /// What was remembered of users was not what is stored; it is dropped.
+    MemoryDiffered,
+    /// Copied, they met participation or attribution that is there already.
+    DerivedExist,
 }
 
 /// What a worker caches from commit to commit.
@@ -150,6 +158,9 @@ pub(crate) struct WorkerCache {
     pub had_duplicates: bool,
     /// Names of events that are stored.
     pub event_names: HashSet<event_names::Name>,
+    pub memory: Memory,
+    /// How the present batch writes participation and attribution that are not there yet.
+    pub new_rows: NewRows,
 }
 
 /// Stores a batch, whatever it holds: what Postgres refuses in a row becomes that row's dead letter, and the rest goes on.
@@ -162,6 +173,7 @@ pub(crate) async fn commit(
 ) -> Result<Stored, CommitError> {
     let projects = batch.projects();
     let mut refused: Vec<DeadLetter> = Vec::new();
+    cache.new_rows = NewRows::Copied;
     loop {
         cache.catalogue.load(connection, &projects).await?;
         let (rows, unapplied) = resolve(connection, cache, log_id, batch, &mut refused).await?;
@@ -170,13 +182,13 @@ pub(crate) async fn commit(
         cache.months.make(connection, rows.iter().map(|row| &row.decoded.event)).await?;
 
         match attempt(connection, cache, log_id, batch, &projects, &rows, &dead).await {
-            Ok(Attempt::Stored { inserted, unattributed, names, conflicts }) => {
+            Ok(Attempt::Stored { inserted, followed, names, conflicts }) => {
                 event_names::remember(&mut cache.event_names, names);
                 let not_stored = rows.len() as u64 - inserted.values().sum::<u64>();
                 cache.had_duplicates = not_stored > 0;
                 let duplicates = not_stored - conflicts.kept.len() as u64 - conflicts.passed;
                 dead.extend(conflicts.kept);
-                return Ok(Stored { inserted, duplicates, unattributed, dead, conflicts_passed: conflicts.passed, tallies });
+                return Ok(Stored { inserted, duplicates, followed, dead, conflicts_passed: conflicts.passed, tallies });
             }
             Ok(Attempt::CatalogueMoved) => {
                 cache.catalogue.invalidate(&projects);
@@ -185,6 +197,11 @@ pub(crate) async fn commit(
             }
             Ok(Attempt::HorizonMoved(horizon)) => cache.horizon = Some(horizon),
             Ok(Attempt::DuplicateKey) => cache.had_duplicates = true,
+            Ok(Attempt::MemoryDiffered) => {}
+            Ok(Attempt::DerivedExist) => {
+                tracing::info!("participation or attribution exists that earlier rows do not give; it is written over");
+                cache.new_rows = NewRows::Upserted;
+            }
             Err(CommitError::Postgres(error)) if matches!(fault(&error), Fault::Row { .. }) => {
                 sqlx::raw_sql("ROLLBACK").execute(&mut *connection).await?;
                 let found = bisect::find_refused(connection, cache, log_id, &rows).await?;
@@ -255,10 +272,20 @@ fn resolve_with<'a>(
 static BEGIN: LazyLock<String> =
     LazyLock::new(|| format!("BEGIN ISOLATION LEVEL READ COMMITTED; {}; {}", schema::SHARE_LOCK, schema::VERSION));
 
+async fn begin(connection: &mut PgConnection) -> Result<(), CommitError> {
+    let begun = sqlx::raw_sql(sqlx::AssertSqlSafe(BEGIN.as_str())).fetch_all(&mut *connection).await?;
+    let version: Option<i64> = begun.last().map(|row| row.try_get(0)).transpose()?.flatten();
+    if let Err(unsupported) = crate::SCHEMA.check(version.unwrap_or(0)) {
+        sqlx::raw_sql("ROLLBACK").execute(connection).await?;
+        return Err(unsupported.into());
+    }
+    Ok(())
+}
+
 /// The transaction. After an error other than [`CommitError::Unknown`] nothing of it is left.
 async fn attempt(
     connection: &mut PgConnection,
-    cache: &WorkerCache,
+    cache: &mut WorkerCache,
     log_id: Uuid,
     batch: &Batch,
     projects: &BTreeSet<Uuid>,
@@ -269,20 +296,14 @@ async fn attempt(
     if straight.is_none() {
         copy::fill(connection, rows).await?;
     }
-    let begun = sqlx::raw_sql(sqlx::AssertSqlSafe(BEGIN.as_str())).fetch_all(&mut *connection).await?;
-    let version: Option<i64> = begun.last().map(|row| row.try_get(0)).transpose()?.flatten();
-    if let Err(unsupported) = crate::SCHEMA.check(version.unwrap_or(0)) {
-        sqlx::raw_sql("ROLLBACK").execute(&mut *connection).await?;
-        return Err(unsupported.into());
-    }
-
+    begin(connection).await?;
     for slice in &batch.slices {
         if !checkpoint::advance(connection, log_id, slice).await? {
             sqlx::raw_sql("ROLLBACK").execute(&mut *connection).await?;
             return Err(CommitError::NotOwner { partition: slice.partition });
         }
     }
-    let seen = lock_catalogue(connection, projects).await?;
+    let seen = lock_catalogue(connection, log_id, projects).await?;
     if straight.is_none() && seen.staged != rows.len() as i64 {
         return Err(CommitError::Staging { staged: seen.staged, sent: rows.len() });
     }
@@ -290,18 +311,30 @@ async fn attempt(
         sqlx::raw_sql("ROLLBACK").execute(&mut *connection).await?;
         return Ok(Attempt::CatalogueMoved);
     }
-    if let Some(horizon) = seen.horizon.filter(|horizon| Some(*horizon) != cache.horizon) {
+    if let Some(horizon) = seen.grounds.horizon.filter(|horizon| Some(*horizon) != cache.horizon) {
         sqlx::raw_sql("ROLLBACK").execute(&mut *connection).await?;
         return Ok(Attempt::HorizonMoved(horizon));
     }
 
     // Before the rows of this batch are there.
-    let histories = Histories::of_batch(connection, rows).await?;
+    let versions = projects.iter().map(|project| (*project, cache.catalogue.version(*project)));
+    cache.memory.compare(&batch.slices, seen.grounds, versions);
+    let (mut histories, partition_of) = match cache.memory.recall(connection, rows, seen.grounds.user_rows_max).await? {
+        Recalled::Histories { histories, partition_of } => (histories, partition_of),
+        Recalled::Different(experiments) => {
+            sqlx::raw_sql("ROLLBACK").execute(&mut *connection).await?;
+            begin(connection).await?;
+            participation::mark(connection, &experiments).await?;
+            sqlx::raw_sql("COMMIT").execute(connection).await?;
+            return Ok(Attempt::MemoryDiffered);
+        }
+    };
     let (new, not_stored) = match straight {
         Some(tables) => match facts::copy(connection, &tables).await {
             Ok(()) => (rows.to_vec(), Vec::new()),
             Err(CommitError::Postgres(error)) if is_duplicate_key(&error) => {
                 sqlx::raw_sql("ROLLBACK").execute(&mut *connection).await?;
+                cache.memory.give_back(histories, &partition_of);
                 return Ok(Attempt::DuplicateKey);
             }
             Err(error) => return Err(error),
@@ -314,7 +347,14 @@ async fn attempt(
             facts::split(rows, &places)
         }
     };
-    let unattributed = participation::update(connection, &cache.catalogue, histories, &new).await?;
+    let followed = match participation::update(connection, &cache.catalogue, &mut histories, &new, cache.new_rows).await {
+        Ok(followed) => followed,
+        Err(error) if cache.new_rows == NewRows::Copied && is_duplicate_key(&error) => {
+            sqlx::raw_sql("ROLLBACK").execute(&mut *connection).await?;
+            return Ok(Attempt::DerivedExist);
+        }
+        Err(error) => return Err(error.into()),
+    };
     rollups::add(connection, log_id, &new).await?;
     progress::add(connection, log_id, batch, &new).await?;
     let conflicts = match not_stored.is_empty() {
@@ -329,11 +369,12 @@ async fn attempt(
         Fault::Circumstances => CommitError::Unknown(error),
         Fault::Row { .. } | Fault::Standing => CommitError::Postgres(error),
     })?;
+    cache.memory.committed(&batch.slices, histories, &partition_of);
     let mut inserted = Inserted::new();
     for row in &new {
         *inserted.entry(row.event().kind()).or_default() += 1;
     }
-    Ok(Attempt::Stored { inserted, unattributed, names, conflicts })
+    Ok(Attempt::Stored { inserted, followed, names, conflicts })
 }
 
 fn kinds(rows: &[StagedRow<'_>]) -> Vec<Kind> {
@@ -342,24 +383,29 @@ fn kinds(rows: &[StagedRow<'_>]) -> Vec<Kind> {
 
 struct Seen {
     versions: Vec<(Uuid, i64)>,
-    horizon: Option<Micros>,
+    grounds: Grounds,
     staged: i64,
 }
 
 /// Takes the projects' shared locks, ascending, and then reads: what is read stays true until the commit.
-async fn lock_catalogue(connection: &mut PgConnection, projects: &BTreeSet<Uuid>) -> Result<Seen, sqlx::Error> {
+async fn lock_catalogue(connection: &mut PgConnection, log_id: Uuid, projects: &BTreeSet<Uuid>) -> Result<Seen, sqlx::Error> {
     version::lock_shared(connection, projects.iter().copied()).await?;
     let ids: Vec<Uuid> = projects.iter().copied().collect();
     let row = sqlx::query(
         "SELECT (SELECT count(*) FROM staging),
                 (SELECT (extract(epoch FROM until) * 1000000)::bigint FROM horizon),
                 coalesce((SELECT array_agg(project_id) FROM catalogue_versions WHERE project_id = ANY ($1)), '{}'),
-                coalesce((SELECT array_agg(version) FROM catalogue_versions WHERE project_id = ANY ($1)), '{}')",
+                coalesce((SELECT array_agg(version) FROM catalogue_versions WHERE project_id = ANY ($1)), '{}'),
+                coalesce((SELECT sum(change_seq)::bigint FROM checkpoints WHERE log_id <> $2), 0),
+                (SELECT rows_max FROM user_rows_limit)",
     )
     .bind(&ids)
+    .bind(log_id)
     .fetch_one(connection)
     .await?;
     let horizon: Option<i64> = row.try_get(1)?;
     let (projects, versions): (Vec<Uuid>, Vec<i64>) = (row.try_get(2)?, row.try_get(3)?);
-    Ok(Seen { versions: projects.into_iter().zip(versions).collect(), horizon: horizon.map(Micros), staged: row.try_get(0)? })
+    let user_rows_max = usize::try_from(row.try_get::<i64, _>(5)?).unwrap_or(usize::MAX);
+    let grounds = Grounds { horizon: horizon.map(Micros), other_logs: row.try_get(4)?, user_rows_max };
+    Ok(Seen { versions: projects.into_iter().zip(versions).collect(), grounds, staged: row.try_get(0)? })
 }

@@ -30,6 +30,15 @@ pub struct Config {
           value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub dead_letters_in_row_max: u32,
 
+    /// Bytes for what is remembered of users, at most, shared evenly by the log partitions that this process holds
+    #[arg(long, env = "WEIR_KNOWN_USERS_BYTES_MAX", default_value_t = Config::KNOWN_USERS_BYTES_MAX, value_name = "BYTES")]
+    pub known_users_bytes_max: usize,
+
+    /// Impressions of experiments and conversions, together, that a user may have; who has more takes part in no experiment. Kept in the
+    /// database and true of all aggregators; without this flag it stays as it is, 10,000 at first
+    #[arg(long, env = "WEIR_USER_ROWS_MAX", value_name = "ROWS", value_parser = clap::value_parser!(u32).range(1..))]
+    pub user_rows_max: Option<u32>,
+
     /// Begin with another log than the one this database was fed from; what the old one still held is given up
     #[arg(long, env = "WEIR_ADOPT_LOG")]
     pub adopt_log: bool,
@@ -51,6 +60,9 @@ impl Config {
     /// Bytes of records in one transaction, at most: bounds a worker's memory.
     pub const BATCH_BYTES_MAX: usize = 16 * 1024 * 1024;
 
+    /// See [`Config::known_users_bytes_max`].
+    pub const KNOWN_USERS_BYTES_MAX: usize = 128 * 1024 * 1024;
+
     const COMMIT_TRIES_MAX: u32 = 100;
 
     /// Settings with the defaults of the flags.
@@ -61,6 +73,8 @@ impl Config {
             batch_events_max: 20_000,
             batch_age_ms_max: 50,
             dead_letters_in_row_max: 1_000,
+            known_users_bytes_max: Config::KNOWN_USERS_BYTES_MAX,
+            user_rows_max: None,
             adopt_log: false,
             commit_tries_max: Config::COMMIT_TRIES_MAX,
             allow_hosts: Vec::new(),

@@ -31,7 +31,7 @@ use crate::metrics::Metrics;
 use crate::status::Status;
 
 /// The schemas that events are stored in.
-pub const SCHEMA: catalogue::schema::Supported = catalogue::schema::Supported { service: "aggregator", oldest: 7, newest: 7 };
+pub const SCHEMA: catalogue::schema::Supported = catalogue::schema::Supported { service: "aggregator", oldest: 8, newest: 8 };
 
 /// How long a stop may take: draining, the last commit, giving the leases back.
 const STOP_MAX: Duration = Duration::from_secs(6);
@@ -86,6 +86,14 @@ impl Aggregator {
     pub async fn start(config: Config, read: Arc<dyn Read>, append: Arc<dyn Append>) -> Result<Self, StartError> {
         let mut connection = database::connect(&config.database_url, "start").await?;
         lease::register_log(&mut connection, read.identity(), config.adopt_log).await?;
+        if let Some(rows_max) = config.user_rows_max
+            && commit::over_active::set_rows_max(&mut connection, rows_max).await?
+        {
+            tracing::warn!(
+                rows_max,
+                "the limit of a user's rows has changed; who passes it follows when its next event is stored, or by `weir admin recompute`"
+            );
+        }
         partitions::make_usual_months(&mut connection).await?;
         let listener = Listener::bind(config.aggregator).await;
         let listener = listener.map_err(|source| StartError::Listen { address: config.aggregator, source })?;

@@ -151,6 +151,8 @@ impl Worker {
                 self.unhalt_settled(&mut connection).await?;
             }
             self.follow_leases(&mut connection, &mut positions, &mut tallies, stop).await?;
+            let all_held = self.held.borrow().len().max(1);
+            cache.memory.hold(positions.keys().copied(), self.config.known_users_bytes_max / all_held);
             let draining = stop.is_requested();
             let mut batch = std::mem::take(&mut ahead);
             if batch.len() == 0 {
@@ -177,6 +179,7 @@ impl Worker {
                 if full { self.read(&mut positions, &unsuspected).await } else { Batch::default() }
             });
             drop(committing);
+            self.metrics.users(self.number, cache.memory.take_counts(), cache.memory.bytes());
             let stored = stored?;
             self.suspects.succeeded();
             self.unhalt_stored(&batch);
@@ -420,7 +423,8 @@ impl Worker {
         }
         self.metrics.read.increment(batch.len() as u64);
         self.metrics.duplicates.increment(stored.duplicates);
-        self.metrics.unattributed.increment(stored.unattributed);
+        self.metrics.unattributed.increment(stored.followed.unattributed);
+        self.metrics.over_active.increment(stored.followed.over_active);
         self.metrics.commit_seconds.record(took.as_secs_f64());
         for (kind, count) in &stored.inserted {
             self.metrics.stored(*kind, *count);

@@ -5,8 +5,9 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use crate::batch::{DeadLetter, Decoded, REFUSED};
+use crate::commit::changes::NewRows;
 use crate::commit::history::Histories;
-use crate::commit::{StagedRow, WorkerCache, copy, event_names, facts, kinds, participation, rollups};
+use crate::commit::{StagedRow, WorkerCache, copy, event_names, facts, kinds, over_active, participation, rollups};
 use crate::database::{Fault, fault};
 
 /// Returns a dead letter for each row that Postgres refuses, by itself or after those before it; 2 log2(n) rounds more for each of them.
@@ -59,11 +60,12 @@ async fn store(
 ) -> Result<(), sqlx::Error> {
     sqlx::raw_sql("DELETE FROM staging").execute(&mut *connection).await?;
     copy::send(connection, rows).await?;
-    let histories = Histories::of_batch(connection, rows).await?;
+    let rows_max = over_active::rows_max(connection).await?;
+    let mut histories = Histories::of_batch(connection, rows, rows_max).await?;
     facts::drop_known_ids(connection).await?;
     let places = facts::insert(connection, &kinds(rows)).await?;
     let (new, _) = facts::split(rows, &places);
-    participation::update(connection, &cache.catalogue, histories, &new).await?;
+    participation::update(connection, &cache.catalogue, &mut histories, &new, NewRows::Upserted).await?;
     rollups::add(connection, log_id, &new).await?;
     event_names::add(connection, &cache.event_names, &new).await?;
     // What would be checked at the commit.

@@ -2,9 +2,12 @@
 
 use std::collections::HashMap;
 
+use events::Money;
+use events::fact::Value;
 use sqlx::{PgConnection, Row};
 use uuid::Uuid;
 
+use crate::commit::copy::Encoded;
 use crate::commit::derive::{Attribution, ConversionId, Derived, Participation};
 use crate::commit::history::{User, money, time};
 use crate::database::Timestamp;
@@ -90,10 +93,22 @@ type Key = (User, Uuid);
 /// Rows of both tables that are to be written or removed.
 #[derive(Debug, Default)]
 pub(crate) struct Changes {
+    new_participations: Vec<(Key, Participation)>,
     participations: Vec<(Key, Participation)>,
     no_participations: Vec<Key>,
+    new_attributions: Vec<(Key, ConversionId, Attribution)>,
     attributions: Vec<(Key, ConversionId, Attribution)>,
     no_attributions: Vec<(Key, ConversionId)>,
+}
+
+/// How rows are written that are not there as far as the state before them tells.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum NewRows {
+    /// Copied, which costs less. One that is there already fails all of it with 23505.
+    #[default]
+    Copied,
+    /// Inserted, or updated if they are there.
+    Upserted,
 }
 
 impl Changes {
@@ -102,22 +117,41 @@ impl Changes {
         let key = (user, experiment);
         let gone = before.attributions.keys().filter(|conversion| !after.attributions.contains_key(conversion));
         self.no_attributions.extend(gone.map(|conversion| (key, *conversion)));
-        let written = after.attributions.into_iter().filter(|(id, found)| before.attributions.get(id) != Some(found));
-        self.attributions.extend(written.map(|(conversion, attribution)| (key, conversion, attribution)));
-        match after.participation {
-            None if before.participation.is_some() => self.no_participations.push(key),
-            Some(found) if before.participation.as_ref() != Some(&found) => self.participations.push((key, found)),
+        for (conversion, attribution) in after.attributions {
+            match before.attributions.get(&conversion) {
+                None => self.new_attributions.push((key, conversion, attribution)),
+                Some(known) if *known != attribution => self.attributions.push((key, conversion, attribution)),
+                Some(_) => {}
+            }
+        }
+        match (&before.participation, after.participation) {
+            (None, Some(found)) => self.new_participations.push((key, found)),
+            (Some(known), Some(found)) if *known != found => self.participations.push((key, found)),
+            (Some(_), None) => self.no_participations.push(key),
             _ => {}
         }
     }
 
-    /// Writes them, and returns how many there were.
-    pub(crate) async fn write(&self, connection: &mut PgConnection) -> Result<Differences, sqlx::Error> {
+    /// Writes them, ordered by the tables' keys, and returns how many there were.
+    pub(crate) async fn write(mut self, connection: &mut PgConnection, new: NewRows) -> Result<Differences, sqlx::Error> {
+        if new == NewRows::Upserted {
+            self.participations.append(&mut self.new_participations);
+            self.attributions.append(&mut self.new_attributions);
+        }
+        for rows in [&mut self.new_participations, &mut self.participations] {
+            rows.sort_unstable_by_key(|(key, _)| in_table(key));
+        }
+        for rows in [&mut self.new_attributions, &mut self.attributions] {
+            rows.sort_unstable_by_key(|(key, conversion, _)| (in_table(key), *conversion));
+        }
         if !self.no_attributions.is_empty() {
             remove_attributions(connection, &self.no_attributions).await?;
         }
         if !self.attributions.is_empty() {
             write_attributions(connection, &self.attributions).await?;
+        }
+        if !self.new_attributions.is_empty() {
+            copy_attributions(connection, &self.new_attributions).await?;
         }
         if !self.no_participations.is_empty() {
             remove_participations(connection, &self.no_participations).await?;
@@ -125,11 +159,18 @@ impl Changes {
         if !self.participations.is_empty() {
             write_participations(connection, &self.participations).await?;
         }
-        Ok(Differences {
-            participation: (self.participations.len() + self.no_participations.len()) as u64,
-            attribution: (self.attributions.len() + self.no_attributions.len()) as u64,
-        })
+        if !self.new_participations.is_empty() {
+            copy_participations(connection, &self.new_participations).await?;
+        }
+        let participation = self.new_participations.len() + self.participations.len() + self.no_participations.len();
+        let attribution = self.new_attributions.len() + self.attributions.len() + self.no_attributions.len();
+        Ok(Differences { participation: participation as u64, attribution: attribution as u64 })
     }
+}
+
+/// A key in the order of the tables' own.
+fn in_table(((project, user), experiment): &Key) -> (Uuid, Uuid, Uuid) {
+    (*project, *experiment, *user)
 }
 
 /// The three columns of keys, for `unnest`.
@@ -148,9 +189,74 @@ fn row_id(name: String) -> Uuid {
     Uuid::new_v5(&Uuid::NAMESPACE_OID, name.as_bytes())
 }
 
+fn participation_id(((project, user), experiment): &Key) -> Uuid {
+    row_id(format!("weir:participation:{project}:{experiment}:{user}"))
+}
+
+fn attribution_id(((project, user), experiment): &Key, (id, claimed_at): &ConversionId) -> Uuid {
+    row_id(format!("weir:attribution:{project}:{user}:{id}:{}:{experiment}", claimed_at.0))
+}
+
+async fn copy(connection: &mut PgConnection, statement: &str, rows: Encoded) -> Result<(), sqlx::Error> {
+    let mut copy = connection.copy_in_raw(statement).await?;
+    copy.send(rows.end().as_slice()).await?;
+    copy.finish().await?;
+    Ok(())
+}
+
+async fn copy_participations(connection: &mut PgConnection, rows: &[(Key, Participation)]) -> Result<(), sqlx::Error> {
+    let mut encoded = Encoded::begin();
+    for (key, found) in rows {
+        let ((project, user), experiment) = key;
+        encoded.columns(12);
+        for id in [*project, *user, *experiment, participation_id(key), found.variant] {
+            encoded.value(Value::Uuid(id));
+        }
+        encoded.value(Value::Timestamp(found.first_time));
+        encoded.value(Value::Uuid(found.first_id));
+        encoded.value(Value::Bigint(found.impressions));
+        encoded.uuids(found.variants_seen.iter());
+        encoded.value(Value::Boolean(found.first_conversion.is_some()));
+        encoded.value(found.first_conversion.map_or(Value::Null, Value::Timestamp));
+        encoded.value(Value::Boolean(found.converted_within_window));
+    }
+    let statement = "COPY user_experiment_participation (
+                         project_id, user_id, experiment_id, id, variant_id, first_exposure_date, first_impression_id,
+                         total_impressions, variants_seen, has_converted, first_conversion_date, conversion_within_window)
+                     FROM STDIN (FORMAT BINARY)";
+    copy(connection, statement, encoded).await
+}
+
+async fn copy_attributions(connection: &mut PgConnection, rows: &[(Key, ConversionId, Attribution)]) -> Result<(), sqlx::Error> {
+    let mut encoded = Encoded::begin();
+    for (key, conversion, found) in rows {
+        let ((project, user), experiment) = key;
+        encoded.columns(14);
+        for id in [*project, *user, *experiment, attribution_id(key, conversion), conversion.0] {
+            encoded.value(Value::Uuid(id));
+        }
+        encoded.value(Value::Timestamp(conversion.1));
+        encoded.value(Value::Timestamp(found.conversion_time));
+        encoded.value(Value::Text(&found.kind));
+        encoded.value(Value::Uuid(found.variant));
+        encoded.value(Value::Text(found.method.as_str()));
+        // In hundredths; it is a number like an amount.
+        let confidence = Money::from_millionths(i128::from(found.confidence) * 10_000);
+        encoded.value(confidence.map_or(Value::Null, Value::Money));
+        encoded.value(Value::Integer(found.hours));
+        encoded.value(found.value.map_or(Value::Null, Value::Money));
+        encoded.value(found.currency.as_deref().map_or(Value::Null, Value::Text));
+    }
+    let statement = "COPY conversion_attribution (
+                         project_id, user_id, experiment_id, id, conversion_id, conversion_claimed_at, conversion_time,
+                         conversion_type, variant_id, attribution_method, attribution_confidence, time_to_conversion_hours,
+                         conversion_value_attributed, currency)
+                     FROM STDIN (FORMAT BINARY)";
+    copy(connection, statement, encoded).await
+}
+
 async fn write_participations(connection: &mut PgConnection, rows: &[(Key, Participation)]) -> Result<(), sqlx::Error> {
     let (projects, users, experiments) = columns(rows.iter().map(|(key, _)| key));
-    let id = |((project, user), experiment): &Key| row_id(format!("weir:participation:{project}:{experiment}:{user}"));
     // Arrays of arrays are rectangles in Postgres, so each set travels as a text.
     let seen = |found: &Participation| {
         let ids: Vec<String> = found.variants_seen.iter().map(Uuid::to_string).collect();
@@ -175,7 +281,7 @@ async fn write_participations(connection: &mut PgConnection, rows: &[(Key, Parti
     .bind(projects)
     .bind(users)
     .bind(experiments)
-    .bind(rows.iter().map(|(key, _)| id(key)).collect::<Vec<_>>())
+    .bind(rows.iter().map(|(key, _)| participation_id(key)).collect::<Vec<_>>())
     .bind(rows.iter().map(|(_, found)| found.variant).collect::<Vec<_>>())
     .bind(rows.iter().map(|(_, found)| Timestamp(found.first_time)).collect::<Vec<_>>())
     .bind(rows.iter().map(|(_, found)| found.first_id).collect::<Vec<_>>())
@@ -205,9 +311,6 @@ async fn remove_participations(connection: &mut PgConnection, keys: &[Key]) -> R
 
 async fn write_attributions(connection: &mut PgConnection, rows: &[(Key, ConversionId, Attribution)]) -> Result<(), sqlx::Error> {
     let (projects, users, experiments) = columns(rows.iter().map(|(key, _, _)| key));
-    let id = |((project, user), experiment): &Key, (id, claimed_at): &ConversionId| {
-        row_id(format!("weir:attribution:{project}:{user}:{id}:{}:{experiment}", claimed_at.0))
-    };
     sqlx::query(
         "INSERT INTO conversion_attribution (
              project_id, user_id, experiment_id, id, conversion_id, conversion_claimed_at, conversion_time, conversion_type,
@@ -229,7 +332,7 @@ async fn write_attributions(connection: &mut PgConnection, rows: &[(Key, Convers
     .bind(projects)
     .bind(users)
     .bind(experiments)
-    .bind(rows.iter().map(|(key, conversion, _)| id(key, conversion)).collect::<Vec<_>>())
+    .bind(rows.iter().map(|(key, conversion, _)| attribution_id(key, conversion)).collect::<Vec<_>>())
     .bind(rows.iter().map(|(_, (id, _), _)| *id).collect::<Vec<_>>())
     .bind(rows.iter().map(|(_, (_, claimed_at), _)| Timestamp(*claimed_at)).collect::<Vec<_>>())
     .bind(rows.iter().map(|(_, _, found)| Timestamp(found.conversion_time)).collect::<Vec<_>>())

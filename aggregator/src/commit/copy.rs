@@ -1,13 +1,14 @@
 //! Rows for Postgres: the staging table, and the bytes of binary COPY.
 //!
 //! Source of the format: PostgreSQL documentation, COPY, "Binary Format"; of each value the type's `recv` function
-//! (`numeric_recv`, `jsonb_recv`, `timestamptz_recv`).
+//! (`numeric_recv`, `jsonb_recv`, `timestamptz_recv`, `array_recv`).
 
 use std::sync::LazyLock;
 
 use events::fact::{Column, FACT_TABLES, FactTable, Value};
 use events::{JsonObject, Kind, Money};
 use sqlx::PgConnection;
+use uuid::Uuid;
 
 use crate::commit::{StagedRow, conflicts};
 use crate::database::Timestamp;
@@ -87,12 +88,13 @@ impl Encoded {
         }
     }
 
-    fn columns(&mut self, count: usize) {
+    /// Begins a row of so many columns.
+    pub(crate) fn columns(&mut self, count: usize) {
         self.0.extend_from_slice(&(count as i16).to_be_bytes());
     }
 
     /// Adds a value: its length and its bytes, or -1.
-    fn value(&mut self, value: Value<'_>) {
+    pub(crate) fn value(&mut self, value: Value<'_>) {
         match value {
             Value::Null => self.0.extend_from_slice(&(-1i32).to_be_bytes()),
             Value::Uuid(id) => self.bytes(id.as_bytes()),
@@ -103,6 +105,19 @@ impl Encoded {
             Value::Bigint(number) => self.bytes(&number.to_be_bytes()),
             Value::Money(amount) => self.money(amount),
             Value::Json(object) => self.json(object),
+        }
+    }
+
+    /// Adds an array of ids: its dimensions, whether any is null, the elements' type, the dimension's length and first index, the elements.
+    pub(crate) fn uuids<'a>(&mut self, ids: impl ExactSizeIterator<Item = &'a Uuid>) {
+        const UUID_OID: i32 = 2950;
+        let length = ids.len() as i32;
+        self.0.extend_from_slice(&(20 + 20 * length).to_be_bytes());
+        for word in [1, 0, UUID_OID, length, 1] {
+            self.0.extend_from_slice(&word.to_be_bytes());
+        }
+        for id in ids {
+            self.bytes(id.as_bytes());
         }
     }
 

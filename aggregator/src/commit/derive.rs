@@ -18,7 +18,7 @@ pub(crate) struct Exposure {
 }
 
 /// A conversion, a bot's too.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Conversion {
     pub id: Uuid,
     pub claimed_at: Micros,

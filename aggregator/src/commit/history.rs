@@ -9,12 +9,13 @@ use uuid::Uuid;
 
 use crate::commit::StagedRow;
 use crate::commit::derive::{Conversion, Derived, Exposure, Rules, derive};
+use crate::commit::over_active::{self, Mark};
 use crate::database::Timestamp;
 
 /// A user of a project.
 pub(crate) type User = (Uuid, Uuid);
 
-/// `OFFSET 0` keeps it a lookup for each user. Tables grow by the second, so the planner's notion of them is always old, and
+/// `LIMIT` bounds what one user takes, and keeps it a lookup for each user. Tables grow by the second, so the planner's notion of them is always old, and
 /// otherwise it now and then reads all of one: with `user_id = ANY ($2)` it did, and that batch took twenty times as long.
 const IMPRESSIONS: &str = "
     SELECT u.number, i.experiment_id, i.variant_id, i.event_time, i.id, i.claimed_at
@@ -23,7 +24,7 @@ const IMPRESSIONS: &str = "
         SELECT i.experiment_id, i.variant_id, i.event_time, i.id, i.claimed_at FROM impressions i
         WHERE i.project_id = u.project_id AND i.user_id = u.user_id AND i.experiment_id IS NOT NULL
           AND i.variant_id IS NOT NULL AND i.user_was_eligible IS NOT FALSE AND NOT i.is_bot
-        OFFSET 0
+        LIMIT $3
     ) i";
 
 const CONVERSIONS: &str = "
@@ -33,19 +34,25 @@ const CONVERSIONS: &str = "
         SELECT c.experiment_id, c.event_time, c.id, c.claimed_at, c.is_bot, c.conversion_type, c.conversion_value::text AS value,
                c.currency
         FROM conversions c WHERE c.project_id = u.project_id AND c.user_id = u.user_id
-        OFFSET 0
+        LIMIT $3
     ) c";
 
 /// What users did, stored rows and those that are about to be.
-#[derive(Debug, Default)]
-pub(crate) struct Histories(BTreeMap<User, History>);
+#[derive(Debug)]
+pub(crate) struct Histories {
+    users: BTreeMap<User, History>,
+    /// Who has more rows takes no part; of such a user one more is read at most, of each kind.
+    pub rows_max: usize,
+}
 
 /// What one user did.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct History {
-    /// By experiment.
-    exposures: BTreeMap<Uuid, Rows<Exposure>>,
+    /// By experiment, ascending: most users have one or two, and a list of these takes a fifth of a tree's memory.
+    exposures: Vec<(Uuid, Rows<Exposure>)>,
     conversions: Rows<Conversion>,
+    /// That it had too many rows before this commit.
+    mark: Option<Box<Mark>>,
 }
 
 /// Rows in two parts: those stored before, and then those of this commit.
@@ -66,7 +73,21 @@ impl<T> Rows<T> {
         self.rows.push(row);
         self.stored = self.rows.len();
     }
+
+    /// The rows of the commit are stored now. The list takes no more than it needs.
+    fn settle(&mut self) {
+        self.stored = self.rows.len();
+        self.rows.shrink_to_fit();
+    }
+
+    /// Bytes of the list.
+    fn bytes(&self) -> usize {
+        self.rows.capacity() * size_of::<T>() + ALLOCATION_BYTES
+    }
 }
+
+/// What an allocator takes beside the bytes asked for, about.
+const ALLOCATION_BYTES: usize = 16;
 
 /// Returns whether a row has a part in participation or attribution.
 pub(crate) fn affects_participation(row: &StagedRow<'_>) -> bool {
@@ -82,26 +103,60 @@ fn user_of(row: &StagedRow<'_>) -> User {
     (row.event().project_id.0, row.event().user_id.0)
 }
 
+/// Returns the users whose participation rows may affect, each with the log partition that all of its rows come by.
+pub(crate) fn touched(rows: &[StagedRow<'_>]) -> BTreeMap<User, u32> {
+    rows.iter().filter(|row| affects_participation(row)).map(|row| (user_of(row), row.decoded.partition)).collect()
+}
+
 impl Histories {
+    /// Holds nobody yet.
+    pub(crate) fn new(rows_max: usize) -> Self {
+        Histories { users: BTreeMap::new(), rows_max }
+    }
+
     /// Reads the stored rows of the users that the rows of a batch touch.
-    pub(crate) async fn of_batch(connection: &mut PgConnection, rows: &[StagedRow<'_>]) -> Result<Self, sqlx::Error> {
-        let users = rows.iter().filter(|row| affects_participation(row)).map(user_of);
-        let histories = Histories(users.map(|user| (user, History::default())).collect());
-        histories.read(connection).await
+    pub(crate) async fn of_batch(
+        connection: &mut PgConnection,
+        rows: &[StagedRow<'_>],
+        rows_max: usize,
+    ) -> Result<Self, sqlx::Error> {
+        Self::of_users(connection, touched(rows).into_keys(), rows_max).await
     }
 
-    /// Reads the stored rows of users.
-    pub(crate) async fn of_users(connection: &mut PgConnection, users: impl Iterator<Item = User>) -> Result<Self, sqlx::Error> {
-        Histories(users.map(|user| (user, History::default())).collect()).read(connection).await
-    }
-
-    async fn read(mut self, connection: &mut PgConnection) -> Result<Self, sqlx::Error> {
-        if self.0.is_empty() {
-            return Ok(self);
+    /// Reads the stored rows of users, or their marks.
+    pub(crate) async fn of_users(
+        connection: &mut PgConnection,
+        users: impl Iterator<Item = User>,
+        rows_max: usize,
+    ) -> Result<Self, sqlx::Error> {
+        let mut histories = Histories::new(rows_max);
+        histories.users = users.map(|user| (user, History::default())).collect();
+        if !histories.users.is_empty() {
+            histories.read_marks(connection).await?;
+            histories.read_rows(connection).await?;
         }
-        let (projects, users): (Vec<Uuid>, Vec<Uuid>) = self.0.keys().copied().unzip();
-        let mut histories: Vec<&mut History> = self.0.values_mut().collect();
-        for row in sqlx::query(IMPRESSIONS).bind(&projects).bind(&users).fetch_all(&mut *connection).await? {
+        Ok(histories)
+    }
+
+    async fn read_marks(&mut self, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+        let users: Vec<User> = self.users.keys().copied().collect();
+        for (user, mark) in over_active::marks(connection, &users).await? {
+            if let Some(history) = self.users.get_mut(&user) {
+                history.mark = Some(Box::new(mark));
+            }
+        }
+        Ok(())
+    }
+
+    async fn read_rows(&mut self, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+        let (rows_max, limit) = (self.rows_max, i64::try_from(self.rows_max).unwrap_or(i64::MAX).saturating_add(1));
+        let read = self.users.iter_mut().filter(|(_, history)| !history.is_over_active(rows_max));
+        let (users, mut histories): (Vec<User>, Vec<&mut History>) = read.map(|(user, history)| (*user, history)).unzip();
+        if users.is_empty() {
+            return Ok(());
+        }
+        let (projects, users): (Vec<Uuid>, Vec<Uuid>) = users.into_iter().unzip();
+        for row in sqlx::query(IMPRESSIONS).bind(&projects).bind(&users).bind(limit).fetch_all(&mut *connection).await? {
             let exposure = Exposure {
                 event_time: time(&row, 3)?,
                 id: row.try_get(4)?,
@@ -109,10 +164,10 @@ impl Histories {
                 variant: row.try_get(2)?,
             };
             if let Some(history) = at(&mut histories, &row)? {
-                history.exposures.entry(row.try_get(1)?).or_default().push_stored(exposure);
+                history.exposures_of(row.try_get(1)?).push_stored(exposure);
             }
         }
-        for row in sqlx::query(CONVERSIONS).bind(&projects).bind(&users).fetch_all(connection).await? {
+        for row in sqlx::query(CONVERSIONS).bind(&projects).bind(&users).bind(limit).fetch_all(connection).await? {
             let conversion = Conversion {
                 experiment: row.try_get(1)?,
                 event_time: time(&row, 2)?,
@@ -127,14 +182,14 @@ impl Histories {
                 history.conversions.push_stored(conversion);
             }
         }
-        Ok(self)
+        Ok(())
     }
 
     /// Adds the rows that a commit stores.
     pub(crate) fn add(&mut self, new: &[StagedRow<'_>]) {
         for row in new.iter().filter(|row| affects_participation(row)) {
             let event = row.event();
-            let history = self.0.entry(user_of(row)).or_default();
+            let history = self.users.entry(user_of(row)).or_default();
             match (event.kind(), row.ids.experiment, row.ids.variant) {
                 (Kind::Conversion, experiment, _) => history.conversions.rows.push(Conversion {
                     id: event.event_id.0,
@@ -152,8 +207,7 @@ impl Histories {
                         Details::Impression(details) if details.user_was_eligible == Some(false)
                     );
                     if !was_ineligible && !event.is_bot {
-                        let exposures = history.exposures.entry(experiment).or_default();
-                        exposures.rows.push(Exposure {
+                        history.exposures_of(experiment).rows.push(Exposure {
                             event_time: event.event_time,
                             id: event.event_id.0,
                             claimed_at: event.claimed_at,
@@ -168,14 +222,124 @@ impl Histories {
 
     /// Returns each user with what it did.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (User, &History)> {
-        self.0.iter().map(|(user, history)| (*user, history))
+        self.users.iter().map(|(user, history)| (*user, history))
+    }
+
+    /// Adds what is known of a user, or replaces it.
+    pub(crate) fn insert(&mut self, user: User, history: History) {
+        self.users.insert(user, history);
+    }
+
+    /// Returns what a user did.
+    pub(crate) fn get(&self, user: &User) -> Option<&History> {
+        self.users.get(user)
+    }
+
+    /// The rows that were added are stored now.
+    pub(crate) fn settle(&mut self) {
+        self.users.values_mut().for_each(History::settle);
+    }
+}
+
+impl IntoIterator for Histories {
+    type Item = (User, History);
+    type IntoIter = std::collections::btree_map::IntoIter<User, History>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.users.into_iter()
     }
 }
 
 impl History {
     /// Returns the experiments that the user was exposed to.
     pub(crate) fn experiments(&self) -> impl Iterator<Item = Uuid> {
-        self.exposures.keys().copied()
+        self.exposures.iter().map(|(experiment, _)| *experiment)
+    }
+
+    fn exposures_of(&mut self, experiment: Uuid) -> &mut Rows<Exposure> {
+        let place = match self.exposures.binary_search_by_key(&experiment, |(experiment, _)| *experiment) {
+            Ok(place) => place,
+            Err(place) => {
+                self.exposures.insert(place, (experiment, Rows::default()));
+                place
+            }
+        };
+        &mut self.exposures[place].1
+    }
+
+    fn find_exposures(&self, experiment: Uuid) -> Option<&Rows<Exposure>> {
+        let place = self.exposures.binary_search_by_key(&experiment, |(experiment, _)| *experiment).ok()?;
+        self.exposures.get(place).map(|(_, exposures)| exposures)
+    }
+
+    /// Returns the number of rows.
+    pub(crate) fn rows(&self) -> usize {
+        self.exposures.iter().map(|(_, exposures)| exposures.rows.len()).sum::<usize>() + self.conversions.rows.len()
+    }
+
+    /// Returns the number of those stored before the commit.
+    pub(crate) fn stored_rows(&self) -> usize {
+        self.exposures.iter().map(|(_, exposures)| exposures.stored).sum::<usize>() + self.conversions.stored
+    }
+
+    /// Returns the mark that it had before this commit.
+    pub(crate) fn mark(&self) -> Option<&Mark> {
+        self.mark.as_deref()
+    }
+
+    /// Returns whether it has more rows than may be, with those of this commit.
+    pub(crate) fn is_over_active(&self, rows_max: usize) -> bool {
+        self.mark.as_ref().is_some_and(|mark| mark.rows_max >= rows_max) || self.rows() > rows_max
+    }
+
+    /// Returns what is to be remembered once the rows of the commit are stored: of who takes part all rows, of who is marked the mark
+    /// alone. Nothing where the commit has written or changed a mark.
+    pub(crate) fn into_remembered(self, rows_max: usize) -> Option<History> {
+        match &self.mark {
+            None => (self.rows() <= rows_max).then_some(self),
+            Some(mark) if mark.rows_max < rows_max || self.experiments().any(|new| !mark.experiments.contains(&new)) => None,
+            Some(_) => Some(History { mark: self.mark, ..History::default() }),
+        }
+    }
+
+    fn settle(&mut self) {
+        self.exposures.iter_mut().for_each(|(_, exposures)| exposures.settle());
+        self.exposures.shrink_to_fit();
+        self.conversions.settle();
+    }
+
+    /// Returns the bytes that it takes outside of itself, about.
+    pub(crate) fn heap_bytes(&self) -> usize {
+        let exposures: usize = self.exposures.iter().map(|(_, exposures)| exposures.bytes()).sum();
+        let text = |text: &String| text.capacity() + ALLOCATION_BYTES;
+        let texts = |conversion: &Conversion| text(&conversion.kind) + conversion.currency.as_ref().map_or(0, text);
+        self.exposures.capacity() * size_of::<(Uuid, Rows<Exposure>)>()
+            + ALLOCATION_BYTES
+            + exposures
+            + self.conversions.bytes()
+            + self
+                .mark
+                .as_ref()
+                .map_or(0, |mark| size_of::<Mark>() + mark.experiments.capacity() * size_of::<Uuid>() + 2 * ALLOCATION_BYTES)
+            + self.conversions.rows.iter().map(texts).sum::<usize>()
+    }
+
+    /// Returns whether both are the same stored rows, in any order, and the same mark.
+    pub(crate) fn is_same(&self, other: &History) -> bool {
+        let exposures = |history: &History| {
+            let rows = |(experiment, exposures): &(Uuid, Rows<Exposure>)| {
+                let mut rows = exposures.rows[..exposures.stored].to_vec();
+                rows.sort_unstable();
+                (*experiment, rows)
+            };
+            history.exposures.iter().map(rows).collect::<Vec<_>>()
+        };
+        let conversions = |history: &History| {
+            let mut rows = history.conversions.rows[..history.conversions.stored].to_vec();
+            rows.sort_unstable_by_key(Conversion::identity);
+            rows
+        };
+        self.mark == other.mark && exposures(self) == exposures(other) && conversions(self) == conversions(other)
     }
 
     /// Returns the conversions of this commit.
@@ -186,13 +350,13 @@ impl History {
     /// Derives what the user had in an experiment before this commit.
     pub(crate) fn before(&self, experiment: Uuid, rules: &Rules) -> Derived {
         let conversions = &self.conversions.rows[..self.conversions.stored];
-        let exposures = self.exposures.get(&experiment).map_or(&[][..], |exposures| &exposures.rows[..exposures.stored]);
+        let exposures = self.find_exposures(experiment).map_or(&[][..], |exposures| &exposures.rows[..exposures.stored]);
         derive(experiment, rules, exposures, conversions)
     }
 
     /// Derives what the user has in an experiment with this commit.
     pub(crate) fn after(&self, experiment: Uuid, rules: &Rules) -> Derived {
-        let exposures = self.exposures.get(&experiment).map_or(&[][..], |exposures| &exposures.rows);
+        let exposures = self.find_exposures(experiment).map_or(&[][..], |exposures| &exposures.rows);
         derive(experiment, rules, exposures, &self.conversions.rows)
     }
 }

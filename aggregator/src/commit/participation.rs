@@ -5,7 +5,7 @@
 //! with it give; a recomputation writes the difference between what the tables hold and what the rows give. Frozen experiments
 //! are left alone: some of their rows may be gone. So are those that are being recomputed, but for a list of the touched users, which
 //! the recomputation closes in the end, and those whose rules this version cannot read, but for a mark: `recompute.rs` brings them up to
-//! date.
+//! date. Users with too many rows have no part (`over_active.rs`).
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,28 +15,41 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use crate::commit::StagedRow;
-use crate::commit::changes::{Changes, read_derived};
-use crate::commit::derive::{Conversion, ConversionId};
+use crate::commit::changes::{Changes, NewRows, read_derived};
+use crate::commit::derive::{Conversion, ConversionId, Derived};
 use crate::commit::history::{Histories, User};
+use crate::commit::over_active::{self, Marks, Verdict};
 
 pub use crate::commit::changes::Differences;
 
-/// Brings both tables up to date with new facts. `histories` was read before these were stored, for at least their users.
-/// Returns the number of new conversions that stay without attribution.
+/// How both tables followed a commit's facts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Followed {
+    /// New conversions that stay without attribution.
+    pub unattributed: u64,
+    /// Users who have too many rows from now on.
+    pub over_active: u64,
+}
+
+/// Brings both tables up to date with new facts, and adds these to `histories`, which was read before they were stored, for at least their
+/// users.
 pub(crate) async fn update(
     connection: &mut PgConnection,
     catalogue: &Catalogue,
-    mut histories: Histories,
+    histories: &mut Histories,
     new: &[StagedRow<'_>],
-) -> Result<u64, sqlx::Error> {
+    new_rows: NewRows,
+) -> Result<Followed, sqlx::Error> {
     histories.add(new);
     let mut changes = Changes::default();
-    let mut unattributed = 0;
+    let mut followed = Followed::default();
+    let mut marks = Marks::default();
     let (mut listed, mut marked) = (BTreeSet::new(), BTreeSet::new());
-    let left = listed_for_good(connection, catalogue, &histories).await?;
+    let left = listed_for_good(connection, catalogue, histories).await?;
     for (user, history) in histories.iter() {
+        let verdict = marks.judge(user, history, histories.rows_max);
         let mut attributed: BTreeSet<ConversionId> = BTreeSet::new();
-        for experiment in history.experiments() {
+        for experiment in history.experiments().filter(|_| verdict != Verdict::LeftOut) {
             let rules = match catalogue.standing(user.0, experiment) {
                 Standing::Current(rules) => rules,
                 Standing::Closed(_) if left.contains(&(user.0, experiment, user.1)) => continue,
@@ -51,28 +64,42 @@ pub(crate) async fn update(
                     continue;
                 }
             };
-            let after = history.after(experiment, rules);
+            let after = if verdict == Verdict::Passed { Derived::default() } else { history.after(experiment, rules) };
             attributed.extend(after.attributions.keys());
             changes.record(user, experiment, &history.before(experiment, rules), after);
         }
         let is_left = |conversion: &&Conversion| !attributed.contains(&conversion.identity());
-        unattributed += history.new_conversions().iter().filter(is_left).count() as u64;
+        followed.unattributed += history.new_conversions().iter().filter(is_left).count() as u64;
     }
-    changes.write(connection).await?;
+    changes.write(connection, new_rows).await?;
+    for (project, user) in marks.write(connection, histories.rows_max).await? {
+        followed.over_active += 1;
+        tracing::warn!(%project, %user, rows_max = histories.rows_max, "a user has more rows than take part in experiments, and is left out");
+    }
+    for (user, experiment) in marks.behind {
+        // A recomputation that goes on may have passed the user under the limit of before.
+        match catalogue.standing(user.0, experiment) {
+            Standing::Recomputed | Standing::Closed(_) => listed.insert((user.0, experiment, user.1)),
+            Standing::Current(_) | Standing::Left | Standing::Unsupported => marked.insert((user.0, experiment)),
+        };
+    }
     mark(connection, &marked).await?;
     list(connection, &listed).await?;
-    Ok(unattributed)
+    Ok(followed)
 }
 
-/// Marks experiments as behind; those that are marked stay as they are.
-async fn mark(connection: &mut PgConnection, experiments: &BTreeSet<(Uuid, Uuid)>) -> Result<(), sqlx::Error> {
+/// Marks experiments as behind; those that are marked stay as they are, and so do those that do not exist.
+pub(crate) async fn mark(connection: &mut PgConnection, experiments: &BTreeSet<(Uuid, Uuid)>) -> Result<(), sqlx::Error> {
     if experiments.is_empty() {
         return Ok(());
     }
     let (projects, experiments): (Vec<Uuid>, Vec<Uuid>) = experiments.iter().copied().unzip();
     sqlx::query(
         "INSERT INTO experiments_behind (project_id, experiment_id, is_recomputed)
-         SELECT *, false FROM unnest($1::uuid[], $2::uuid[]) ON CONFLICT DO NOTHING",
+         SELECT e.project_id, e.id, false FROM unnest($1::uuid[], $2::uuid[]) AS n (project_id, id)
+         JOIN experiments e ON e.project_id = n.project_id AND e.id = n.id
+         ORDER BY 1, 2
+         ON CONFLICT DO NOTHING",
     )
     .bind(projects)
     .bind(experiments)
@@ -139,11 +166,13 @@ pub(crate) async fn follow_users(
     users: &[Uuid],
 ) -> Result<Differences, sqlx::Error> {
     let users: Vec<User> = users.iter().map(|user| (project, *user)).collect();
-    let histories = Histories::of_users(connection, users.iter().copied()).await?;
+    let rows_max = over_active::rows_max(connection).await?;
+    let histories = Histories::of_users(connection, users.iter().copied(), rows_max).await?;
     let mut stored = read_derived(connection, experiment, &users).await?;
     let mut changes = Changes::default();
     for (user, history) in histories.iter() {
-        changes.record(user, experiment, &stored.remove(&user).unwrap_or_default(), history.after(experiment, rules));
+        let after = if history.is_over_active(rows_max) { Derived::default() } else { history.after(experiment, rules) };
+        changes.record(user, experiment, &stored.remove(&user).unwrap_or_default(), after);
     }
-    changes.write(connection).await
+    changes.write(connection, NewRows::Upserted).await
 }

@@ -2,6 +2,9 @@
 
 mod beside;
 mod conflicts;
+mod cost;
+mod memory;
+mod over_active;
 mod refused;
 
 use std::collections::BTreeMap;
@@ -30,6 +33,7 @@ struct Case {
     log_id: Uuid,
     project: Uuid,
     next: BTreeMap<u32, u64>,
+    epoch: i64,
 }
 
 impl Case {
@@ -43,7 +47,8 @@ impl Case {
             .expect("a project");
         lease::register_log(&mut connection, LogIdentity { log_id, partitions: 8 }, true).await.expect("a log");
         copy::make_table(&mut connection).await.expect("temporary tables");
-        Case { url: database.url.clone(), connection, cache: WorkerCache::default(), log_id, project, next: BTreeMap::new() }
+        let (url, cache, next) = (database.url.clone(), WorkerCache::default(), BTreeMap::new());
+        Case { url, connection, cache, log_id, project, next, epoch: 0 }
     }
 
     fn record(&self, draft: Draft) -> Record {
@@ -62,7 +67,7 @@ impl Case {
         }
         let mut batch = Batch::default();
         for (partition, records) in partitions {
-            batch.add(partition, 0, records);
+            batch.add(partition, self.epoch, records);
         }
         batch
     }
@@ -119,16 +124,25 @@ const ATTRIBUTION: &str = "
     JOIN variants v ON v.project_id = a.project_id AND v.experiment_id = a.experiment_id AND v.id = a.variant_id
     WHERE a.project_id = $project ORDER BY 1, 2, 3, 4";
 
-/// Puts the definition of an eligible impression, word for word, before a query.
+/// Puts the definitions of an eligible impression and of who has too many rows, word for word, before a query.
 fn with_eligible(query: &str) -> String {
     format!(
-        "WITH eligible AS (
+        "WITH counted AS (
+             SELECT user_id, experiment_id AS exposed FROM impressions
+             WHERE project_id = $project AND experiment_id IS NOT NULL AND variant_id IS NOT NULL AND is_bot = false
+               AND coalesce(user_was_eligible, true)
+             UNION ALL SELECT user_id, NULL FROM conversions WHERE project_id = $project
+         ), over_active AS (
+             SELECT user_id, array_agg(DISTINCT exposed) FILTER (WHERE exposed IS NOT NULL) AS experiments FROM counted
+             GROUP BY user_id HAVING count(*) > (SELECT rows_max FROM user_rows_limit)
+         ), eligible AS (
              SELECT i.*, e.name AS experiment, v.name AS variant, e.conversion_window_days AS days, e.attribution_method AS method
              FROM impressions i, experiments e, variants v
              WHERE i.project_id = $project AND e.project_id = $project AND v.project_id = $project
                AND i.experiment_id = e.id AND v.experiment_id = e.id AND v.id = i.variant_id
                AND coalesce(i.user_was_eligible, true) AND i.is_bot = false AND e.status != 'draft'
                AND i.event_time >= coalesce(e.started_at, '-infinity') AND i.event_time < coalesce(e.ended_at, 'infinity')
+               AND NOT EXISTS (SELECT 1 FROM over_active o WHERE o.user_id = i.user_id)
          ), first AS (
              SELECT f.* FROM eligible f WHERE NOT EXISTS (
                  SELECT 1 FROM eligible b WHERE b.user_id = f.user_id AND b.experiment_id = f.experiment_id
@@ -489,7 +503,7 @@ async fn unknown_names_wait_where_the_project_does_not_register() {
     let stored = case
         .store(vec![exposure("1", &user(1), &at(1), "nowhere", "b"), conversion("2", &user(1), &at(2), "purchase", "5")])
         .await;
-    assert_eq!((stored.inserted.values().sum::<u64>(), stored.dead.len(), stored.unattributed), (1, 1, 1));
+    assert_eq!((stored.inserted.values().sum::<u64>(), stored.dead.len(), stored.followed.unattributed), (1, 1, 1));
     let letters = case.rows("SELECT code, subject FROM dead_letters WHERE project_id = $project").await;
     assert_eq!(letters, ["(unknown_experiment,nowhere)"]);
 }

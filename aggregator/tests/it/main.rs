@@ -8,3 +8,4 @@ mod names;
 mod outages;
 mod pipeline;
 mod schema;
+mod users;

@@ -50,6 +50,7 @@ provoked! {
     alerts::a_client_that_sends_too_much fires ["WeirKeyOverItsRate"];
     alerts::a_name_that_nobody_knows fires ["WeirDeadLetters"];
     alerts::a_method_of_a_newer_version fires ["WeirExperimentBehind", "WeirServiceNotReady"];
+    alerts::facts_deleted_by_hand fires ["WeirKnownUsersDiffer"];
     alerts::a_task_that_panics fires ["WeirServiceNotReady", "WeirTaskRestarts"];
     alerts::more_questions_than_may_wait fires ["WeirQueriesRefused"];
     alerts::questions_that_do_not_end fires ["WeirQueryProcessesKilled"];

@@ -325,6 +325,41 @@ pub(super) async fn a_name_that_nobody_knows() -> Story {
     story
 }
 
+/// Somebody deletes facts by hand, of users whom the aggregator remembers. It compares one of 1,000 known users with what is stored: of
+/// 15,000 in each round some.
+pub(super) async fn facts_deleted_by_hand() -> Story {
+    const USERS: usize = 15_000;
+    let (database, folder) = (TestDatabase::create().await, Folder::new());
+    let up = Up::start_with(&folder, |command| {
+        command.args(["--database-url", &database.url]);
+    });
+    let mut rows = Database::connect(&database.url).await;
+    let (stored, different) = ("SELECT count(*) FROM conversions", "weir_aggregator_users_different_total");
+    let buy = |user: usize| json!({"type": "conversion", "user_id": format!("u-{user}"), "name": "purchase", "value": "1", "currency": "EUR"});
+    let everybody_buys = async || {
+        for part in 0..6 {
+            up.accepted((0..2_500).map(|user| buy(2_500 * part + user)).collect()).await;
+        }
+    };
+    everybody_buys().await;
+    rows.until(stored, USERS as i64, READY_MAX).await;
+    let mut story = Story::begin(&jobs(&up)).await;
+    for _ in 0..2 {
+        let before = shown(up.line("aggregator"), different).await;
+        rows.execute("DELETE FROM conversions").await;
+        everybody_buys().await;
+        rows.until(stored, USERS as i64, READY_MAX).await;
+        until_shown(up.line("aggregator"), different, |different| different > before).await;
+        story.during(&jobs(&up)).await;
+    }
+
+    // "All is well again once that is 0".
+    until_shown(up.line("aggregator"), "weir_aggregator_experiments_behind", |behind| behind == 0.0).await;
+    let story = story.end(&jobs(&up)).await;
+    assert!(up.end(Signal::TERM).success());
+    story
+}
+
 pub(super) async fn a_method_of_a_newer_version() -> Story {
     let (database, folder) = (TestDatabase::create().await, Folder::new());
     let up = Up::start_with(&folder, |command| {
