@@ -1,6 +1,6 @@
 //! Clients that know what was acknowledged, and the comparison of that with what is stored.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -20,6 +20,8 @@ const BATCH: i64 = 20;
 const USERS: i64 = 500;
 const EVENTS_OF_ONE: i64 = 40;
 const HEAVY_USER: i64 = 1_000_000_000;
+/// Who has more rows takes no part; the default.
+const USER_ROWS_MAX: i64 = 10_000;
 /// How long the rest of the log may take to be stored.
 const DRAINED_MAX: Duration = Duration::from_secs(90);
 
@@ -153,12 +155,11 @@ impl Load {
         assert!(ids.iter().map(|(id,)| id).eq(acknowledged.keys()), "other events are stored than were acknowledged");
         assert_eq!(database.number("SELECT sum(conversion_value)::bigint FROM conversions").await, sum);
         assert_eq!(database.number("SELECT count(*) FROM dead_letters").await, 0);
-        let exposed = acknowledged.values().filter(|number| is_impression(**number)).map(|number| user(*number));
-        let exposed = exposed.collect::<BTreeSet<_>>().len() as i64;
-        assert_eq!(database.number("SELECT count(*) FROM user_experiment_participation").await, exposed);
-        let total =
-            "SELECT sum(total_impressions)::bigint - (SELECT count(*) FROM impressions) FROM user_experiment_participation";
-        assert_eq!(database.number(total).await, 0);
+        let impressions = impressions_of_participants(acknowledged.values().copied());
+        let participation = "SELECT count(*) FROM user_experiment_participation";
+        assert_eq!(database.number(participation).await, impressions.len() as i64);
+        let total = "SELECT coalesce(sum(total_impressions), 0)::bigint FROM user_experiment_participation";
+        assert_eq!(database.number(total).await, impressions.values().sum::<i64>());
         assert!(database.number("SELECT count(*) FROM conversion_attribution").await > 0);
 
         let mut recompute = weir();
@@ -180,6 +181,18 @@ fn user(number: i64) -> i64 {
         return HEAVY_USER;
     }
     number / (USERS * EVENTS_OF_ONE) * USERS + number / 2 % USERS
+}
+
+/// Returns the impressions of each user who takes part: who has one, and not more rows than a user may have.
+fn impressions_of_participants(numbers: impl Iterator<Item = i64>) -> BTreeMap<i64, i64> {
+    let mut users: BTreeMap<i64, (i64, i64)> = BTreeMap::new();
+    for number in numbers {
+        let (rows, impressions) = users.entry(user(number)).or_default();
+        *rows += 1;
+        *impressions += i64::from(is_impression(number));
+    }
+    users.retain(|_, (rows, impressions)| *rows <= USER_ROWS_MAX && *impressions > 0);
+    users.into_iter().map(|(user, (_, impressions))| (user, impressions)).collect()
 }
 
 /// The event of a number; all of it but the time follows from the number, and the time does not change with a repetition.
