@@ -12,14 +12,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use sqlx::{Connection as _, PgConnection};
-use tokio::runtime::{self, Runtime};
+use tokio::runtime::{self, Handle};
 use tokio::task::JoinSet;
 
 use crate::Histogram;
 use crate::report::{Page, number};
 use attacks::{ATTACKS, Attack};
 use client::{Client, Waited};
-use up::Up;
+use up::{Resources, Up};
 
 mod attacks;
 mod client;
@@ -88,36 +88,11 @@ pub async fn run(options: &Options) -> anyhow::Result<String> {
 
     let chosen = |attack: &&Attack| options.only.as_ref().is_none_or(|only| attack.name.contains(only));
     let mut observed: Vec<Observed> = ATTACKS.iter().filter(chosen).map(Observed::of).collect();
-    let (begun, mut round, mut posted) = (Instant::now(), 0, 0);
-    let mut after_first = None;
-    loop {
-        round += 1;
-        for attack in &mut observed {
-            let before = {
-                let _busy = BusyCores::all_but_one();
-                good.go_on_for(Duration::from_secs(options.seconds)).await
-            };
-            let time = Duration::from_secs(options.seconds);
-            let (during, turns, memory) = beside(attack.attack, &attackers, &target, &good, &up, time).await?;
-            let recovery = recovers(&good, &target, RECOVERY_MAX).await;
-            posted += before.posted + during.posted + u64::from(recovery.is_ok());
-            attack.add(before, during, turns, memory, recovery);
-            crate::progress(&format!("{round}: {}", attack.row().join(" | ")));
-        }
-        if begun.elapsed() >= Duration::from_secs(options.minutes * 60) {
-            break;
-        }
-        for fault in ["postgres", "query"] {
-            up.kill(fault)?;
-            recovers(&good, &target, FAULT_MAX).await.with_context(|| format!("after the death of {fault}"))?;
-            posted += 1;
-        }
-        if after_first.is_none() {
-            // Caches are full by now, and pools have opened what they need.
-            after_first = Some(up.resources(&mut connect(&up).await?).await?);
-        }
-    }
+    let begun = Instant::now();
+    let ended = rounds(options, &mut observed, attackers.handle(), &target, &good, &up).await;
+    // Before an error is told: it may not be dropped here.
     attackers.shutdown_background();
+    let Rounds { round, posted, after_first } = ended?;
 
     let mut page = Page::new("abuse", "A good client beside attacks", folder.path(), Vec::new());
     page.say(&format!(
@@ -149,6 +124,55 @@ pub async fn run(options: &Options) -> anyhow::Result<String> {
         bail!("harm was done:\n{}", harm.join("\n"));
     }
     Ok(page)
+}
+
+/// What came of all rounds.
+struct Rounds {
+    round: u32,
+    /// Events of the good client that were acknowledged.
+    posted: u64,
+    /// What was held after the first round, if there was another one.
+    after_first: Option<Resources>,
+}
+
+/// Runs all attacks, one after the other, until the time is over, with kills after each round.
+async fn rounds(
+    options: &Options,
+    observed: &mut [Observed],
+    attackers: &Handle,
+    target: &Target,
+    good: &Client,
+    up: &Up,
+) -> anyhow::Result<Rounds> {
+    let begun = Instant::now();
+    let mut rounds = Rounds { round: 0, posted: 0, after_first: None };
+    loop {
+        rounds.round += 1;
+        for attack in observed.iter_mut() {
+            let before = {
+                let _busy = BusyCores::all_but_one();
+                good.go_on_for(Duration::from_secs(options.seconds)).await
+            };
+            let time = Duration::from_secs(options.seconds);
+            let (during, turns, memory) = beside(attack.attack, attackers, target, good, up, time).await?;
+            let recovery = recovers(good, target, RECOVERY_MAX).await;
+            rounds.posted += before.posted + during.posted + u64::from(recovery.is_ok());
+            attack.add(before, during, turns, memory, recovery);
+            crate::progress(&format!("{}: {}", rounds.round, attack.row().join(" | ")));
+        }
+        if begun.elapsed() >= Duration::from_secs(options.minutes * 60) {
+            return Ok(rounds);
+        }
+        for fault in ["postgres", "query"] {
+            up.kill(fault)?;
+            recovers(good, target, FAULT_MAX).await.with_context(|| format!("after the death of {fault}"))?;
+            rounds.posted += 1;
+        }
+        if rounds.after_first.is_none() {
+            // Caches are full by now, and pools have opened what they need.
+            rounds.after_first = Some(up.resources(&mut connect(up).await?).await?);
+        }
+    }
 }
 
 async fn connect(up: &Up) -> anyhow::Result<PgConnection> {
@@ -284,7 +308,7 @@ impl Drop for BusyCores {
 /// Runs an attack for some time beside the good client; also returns how often the attack had its turn, and the memory.
 async fn beside(
     attack: &'static Attack,
-    attackers: &Runtime,
+    attackers: &Handle,
     target: &Target,
     good: &Client,
     up: &Up,
@@ -302,7 +326,7 @@ async fn beside(
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
         };
-        attacking.spawn_on(take_turns, attackers.handle());
+        attacking.spawn_on(take_turns, attackers);
     }
     let (sampler, end) = (up.sampler(), Instant::now() + time);
     let sample = tokio::task::spawn_blocking(move || sampler.most_until(end));
