@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use hyper::body::Incoming;
-use hyper::header::{ACCESS_CONTROL_REQUEST_HEADERS, ORIGIN};
+use hyper::header::{ACCESS_CONTROL_REQUEST_HEADERS, IF_NONE_MATCH, ORIGIN};
 use hyper::{Method, Request};
 use service::{Response, Scope};
 
@@ -50,6 +50,8 @@ async fn dispatch(app: &Arc<App>, scope: Scope, route: Option<Route>, request: R
         respond::preflight(route.methods(), request.headers().get(ACCESS_CONTROL_REQUEST_HEADERS))
     } else if !route.allows(request.method()) {
         respond::error(Some(route), &ApiError::NoMethod(route.methods()), &app.limits)
+    } else if route == Route::Snippet {
+        respond::snippet(request.headers().get(IF_NONE_MATCH))
     } else if let Route::Question(question) = route {
         body::discard(&mut request.into_body()).await;
         respond::answered(question.answer())

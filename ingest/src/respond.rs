@@ -4,6 +4,8 @@
 //! Segment's routes, whose clients count a 429 with `Retry-After` against no limit. Never a redirect: two SDKs take one
 //! for success.
 
+use std::sync::LazyLock;
+
 use bytes::Bytes;
 use events::identity::Dialect;
 use events::{Code, Rejection};
@@ -11,11 +13,12 @@ use http_body_util::Full;
 use hyper::StatusCode;
 use hyper::header::{
     ACCESS_CONTROL_ALLOW_CREDENTIALS, ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
-    ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue,
+    ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, ALLOW, CACHE_CONTROL, CONTENT_TYPE, ETAG, HeaderName, HeaderValue,
     RETRY_AFTER, VARY, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS,
 };
 use serde::Serialize;
 use service::Response;
+use uuid::Uuid;
 
 use crate::body::{BodyFault, Memory, Reserved};
 use crate::config::Limits;
@@ -429,6 +432,26 @@ fn text(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) 
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response
+}
+
+/// Our own client for pages, as `sdk/js` builds it.
+const SNIPPET: &str = include_str!("../../sdk/js/weir.min.js");
+
+/// Answers with [`SNIPPET`], or that the browser has this one already.
+pub(crate) fn snippet(known: Option<&HeaderValue>) -> Response {
+    static TAG: LazyLock<HeaderValue> = LazyLock::new(|| {
+        let tag = format!("\"{}\"", Uuid::new_v5(&Uuid::NAMESPACE_OID, SNIPPET.as_bytes()));
+        HeaderValue::try_from(tag).unwrap_or(HeaderValue::from_static("\"\""))
+    });
+    let mut response = text(StatusCode::OK, "text/javascript; charset=utf-8", SNIPPET);
+    if known == Some(&*TAG) {
+        *response.status_mut() = StatusCode::NOT_MODIFIED;
+        *response.body_mut() = Full::default();
+    }
+    let headers = response.headers_mut();
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("public, max-age=3600"));
+    headers.insert(ETAG, TAG.clone());
     response
 }
 

@@ -36,6 +36,8 @@ pub(crate) enum Route {
     Statsig,
     /// What SDKs ask before they send events.
     Question(Question),
+    /// Our own client for pages.
+    Snippet,
     /// Whether the process lives.
     Live,
     /// Whether it can take events.
@@ -86,7 +88,7 @@ impl Question {
 }
 
 /// All routes that are counted under a name of their own, in the order of [`Route::NAMES`]; the last name is for all that is none.
-const NAMED: [Route; 21] = [
+const NAMED: [Route; 22] = [
     Route::Events,
     Route::Pixel,
     Route::Call(Call::Identify),
@@ -105,6 +107,7 @@ const NAMED: [Route; 21] = [
     Route::Growthbook,
     Route::Statsig,
     Route::Question(Question::PosthogFlags),
+    Route::Snippet,
     Route::Live,
     Route::Ready,
     Route::Metrics,
@@ -131,6 +134,7 @@ impl Route {
         "growthbook",
         "statsig",
         "question",
+        "snippet",
         "livez",
         "readyz",
         "metrics",
@@ -149,6 +153,7 @@ impl Route {
             "/livez" => Some(Route::Live),
             "/readyz" => Some(Route::Ready),
             "/metrics" => Some(Route::Metrics),
+            "/weir.js" => Some(Route::Snippet),
             _ => dialect::ALL.iter().find_map(|dialect| dialect.route(path, query)),
         }
     }
@@ -176,7 +181,7 @@ impl Route {
             Route::SnowplowImage | Route::SnowplowEvents => Dialect::Snowplow,
             Route::Growthbook => Dialect::Growthbook,
             Route::Statsig | Route::Question(_) => Dialect::Statsig,
-            Route::Events | Route::Live | Route::Ready | Route::Metrics => Dialect::Native,
+            Route::Events | Route::Snippet | Route::Live | Route::Ready | Route::Metrics => Dialect::Native,
         }
     }
 
@@ -208,7 +213,7 @@ impl Route {
             Route::Pixel | Route::PosthogCapture | Route::SnowplowImage | Route::SnowplowEvents | Route::Question(_) => {
                 "GET, HEAD, POST, OPTIONS"
             }
-            Route::Live | Route::Ready | Route::Metrics => "GET, HEAD",
+            Route::Snippet | Route::Live | Route::Ready | Route::Metrics => "GET, HEAD",
         }
     }
 
@@ -249,6 +254,7 @@ mod tests {
             ("/com.acme/track", "snowplow"),
             ("/v1/log_event", "statsig"),
             ("/flags/", "question"),
+            ("/weir.js", "snippet"),
             ("/readyz", "readyz"),
         ];
         for (path, name) in paths {

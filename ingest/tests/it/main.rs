@@ -12,4 +12,5 @@ mod rejections;
 mod repairs;
 mod requests;
 mod schema;
+mod snippet;
 mod support;

@@ -2,17 +2,18 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 use crate::harness::{Folder, Up};
 use crate::support::{Database, program, run};
 
-const PERSONS_AGENT: &str =
+pub const PERSONS_AGENT: &str =
     "Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/126.0.0.0 Safari/537.36";
 
 /// Serves one page to whoever asks, as long as the process lives; returns its URL.
-fn serve(body: String) -> String {
+pub fn serve(body: String) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let address = listener.local_addr().expect("is bound");
     std::thread::spawn(move || {
@@ -29,13 +30,17 @@ fn serve(body: String) -> String {
     format!("http://{address}/")
 }
 
-/// Opens a page in a browser of its own and returns the page as it is when all has been loaded.
+/// Opens a page in a browser that was never used, and returns the page as it is when all has been loaded.
 async fn open(url: &str, agent: Option<&str>) -> String {
-    let profile = tempfile::tempdir().expect("a folder");
+    open_in(tempfile::tempdir().expect("a folder").path(), url, agent).await
+}
+
+/// Opens a page in the browser of a profile, and returns the page as it is when all has been loaded.
+pub async fn open_in(profile: &Path, url: &str, agent: Option<&str>) -> String {
     let mut chromium = Command::new("chromium");
     chromium.args(["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]);
     chromium.args(["--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"]);
-    chromium.arg(format!("--user-data-dir={}", profile.path().display()));
+    chromium.arg(format!("--user-data-dir={}", profile.display()));
     chromium.args(agent.map(|agent| format!("--user-agent={agent}")));
     chromium.args(["--virtual-time-budget=5000", "--dump-dom", url]);
     let ended = run(chromium, Duration::from_secs(60)).await;

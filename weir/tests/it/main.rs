@@ -25,6 +25,7 @@ mod sdk;
 #[cfg(feature = "kafka")]
 mod services;
 #[allow(dead_code, unreachable_pub)] // As above.
+mod snippet;
 mod support;
 mod up;
 mod upgrade;
