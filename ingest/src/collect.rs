@@ -9,7 +9,7 @@ use std::time::Instant;
 use eventlog::AppendError;
 use events::repair::Reason;
 use events::rules::{self, RequestContext};
-use events::{Code, Event, EventId, Micros, ProjectId, Record, Rejection, Repair};
+use events::{Code, Event, EventId, Micros, ProjectId, Record, RejectedEvent, Rejection, Repair};
 use hyper::Request;
 use hyper::body::Incoming;
 use service::fair_queue::{FairQueue, Full};
@@ -24,6 +24,7 @@ use crate::config::Limits;
 use crate::dialect::{self, Envelope, EnvelopeFault, ParsedEvent, Text};
 use crate::keys::Keys;
 use crate::metrics::Metrics;
+use crate::refused::Refused;
 use crate::respond::{self, ApiError, Outcome, State};
 use crate::route::Route;
 
@@ -47,6 +48,7 @@ pub(crate) struct App {
     /// Turns of projects whose requests need long.
     pub(crate) computing: FairQueue,
     pub(crate) agents: Agents,
+    pub(crate) refused: Refused,
     /// The last append failed: logged once, until one succeeds.
     pub(crate) is_log_failing: AtomicBool,
 }
@@ -124,6 +126,8 @@ fn count(app: &App, admitted: &Admitted, events: usize) -> Result<(), ApiError> 
 /// Events that may be appended, what became of the others, and the answer if the append succeeds.
 struct Validated {
     records: Vec<Record>,
+    /// Records of the events that were refused, where nobody reads that in the answer.
+    refused: Vec<Record>,
     answer: Response,
     received: usize,
     duplicate: usize,
@@ -150,6 +154,7 @@ fn validate(
     let count = envelope.len();
     let dialect = admitted.asked.route.dialect();
     let mut records = Vec::with_capacity(count);
+    let mut refused = Vec::new();
     let mut outcome = Outcome::new(admitted.access.backfill);
     let (mut bots, mut codes, mut repaired) = (0, Vec::new(), Vec::new());
     let (mut bytes, mut record_bytes) = (text.as_str().len(), 0);
@@ -200,6 +205,22 @@ fn validate(
             Err(faults) => {
                 codes.extend(faults.first().map(|fault| fault.code));
                 let state = faults.first().map(|fault| State::Rejected(fault.code, fault.field.clone()));
+                if let Some(fault) = faults.first().filter(|_| !dialect.is_strict()) {
+                    let event = app.refused.has_room(request.project, request.received_at).then(|| envelope.text(index));
+                    let rejected = RejectedEvent::new(
+                        ids.next(index),
+                        request.project,
+                        request.received_at,
+                        dialect.as_str(),
+                        &admitted.access.name,
+                        fault,
+                        event.as_deref(),
+                    );
+                    let record = Record::of_rejected(&rejected);
+                    record_bytes += record.bytes().len();
+                    bytes += record.bytes().len();
+                    refused.push(record);
+                }
                 bytes += outcome.reject(index, &envelope.place(index), faults);
                 state.unwrap_or(State::Accepted)
             }
@@ -218,7 +239,7 @@ fn validate(
     take_bytes(app, &admitted.access, record_bytes).inspect_err(|_| app.metrics.deferred.increment(count as u64))?;
     let duplicate = outcome.duplicate;
     let each = outcome.tells_each().then(|| (admitted.asked.clone(), outcome));
-    Ok(Validated { records, answer, received: count, duplicate, bots, codes, repairs: repaired, each, reserved })
+    Ok(Validated { records, refused, answer, received: count, duplicate, bots, codes, repairs: repaired, each, reserved })
 }
 
 /// Gives a fault the name that the client has for its field.
@@ -328,8 +349,9 @@ impl IdGenerator {
 /// those with ids of their own. Those without get new ids and would be counted twice; a client that must not count twice
 /// sends ids.
 async fn append(app: &App, validated: Validated) -> Result<Response, ApiError> {
-    let Validated { records, answer, received, duplicate, bots, codes, repairs, each, reserved } = validated;
+    let Validated { mut records, refused, answer, received, duplicate, bots, codes, repairs, each, reserved } = validated;
     let appended = records.len();
+    records.extend(refused);
     if !records.is_empty() {
         let start = Instant::now();
         let done = tokio::time::timeout(app.limits.append_wait_max, app.log.append(records)).await;

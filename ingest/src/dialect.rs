@@ -225,6 +225,11 @@ pub(crate) trait Envelope {
     /// Returns an event as it is written in the body; none if it came in parameters.
     fn raw(&self, index: usize) -> Option<&str>;
 
+    /// Returns what the client sent as an event, to be kept where it is refused.
+    fn text(&self, index: usize) -> Cow<'_, str> {
+        Cow::Borrowed(self.raw(index).unwrap_or_default())
+    }
+
     /// Returns whether some event is no JSON, while others are.
     fn has_unreadable(&self) -> bool {
         false
@@ -324,6 +329,7 @@ mod tests {
 
     fn request(route: Route, query: &str) -> Admitted {
         let access = Access {
+            name: String::new(),
             project: request_context().project,
             unit: Unit::User,
             backfill: false,

@@ -66,6 +66,8 @@ pub(crate) struct Device<'a> {
 
 /// One event, still as parameters.
 pub(crate) struct Hit<'a> {
+    /// The query and the form.
+    sent: [&'a str; 2],
     members: Vec<Member<'a>>,
     /// Parameters in which bytes that are not UTF-8, or U+0000, were replaced.
     mended: Vec<Repair>,
@@ -76,7 +78,7 @@ pub(crate) struct Hit<'a> {
 
 /// Takes the parameters of an event, without the key. One that is larger than an event may be is not taken apart.
 pub(super) fn hit<'a>(query: &'a str, form: &'a str, device: Device<'a>) -> Hit<'a> {
-    let mut hit = Hit { members: Vec::new(), mended: Vec::new(), oversize: None, device };
+    let mut hit = Hit { sent: [query, form.trim_ascii()], members: Vec::new(), mended: Vec::new(), oversize: None, device };
     let bytes = query.len() + form.len();
     if bytes > EVENT_BYTES_MAX {
         let message = format!("the event has {bytes} bytes; at most {EVENT_BYTES_MAX} are accepted");
@@ -133,6 +135,10 @@ impl Envelope for Hit<'_> {
         None
     }
 
+    fn text(&self, _index: usize) -> Cow<'_, str> {
+        Cow::Owned(self.written())
+    }
+
     fn parse(&self, _index: usize, _mended: Option<&RawValue>, _conversions: &[String]) -> Result<ParsedEvent, Rejection> {
         self.read()
     }
@@ -152,6 +158,13 @@ impl<'a> Hit<'a> {
         }
         repairs.extend_from_slice(&self.mended);
         Ok(&self.members)
+    }
+
+    /// Returns the query and the form as they were sent, but for the key.
+    pub(super) fn written(&self) -> String {
+        let pairs =
+            self.sent.iter().flat_map(|part| part.split('&')).filter(|pair| !pair.is_empty() && !pair.starts_with("key="));
+        pairs.collect::<Vec<_>>().join("&")
     }
 
     /// Returns whether one of some parameters has a value.

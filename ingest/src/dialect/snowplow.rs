@@ -99,6 +99,10 @@ impl Envelope for Hit<'_> {
         None
     }
 
+    fn text(&self, _index: usize) -> Cow<'_, str> {
+        Cow::Owned(self.hit.written())
+    }
+
     fn parse(&self, _index: usize, _mended: Option<&RawValue>, conversions: &[String]) -> Result<ParsedEvent, Rejection> {
         let mut repairs = Vec::new();
         let members = self.hit.members(&mut repairs)?;
