@@ -4,6 +4,21 @@ use events::{Code, Micros, RejectedEvent, Rejection};
 
 use super::super::rejected::KEPT_MAX;
 use super::*;
+use crate::admin::rejected;
+
+/// What operators see: code and text of each event that is kept, by code, and code and number of all.
+async fn show_all(case: &mut Case) -> (Vec<(String, String)>, Vec<(String, i64)>) {
+    let (project, connection) = (case.project, &mut case.connection);
+    let mut kept = Vec::new();
+    for event in rejected::list(connection, project, None, 100).await.expect("answers") {
+        let (same, text) = rejected::show(connection, project, event.id).await.expect("is there");
+        assert_eq!((&same, text.len()), (&event, event.bytes as usize));
+        kept.push((event.code, text));
+    }
+    kept.sort();
+    let counts = rejected::counts(connection, project, None).await.expect("answers");
+    (kept, counts.into_iter().map(|count| (count.code, count.count)).collect())
+}
 
 #[tokio::test]
 async fn rejected_events_are_kept_up_to_a_limit_and_counted_without_one() {
@@ -34,6 +49,11 @@ async fn rejected_events_are_kept_up_to_a_limit_and_counted_without_one() {
     );
     let counted = "SELECT code, sum(events) FROM rejected_counts WHERE project_id = $project GROUP BY 1 ORDER BY 1";
     assert_eq!(case.rows(counted).await, ["(missing_user,1)", "(too_long,2)"]);
+    let (kept, _) = show_all(&mut case).await;
+    assert_eq!(
+        kept,
+        [("missing_user", "{\"a\":\"\\u0000\"}"), ("too_long", "{}")].map(|(code, text)| (code.to_owned(), text.to_owned()))
+    );
     // The same batch again changes nothing: its offsets are passed.
     assert!(matches!(case.commit(&batch).await, Err(CommitError::NotOwner { .. })));
 
@@ -54,4 +74,14 @@ async fn rejected_events_are_kept_up_to_a_limit_and_counted_without_one() {
     assert_eq!(case.rows(kept).await, ["(2026-03-01,2)", "(2026-03-02,3)"]);
     let counted = format!("SELECT sum(events) - {filled} FROM rejected_counts WHERE project_id = $project AND code = 'empty'");
     assert_eq!(case.rows(&counted).await, ["(9)"]);
+
+    let (_, counts) = show_all(&mut case).await;
+    assert_eq!(
+        counts,
+        [("empty", filled + 9), ("too_long", 2), ("missing_user", 1)].map(|(code, count)| (code.to_owned(), count))
+    );
+    let of_one = rejected::list(&mut case.connection, case.project, Some("empty"), 3).await.expect("answers");
+    assert_eq!(of_one.iter().map(|event| event.received_at).collect::<Vec<_>>(), [next_day; 3], "the newest first");
+    let other = rejected::show(&mut case.connection, Uuid::new_v4(), of_one[0].id).await.expect_err("of another project");
+    assert_eq!(other.code(), "unknown");
 }
