@@ -1,5 +1,6 @@
 //! Tests of the collector from the outside: bytes in at its socket, records out of its log.
 
+mod any_body;
 mod dialects;
 mod faults;
 mod hostile;
@@ -13,3 +14,4 @@ mod repairs;
 mod requests;
 mod schema;
 mod support;
+mod validate;
