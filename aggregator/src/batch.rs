@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use eventlog::{Offset, StoredRecord};
-use events::wire::DecodeError;
-use events::{Event, wire};
+use events::wire::{DecodeError, Entry};
+use events::{Event, RejectedEvent, wire};
 use uuid::Uuid;
 
 /// A half-open range of one log partition: the progress that a commit claims.
@@ -71,6 +71,8 @@ pub(crate) struct Batch {
     /// Ascending by log partition.
     pub slices: Vec<Slice>,
     pub events: Vec<Decoded>,
+    /// What the collector refused, each with its log partition.
+    pub rejected: Vec<(u32, RejectedEvent)>,
     /// What is no event at all.
     pub undecodable: Vec<DeadLetter>,
     /// Log partitions whose slice ends early: the next record was written by a newer version of Weir. By which, and where.
@@ -83,8 +85,9 @@ impl Batch {
         let Some(from) = records.first().map(|record| record.offset) else { return };
         let mut last: Option<(Offset, Bytes)> = None;
         for StoredRecord { offset, bytes } in records {
-            match wire::decode(&bytes) {
-                Ok(event) => self.events.push(Decoded { partition, offset, bytes: bytes.clone(), event }),
+            match wire::read(&bytes) {
+                Ok(Entry::Rejected(rejected)) => self.rejected.push((partition, rejected)),
+                Ok(Entry::Event(event)) => self.events.push(Decoded { partition, offset, bytes: bytes.clone(), event }),
                 Err(DecodeError::UnknownVersion(version)) => {
                     self.newer.insert(partition, (offset, version));
                     break;
@@ -109,7 +112,7 @@ impl Batch {
 
     /// Returns the number of records.
     pub(crate) fn len(&self) -> usize {
-        self.events.len() + self.undecodable.len()
+        self.events.len() + self.rejected.len() + self.undecodable.len()
     }
 
     /// Returns whose events these are, ascending, as locks are taken.

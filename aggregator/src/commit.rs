@@ -8,7 +8,7 @@
 //! 2. the catalogue's versions and the horizon are read under the projects' shared locks: if names moved, all starts over;
 //! 3. new facts are stored, ordered by key, so that two workers never wait for each other in a circle;
 //! 4. participation and attribution of the touched users are recomputed; 5. daily sums and what is known of each project's progress grow;
-//! 6. dead letters are stored, among them records whose identity is stored with other content; 7. commit.
+//! 6. what the collector refused is kept, and dead letters are stored, among them records whose identity is stored with other content; 7. commit.
 
 mod bisect;
 pub(crate) mod changes;
@@ -25,6 +25,7 @@ pub(crate) mod memory;
 pub(crate) mod over_active;
 pub(crate) mod participation;
 mod progress;
+mod rejected;
 mod rollups;
 #[cfg(test)]
 mod tests;
@@ -361,6 +362,7 @@ async fn attempt(
         true => conflicts::Conflicts::default(),
         false => conflicts::find(connection, log_id, &not_stored).await?,
     };
+    rejected::add(connection, log_id, &batch.rejected).await?;
     dead_letter::insert(connection, log_id, dead).await?;
     dead_letter::insert(connection, log_id, &conflicts.kept).await?;
     let names = event_names::add(connection, &cache.event_names, &new).await?;

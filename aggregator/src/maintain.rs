@@ -60,6 +60,7 @@ async fn maintain(
     };
     if Instant::now() >= *months_at {
         partitions::make_usual_months(open).await?;
+        sqlx::query("DELETE FROM rejected_events WHERE received_at < now() - interval '30 days'").execute(&mut *open).await?;
         *months_at = Instant::now() + MONTHS_EVERY;
     }
     while replay(open, log).await? == REPLAYS_AT_ONCE as usize {}

@@ -25,6 +25,8 @@ pub(crate) struct Asked {
     pub(crate) is_post: bool,
     /// The client asks for no cookie, and for no trace of the visitor.
     pub(crate) is_anonymous: bool,
+    /// Nothing is to be stored: each fault and each repair is told.
+    pub(crate) is_dry: bool,
 }
 
 /// A request with a valid key, within its rate limit.
@@ -122,20 +124,19 @@ async fn admit_parts(
     }
 
     let header = |name| head.headers.get(name).and_then(|value| value.to_str().ok());
-    let is_image = matches!(route, Route::Pixel | Route::SnowplowImage);
     // Snowplow's trackers on servers ask for its image, too: their agent is not the visitor's.
     let user_agent = header(USER_AGENT).filter(|text| route == Route::Pixel || text.starts_with("Mozilla/"));
     let is_anonymous = head.headers.contains_key("sp-anonymous");
     let cookie_name = dialect.cookie().filter(|_| !is_anonymous);
     let admitted = Admitted {
-        asked: Asked { route, query: query.to_owned(), is_post: head.method == Method::POST, is_anonymous },
+        asked: Asked { route, query: query.to_owned(), is_post: head.method == Method::POST, is_anonymous, is_dry: false },
         access,
         received_at,
         sent_at: dialect.sent_at(&keys),
         is_lines: header(CONTENT_TYPE)
             .is_some_and(|label| label.contains("ndjson") || label.contains("jsonl") || label.contains("json-l")),
         user_agent: user_agent.map(str::to_owned),
-        page: header(REFERER).filter(|_| is_image).map(str::to_owned),
+        page: header(REFERER).filter(|_| route.is_image()).map(str::to_owned),
         cookie: cookie_name.and_then(|name| header(COOKIE).and_then(|cookies| cookie(cookies, name))),
         fresh_cookie: if cookie_name.is_some() { uuid::Uuid::new_v4().to_string() } else { String::new() },
     };

@@ -7,9 +7,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use eventlog::AppendError;
+use events::identity::Dialect;
 use events::repair::Reason;
 use events::rules::{self, RequestContext};
-use events::{Code, Event, EventId, Micros, ProjectId, Record, Rejection, Repair};
+use events::{Code, Event, EventId, Micros, ProjectId, Record, RejectedEvent, Rejection, Repair};
 use hyper::Request;
 use hyper::body::Incoming;
 use service::fair_queue::{FairQueue, Full};
@@ -21,9 +22,11 @@ use crate::admit::{Admitted, Asked, admit, body_fault, rate_limited, take_bytes}
 use crate::body::{BodyFault, Memory, Reserved};
 use crate::bots::{Agent, Agents};
 use crate::config::Limits;
+use crate::dialect::detect::detect;
 use crate::dialect::{self, Envelope, EnvelopeFault, ParsedEvent, Text};
 use crate::keys::Keys;
 use crate::metrics::Metrics;
+use crate::refused::Refused;
 use crate::respond::{self, ApiError, Outcome, State};
 use crate::route::Route;
 
@@ -49,6 +52,7 @@ pub(crate) struct App {
     /// Where they compute. They give way to connections.
     pub(crate) threads: Threads,
     pub(crate) agents: Agents,
+    pub(crate) refused: Refused,
     /// The last append failed: logged once, until one succeeds.
     pub(crate) is_log_failing: AtomicBool,
 }
@@ -61,6 +65,11 @@ pub(crate) async fn collect(app: &Arc<App>, route: Route, request: Request<Incom
         let validated = compute(app, admitted.access.project, is_short, move |app| {
             let (bytes, reserved) = body.into_parts();
             let text = Text::new(&bytes);
+            let mut admitted = admitted;
+            if admitted.asked.route == Route::Validate {
+                admitted.asked.route = route_of_checked(&admitted.asked.query, &text).map_err(ApiError::Envelope)?;
+                admitted.asked.is_dry = true;
+            }
             let first = decode(app, &admitted, &text);
             let is_unreadable = match &first {
                 Ok(decoded) => decoded.has_unreadable(),
@@ -108,6 +117,15 @@ pub(crate) async fn compute<T: Send + 'static>(
     done.await.unwrap_or(Err(Panicked)).unwrap_or(Err(ApiError::Bug))
 }
 
+/// Returns the route where events that are only to be checked would be sent.
+fn route_of_checked(query: &str, text: &Text<'_>) -> Result<Route, EnvelopeFault> {
+    let dialect = detect(query, text.as_str()).or_else(|| detect(query, text.null_not_numbers()?.as_str()));
+    dialect.map(Route::of_dialect).ok_or_else(|| {
+        let names = Dialect::ALL.map(Dialect::as_str).join(", ");
+        EnvelopeFault::Unreadable(format!("the body has the shape of no dialect; ?dialect= says which it is: {names}"))
+    })
+}
+
 /// Splits the body into its events.
 fn decode<'a>(app: &App, admitted: &'a Admitted, text: &'a Text<'a>) -> Result<Box<dyn Envelope + 'a>, EnvelopeFault> {
     dialect::of(admitted.asked.route.dialect()).parse(admitted, text, app.limits.events_max)
@@ -126,6 +144,8 @@ fn count(app: &App, admitted: &Admitted, events: usize) -> Result<(), ApiError> 
 /// Events that may be appended, what became of the others, and the answer if the append succeeds.
 struct Validated {
     records: Vec<Record>,
+    /// Records of the events that were refused, where nobody reads that in the answer.
+    refused: Vec<Record>,
     answer: Response,
     received: usize,
     duplicate: usize,
@@ -140,6 +160,24 @@ struct Validated {
     reserved: Reserved,
 }
 
+impl Validated {
+    /// Nothing is appended, and nothing counted.
+    fn of_check(answer: Response, reserved: Reserved) -> Self {
+        Validated {
+            records: Vec::new(),
+            refused: Vec::new(),
+            answer,
+            received: 0,
+            duplicate: 0,
+            bots: 0,
+            codes: Vec::new(),
+            repairs: Vec::new(),
+            each: None,
+            reserved,
+        }
+    }
+}
+
 /// Checks every event of the request, before the first one is appended, and writes the answer, for which there might be no memory later.
 /// Records may be larger than the body that they are made of, and rejections too, so each is counted.
 fn validate(
@@ -152,8 +190,10 @@ fn validate(
     let count = envelope.len();
     let dialect = admitted.asked.route.dialect();
     let mut records = Vec::with_capacity(count);
+    let mut refused = Vec::new();
     let mut outcome = Outcome::new(admitted.access.backfill);
     let (mut bots, mut codes, mut repaired) = (0, Vec::new(), Vec::new());
+    let is_dry = admitted.asked.is_dry;
     let (mut bytes, mut record_bytes) = (text.as_str().len(), 0);
     let request = RequestContext {
         project: admitted.access.project,
@@ -175,7 +215,7 @@ fn validate(
                 check_rules(parsed, &request, ids.next(index), |field| envelope.client_name(index, field))
             })
             .and_then(|(event, repairs)| {
-                let named = app.keys.names.admit(event, admitted.access.backfill);
+                let named = app.keys.names.admit(event, admitted.access.backfill, admitted.asked.is_dry);
                 named.map(|event| (event, repairs)).map_err(|fault| vec![named_as(fault, envelope.client_name(index, "name"))])
             });
         let state = match admitted_event {
@@ -193,7 +233,11 @@ fn validate(
                     outcome.repaired += usize::from(!repairs.is_empty());
                     let is_first = |at: usize| repairs[..at].iter().all(|earlier| earlier.reason != repairs[at].reason);
                     repaired.extend((0..repairs.len()).filter(|at| is_first(*at)).map(|at| repairs[at].reason));
-                    if repairs.is_empty() { State::Accepted } else { State::Repaired }
+                    let state = if repairs.is_empty() { State::Accepted } else { State::Repaired };
+                    if is_dry {
+                        bytes += outcome.tell(index, repairs, |field| envelope.client_name(index, field));
+                    }
+                    state
                 } else {
                     outcome.duplicate += 1;
                     State::Duplicate
@@ -202,6 +246,22 @@ fn validate(
             Err(faults) => {
                 codes.extend(faults.first().map(|fault| fault.code));
                 let state = faults.first().map(|fault| State::Rejected(fault.code, fault.field.clone()));
+                if let Some(fault) = faults.first().filter(|_| !dialect.is_strict() && !is_dry) {
+                    let event = app.refused.has_room(request.project, request.received_at).then(|| envelope.text(index));
+                    let rejected = RejectedEvent::new(
+                        ids.next(index),
+                        request.project,
+                        request.received_at,
+                        dialect.as_str(),
+                        &admitted.access.name,
+                        fault,
+                        event.as_deref(),
+                    );
+                    let record = Record::of_rejected(&rejected);
+                    record_bytes += record.bytes().len();
+                    bytes += record.bytes().len();
+                    refused.push(record);
+                }
                 bytes += outcome.reject(index, &envelope.place(index), faults);
                 state.unwrap_or(State::Accepted)
             }
@@ -215,12 +275,18 @@ fn validate(
     if envelope.needs_cookie() && !admitted.fresh_cookie.is_empty() {
         outcome.cookie = Some(admitted.fresh_cookie.clone());
     }
-    let reply = dialect::of(dialect).answer(&admitted.asked, &outcome);
+    let reply = match is_dry {
+        true => outcome.checked(dialect),
+        false => dialect::of(dialect).answer(&admitted.asked, &outcome),
+    };
     let answer = respond::outcome(dialect, reply, &outcome, &app.answers).map_err(|fault| body_fault(app, fault))?;
+    if is_dry {
+        return Ok(Validated::of_check(answer, reserved));
+    }
     take_bytes(app, &admitted.access, record_bytes).inspect_err(|_| app.metrics.deferred.increment(count as u64))?;
     let duplicate = outcome.duplicate;
     let each = outcome.tells_each().then(|| (admitted.asked.clone(), outcome));
-    Ok(Validated { records, answer, received: count, duplicate, bots, codes, repairs: repaired, each, reserved })
+    Ok(Validated { records, refused, answer, received: count, duplicate, bots, codes, repairs: repaired, each, reserved })
 }
 
 /// Gives a fault the name that the client has for its field.
@@ -330,8 +396,9 @@ impl IdGenerator {
 /// those with ids of their own. Those without get new ids and would be counted twice; a client that must not count twice
 /// sends ids.
 async fn append(app: &App, validated: Validated) -> Result<Response, ApiError> {
-    let Validated { records, answer, received, duplicate, bots, codes, repairs, each, reserved } = validated;
+    let Validated { mut records, refused, answer, received, duplicate, bots, codes, repairs, each, reserved } = validated;
     let appended = records.len();
+    records.extend(refused);
     if !records.is_empty() {
         let start = Instant::now();
         let done = tokio::time::timeout(app.limits.append_wait_max, app.log.append(records)).await;

@@ -1,15 +1,17 @@
 //! Requests as clients send them: each dialect says which addresses are its own, where its key is, how a body splits into
 //! events and these into drafts, and what it answers.
 
+mod body;
+pub(crate) mod detect;
 mod field;
 mod growthbook;
 mod head;
+mod image;
 mod item;
 mod jitsu;
 mod members;
 mod metadata;
 mod native;
-
 mod pixel;
 mod posthog;
 pub(crate) mod query;
@@ -31,7 +33,7 @@ use hyper::header::{HeaderName, HeaderValue};
 use serde_json::value::RawValue;
 
 pub(crate) use head::{Head, KeyInHead};
-pub(crate) use pixel::Device;
+pub(crate) use image::Device;
 pub(crate) use segment::Call;
 pub(crate) use text::Text;
 
@@ -102,7 +104,7 @@ pub(crate) trait Dialect: Sync {
 
     /// Words an error of the whole request; its status is chosen by [`crate::respond`].
     fn error(&self, _route: Route, code: &str, message: &str) -> Reply {
-        Reply::json(&serde_json::json!({ "code": code, "message": message }))
+        Reply::error(code, message)
     }
 }
 
@@ -169,6 +171,11 @@ impl Reply {
         Reply::new(Content::Json(serde_json::to_vec(value).unwrap_or_default()))
     }
 
+    /// Answers an error, with its code and for people.
+    pub(crate) fn error(code: &str, message: &str) -> Self {
+        Reply::json(&serde_json::json!({ "code": code, "message": message }))
+    }
+
     /// Adds a header, unless its value is none that a header may have.
     pub(crate) fn with(mut self, name: HeaderName, value: &str) -> Self {
         self.headers.extend(HeaderValue::from_str(value).ok().map(|value| (name, value)));
@@ -224,6 +231,11 @@ pub(crate) trait Envelope {
 
     /// Returns an event as it is written in the body; none if it came in parameters.
     fn raw(&self, index: usize) -> Option<&str>;
+
+    /// Returns what the client sent as an event, to be kept where it is refused.
+    fn text(&self, index: usize) -> Cow<'_, str> {
+        Cow::Borrowed(self.raw(index).unwrap_or_default())
+    }
 
     /// Returns whether some event is no JSON, while others are.
     fn has_unreadable(&self) -> bool {
@@ -294,7 +306,7 @@ pub(crate) fn read(
 
 /// What becomes of events that are no exposures and no orders, for the table of the README.
 #[cfg(test)]
-const OTHERS: [(&str, &str); 8] = [
+const OTHERS: [(&str, &str); 9] = [
     ("Segment, RudderStack, Jitsu: other tracks, `page`, `screen`", "engagement of the track's name, `page`, `screen`"),
     ("Segment, RudderStack, Jitsu: `identify`, `alias`, `group`", "identity"),
     ("PostHog: `$identify`, `$set`, `$create_alias`, `$merge_dangerously`, `$groupidentify`", "identity"),
@@ -309,6 +321,7 @@ const OTHERS: [(&str, &str); 8] = [
         "engagement `page_view`, `page_ping`, `transaction_item`, of the action, of the schema",
     ),
     ("Statsig: with a number as `value`", "conversion of its name"),
+    ("Statsig: `statsig::diagnostics`, the client's own timings", "nothing: it is answered and not kept"),
 ];
 
 #[cfg(test)]
@@ -324,6 +337,7 @@ mod tests {
 
     fn request(route: Route, query: &str) -> Admitted {
         let access = Access {
+            name: String::new(),
             project: request_context().project,
             unit: Unit::User,
             backfill: false,
@@ -334,7 +348,7 @@ mod tests {
             bytes: None,
         };
         Admitted {
-            asked: Asked { route, query: query.to_owned(), is_post: true, is_anonymous: false },
+            asked: Asked { route, query: query.to_owned(), is_post: true, is_anonymous: false, is_dry: false },
             access: Arc::new(access),
             received_at: RECEIVED_AT,
             sent_at: None,
@@ -381,6 +395,8 @@ mod tests {
                 Route::Batch,
                 Route::Call(Call::Track),
                 Route::JitsuCall(Call::Page),
+                Route::CallImage(Call::Track),
+                Route::JitsuImage(Call::Identify),
                 Route::PosthogCapture,
                 Route::PosthogEvents,
                 Route::SnowplowEvents,

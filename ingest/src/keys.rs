@@ -32,6 +32,8 @@ const WAIT_MAX: Duration = Duration::from_secs(2);
 /// What a key allows, and to whom.
 #[derive(Debug)]
 pub(crate) struct Access {
+    /// The beginning of the key's digest, which tells keys apart; empty where any key is taken.
+    pub(crate) name: String,
     pub(crate) project: ProjectId,
     pub(crate) unit: Unit,
     /// Whether history may be sent: of server keys.
@@ -235,6 +237,7 @@ mod tests {
     fn access(expires_at: Option<Micros>) -> Arc<Access> {
         let project = ProjectId(uuid::Uuid::from_u128(1));
         Arc::new(Access {
+            name: String::new(),
             project,
             unit: Unit::User,
             backfill: false,

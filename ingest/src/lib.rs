@@ -19,6 +19,7 @@ mod keys;
 mod log_watch;
 mod metrics;
 mod names;
+mod refused;
 mod respond;
 mod route;
 
@@ -38,7 +39,7 @@ pub use config::{Config, Limits, StartError};
 use collect::App;
 
 /// The schemas whose keys, projects, names of events and horizon the collector reads. Beside another one it goes on with what it knows.
-pub const SCHEMA: catalogue::schema::Supported = catalogue::schema::Supported { service: "collector", oldest: 5, newest: 8 };
+pub const SCHEMA: catalogue::schema::Supported = catalogue::schema::Supported { service: "collector", oldest: 5, newest: 9 };
 
 /// Where the metrics are if the public address is not on loopback and nobody said where.
 const METRICS_USUAL: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8090);
@@ -115,6 +116,7 @@ impl Collector {
             admin: AdminEndpoint::new(&meter, tasks.health()),
             health: Arc::clone(tasks.health()),
             agents: bots::Agents::default(),
+            refused: refused::Refused::default(),
             is_log_failing: AtomicBool::new(false),
         });
         tasks.spawn_until_stop("keys", {

@@ -43,10 +43,11 @@ impl Names {
         self.by_project.write().unwrap_or_else(PoisonError::into_inner).insert(project, known);
     }
 
-    /// Admits an event if its name is known, or the project may have another one from a key of this kind.
+    /// Admits an event if its name is known, or the project may have another one from a key of this kind. A name that is new is known
+    /// from then on, unless it is only looked at.
     /// # Errors
     /// A rejection of code `blocked_name` or `cardinality_limit`.
-    pub(crate) fn admit(&self, event: Event, is_server_key: bool) -> Result<Event, Rejection> {
+    pub(crate) fn admit(&self, event: Event, is_server_key: bool, is_dry: bool) -> Result<Event, Rejection> {
         // Other kinds have a fixed list of names, or none.
         let is_free = matches!(event.kind(), Kind::Conversion | Kind::Engagement);
         let Some(name) = event.name.as_deref().filter(|_| is_free) else { return Ok(event) };
@@ -79,7 +80,9 @@ impl Names {
             );
             return Err(Rejection::new(Code::CardinalityLimit, "name", message));
         }
-        known.allowed.insert(name.into());
+        if !is_dry {
+            known.allowed.insert(name.into());
+        }
         Ok(event)
     }
 }

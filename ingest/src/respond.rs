@@ -4,11 +4,12 @@
 //! Segment's routes, whose clients count a 429 with `Retry-After` against no limit. Never a redirect: two SDKs take one
 //! for success.
 
+use std::borrow::Cow;
 use std::sync::LazyLock;
 
 use bytes::Bytes;
 use events::identity::Dialect;
-use events::{Code, Rejection};
+use events::{Code, Rejection, Repair};
 use http_body_util::Full;
 use hyper::StatusCode;
 use hyper::header::{
@@ -34,6 +35,8 @@ const ERROR: HeaderName = HeaderName::from_static("x-weir-error");
 const FULL_MAX: usize = 100;
 /// The same for a server key: an import keeps the reason of each row that was refused.
 const FULL_MAX_SERVER: usize = 5_000;
+/// Repairs that the answer to a check tells.
+const TOLD_MAX: usize = 1_000;
 /// Bytes of a message, and of a field where there is no message. A client's own names may be in both.
 const MESSAGE_BYTES_MAX: usize = 1_024;
 const FIELD_BYTES_MAX: usize = 64;
@@ -52,6 +55,8 @@ pub(crate) struct Outcome {
     /// The faults of the rejected events, in the request's order.
     rejected: Vec<Rejected>,
     rejected_events: usize,
+    /// The repairs of events that are only checked.
+    told: Vec<Repaired>,
     is_server_key: bool,
     /// The id that the browser is to keep.
     pub(crate) cookie: Option<String>,
@@ -71,6 +76,35 @@ pub(crate) enum State {
     Rejected(Code, String),
     /// Not stored now: the client is to send it again.
     Retry,
+}
+
+impl State {
+    /// Returns it as it is told.
+    pub(crate) fn result(&self) -> EventResult {
+        let (result, details) = match self {
+            State::Accepted => ("ok", None),
+            State::Duplicate => ("ok", Some("duplicate")),
+            State::Repaired => ("warning", Some("repaired")),
+            State::Rejected(code, _) => ("drop", Some(code.as_str())),
+            State::Retry => ("retry", Some("not_persisted")),
+        };
+        EventResult { result, details }
+    }
+
+    /// The same with a client's own word for the details.
+    pub(crate) fn result_as(&self, details: &'static str) -> EventResult {
+        EventResult { details: Some(details), ..self.result() }
+    }
+}
+
+/// One repair of one event that was checked.
+#[derive(Debug, Serialize)]
+struct Repaired {
+    index: usize,
+    field: String,
+    reason: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    from: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -95,6 +129,20 @@ impl Outcome {
         2 * ENTRY_BYTES
     }
 
+    /// Notes the repairs of an event that is only checked; `name` says what the client calls a field. Returns how many bytes that takes,
+    /// about.
+    pub(crate) fn tell(&mut self, index: usize, repairs: Vec<Repair>, name: impl Fn(&str) -> Option<Cow<'static, str>>) -> usize {
+        let mut bytes = 0;
+        for repair in repairs.into_iter().take(TOLD_MAX.saturating_sub(self.told.len())) {
+            let field = name(&repair.field).map_or(repair.field, Cow::into_owned);
+            let mut from = repair.from;
+            from.iter_mut().for_each(|from| from.truncate(from.floor_char_boundary(MESSAGE_BYTES_MAX)));
+            bytes += ENTRY_BYTES + field.len() + from.as_ref().map_or(0, String::len);
+            self.told.push(Repaired { index, field, reason: repair.reason.as_str(), from });
+        }
+        bytes
+    }
+
     /// Returns whether the answer says of each event what became of it.
     pub(crate) fn tells_each(&self) -> bool {
         !self.states.is_empty()
@@ -115,7 +163,19 @@ impl Outcome {
 
     /// Answers with the counts and the rejections, as native clients read them.
     pub(crate) fn counts(&self) -> Reply {
-        Reply::json(&Answer { accepted: self.accepted, duplicate: self.duplicate, rejected: &self.rejected })
+        let results = self.tells_each().then(|| self.states.iter().map(|(_, state)| state.result()).collect());
+        Reply::json(&Answer { accepted: self.accepted, duplicate: self.duplicate, rejected: &self.rejected, results })
+    }
+
+    /// Answers with each fault and each repair of events that were checked and not stored.
+    pub(crate) fn checked(&self, dialect: Dialect) -> Reply {
+        Reply::json(&serde_json::json!({
+            "dialect": dialect.as_str(),
+            "accepted": self.accepted,
+            "duplicate": self.duplicate,
+            "rejected": self.rejected,
+            "repaired": self.told,
+        }))
     }
 
     /// Answers that all is well, under a dialect's name for it; the rejections are for people.
@@ -308,18 +368,31 @@ struct Answer<'a> {
     accepted: usize,
     duplicate: usize,
     rejected: &'a [Rejected],
+    /// What became of each event, in the request's order, where the client asked for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    results: Option<Vec<EventResult>>,
+}
+
+/// What became of one event.
+#[derive(Serialize)]
+pub(crate) struct EventResult {
+    /// `ok`; `warning`, stored after a repair; `drop`, refused; `retry`, not stored now.
+    result: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    details: Option<&'static str>,
 }
 
 /// Answers a request that was processed. Memory is taken for answers that name events; all others are small.
 /// # Errors
 /// `NoMemory`.
 pub(crate) fn outcome(dialect: Dialect, reply: Reply, outcome: &Outcome, memory: &Memory) -> Result<Response, BodyFault> {
-    let names_events = !outcome.rejected.is_empty() || outcome.tells_each();
+    let names_events = !outcome.rejected.is_empty() || !outcome.told.is_empty() || outcome.tells_each();
     let status = match (reply.is_empty, reply.is_accepted) {
         (true, _) => StatusCode::NO_CONTENT,
         (false, true) => StatusCode::ACCEPTED,
         (false, false) => StatusCode::OK,
     };
+    let is_image = matches!(reply.content, Content::Image);
     let mut response = match reply.content {
         Content::Json(bytes) if names_events => {
             let mut reserved = memory.reserve();
@@ -334,9 +407,7 @@ pub(crate) fn outcome(dialect: Dialect, reply: Reply, outcome: &Outcome, memory:
     }
     let headers = response.headers_mut();
     headers.extend(reply.headers);
-    if dialect == Dialect::Pixel
-        && let Some(fault) = outcome.rejected.first()
-    {
+    if is_image && let Some(fault) = outcome.rejected.first() {
         headers.insert(ERROR, visible(fault.code.as_str(), fault.message.as_deref().unwrap_or_default()));
     }
     if !matches!(dialect, Dialect::Native | Dialect::Pixel) {
@@ -564,7 +635,7 @@ mod tests {
     fn an_answer_without_rejections_needs_no_memory() {
         let none = Memory::new(0);
         for route in [Route::Events, Route::Batch, Route::Pixel, Route::PosthogCapture, Route::SnowplowEvents, Route::Statsig] {
-            let asked = Asked { route, query: String::new(), is_post: true, is_anonymous: false };
+            let asked = Asked { route, query: String::new(), is_post: true, is_anonymous: false, is_dry: false };
             let name = route.dialect();
             let answer = |answered: Outcome| outcome(name, dialect::of(name).answer(&asked, &answered), &answered, &none).is_ok();
             assert!(answer(Outcome { accepted: 3, ..Outcome::default() }));

@@ -22,6 +22,10 @@ pub(crate) enum Route {
     JitsuCall(Call),
     /// A batch of those.
     JitsuBatch,
+    /// The image of one of Segment's calls.
+    CallImage(Call),
+    /// The same, as Jitsu's pages ask for it.
+    JitsuImage(Call),
     /// Captures of PostHog's older clients.
     PosthogCapture,
     /// Events of PostHog's newer ones, each with its outcome.
@@ -34,6 +38,8 @@ pub(crate) enum Route {
     Growthbook,
     /// Statsig's events.
     Statsig,
+    /// Events of any dialect that are checked and not stored.
+    Validate,
     /// What SDKs ask before they send events.
     Question(Question),
     /// Our own client for pages.
@@ -88,7 +94,7 @@ impl Question {
 }
 
 /// All routes that are counted under a name of their own, in the order of [`Route::NAMES`]; the last name is for all that is none.
-const NAMED: [Route; 22] = [
+const NAMED: [Route; 25] = [
     Route::Events,
     Route::Pixel,
     Route::Call(Call::Identify),
@@ -100,12 +106,15 @@ const NAMED: [Route; 22] = [
     Route::Batch,
     Route::JitsuCall(Call::Track),
     Route::JitsuBatch,
+    Route::CallImage(Call::Track),
+    Route::JitsuImage(Call::Track),
     Route::PosthogCapture,
     Route::PosthogEvents,
     Route::SnowplowImage,
     Route::SnowplowEvents,
     Route::Growthbook,
     Route::Statsig,
+    Route::Validate,
     Route::Question(Question::PosthogFlags),
     Route::Snippet,
     Route::Live,
@@ -127,12 +136,15 @@ impl Route {
         "batch",
         "jitsu",
         "jitsu_batch",
+        "segment_image",
+        "jitsu_image",
         "posthog",
         "posthog_v1",
         "snowplow_image",
         "snowplow",
         "growthbook",
         "statsig",
+        "validate",
         "question",
         "snippet",
         "livez",
@@ -154,6 +166,7 @@ impl Route {
             "/readyz" => Some(Route::Ready),
             "/metrics" => Some(Route::Metrics),
             "/weir.js" => Some(Route::Snippet),
+            "/validate" => Some(Route::Validate),
             _ => dialect::ALL.iter().find_map(|dialect| dialect.route(path, query)),
         }
     }
@@ -162,6 +175,8 @@ impl Route {
     pub(crate) fn index(route: Option<Route>) -> usize {
         let route = route.map(|route| match route {
             Route::JitsuCall(_) => Route::JitsuCall(Call::Track),
+            Route::CallImage(_) => Route::CallImage(Call::Track),
+            Route::JitsuImage(_) => Route::JitsuImage(Call::Track),
             Route::Question(_) => Route::Question(Question::PosthogFlags),
             route => route,
         });
@@ -172,8 +187,8 @@ impl Route {
     pub(crate) fn dialect(self) -> Dialect {
         match self {
             Route::Pixel => Dialect::Pixel,
-            Route::Call(_) | Route::Batch => Dialect::Segment,
-            Route::JitsuCall(_) | Route::JitsuBatch => Dialect::Jitsu,
+            Route::Call(_) | Route::Batch | Route::CallImage(_) => Dialect::Segment,
+            Route::JitsuCall(_) | Route::JitsuBatch | Route::JitsuImage(_) => Dialect::Jitsu,
             Route::PosthogCapture | Route::PosthogEvents | Route::Question(Question::PosthogFlags) => Dialect::Posthog,
             Route::Question(Question::PosthogDefinitions | Question::PosthogLists | Question::PosthogRecording) => {
                 Dialect::Posthog
@@ -181,7 +196,21 @@ impl Route {
             Route::SnowplowImage | Route::SnowplowEvents => Dialect::Snowplow,
             Route::Growthbook => Dialect::Growthbook,
             Route::Statsig | Route::Question(_) => Dialect::Statsig,
-            Route::Events | Route::Snippet | Route::Live | Route::Ready | Route::Metrics => Dialect::Native,
+            Route::Events | Route::Validate | Route::Snippet | Route::Live | Route::Ready | Route::Metrics => Dialect::Native,
+        }
+    }
+
+    /// Returns the address of a dialect that takes several events.
+    pub(crate) fn of_dialect(dialect: Dialect) -> Route {
+        match dialect {
+            Dialect::Native => Route::Events,
+            Dialect::Pixel => Route::Pixel,
+            Dialect::Segment => Route::Batch,
+            Dialect::Posthog => Route::PosthogCapture,
+            Dialect::Snowplow => Route::SnowplowEvents,
+            Dialect::Growthbook => Route::Growthbook,
+            Dialect::Statsig => Route::Statsig,
+            Dialect::Jitsu => Route::JitsuBatch,
         }
     }
 
@@ -191,6 +220,11 @@ impl Route {
             Route::Call(call) | Route::JitsuCall(call) => Some(call),
             _ => None,
         }
+    }
+
+    /// Returns whether browsers ask for an image there, of whose events they tell the page.
+    pub(crate) fn is_image(self) -> bool {
+        matches!(self, Route::Pixel | Route::SnowplowImage | Route::CallImage(_) | Route::JitsuImage(_))
     }
 
     /// Returns whether clients go there, and not only those who operate the collector.
@@ -209,10 +243,9 @@ impl Route {
             Route::Events | Route::Call(_) | Route::Batch | Route::PosthogEvents | Route::Growthbook | Route::Statsig => {
                 "POST, OPTIONS"
             }
-            Route::JitsuCall(_) | Route::JitsuBatch => "POST, OPTIONS",
-            Route::Pixel | Route::PosthogCapture | Route::SnowplowImage | Route::SnowplowEvents | Route::Question(_) => {
-                "GET, HEAD, POST, OPTIONS"
-            }
+            Route::JitsuCall(_) | Route::JitsuBatch | Route::Validate => "POST, OPTIONS",
+            Route::PosthogCapture | Route::SnowplowEvents | Route::Question(_) => "GET, HEAD, POST, OPTIONS",
+            Route::Pixel | Route::SnowplowImage | Route::CallImage(_) | Route::JitsuImage(_) => "GET, HEAD, POST, OPTIONS",
             Route::Snippet | Route::Live | Route::Ready | Route::Metrics => "GET, HEAD",
         }
     }
@@ -244,6 +277,10 @@ mod tests {
             ("/v1/import", "batch"),
             ("/api/s/s2s/page", "jitsu"),
             ("/api/s/my_own_event", "jitsu"),
+            ("/v1/pixel/track", "segment_image"),
+            ("/pixel/v1/page/", "segment_image"),
+            ("/api/px/p", "jitsu_image"),
+            ("/api/px/my_own_event", "jitsu_image"),
             ("/e/", "posthog"),
             ("/i/v0/e/", "posthog"),
             ("/batch/", "posthog"),
@@ -262,9 +299,20 @@ mod tests {
         }
         assert_eq!(Route::of("/track", "client_key=k"), Some(Route::Growthbook));
         assert_eq!(Route::of("/track", "client_key="), Some(Route::PosthogCapture));
-        for path in
-            ["", "/", "//", "/v1", "/V1/events", "/v1/merge", "/v2/events", "/com.acme/", "/com.acme/a/b", "/acme/tp2", "/api/s/"]
-        {
+        for path in [
+            "",
+            "/",
+            "//",
+            "/v1",
+            "/V1/events",
+            "/v1/merge",
+            "/v2/events",
+            "/com.acme/",
+            "/com.acme/a/b",
+            "/acme/tp2",
+            "/api/s/",
+            "/v1/pixel/x",
+        ] {
             assert_eq!(Route::of(path, ""), None, "{path}");
         }
         assert_eq!(Route::NAMES[Route::index(None)], "none");

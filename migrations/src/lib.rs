@@ -22,7 +22,7 @@ fn up_to(newest: i64) -> Migrator {
 }
 
 /// The files by number. They are listed rather than found by sqlx's macro: its crate builds the whole of sqlx a second time.
-const FILES: [(i64, &str, &str); 8] = [
+const FILES: [(i64, &str, &str); 9] = [
     (1, "catalogue", include_str!("../sql/0001_catalogue.sql")),
     (2, "progress", include_str!("../sql/0002_progress.sql")),
     (3, "facts", include_str!("../sql/0003_facts.sql")),
@@ -31,6 +31,7 @@ const FILES: [(i64, &str, &str); 8] = [
     (6, "standing", include_str!("../sql/0006_standing.sql")),
     (7, "closed_lists", include_str!("../sql/0007_closed_lists.sql")),
     (8, "over_active_users", include_str!("../sql/0008_over_active_users.sql")),
+    (9, "rejected_events", include_str!("../sql/0009_rejected_events.sql")),
 ];
 
 #[cfg(test)]
@@ -52,6 +53,6 @@ mod tests {
             .map(|(version, description, sql)| (format!("{version:04}_{description}.sql"), (*sql).to_owned()))
             .collect();
         assert_eq!(files, listed);
-        assert_eq!(MIGRATOR.iter().map(|migration| migration.version).collect::<Vec<_>>(), [1, 2, 3, 4, 5, 6, 7, 8]);
+        assert_eq!(MIGRATOR.iter().map(|migration| migration.version).collect::<Vec<_>>(), [1, 2, 3, 4, 5, 6, 7, 8, 9]);
     }
 }

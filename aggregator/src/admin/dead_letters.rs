@@ -11,11 +11,13 @@ use catalogue::change::begin;
 use catalogue::experiments::Experiment;
 use events::identity::hyphenated_uuid;
 use events::{Micros, Record};
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 use serde_json::json;
 use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row};
 use uuid::Uuid;
+
+use super::iso;
 
 /// Letters whose bytes are held in memory together: at most 32 MiB at the largest event.
 const CHUNK: i64 = 500;
@@ -341,9 +343,4 @@ pub(super) async fn replay_for_variants(
         marked += ids.len() as u64;
         mark(conn, &ids, Replay).await?;
     }
-}
-
-/// Writes a time as people and programs read it.
-fn iso<S: Serializer>(time: &Micros, out: S) -> Result<S::Ok, S::Error> {
-    out.collect_str(time)
 }

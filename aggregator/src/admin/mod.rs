@@ -3,12 +3,16 @@
 //!
 //! A change is one transaction under the advisory lock of the project's catalogue: nothing is changed unless all of it is. Where stored
 //! rows change their meaning, it marks the experiment, and the rows follow beside the stream (`recompute.rs`).
+//! What collectors rejected is only looked at (`rejected.rs`).
 
 pub mod campaigns;
 pub mod dead_letters;
 pub mod experiments;
+pub mod rejected;
 
 use catalogue::CatalogueError;
+use events::Micros;
+use serde::Serializer;
 
 use crate::recompute::RecomputeError;
 
@@ -42,4 +46,9 @@ impl From<sqlx::Error> for AdminError {
     fn from(error: sqlx::Error) -> Self {
         AdminError::Catalogue(error.into())
     }
+}
+
+/// Writes a time as people and programs read it.
+fn iso<S: Serializer>(time: &Micros, out: S) -> Result<S::Ok, S::Error> {
+    out.collect_str(time)
 }

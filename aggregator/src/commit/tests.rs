@@ -6,6 +6,7 @@ mod cost;
 mod memory;
 mod over_active;
 mod refused;
+mod rejected;
 
 use std::collections::BTreeMap;
 

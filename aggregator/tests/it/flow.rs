@@ -178,6 +178,9 @@ async fn another_log_in_its_place_halts_until_it_is_back() {
     assert_eq!(pipeline.scalar::<i64>("SELECT count(*) FROM conversions").await, 100);
 }
 
+/// A version of records that this build does not know.
+const NEWER: u32 = events::wire::VERSION + 1;
+
 /// After a rollback of the binary: what a newer version wrote is not guessed at, though it may look like an event of this one.
 #[tokio::test]
 async fn records_of_a_newer_version_halt_and_are_stored_after_the_upgrade() {
@@ -185,12 +188,15 @@ async fn records_of_a_newer_version_halt_and_are_stored_after_the_upgrade() {
     let partition = one_partition(&pipeline, 10).await;
     let newer = |_, offset, bytes: Bytes| {
         let text = String::from_utf8(bytes.to_vec()).expect("JSON is UTF-8");
-        if offset < 4 { bytes } else { Bytes::from(text.replacen("{\"v\":1,", "{\"v\":2,", 1)) }
+        if offset < 4 { bytes } else { Bytes::from(text.replacen("{\"v\":1,", &format!("{{\"v\":{NEWER},"), 1)) }
     };
     let rewritten = Rewritten { log: pipeline.log.clone(), is_exclusive: true, rewrite: newer };
     let aggregator = pipeline.start_on(Arc::new(rewritten.clone()), 2).await;
     let found = unready(&aggregator, "log_version_unknown").await;
-    assert!(found.contains(&format!("log partition {partition}:")) && found.contains("offset 4 has version 2"), "{found}");
+    assert!(
+        found.contains(&format!("log partition {partition}:")) && found.contains(&format!("offset 4 has version {NEWER}")),
+        "{found}"
+    );
     pipeline.until("SELECT max(next_offset) = 4 FROM checkpoints", Duration::from_secs(20)).await;
     pipeline.until("SELECT count(*) = 4 FROM conversions", Duration::from_secs(20)).await;
     aggregator.stop().await;
@@ -245,7 +251,7 @@ async fn a_halt_moves_with_the_lease() {
     let newer = Rewritten {
         log: pipeline.log.clone(),
         is_exclusive: false,
-        rewrite: |partition, _, bytes| if partition == 7 { Bytes::from_static(b"{\"v\":2}") } else { bytes },
+        rewrite: |partition, _, bytes| if partition == 7 { Bytes::from(format!("{{\"v\":{NEWER}}}")) } else { bytes },
     };
     let first = pipeline.start_on(Arc::new(newer.clone()), 2).await;
     unready(&first, "log partition 7: log_version_unknown").await;

@@ -18,6 +18,7 @@ pub mod fact;
 pub mod identity;
 pub mod json;
 pub mod money;
+mod rejected;
 mod rejection;
 pub mod repair;
 pub mod rules;
@@ -33,6 +34,7 @@ pub use event::{
 };
 pub use json::JsonObject;
 pub use money::{Money, MoneyError};
+pub use rejected::RejectedEvent;
 pub use rejection::{Code, Rejection};
 pub use repair::Repair;
 pub use time::{Micros, TimeError};

@@ -6,16 +6,61 @@
 //! `{"impression":{..}}`, `{"conversion":{..}}`, `"campaign_event"`, `"engagement"` or `{"identity":{..}}`; `metadata` is the client's own object.
 //! The record's key is the user id, 36 lowercase ASCII bytes.
 //!
+//! Version 2 is `{"v":2,"rejected":{..}}`: an event that was refused on an SDK's route, with the fields of [`RejectedEvent`] and its own id as
+//! the key. Events go on being written as version 1.
+//!
 //! A reader ignores members it does not know. A change that an old reader must not ignore raises `v`.
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::bucket::Bucket;
-use crate::event::{Event, UserId};
+use crate::event::{Event, ProjectId, UserId};
+use crate::rejected::RejectedEvent;
+use crate::time::Micros;
 
-/// The version that [`Record::encode`] writes and [`decode`] reads.
-pub const VERSION: u32 = 1;
+/// The newest version that [`read`] reads.
+pub const VERSION: u32 = 2;
+/// The version of events, which [`Record::encode`] writes.
+const EVENT: u32 = 1;
+/// The version of rejected events, which [`Record::of_rejected`] writes.
+const REJECTED: u32 = 2;
+
+/// What a record holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "nearly all are events, and each would be allocated for the sake of the others")]
+pub enum Entry {
+    /// An event.
+    Event(Event),
+    /// One that was refused.
+    Rejected(RejectedEvent),
+}
+
+impl Entry {
+    /// Returns the key of its record.
+    pub fn key(&self) -> UserId {
+        match self {
+            Entry::Event(event) => event.user_id,
+            Entry::Rejected(rejected) => UserId(rejected.id.0),
+        }
+    }
+
+    /// Returns whose it is.
+    pub fn project_id(&self) -> ProjectId {
+        match self {
+            Entry::Event(event) => event.project_id,
+            Entry::Rejected(rejected) => rejected.project_id,
+        }
+    }
+
+    /// Returns when it was received.
+    pub fn received_at(&self) -> Micros {
+        match self {
+            Entry::Event(event) => event.received_at,
+            Entry::Rejected(rejected) => rejected.received_at,
+        }
+    }
+}
 
 /// What a log stores: bytes, and the key that says where. Cheap to clone.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,10 +75,17 @@ struct Written<'a> {
     event: &'a Event,
 }
 
+#[derive(Serialize)]
+struct WrittenRejected<'a> {
+    v: u32,
+    rejected: &'a RejectedEvent,
+}
+
 #[derive(Deserialize)]
 struct Read {
     v: u32,
-    event: Event,
+    event: Option<Event>,
+    rejected: Option<RejectedEvent>,
 }
 
 #[derive(Deserialize)]
@@ -44,19 +96,27 @@ struct Version {
 impl Record {
     /// Encodes an event, once and for ever: spool and replay reuse the bytes.
     pub fn encode(event: &Event) -> Self {
-        let written = Written { v: VERSION, event };
+        Self::written(event.user_id, &Written { v: EVENT, event })
+    }
+
+    /// Encodes an event that was refused.
+    pub fn of_rejected(rejected: &RejectedEvent) -> Self {
+        Self::written(UserId(rejected.id.0), &WrittenRejected { v: REJECTED, rejected })
+    }
+
+    fn written(key: UserId, record: &impl Serialize) -> Self {
         let mut bytes = Vec::with_capacity(512);
         // Serialising fails for maps with keys other than strings and for failing writers; there are neither.
-        serde_json::to_writer(&mut bytes, &written).expect("an event is JSON, and a Vec takes every byte");
-        Record { key: event.user_id, bytes: bytes.into() }
+        serde_json::to_writer(&mut bytes, record).expect("a record is JSON, and a Vec takes every byte");
+        Record { key, bytes: bytes.into() }
     }
 
     /// Takes the original bytes of a record, to append them again.
     /// # Errors
-    /// [`DecodeError`] if they are not an event: without its user a record has no log partition.
+    /// [`DecodeError`] if they are no record of ours: without its key a record has no log partition.
     pub fn from_bytes(bytes: Bytes) -> Result<Self, DecodeError> {
-        let event = decode(&bytes)?;
-        Ok(Record { key: event.user_id, bytes })
+        let key = read(&bytes)?.key();
+        Ok(Record { key, bytes })
     }
 
     /// Returns the key.
@@ -79,7 +139,7 @@ impl Record {
 #[derive(Debug, thiserror::Error)]
 pub enum DecodeError {
     /// Written by a newer version of Weir. This version cannot say what it means, so nothing may be read past it.
-    #[error("record version {0}; this build reads version {VERSION}")]
+    #[error("record version {0}; this build reads versions up to {VERSION}")]
     UnknownVersion(u32),
     /// No record of any version. It becomes a dead letter.
     #[error("not an event: {0}")]
@@ -89,20 +149,37 @@ pub enum DecodeError {
 /// Decodes a record's bytes.
 /// # Errors
 /// [`DecodeError`]; the bytes are untrusted, other programs may write to a Kafka topic.
-pub fn decode(bytes: &[u8]) -> Result<Event, DecodeError> {
+pub fn read(bytes: &[u8]) -> Result<Entry, DecodeError> {
+    let bad = |reason: &str| DecodeError::NotAnEvent(serde::de::Error::custom(reason));
     match serde_json::from_slice::<Read>(bytes) {
-        Ok(read) if read.v == VERSION => Ok(read.event),
+        Ok(Read { v: EVENT, event, .. }) => event.map(Entry::Event).ok_or_else(|| bad("missing field `event`")),
+        Ok(Read { v: REJECTED, rejected, .. }) => match rejected {
+            Some(rejected) if rejected.is_sound() => Ok(Entry::Rejected(rejected)),
+            Some(_) => Err(bad("a rejected event with a text or time that no collector writes")),
+            None => Err(bad("missing field `rejected`")),
+        },
         Ok(read) => Err(DecodeError::UnknownVersion(read.v)),
         Err(error) => match serde_json::from_slice::<Version>(bytes) {
-            Ok(Version { v }) if v != VERSION => Err(DecodeError::UnknownVersion(v)),
+            Ok(Version { v }) if !matches!(v, EVENT | REJECTED) => Err(DecodeError::UnknownVersion(v)),
             _ => Err(DecodeError::NotAnEvent(error)),
         },
+    }
+}
+
+/// Decodes the bytes of a record that is an event.
+/// # Errors
+/// Those of [`read`], and `NotAnEvent` for a rejected one.
+pub fn decode(bytes: &[u8]) -> Result<Event, DecodeError> {
+    match read(bytes)? {
+        Entry::Event(event) => Ok(event),
+        Entry::Rejected(_) => Err(DecodeError::NotAnEvent(serde::de::Error::custom("a rejected event"))),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rules::limits;
     use crate::testing;
 
     #[test]
@@ -135,13 +212,55 @@ mod tests {
         check(b"", "not an event: ");
         check(b"\xff\xfe", "not an event: ");
         check(br#"{"v":1,"event":{}}"#, "not an event: missing field `project_id`");
-        check(br#"{"v":2,"event":"something new"}"#, "record version 2; this build reads version 1");
+        check(br#"{"v":3,"event":"something new"}"#, "record version 3; this build reads versions up to 2");
+        check(br#"{"v":2,"event":"something new"}"#, "not an event: ");
+        check(br#"{"v":2}"#, "not an event: missing field `rejected`");
         check(br#"{"event":{}}"#, "not an event: ");
-        // What looks like an event of version 1 may mean something else in version 2.
+        // What looks like an event of version 1 may mean something else in a newer version.
         for event in testing::one_of_each_kind() {
             let bytes = Record::encode(&event).bytes().to_vec();
-            let newer = String::from_utf8(bytes).expect("JSON is UTF-8").replacen("{\"v\":1,", "{\"v\":2,", 1);
-            check(newer.as_bytes(), "record version 2; this build reads version 1");
+            let newer = String::from_utf8(bytes).expect("JSON is UTF-8").replacen("{\"v\":1,", "{\"v\":3,", 1);
+            check(newer.as_bytes(), "record version 3; this build reads versions up to 2");
         }
+    }
+
+    /// Golden bytes of version 2.
+    #[test]
+    fn a_rejected_event_comes_back_as_it_was() {
+        let fault = crate::Rejection::new(crate::Code::MissingUser, "userId", "found neither");
+        let id = testing::generated_id();
+        let project = testing::request_context().project;
+        let new = |event| RejectedEvent::new(id, project, testing::RECEIVED_AT, "segment", "0011aabbccdd", &fault, event);
+        let rejected = new(Some("{\"a\":\"\0\"}"));
+        let record = Record::of_rejected(&rejected);
+        assert_eq!(
+            String::from_utf8(record.bytes().to_vec()).expect("JSON is UTF-8"),
+            concat!(
+                r#"{"v":2,"rejected":{"id":"019ca000-0000-7000-8000-000000000001","#,
+                r#""project_id":"00000000-0000-0000-0000-000000000001","received_at":1772366400000000,"dialect":"segment","#,
+                r#""key":"0011aabbccdd","code":"missing_user","field":"userId","message":"found neither","#,
+                "\"event\":\"{\\\"a\\\":\\\"\u{fffd}\\\"}\"}}"
+            )
+        );
+        assert_eq!(record.key().0, id.0);
+        assert_eq!(read(record.bytes()).expect("decodes"), Entry::Rejected(rejected));
+        assert_eq!(Record::from_bytes(record.bytes().clone()).expect("decodes"), record);
+        assert!(decode(record.bytes()).is_err());
+        // Other programs may write to a topic; what Postgres does not hold is no record.
+        let text = String::from_utf8(record.bytes().to_vec()).expect("JSON is UTF-8");
+        let long = "x".repeat(limits::NAME_BYTES_MAX + 1);
+        let changes = [
+            ("\u{fffd}", "\\u0000"),
+            ("segment", long.as_str()),
+            ("missing_user", "\\u0000"),
+            ("1772366400000000", "253402300800000000"),
+        ];
+        for (from, to) in changes {
+            let changed = text.replacen(from, to, 1);
+            assert!(matches!(read(changed.as_bytes()), Err(DecodeError::NotAnEvent(_))), "{changed}");
+        }
+        let long = "é".repeat(40_000);
+        assert_eq!(new(Some(&long)).event.map(|event| event.len()), Some(64 * 1024));
+        assert_eq!(new(None).event, None);
     }
 }

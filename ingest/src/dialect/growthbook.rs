@@ -3,14 +3,12 @@
 use std::borrow::Cow;
 
 use events::{Code, Rejection, Repair, repair::Reason};
-use serde::de::DeserializeSeed as _;
 use serde_json::value::RawValue;
 
 use super::item::{Item, Properties, nested};
 use super::members::Value;
 use super::metadata::Metadata;
-use super::native::{Elements, unreadable};
-use super::{Dialect, Envelope, EnvelopeFault, Head, KeyInHead, ParsedEvent, Reply, Text, query, vocabulary};
+use super::{Dialect, Envelope, EnvelopeFault, Head, KeyInHead, ParsedEvent, Reply, Text, body, query, vocabulary};
 use crate::admit::{Admitted, Asked};
 use crate::respond::Outcome;
 use crate::route::Route;
@@ -34,18 +32,9 @@ impl Dialect for Growthbook {
         text: &'a Text<'a>,
         events_max: usize,
     ) -> Result<Box<dyn Envelope + 'a>, EnvelopeFault> {
-        let body = text.as_str().trim_ascii();
-        if body.starts_with('{') {
-            let item = serde_json::from_str(body).map_err(|error| unreadable(&error))?;
-            return Ok(Box::new(Batch { items: vec![item] }));
-        }
-        let mut deserializer = serde_json::Deserializer::from_str(body);
-        let found = Elements { events_max }.deserialize(&mut deserializer).map_err(|error| unreadable(&error))?;
-        deserializer.end().map_err(|error| unreadable(&error))?;
-        if found.count > events_max {
-            return Err(EnvelopeFault::TooManyEvents(found.count));
-        }
-        Ok(Box::new(Batch { items: found.elements }))
+        let text = text.as_str().trim_ascii();
+        let items = if text.starts_with('{') { vec![body::one(text)?] } else { body::array(text, events_max)? };
+        Ok(Box::new(Batch { items }))
     }
 
     fn answer(&self, _asked: &Asked, outcome: &Outcome) -> Reply {

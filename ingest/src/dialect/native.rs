@@ -1,16 +1,14 @@
 //! The native dialect: `{"events":[..]}`, a bare array, one event, or a line per event.
 
-use std::fmt;
-
-use events::json::Key;
 use events::{Code, ConversionDetails, Details, Draft, IdentityDetails, ImpressionDetails, Kind, Micros, Rejection};
-use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use hyper::header::RETRY_AFTER;
 use serde_json::value::RawValue;
 
 use super::field::{FIELDS, Field};
 use super::members::{Member, Value, cut, members};
 use super::metadata::Metadata;
-use super::{Dialect, Envelope, EnvelopeFault, Head, KeyInHead, ParsedEvent, Reply, Text};
+use super::query::parameter;
+use super::{Dialect, Envelope, EnvelopeFault, Head, KeyInHead, ParsedEvent, Reply, Text, body};
 use crate::admit::{Admitted, Asked};
 use crate::respond::Outcome;
 use crate::route::Route;
@@ -33,16 +31,27 @@ impl Dialect for Native {
         text: &'a Text<'a>,
         events_max: usize,
     ) -> Result<Box<dyn Envelope + 'a>, EnvelopeFault> {
-        Ok(Box::new(batch(text.as_str(), request.is_lines, events_max)?))
+        let mut batch = batch(text.as_str(), request.is_lines, events_max)?;
+        batch.tells_each = tells_each(&request.asked);
+        Ok(Box::new(batch))
     }
 
     fn answer(&self, _asked: &Asked, outcome: &Outcome) -> Reply {
         outcome.counts()
     }
 
+    fn retry(&self, asked: &Asked, outcome: &Outcome) -> Option<Reply> {
+        tells_each(asked).then(|| outcome.counts().with(RETRY_AFTER, "1"))
+    }
+
     fn error(&self, _route: Route, code: &str, message: &str) -> Reply {
         Reply::json(&serde_json::json!({ "error": { "code": code, "message": message } }))
     }
+}
+
+/// Returns whether the client asks what became of each event.
+fn tells_each(asked: &Asked) -> bool {
+    parameter(&asked.query, "results").as_deref() == Some("true")
 }
 
 /// What a body contains, each event still as it was written.
@@ -51,6 +60,13 @@ pub(crate) struct Batch<'a> {
     /// In the body's order; a line that is not JSON has its rejection already.
     pub(super) events: Vec<Result<&'a RawValue, (&'a str, Rejection)>>,
     pub(super) sent_at: Option<Micros>,
+    tells_each: bool,
+}
+
+impl<'a> Batch<'a> {
+    fn new(events: Vec<&'a RawValue>, sent_at: Option<Micros>) -> Self {
+        Batch { events: events.into_iter().map(Ok).collect(), sent_at, tells_each: false }
+    }
 }
 
 impl Envelope for Batch<'_> {
@@ -73,6 +89,10 @@ impl Envelope for Batch<'_> {
         })
     }
 
+    fn id(&self, index: usize) -> Option<String> {
+        self.tells_each.then(|| index.to_string())
+    }
+
     fn has_unreadable(&self) -> bool {
         self.events.iter().any(Result::is_err)
     }
@@ -89,19 +109,17 @@ impl Envelope for Batch<'_> {
 /// Splits a body into its events. `lines`: the content type promises one event per line; several lines are recognised without it.
 /// # Errors
 /// [`EnvelopeFault`] if the events cannot be found, or if there are more than `events_max`.
-pub(super) fn batch(body: &str, lines: bool, events_max: usize) -> Result<Batch<'_>, EnvelopeFault> {
-    let start = body.trim_ascii_start();
+pub(super) fn batch(text: &str, lines: bool, events_max: usize) -> Result<Batch<'_>, EnvelopeFault> {
+    let start = text.trim_ascii_start();
     match start.as_bytes().first() {
         None => Err(EnvelopeFault::Unreadable("the body is empty; {\"events\":[..]} is accepted".to_owned())),
-        Some(b'{') if !lines => match read(start, Top { events_max }) {
-            Ok(top) => top.into_batch(start, events_max),
-            Err(_) if is_first_of_lines(start) => by_lines(start, events_max),
-            Err(error) => Err(unreadable(&error)),
+        Some(b'{') if !lines => match body::object(start, &["events"], ["sent_at"], events_max) {
+            Ok(body::Object { events: Some(events), members: [sent_at] }) => Ok(Batch::new(events, time_of_sending(sent_at)?)),
+            Ok(_) => Ok(Batch::new(vec![body::one(start)?], None)),
+            Err(EnvelopeFault::Unreadable(_)) if is_first_of_lines(start) => by_lines(start, events_max),
+            Err(fault) => Err(fault),
         },
-        Some(b'[') => {
-            let elements = read(start, Elements { events_max }).map_err(|error| unreadable(&error))?;
-            elements.into_batch(None, events_max)
-        }
+        Some(b'[') => Ok(Batch::new(body::array(start, events_max)?, None)),
         Some(b'{') => by_lines(start, events_max),
         Some(_) if lines => by_lines(start, events_max),
         Some(_) => {
@@ -110,16 +128,10 @@ pub(super) fn batch(body: &str, lines: bool, events_max: usize) -> Result<Batch<
     }
 }
 
-/// Reads one JSON value that is the whole of a text.
-fn read<'a, S: DeserializeSeed<'a>>(text: &'a str, seed: S) -> serde_json::Result<S::Value> {
-    let mut deserializer = serde_json::Deserializer::from_str(text);
-    let value = seed.deserialize(&mut deserializer)?;
-    deserializer.end()?;
-    Ok(value)
-}
-
-pub(super) fn unreadable(error: &serde_json::Error) -> EnvelopeFault {
-    EnvelopeFault::Unreadable(format!("the body is not valid JSON: {error}"))
+fn time_of_sending(raw: Option<&RawValue>) -> Result<Option<Micros>, EnvelopeFault> {
+    let value = raw.map(Value::Json).filter(|value| !value.is_absent());
+    let sent_at = value.map(|value| value.time("sent_at")).transpose();
+    sent_at.map_err(|fault| EnvelopeFault::Unreadable(format!("{}: {}", fault.field, fault.message)))
 }
 
 /// Returns whether the first line alone is an object and others follow.
@@ -143,108 +155,7 @@ fn by_lines(text: &str, events_max: usize) -> Result<Batch<'_>, EnvelopeFault> {
             (line, Rejection::new(Code::InvalidJson, "", message))
         })
     };
-    Ok(Batch { events: lines().map(event).collect(), sent_at: None })
-}
-
-/// Reads an envelope: an object with `events` and perhaps `sent_at`.
-struct Top {
-    events_max: usize,
-}
-
-struct TopFound<'a> {
-    events: Option<ElementsFound<'a>>,
-    sent_at: Option<&'a RawValue>,
-}
-
-impl<'a> TopFound<'a> {
-    fn into_batch(self, text: &'a str, events_max: usize) -> Result<Batch<'a>, EnvelopeFault> {
-        let Some(events) = self.events else {
-            // One event alone. It was valid just now, so that it is valid again.
-            let event = serde_json::from_str(text).map_err(|error| unreadable(&error))?;
-            return Ok(Batch { events: vec![Ok(event)], sent_at: None });
-        };
-        let sent_at = self.sent_at.map(Value::Json).filter(|value| !value.is_absent());
-        let sent_at = sent_at.map(|value| value.time("sent_at")).transpose();
-        let sent_at = sent_at.map_err(|fault| EnvelopeFault::Unreadable(format!("{}: {}", fault.field, fault.message)))?;
-        events.into_batch(sent_at, events_max)
-    }
-}
-
-impl<'de> DeserializeSeed<'de> for Top {
-    type Value = TopFound<'de>;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
-        deserializer.deserialize_map(self)
-    }
-}
-
-impl<'de> Visitor<'de> for Top {
-    type Value = TopFound<'de>;
-
-    fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.write_str("an object with `events`")
-    }
-
-    fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Self::Value, M::Error> {
-        let mut found = TopFound { events: None, sent_at: None };
-        while let Some(Key(key)) = map.next_key::<Key<'de>>()? {
-            match key.as_ref() {
-                "events" if found.events.is_some() => return Err(M::Error::custom("`events` occurs twice")),
-                "events" => found.events = Some(map.next_value_seed(Elements { events_max: self.events_max })?),
-                "sent_at" => found.sent_at = Some(map.next_value()?),
-                _ => drop(map.next_value::<IgnoredAny>()?),
-            }
-        }
-        Ok(found)
-    }
-}
-
-/// Reads an array, and of its elements no more than accepted: the rest is only counted.
-pub(super) struct Elements {
-    pub(super) events_max: usize,
-}
-
-pub(super) struct ElementsFound<'a> {
-    pub(super) elements: Vec<&'a RawValue>,
-    pub(super) count: usize,
-}
-
-impl<'a> ElementsFound<'a> {
-    fn into_batch(self, sent_at: Option<Micros>, events_max: usize) -> Result<Batch<'a>, EnvelopeFault> {
-        if self.count > events_max {
-            return Err(EnvelopeFault::TooManyEvents(self.count));
-        }
-        Ok(Batch { events: self.elements.into_iter().map(Ok).collect(), sent_at })
-    }
-}
-
-impl<'de> DeserializeSeed<'de> for Elements {
-    type Value = ElementsFound<'de>;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
-        deserializer.deserialize_seq(self)
-    }
-}
-
-impl<'de> Visitor<'de> for Elements {
-    type Value = ElementsFound<'de>;
-
-    fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.write_str("an array of events")
-    }
-
-    fn visit_seq<S: SeqAccess<'de>>(self, mut seq: S) -> Result<Self::Value, S::Error> {
-        let mut found = ElementsFound { elements: Vec::new(), count: 0 };
-        while found.count < self.events_max {
-            let Some(element) = seq.next_element()? else { return Ok(found) };
-            found.elements.push(element);
-            found.count += 1;
-        }
-        while seq.next_element::<IgnoredAny>()?.is_some() {
-            found.count += 1;
-        }
-        Ok(found)
-    }
+    Ok(Batch { events: lines().map(event).collect(), sent_at: None, tells_each: false })
 }
 
 /// Reads one event.

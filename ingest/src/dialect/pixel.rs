@@ -1,15 +1,12 @@
 //! The pixel: one event in the parameters of a query, or of a form.
 
-use std::borrow::Cow;
-
 use events::repair::Reason;
-use events::rules::limits::{EVENT_BYTES_MAX, KEYS_MAX};
-use events::{Code, Rejection, Repair};
+use events::{Rejection, Repair};
 use hyper::header::SET_COOKIE;
-use serde_json::value::RawValue;
 
+use super::image::{Hit, Image, Reader, hit};
 use super::members::{Member, Value};
-use super::{Content, Dialect, Envelope, EnvelopeFault, Head, KeyInHead, ParsedEvent, Reply, Text, native, query};
+use super::{Content, Dialect, Envelope, EnvelopeFault, Head, KeyInHead, ParsedEvent, Reply, Text, native};
 use crate::admit::{Admitted, Asked};
 use crate::respond::Outcome;
 use crate::route::Route;
@@ -36,7 +33,8 @@ impl Dialect for Pixel {
         text: &'a Text<'a>,
         _events_max: usize,
     ) -> Result<Box<dyn Envelope + 'a>, EnvelopeFault> {
-        Ok(Box::new(hit(&request.asked.query, text.as_str(), request.device())))
+        let hit = hit(&request.asked.query, text.as_str(), request.device());
+        Ok(Box::new(Image { hit, reader: Native }))
     }
 
     fn answer(&self, _asked: &Asked, outcome: &Outcome) -> Reply {
@@ -55,56 +53,6 @@ impl Dialect for Pixel {
 /// The cookie by which a browser stays the same device: ours, first-party, only set where no id is given.
 const COOKIE: &str = "weir_id";
 
-/// The device of a browser that asks for the pixel.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Device<'a> {
-    /// The id in its cookie, from an earlier event.
-    pub(crate) known: Option<&'a str>,
-    /// The id for a new cookie, if the browser has none and the event names no user or device.
-    pub(crate) fresh: &'a str,
-}
-
-/// One event, still as parameters.
-pub(crate) struct Hit<'a> {
-    members: Vec<Member<'a>>,
-    /// Parameters in which bytes that are not UTF-8, or U+0000, were replaced.
-    mended: Vec<Repair>,
-    /// Why it is not taken as a whole: bytes or parameters beyond an event's.
-    oversize: Option<Rejection>,
-    pub(super) device: Device<'a>,
-}
-
-/// Takes the parameters of an event, without the key. One that is larger than an event may be is not taken apart.
-pub(super) fn hit<'a>(query: &'a str, form: &'a str, device: Device<'a>) -> Hit<'a> {
-    let mut hit = Hit { members: Vec::new(), mended: Vec::new(), oversize: None, device };
-    let bytes = query.len() + form.len();
-    if bytes > EVENT_BYTES_MAX {
-        let message = format!("the event has {bytes} bytes; at most {EVENT_BYTES_MAX} are accepted");
-        hit.oversize = Some(Rejection::new(Code::EventTooLarge, "", message));
-        return hit;
-    }
-    for (key, decoded) in query::parameters(query).chain(query::parameters(form.trim_ascii())) {
-        if hit.members.len() > KEYS_MAX {
-            let message = format!("found more than {KEYS_MAX} parameters; at most {KEYS_MAX} are accepted");
-            hit.oversize = Some(Rejection::new(Code::TooManyKeys, "", message));
-            return hit;
-        }
-        if key == "key" {
-            continue;
-        }
-        let mut value = decoded.text;
-        if decoded.is_damaged {
-            hit.mended.push(Repair::new(Reason::Utf8, key.to_string()));
-        }
-        if value.contains('\0') {
-            hit.mended.push(Repair::new(Reason::NulByte, key.to_string()));
-            value = Cow::Owned(value.replace('\0', "\u{fffd}"));
-        }
-        hit.members.push(Member { key, value: Value::Parameter(value) });
-    }
-    hit
-}
-
 /// Fields without which an event says the same: one that cannot be read is left out, and kept as it was in the metadata.
 const DETAILS: [&str; 11] = [
     "time_on_page",
@@ -120,79 +68,51 @@ const DETAILS: [&str; 11] = [
     "is_bot",
 ];
 
-impl Envelope for Hit<'_> {
-    fn len(&self) -> usize {
-        1
-    }
+/// Reads the event by the rules of the native one.
+struct Native;
 
-    fn place(&self, _index: usize) -> String {
-        String::new()
-    }
-
-    fn raw(&self, _index: usize) -> Option<&str> {
-        None
-    }
-
-    fn parse(&self, _index: usize, _mended: Option<&RawValue>, _conversions: &[String]) -> Result<ParsedEvent, Rejection> {
-        self.read()
-    }
-
-    fn needs_cookie(&self) -> bool {
-        self.needs_cookie()
-    }
-}
-
-impl<'a> Hit<'a> {
-    /// Returns the parameters, and notes those that were mended.
-    /// # Errors
-    /// Why it is not taken as a whole.
-    pub(super) fn members(&self, repairs: &mut Vec<Repair>) -> Result<&[Member<'a>], Rejection> {
-        if let Some(oversize) = &self.oversize {
-            return Err(oversize.clone());
-        }
-        repairs.extend_from_slice(&self.mended);
-        Ok(&self.members)
-    }
-
-    /// Returns whether one of some parameters has a value.
-    pub(super) fn names(&self, keys: &[&str]) -> bool {
-        self.members.iter().any(|member| keys.contains(&member.key.as_ref()) && !member.value.is_absent())
-    }
-
-    /// Reads the event by the rules of the native one.
-    fn read(&self) -> Result<ParsedEvent, Rejection> {
+impl Reader for Native {
+    fn read(&self, hit: &Hit<'_>, _conversions: &[String]) -> Result<ParsedEvent, Rejection> {
         let mut mended = Vec::new();
-        let mut parsed = native::parse_members(self.members(&mut mended)?)?;
+        let members = hit.members(&mut mended)?;
+        let mut parsed = native::parse_members(members)?;
         parsed.draft.repairs = mended;
         let is_detail = |fault: &Rejection| DETAILS.contains(&fault.field.as_str());
         for fault in parsed.faults.extract_if(.., |fault| is_detail(fault)) {
-            let given = self.members.iter().find(|member| member.key == fault.field);
+            let given = members.iter().find(|member| member.key == fault.field);
             let Some(Member { value: Value::Parameter(text), .. }) = given else { continue };
             parsed.draft.repairs.push(Repair::taken(Reason::Detail, fault.field, text.to_string()));
         }
         if parsed.draft.anonymous_id.as_ref().is_none_or(String::is_empty) {
             // An event with a user keeps the device of the cookie, but gets no new one.
-            let device = self.device.known.or(self.needs_cookie().then_some(self.device.fresh));
+            let device = hit.device.known.or(self.needs_cookie(hit).then_some(hit.device.fresh));
             parsed.draft.anonymous_id = device.map(str::to_owned);
         }
         Ok(parsed)
     }
 
-    /// Returns whether the event names neither user nor device, and the browser has no cookie of ours.
-    pub(crate) fn needs_cookie(&self) -> bool {
-        self.device.known.is_none() && !self.names(&["user_id", "anonymous_id"])
+    fn names_somebody(&self, hit: &Hit<'_>) -> bool {
+        hit.names(&["user_id", "anonymous_id"])
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dialect::Device;
+    use events::Code;
+    use events::rules::limits::KEYS_MAX;
+
+    fn read(query: &str, form: &str) -> Result<ParsedEvent, Rejection> {
+        Native.read(&hit(query, form, Device { known: None, fresh: "f" }), &[])
+    }
 
     /// What `user_id`, `anonymous_id` and the need of a cookie come to.
     fn check(query: &str, known: Option<&str>, expected: (Option<&str>, Option<&str>, bool)) {
         let hit = hit(query, "", Device { known, fresh: "fresh" });
-        let draft = hit.read().expect("can be read").draft;
-        assert_eq!((draft.user_id.as_deref(), draft.anonymous_id.as_deref(), hit.needs_cookie()), expected, "{query}");
+        let draft = Native.read(&hit, &[]).expect("can be read").draft;
+        let found = (draft.user_id.as_deref(), draft.anonymous_id.as_deref(), Native.needs_cookie(&hit));
+        assert_eq!(found, expected, "{query}");
     }
 
     #[test]
@@ -208,17 +128,13 @@ mod tests {
     #[test]
     fn parameters_have_types() {
         let query = "key=k&type=impression&scroll_depth_percent=80&bounce=false&user_context=%7B%22a%22:1%7D&slot=3&is_bot=1";
-        let parsed = hit(query, "x=%22", Device { known: None, fresh: "f" }).read().expect("can be read");
+        let parsed = read(query, "x=%22").expect("can be read");
         assert!(parsed.faults.is_empty(), "{:?}", parsed.faults);
         assert_eq!((parsed.is_bot, parsed.draft.properties.expect("has a rest").get()), (Some(true), r#"{"slot":"3","x":"\""}"#));
         let events::Details::Impression(details) = parsed.draft.details else { panic!("an impression") };
         assert_eq!((details.scroll_depth_percent, details.bounce), (Some(80), Some(false)));
         assert_eq!(details.user_context.expect("given").get(), r#"{"a":1}"#);
-        let refused = |query| {
-            hit(query, "", Device { known: None, fresh: "f" })
-                .read()
-                .map(|parsed| parsed.faults.len() + parsed.draft.repairs.len())
-        };
+        let refused = |query| read(query, "").map(|parsed| parsed.faults.len() + parsed.draft.repairs.len());
         assert_eq!(refused("type=impression&city=%ff&x=%00").expect("mended"), 2);
         // Few bytes on the wire, once they are inflated: neither taken apart nor kept.
         let large = format!("type=impression&{}", "a&".repeat(40_000));
@@ -227,7 +143,6 @@ mod tests {
         let (fitting, more) = (many(KEYS_MAX), many(KEYS_MAX + 2));
         assert_eq!(refused(&fitting).expect("as many as an event may have"), 0);
         assert_eq!(refused(&more).expect_err("more").code, Code::TooManyKeys);
-        assert_eq!(hit(&large, "", Device { known: None, fresh: "f" }).members.len(), 0);
         assert_eq!(refused("type=impression&bounce=maybe&time_on_page=x").expect("can be read"), 2);
     }
 }

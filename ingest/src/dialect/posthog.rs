@@ -18,8 +18,7 @@ use serde_json::value::RawValue;
 use super::item::{Item, Properties, mended};
 use super::members::{Value, is_number};
 use super::metadata::Metadata;
-use super::native::{Elements, unreadable};
-use super::{Content, Dialect, Envelope, EnvelopeFault, Head, KeyInHead, ParsedEvent, Reply, Text, query, vocabulary};
+use super::{Content, Dialect, Envelope, EnvelopeFault, Head, KeyInHead, ParsedEvent, Reply, Text, body, query, vocabulary};
 use crate::admit::{Admitted, Asked};
 use crate::respond::Outcome;
 use crate::route::{Question, Route};
@@ -146,70 +145,24 @@ impl Envelope for Batch<'_> {
 }
 
 /// Splits a body into its events: an object with `batch`, an array, or one event.
-fn batch(body: &str, is_v1: bool, events_max: usize) -> Result<Batch<'_>, EnvelopeFault> {
-    let accepted = "{\"api_key\":\"..\",\"batch\":[..]}, an array or one event is accepted";
-    let body = body.trim_ascii();
-    let mut deserializer = serde_json::Deserializer::from_str(body);
-    let (items, count, sent_at, is_alone) = match body.as_bytes().first() {
-        Some(b'[') => {
-            let found = Elements { events_max }.deserialize(&mut deserializer).map_err(|error| unreadable(&error))?;
-            (found.elements, found.count, None, false)
-        }
+fn batch(text: &str, is_v1: bool, events_max: usize) -> Result<Batch<'_>, EnvelopeFault> {
+    let accepted = "{\"api_key\":\"..\",\"batch\":[..]}, an array or one event";
+    let text = text.trim_ascii();
+    let (items, sent_at, is_alone) = match text.as_bytes().first() {
+        Some(b'[') => (body::array(text, events_max)?, None, false),
         Some(b'{') => {
-            let top = deserializer.deserialize_map(Top { events_max }).map_err(|error| unreadable(&error))?;
-            let sent_at = top.sent_at.and_then(|raw| Value::Json(raw).time("sent_at").ok());
-            match top.batch {
-                Some((items, count)) => (items, count, sent_at, false),
-                None if is_v1 => return Err(EnvelopeFault::Unreadable(format!("found no `batch`; {accepted}"))),
-                None => {
-                    let item = serde_json::from_str(body).map_err(|error| unreadable(&error))?;
-                    (vec![item], 1, sent_at, true)
-                }
+            let top = body::object(text, &["batch"], ["sent_at", "sentAt", "created_at"], events_max)?;
+            let sent_at = top.members.into_iter().flatten().find_map(|raw| Value::Json(raw).time("sent_at").ok());
+            match top.events {
+                Some(items) => (items, sent_at, false),
+                None if is_v1 => return Err(body::no_list("batch", accepted)),
+                None => (vec![body::one(text)?], sent_at, true),
             }
         }
-        Some(_) => return Err(EnvelopeFault::Unreadable(format!("the body is not JSON; {accepted}"))),
-        None => return Err(EnvelopeFault::Unreadable(format!("the body is empty; {accepted}"))),
+        Some(_) => return Err(EnvelopeFault::Unreadable(format!("the body is not JSON; {accepted} is accepted"))),
+        None => return Err(EnvelopeFault::Unreadable(format!("the body is empty; {accepted} is accepted"))),
     };
-    deserializer.end().map_err(|error| unreadable(&error))?;
-    if count > events_max {
-        return Err(EnvelopeFault::TooManyEvents(count));
-    }
     Ok(Batch { items, sent_at, is_alone, is_v1 })
-}
-
-/// The top of a body that is an object.
-struct Top {
-    events_max: usize,
-}
-
-#[derive(Default)]
-struct TopFound<'a> {
-    batch: Option<(Vec<&'a RawValue>, usize)>,
-    sent_at: Option<&'a RawValue>,
-}
-
-impl<'de> Visitor<'de> for Top {
-    type Value = TopFound<'de>;
-
-    fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.write_str("an object")
-    }
-
-    fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Self::Value, M::Error> {
-        let mut found = TopFound::default();
-        while let Some(Key(key)) = map.next_key::<Key<'de>>()? {
-            match key.as_ref() {
-                "batch" if found.batch.is_some() => return Err(M::Error::custom("`batch` occurs twice")),
-                "batch" => {
-                    let elements = map.next_value_seed(Elements { events_max: self.events_max })?;
-                    found.batch = Some((elements.elements, elements.count));
-                }
-                "sent_at" | "sentAt" | "created_at" => found.sent_at = Some(map.next_value()?),
-                _ => drop(map.next_value::<IgnoredAny>()?),
-            }
-        }
-        Ok(found)
-    }
 }
 
 /// Finds the key in a body: at the top as `api_key` or `token`, or in an event's properties. The end of the text may be missing.

@@ -4,21 +4,22 @@
 //! type, other than ids and times, go to the metadata.
 
 mod context;
+pub(super) mod image;
 
 use std::borrow::Cow;
 use std::fmt;
 
 use events::json::Key;
 use events::{Code, Details, Draft, IdentityDetails, Micros, Rejection};
-use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
+use serde::de::{Deserializer as _, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
+use super::image::{Image, hit};
 use super::item::{Item, Properties, mended};
 use super::members::{Value, cut};
 use super::metadata::Metadata;
-use super::native::{Elements, unreadable};
 use super::vocabulary;
-use super::{Dialect, Envelope, EnvelopeFault, Head, KeyInHead, ParsedEvent, Reply, Text};
+use super::{Content, Dialect, Envelope, EnvelopeFault, Head, KeyInHead, ParsedEvent, Reply, Text, body};
 use crate::admit::{Admitted, Asked};
 use crate::respond::Outcome;
 use crate::route::Route;
@@ -31,7 +32,10 @@ impl Dialect for Segment {
     fn route(&self, path: &str, _query: &str) -> Option<Route> {
         Some(match path {
             "/v1/batch" | "/v1/b" | "/v1/import" | "/beacon/v1/batch" => Route::Batch,
-            _ => Route::Call(Call::of_path(path.strip_prefix("/v1/")?)?),
+            _ => match path.strip_prefix("/v1/pixel/").or_else(|| path.strip_prefix("/pixel/v1/")) {
+                Some(call) => Route::CallImage(Call::of_path(call)?),
+                None => Route::Call(Call::of_path(path.strip_prefix("/v1/")?)?),
+            },
         })
     }
 
@@ -39,7 +43,7 @@ impl Dialect for Segment {
         if let Some(key) = head.basic() {
             return KeyInHead::settled(Some(key));
         }
-        let key = head.bearer().or_else(|| head.write_key()).or_else(|| head.parameter("writeKey"));
+        let key = head.bearer().or_else(|| head.write_key()).or_else(|| image::key(head));
         KeyInHead { key: key.or_else(|| head.parameter("key")), is_settled: false }
     }
 
@@ -53,12 +57,23 @@ impl Dialect for Segment {
         text: &'a Text<'a>,
         events_max: usize,
     ) -> Result<Box<dyn Envelope + 'a>, EnvelopeFault> {
-        Ok(Box::new(batch(text.as_str(), request.asked.route.call(), events_max)?))
+        if let Route::CallImage(call) = request.asked.route {
+            let hit = hit(&request.asked.query, text.as_str(), request.device());
+            return Ok(Box::new(Image { hit, reader: image::Parameters { call, has_cookie: false } }));
+        }
+        Ok(Box::new(batch(text.as_str(), Accepted::of(request), events_max)?))
     }
 
-    fn answer(&self, _asked: &Asked, outcome: &Outcome) -> Reply {
+    fn answer(&self, asked: &Asked, outcome: &Outcome) -> Reply {
+        if matches!(asked.route, Route::CallImage(_)) {
+            return Reply::new(Content::Image);
+        }
         // Segment's clients read the status only; the rejections are for people.
         outcome.success("success")
+    }
+
+    fn error(&self, route: Route, code: &str, message: &str) -> Reply {
+        if matches!(route, Route::CallImage(_)) { Reply::new(Content::Image) } else { Reply::error(code, message) }
     }
 }
 
@@ -112,6 +127,13 @@ pub(crate) struct Batch<'a> {
     integrations: Option<&'a RawValue>,
 }
 
+impl Batch<'_> {
+    /// Stands for a body with one event, which is elsewhere.
+    fn of_one(call: Call) -> Self {
+        Batch { items: Vec::new(), sent_at: None, call: Some(call), context: None, integrations: None }
+    }
+}
+
 impl Envelope for Batch<'_> {
     fn len(&self) -> usize {
         self.items.len()
@@ -138,34 +160,55 @@ impl Envelope for Batch<'_> {
     }
 }
 
+/// What a body may be.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Accepted {
+    /// One event, whose call the address names.
+    One(Call),
+    /// A batch.
+    Batch,
+    /// A batch, or one event that names its call.
+    Either,
+}
+
+impl Accepted {
+    /// Returns what a request may bring.
+    pub(super) fn of(request: &Admitted) -> Self {
+        match request.asked.route.call() {
+            Some(call) => Accepted::One(call),
+            None if request.asked.is_dry => Accepted::Either,
+            None => Accepted::Batch,
+        }
+    }
+}
+
 /// Splits a body into its events.
 /// # Errors
 /// [`EnvelopeFault`] if the events cannot be found, or if there are more than `events_max`.
-pub(super) fn batch(body: &str, call: Option<Call>, events_max: usize) -> Result<Batch<'_>, EnvelopeFault> {
-    if body.trim_ascii().is_empty() {
+pub(super) fn batch(text: &str, accepted: Accepted, events_max: usize) -> Result<Batch<'_>, EnvelopeFault> {
+    let text = text.trim_ascii();
+    if text.is_empty() {
         return Err(EnvelopeFault::Unreadable("the body is empty; a JSON object is accepted".to_owned()));
     }
-    let top = top(body, events_max).map_err(|error| unreadable(&error))?;
+    let top = body::object(text, &["batch"], ["sentAt", "context", "integrations"], events_max)?;
+    let [sent_at, context, integrations] = top.members;
     // Segment ignores a time of sending that it cannot read, and so do its clients.
-    let sent_at = top.sent_at.and_then(|raw| Value::Json(raw).time("sentAt").ok());
-    if call.is_some() {
-        let item = serde_json::from_str(body).map_err(|error| unreadable(&error))?;
-        return Ok(Batch { items: vec![item], sent_at, call, context: None, integrations: None });
-    }
+    let sent_at = sent_at.and_then(|raw| Value::Json(raw).time("sentAt").ok());
+    let alone = |call| Ok(Batch { items: vec![body::one(text)?], sent_at, call, context: None, integrations: None });
+    let items = match (accepted, top.events) {
+        (Accepted::One(call), _) => return alone(Some(call)),
+        (Accepted::Either, None) => return alone(None),
+        (Accepted::Batch, None) => return Err(body::no_list("batch", "{\"batch\":[..]}")),
+        (Accepted::Batch | Accepted::Either, Some(items)) => items,
+    };
     // The shared context is copied into every event: a large one would make a small request huge.
-    let shared = top.context.into_iter().chain(top.integrations).map(|raw| raw.get().len()).sum::<usize>();
+    let shared = context.into_iter().chain(integrations).map(|raw| raw.get().len()).sum::<usize>();
     if shared > SHARED_BYTES_MAX {
         let message =
             format!("context and integrations of the batch have {shared} bytes; at most {SHARED_BYTES_MAX} are accepted");
         return Err(EnvelopeFault::Unreadable(message));
     }
-    let Some((items, count)) = top.batch else {
-        return Err(EnvelopeFault::Unreadable("found no `batch`; {\"batch\":[..]} is accepted".to_owned()));
-    };
-    if count > events_max {
-        return Err(EnvelopeFault::TooManyEvents(count));
-    }
-    Ok(Batch { items, sent_at, call, context: top.context, integrations: top.integrations })
+    Ok(Batch { items, sent_at, call: None, context, integrations })
 }
 
 /// Reads the key that the beginning of a body carries, if it does: the last one, as of members that stand twice everywhere.
@@ -196,59 +239,6 @@ pub(crate) fn write_key(beginning: &str) -> Option<String> {
     // A fault of the body is told when it is read as a whole.
     let _ = serde_json::Deserializer::from_str(beginning).deserialize_map(Walk(&mut found));
     found
-}
-
-#[derive(Default)]
-struct Top<'a> {
-    batch: Option<(Vec<&'a RawValue>, usize)>,
-    sent_at: Option<&'a RawValue>,
-    context: Option<&'a RawValue>,
-    integrations: Option<&'a RawValue>,
-}
-
-fn top(body: &str, events_max: usize) -> serde_json::Result<Top<'_>> {
-    struct Walk {
-        events_max: usize,
-    }
-
-    impl<'de> DeserializeSeed<'de> for Walk {
-        type Value = Top<'de>;
-
-        fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
-            deserializer.deserialize_map(self)
-        }
-    }
-
-    impl<'de> Visitor<'de> for Walk {
-        type Value = Top<'de>;
-
-        fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-            out.write_str("an object")
-        }
-
-        fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Self::Value, M::Error> {
-            let mut top = Top::default();
-            while let Some(Key(key)) = map.next_key::<Key<'de>>()? {
-                match key.as_ref() {
-                    "batch" if top.batch.is_some() => return Err(M::Error::custom("`batch` occurs twice")),
-                    "batch" => {
-                        let found = map.next_value_seed(Elements { events_max: self.events_max })?;
-                        top.batch = Some((found.elements, found.count));
-                    }
-                    "sentAt" => top.sent_at = Some(map.next_value()?),
-                    "context" => top.context = Some(map.next_value()?),
-                    "integrations" => top.integrations = Some(map.next_value()?),
-                    _ => drop(map.next_value::<IgnoredAny>()?),
-                }
-            }
-            Ok(top)
-        }
-    }
-
-    let mut deserializer = serde_json::Deserializer::from_str(body);
-    let top = Walk { events_max }.deserialize(&mut deserializer)?;
-    deserializer.end()?;
-    Ok(top)
 }
 
 /// Bytes of what a batch says for all its items; libraries send one to two thousand.
@@ -419,7 +409,7 @@ mod tests {
 
     fn parsed(call: &str, conversions: &[&str]) -> ParsedEvent {
         let body = format!(r#"{{"batch":[{call}],"context":{{"library":{{"name":"x"}}}}}}"#);
-        let batch = batch(&body, None, 10).expect("valid JSON");
+        let batch = batch(&body, Accepted::Batch, 10).expect("valid JSON");
         let conversions: Vec<_> = conversions.iter().map(|name| (*name).to_owned()).collect();
         parse(&batch, batch.items[0], &conversions).expect("can be read")
     }

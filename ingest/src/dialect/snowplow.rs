@@ -9,12 +9,11 @@ use hyper::header::SET_COOKIE;
 use serde_json::value::RawValue;
 
 use super::head::base64;
+use super::image::{Device, Hit, Image, Reader, hit};
 use super::item::{Item, Properties, nested};
 use super::members::{Value, write_string};
 use super::metadata::Metadata;
-use super::native::{Elements, unreadable};
-use super::pixel::{self, Device};
-use super::{Content, Dialect, Envelope, EnvelopeFault, Head, KeyInHead, ParsedEvent, Reply, Text, vocabulary};
+use super::{Content, Dialect, Envelope, EnvelopeFault, Head, KeyInHead, ParsedEvent, Reply, Text, body, vocabulary};
 use crate::admit::{Admitted, Asked};
 use crate::respond::Outcome;
 use crate::route::Route;
@@ -58,7 +57,7 @@ impl Dialect for Snowplow {
     ) -> Result<Box<dyn Envelope + 'a>, EnvelopeFault> {
         let device = request.device();
         if text.as_str().trim_ascii().is_empty() {
-            return Ok(Box::new(Hit { hit: pixel::hit(&request.asked.query, "", device) }));
+            return Ok(Box::new(Image { hit: hit(&request.asked.query, "", device), reader: Parameters }));
         }
         Ok(Box::new(batch(text.as_str(), device, events_max)?))
     }
@@ -81,38 +80,24 @@ impl Dialect for Snowplow {
     }
 }
 
-/// One event in a query.
-struct Hit<'a> {
-    hit: pixel::Hit<'a>,
-}
+/// Reads one event in a query.
+struct Parameters;
 
-impl Envelope for Hit<'_> {
-    fn len(&self) -> usize {
-        1
-    }
-
-    fn place(&self, _index: usize) -> String {
-        String::new()
-    }
-
-    fn raw(&self, _index: usize) -> Option<&str> {
-        None
-    }
-
-    fn parse(&self, _index: usize, _mended: Option<&RawValue>, conversions: &[String]) -> Result<ParsedEvent, Rejection> {
+impl Reader for Parameters {
+    fn read(&self, hit: &Hit<'_>, conversions: &[String]) -> Result<ParsedEvent, Rejection> {
         let mut repairs = Vec::new();
-        let members = self.hit.members(&mut repairs)?;
-        let mut parsed = parse(&Item(members.to_vec()), self.hit.device, conversions)?;
+        let members = hit.members(&mut repairs)?;
+        let mut parsed = parse(&Item(members.to_vec()), hit.device, conversions)?;
         parsed.draft.repairs.append(&mut repairs);
         Ok(parsed)
     }
 
-    fn client_name(&self, _index: usize, field: &str) -> Option<Cow<'static, str>> {
-        client_name(field)
+    fn names_somebody(&self, hit: &Hit<'_>) -> bool {
+        hit.names(&USERS)
     }
 
-    fn needs_cookie(&self) -> bool {
-        self.hit.device.known.is_none() && !self.hit.names(&USERS)
+    fn client_name(&self, _hit: &Hit<'_>, field: &str) -> Option<Cow<'static, str>> {
+        client_name(field)
     }
 }
 
@@ -149,29 +134,13 @@ impl Envelope for Batch<'_> {
     }
 }
 
-#[derive(serde::Deserialize)]
-struct Top<'a> {
-    #[serde(borrow)]
-    data: Option<&'a RawValue>,
-}
-
 /// Splits a body into its events.
-fn batch<'a>(body: &'a str, device: Device<'a>, events_max: usize) -> Result<Batch<'a>, EnvelopeFault> {
-    use serde::de::DeserializeSeed as _;
-    let body = body.trim_ascii();
-    let top: Top<'a> = serde_json::from_str(body).map_err(|error| unreadable(&error))?;
-    let Some(data) = top.data else {
-        let message = "found no `data`; {\"schema\":\"..\",\"data\":[..]} is accepted";
-        return Err(EnvelopeFault::Unreadable(message.to_owned()));
-    };
-    let mut deserializer = serde_json::Deserializer::from_str(data.get());
-    let found = Elements { events_max }.deserialize(&mut deserializer).map_err(|error| unreadable(&error))?;
-    if found.count > events_max {
-        return Err(EnvelopeFault::TooManyEvents(found.count));
-    }
+fn batch<'a>(text: &'a str, device: Device<'a>, events_max: usize) -> Result<Batch<'a>, EnvelopeFault> {
+    let items = body::object(text, &["data"], [], events_max)?.events;
+    let items = items.ok_or_else(|| body::no_list("data", "{\"schema\":\"..\",\"data\":[..]}"))?;
     let names_nobody = |raw: &&&RawValue| Item::new(raw).is_ok_and(|item| USERS.iter().all(|key| item.any_text(key).is_none()));
-    let needs_cookie = device.known.is_none() && found.elements.iter().any(|raw| names_nobody(&raw));
-    Ok(Batch { items: found.elements, device, needs_cookie })
+    let needs_cookie = device.known.is_none() && items.iter().any(|raw| names_nobody(&raw));
+    Ok(Batch { items, device, needs_cookie })
 }
 
 /// Finds the application's id of the first event; the end of the text may be missing.

@@ -1,18 +1,14 @@
 //! Statsig's dialect: `POST /v1/log_event` with its exposures and events.
 
 use std::borrow::Cow;
-use std::fmt;
 
-use events::json::Key;
 use events::{ClaimedTime, Code, ConversionDetails, Details, Draft, ImpressionDetails, Micros, Rejection};
-use serde::de::{Deserializer as _, Error as _, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::item::{Item, Properties};
 use super::members::{Value, is_number};
 use super::metadata::Metadata;
-use super::native::{Elements, unreadable};
-use super::{Dialect, Envelope, EnvelopeFault, Head, KeyInHead, ParsedEvent, Reply, Text, vocabulary};
+use super::{Dialect, Envelope, EnvelopeFault, Head, KeyInHead, ParsedEvent, Reply, Text, body, vocabulary};
 use crate::admit::{Admitted, Asked};
 use crate::respond::Outcome;
 use crate::route::{Question, Route};
@@ -51,17 +47,11 @@ impl Dialect for Statsig {
         text: &'a Text<'a>,
         events_max: usize,
     ) -> Result<Box<dyn Envelope + 'a>, EnvelopeFault> {
-        let body = text.as_str().trim_ascii();
-        let mut deserializer = serde_json::Deserializer::from_str(body);
-        let top = deserializer.deserialize_map(Top { events_max }).map_err(|error| unreadable(&error))?;
-        deserializer.end().map_err(|error| unreadable(&error))?;
-        let Some((items, count)) = top.events else {
-            return Err(EnvelopeFault::Unreadable("found no `events`; {\"events\":[..]} is accepted".to_owned()));
-        };
-        if count > events_max {
-            return Err(EnvelopeFault::TooManyEvents(count));
-        }
-        let stable_id = top.metadata.and_then(|raw| Item::new(raw).ok()).and_then(|item| item.any_text("stableID"));
+        let top = body::object(text.as_str(), &["events", "exposures"], ["statsigMetadata"], events_max)?;
+        let mut items = top.events.ok_or_else(|| body::no_list("events", "{\"events\":[..]}"))?;
+        items.retain(|raw| !is_diagnostics(raw));
+        let [metadata] = top.members;
+        let stable_id = metadata.and_then(|raw| Item::new(raw).ok()).and_then(|item| item.any_text("stableID"));
         Ok(Box::new(Batch { items, stable_id }))
     }
 
@@ -69,40 +59,6 @@ impl Dialect for Statsig {
         let mut reply = outcome.success("success");
         reply.is_accepted = true;
         reply
-    }
-}
-
-struct Top {
-    events_max: usize,
-}
-
-#[derive(Default)]
-struct TopFound<'a> {
-    events: Option<(Vec<&'a RawValue>, usize)>,
-    metadata: Option<&'a RawValue>,
-}
-
-impl<'de> Visitor<'de> for Top {
-    type Value = TopFound<'de>;
-
-    fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.write_str("an object")
-    }
-
-    fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Self::Value, M::Error> {
-        let mut found = TopFound::default();
-        while let Some(Key(key)) = map.next_key::<Key<'de>>()? {
-            match key.as_ref() {
-                "events" | "exposures" if found.events.is_some() => return Err(M::Error::custom("`events` occurs twice")),
-                "events" | "exposures" => {
-                    let elements = map.next_value_seed(Elements { events_max: self.events_max })?;
-                    found.events = Some((elements.elements, elements.count));
-                }
-                "statsigMetadata" => found.metadata = Some(map.next_value()?),
-                _ => drop(map.next_value::<IgnoredAny>()?),
-            }
-        }
-        Ok(found)
     }
 }
 
@@ -139,6 +95,12 @@ impl Envelope for Batch<'_> {
             _ => return None,
         }))
     }
+}
+
+/// Returns whether an event says how long the client itself needed: it is nobody's, and none is kept.
+fn is_diagnostics(raw: &RawValue) -> bool {
+    const NAME: &str = "statsig::diagnostics";
+    raw.get().contains(NAME) && Item::new(raw).is_ok_and(|item| item.any_text("eventName").as_deref() == Some(NAME))
 }
 
 fn parse(raw: &RawValue, stable_id: Option<&str>, conversions: &[String]) -> Result<ParsedEvent, Rejection> {

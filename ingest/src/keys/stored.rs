@@ -114,6 +114,7 @@ impl Stored {
             }
             let before = before.and_then(|before| before.find(&digest)?.access.as_ref());
             let access = key.project.access().map(|access| Access {
+                name: key.digest[..12].to_owned(),
                 backfill: key.server,
                 expires_at: key.expires_at.map(Micros),
                 requests: limiter(key.requests_per_second, before.and_then(|before| before.requests.as_ref())),
@@ -131,6 +132,7 @@ impl Project {
     /// None where the unit is not known.
     fn access(&self) -> Option<Access> {
         Some(Access {
+            name: String::new(),
             project: ProjectId(self.project_id),
             unit: Unit::of_text(self.unit.as_deref()?)?,
             backfill: false,

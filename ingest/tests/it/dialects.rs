@@ -238,3 +238,68 @@ async fn questions_of_sdks_are_answered() {
     }
     assert_eq!(service.log.events().len(), 0);
 }
+
+/// The native route tells the same of each event, where the client asks for it.
+#[tokio::test]
+async fn native_clients_may_ask_what_became_of_each_event() {
+    let service = Service::start().await;
+    let body = r#"{"events":[{"type":"impression","user_id":"u","event_id":"a"},{"type":"impression","user_id":"u","event_id":"a"},
+        {"type":"nonsense"},{"type":"impression","user_id":"null","anonymous_id":"d"}]}"#;
+    let key = [("Authorization", "Bearer wk_test")];
+    let post = async || send(service.address(), "POST", "/v1/events?results=true", &key, body.as_bytes()).await;
+    let answer = post().await;
+    assert_eq!(
+        answer.json()["results"],
+        json!([
+            { "result": "ok" },
+            { "result": "ok", "details": "duplicate" },
+            { "result": "drop", "details": "unknown_type" },
+            { "result": "warning", "details": "repaired" },
+        ])
+    );
+    *service.log.fails.lock().expect("nobody panicked") = Some(AppendError::Unavailable("down".to_owned()));
+    let answer = post().await;
+    assert_eq!((answer.status, answer.header("retry-after")), (200, Some("1")));
+    let results: Vec<Value> =
+        answer.json()["results"].as_array().expect("a list").iter().map(|one| one["result"].clone()).collect();
+    assert_eq!(results, ["retry", "retry", "drop", "retry"]);
+    assert_eq!(answer.json()["accepted"], json!(0));
+}
+
+/// Jitsu's image is that of the cookie of its own clients, where the page asks for that; no other image of calls has one.
+#[tokio::test]
+async fn jitsus_image_makes_one_visitor_where_the_page_wants_it() {
+    let service = Service::start().await;
+    let target = "/api/px/page?writekey=wk_test&process_headers=true";
+    let first = service.get(target).await;
+    let cookie = first.header("set-cookie").expect("a cookie").split(';').next().expect("a pair").to_owned();
+    assert!(cookie.starts_with("__eventn_id="), "{cookie}");
+    let headers = [("Cookie", cookie.as_str())];
+    let again = send(service.address(), "GET", target, &headers, b"").await;
+    assert_eq!(again.header("set-cookie"), None);
+    let known = send(service.address(), "GET", &format!("{target}&userId=u"), &headers, b"").await;
+    assert_eq!(known.header("set-cookie"), None);
+    let events = service.log.events();
+    let devices: Vec<_> = events.iter().map(|event| event.anonymous_id.clone()).collect();
+    assert_eq!(devices, vec![Some(cookie["__eventn_id=".len()..].to_owned()); 3]);
+    assert_eq!(events[0].user_id, events[1].user_id);
+    for target in ["/api/px/page?writekey=wk_test", "/pixel/v1/page?writeKey=wk_test", "/v1/pixel/page?writeKey=wk_test"] {
+        let answer = send(service.address(), "GET", target, &headers, b"").await;
+        assert_eq!((answer.status, answer.header("set-cookie")), (200, None), "{target}");
+        assert!(answer.header("x-weir-error").expect("refused").starts_with("missing_user"), "{target}");
+    }
+    assert_eq!(service.log.events().len(), 3);
+}
+
+/// What a client says of itself is nobody's event: neither stored nor refused.
+#[tokio::test]
+async fn statsigs_diagnostics_are_not_kept() {
+    let service = Service::start().await;
+    let body = r#"{"events":[{"eventName":"statsig::diagnostics","user":null,"time":1772366330867,"metadata":{"markers":[]}},
+        {"eventName":"asked","user":{"userID":"u"},"metadata":{"about":"statsig::diagnostics"}}]}"#;
+    let answer = send(service.address(), "POST", "/v1/log_event", &[("statsig-api-key", "wk_test")], body.as_bytes()).await;
+    assert_eq!((answer.status, answer.json()), (202, json!({ "success": true })));
+    assert_eq!(service.log.events().iter().map(|event| event.name.as_deref()).collect::<Vec<_>>(), [Some("asked")]);
+    assert_eq!(service.log.rejected(), []);
+    assert_eq!(service.counter("weir_collector_events_received_total").await, 1);
+}

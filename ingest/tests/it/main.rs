@@ -1,5 +1,6 @@
 //! Tests of the collector from the outside: bytes in at its socket, records out of its log.
 
+mod any_body;
 mod dialects;
 mod faults;
 mod hostile;
@@ -14,3 +15,4 @@ mod requests;
 mod schema;
 mod snippet;
 mod support;
+mod validate;

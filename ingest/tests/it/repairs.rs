@@ -303,3 +303,29 @@ async fn a_pixel_is_repaired_too() {
     let answer = get("type=conversion&name=n%e9&user_id=u").await;
     assert!(answer.header("x-weir-error").expect("refused").starts_with("bad_utf8: name"));
 }
+
+/// What a route refuses whose clients read no answers is kept: the event, the reason, the field, the key and the time.
+#[tokio::test]
+async fn what_is_refused_is_kept_in_the_log() {
+    let service = Service::start().await;
+    let call = r#"{"type":"track", "event":"e"}"#;
+    batch(&service, &format!("{},{call}", track("fine", ""))).await;
+    assert_eq!(service.log.events().len(), 1);
+    let rejected = service.log.rejected();
+    assert_eq!(rejected.len(), 1);
+    let one = &rejected[0];
+    assert_eq!((one.code.as_str(), one.field.as_str(), one.dialect.as_str()), ("missing_user", "userId", "segment"));
+    assert_eq!(one.event.as_deref(), Some(call));
+    assert_eq!((one.received_at, one.key.as_str()), (events::testing::RECEIVED_AT, &crate::support::sha256(WRITE)[..12]));
+
+    let large = track("e", &format!(r#","properties":{{"a":"{}"}}"#, "x".repeat(70_000)));
+    batch(&service, &large).await;
+    assert_eq!(service.log.rejected()[1].event.as_deref(), Some(&large[..64 * 1024]));
+    service.get("/v1/pixel.gif?key=wk_test&type=nonsense&user_id=u").await;
+    assert_eq!(service.log.rejected()[2].event.as_deref(), Some("type=nonsense&user_id=u"));
+    // Whoever uses the native route reads its answers.
+    service.post(r#"{"type":"nonsense","user_id":"u"}"#).await;
+    assert_eq!(service.log.rejected().len(), 3);
+    assert_eq!(service.counter("weir_collector_events_appended_total").await, 1);
+    assert_eq!(service.counter("weir_collector_events_rejected_total{code=\"unknown_type\"}").await, 2);
+}

@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use eventlog::memory::MemoryLog;
 use eventlog::{Append, AppendError, LogIdentity, Position};
 use events::testing::RECEIVED_AT;
-use events::{Event, Micros, Record, wire};
+use events::{Event, Micros, Record, RejectedEvent, wire};
 use ingest::{Collector, Config, Limits};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -43,8 +43,25 @@ impl TestLog {
 
     /// The events in the log, in the order of their appends.
     pub(crate) fn events(&self) -> Vec<Event> {
+        let event = |entry| match entry {
+            wire::Entry::Event(event) => Some(event),
+            wire::Entry::Rejected(_) => None,
+        };
+        self.entries().into_iter().filter_map(event).collect()
+    }
+
+    /// The rejected events in the log.
+    pub(crate) fn rejected(&self) -> Vec<RejectedEvent> {
+        let rejected = |entry| match entry {
+            wire::Entry::Rejected(rejected) => Some(rejected),
+            wire::Entry::Event(_) => None,
+        };
+        self.entries().into_iter().filter_map(rejected).collect()
+    }
+
+    fn entries(&self) -> Vec<wire::Entry> {
         let records = self.records.lock().expect("nobody panicked");
-        records.iter().map(|record| wire::decode(record.bytes()).expect("a record of ours")).collect()
+        records.iter().map(|record| wire::read(record.bytes()).expect("a record of ours")).collect()
     }
 }
 

@@ -185,6 +185,6 @@ pub(super) fn decode(read: &[StoredRecord]) -> (Vec<Record>, super::Received) {
         let bytes: Bytes = stored.bytes.clone();
         Record::from_bytes(bytes).ok()
     };
-    let received = read.first().and_then(|first| events::wire::decode(&first.bytes).ok());
-    (read.iter().map_while(decode).collect(), received.map(|event| event.received_at))
+    let received = read.first().and_then(|first| events::wire::read(&first.bytes).ok());
+    (read.iter().map_while(decode).collect(), received.map(|entry| entry.received_at()))
 }

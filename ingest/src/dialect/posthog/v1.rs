@@ -6,7 +6,7 @@ use serde::ser::{Serialize, SerializeMap as _, Serializer};
 use crate::dialect::item::Item;
 use crate::dialect::members::{Value, found};
 use crate::dialect::{Head, Reply};
-use crate::respond::{Outcome, State};
+use crate::respond::{EventResult, Outcome, State};
 
 /// Checks the headers that every request has to have; those that are missing are listed together.
 pub(super) fn check(head: &Head<'_>) -> Result<(), String> {
@@ -84,16 +84,11 @@ pub(super) fn answer(outcome: &Outcome) -> Reply {
     Reply::json(&Answer { results: Results(outcome) })
 }
 
-fn result(state: &State) -> serde_json::Value {
-    let with = |result: &str, details: &str| serde_json::json!({ "result": result, "details": details });
+fn result(state: &State) -> EventResult {
     match state {
-        State::Accepted => serde_json::json!({ "result": "ok" }),
-        State::Duplicate => with("ok", "duplicate"),
-        State::Repaired => with("warning", "repaired"),
-        State::Rejected(Code::EventTooLarge, _) => with("drop", "event_too_big"),
-        State::Rejected(Code::MissingField, field) if field == "event" => with("drop", "missing_event_name"),
-        State::Rejected(_, field) if field.starts_with("options") => with("drop", "invalid_options"),
-        State::Rejected(code, _) => with("drop", code.as_str()),
-        State::Retry => with("retry", "not_persisted"),
+        State::Rejected(Code::EventTooLarge, _) => state.result_as("event_too_big"),
+        State::Rejected(Code::MissingField, field) if field == "event" => state.result_as("missing_event_name"),
+        State::Rejected(_, field) if field.starts_with("options") => state.result_as("invalid_options"),
+        state => state.result(),
     }
 }

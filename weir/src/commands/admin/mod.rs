@@ -7,6 +7,7 @@ mod experiment;
 mod key;
 mod metric;
 mod recompute;
+mod rejected;
 
 use catalogue::{Project, find_project};
 use sqlx::PgConnection;
@@ -41,6 +42,9 @@ enum Command {
     /// Show records that could not be stored; replay or discard them
     #[command(subcommand)]
     DeadLetters(dead_letters::Command),
+    /// Show events that collectors refused where no client reads that in an answer
+    #[command(subcommand)]
+    Rejected(rejected::Command),
     /// Compute participation and attribution of an experiment again, and report what differed
     Recompute(recompute::Args),
 }
@@ -69,6 +73,7 @@ pub(crate) async fn run(args: Args, globals: &Globals) -> anyhow::Result<()> {
         Command::EventName(command) => event_name::run(command, &mut conn).await,
         Command::Key(command) => key::run(command, &mut conn).await,
         Command::DeadLetters(command) => dead_letters::run(command, &mut conn).await,
+        Command::Rejected(command) => rejected::run(command, &mut conn).await,
         Command::Recompute(args) => recompute::run(args, &mut conn).await,
     }
 }

@@ -14,7 +14,7 @@ use eventlog::memory::MemoryLog;
 use eventlog::{Append, LogIdentity, Offset, Read, ReadBound, ReadError, StoredRecord};
 use events::rules::{self, RequestContext};
 use events::testing::{conversion, generated_id, request_context};
-use events::{ProjectId, Record};
+use events::{ProjectId, Record, wire};
 use hyper::Method;
 use migrations::testing::TestDatabase;
 use rustix::process::Signal;
@@ -102,7 +102,7 @@ fn aggregator(deployment: &Deployment, settings: &[&str]) -> Service {
     deployment.service("aggregator", &[&["aggregator", "--aggregator", "127.0.0.1:0"][..], settings].concat())
 }
 
-/// The log, as a build reads it that knows the records of version 2.
+/// The log, as a build reads it that knows the records of the next version.
 struct Upgraded(KafkaLog);
 
 #[async_trait]
@@ -122,7 +122,7 @@ impl Read for Upgraded {
     async fn read(&self, partition: u32, from: Offset, bound: ReadBound) -> Result<Vec<StoredRecord>, ReadError> {
         let mut records = self.0.read(partition, from, bound).await?;
         for record in &mut records {
-            record.bytes = Bytes::from(String::from_utf8_lossy(&record.bytes).replacen("{\"v\":2,", "{\"v\":1,", 1));
+            record.bytes = Bytes::from(String::from_utf8_lossy(&record.bytes).replacen(&newer_version(), "{\"v\":1,", 1));
         }
         Ok(records)
     }
@@ -130,6 +130,11 @@ impl Read for Upgraded {
     async fn release(&self, partition: u32, offset: Offset) {
         self.0.release(partition, offset).await;
     }
+}
+
+/// The beginning of a record whose version this build does not know.
+fn newer_version() -> String {
+    format!("{{\"v\":{},", wire::VERSION + 1)
 }
 
 pub(super) async fn records_of_a_newer_version(state: &str) -> Story {
@@ -140,8 +145,8 @@ pub(super) async fn records_of_a_newer_version(state: &str) -> Story {
     let request = RequestContext { project: ProjectId(project.parse().expect("an id")), ..request_context() };
     let draft = conversion("of-a-newer-weir", "u-1", "2026-02-20T10:00:00Z", "buy", "1");
     let record = Record::encode(&rules::admit(draft, &request, generated_id()).expect("a valid event"));
-    let newer = String::from_utf8_lossy(record.bytes()).replacen("{\"v\":1,", "{\"v\":2,", 1);
-    assert!(newer.starts_with("{\"v\":2,"), "{newer}");
+    let newer = String::from_utf8_lossy(record.bytes()).replacen("{\"v\":1,", &newer_version(), 1);
+    assert!(newer.starts_with(&newer_version()), "{newer}");
     let operator = Operator::of(&stand.deployment.broker.servers);
     operator.produce(TOPIC, record.bucket().log_partition(8), &[newer.as_bytes()]);
     stand.halts(state, &mut story).await;
