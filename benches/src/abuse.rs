@@ -1,13 +1,13 @@
 //! Attacks on one machine's `weir up`, each beside a client that does nothing wrong.
 //!
 //! Each attack runs for some seconds over loopback with what anybody has (nothing, or a public key) or an analyst of one project has
-//! (a read token). Beside it, a client of another project posts one event every 20 ms and asks one question every 200 ms. The page
-//! shows what it waited before, during and after; the run fails if one of its requests was refused, if memory passed its bound, or if
-//! the services are not as before 10 s after the attack's end.
+//! (a read token). Beside it, a client of another project posts one event and asks one question every 20 ms. The page
+//! shows what it waited before, with one core left to it, and during the attack, and how many times longer that was; the run fails if one of its
+//! requests was refused, if memory passed its bound, or if the services are not as before 10 s after the attack's end.
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
@@ -15,6 +15,7 @@ use sqlx::{Connection as _, PgConnection};
 use tokio::runtime::{self, Runtime};
 use tokio::task::JoinSet;
 
+use crate::Histogram;
 use crate::report::{Page, number};
 use attacks::{ATTACKS, Attack};
 use client::{Client, Waited};
@@ -92,7 +93,10 @@ pub async fn run(options: &Options) -> anyhow::Result<String> {
     loop {
         round += 1;
         for attack in &mut observed {
-            let before = good.go_on_for(Duration::from_secs(options.seconds.min(5))).await;
+            let before = {
+                let _busy = BusyCores::all_but_one();
+                good.go_on_for(Duration::from_secs(options.seconds)).await
+            };
             let time = Duration::from_secs(options.seconds);
             let (during, turns, memory) = beside(attack.attack, &attackers, &target, &good, &up, time).await?;
             let recovery = recovers(&good, &target, RECOVERY_MAX).await;
@@ -118,8 +122,9 @@ pub async fn run(options: &Options) -> anyhow::Result<String> {
     let mut page = Page::new("abuse", "A good client beside attacks", folder.path(), Vec::new());
     page.say(&format!(
         "Each attack lasts {} s, over loopback, on the processors that everything else uses, too. The good client belongs to another \
-         project; it posts one event every 20 ms, and asks for its experiments every 200 ms. Milliseconds, p50 / p99. Memory: the most \
-         that the process of collector and aggregator, and the query service with its workers, had resident during the attack.",
+         project; it posts one event and asks for its experiments every 20 ms. Milliseconds, p50 / p99. Before: nothing else but \
+         threads that compute without end, on all cores but one, as an attacker on this machine does. Times: p99 during by p99 before. \
+         Memory: the most that the process of collector and aggregator, and the query service with its workers, had resident during the attack.",
         options.seconds
     ));
     page.table(&std::iter::once(HEAD.map(str::to_owned).to_vec()).chain(observed.iter().map(Observed::row)).collect::<Vec<_>>());
@@ -150,13 +155,15 @@ async fn connect(up: &Up) -> anyhow::Result<PgConnection> {
     PgConnection::connect(up.line("postgres")?).await.context("its Postgres")
 }
 
-const HEAD: [&str; 9] = [
+const HEAD: [&str; 11] = [
     "attack",
     "turns",
     "posts before",
     "posts during",
+    "times",
     "answers before",
     "answers during",
+    "times",
     "as before after s",
     "MiB",
     "query MiB",
@@ -199,10 +206,15 @@ impl Observed {
 
     fn row(&self) -> Vec<String> {
         let mut row = vec![self.attack.name.to_owned(), self.turns.to_string()];
-        row.extend([&self.before.posts, &self.during.posts, &self.before.answers, &self.during.answers].map(|waited| {
-            let milliseconds = |quantile| number(waited.quantile(quantile).as_secs_f64() * 1e3, 1);
-            format!("{} / {}", milliseconds(0.5), milliseconds(0.99))
-        }));
+        for (before, during) in [(&self.before.posts, &self.during.posts), (&self.before.answers, &self.during.answers)] {
+            let milliseconds = |waited: &Histogram, quantile| waited.quantile(quantile).as_secs_f64() * 1e3;
+            row.extend(
+                [before, during].map(|waited| {
+                    format!("{} / {}", number(milliseconds(waited, 0.5), 1), number(milliseconds(waited, 0.99), 1))
+                }),
+            );
+            row.push(number(milliseconds(during, 0.99) / milliseconds(before, 0.99), 1));
+        }
         row.push(if self.not_recovered.is_empty() { number(self.recovery.as_secs_f64(), 1) } else { "never".to_owned() });
         row.extend([self.memory.collector, self.memory.query].map(|mib| mib.to_string()));
         row
@@ -237,6 +249,38 @@ impl Memory {
     }
 }
 
+/// Threads that compute without end, on all cores but one, until it is dropped.
+struct BusyCores {
+    is_over: Arc<AtomicBool>,
+    threads: Vec<std::thread::JoinHandle<()>>,
+}
+
+impl BusyCores {
+    fn all_but_one() -> Self {
+        let is_over = Arc::new(AtomicBool::new(false));
+        let compute = |_| {
+            let is_over = Arc::clone(&is_over);
+            std::thread::spawn(move || {
+                while !is_over.load(Ordering::Relaxed) {
+                    std::hint::spin_loop();
+                }
+            })
+        };
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let threads = (1..cores).map(compute).collect();
+        BusyCores { is_over, threads }
+    }
+}
+
+impl Drop for BusyCores {
+    fn drop(&mut self) {
+        self.is_over.store(true, Ordering::Relaxed);
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
 /// Runs an attack for some time beside the good client; also returns how often the attack had its turn, and the memory.
 async fn beside(
     attack: &'static Attack,
@@ -260,16 +304,10 @@ async fn beside(
         };
         attacking.spawn_on(take_turns, attackers.handle());
     }
-    let sample = async {
-        let mut most = Memory::default();
-        let end = Instant::now() + time;
-        while Instant::now() < end {
-            most = most.most(up.memory());
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        most
-    };
-    let (waited, memory) = tokio::join!(good.go_on_for(time), sample);
+    let (sampler, end) = (up.sampler(), Instant::now() + time);
+    let sample = tokio::task::spawn_blocking(move || sampler.most_until(end));
+    let waited = good.go_on_for(time).await;
+    let memory = sample.await.context("the look at memory")?;
     attacking.shutdown().await;
     Ok((waited, turns.load(Ordering::Relaxed), memory))
 }

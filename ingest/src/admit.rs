@@ -152,8 +152,9 @@ async fn unwrap_unauthenticated(
     if body.bytes.len() <= 1024 && !body.is_gzip() {
         return unwrap(app, dialect, query, body, false);
     }
+    let threads = app.threads.handle();
     let (app, query) = (Arc::clone(app), query.to_owned());
-    let done = tokio::task::spawn_blocking(move || app.health.caught_here(|| unwrap(&app, dialect, &query, body, false)));
+    let done = threads.spawn_blocking(move || app.health.caught_here(|| unwrap(&app, dialect, &query, body, false)));
     done.await.unwrap_or(Err(service::tasks::Panicked)).unwrap_or(Err(ApiError::Bug))
 }
 

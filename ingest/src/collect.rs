@@ -14,7 +14,7 @@ use hyper::Request;
 use hyper::body::Incoming;
 use service::fair_queue::{FairQueue, Full};
 use service::tasks::Panicked;
-use service::{AdminEndpoint, Health, Response};
+use service::{AdminEndpoint, Health, Response, Threads};
 use uuid::Uuid;
 
 use crate::admit::{Admitted, Asked, admit, body_fault, rate_limited, take_bytes};
@@ -46,6 +46,8 @@ pub(crate) struct App {
     pub(crate) answers: Memory,
     /// Turns of projects whose requests need long.
     pub(crate) computing: FairQueue,
+    /// Where they compute. They give way to connections.
+    pub(crate) threads: Threads,
     pub(crate) agents: Agents,
     /// The last append failed: logged once, until one succeeds.
     pub(crate) is_log_failing: AtomicBool,
@@ -95,7 +97,7 @@ pub(crate) async fn compute<T: Send + 'static>(
         app.metrics.over_queue.increment(1);
         ApiError::Body(BodyFault::NoMemory)
     })?;
-    let done = tokio::task::spawn_blocking({
+    let done = app.threads.handle().spawn_blocking({
         let app = Arc::clone(app);
         move || {
             let _turn = turn;

@@ -176,6 +176,9 @@ pub enum StartError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// The system gives no threads.
+    #[error("no threads for large bodies: {0}")]
+    Threads(#[source] std::io::Error),
 }
 
 #[cfg(test)]

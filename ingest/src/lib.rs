@@ -30,7 +30,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use events::Micros;
-use service::{AdminEndpoint, Health, Hosts, Listener, Scope, Tasks};
+use service::{AdminEndpoint, Health, Hosts, Listener, Scope, Tasks, Threads};
 use sqlx::postgres::PgConnectOptions;
 
 pub use config::{Config, Limits, StartError};
@@ -105,6 +105,8 @@ impl Collector {
             unauthenticated: body::Memory::new(limits.unauthenticated_bytes_max),
             answers: body::Memory::new(limits.answers_bytes_max),
             computing: metrics.computing(limits.computing_max, limits.computing_waiting_max),
+            // One of its own that runs nothing; what computes has more, made when they are needed.
+            threads: Threads::start("weir-body", 1).map_err(StartError::Threads)?,
             limits: limits.clone(),
             log,
             clock,

@@ -44,7 +44,7 @@ use threads::Places;
 use worker::Workers;
 
 /// The schemas that answers are made from.
-pub const SCHEMA: catalogue::schema::Supported = catalogue::schema::Supported { service: "query service", oldest: 6, newest: 8 };
+pub const SCHEMA: catalogue::schema::Supported = catalogue::schema::Supported { service: "query service", oldest: 8, newest: 8 };
 /// Where the metrics are if the public address is not on loopback and nobody said where.
 const METRICS_USUAL: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8091);
 

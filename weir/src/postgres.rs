@@ -234,6 +234,9 @@ impl Program for Server {
             .process_group(0)
             .spawn()
             .with_context(|| self.install.program("postgres").display().to_string())?;
+        if let Some(pid) = child.id() {
+            service::priority::lower(pid, service::priority::COMPUTES);
+        }
         Ok(Process::Child(child))
     }
 

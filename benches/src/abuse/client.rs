@@ -21,7 +21,7 @@ const WRITE_KEY: &str = "write-key-of-the-good-client";
 const READ_TOKEN: &str = "read-token-of-the-good-client";
 /// It posts and asks this often, or as soon as the former one is answered.
 const POST_EVERY: Duration = Duration::from_millis(20);
-const ASK_EVERY: Duration = Duration::from_millis(200);
+const ASK_EVERY: Duration = Duration::from_millis(20);
 /// How long an answer may take before it counts as none.
 const WAIT_MAX: Duration = Duration::from_secs(10);
 /// How long after the attacks the last event may need to be stored.

@@ -15,6 +15,8 @@ use super::Memory;
 
 /// How long it may take to end, its Postgres included.
 const END_MAX: Duration = Duration::from_secs(30);
+/// How often memory is looked at.
+const SAMPLE_EVERY: Duration = Duration::from_millis(100);
 
 /// A running `weir up`, which ends in good order with this value.
 pub(super) struct Up {
@@ -52,10 +54,9 @@ impl Up {
         Ok(self.line(service)?.trim_start_matches("http://").to_owned())
     }
 
-    /// Returns what is resident now.
-    pub(super) fn memory(&self) -> Memory {
-        let query = self.query_processes().into_iter().map(resident_mib).sum();
-        Memory { collector: resident_mib(self.child.id()), query }
+    /// Returns who looks at its memory from another thread.
+    pub(super) fn sampler(&self) -> MemorySampler {
+        MemorySampler { up: self.child.id() }
     }
 
     /// Kills a child, as the kernel does that needs memory: `postgres` or `query`.
@@ -72,7 +73,7 @@ impl Up {
         tokio::time::sleep(Duration::from_secs(15)).await;
         let connections =
             "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()";
-        let services: Vec<u32> = std::iter::once(self.child.id()).chain(self.query_processes()).collect();
+        let services: Vec<u32> = std::iter::once(self.child.id()).chain(query_processes(self.child.id())).collect();
         let sum = |count: fn(u32) -> u64| services.iter().copied().map(count).sum();
         Ok(Resources {
             processes: services.len() as u64,
@@ -81,12 +82,6 @@ impl Up {
             connections: sqlx::query_scalar::<_, i64>(connections).fetch_one(database).await?.unsigned_abs(),
             memory_mib: sum(resident_mib),
         })
-    }
-
-    /// The query service and its workers.
-    fn query_processes(&self) -> Vec<u32> {
-        let services = children(self.child.id()).into_iter().filter(|pid| command_of(*pid).contains("query"));
-        services.flat_map(|pid| std::iter::once(pid).chain(children(pid))).collect()
     }
 
     /// Ends it in good order.
@@ -164,6 +159,30 @@ fn children(pid: u32) -> Vec<u32> {
 
 fn command_of(pid: u32) -> String {
     fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default().replace('\0', " ")
+}
+
+/// Looks at memory. Reading of processes takes a processor for milliseconds.
+pub(super) struct MemorySampler {
+    up: u32,
+}
+
+impl MemorySampler {
+    /// Looks again and again until `end`, and returns the most that was resident.
+    pub(super) fn most_until(&self, end: Instant) -> Memory {
+        let mut most = Memory::default();
+        while Instant::now() < end {
+            let query = query_processes(self.up).into_iter().map(resident_mib).sum();
+            most = most.most(Memory { collector: resident_mib(self.up), query });
+            std::thread::sleep(SAMPLE_EVERY);
+        }
+        most
+    }
+}
+
+/// The query service and its workers.
+fn query_processes(up: u32) -> Vec<u32> {
+    let services = children(up).into_iter().filter(|pid| command_of(*pid).contains("query"));
+    services.flat_map(|pid| std::iter::once(pid).chain(children(pid))).collect()
 }
 
 fn resident_mib(pid: u32) -> u64 {

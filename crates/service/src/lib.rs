@@ -1,6 +1,7 @@
 //! What every service needs beside its own work: a listener ([`http`]) that knows which hosts a request may name ([`hosts`]), an admin
 //! endpoint for probes and Prometheus ([`admin`]), numbers of its own ([`meter`]), tasks that do not end unseen ([`tasks`]), waits
-//! between attempts ([`backoff`]), turns at what is scarce ([`fair_queue`]), and threads for what computes ([`threads`]).
+//! between attempts ([`backoff`]), turns at what is scarce ([`fair_queue`]), and threads for what computes ([`threads`]), which give way to
+//! what serves ([`priority`]).
 //!
 //! A service makes a [`Meter`] and [`Tasks`], binds a [`Listener`], spawns what it does, and hands requests for `/livez`, `/readyz`
 //! and `/metrics` to its [`AdminEndpoint`]. Whoever runs the service awaits [`Health::failed`] beside its signals, and calls
@@ -15,6 +16,7 @@ mod head;
 pub mod hosts;
 pub mod http;
 pub mod meter;
+pub mod priority;
 mod process;
 pub mod tasks;
 pub mod threads;

@@ -2,9 +2,10 @@
 
 use std::io;
 
+use crate::priority;
 use tokio::runtime::{Builder, Handle, Runtime};
 
-/// A runtime beside the one that serves sockets. Dropped, its threads end as soon as what they compute lets them.
+/// A runtime beside the one that serves sockets, whose threads give way to that one's. Dropped, its threads end as soon as what they compute lets them.
 pub struct Threads(Option<Runtime>);
 
 impl Threads {
@@ -12,7 +13,9 @@ impl Threads {
     /// # Errors
     /// If the system gives none.
     pub fn start(name: &str, threads: usize) -> io::Result<Self> {
-        let runtime = Builder::new_multi_thread().worker_threads(threads).thread_name(name).enable_all().build();
+        let mut builder = Builder::new_multi_thread();
+        builder.worker_threads(threads).thread_name(name).on_thread_start(priority::lower_thread).enable_all();
+        let runtime = builder.build();
         runtime.map(|runtime| Threads(Some(runtime)))
     }
 

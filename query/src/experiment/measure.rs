@@ -69,7 +69,10 @@ pub fn measure<'a>(read: &'a Read, request: &Request) -> Result<Measured<'a>, Ap
     let (currency, number, other_currencies) = metrics::choose_currency(&experiment, cohort, &groups);
     experiment.currency = currency;
     let Chosen { metrics, conversion_names } = metrics::choose(catalogue.metrics.clone(), &population, request)?;
-    let counts = population.count(catalogue.unknown_variant, request.as_of.is_none().then_some(catalogue.impressions));
+    let counts = {
+        let impressions = request.as_of.is_none().then_some(catalogue.impressions);
+        population.count(catalogue.unknown_variant, catalogue.over_active, impressions)
+    };
     let (metrics, attribution) = rayon::join(
         || metrics::measure_all(&population, metrics, number, window_days, request.cap),
         || {

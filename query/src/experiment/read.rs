@@ -47,6 +47,8 @@ pub struct Catalogue {
     pub metrics: Vec<Configured>,
     /// Users whose events name a variant that does not exist.
     pub unknown_variant: u64,
+    /// Users who were exposed and have too many rows to take part.
+    pub over_active: u64,
     /// Impressions stored, counted or not.
     pub impressions: u64,
 }
@@ -94,12 +96,13 @@ async fn read_catalogue(snapshot: &Snapshot, name: &str, baseline: Option<&str>)
     let defined = catalogue::find(&mut connection, project, name).await.map_err(|error| catalogue::refusal(&error))?;
     let Defined { mut experiment, mut variants, metrics } = defined.ok_or_else(|| unknown_experiment(name))?;
     let unknown_variant = catalogue::unknown_variant_users(&mut connection, project, &experiment).await.map_err(database)?;
+    let over_active = catalogue::over_active_users(&mut connection, project, experiment.id).await.map_err(database)?;
     experiment.behind_since = catalogue::behind_since(&mut connection, project, experiment.id).await.map_err(database)?;
     let impressions = catalogue::impressions(&mut connection, project, experiment.id).await.map_err(database)?;
     let control = choose_control(&mut variants, baseline).map_err(|names| unknown_variant_name(&names))?;
     experiment.control_variant_id = control.map(|index| variants[index].id);
     variants.sort_by_key(|variant| !variant.is_control);
-    Ok(Catalogue { experiment, variants, metrics, unknown_variant, impressions })
+    Ok(Catalogue { experiment, variants, metrics, unknown_variant, over_active, impressions })
 }
 
 fn unknown_experiment(name: &str) -> ApiError {

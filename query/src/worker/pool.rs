@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use service::{BackOff, Health, Stop, Tasks, meter};
+use service::{BackOff, Health, Stop, Tasks, meter, priority};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
@@ -400,6 +400,9 @@ impl Process {
             .process_group(0)
             .kill_on_drop(true)
             .spawn()?;
+        if let Some(pid) = child.id() {
+            priority::lower(pid, priority::MAY_NOT_END);
+        }
         let words = Arc::new(Mutex::default());
         let stderr = child.stderr.take().ok_or_else(|| io::Error::other("its stderr"))?;
         let forwarding = tokio::spawn(forward(stderr, Arc::clone(&words)));

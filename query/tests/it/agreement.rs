@@ -120,6 +120,7 @@ fn read(made: &Made) -> Read {
             metric("less is more", Aggregation::ConversionRate, Role::Guardrail, false),
         ],
         unknown_variant: 0,
+        over_active: 0,
         impressions: count as u64,
     };
     let as_of = AsOf { event_time: Some("1970-01-09T00:00:00Z".to_owned()), ..AsOf::default() };

@@ -489,6 +489,20 @@ async fn what_was_not_stored_or_not_counted_is_named() {
     assert_eq!(answer["population"]["excluded"]["impressions_not_counted"], 7);
     assert_eq!(check_of(&answer, "unknown_variant")["level"], "warn");
     assert!(codes(&answer).contains(&"unknown_variant"));
+    assert_eq!(check_of(&answer, "over_active")["level"], "ok");
+    service
+        .run(&format!(
+            "INSERT INTO over_active_users (project_id, user_id, rows_max, experiments)
+             VALUES ('{PROJECT}', gen_random_uuid(), 10000, '{{{id}}}'), ('{PROJECT}', gen_random_uuid(), 10000, '{{}}')"
+        ))
+        .await;
+    let shared = service.get("/v1/experiments/clear/results").await.ok();
+    assert_eq!(shared["population"]["excluded"]["over_active"], 1, "the other one was not in this experiment");
+    assert_eq!(
+        (&check_of(&shared, "over_active")["level"], &check_of(&shared, "over_active")["users"]),
+        (&json!("warn"), &json!(1))
+    );
+    assert!(codes(&shared).contains(&"over_active"));
     assert_eq!(check_of(&answer, "freshness")["lag_seconds"], 9 * 3_600);
     service.run("UPDATE project_progress SET event_time = '2026-03-05T00:00:00Z'").await;
     let stale = service.get("/v1/experiments/clear/results").await.ok();

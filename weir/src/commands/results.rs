@@ -207,6 +207,7 @@ fn head(answer: &Value, style: Style) -> String {
         parts.extend(excluded("multi_exposed", "left out, who saw several variants"));
         parts.extend(excluded("incomplete_window", "left out, whose window is not over"));
         parts.extend(excluded("unknown_variant", "not stored, with an unknown variant"));
+        parts.extend(excluded("over_active", "left out, with too many rows"));
         parts.extend(excluded("impressions_not_counted", "impressions not counted"));
         out.push_str(&format!("{}\n", [vec![format!("{exposed} users exposed")], parts].concat().join(", ")));
     }

@@ -40,6 +40,8 @@ pub struct Excluded {
     pub incomplete_window: u64,
     /// Some of their events name a variant that does not exist, and wait as dead letters; 10,000 of these are looked into.
     pub unknown_variant: u64,
+    /// They have more rows than take part, as an id that many people share.
+    pub over_active: u64,
     /// Impressions, not users: sent as not eligible, or outside of the experiment's time. Left out with an `as_of`, since
     /// impressions are counted as of the newest.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -227,9 +229,9 @@ impl<'a> Population<'a> {
         (any, self.groups_by(self.rule, Windows::Complete, self.window_us).total())
     }
 
-    /// Counts who is counted and who is left out. `unknown_variant` users are not in the cohort; `impressions` are all that are stored,
-    /// none if that is not known as of now.
-    pub fn count(&self, unknown_variant: u64, impressions: Option<u64>) -> PopulationCounts {
+    /// Counts who is counted and who is left out. `unknown_variant` and `over_active` users are not in the cohort; `impressions` are all that
+    /// are stored, none if that is not known as of now.
+    pub fn count(&self, unknown_variant: u64, over_active: u64, impressions: Option<u64>) -> PopulationCounts {
         let (any, mature) = self.maturity();
         let analysed = self.groups(self.window_us).total();
         let counted = self.cohort.users.impressions.iter().map(|seen| u64::try_from(*seen).unwrap_or(0)).sum();
@@ -240,6 +242,7 @@ impl<'a> Population<'a> {
                 multi_exposed: if self.rule == PopulationRule::ExcludeMulti { self.multi_exposed() } else { 0 },
                 incomplete_window: any - analysed,
                 unknown_variant,
+                over_active,
                 impressions_not_counted: impressions.map(|stored| stored.saturating_sub(counted)),
             },
             mature_share: (any > 0).then(|| mature as f64 / any as f64),
@@ -330,9 +333,9 @@ mod tests {
         let check = |rule, windows, users: [u64; 2], excluded: (u64, u64), mature_share: f64| {
             let population = population(rule, windows);
             assert_eq!(population.groups(population.window_us).users(), users, "{rule:?} {windows:?}");
-            let found = population.count(3, Some(100));
+            let found = population.count(3, 2, Some(100));
             assert_eq!((found.excluded.multi_exposed, found.excluded.incomplete_window), excluded);
-            assert_eq!((found.exposed_users, found.excluded.unknown_variant), (4, 3));
+            assert_eq!((found.exposed_users, found.excluded.unknown_variant, found.excluded.over_active), (4, 3, 2));
             assert_eq!(found.excluded.impressions_not_counted, Some(92), "each of four users has two");
             assert_eq!(found.mature_share, Some(mature_share));
         };

@@ -226,6 +226,15 @@ pub async fn unknown_variant_users(
     Ok(u64::try_from(users).unwrap_or(0))
 }
 
+/// Counts the users who were exposed and take no part since they have too many rows.
+/// # Errors
+/// Those of Postgres.
+pub async fn over_active_users(connection: &mut PgConnection, project: Uuid, experiment: Uuid) -> Result<u64, sqlx::Error> {
+    let users = "SELECT count(*) FROM over_active_users WHERE project_id = $1 AND $2 = ANY (experiments)";
+    let users: i64 = sqlx::query_scalar(users).bind(project).bind(experiment).fetch_one(connection).await?;
+    Ok(u64::try_from(users).unwrap_or(0))
+}
+
 /// Returns since when participation and attribution of an experiment wait for a recomputation, if they do.
 /// # Errors
 /// Those of Postgres.

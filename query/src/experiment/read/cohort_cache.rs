@@ -88,51 +88,76 @@ impl CachedCohort {
             of.experiment == query.experiment && of.variants == query.variants && of.window_days == query.window_days
         };
         let known = self.loaded.as_mut().filter(is_same);
-        let (refresh, known) = match known {
-            Some(of) => (needed(&of.version, now, of.cohort.users.len()), Some(of)),
-            None => (Refresh::Reload, None),
-        };
-        match (refresh, known) {
-            (Refresh::Unchanged, Some(of)) => {
-                metrics.cohort("same");
-                Ok(of.cohort.clone())
-            }
-            (Refresh::NewFacts(ranges), Some(of)) => {
-                let touched = touched(snapshot, &ranges, query.experiment).await;
-                let touched = touched.map_err(|error| engine::database_error(&error))?;
-                if !touched.is_empty() {
-                    let newer = cohort_reader::read(session, snapshot, query, &Scope::These(touched)).await?;
-                    // From here on nothing waits, so that nobody finds a cohort half done.
-                    let number =
-                        |cohort: &Cohort| cohort.users.keys.iter().zip(0..).map(|(key, number)| (*key, number)).collect();
-                    let numbers = of.numbers.get_or_insert_with(|| number(&of.cohort));
-                    Arc::make_mut(&mut of.cohort).replace(newer, numbers);
+        if let Some(of) = known {
+            match needed(&of.version, now, of.cohort.users.len()) {
+                Refresh::Unchanged => {
+                    metrics.cohort("same");
+                    return Ok(of.cohort.clone());
                 }
-                metrics.cohort("followed");
-                of.version = now.clone();
-                Ok(of.cohort.clone())
-            }
-            _ => {
-                // Two of them at one time are too many.
-                self.loaded = None;
-                let cohort = Arc::new(cohort_reader::read(session, snapshot, query, &Scope::Everyone).await?);
-                metrics.cohort("read");
-                self.loaded = Some(Loaded {
-                    experiment: query.experiment,
-                    variants: query.variants.to_vec(),
-                    window_days: query.window_days,
-                    version: now.clone(),
-                    cohort: cohort.clone(),
-                    numbers: None,
-                });
-                Ok(cohort)
+                Refresh::NewFacts(ranges) => {
+                    let read = touched(snapshot, &ranges, query.experiment).await;
+                    let (touched, left_out) = read.map_err(|error| engine::database_error(&error))?;
+                    // A cohort only grows: without somebody it is another one.
+                    if !of.has_any(&left_out) {
+                        of.follow(session, snapshot, query, touched).await?;
+                        metrics.cohort("followed");
+                        of.version = now.clone();
+                        return Ok(of.cohort.clone());
+                    }
+                }
+                Refresh::Reload => {}
             }
         }
+        // Two of them at one time are too many.
+        self.loaded = None;
+        let cohort = Arc::new(cohort_reader::read(session, snapshot, query, &Scope::Everyone).await?);
+        metrics.cohort("read");
+        self.loaded = Some(Loaded {
+            experiment: query.experiment,
+            variants: query.variants.to_vec(),
+            window_days: query.window_days,
+            version: now.clone(),
+            cohort: cohort.clone(),
+            numbers: None,
+        });
+        Ok(cohort)
     }
 
     fn bytes(&self) -> usize {
         let bytes = |of: &Loaded| of.cohort.bytes() + of.numbers.as_ref().map_or(0, |numbers| numbers.capacity() * 24);
         self.loaded.as_ref().map_or(0, bytes)
+    }
+}
+
+impl Loaded {
+    /// Returns the cohort, and the number of each of its users.
+    fn numbered(&mut self) -> (&mut Arc<Cohort>, &mut HashMap<[u8; 16], u32>) {
+        let number = |cohort: &Cohort| cohort.users.keys.iter().zip(0..).map(|(key, number)| (*key, number)).collect();
+        let numbers = self.numbers.get_or_insert_with(|| number(&self.cohort));
+        (&mut self.cohort, numbers)
+    }
+
+    fn has_any(&mut self, users: &[Uuid]) -> bool {
+        let has = |user: &Uuid| self.numbered().1.contains_key(user.as_bytes());
+        users.iter().any(has)
+    }
+
+    /// Reads users, and replaces what was known of them.
+    async fn follow(
+        &mut self,
+        session: &Session,
+        snapshot: &Arc<Snapshot>,
+        query: &CohortQuery<'_>,
+        users: Vec<Uuid>,
+    ) -> Result<(), ApiError> {
+        if users.is_empty() {
+            return Ok(());
+        }
+        let newer = cohort_reader::read(session, snapshot, query, &Scope::These(users)).await?;
+        // From here on nothing waits, so that nobody finds a cohort half done.
+        let (cohort, numbers) = self.numbered();
+        Arc::make_mut(cohort).replace(newer, numbers);
+        Ok(())
     }
 }
 
@@ -161,14 +186,19 @@ fn needed(then: &DataVersion, now: &DataVersion, users: usize) -> Refresh {
     if records > RECORDS_MIN.max(users as u64 / USERS_PER_RECORD) { Refresh::Reload } else { Refresh::NewFacts(ranges) }
 }
 
-/// Returns the users of an experiment's impressions and of all conversions at these offsets.
-async fn touched(snapshot: &Snapshot, ranges: &[(Uuid, i32, i64, i64)], experiment: Uuid) -> Result<Vec<Uuid>, sqlx::Error> {
+/// Returns the users of an experiment's impressions and of all conversions at these offsets, and those who were exposed and have too many rows
+/// to take part: another experiment's impression may have been the one too many.
+async fn touched(
+    snapshot: &Snapshot,
+    ranges: &[(Uuid, i32, i64, i64)],
+    experiment: Uuid,
+) -> Result<(Vec<Uuid>, Vec<Uuid>), sqlx::Error> {
     let range = |(log_id, partition, from, to): &(Uuid, i32, i64, i64)| {
         format!("(log_id = '{log_id}' AND log_partition = {partition} AND log_offset >= {from} AND log_offset < {to})")
     };
     let exact: Vec<String> = ranges.iter().map(range).collect();
     if exact.is_empty() {
-        return Ok(Vec::new());
+        return Ok((Vec::new(), Vec::new()));
     }
     // One range of all offsets, for the index.
     let first = ranges.iter().map(|(_, _, from, _)| *from).min().unwrap_or(0);
@@ -182,7 +212,11 @@ async fn touched(snapshot: &Snapshot, ranges: &[(Uuid, i32, i64, i64)], experime
         "SELECT user_id FROM impressions WHERE experiment_id = '{experiment}' AND {stored}
          UNION SELECT user_id FROM conversions WHERE {stored}"
     );
-    sqlx::query_scalar(AssertSqlSafe(users)).fetch_all(&mut **snapshot.transaction().await).await
+    let left_out = "SELECT user_id FROM over_active_users WHERE project_id = $1 AND $2 = ANY (experiments)";
+    let mut connection = snapshot.transaction().await;
+    let users = sqlx::query_scalar(AssertSqlSafe(users)).fetch_all(&mut **connection).await?;
+    let left_out = sqlx::query_scalar(left_out).bind(snapshot.project()).bind(experiment).fetch_all(&mut **connection).await?;
+    Ok((users, left_out))
 }
 
 /// All cached cohorts.

@@ -132,6 +132,13 @@ pub enum Check {
         /// Who.
         users: u64,
     },
+    /// Whether users have too many rows to take part.
+    OverActive {
+        /// How bad it is.
+        level: Level,
+        /// Who was exposed.
+        users: u64,
+    },
     /// Whether the variants' users were alike before they were exposed.
     PreExposureBalance {
         /// How bad it is.
@@ -215,6 +222,7 @@ impl Check {
             | Check::MultiExposure { level, .. }
             | Check::ExclusionBias { level, .. }
             | Check::UnknownVariant { level, .. }
+            | Check::OverActive { level, .. }
             | Check::PreExposureBalance { level, .. }
             | Check::MinimumRuntime { level, .. }
             | Check::MinimumUsers { level, .. }
@@ -244,6 +252,7 @@ pub fn check(measured: &Measured<'_>, warnings: &mut Vec<Warning>) -> Health {
         multi_exposure(population, warnings),
         exclusion_bias(population, warnings),
         unknown_variant(population, &measured.counts.excluded, warnings),
+        over_active(population, &measured.counts.excluded, warnings),
         pre_exposure_balance(experiment, metrics, warnings),
         minimum_runtime(population, experiment),
         minimum_users(&groups),
@@ -419,12 +428,7 @@ fn exclusion_bias(population: &Population<'_>, warnings: &mut Vec<Warning>) -> C
 
 fn unknown_variant(population: &Population<'_>, excluded: &Excluded, warnings: &mut Vec<Warning>) -> Check {
     let users = excluded.unknown_variant;
-    let share = users as f64 / (users + population.cohort.users.len() as u64).max(1) as f64;
-    let level = match users {
-        0 => Level::Ok,
-        users if users >= MULTI_USERS_MIN && share >= MULTI_FAIL_FROM => Level::Fail,
-        _ => Level::Warn,
-    };
+    let level = level_of_left_out(users, population);
     if level > Level::Ok {
         let message = format!(
             "events of {users} users name a variant that the experiment does not have; they wait as dead letters: see \
@@ -433,6 +437,29 @@ fn unknown_variant(population: &Population<'_>, excluded: &Excluded, warnings: &
         warnings.push(Warning::new("unknown_variant", message));
     }
     Check::UnknownVariant { level, users }
+}
+
+fn over_active(population: &Population<'_>, excluded: &Excluded, warnings: &mut Vec<Warning>) -> Check {
+    let users = excluded.over_active;
+    let level = level_of_left_out(users, population);
+    if level > Level::Ok {
+        let message = format!(
+            "{users} user ids have so many events that they take no part, as one that many people share, or a program: see the table \
+             `over_active_users`"
+        );
+        warnings.push(Warning::new("over_active", message));
+    }
+    Check::OverActive { level, users }
+}
+
+/// Users who are not in the cohort, and by that not in its sample ratio either: a few are told, many spoil the comparison.
+fn level_of_left_out(users: u64, population: &Population<'_>) -> Level {
+    let share = users as f64 / (users + population.cohort.users.len() as u64).max(1) as f64;
+    match users {
+        0 => Level::Ok,
+        users if users >= MULTI_USERS_MIN && share >= MULTI_FAIL_FROM => Level::Fail,
+        _ => Level::Warn,
+    }
 }
 
 /// Compares what users did before they were exposed: nothing but chance may differ there.
