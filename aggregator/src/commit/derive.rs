@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use catalogue::REFUND_TYPES;
 pub(crate) use catalogue::{AttributionMethod, Rules};
 use events::{Micros, Money};
 use uuid::Uuid;
@@ -32,6 +33,12 @@ pub(crate) struct Conversion {
 }
 
 impl Conversion {
+    /// Returns whether it says that the user converted: not if it is a bot's, and not if it takes something back.
+    fn counts(&self) -> bool {
+        let is_negative = self.value.is_some_and(|value| value.millionths() < 0);
+        !self.is_bot && !is_negative && !REFUND_TYPES.contains(&self.kind.as_str())
+    }
+
     /// Returns its identity.
     pub(crate) fn identity(&self) -> ConversionId {
         (self.id, self.claimed_at)
@@ -101,7 +108,7 @@ pub(crate) fn derive(experiment: Uuid, rules: &Rules, exposures: &[Exposure], co
         first_id: first.id,
         impressions: eligible.len() as i64,
         variants_seen: eligible.iter().map(|exposure| exposure.variant).collect(),
-        first_conversion: following.first().map(|conversion| conversion.event_time),
+        first_conversion: following.iter().find(|conversion| conversion.counts()).map(|conversion| conversion.event_time),
         converted_within_window: !attributions.is_empty(),
     };
     Derived { participation: Some(participation), attributions }
@@ -207,6 +214,29 @@ mod tests {
     fn confidence_is_rounded_half_up() {
         let shown: Vec<(i64, u128)> = (0..8).map(|time| (time, if time == 0 { 10 } else { 11 })).collect();
         check(AttributionMethod::FirstExposure, &shown, 8, Some((10, 13)));
+    }
+
+    /// Bots', negative and refunding conversions leave a user unconverted; those of a person are attributed, with their value.
+    #[test]
+    fn what_takes_something_back_converts_nobody() {
+        let at = |time, kind: &str, value: Option<i128>, is_bot| Conversion {
+            id: Uuid::from_u128(time as u128),
+            kind: kind.into(),
+            value: value.map(|value| Money::from_millionths(value).expect("an amount")),
+            is_bot,
+            ..conversion(time)
+        };
+        let check = |conversions: &[Conversion], first: Option<i64>, attributed: usize| {
+            let derived = derive(EXPERIMENT, &rules(AttributionMethod::FirstExposure), &[exposure(0, 10)], conversions);
+            let found = derived.participation.and_then(|found| found.first_conversion);
+            assert_eq!((found, derived.attributions.len()), (first.map(Micros), attributed), "{conversions:?}");
+        };
+        let bot = at(1, "order", Some(5), true);
+        let refunds = [at(2, "order", Some(-5), false), at(3, "refund", Some(5), false), at(4, "rebill", None, false)];
+        check(std::slice::from_ref(&bot), None, 0);
+        check(&refunds, None, 3);
+        let free = at(6, "order", Some(0), false);
+        check(&[&[bot][..], &refunds[..], &[free, at(7, "order_refunded", Some(3), false)]].concat(), Some(6), 5);
     }
 
     #[test]

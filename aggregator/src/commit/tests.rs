@@ -150,7 +150,8 @@ fn with_eligible(query: &str) -> String {
                  AND (b.event_time, b.id, b.claimed_at) < (f.event_time, f.id, f.claimed_at))
          ), converting AS (
              SELECT f.user_id, f.experiment_id, f.experiment, f.variant, f.event_time AS first_time, f.days, f.method,
-                    c.id, c.claimed_at, c.event_time, c.conversion_value, c.currency, c.is_bot
+                    c.id, c.claimed_at, c.event_time, c.conversion_value, c.currency, c.is_bot,
+                    NOT c.is_bot AND coalesce(c.conversion_value >= 0, true) AND c.conversion_type NOT IN ('refund', 'rebill') AS counts
              FROM first f, conversions c
              WHERE c.project_id = $project AND c.user_id = f.user_id AND c.event_time >= f.event_time
                AND (c.experiment_id IS NULL OR c.experiment_id = f.experiment_id)
@@ -170,8 +171,8 @@ const EXPECTED_PARTICIPATION: &str = "
            (SELECT count(*) FROM eligible n WHERE n.user_id = f.user_id AND n.experiment_id = f.experiment_id),
            (SELECT string_agg(DISTINCT n.variant, ',' ORDER BY n.variant) FROM eligible n
             WHERE n.user_id = f.user_id AND n.experiment_id = f.experiment_id),
-           EXISTS (SELECT 1 FROM converting c WHERE c.user_id = f.user_id AND c.experiment_id = f.experiment_id),
-           (SELECT min(event_time) FROM converting c WHERE c.user_id = f.user_id AND c.experiment_id = f.experiment_id),
+           EXISTS (SELECT 1 FROM converting c WHERE c.counts AND c.user_id = f.user_id AND c.experiment_id = f.experiment_id),
+           (SELECT min(event_time) FROM converting c WHERE c.counts AND c.user_id = f.user_id AND c.experiment_id = f.experiment_id),
            EXISTS (SELECT 1 FROM attributed a WHERE a.user_id = f.user_id AND a.experiment_id = f.experiment_id)
     FROM first f ORDER BY 1, 2";
 
@@ -209,7 +210,7 @@ fn any_event() -> impl Strategy<Value = Draft> {
             Draft { is_bot, ..draft }
         } else {
             let value = if choice == 5 { "-19.90" } else { "10.5" };
-            let draft = conversion(&id, &who, &when, "purchase", value);
+            let draft = conversion(&id, &who, &when, if choice == 6 { "refund" } else { "purchase" }, value);
             Draft { experiment: named.then(|| experiment.to_owned()), is_bot: choice == 8, ..draft }
         }
     })

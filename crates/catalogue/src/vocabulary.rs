@@ -17,6 +17,10 @@ pub struct UnknownText {
     pub known: &'static [&'static str],
 }
 
+/// Types of conversions that take something back. They count in values, and where a metric names them; where all conversions
+/// are meant they are none, and so are those of a negative value.
+pub const REFUND_TYPES: [&str; 2] = ["refund", "rebill"];
+
 /// The columns whose texts are an enum's, with those texts. A test compares them with the checks of the schema.
 pub const COLUMNS: &[(&str, &str, &[&str])] = &[
     ("projects", "unit", Unit::TEXTS),

@@ -86,6 +86,8 @@ pub struct Comparison {
     /// The difference with its precision, where both variants together have some variance and neither is a share at its
     /// border.
     pub difference: Option<Difference>,
+    /// The difference as tests that allow for looks take it: see [`difference_for_looks`].
+    pub for_looks: Option<Difference>,
     /// Exact results, for shares with few counts.
     pub exact: Option<Exact>,
 }
@@ -109,7 +111,13 @@ impl Comparison {
 
     /// Returns the same comparison resting on another estimate of the same difference, such as an adjusted one.
     pub fn adjusted(self, difference: Difference) -> Self {
-        Comparison { estimate: Some(difference.estimate), lift: difference.lift(), difference: Some(difference), ..self }
+        Comparison {
+            estimate: Some(difference.estimate),
+            lift: difference.lift(),
+            difference: Some(difference),
+            for_looks: Some(difference),
+            ..self
+        }
     }
 
     /// Returns the interval of the difference at 1 - `alpha` that holds for one look: Newcombe's where only exact methods
@@ -146,6 +154,19 @@ pub fn difference(control: &Observed, treatment: &Observed) -> Result<Difference
     if is_at_border { Err(undefined(Status::ExactOnly)) } else { Ok(found) }
 }
 
+/// Measures the difference as a test takes it that allows for looks, and so has no exact form: of shares it is
+/// [`Difference::pooled`]. That is there also where nobody or everybody of one variant converted, raises no more false alarms
+/// where the variants have uneven parts of the traffic, and an arm never has less evidence against it for converting fewer.
+/// # Errors
+/// [`Undefined`], as [`difference()`]; not for one variant of which nobody or everybody converted.
+pub fn difference_for_looks(control: &Observed, treatment: &Observed) -> Result<Difference, Undefined> {
+    let pooled = match (control.sample, treatment.sample) {
+        (Ok(Sample::Share(one)), Ok(Sample::Share(two))) => Difference::pooled(one, two),
+        _ => None,
+    };
+    pooled.map_or_else(|| difference(control, treatment), Ok)
+}
+
 /// Compares a treatment with the control at confidence 1 - `alpha`. Both are of the same sort.
 pub fn compare(control: &Observed, treatment: &Observed, alpha: f64) -> Comparison {
     let found = difference(control, treatment);
@@ -164,7 +185,8 @@ pub fn compare(control: &Observed, treatment: &Observed, alpha: f64) -> Comparis
         (Ok(Sample::Share(one)), Ok(Sample::Share(two))) => exact(one, two, alpha),
         _ => None,
     };
-    Comparison { status, estimate, lift, difference: found.ok(), exact }
+    let for_looks = difference_for_looks(control, treatment).ok();
+    Comparison { status, estimate, lift, difference: found.ok(), for_looks, exact }
 }
 
 fn exact(control: Count, treatment: Count, alpha: f64) -> Option<Exact> {
@@ -212,6 +234,8 @@ pub fn omnibus(variants: &[Observed]) -> Option<Omnibus> {
 mod tests {
     use super::*;
     use crate::distributions::chi_square_sf;
+    use crate::sequential::{Tuning, confidence_sequence};
+    use proptest::prelude::*;
 
     #[test]
     fn each_status_keeps_what_is_defined() {
@@ -264,6 +288,28 @@ mod tests {
     }
 
     #[test]
+    fn looks_have_evidence_where_nobody_of_a_variant_converted() {
+        let share = |users, converted| Observed::from(Sample::Share(Count { users, converted }));
+        let z = |control, treatment| compare(&control, &treatment, 0.05).for_looks.map(|found| found.z());
+        // By SciPy: (40/3000) / sqrt(p (1 - p) 2/3000) of p = 40/6000.
+        assert!(z(share(3_000, 40), share(3_000, 0)).is_some_and(|z| (z + 6.345_743_169_703_525).abs() < 1e-9));
+        assert!(z(share(6_000, 1), share(6_000, 40)).is_some_and(|z| (z - 6.101_208_529_694_155).abs() < 1e-9));
+        assert_eq!((z(share(9, 0), share(9, 0)), z(share(9, 9), share(9, 9))), (None, None));
+        // The p-values of a sequence that is tightest at 5,000, by its formula.
+        let tuning = Tuning { tightest_at: 5_000.0, alpha: 0.05 };
+        let p = |control, treatment, users| {
+            let z = z(control, treatment).expect("some variance");
+            confidence_sequence(z, users, 0.05, &tuning).p_value.p
+        };
+        assert!((p(share(3_000, 40), share(3_000, 0), 6_000) / 3.961_159_683_572e-8 - 1.0).abs() < 1e-9);
+        assert!((p(share(6_000, 1), share(6_000, 40), 12_000) / 9.353_863_305_024e-8 - 1.0).abs() < 1e-9);
+        // With uneven parts of the traffic Welch's variance is that of the small arm alone, and its test raises false alarms.
+        let found = compare(&share(9_000, 200), &share(1_000, 10), 0.05);
+        let (looks, welch) = (found.for_looks.expect("some variance"), found.difference.expect("some variance"));
+        assert!(looks.z().abs() < 2.6 && welch.z().abs() > 3.4, "{looks:?} {welch:?}");
+    }
+
+    #[test]
     fn several_variants_are_tested_together() {
         let mean = |mean| Observed::from(Sample::Mean(Arm { users: 100, mean, variance: 100.0 }));
         assert_eq!(omnibus(&[mean(1.0)]), None);
@@ -274,6 +320,24 @@ mod tests {
         assert_eq!(omnibus(&[mean(1.0), Observed::undefined(5, None, Status::NoData)]), None);
         let share = |converted| Observed::from(Sample::Share(Count { users: 100, converted }));
         assert!(omnibus(&[share(10), share(10), share(40)]).is_some_and(|found| found.dof == 2.0 && found.p_value.p < 1e-6));
+    }
+
+    proptest! {
+        /// One conversion less in the weaker arm, with few or many, down to none.
+        #[test]
+        fn fewer_conversions_in_the_weaker_arm_never_weaken_the_evidence(
+            nc in 1u64..20_000, nt in 1u64..20_000, xc in 0u64..400, xt in 1u64..400,
+        ) {
+            let (control, treatment) = (Count { users: nc, converted: xc.min(nc) }, Count { users: nt, converted: xt.min(nt) });
+            prop_assume!(treatment.rate() < control.rate());
+            let z = |treatment: Count| {
+                difference_for_looks(&Sample::Share(control).into(), &Sample::Share(treatment).into()).map(|found| found.z())
+            };
+            let fewer = z(Count { converted: treatment.converted - 1, ..treatment });
+            if let (Ok(fewer), Ok(more)) = (fewer, z(treatment)) {
+                prop_assert!(fewer <= more, "{} {} of {:?} {:?}", fewer, more, control, treatment);
+            }
+        }
     }
 
     #[test]

@@ -109,7 +109,8 @@ pub struct Decision {
 }
 
 /// Decides about an experiment. Before the planned power is reached, and without tests that hold for early looks, only
-/// strict evidence about goals decides; guardrails always do.
+/// strict evidence about goals decides; guardrails always do. What shows nothing before the power is reached is no case for a
+/// review but too early, and a variant is given to everybody early only if nothing is left to be learned about another one.
 /// Source: GrowthBook's decision framework, its presets Clear Signals and Do No Harm; health comes first.
 pub fn decide(criteria: Criteria, experiment: &Experiment, variants: &[Evidence<'_>]) -> Decision {
     let mut faults = Vec::new();
@@ -128,13 +129,14 @@ pub fn decide(criteria: Criteria, experiment: &Experiment, variants: &[Evidence<
         .map(|evidence| {
             let goals = if is_early { evidence.goals_strict } else { evidence.goals };
             let (action, why) = judge(criteria, goals, evidence.guardrails);
-            (Some(action).filter(|action| !(is_early && *action == Action::Review)), why)
+            (Some(action).filter(|action| experiment.is_powered || *action != Action::Review), why)
         })
         .collect();
     let has = |action: Action| judged.iter().any(|(found, _)| *found == Some(action));
+    let is_open = judged.iter().any(|(found, _)| found.is_none());
     let status = if !judged.is_empty() && judged.iter().all(|(found, _)| *found == Some(Action::Rollback)) {
         Status::RollbackNow
-    } else if has(Action::Ship) {
+    } else if has(Action::Ship) && !is_open {
         Status::ShipNow
     } else if experiment.is_powered && has(Action::Review) {
         Status::ReadyForReview
@@ -208,6 +210,25 @@ mod tests {
         let sequential = Experiment { is_sequential: true, ..early };
         check(sequential, Criteria::ClearSignals, &[Won], &[Neutral], &[], Status::ShipNow);
         check(sequential, Criteria::ClearSignals, &[Neutral], &[Neutral], &[], Status::Continue);
+    }
+
+    #[test]
+    fn what_is_open_before_the_power_is_there_is_waited_for() {
+        let evidence = |goals| Evidence { goals, goals_strict: goals, guardrails: &[] };
+        let decide = |is_powered, is_sequential, variants: &[Evidence<'_>]| {
+            let found = decide(Criteria::ClearSignals, &Experiment { is_powered, is_sequential, ..HEALTHY }, variants);
+            (found.status, found.variants)
+        };
+        use Action::{Review, Rollback, Ship};
+        for is_sequential in [false, true] {
+            let found = decide(false, is_sequential, &[evidence(&[Won]), evidence(&[Neutral])]);
+            assert_eq!(found, (Status::Continue, vec![Some(Ship), None]), "one has won early, one is flat");
+            let found = decide(false, is_sequential, &[evidence(&[Won]), evidence(&[Lost])]);
+            assert_eq!(found, (Status::ShipNow, vec![Some(Ship), Some(Rollback)]));
+            assert_eq!(decide(false, is_sequential, &[evidence(&[Neutral])]), (Status::Continue, vec![None]));
+        }
+        let found = decide(true, true, &[evidence(&[Won]), evidence(&[Neutral])]);
+        assert_eq!(found, (Status::ShipNow, vec![Some(Ship), Some(Review)]));
     }
 
     #[test]

@@ -4,6 +4,8 @@
 use crate::distributions::{PValue, student_isf, student_sf};
 use crate::effect::{Effect, Scale, Status, Undefined};
 use crate::means::{Arm, NotTested, welch_parts};
+use crate::proportions::Count;
+use crate::score;
 
 /// A difference of two means, with what is known of the mean that it is relative to.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -25,6 +27,8 @@ pub struct Difference {
     pub slope: f64,
     /// The variance of the difference that the baseline does not explain.
     pub rest_variance: f64,
+    /// Control and treatment, where these are shares compared by the score test: then its intervals are those of that test.
+    pub shares: Option<(Count, Count)>,
 }
 
 impl Difference {
@@ -44,6 +48,33 @@ impl Difference {
             treatment: treatment.mean,
             slope: -1.0,
             rest_variance: treatment.variance_of_mean(),
+            shares: None,
+        })
+    }
+
+    /// Compares two shares of users by the score test: their variance is that of both together, as it is without an effect.
+    /// So it is there for an arm of which nobody or everybody converted, and fewer conversions in the weaker arm never
+    /// weaken the evidence. `None` without users in both, or if nobody or everybody of both converted.
+    /// Source: Pearson 1900, Philosophical Magazine 50, 157-175, in its signed form.
+    pub fn pooled(control: Count, treatment: Count) -> Option<Self> {
+        let users = control.users.checked_add(treatment.users)?;
+        if control.users == 0 || treatment.users == 0 {
+            return None;
+        }
+        let rate = (control.converted as f64 + treatment.converted as f64) / users as f64;
+        let variance = rate * (1.0 - rate);
+        let (of_control, of_treatment) = (variance / control.users as f64, variance / treatment.users as f64);
+        let std_error = (of_control + of_treatment).sqrt();
+        (std_error > 0.0).then(|| Difference {
+            estimate: treatment.rate() - control.rate(),
+            std_error,
+            dof: (users as f64 - 2.0).max(1.0),
+            baseline: control.rate(),
+            baseline_variance: of_control,
+            treatment: treatment.rate(),
+            slope: -1.0,
+            rest_variance: of_treatment,
+            shares: Some((control, treatment)),
         })
     }
 
@@ -62,8 +93,11 @@ impl Difference {
         student_isf(alpha / 2.0, self.dof)
     }
 
-    /// Returns the interval of the difference, `critical` standard errors to either side.
+    /// Returns the interval of the difference, `critical` standard errors to either side; of the score test by inverting it.
     pub fn absolute(&self, critical: f64) -> (f64, f64) {
+        if let Some((control, treatment)) = self.shares {
+            return score::difference(control, treatment, critical);
+        }
         (self.estimate - critical * self.std_error, self.estimate + critical * self.std_error)
     }
 
@@ -82,6 +116,9 @@ impl Difference {
     /// Source: Fieller 1954, Journal of the Royal Statistical Society B 16, 175-185, for a numerator and a denominator that
     /// are correlated.
     pub fn relative(&self, critical: f64) -> Option<(f64, f64)> {
+        if let Some((control, treatment)) = self.shares {
+            return score::ratio(control, treatment, critical);
+        }
         let (lift, g) = (self.lift()?, self.g(critical)?);
         if g >= 1.0 {
             return None;
@@ -136,7 +173,32 @@ mod tests {
         assert_eq!(to_zero.map_err(|undefined| (undefined.status, undefined.lift)), Err((Status::ZeroVariance, Some(-1.0))));
     }
 
+    #[test]
+    fn the_score_test_is_that_of_calculators_and_has_no_borders() {
+        let count = |users, converted| Count { users, converted };
+        let of = |control, treatment| Difference::pooled(control, treatment);
+        // 0 of 3,000 against 40 of 3,000: the pooled rate is 1/150, so z is (1/75) / sqrt(149/22,500 / 1,500).
+        let found = of(count(3_000, 40), count(3_000, 0)).expect("some variance");
+        assert!((found.z() + (1.0 / 75.0) / (149.0 / 22_500.0 / 1_500.0_f64).sqrt()).abs() < 1e-12, "{found:?}");
+        let (z, _) = crate::proportions::pooled_z(count(900, 9), count(100, 4)).expect("some variance");
+        assert!(of(count(900, 9), count(100, 4)).is_some_and(|found| (found.z() - z).abs() < 1e-12));
+        for (control, treatment) in [((0, 0), (5, 1)), ((5, 1), (0, 0)), ((5, 0), (9, 0)), ((5, 5), (9, 9))] {
+            assert_eq!(of(count(control.0, control.1), count(treatment.0, treatment.1)), None);
+        }
+    }
+
     proptest! {
+        #[test]
+        fn fewer_conversions_in_the_weaker_arm_strengthen_the_score(nc in 1u64..5_000, nt in 1u64..5_000, xc in 0u64..5_000, xt in 1u64..5_000) {
+            let (control, treatment) = (Count { users: nc, converted: xc.min(nc) }, Count { users: nt, converted: xt.min(nt) });
+            prop_assume!(treatment.rate() < control.rate());
+            let fewer = Count { converted: treatment.converted - 1, ..treatment };
+            let (now, then) = (Difference::pooled(control, fewer), Difference::pooled(control, treatment));
+            if let (Some(now), Some(then)) = (now, then) {
+                prop_assert!(now.z() < then.z(), "{:?} {:?}", now, then);
+            }
+        }
+
         #[test]
         fn test_and_both_intervals_agree_about_0(
             estimate in -5.0..5.0_f64, rest in 0.01..4.0_f64, baseline in -9.0..9.0_f64, spread in 0.01..2.0_f64,
@@ -145,7 +207,7 @@ mod tests {
             let std_error = (rest + slope * slope * spread).sqrt();
             let found = Difference {
                 estimate, std_error, dof: 50.0, baseline, baseline_variance: spread, treatment: baseline + estimate, slope,
-                rest_variance: rest,
+                rest_variance: rest, shares: None,
             };
             let critical = found.critical(alpha);
             // On the border itself rounding decides.

@@ -8,6 +8,10 @@ const Z_MAX: f64 = 8.0;
 /// A look that brings less than this part of the information so far is no new look; it has the bound of the one before.
 const STEP_MIN: f64 = 1e-4;
 
+/// The part of alpha that is kept for an alarm by a sequence over all users, whatever the windows of their outcomes are: what
+/// is broken shall not wait for the first window to close. The bounds have the rest, which moves them by less than 0.001.
+pub const ALARM_SHARE: f64 = 0.002;
+
 /// How many directions alpha is spent on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sides {
@@ -117,27 +121,44 @@ fn advance(before: &[Point], low: f64, bound: f64, step: f64, next_step: f64, ti
     points
 }
 
-/// One look under a plan, with what earlier looks found.
+/// What one look has seen.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Look {
-    /// The bound of |z| at this look. The interval that reaches so many standard errors leaves 0 out exactly if it is crossed now.
-    pub boundary_z: f64,
-    /// Whether the bound is crossed, at this look or at an earlier one: what was crossed stays crossed.
-    pub crossed: bool,
-    /// The earlier look at which it was crossed first.
-    pub crossed_at: Option<usize>,
+pub struct Seen {
+    /// The difference in standard errors.
+    pub z: f64,
+    /// The exact p-value, where counts are few: then it has to agree with the bound.
+    pub exact_p: Option<f64>,
 }
 
-/// Looks at a difference of `z` standard errors. `bounds` are those of all looks so far, found by [`bounds()`] for two sides, the
-/// last one that of this look; `earlier` are the differences at the looks before, as far as they are known. `None` without
-/// information at this look: nothing is spent, and nothing can be crossed.
-/// Source: repeated confidence intervals, Jennison, Turnbull 1989, Journal of the Royal Statistical Society B 51, 305-361.
-pub fn look(z: f64, bounds: &[Option<f64>], earlier: &[Option<f64>]) -> Option<Look> {
-    let (now, before) = bounds.split_last()?;
-    let boundary_z = (*now)?;
-    let is_crossed = |(z, bound): (&Option<f64>, &Option<f64>)| z.zip(*bound).is_some_and(|(z, bound)| z.abs() > bound);
-    let crossed_at = earlier.iter().zip(before).position(is_crossed);
-    Some(Look { boundary_z, crossed: z.abs() > boundary_z || crossed_at.is_some(), crossed_at })
+/// What all looks under a plan together say.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Look {
+    /// The look that counts: the first one at which the difference stood, else the last one under the plan.
+    pub at: usize,
+    /// The bound of |z| at that look. The interval that reaches so many standard errors leaves 0 out exactly if it is crossed there.
+    pub boundary_z: f64,
+    /// Whether the bound is crossed at that look.
+    pub crossed: bool,
+    /// Whether the difference stands: the bound is crossed, and an exact test does not disagree.
+    pub stands: bool,
+}
+
+/// Judges all looks so far, the last one today's. `fractions` and `bounds` are those of the looks, found by [`bounds()`] for two
+/// sides at `alpha`; `seen` is what each look saw, as far as it is known. What stood once stands; the look at which the planned
+/// information is reached is the last, and what comes later is not tested. `None` without information at the look that counts:
+/// nothing is spent, and nothing can be crossed.
+/// Source: repeated confidence intervals, Jennison, Turnbull 1989, Journal of the Royal Statistical Society B 51, 305-361; each
+/// look spends what it may once, Lan, DeMets 1983, Biometrika 70, 659-663.
+pub fn look(fractions: &[f64], bounds: &[Option<f64>], seen: &[Option<Seen>], alpha: f64) -> Option<Look> {
+    let today = bounds.len().min(fractions.len()).checked_sub(1)?;
+    let last = fractions.iter().position(|fraction| *fraction >= 1.0).map_or(today, |planned| planned.min(today));
+    let judged = |at: usize| {
+        let (boundary_z, seen) = (bounds[at]?, seen.get(at).copied().flatten());
+        let crossed = seen.is_some_and(|seen| seen.z.abs() > boundary_z);
+        let agrees = seen.is_some_and(|seen| seen.exact_p.is_none_or(|p| p < alpha));
+        Some(Look { at, boundary_z, crossed, stands: crossed && agrees })
+    };
+    (0..=last).filter_map(judged).find(|look| look.stands).or_else(|| judged(last))
 }
 
 #[cfg(test)]
@@ -190,19 +211,28 @@ mod tests {
     }
 
     #[test]
-    fn what_was_crossed_stays_crossed() {
-        let check = |z: f64, bounds: &[Option<f64>], earlier: &[Option<f64>], crossed: bool, crossed_at: Option<usize>| {
-            let found = look(z, bounds, earlier).expect("information");
-            assert_eq!((found.crossed, found.crossed_at), (crossed, crossed_at), "{z} {bounds:?} {earlier:?}");
+    fn what_stood_once_stands_and_nothing_is_tested_after_the_plan() {
+        let bounds = [None, Some(3.0), Some(2.5), Some(2.0), Some(2.0), Some(2.0)];
+        let fractions = [0.0, 0.3, 0.6, 1.0, 1.0, 1.0];
+        let judge = |days: usize, z: &[Option<f64>], exact_p: Option<f64>| {
+            let seen: Vec<Option<Seen>> = z.iter().map(|z| z.map(|z| Seen { z, exact_p })).collect();
+            look(&fractions[..days], &bounds[..days], &seen, 0.05).map(|look| (look.at, look.crossed, look.stands))
         };
-        let bounds = [None, Some(3.0), Some(2.5), Some(2.0)];
-        check(1.9, &bounds, &[], false, None);
-        check(-2.1, &bounds, &[], true, None);
-        check(1.0, &bounds, &[Some(9.0), Some(2.9), Some(-2.6)], true, Some(2));
-        check(1.0, &bounds, &[None, Some(3.1), Some(-2.6)], true, Some(1));
-        // The look of today is the last one, not an earlier one.
-        check(1.0, &bounds, &[None, None, None, Some(9.0)], false, None);
-        assert_eq!((look(9.0, &[], &[]), look(9.0, &[Some(2.0), None], &[Some(9.0)])), (None, None));
+        let check = |days: usize, z: &[Option<f64>], expected: (usize, bool, bool)| {
+            assert_eq!(judge(days, z, None), Some(expected), "{days} {z:?}");
+        };
+        check(3, &[None, Some(1.0), Some(2.4)], (2, false, false));
+        check(3, &[None, Some(1.0), Some(-2.6)], (2, true, true));
+        check(4, &[Some(9.0), Some(2.9), Some(-2.6), Some(1.0)], (2, true, true));
+        check(4, &[None, Some(3.1), Some(-2.6), Some(0.0)], (1, true, true));
+        // After the planned information nothing is tested, whatever it is.
+        check(6, &[None, Some(1.0), Some(1.0), Some(1.9), Some(9.0), Some(9.0)], (3, false, false));
+        check(6, &[None, Some(1.0), Some(1.0), Some(2.1), Some(0.0), Some(0.0)], (3, true, true));
+        // The exact test has its say at the look itself.
+        assert_eq!(judge(3, &[None, Some(3.1), Some(2.6)], Some(0.06)), Some((2, true, false)));
+        assert_eq!(judge(3, &[None, Some(3.1), Some(2.6)], Some(0.04)), Some((1, true, true)));
+        assert_eq!((judge(0, &[], None), judge(1, &[Some(9.0)], None)), (None, None));
+        assert_eq!(judge(3, &[], None), Some((2, false, false)), "looks that are not known show nothing");
         assert_eq!(information_fraction(50, 200.0), Some(0.25));
         assert_eq!(information_fraction(500, 200.0), Some(1.0));
         assert_eq!(information_fraction(500, 0.0), None);

@@ -32,8 +32,8 @@
 //! | What to do? | [`decision::decide`] |
 //!
 //! The expected numbers of the tests were returned by other libraries (each case names its own) and lie in
-//! `testdata`; `tests/golden` runs all of them. [`false_alarms`] simulates how often each method for early looks raises a
-//! false alarm; the example of that name prints it.
+//! `testdata`; `tests/golden` runs all of them. [`false_alarms`] simulates how often each method for early looks raises a false
+//! alarm, and finds an effect; the example of that name prints it.
 
 pub mod bayes_beta;
 pub mod bayes_normal;
@@ -60,6 +60,7 @@ pub mod ratio;
 #[cfg(test)]
 mod robustness;
 pub mod sample_ratio;
+mod score;
 pub mod sequential;
 mod special;
 pub mod strata;

@@ -52,11 +52,6 @@ impl Moments {
         Ok(())
     }
 
-    /// Returns the same sums over `users` users: those who are not counted yet have the value 0.
-    pub fn over(self, users: u64) -> Self {
-        Moments { users, ..self }
-    }
-
     /// Returns the number of users.
     pub fn users(&self) -> u64 {
         self.users
@@ -141,6 +136,14 @@ impl Products {
             (Ok(a), Ok(b)) => self.add_near(-(i128::from(a) * i128::from(b))),
             _ => self.add_far(product(a, b)?.checked_neg().ok_or(Overflow)?),
         }
+    }
+
+    /// Adds all products of another sum.
+    /// # Errors
+    /// [`Overflow`].
+    pub fn merge(&mut self, other: &Products) -> Result<(), Overflow> {
+        self.add_near(other.near)?;
+        self.add_far(other.far)
     }
 
     fn add_near(&mut self, more: i128) -> Result<(), Overflow> {

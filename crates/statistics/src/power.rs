@@ -18,7 +18,7 @@ fn is_level(level: f64) -> bool {
 
 /// Returns the users that each of two variants needs to see the absolute difference `effect` of a conversion rate of
 /// `baseline`, in a two-sided test at `alpha`, with `power`; not rounded. Rates above 1/2 are mirrored. `None` where an
-/// input is out of range, or a rate would be.
+/// input is out of range, or a rate would be. Calculators show it; a [`Plan`] needs more, since no test here pools variances.
 /// Source: Evan Miller's sample size calculator: pooled variance for alpha, that of both rates for the power.
 pub fn sample_size_two_rates(baseline: f64, effect: f64, alpha: f64, power: f64) -> Option<f64> {
     let p = if baseline > 0.5 { 1.0 - baseline } else { baseline };
@@ -77,8 +77,8 @@ pub fn sample_size_variants(
     Some(Allocation { total: total as u64, users })
 }
 
-/// An experiment that is planned: variants with equal shares, each treatment against the control in a two-sided test. With
-/// more than one treatment each is tested at its part of alpha.
+/// An experiment that is planned: variants with equal shares, each treatment against the control in the test that decides one
+/// look, Welch's. With more than one treatment each is tested at its part of alpha.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Plan {
     /// The control's mean per user, not 0.
@@ -96,25 +96,37 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Returns the users that are needed to see the relative `effect`; `None` if there can be no such effect or an input is out of
-    /// range.
-    /// Source: as [`sample_size_two_rates`] for two rates, else as [`sample_size_variants`].
+    /// Returns the users that are needed to see the relative `effect`, which may be negative; `None` if there can be no such effect
+    /// or an input is out of range.
+    /// Source: as [`sample_size_variants`], with the mean of both variances: of a rate the treatment's is that of its own rate.
     pub fn needed(&self, effect: f64) -> Option<Allocation> {
         let absolute = effect * self.mean.abs();
-        if self.is_rate && self.variants == 2 {
-            let each = sample_size_two_rates(self.mean, absolute, self.alpha, self.power)?.ceil();
-            return (each < 1e15).then(|| Allocation { total: 2 * each as u64, users: vec![each as u64; 2] });
-        }
+        let variance = if self.is_rate { 0.5 * (self.variance + rate_variance(self.mean + absolute)?) } else { self.variance };
         let weights = vec![1.0 / self.variants as f64; self.variants];
-        let found = sample_size_variants(&weights, self.variance, absolute, self.alpha, self.power, true)?;
+        let found = sample_size_variants(&weights, variance, absolute, self.alpha, self.power, true)?;
         Some(Allocation { total: found.users.iter().sum(), users: found.users })
     }
 
-    /// Returns the smallest absolute difference that is seen with `users` over all variants; `None` where an input is out of range.
+    /// Returns the smallest absolute difference, upwards, that is seen with `users` over all variants; `None` where an input is out
+    /// of range, or a rate would be.
     pub fn detectable(&self, users: u64) -> Option<f64> {
         let each = users as f64 / self.variants as f64;
-        detectable_difference(self.variance, each, each, self.alpha / (self.variants as f64 - 1.0), self.power)
+        let alpha = self.alpha / (self.variants as f64 - 1.0);
+        if !self.is_rate {
+            return detectable_difference(self.variance, each, each, alpha, self.power);
+        }
+        // d^2 = r (v + (p + d) (1 - p - d)) of r = z^2 / users, solved for d.
+        let ratio = detectable_effect(1.0, alpha, self.power)?.powi(2) / each;
+        let (square, linear) = (1.0 + ratio, ratio * (1.0 - 2.0 * self.mean));
+        let constant = ratio * (self.variance + rate_variance(self.mean)?);
+        let found = (linear + (linear * linear + 4.0 * square * constant).sqrt()) / (2.0 * square);
+        (found.is_finite() && rate_variance(self.mean + found).is_some()).then_some(found)
     }
+}
+
+/// Returns the variance of one user who converts at this rate; `None` where it is none.
+fn rate_variance(rate: f64) -> Option<f64> {
+    (0.0..=1.0).contains(&rate).then_some(rate * (1.0 - rate))
 }
 
 /// Returns the smallest effect that a two-sided test at `alpha` sees with `power`, in the unit of the standard error.
@@ -273,8 +285,51 @@ mod tests {
         let three = Plan { variants: 3, ..plan }.needed(0.1).expect("in range");
         assert!(three.users[0] > needed.users[0] && three.total == three.users.iter().sum::<u64>(), "{three:?}");
         let rate = Plan { mean: 0.2, variance: 0.16, is_rate: true, ..plan };
-        assert_eq!(rate.needed(0.25).map(|needed| needed.total), Some(2_062));
-        assert_eq!(rate.needed(9.0), None);
+        // (1.96 + 0.84)^2 * (0.16 + 0.1875) / 0.05^2 for each.
+        assert_eq!(rate.needed(0.25).map(|needed| needed.users), Some(vec![1_091, 1_091]));
+        assert!((rate.detectable(2 * 1_091).expect("in range") - 0.05).abs() < 1e-5);
+        let rare = Plan { mean: 0.05, variance: 0.0475, ..rate };
+        assert_eq!(rare.needed(1.0).map(|needed| needed.users), Some(vec![432, 432]));
+        assert!(rare.needed(-0.05).is_some_and(|needed| needed.users[0] > 100_000), "less is planned as more is");
+        assert_eq!((rate.needed(9.0), rate.needed(-1.1), rate.detectable(3)), (None, None, None));
+    }
+
+    /// The power of the test that decides, over all pairs of counts, is the one that was planned.
+    #[test]
+    fn a_plan_has_its_power_in_the_test_that_decides() {
+        use crate::comparison::{Sample, compare};
+        use crate::proportions::Count;
+        let chances = |users: u64, rate: f64| -> Vec<f64> {
+            // Binomial probabilities from the mode outwards, so that none underflows where it matters.
+            let odds = rate / (1.0 - rate);
+            let mode = ((users + 1) as f64 * rate) as u64;
+            let mut found = vec![0.0; users as usize + 1];
+            found[mode as usize] = 1.0;
+            for count in mode..users {
+                found[count as usize + 1] = found[count as usize] * (users - count) as f64 / (count + 1) as f64 * odds;
+            }
+            for count in (0..mode).rev() {
+                found[count as usize] = found[count as usize + 1] * (count + 1) as f64 / (users - count) as f64 / odds;
+            }
+            let total: f64 = found.iter().sum();
+            found.iter().map(|chance| chance / total).collect()
+        };
+        let plan = Plan { mean: 0.05, variance: 0.0475, is_rate: true, variants: 2, alpha: 0.05, power: 0.8 };
+        let users = plan.needed(1.0).expect("in range").users[0];
+        let (control, treatment) = (chances(users, 0.05), chances(users, 0.1));
+        let mut power = 0.0;
+        for (x, chance) in control.iter().enumerate().filter(|(_, chance)| **chance > 1e-7) {
+            for (y, other) in treatment.iter().enumerate().filter(|(_, chance)| **chance > 1e-7) {
+                let share = |converted: usize| Sample::Share(Count { users, converted: converted as u64 }).into();
+                let is_found = compare(&share(x), &share(y), 0.05).p_value().is_some_and(|p| p.p < 0.05);
+                power += if is_found { chance * other } else { 0.0 };
+            }
+        }
+        assert!((power - 0.8).abs() < 0.01, "{power}");
+        assert!(
+            sample_size_two_rates(0.05, 0.05, 0.05, 0.8).is_some_and(|each| each < 0.8 * users as f64),
+            "calculators plan for less"
+        );
     }
 
     #[test]

@@ -21,11 +21,12 @@ fn difference(control: Count, treatment: Count) -> Option<(f64, f64)> {
     Some((treatment.rate() - control.rate(), (variance(control) + variance(treatment)).sqrt()))
 }
 
-/// Returns Wald's interval of the difference treatment - control at 1 - `alpha`; `None` if a variant has no users.
+/// Returns Wald's interval of the difference treatment - control at 1 - `alpha`; `None` if a variant has no users, or if neither
+/// has any variance: an interval without width would claim to know the difference.
 pub fn wald(control: Count, treatment: Count, alpha: f64) -> Option<(f64, f64)> {
     let (difference, std_error) = difference(control, treatment)?;
     let half = normal_isf(alpha / 2.0) * std_error;
-    Some((difference - half, difference + half))
+    (std_error > 0.0).then_some((difference - half, difference + half))
 }
 
 /// Returns the interval of Agresti and Caffo of the difference at 1 - `alpha`: Wald's after one more user of each kind in
@@ -73,6 +74,13 @@ mod tests {
         assert_eq!(unpooled_z(none, some), None);
         assert_eq!(unpooled_z(some, some), None);
         assert_eq!(wald(some, none, 0.05), None);
+        let count = |users, converted| Count { users, converted };
+        for (control, treatment) in [((1, 0), (1, 1)), ((9, 0), (7, 0)), ((9, 9), (7, 7)), ((9, 9), (7, 0))] {
+            let (control, treatment) = (count(control.0, control.1), count(treatment.0, treatment.1));
+            assert_eq!(wald(control, treatment, 0.05), None, "no interval without width");
+            let (low, high) = crate::proportions::newcombe(control, treatment, 0.05).expect("users");
+            assert!(high - low > 0.1, "the exact one is wide: {low} {high}");
+        }
         assert_eq!(agresti_caffo(some, none, 0.05), None);
         assert_eq!(clopper_pearson(none, 0.05), None);
         assert_eq!(relative_by_logarithm(Count { users: 9, converted: 0 }, some, 0.05), None);
@@ -86,8 +94,9 @@ mod tests {
             for ends in [wald(control, treatment, alpha), relative_by_logarithm(control, treatment, alpha)].into_iter().flatten() {
                 prop_assert!(ends.0 <= ends.1 && ends.0.is_finite() && ends.1.is_finite());
             }
-            let (low, high) = wald(control, treatment, alpha).expect("users");
-            prop_assert!(low <= difference && difference <= high);
+            if let Some((low, high)) = wald(control, treatment, alpha) {
+                prop_assert!(low <= difference && difference <= high && low < high);
+            }
             let (low, high) = clopper_pearson(control, alpha).expect("users");
             prop_assert!(low <= control.rate() && control.rate() <= high, "{low} {high}");
         }

@@ -14,7 +14,7 @@ use crate::distributions::PValue;
 use crate::distributions::{chi_square_sf, normal_isf, normal_sf, student_isf, student_sf, student_upper};
 use crate::effect::{Alternative, Effect, Scale, heterogeneity};
 use crate::false_alarms::Random;
-use crate::group_sequential::{Sides, bounds, look};
+use crate::group_sequential::{Seen, Sides, bounds, look};
 use crate::guardrail::{Direction, non_inferiority, state, two_sided};
 use crate::means::Arm;
 use crate::moments::Moments;
@@ -102,7 +102,7 @@ impl Inputs {
         let (baseline, treatment, slope) = (self.value(), self.value(), self.choose(&[0.0, -1.0, 0.3]));
         let Effect { estimate, std_error, dof } = effect;
         let rest_variance = std_error * std_error;
-        Difference { estimate, std_error, dof, baseline, baseline_variance, treatment, slope, rest_variance }
+        Difference { estimate, std_error, dof, baseline, baseline_variance, treatment, slope, rest_variance, shares: None }
     }
 
     /// Values of a few users, in millionths.
@@ -207,6 +207,11 @@ fn shares(inputs: &mut Inputs) {
         rates::relative_by_logarithm(control, treatment, alpha.max(1e-6)),
     ];
     numbers("interval", &input, &pairs(&ends));
+    if let Some(score) = Difference::pooled(control, treatment) {
+        let critical = score.critical(alpha);
+        numbers("score", &input, &[score.estimate, score.std_error, score.z(), score.p_value().log10]);
+        numbers("score's intervals", &input, &pairs(&[Some(score.absolute(critical)), score.relative(critical)]));
+    }
     // Fisher's test of millions of tables takes long and is not asked for by a comparison.
     if control.is_small() && treatment.is_small() {
         chances("fisher", &input, &options(&[fisher(control, treatment).map(|tail| tail.p)]));
@@ -459,7 +464,8 @@ fn plans(inputs: &mut Inputs) {
     let found = bounds(&fractions, alpha, inputs.choose(&[Sides::One, Sides::Two]), power);
     assert_eq!(found.len(), fractions.len());
     numbers("bounds", &(&fractions, alpha, power), &options(&found));
-    let found = look(inputs.value(), &found, &[Some(inputs.value()), None]);
+    let seen = [Some(Seen { z: inputs.value(), exact_p: None }), None, Some(Seen { z: inputs.value(), exact_p: Some(alpha) })];
+    let found = look(&fractions, &found, &seen, alpha);
     numbers("look", &fractions, &options(&[found.map(|look| look.boundary_z)]));
 }
 

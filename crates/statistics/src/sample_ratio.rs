@@ -29,7 +29,7 @@ pub enum Status {
     Mismatch,
     /// There are no users.
     NoData,
-    /// Fewer than 5 users are expected in some variant, or only one variant has a weight.
+    /// Fewer than 5 users are expected in some variant, so that the p-value is a rough one; or only one variant has a weight.
     InsufficientSample,
 }
 
@@ -53,7 +53,7 @@ pub fn sample_ratio(users: &[u64], weights: &[f64], threshold: f64) -> SampleRat
         return found;
     }
     found.observed = weighted.iter().map(|(count, _)| *count as f64 / total as f64).collect();
-    if weighted.len() < 2 || found.expected.iter().any(|share| share * (total as f64) < 5.0) {
+    if weighted.len() < 2 {
         found.status = if stray > 0 { Status::Mismatch } else { Status::InsufficientSample };
         return found;
     }
@@ -69,7 +69,13 @@ pub fn sample_ratio(users: &[u64], weights: &[f64], threshold: f64) -> SampleRat
     found.statistic = Some(statistic);
     found.p_value = Some(tail.p);
     found.log10_p = Some(tail.log10());
-    found.status = if tail.p < threshold || stray > 0 { Status::Mismatch } else { Status::Ok };
+    let is_rough = found.expected.iter().any(|share| share * (total as f64) < 5.0);
+    found.status = match tail.p < threshold {
+        _ if stray > 0 => Status::Mismatch,
+        _ if is_rough => Status::InsufficientSample,
+        true => Status::Mismatch,
+        false => Status::Ok,
+    };
     found
 }
 

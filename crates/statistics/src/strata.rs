@@ -69,6 +69,7 @@ pub fn post_stratified(cells: &[Cell]) -> Result<Difference, Undefined> {
         treatment: mean + difference,
         slope,
         rest_variance: (of_difference - slope * of_both).max(0.0),
+        shares: None,
     })
 }
 

@@ -5,6 +5,7 @@ pub mod attribution;
 pub mod days;
 pub mod metrics;
 pub mod population;
+pub mod ripe;
 pub mod sample;
 pub mod sums;
 

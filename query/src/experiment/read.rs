@@ -71,12 +71,16 @@ pub async fn read(app: &App, project: Uuid, name: &str, request: &Request) -> Re
     let snapshot = Arc::new(app.snapshot(project).await?);
     let catalogue = read_catalogue(&snapshot, name, request.baseline.as_deref()).await?;
     let catalogue_took = began.elapsed();
+    let window_days = catalogue.experiment.conversion_window_days;
+    let longest =
+        catalogue.metrics.iter().filter_map(|metric| metric.window_days).max().map_or(window_days, |days| days.max(window_days));
     let query = CohortQuery {
         experiment: catalogue.experiment.id,
         variants: &catalogue.variants.iter().map(|variant| variant.id).collect::<Vec<_>>(),
         runs: (catalogue.experiment.started_us, catalogue.experiment.ended_us),
         until: request.as_of,
         has_before,
+        window_days: (window_days, longest),
         dimension: request.dimension,
         bytes_max: app.limits.query_memory_bytes_max,
     };

@@ -185,8 +185,8 @@ pub fn percentile_text(percentile: u32) -> String {
 pub struct Request {
     /// The variant that the others are compared with, by name or id; none: the control.
     pub baseline: Option<String>,
-    /// Names of the metrics asked for; empty: all.
-    pub metrics: Vec<String>,
+    /// The metrics asked for, once for each time that the field is given; empty: all.
+    pub metrics: Vec<AskedMetrics>,
     /// The moment that is "now", in microseconds since 1970; none: the time of the newest event stored.
     pub as_of: Option<i64>,
     /// None: as the experiment's plan allows.
@@ -197,8 +197,8 @@ pub struct Request {
     pub correction: Correction,
     /// What to split by.
     pub dimension: Option<Dimension>,
-    /// What happens to users who saw several variants.
-    pub population: PopulationRule,
+    /// What happens to users who saw several variants; none: they are left out, unless that moves what is left.
+    pub population: Option<PopulationRule>,
     /// Whose conversion windows count.
     pub windows: Windows,
     /// Whether earlier behaviour sharpens the comparison.
@@ -221,7 +221,7 @@ impl Default for Request {
             engine: Engine::Both,
             correction: Correction::Holm,
             dimension: None,
-            population: PopulationRule::ExcludeMulti,
+            population: None,
             windows: Windows::All,
             cuped: Cuped::Auto,
             cap: CapRule::Auto,
@@ -269,18 +269,19 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Returns what was asked for with its defaults filled in. `analysis` is the one that is used.
-    pub fn of(request: &Request, analysis: Analysis) -> Self {
+    /// Returns what was asked for with its defaults filled in. `analysis` and `population` are those that are used; `metrics` those
+    /// that are answered.
+    pub fn of(request: &Request, analysis: Analysis, population: PopulationRule, metrics: Vec<String>) -> Self {
         Settings {
             baseline: request.baseline.clone(),
-            metrics: request.metrics.clone(),
+            metrics: if request.metrics.is_empty() { Vec::new() } else { metrics },
             as_of: request.as_of.map(time_text),
             analysis,
             analysis_from: if request.analysis.is_some() { "request" } else { "plan" },
             engine: request.engine,
             correction: request.correction,
             dimension: request.dimension,
-            population: request.population,
+            population,
             windows: request.windows,
             cuped: request.cuped,
             cap: request.cap,
@@ -324,7 +325,8 @@ impl Request {
                 let message = format!("the query field is not known here; accepted: {}", FIELDS.join(", "));
                 return Err(ApiError::unsupported(message).at(field.chars().take(100).collect::<String>()));
             }
-            if fields[..index].iter().any(|(earlier, _)| earlier == field) {
+            let is_list = field == "metrics";
+            if !is_list && fields[..index].iter().any(|(earlier, _)| earlier == field) {
                 return Err(ApiError::bad_request("found twice; once is accepted").at(field));
             }
             if !value.is_empty() {
@@ -337,13 +339,16 @@ impl Request {
     fn set(&mut self, field: &str, value: &str) -> Result<(), ApiError> {
         match field {
             "baseline" => self.baseline = Some(value.to_owned()),
-            "metrics" => self.metrics = metrics(value)?,
+            "metrics" => {
+                self.metrics.push(AskedMetrics(value.to_owned()));
+                check_metrics(&self.metrics)?;
+            }
             "as_of" => self.as_of = Some(time(value)?),
             "analysis" => self.analysis = Some(Analysis::of(field, value)?),
             "engine" => self.engine = Engine::of(field, value)?,
             "correction" => self.correction = Correction::of(field, value)?,
             "dimension" => self.dimension = Some(Dimension::of(field, value)?),
-            "population" => self.population = PopulationRule::of(field, value)?,
+            "population" => self.population = Some(PopulationRule::of(field, value)?),
             "windows" => self.windows = Windows::of(field, value)?,
             "cuped" => self.cuped = Cuped::of(field, value)?,
             "cap" => self.cap = cap(value)?,
@@ -356,14 +361,37 @@ impl Request {
     }
 }
 
-fn metrics(value: &str) -> Result<Vec<String>, ApiError> {
-    let names: Vec<String> = value.split(',').map(|name| name.trim().to_owned()).filter(|name| !name.is_empty()).collect();
-    if names.len() > METRICS_MAX {
-        return Err(
-            ApiError::bad_request(format!("found {} names; at most {METRICS_MAX} are accepted", names.len())).at("metrics")
-        );
+/// Metrics as they were asked for: one name, or several with commas in between.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AskedMetrics(pub String);
+
+impl AskedMetrics {
+    /// Returns the names. A text that is a name as a whole is that one; else commas separate names, and a comma or backslash that
+    /// belongs to a name stands behind a backslash.
+    pub fn names(&self, is_known: impl Fn(&str) -> bool) -> Vec<String> {
+        if is_known(&self.0) { vec![self.0.clone()] } else { self.parts() }
     }
-    Ok(names)
+
+    fn parts(&self) -> Vec<String> {
+        let (mut names, mut name, mut letters) = (Vec::new(), String::new(), self.0.chars().peekable());
+        while let Some(letter) = letters.next() {
+            match letter {
+                ',' => names.push(std::mem::take(&mut name)),
+                '\\' => name.push(letters.next_if(|next| [',', '\\'].contains(next)).unwrap_or(letter)),
+                _ => name.push(letter),
+            }
+        }
+        names.push(name);
+        names.iter().map(|name| name.trim().to_owned()).filter(|name| !name.is_empty()).collect()
+    }
+}
+
+fn check_metrics(asked: &[AskedMetrics]) -> Result<(), ApiError> {
+    let names: usize = asked.iter().map(|asked| asked.parts().len()).sum();
+    if names > METRICS_MAX {
+        return Err(ApiError::bad_request(format!("found {names} names; at most {METRICS_MAX} are accepted")).at("metrics"));
+    }
+    Ok(())
 }
 
 fn time(value: &str) -> Result<i64, ApiError> {
@@ -412,8 +440,8 @@ mod tests {
         check("", &|_| {});
         check("baseline=&analysis=", &|_| {});
         check("baseline=old", &|request| request.baseline = Some("old".to_owned()));
-        check("metrics=a, b,,c.value_per_user", &|request| {
-            request.metrics = ["a", "b", "c.value_per_user"].map(str::to_owned).to_vec();
+        check("metrics=a, b,,c.value_per_user&metrics=d", &|request| {
+            request.metrics = ["a, b,,c.value_per_user", "d"].map(|asked| AskedMetrics(asked.to_owned())).to_vec();
         });
         check("as_of=1970-01-01T01:00:00.5 01:00", &|request| request.as_of = Some(500_000));
         check("analysis=hybrid", &|request| request.analysis = Some(Analysis::Hybrid));
@@ -422,7 +450,7 @@ mod tests {
         });
         check("dimension=device_type", &|request| request.dimension = Some(Dimension::DeviceType));
         check("population=first_exposure&windows=complete&cuped=off", &|request| {
-            request.population = PopulationRule::FirstExposure;
+            request.population = Some(PopulationRule::FirstExposure);
             request.windows = Windows::Complete;
             request.cuped = Cuped::Off;
         });
@@ -439,6 +467,20 @@ mod tests {
         check("series=daily&difference=scaled", &|request| {
             (request.has_series, request.difference) = (true, Difference::Scaled);
         });
+    }
+
+    #[test]
+    fn any_name_can_be_asked_for() {
+        let check = |asked: &str, known: &[&str], expected: &[&str]| {
+            let names = AskedMetrics(asked.to_owned()).names(|name| known.contains(&name));
+            assert_eq!(names, expected, "{asked}");
+        };
+        check("a, b,,c.value_per_user", &[], &["a", "b", "c.value_per_user"]);
+        check("50% off, summer.conversion_rate", &["50% off, summer.conversion_rate"], &["50% off, summer.conversion_rate"]);
+        check("50% off, summer.conversion_rate", &[], &["50% off", "summer.conversion_rate"]);
+        check(r"50% off\, summer.conversion_rate,b", &["b"], &["50% off, summer.conversion_rate", "b"]);
+        check(r"back\\slash, other\slash", &[], &[r"back\slash", r"other\slash"]);
+        check("", &[], &[]);
     }
 
     #[test]

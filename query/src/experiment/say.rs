@@ -37,7 +37,8 @@ pub fn say(read: &Read, measured: &Measured<'_>, tested: Tested<'_>, request: &R
     let design = measured.design(request, &tested.plan);
     let metrics: Vec<Metric> = tested.metrics.into_iter().map(|tested| metric::metric(&design, tested)).collect();
     let decision = (status == "ok").then(|| decision::decision(&design, &tested.health, &metrics));
-    let request_settings = Settings::of(request, analysis);
+    let names = metrics.iter().map(|metric| metric.id.clone()).collect();
+    let request_settings = Settings::of(request, analysis, measured.population.rule, names);
     let settings_hash = definitions_hash(read, &metrics, &request_settings)?;
     Ok(Results {
         status,
@@ -112,7 +113,14 @@ fn left_out(measured: &Measured<'_>) -> Vec<Warning> {
         );
         Warning::new("conversion_names_cut", message)
     });
-    measured.other_currencies.iter().map(currency).chain(names).collect()
+    let without_value = measured.metrics.iter().filter(|metric| metric.left_out.without_value > 0).map(|metric| {
+        let message = format!(
+            "{} conversions without a value are in neither numerator nor denominator of {}",
+            metric.left_out.without_value, metric.configured.name
+        );
+        Warning::new("conversions_without_value", message)
+    });
+    measured.other_currencies.iter().map(currency).chain(without_value).chain(names).collect()
 }
 
 /// Returns the status of the whole answer, and warns of what limits all of its numbers.

@@ -8,7 +8,7 @@ pub mod health;
 pub mod plan;
 
 use rayon::iter::{IntoParallelIterator, IntoParallelRefIterator, ParallelIterator};
-use statistics::comparison::{Observed, difference, omnibus};
+use statistics::comparison::{Observed, omnibus};
 use statistics::moments::Overflow;
 
 use crate::experiment::measure::days::DaySums;
@@ -78,7 +78,8 @@ pub fn test<'a>(measured: &'a Measured<'a>, request: &Request) -> Result<Tested<
     let experiment = &measured.experiment;
     let analysis = request.analysis.unwrap_or_else(|| default_analysis(experiment));
     let (weights, _) = health::weights(&measured.variants);
-    let plan = Plan::new(experiment, analysis, weights, &measured.population, request.as_of.is_none());
+    let windows: Vec<i64> = measured.metrics.iter().map(|metric| metric.counted.window_us()).collect();
+    let plan = Plan::new(experiment, analysis, weights, &measured.population, &windows, request.as_of.is_none());
     let mut warnings = Vec::new();
     let design = measured.design(request, &plan);
     let tests = Tests { design, measured };
@@ -130,14 +131,21 @@ impl<'a> Tests<'a, '_> {
     fn prepare(&self, metric: &MeasuredMetric) -> Result<Prepared, Overflow> {
         let (design, has_control) = (&self.design, self.design.experiment.control_variant_id.is_some());
         let mut compared = if has_control { compare_all(design, &metric.sampled)? } else { Vec::new() };
-        let needs_days = design.request.has_series || design.plan.analysis == Analysis::GroupSequential;
-        let days = match design.plan.days.filter(|_| needs_days) {
+        for found in &mut compared {
+            found.window_us = metric.counted.window_us();
+        }
+        let days = match design.plan.days.filter(|_| design.request.has_series) {
             Some(days) => metric.by_day(&self.measured.population, days)?,
             None => None,
         };
-        for found in &mut compared {
-            let z = |day: &DaySums| z_of_day(&metric.configured, day, found.arm);
-            found.z_by_day = days.iter().flatten().map(z).collect();
+        let has_bounds = design.plan.analysis == Analysis::GroupSequential && has_control;
+        let looks = if has_bounds { metric.ripe_by_day(&self.measured.population)? } else { None };
+        for day in looks.iter().flatten() {
+            // As a reader would have seen it then, had they looked: whether earlier behaviour helps is that day's own answer.
+            let sampled = day.iter().map(|sums| one(&metric.configured, sums)).collect::<Result<Vec<_>, _>>()?;
+            for (found, then) in compared.iter_mut().zip(compare_all(design, &sampled)?) {
+                found.by_day.push(then.seen());
+            }
         }
         Ok(Prepared { compared, days })
     }
@@ -198,10 +206,4 @@ impl<'a> Tests<'a, '_> {
         }
         Ok(found)
     }
-}
-
-/// Returns the difference at the end of a day in standard errors.
-fn z_of_day(metric: &Configured, day: &DaySums, arm: usize) -> Option<f64> {
-    let observed = |arm: usize| Some(one(metric, day.get(arm)?).ok()?.observed);
-    difference(&observed(0)?, &observed(arm)?).ok().map(|difference| difference.z())
 }

@@ -86,7 +86,8 @@ fn found(given: &Value) -> Value {
     let population = Population::by(&cohort, names.len(), now, (rule, windows), days * DAY_US);
     let cap = rules["cap_percentile"].as_f64().map_or(CapRule::Off, |at| CapRule::Percentile((at * 10_000.0).round() as u32));
     let measured = |metric: Configured| measure(&population, metric, None, days as i32, cap).expect("fits");
-    let [rate, value] = default_metrics(None);
+    // By name: where all conversions are meant, a refund is none.
+    let [rate, value] = default_metrics(Some("purchase"));
     let count = measured(Configured { aggregation: Aggregation::CountPerUser, ..value.clone() });
     let metrics = [("conversion_rate", measured(rate)), ("value_per_user", measured(value))];
     let values = &metrics[1].1;

@@ -1,5 +1,6 @@
 //! Every route through HTTP, over a private Postgres with the real schema.
 
+mod agreement;
 mod corrections;
 mod experiments;
 mod faults;
@@ -16,4 +17,5 @@ mod server;
 mod shares;
 mod sql;
 mod support;
+mod untidy;
 mod worker;

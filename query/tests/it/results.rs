@@ -107,7 +107,8 @@ async fn the_verdict_is_that_of_the_analysis_and_the_sentence_says_so() {
     check(&service, "&analysis=group_sequential", "inconclusive", "group_sequential", "no planned size or end").await;
 
     spread_days(&mut service).await;
-    service.run("UPDATE experiments SET target_sample_size = 16000").await;
+    service.run("UPDATE experiments SET target_sample_size = 16000, conversion_window_days = 1").await;
+    service.run("UPDATE project_progress SET event_time = '2026-03-12T00:00:00Z'").await;
     let planned = check(&service, "", "won", "group_sequential", "its bound was crossed on 2026-03-0").await;
     assert_eq!(planned["request_settings"]["analysis_from"], "plan");
     let look = &metric(&planned, "conversion_rate")["comparisons"][0]["sequential"];
@@ -119,7 +120,15 @@ async fn the_verdict_is_that_of_the_analysis_and_the_sentence_says_so() {
 async fn few_counts_have_to_stand_the_exact_test_too() {
     let mut service = Service::start().await;
     let rows = &mut service.rows;
-    add_experiment(rows, PROJECT, "rare", "target_sample_size = 6000", &[("control", "1"), ("b", "1")]).await;
+    add_experiment(
+        rows,
+        PROJECT,
+        "rare",
+        "target_sample_size, conversion_window_days = 6000, 1",
+        &[("control", "1"), ("b", "1")],
+    )
+    .await;
+    run(rows, "UPDATE project_progress SET event_time = '2026-03-03T00:00:00Z'").await;
     add_users(rows, PROJECT, "rare", "control", 0, 3_000).await;
     add_users(rows, PROJECT, "rare", "b", 3_000, 3_000).await;
     add_conversions(rows, (PROJECT, "rare", "control"), "buy", (0, 2), ("null", "null")).await;
@@ -227,9 +236,10 @@ async fn earlier_behaviour_sharpens_the_comparison() {
     add_experiment(rows, PROJECT, "loyal", "", &[("control", "1"), ("b", "1")]).await;
     add_users(rows, PROJECT, "loyal", "control", 0, 1_000).await;
     add_users(rows, PROJECT, "loyal", "b", 1_000, 1_000).await;
-    // Who spent much before spends much again; b brings one more for everybody.
+    // Who spent much before spends much again; b brings one more for everybody. Nobody spends less than nothing, which would be no
+    // conversion.
     add_conversions(rows, (PROJECT, "loyal", "control"), "buy", (0, 1_000), ("i % 100 + i % 3", "'EUR'")).await;
-    add_conversions(rows, (PROJECT, "loyal", "b"), "buy", (1_000, 1_000), ("i % 100 + i % 7 - 1", "'EUR'")).await;
+    add_conversions(rows, (PROJECT, "loyal", "b"), "buy", (1_000, 1_000), ("greatest(i % 100 + i % 7 - 1, 0)", "'EUR'")).await;
     let without = service.get("/v1/experiments/loyal/results").await.ok();
     let found = &metric(&without, "value_per_user")["comparisons"][0];
     assert_eq!((&found["cuped"]["applied"], &found["cuped"]["reason"]), (&json!(false), &json!("no_history")));
@@ -369,7 +379,8 @@ async fn ratios_quantiles_and_guardrails_are_answered() {
     assert_eq!((&decision["status"], &decision["variant_id"]), (&json!("rollback-now"), &Value::Null), "{decision}");
     assert!(decision["why"].to_string().contains("a guardrail is lost"), "{decision}");
     service.run("DELETE FROM metrics WHERE name = 'median'").await;
-    service.run("UPDATE experiments SET target_sample_size = 8000").await;
+    service.run("UPDATE experiments SET target_sample_size = 8000, conversion_window_days = 1").await;
+    service.run("UPDATE project_progress SET event_time = '2026-03-03T00:00:00Z'").await;
     let answer = service.get("/v1/experiments/clear/results").await.ok();
     let decision = &answer["decision"];
     assert_eq!((&decision["status"], &decision["powered"]), (&json!("ship-now"), &json!(true)), "{decision}");

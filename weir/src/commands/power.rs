@@ -33,7 +33,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "VALUE", requires = "mean")]
     std_dev: Option<f64>,
     /// Minimum detectable effect, relative, such as 0.05 for 5 % [default: the experiment's, else 0.05]
-    #[arg(long, value_name = "EFFECT")]
+    #[arg(long, value_name = "EFFECT", allow_negative_numbers = true)]
     effect: Option<f64>,
     /// Statistical power: the chance to detect that effect if it exists
     #[arg(long, value_name = "CHANCE", default_value_t = POWER_DEFAULT)]
@@ -229,8 +229,10 @@ mod tests {
             let found = &answer["needed"][1];
             assert_eq!((found["users_per_variant"].as_u64(), found["users"].as_u64()), (Some(each), Some(users)), "{args:?}");
         };
-        // Evan Miller's calculator: 20 % to 25 % takes 1,031 users a variant.
-        check(&["--rate", "0.2", "--effect", "0.25"], 1_031, 2_062);
+        // (1.96 + 0.84)^2 * (0.16 + 0.1875) / 0.05^2, and * (0.0475 + 0.09) / 0.05^2: the test that decides pools no variances.
+        check(&["--rate", "0.2", "--effect", "0.25"], 1_091, 2_182);
+        check(&["--rate", "0.05", "--effect", "1.0"], 432, 864);
+        check(&["--mean", "5", "--std-dev", "5", "--effect", "-0.05"], 6_280, 12_560);
         // 2 * (1.96 + 0.84)^2 * 25 / 0.25^2 for each.
         check(&["--mean", "5", "--std-dev", "5", "--effect", "0.05"], 6_280, 12_560);
         let three = planned(&plan(&parse(&["--rate", "0.1", "--variants", "3"]), None).expect("a plan")).expect("planned");
@@ -272,12 +274,12 @@ mod tests {
 
     #[test]
     fn the_table_says_users_and_days() {
-        let args = ["--rate", "0.2", "--effect", "0.25", "--users-per-day", "100", "--users", "2062"];
+        let args = ["--rate", "0.2", "--effect", "0.25", "--users-per-day", "100", "--users", "2182"];
         let found = render(&planned(&plan(&parse(&args), None).expect("a plan")).expect("planned"));
         let lines: Vec<&str> = found.lines().collect();
         assert_eq!(lines[0], "20.00 % in the control, 95 % confidence, 80 % power, 2 variants, 100 new users a day");
         assert_eq!(lines[2], " effect  absolute  users per variant  users  days");
-        assert_eq!(lines[4], "25.00 %    5.00 %              1,031  2,062  20.6");
-        assert!(found.contains("2,062 users could find an effect of 24."), "{found}");
+        assert_eq!(lines[4], "25.00 %    5.00 %              1,091  2,182  21.8");
+        assert!(found.contains("2,182 users could find an effect of 25.00 %"), "{found}");
     }
 }

@@ -29,9 +29,9 @@ pub(crate) struct Args {
     /// The variant that the others are compared with, by name or id; without it the control
     #[arg(long, value_name = "VARIANT")]
     baseline: Option<String>,
-    /// Show these metrics only, separated by commas
+    /// Show these metrics only, separated by commas, \, for a comma that belongs to a name; may be given several times
     #[arg(long, value_name = "NAMES")]
-    metrics: Option<String>,
+    metrics: Vec<String>,
     /// Answer as of this time, such as 2026-03-01T00:00:00Z
     #[arg(long, value_name = "TIME")]
     as_of: Option<String>,
@@ -129,7 +129,6 @@ impl Args {
         let daily = self.daily.then(|| "daily".to_owned());
         let fields = [
             ("baseline", &self.baseline),
-            ("metrics", &self.metrics),
             ("as_of", &self.as_of),
             ("analysis", &self.analysis),
             ("engine", &self.engine),
@@ -143,7 +142,8 @@ impl Args {
             ("series", &daily),
         ];
         let field = |(name, value): (&str, &Option<String>)| value.as_deref().map(|value| format!("{name}={}", segment(value)));
-        let asked: Vec<String> = fields.into_iter().filter_map(field).collect();
+        let metrics = self.metrics.iter().map(|names| format!("metrics={}", segment(names)));
+        let asked: Vec<String> = fields.into_iter().filter_map(field).chain(metrics).collect();
         if asked.is_empty() { String::new() } else { format!("?{}", asked.join("&")) }
     }
 }
@@ -599,6 +599,7 @@ as of 2026-03-13T00:00:00Z, log l-1 at 2:1,234 10:7
         };
         assert_eq!(parse(&[]), "");
         assert_eq!(parse(&["--baseline", "old one", "--daily"]), "?baseline=old%20one&series=daily");
+        assert_eq!(parse(&["--metrics", "50% off, summer", "--metrics", "b"]), "?metrics=50%25%20off%2C%20summer&metrics=b");
         assert_eq!(
             parse(&["--as-of", "2026-03-01T00:00:00+01:00", "--dimension", "country", "--cap", "99.9"]),
             "?as_of=2026-03-01T00%3A00%3A00%2B01%3A00&dimension=country&cap=99%2E9"

@@ -81,7 +81,7 @@ async fn check_case(up: &Up, case: &Value) {
         let found = list.as_array().into_iter().flatten().find(|found| &found[member] == wanted);
         found.unwrap_or_else(|| panic!("{id}: no {wanted} in {list}")).clone()
     };
-    let metric = |name: &str| find(&answer["metrics"], "id", &json!(name));
+    let metric = |name: &str| find(&answer["metrics"], "id", &json!(format!("purchase.{name}")));
     let [rate, value, count] = ["conversion_rate", "value_per_user", "count_per_user"].map(metric);
     for (name, expected) in expected["variants"].as_object().expect("variants") {
         let variant = find(&answer["variants"], "name", &json!(name))["id"].clone();
@@ -133,7 +133,8 @@ async fn raw_rows_with_published_numbers_give_these_numbers() {
         for variant in settings["variants"].as_array().expect("variants") {
             args.extend(["--variant", variant.as_str().expect("a name")]);
         }
-        for metric in ["conversion_rate", "value_per_user", "count_per_user"] {
+        // By name: where all conversions are meant, one with a negative value is none.
+        for metric in ["purchase.conversion_rate", "purchase.value_per_user", "purchase.count_per_user"] {
             args.extend(["--metric", metric]);
         }
         printed(&folder, &args);

@@ -332,6 +332,7 @@ fn the_demo_shows_results_and_ends() {
     for expected in expected {
         assert!(out.contains(expected), "{expected} is not in:\n{out}");
     }
+    assert!(!out.contains("purchase.conversion_rate"), "all conversions are purchases, and are shown once:\n{out}");
     assert!(out.lines().count() <= 40, "more than a screen:\n{out}");
     let next: Vec<&str> = out.lines().skip_while(|line| !line.starts_with("Type next")).skip(1).collect();
     let commands = [" results checkout_button ", " sql ", "curl http"];

@@ -5,7 +5,7 @@ use statistics::bayes_normal::{self, posterior};
 use statistics::comparison::{Comparison, Observed, Sample, compare, difference};
 use statistics::cuped::{Adjusted, adjusted, adjusted_ratio, theta};
 use statistics::difference::Difference;
-use statistics::effect::{Effect, Scale, Status, Undefined};
+use statistics::effect::{Alternative, Effect, Scale, Status, Undefined};
 use statistics::guardrail::{Direction, non_inferiority, two_sided};
 use statistics::power::{Target, mid_experiment};
 use statistics::sequential::{Tuning, confidence_sequence};
@@ -26,6 +26,7 @@ pub(crate) fn answer(method: &str, given: &Value) -> Option<Value> {
         "bayes_normal" => bayes_normal(given),
         "asymptotic_confidence_sequence" => sequence(given),
         "non_inferiority_z" | "two_sided_z_unpooled" => non_inferiority_z(given),
+        "welch_t_binomial" => welch_t_binomial(given),
         "mid_experiment_power" => mid_experiment_power(given),
         "post_stratified_lift" => post_stratified_lift(given),
         "scaled_impact_per_day" => scaled_impact(given),
@@ -289,6 +290,38 @@ fn non_inferiority_z(given: &Value) -> Value {
         "ci_low": is_lower.then_some(found.bound),
         "ci_high": (!is_lower).then_some(found.bound),
         "is_significant": found.holds,
+    })
+}
+
+/// Student's test of two small shares against a margin, two-sided where no direction is preferred.
+fn welch_t_binomial(given: &Value) -> Value {
+    let arm = |name: &str| Sample::Share(input::count(&given[name])).arm();
+    let (control, treatment) = (arm("control"), arm("treatment"));
+    let alpha = input::optional(given, "confidence_level").map_or_else(|| alpha(given), |level| 1.0 - level);
+    let Ok(found) = Difference::welch(&control, &treatment, false) else {
+        return json!({ "difference": treatment.mean - control.mean, "p_value": null, "ci_low": null, "ci_high": null,
+                       "is_significant": false });
+    };
+    let (alternative, sign) = match given["preferred_direction"].as_str() {
+        Some("increase") => (Alternative::Greater, -1.0),
+        Some("decrease") => (Alternative::Less, 1.0),
+        _ => (Alternative::TwoSided, 1.0),
+    };
+    let null = sign * input::optional(given, "relative_margin").unwrap_or(0.0) * control.mean;
+    let effect = Effect { estimate: found.estimate - null, std_error: found.std_error, dof: found.dof };
+    let tested = effect.test(alternative, alpha);
+    json!({
+        "status": "ok",
+        "difference": found.estimate,
+        "estimate": found.estimate,
+        "std_error": found.std_error,
+        "dof": found.dof,
+        "t": effect.estimate / effect.std_error,
+        "p_value": tested.p_value,
+        "log10_p_value": tested.log10_p,
+        "ci_low": tested.low.map(|low| low + null),
+        "ci_high": tested.high.map(|high| high + null),
+        "is_significant": tested.p_value < alpha,
     })
 }
 

@@ -5,8 +5,7 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use crate::experiment::measure::sums::Groups;
-use crate::experiment::read::cohort::Touch;
-use crate::experiment::read::cohort::{Cohort, Row};
+use crate::experiment::read::cohort::{Cohort, DAY_US, Row, Touch};
 use crate::experiment::read::experiment::Experiment;
 use statistics::credit::Model;
 use statistics::moments::{Overflow, decimal_text};
@@ -85,9 +84,11 @@ pub fn attribution(
     let mut by_model = vec![vec![0i128; arms]; MODELS.len()];
     let mut confident = vec![0i128; arms];
     let (mut conversions, mut below) = (0u64, 0u64);
+    let window_us = i64::from(experiment.conversion_window_days) * DAY_US;
     for user in cohort.after.filled() {
-        let first = cohort.users.arms[*user as usize] as usize;
-        for row in cohort.after.of(*user as usize) {
+        let (first, exposed) = (cohort.users.arms[*user as usize] as usize, cohort.users.exposed[*user as usize]);
+        // A metric may look further than the experiment, which attributes nothing there.
+        for row in cohort.after.of(*user as usize).iter().filter(|row| row.time - exposed <= window_us) {
             let is_confident = row.confidence >= CONFIDENT_FROM;
             let value = row.value.filter(|_| currency.is_none_or(|currency| currency == row.currency)).unwrap_or(0);
             if groups.of(*user).is_some() {
@@ -157,7 +158,8 @@ mod tests {
         cohort.touches = Touches::from([(1, vec![touch(0, 0), touch(140, 1), touch(240, 1), touch(300, 0)])]);
         let variants = [Uuid::from_u128(1), Uuid::from_u128(2)];
         let groups = Groups::new(2, 2, |user| (user == 0).then_some(0));
-        let experiment = Experiment { attribution_method: "first_exposure".to_owned(), ..Experiment::default() };
+        let experiment =
+            Experiment { attribution_method: "first_exposure".to_owned(), conversion_window_days: 30, ..Experiment::default() };
         let found = attribution(&experiment, &variants, &cohort, (None, Some(0)), &groups).expect("fits");
         let check = |model: &str, expected: [&str; 2]| {
             let found = found.models.iter().find(|found| found.model == model).expect("a model");
@@ -184,7 +186,8 @@ mod tests {
         rows[0].1.confidence = 79;
         cohort.after = crate::experiment::read::cohort::Rows::new(1, rows);
         let groups = Groups::new(1, 1, |_| Some(0));
-        let found = attribution(&Experiment::default(), &[Uuid::nil()], &cohort, (None, None), &groups).expect("fits");
+        let experiment = Experiment { conversion_window_days: 30, ..Experiment::default() };
+        let found = attribution(&experiment, &[Uuid::nil()], &cohort, (None, None), &groups).expect("fits");
         assert_eq!(found.sensitivity.share_below, Some(0.5));
         assert_eq!(found.sensitivity.by_variant[0].value, "4.00");
         assert_eq!(found.models[0].by_variant[0].value, "7.00");

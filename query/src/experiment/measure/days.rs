@@ -42,8 +42,17 @@ impl Days {
         Some(Days { first, count: (last - first + 1) as usize })
     }
 
+    /// Returns the days from the first exposure of the users who belong somewhere to `now`; `None` without users.
+    pub fn until(cohort: &Cohort, groups: &Groups, now: i64) -> Option<Self> {
+        let belongs = |user: &usize| groups.of(*user as u32).is_some();
+        let first = (0..cohort.users.len()).filter(belongs).map(|user| cohort.users.exposed[user]).min()?;
+        let last = now.max(first).div_euclid(DAY_US);
+        let first = first.div_euclid(DAY_US).max(last - DAYS_MAX + 1);
+        Some(Days { first, count: (last - first + 1) as usize })
+    }
+
     /// Returns the place of a moment among the days.
-    fn place(&self, us: i64) -> usize {
+    pub fn place(&self, us: i64) -> usize {
         let place = (us.div_euclid(DAY_US) - self.first).max(0) as usize;
         place.min(self.count - 1)
     }
@@ -158,7 +167,7 @@ pub fn sums(
                 amount: Moments::from_parts(users[group], total.amount, total.squares),
                 base: Moments::from_parts(users[group], total.base, total.base_squares),
                 amount_base: total.product,
-                before: Moments::default().over(users[group]),
+                before: Moments::from_parts(users[group], 0, I256::ZERO),
                 amount_before: I256::ZERO,
             });
         }

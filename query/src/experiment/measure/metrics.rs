@@ -7,8 +7,9 @@ use rayon::iter::{IntoParallelIterator, ParallelIterator};
 
 use crate::experiment::measure::days::{self, DaySums, Days};
 use crate::experiment::measure::population::Population;
+use crate::experiment::measure::ripe;
 use crate::experiment::measure::sample::{Sampled, sampled};
-use crate::experiment::measure::sums::{CAP_SUMS_MIN, CohortMetric, Groups, Sums, UserSum, filled, sums};
+use crate::experiment::measure::sums::{CAP_SUMS_MIN, CohortMetric, Groups, LeftOut, Sums, UserSum, filled, sums};
 use crate::experiment::read::catalogue::{Aggregation, Configured, Role};
 use crate::experiment::read::cohort::Cohort;
 use crate::experiment::read::experiment::Experiment;
@@ -43,6 +44,8 @@ pub struct MeasuredMetric {
     pub raw: Vec<Sums>,
     /// By variant, as tests take it.
     pub sampled: Vec<Sampled>,
+    /// Conversions that a ratio leaves out of its numerator and its denominator.
+    pub left_out: LeftOut,
 }
 
 impl MeasuredMetric {
@@ -53,6 +56,22 @@ impl MeasuredMetric {
         let users = population.users_by_day(self.counted.window_us());
         let cap = self.cap.map(|cap| cap.amount);
         days::sums(&self.counted, &self.configured.aggregation, population.cohort, &self.groups, (days, &users), cap)
+    }
+}
+
+impl MeasuredMetric {
+    /// Returns the sums of the variants over the users whose window has closed, at the end of each day of looks; none for a metric
+    /// that has no such history.
+    /// # Errors
+    /// [`Overflow`].
+    pub fn ripe_by_day(&self, population: &Population<'_>) -> Result<Option<Vec<DaySums>>, Overflow> {
+        let window_us = self.counted.window_us();
+        let (Some(days), Some(ripeness)) = (population.look_days(), population.ripeness(window_us)) else { return Ok(None) };
+        let cap = self.cap.map(|cap| cap.amount);
+        let sums = (self.entries.as_slice(), self.before.as_slice());
+        let aggregation = &self.configured.aggregation;
+        let ends = (window_us, population.now);
+        ripe::sums(aggregation, population.cohort, sums, &self.groups, (days, &ripeness), ends, cap)
     }
 }
 
@@ -96,7 +115,8 @@ pub fn measure(
     let of_cut = sums(&entries, &before, &groups, amount)?;
     let raw = if cap.is_some() { sums(&entries, &[], &groups, None)? } else { of_cut.clone() };
     let sampled = sampled(&configured, &entries, &groups, amount, &of_cut)?;
-    Ok(MeasuredMetric { configured, counted, entries, before, cap, groups, sums: of_cut, raw, sampled })
+    let left_out = counted.left_out(population.cohort, &groups);
+    Ok(MeasuredMetric { configured, counted, entries, before, cap, groups, sums: of_cut, raw, sampled, left_out })
 }
 
 fn choose_cap(metric: &Configured, rule: CapRule, entries: &[UserSum], groups: &Groups) -> Option<AppliedCap> {
@@ -151,15 +171,20 @@ pub fn choose(configured: Vec<Configured>, population: &Population<'_>, request:
         return Ok(chosen);
     }
     let metrics = &mut chosen.metrics;
-    if let Some(unknown) = request.metrics.iter().find(|name| metrics.iter().all(|metric| metric.name != **name)) {
+    let is_known = |name: &str| metrics.iter().any(|metric| metric.name == name);
+    let asked: Vec<String> = request.metrics.iter().flat_map(|asked| asked.names(is_known)).collect();
+    if let Some(unknown) = asked.iter().find(|name| !is_known(name)) {
         let known: Vec<&str> = metrics.iter().map(|metric| metric.name.as_str()).take(20).collect();
         let shown: String = unknown.chars().take(100).collect();
-        let message = format!("the experiment has no metric {shown:?}; it has: {}", known.join(", "));
+        let message = format!(
+            "the experiment has no metric {shown:?}; it has: {}; a comma that belongs to a name is written \\, in a list",
+            known.join(", ")
+        );
         let mut refusal = ApiError::bad_request(message).at("metrics");
         refusal.code = Code::UnknownMetric;
         return Err(refusal);
     }
-    metrics.retain(|metric| request.metrics.contains(&metric.name));
+    metrics.retain(|metric| asked.contains(&metric.name));
     Ok(chosen)
 }
 

@@ -4,9 +4,12 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use serde::Serialize;
+use statistics::distributions::PValue;
+use statistics::proportions::{Count, homogeneity};
 use uuid::Uuid;
 
 use crate::experiment::measure::days::{self, Days};
+use crate::experiment::measure::ripe::{self, Ripeness};
 use crate::experiment::measure::sums::Groups;
 use crate::experiment::read::cohort::{Cohort, DAY_US};
 use crate::experiment::read::experiment::{Experiment, Variant};
@@ -65,7 +68,31 @@ pub struct Population<'a> {
     groups: Mutex<HashMap<Key, Arc<Groups>>>,
     users_by_day: Mutex<HashMap<Key, Arc<Vec<Vec<u64>>>>>,
     days: OnceLock<Option<Days>>,
+    look_days: OnceLock<Option<Days>>,
+    ripeness: Mutex<HashMap<Key, Arc<Ripeness>>>,
 }
+
+/// What leaving out users who saw several variants does to the rest.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Exclusion {
+    /// Chi-square of left out and kept users by the variant that they saw first.
+    pub statistic: f64,
+    /// Its degrees of freedom.
+    pub dof: u64,
+    /// For one look.
+    pub p_value: PValue,
+    /// Of all exposed users, those who saw several.
+    pub share: f64,
+    /// Those by the variant that they saw first.
+    pub left_out: Vec<u64>,
+    /// Whether the variants lose different parts of their users, and enough to matter: then who is left is no fair sample.
+    pub is_biased: bool,
+}
+
+/// Below this p-value the variants do not lose equal parts of their users.
+const EXCLUSION_BIASED_BELOW: f64 = 0.001;
+/// Up to this share of users left out nothing moves that anybody could see.
+const EXCLUDED_SHARE_MAX: f64 = 0.001;
 
 /// By what users are put into groups. Windows that need not be over are all alike.
 type Key = (PopulationRule, Windows, i64);
@@ -81,16 +108,54 @@ fn once<T>(made: &Mutex<HashMap<Key, Arc<T>>>, key: Key, make: impl FnOnce() -> 
 }
 
 impl<'a> Population<'a> {
-    /// Says who is asked for.
+    /// Says who is asked for. Where nothing was, users who saw several variants are left out, unless the variants lose different
+    /// parts of their users by that: then they count for the one that they saw first.
     pub fn new(cohort: &'a Cohort, variants: &[Variant], request: &Request, now: i64, window_days: i32) -> Self {
-        Self::by(cohort, variants.len(), now, (request.population, request.windows), i64::from(window_days) * DAY_US)
+        let rule = request.population.unwrap_or(PopulationRule::ExcludeMulti);
+        let found = Self::by(cohort, variants.len(), now, (rule, request.windows), i64::from(window_days) * DAY_US);
+        let is_moved = request.population.is_none() && found.exclusion().is_some_and(|exclusion| exclusion.is_biased);
+        if is_moved { Population { rule: PopulationRule::FirstExposure, ..found } } else { found }
+    }
+
+    /// Compares the variants in the part of their users who saw others, too, by the variant that they saw first; none without users
+    /// of several variants, or who saw several.
+    pub fn exclusion(&self) -> Option<Exclusion> {
+        let mut counts = vec![Count { users: 0, converted: 0 }; self.arms];
+        for (arm, is_mixed) in self.cohort.users.arms.iter().zip(&self.cohort.users.is_mixed) {
+            let count = counts.get_mut(*arm as usize)?;
+            count.users += 1;
+            count.converted += u64::from(*is_mixed);
+        }
+        let (statistic, tail) = homogeneity(&counts)?;
+        let filled = counts.iter().filter(|count| count.users > 0).count();
+        let share = self.multi_share()?;
+        Some(Exclusion {
+            statistic,
+            dof: filled as u64 - 1,
+            p_value: tail.into(),
+            share,
+            left_out: counts.iter().map(|count| count.converted).collect(),
+            is_biased: share > EXCLUDED_SHARE_MAX && tail.p < EXCLUSION_BIASED_BELOW,
+        })
     }
 
     /// Does the same by its parts.
     pub fn by(cohort: &'a Cohort, arms: usize, now: i64, (rule, windows): (PopulationRule, Windows), window_us: i64) -> Self {
         let mixed = cohort.users.is_mixed.iter().filter(|is_mixed| **is_mixed).count() as u64;
-        let (groups, users_by_day) = (Mutex::default(), Mutex::default());
-        Population { cohort, arms, now, rule, windows, window_us, mixed, groups, users_by_day, days: OnceLock::new() }
+        Population {
+            cohort,
+            arms,
+            now,
+            rule,
+            windows,
+            window_us,
+            mixed,
+            groups: Mutex::default(),
+            users_by_day: Mutex::default(),
+            days: OnceLock::new(),
+            look_days: OnceLock::new(),
+            ripeness: Mutex::default(),
+        }
     }
 
     /// Puts users into their variants, for a metric with this window.
@@ -121,6 +186,18 @@ impl<'a> Population<'a> {
         once(&self.users_by_day, key(self.rule, self.windows, window_us), || {
             self.days().map(|days| days::users(self.cohort, &groups, days)).unwrap_or_default()
         })
+    }
+
+    /// Returns the days of looks, from the first exposure to now; none without users.
+    pub fn look_days(&self) -> Option<Days> {
+        *self.look_days.get_or_init(|| Days::until(self.cohort, &self.groups_by(self.rule, Windows::All, 0), self.now))
+    }
+
+    /// Returns how far windows of this length have closed, of those who count; none without users.
+    pub fn ripeness(&self, window_us: i64) -> Option<Arc<Ripeness>> {
+        let (groups, days) = (self.groups_by(self.rule, Windows::All, window_us), self.look_days()?);
+        let key = key(self.rule, Windows::Complete, window_us);
+        Some(once(&self.ripeness, key, || ripe::ripeness(self.cohort, &groups, days, window_us, self.now)))
     }
 
     /// Puts users into groups `value * arms + variant`, where `value_of` gives the place of the dimension's value.
@@ -212,6 +289,41 @@ pub fn ids(variants: &[Variant]) -> Vec<Uuid> {
 mod tests {
     use super::*;
     use crate::experiment::measure::sums::tests::cohort;
+
+    /// 90/10, and 2 % of 100,000 users are assigned anew: 180 of each variant saw both. By SciPy the chi-square is 642.3.
+    #[test]
+    fn what_exclusion_does_to_the_rest_is_tested() {
+        let users: Vec<(u32, i64)> = (0..100_000).map(|user| (u32::from(user >= 90_000), 0)).collect();
+        let mut cohort = cohort(&users, &[]);
+        for user in (0..180).chain(90_000..90_180) {
+            cohort.users.is_mixed[user] = true;
+        }
+        let variants = [0, 1].map(|id| Variant {
+            id: Uuid::from_u128(id),
+            name: String::new(),
+            is_control: id == 0,
+            weight: None,
+            users: None,
+        });
+        let rule = |asked| {
+            let request = Request { population: asked, ..Request::default() };
+            Population::new(&cohort, &variants, &request, DAY_US, 1).rule
+        };
+        let population = Population::by(&cohort, 2, DAY_US, (PopulationRule::ExcludeMulti, Windows::All), DAY_US);
+        let found = population.exclusion().expect("users");
+        assert!((found.statistic - 642.3).abs() < 0.1 && found.is_biased, "{found:?}");
+        assert_eq!((found.dof, found.left_out.as_slice(), found.share), (1, [180, 180].as_slice(), 0.0036));
+        assert_eq!(rule(None), PopulationRule::FirstExposure);
+        assert_eq!(rule(Some(PopulationRule::ExcludeMulti)), PopulationRule::ExcludeMulti, "what was asked for is done");
+        // Equal parts of both, and parts that are too small to matter.
+        let mixed = |control: usize, b: usize| {
+            let mut cohort = cohort.clone();
+            cohort.users.is_mixed = (0..100_000).map(|user| user < control || (user >= 90_000 && user < 90_000 + b)).collect();
+            let population = Population::by(&cohort, 2, DAY_US, (PopulationRule::ExcludeMulti, Windows::All), DAY_US);
+            population.exclusion().map(|found| found.is_biased)
+        };
+        assert_eq!([mixed(1_800, 200), mixed(0, 90), mixed(0, 101), mixed(0, 0)], [Some(false), Some(false), Some(true), None]);
+    }
 
     #[test]
     fn rules_say_who_counts() {

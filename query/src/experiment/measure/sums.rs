@@ -4,6 +4,8 @@
 //! variant, by value of a dimension, over users with complete windows, with or without a cap. Which user belongs where is
 //! said by [`Groups`].
 
+use ::catalogue::REFUND_TYPES;
+use serde::Serialize;
 use statistics::I256;
 
 use crate::experiment::read::catalogue::{Aggregation, Amount, Configured, Denominator};
@@ -71,11 +73,36 @@ impl Groups {
     }
 }
 
+/// What a row lacks to count in a ratio.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lack {
+    Value,
+    Currency,
+}
+
+/// Conversions that a ratio of values to conversions leaves out of both.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct LeftOut {
+    /// They have no value.
+    pub without_value: u64,
+    /// Their value is in another currency.
+    pub other_currency: u64,
+}
+
+impl LeftOut {
+    /// Returns whether nothing was left out.
+    pub fn is_empty(&self) -> bool {
+        *self == LeftOut::default()
+    }
+}
+
 /// What a metric counts, in the numbers of a cohort.
 #[derive(Clone, Debug)]
 pub struct CohortMetric {
     name: Option<Option<u32>>,
     base_name: Option<Option<u32>>,
+    /// The numbers of [`REFUND_TYPES`], as far as they occur.
+    refunds: [Option<u32>; 2],
     currency: Option<u32>,
     window_us: i64,
     aggregation: Aggregation,
@@ -85,9 +112,9 @@ impl CohortMetric {
     /// Resolves a metric against a cohort. `currency` is the one that values are in, none if all are;
     /// `window_days` that of the experiment.
     pub fn new(metric: &Configured, cohort: &Cohort, currency: Option<u32>, window_days: i32) -> Self {
+        let place = |name: &str| cohort.names.binary_search_by(|known| known.as_str().cmp(name)).ok().map(|place| place as u32);
         // A name that never occurred counts nothing.
-        let number =
-            |name: &Option<String>| name.as_ref().map(|name| cohort.names.binary_search(name).ok().map(|place| place as u32));
+        let number = |name: &Option<String>| name.as_deref().map(place);
         let base_name = match &metric.aggregation {
             Aggregation::Ratio(_, Denominator::Conversions(name)) => number(name),
             _ => None,
@@ -95,6 +122,7 @@ impl CohortMetric {
         CohortMetric {
             name: number(&metric.conversion_type),
             base_name,
+            refunds: REFUND_TYPES.map(place),
             currency,
             window_us: i64::from(metric.window_days.unwrap_or(window_days)) * DAY_US,
             aggregation: metric.aggregation.clone(),
@@ -110,31 +138,78 @@ impl CohortMetric {
         name.is_none_or(|name| name == Some(row.name))
     }
 
-    /// Returns what a row adds to the sum, and to what a ratio is over; none if it does not count.
+    /// Returns whether a row takes something back: its value is negative, or its type says so.
+    fn is_refund(&self, row: &Row) -> bool {
+        row.value.is_some_and(|value| value < 0) || self.refunds.contains(&Some(row.name))
+    }
+
+    /// Returns whether a row is a conversion of this name; where all names count, a refund is none.
+    fn is_conversion_of(&self, name: Option<Option<u32>>, row: &Row) -> bool {
+        Self::counts(name, row) && (name.is_some() || !self.is_refund(row))
+    }
+
+    /// Returns a row's value; none without one, or in another currency.
+    fn value(&self, row: &Row) -> Option<i128> {
+        row.value.filter(|_| self.currency.is_none_or(|currency| currency == row.currency))
+    }
+
+    /// Returns what a row adds to the sum, and to what a ratio is over; none if it does not count. A row that belongs to both
+    /// numerator and denominator counts in both or in none.
     pub fn of_row(&self, row: &Row) -> Option<(i128, i128)> {
-        let is_counted = Self::counts(self.name, row);
-        let amount = |amount: Amount| match amount {
-            Amount::Count => Moments::SCALE,
-            Amount::Value if self.currency.is_none_or(|currency| currency == row.currency) => row.value.unwrap_or(0),
-            Amount::Value => 0,
+        let amount = |of: Amount| match of {
+            Amount::Count => self.is_conversion(row).then_some(Moments::SCALE),
+            Amount::Value => Self::counts(self.name, row).then(|| self.value(row).unwrap_or(0)),
         };
         match &self.aggregation {
             Aggregation::Ratio(of, Denominator::Conversions(_)) => {
-                let is_base = Self::counts(self.base_name, row);
-                (is_counted || is_base)
-                    .then(|| (if is_counted { amount(*of) } else { 0 }, if is_base { Moments::SCALE } else { 0 }))
+                if self.lacks(row).is_some() {
+                    return None;
+                }
+                let is_base = match of {
+                    Amount::Value => Self::counts(self.base_name, row),
+                    Amount::Count => self.is_conversion_of(self.base_name, row),
+                };
+                let amount = amount(*of);
+                (amount.is_some() || is_base).then(|| (amount.unwrap_or(0), if is_base { Moments::SCALE } else { 0 }))
             }
-            Aggregation::Ratio(of, Denominator::Impressions) | Aggregation::Quantile(of, _) => {
-                is_counted.then(|| (amount(*of), 0))
-            }
-            Aggregation::ValuePerUser => is_counted.then(|| (amount(Amount::Value), 0)),
-            Aggregation::CountPerUser | Aggregation::ConversionRate => is_counted.then(|| (amount(Amount::Count), 0)),
+            Aggregation::Ratio(of, Denominator::Impressions) | Aggregation::Quantile(of, _) => amount(*of).map(|of| (of, 0)),
+            Aggregation::ValuePerUser => amount(Amount::Value).map(|value| (value, 0)),
+            Aggregation::CountPerUser | Aggregation::ConversionRate => amount(Amount::Count).map(|count| (count, 0)),
         }
+    }
+
+    /// Returns why a row of the numerator cannot count in a ratio of values to conversions; none if it can, or if this is another
+    /// sort of metric.
+    fn lacks(&self, row: &Row) -> Option<Lack> {
+        let is_such = matches!(self.aggregation, Aggregation::Ratio(Amount::Value, Denominator::Conversions(_)));
+        if !is_such || !Self::counts(self.name, row) || self.value(row).is_some() {
+            return None;
+        }
+        Some(if row.value.is_none() { Lack::Value } else { Lack::Currency })
+    }
+
+    /// Counts the rows of those who belong somewhere that a ratio leaves out of its numerator and its denominator.
+    pub fn left_out(&self, cohort: &Cohort, groups: &Groups) -> LeftOut {
+        let mut found = LeftOut::default();
+        if !matches!(self.aggregation, Aggregation::Ratio(Amount::Value, Denominator::Conversions(_))) {
+            return found;
+        }
+        for user in cohort.after.filled().iter().filter(|user| groups.of(**user).is_some()) {
+            let exposed = cohort.users.exposed[*user as usize];
+            for row in cohort.after.of(*user as usize).iter().filter(|row| self.is_in_window(row, exposed)) {
+                match self.lacks(row) {
+                    Some(Lack::Value) => found.without_value += 1,
+                    Some(Lack::Currency) => found.other_currency += 1,
+                    None => {}
+                }
+            }
+        }
+        found
     }
 
     /// Returns whether a row is a conversion of the numerator.
     pub fn is_conversion(&self, row: &Row) -> bool {
-        Self::counts(self.name, row)
+        self.is_conversion_of(self.name, row)
     }
 
     /// Returns whether a row lies in the metric's window; both ends belong to it.
@@ -217,7 +292,7 @@ pub struct Sums {
 
 /// The same while it is added up. Users without an entry add nothing but their number.
 #[derive(Clone, Copy, Default)]
-struct Running {
+pub(super) struct Running {
     converters: u64,
     capped: u64,
     amount: Quantity,
@@ -239,18 +314,49 @@ impl Quantity {
         self.squares.add(value, value)
     }
 
+    fn merge(&mut self, other: &Quantity) -> Result<(), Overflow> {
+        self.sum = self.sum.checked_add(other.sum).ok_or(Overflow)?;
+        self.squares.merge(&other.squares)
+    }
+
     fn over(&self, users: u64) -> Result<Moments, Overflow> {
         Ok(Moments::from_parts(users, self.sum, self.squares.total()?))
     }
 }
 
 impl Running {
-    fn add_before(&mut self, before: i128, amount: i128) -> Result<(), Overflow> {
+    /// Adds what a user did before the first exposure; `amount` is the user's sum after it.
+    pub(super) fn add_before(&mut self, before: i128, amount: i128) -> Result<(), Overflow> {
         self.before.add(before)?;
         self.amount_before.add(amount, before)
     }
 
-    fn over(&self, users: u64) -> Result<Sums, Overflow> {
+    /// Adds a user with what is known of before, if anything. The sum counts up to `cap`.
+    pub(super) fn add(&mut self, entry: &UserSum, before: Option<i128>, cap: Option<i128>) -> Result<(), Overflow> {
+        let amount = cap.map_or(entry.amount, |cap| entry.amount.min(cap));
+        self.converters += u64::from(entry.has_converted);
+        self.capped += u64::from(amount != entry.amount);
+        self.amount.add(amount)?;
+        if entry.base != 0 {
+            self.base.add(entry.base)?;
+            self.amount_base.add(amount, entry.base)?;
+        }
+        before.map_or(Ok(()), |before| self.add_before(before, amount))
+    }
+
+    /// Adds the users of another one.
+    pub(super) fn merge(&mut self, other: &Running) -> Result<(), Overflow> {
+        self.converters += other.converters;
+        self.capped += other.capped;
+        self.amount.merge(&other.amount)?;
+        self.base.merge(&other.base)?;
+        self.amount_base.merge(&other.amount_base)?;
+        self.before.merge(&other.before)?;
+        self.amount_before.merge(&other.amount_before)
+    }
+
+    /// Returns the sums over so many users.
+    pub(super) fn over(&self, users: u64) -> Result<Sums, Overflow> {
         Ok(Sums {
             users,
             converters: self.converters,
@@ -278,18 +384,8 @@ pub fn sums(entries: &[UserSum], before: &[UserSum], groups: &Groups, cap: Optio
             }
         }
         let same = later.next_if(|earlier| earlier.user == entry.user);
-        let Some(group) = groups.of(entry.user) else { continue };
-        let sum = &mut running[group];
-        let amount = cap.map_or(entry.amount, |cap| entry.amount.min(cap));
-        sum.converters += u64::from(entry.has_converted);
-        sum.capped += u64::from(amount != entry.amount);
-        sum.amount.add(amount)?;
-        if entry.base != 0 {
-            sum.base.add(entry.base)?;
-            sum.amount_base.add(amount, entry.base)?;
-        }
-        if let Some(earlier) = same {
-            sum.add_before(earlier.amount, amount)?;
+        if let Some(group) = groups.of(entry.user) {
+            running[group].add(entry, same.map(|earlier| earlier.amount), cap)?;
         }
     }
     for earlier in later {
@@ -413,6 +509,62 @@ pub(crate) mod tests {
         let counted = CohortMetric::new(&metric(None, Aggregation::ValuePerUser), &cohort, None, 1);
         let before = counted.before(&cohort).expect("fits");
         assert_eq!(before, [UserSum { user: 3, amount: 50 * M, base: 0, has_converted: true }]);
+    }
+
+    /// A refund counts in values and where it is named; it is no conversion where all are meant.
+    #[test]
+    fn what_takes_something_back_is_no_conversion() {
+        // User 0 orders and gets it back, user 1 gets back an older order, user 2 has a refund of its own type without a value.
+        let rows = [(0, 10, 0, 20), (0, 11, 0, -20), (1, 10, 0, -20), (2, 10, 1, 0)];
+        let mut cohort = cohort(&[(0, 10), (0, 10), (0, 10)], &rows);
+        cohort.names = vec!["order".to_owned(), "refund".to_owned()];
+        let check = |name: Option<&str>, aggregation: Aggregation, converters: u64, sum: i128| {
+            let counted = CohortMetric::new(&metric(name, aggregation.clone()), &cohort, Some(0), 1);
+            let groups = Groups::new(3, 1, |_| Some(0));
+            let found = sums(&counted.after(&cohort).expect("fits"), &[], &groups, None).expect("fits")[0];
+            assert_eq!((found.converters, found.amount.sum() / M), (converters, sum), "{name:?} {aggregation:?}");
+        };
+        use crate::experiment::read::catalogue::Amount::{Count, Value};
+        check(None, Aggregation::ConversionRate, 1, 1);
+        check(None, Aggregation::CountPerUser, 1, 1);
+        check(None, Aggregation::Ratio(Count, Denominator::Impressions), 1, 1);
+        check(None, Aggregation::ValuePerUser, 1, -20);
+        check(None, Aggregation::Quantile(Value, 500), 1, -20);
+        check(Some("order"), Aggregation::ConversionRate, 2, 2);
+        check(Some("refund"), Aggregation::ConversionRate, 1, 1);
+    }
+
+    /// Orders in another currency or without a value are in neither part of a ratio.
+    #[test]
+    fn a_ratio_is_of_the_same_rows() {
+        let mut cohort = cohort(&[(0, 10), (0, 10)], &[]);
+        cohort.currencies = vec![Some("EUR".to_owned()), Some("USD".to_owned())];
+        let row = |value: Option<i128>, name, currency| Row {
+            time: 10,
+            value: value.map(|value| value * M),
+            name,
+            currency,
+            confidence: 100,
+        };
+        let rows = [
+            (0, row(Some(21), 0, 0)),
+            (0, row(Some(22), 0, 1)),
+            (1, row(Some(21), 0, 0)),
+            (1, row(None, 0, 0)),
+            (1, row(None, 1, 0)),
+        ];
+        cohort.after = Rows::new(2, rows.to_vec());
+        let check = |base: Option<&str>, expected: (i128, i128)| {
+            let aggregation = Aggregation::Ratio(Amount::Value, Denominator::Conversions(base.map(str::to_owned)));
+            let counted = CohortMetric::new(&metric(Some("buy"), aggregation), &cohort, Some(0), 1);
+            let groups = Groups::new(2, 1, |_| Some(0));
+            let found = sums(&counted.after(&cohort).expect("fits"), &[], &groups, None).expect("fits")[0];
+            assert_eq!((found.amount.sum() / M, found.base.sum() / M), expected, "{base:?}");
+            assert_eq!(counted.left_out(&cohort, &groups), LeftOut { without_value: 1, other_currency: 1 });
+        };
+        check(Some("buy"), (42, 2));
+        check(Some("view"), (42, 1));
+        check(None, (42, 3));
     }
 
     fn entry(user: u32, amount: i128) -> UserSum {

@@ -69,7 +69,7 @@ pub struct Configured {
     pub role: Role,
     /// The relative loss that a guardrail bears.
     pub margin: Option<f64>,
-    /// Shorter than the experiment's window, if set.
+    /// Its own window, shorter or longer than the experiment's, if set.
     pub window_days: Option<i32>,
     /// What a user's sum is cut at, in millionths.
     pub cap: Option<i128>,

@@ -18,7 +18,8 @@ pub struct Cohort {
     pub names: Vec<String>,
     /// Currencies; their places are the numbers of currencies. None for values without one, which come first.
     pub currencies: Vec<Option<String>>,
-    /// Conversions from the first exposure on, within the experiment's window.
+    /// Conversions from the first exposure on, within the experiment's window, or within the longest one of its metrics if that is
+    /// longer.
     pub after: Rows,
     /// Conversions in the days before the first exposure.
     pub before: Rows,

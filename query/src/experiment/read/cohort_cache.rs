@@ -53,6 +53,7 @@ pub struct CachedCohort {
 struct Loaded {
     experiment: Uuid,
     variants: Vec<Uuid>,
+    window_days: (i32, i32),
     version: DataVersion,
     cohort: Arc<Cohort>,
     /// The number of each user; made when it is first needed.
@@ -83,7 +84,10 @@ impl CachedCohort {
         metrics: &Metrics,
     ) -> Result<Arc<Cohort>, ApiError> {
         let now = snapshot.version();
-        let known = self.loaded.as_mut().filter(|of| of.experiment == query.experiment && of.variants == query.variants);
+        let is_same = |of: &&mut Loaded| {
+            of.experiment == query.experiment && of.variants == query.variants && of.window_days == query.window_days
+        };
+        let known = self.loaded.as_mut().filter(is_same);
         if let Some(of) = known {
             match needed(&of.version, now, of.cohort.users.len()) {
                 Refresh::Unchanged => {
@@ -111,6 +115,7 @@ impl CachedCohort {
         self.loaded = Some(Loaded {
             experiment: query.experiment,
             variants: query.variants.to_vec(),
+            window_days: query.window_days,
             version: now.clone(),
             cohort: cohort.clone(),
             numbers: None,
@@ -341,6 +346,7 @@ mod tests {
                 loaded: Some(Loaded {
                     experiment: LOG,
                     variants: vec![],
+                    window_days: (0, 0),
                     version: DataVersion::default(),
                     cohort,
                     numbers: None,

@@ -36,6 +36,9 @@ pub struct CohortQuery<'a> {
     pub until: Option<i64>,
     /// Whether conversions before the first exposure are read.
     pub has_before: bool,
+    /// The experiment's window in days, after which nothing is attributed, and the longest one of its metrics, up to which
+    /// conversions are read nevertheless.
+    pub window_days: (i32, i32),
     /// The property of the first exposure to read.
     pub dimension: Option<Dimension>,
     /// Bytes that what is read may take.
@@ -79,11 +82,15 @@ impl Reader<'_> {
         let mut cohort = Cohort { users: self.users().await?, ..Cohort::default() };
         let (mut names, mut currencies) = (Numbers::<String>::default(), Numbers::<Option<String>>::default());
         let mut after = self.conversions(&self.after_sql(), &mut names, &mut currencies).await?;
+        if let Some(sql) = self.later_sql(&cohort.users) {
+            self.add(self.facts("later"))?;
+            after.extend(self.conversions(&sql, &mut names, &mut currencies).await?);
+        }
         let mut before = Vec::new();
         if self.query.has_before
             && let Some(sql) = self.before_sql(&cohort.users)
         {
-            self.add(self.earlier())?;
+            self.add(self.facts("earlier"))?;
             before = self.conversions(&sql, &mut names, &mut currencies).await?;
         }
         let ((names, name_places), (currencies, currency_places)) = (names.sorted(), currencies.sorted());
@@ -132,8 +139,8 @@ impl Reader<'_> {
         self.table("attributed", "conversion_attribution", &self.of_experiment(), &columns)
     }
 
-    /// Conversions that name one experiment or none.
-    fn earlier(&self) -> Table {
+    /// Conversions that name one experiment or none, as they were sent.
+    fn facts(&self, name: &'static str) -> Table {
         let columns = [
             (USER_KEY.name, "f.user_id", Kind::Key),
             ("name", "f.conversion_type", Kind::Text),
@@ -142,7 +149,7 @@ impl Reader<'_> {
             ("time", "f.event_time", Kind::Time),
         ];
         let of_experiment = format!("NOT r.is_bot AND (r.experiment_id IS NULL OR {})", self.of_experiment());
-        self.table("earlier", "conversions", &of_experiment, &columns)
+        self.table(name, "conversions", &of_experiment, &columns)
     }
 
     /// Impressions of one experiment, with the property that users are split by.
@@ -201,6 +208,25 @@ impl Reader<'_> {
              FROM attributed a JOIN users u ON a.user_key = u.user_key WHERE a.time IS NOT NULL{}",
             self.until("a.time")
         )
+    }
+
+    /// Conversions after the experiment's window, for metrics whose own one is longer. Nothing is attributed there.
+    fn later_sql(&self, users: &Users) -> Option<String> {
+        let (own, longest) = self.query.window_days;
+        let (first, last) = (users.exposed.iter().min()?, users.exposed.iter().max()?);
+        (longest > own).then(|| {
+            format!(
+                "SELECT u.n, e.name, e.currency, e.value, e.time, CAST(100 AS INT) AS confidence
+                 FROM later e JOIN users u ON e.user_key = u.user_key
+                 WHERE e.time >= {} AND e.time <= {}
+                   AND e.time > u.exposed + INTERVAL '{} hours' AND e.time <= u.exposed + INTERVAL '{} hours'{}",
+                time_literal(first + i64::from(own) * DAY_US),
+                time_literal(last + i64::from(longest) * DAY_US),
+                i64::from(own) * 24,
+                i64::from(longest) * 24,
+                self.until("e.time"),
+            )
+        })
     }
 
     /// None without users: there is no time before nothing.

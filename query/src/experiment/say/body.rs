@@ -14,7 +14,7 @@ use crate::experiment::warning::Warning;
 use crate::source::snapshot::AsOf;
 
 /// Version of the statistics behind the numbers. Raised when the same rows would give other ones.
-pub const METHOD_VERSION: &str = "stats-3";
+pub const METHOD_VERSION: &str = "stats-4";
 
 /// The list of a project's experiments.
 #[derive(Debug, Serialize)]

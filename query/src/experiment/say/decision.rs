@@ -39,8 +39,7 @@ pub fn decision(design: &Design<'_>, health: &Health, metrics: &[Metric]) -> Dec
         Check::MultiExposure { level, share, .. } if *level > Level::Ok => *share,
         _ => None,
     });
-    let has_mismatch =
-        health.checks.iter().any(|check| check.level() == Level::Fail && !matches!(check, Check::MultiExposure { .. }));
+    let has_mismatch = health.checks.iter().any(Check::invalidates);
     let found = decide(
         Criteria::ClearSignals,
         &Experiment {
@@ -110,6 +109,13 @@ fn by_harm(found: &Comparison, _: bool) -> Verdict {
 /// effect worth finding.
 fn is_powered(design: &Design<'_>, goals: &[&Metric]) -> bool {
     let users: u64 = design.variants.iter().filter_map(|variant| variant.users).sum();
+    if design.plan.analysis == Analysis::GroupSequential && design.experiment.target_sample_size.is_some() {
+        // What is planned is there when the windows of the planned users have closed.
+        let mut all = goals.iter().flat_map(|metric| &metric.comparisons).peekable();
+        let is_there =
+            |found: &Comparison| found.sequential.is_some_and(|look| look.information_fraction.is_some_and(|part| part >= 1.0));
+        return all.peek().is_some() && all.all(is_there);
+    }
     let has_target = design.experiment.target_sample_size.and_then(|target| u64::try_from(target).ok());
     if has_target.is_some_and(|target| users >= target) {
         return true;

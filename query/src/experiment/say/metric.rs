@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::verdict::{plain, verdict};
 use crate::experiment::measure::sample::Sampled;
-use crate::experiment::measure::sums::Sums;
+use crate::experiment::measure::sums::{LeftOut, Sums};
 use crate::experiment::read::catalogue::{Aggregation, Amount, Configured, Denominator, Role};
 use crate::experiment::request::{Analysis, Correction, percentile_text};
 use crate::experiment::test::TestedMetric;
@@ -39,6 +39,9 @@ pub struct Metric {
     pub currency: Option<String>,
     /// What a user's sum is cut at; null where nothing is cut.
     pub cap: Option<Cap>,
+    /// Conversions of a ratio that are in neither numerator nor denominator, where there are any.
+    #[serde(skip_serializing_if = "LeftOut::is_empty")]
+    pub left_out: LeftOut,
     /// Each variant alone, in the order of `variants`.
     pub arms: Vec<Arm>,
     /// Each other variant against the control; empty without one.
@@ -303,6 +306,7 @@ pub fn metric(design: &Design<'_>, tested: TestedMetric<'_>) -> Metric {
             percentile: cap.percentile.map(percentile_text),
             users: measured.sums.iter().map(|sums| sums.capped).collect(),
         }),
+        left_out: measured.left_out,
         arms: arms.collect(),
         comparisons: comparisons.into_iter().map(|found| comparison(design, configured, found)).collect(),
         omnibus,
@@ -326,7 +330,7 @@ fn comparison(design: &Design<'_>, metric: &Configured, tested: TestedComparison
         relative: relative(&compared, alpha),
         test: test(&compared),
         adjusted: adjusted.flatten(),
-        sequential: conclusion.look,
+        sequential: conclusion.look.map(|look| look.shown),
         cuped: compared.cuped,
         supplemental,
         power,
@@ -447,16 +451,14 @@ fn test(compared: &Compared) -> Test {
 
 fn adjusted_shown(design: &Design<'_>, compared: &Compared, conclusion: &Conclusion) -> Option<Adjusted> {
     let has_bounds = design.plan.analysis == Analysis::GroupSequential;
-    let difference = compared.found.difference;
-    let is_tested = if has_bounds { difference.is_some() } else { conclusion.adjusted.p_value.is_some() };
+    let basis = conclusion.basis;
+    let is_tested = if has_bounds { basis.is_some() } else { conclusion.adjusted.p_value.is_some() };
     if !is_tested {
         return None;
     }
-    let interval = difference.zip(conclusion.critical).map(|(difference, critical)| difference.absolute(critical));
     let exact = counts(compared)
-        .filter(|_| difference.is_none())
+        .filter(|_| basis.is_none())
         .and_then(|(control, treatment)| newcombe(control, treatment, conclusion.adjusted.alpha));
-    let relative = difference.zip(conclusion.critical).and_then(|(difference, critical)| difference.relative(critical));
     let method = match design.request.correction {
         Correction::Holm | Correction::Bh if has_bounds => "bonferroni",
         other => other.as_str(),
@@ -467,8 +469,8 @@ fn adjusted_shown(design: &Design<'_>, compared: &Compared, conclusion: &Conclus
         p_value: conclusion.adjusted.p_value.map(|p| p.p),
         log10_p: conclusion.adjusted.p_value.map(|p| p.log10),
         alpha: conclusion.adjusted.alpha,
-        ci_absolute: ends(interval.or(exact)),
-        ci_relative: ends(relative),
+        ci_absolute: ends(basis.and_then(|basis| basis.absolute()).or(exact)),
+        ci_relative: ends(basis.and_then(|basis| basis.relative())),
         significant: conclusion.significant,
     })
 }

@@ -8,6 +8,7 @@ use crate::experiment::test::comparison::{Compared, Conclusion, Design};
 use crate::experiment::test::findings::{Bayesian, ScaledImpact};
 use crate::experiment::text::{p_text, short};
 use statistics::effect::Status;
+use statistics::sequential::hybrid_level;
 
 /// The verdict with what it rests on.
 pub struct Verdict {
@@ -38,15 +39,15 @@ pub fn verdict(
         };
         return Verdict { text, significant: text != "inconclusive", by: "chance_to_win", chance };
     }
-    let estimate = compared.found.estimate.unwrap_or(0.0);
+    // The estimate that decided, which may be that of an earlier look.
+    let estimate = decided.basis.map(|basis| basis.difference.estimate).or(compared.found.estimate).unwrap_or(0.0);
     let text = match decided.significant && estimate != 0.0 {
         true if (estimate > 0.0) == metric.wants_more => "won",
         true => "lost",
         // Precise enough to say that whatever there is, is less than what is worth finding.
         false => {
             let mde = design.experiment.minimum_detectable_effect;
-            let difference = compared.found.difference.zip(decided.critical);
-            let interval = difference.and_then(|(difference, critical)| difference.relative(critical));
+            let interval = decided.basis.and_then(|basis| basis.relative());
             let is_small = interval.is_some_and(|(low, high)| low > -mde && high < mde);
             if is_small && compared.found.status == Status::Ok { "neutral" } else { "inconclusive" }
         }
@@ -63,35 +64,60 @@ pub fn plain(
     verdict: &Verdict,
     impact: Option<&ScaledImpact>,
 ) -> String {
-    let alpha = design.experiment.alpha;
-    let found = compared.found.difference.as_ref();
-    let difference = design.request.difference;
+    let basis = decided.basis;
+    let found = basis.map(|basis| basis.difference);
+    let (estimate, lift) = match found {
+        Some(found) => (Some(found.estimate), found.lift()),
+        None => (compared.found.estimate, compared.found.lift),
+    };
+    // Nothing is relative to a control of 0.
+    let difference = match design.request.difference {
+        Difference::Relative if lift.is_none() => Difference::Absolute,
+        asked => asked,
+    };
     let effect = match difference {
-        Difference::Relative => compared.found.lift,
-        Difference::Absolute => compared.found.estimate,
+        Difference::Relative => lift,
+        Difference::Absolute => estimate,
         Difference::Scaled => impact.map(|impact| impact.per_day),
     };
     // The interval of what decides, before other comparisons are thought of.
-    let critical = match design.plan.analysis {
-        Analysis::Fixed => found.map(|found| found.critical(alpha)),
-        _ => compared.look(design.plan, alpha).and_then(|look| look.boundary_z),
-    };
-    let interval = found.zip(critical).and_then(|(found, critical)| match difference {
+    let of = |found: &statistics::difference::Difference, critical: f64| match difference {
         Difference::Relative => found.relative(critical),
         Difference::Absolute => Some(found.absolute(critical)),
         Difference::Scaled => {
             let (low, high) = found.absolute(critical);
             impact.map(|impact| (low * impact.users_per_day, high * impact.users_per_day))
         }
-    });
-    let adjusted = if compared.is_adjusted() { ", adjusted for earlier behaviour," } else { "" };
+    };
+    let critical = basis.and_then(|basis| basis.critical_alone);
+    let interval = match found.zip(critical) {
+        Some((found, critical)) => of(&found, critical),
+        None if difference == Difference::Absolute => compared.found.exact.map(|exact| exact.newcombe),
+        None => None,
+    };
+    // Of a single look with few counts the exact test decides; an interval that says something else is not shown beside it.
+    let says = |ends: (f64, f64)| ends.0 > 0.0 || ends.1 < 0.0;
+    let level = match design.plan.analysis {
+        Analysis::Fixed => Some(design.experiment.alpha),
+        Analysis::Hybrid if design.plan.is_final(compared.window_us) => Some(hybrid_level(design.experiment.alpha)),
+        _ => None,
+    };
+    let exact = compared.found.fisher().zip(level);
+    let interval = interval.filter(|ends| exact.is_none_or(|(fisher, level)| says(*ends) == (fisher.p < level)));
+    let is_adjusted = basis.is_some_and(|basis| basis.is_adjusted);
+    let adjusted = if is_adjusted { ", adjusted for earlier behaviour," } else { "" };
     let confidence = format!("{}% CI{adjusted}", short(design.experiment.confidence_level * 100.0));
     let (evidence, conclusion) = evidence(design, compared, decided, verdict);
+    // Both means are those of the estimate: adjusted if it is, and of its look.
+    let (control, treatment) = match found {
+        Some(found) => (Some(found.baseline), Some(found.baseline + found.estimate)),
+        None => (compared.control.mean, compared.treatment.mean),
+    };
     Sentence {
         metric,
         currency: design.currency,
-        control: (&design.variants[0].name, compared.control.mean),
-        treatment: (&design.variants[compared.arm].name, compared.treatment.mean),
+        control: (&design.variants[0].name, control),
+        treatment: (&design.variants[compared.arm].name, treatment),
         difference,
         effect,
         interval: interval.map(|ends| (ends, confidence)),
@@ -123,7 +149,6 @@ fn evidence(design: &Design<'_>, compared: &Compared, decided: &Conclusion, verd
     }
     let size = decided.adjusted.family_size;
     let among = format!("not significant after correction for {size} comparisons");
-    let look = decided.look;
     match design.plan.analysis {
         Analysis::Fixed => {
             let Some(p) = compared.found.p_value().map(|p| p.p) else {
@@ -134,34 +159,47 @@ fn evidence(design: &Design<'_>, compared: &Compared, decided: &Conclusion, verd
             let otherwise = if is_significant_alone { among.as_str() } else { "no difference is shown" };
             (Some(format!("p = {}{exact}", p_text(p))), conclusion(otherwise))
         }
-        Analysis::GroupSequential => match look {
-            Some(look) => match (look.boundary_z, look.crossed_on) {
-                (Some(_), Some(day)) if verdict.significant => {
-                    let day = serde_json::to_value(day).ok().and_then(|day| day.as_str().map(str::to_owned)).unwrap_or_default();
-                    (Some(format!("its bound was crossed on {day}")), conclusion("no difference is shown"))
-                }
-                (Some(bound), _) => {
-                    let evidence = format!("z = {} against a bound of {}", short(look.z), short(bound));
-                    let crosses_alone = compared.look(design.plan, design.experiment.alpha).is_some_and(|look| look.crossed);
-                    let exact = compared.found.fisher().filter(|_| look.crossed && !decided.significant);
-                    let otherwise = match exact {
-                        Some(fisher) => format!("counts are few, and the exact test does not agree (p = {})", p_text(fisher.p)),
-                        None if crosses_alone => among,
-                        None => "no difference is shown so far".to_owned(),
-                    };
-                    (Some(evidence), conclusion(&otherwise))
-                }
-                (None, _) => (None, "there is no planned size or end to set bounds by".to_owned()),
-            },
-            None => (None, "too little is known to test it".to_owned()),
-        },
+        Analysis::GroupSequential => {
+            let Some(look) = decided.look else { return (None, "too little is known to test it".to_owned()) };
+            let Some(bound) = look.shown.boundary_z else {
+                let is_planned = look.shown.information_fraction.is_some();
+                let waits = match look.shown.next_information_on.filter(|_| is_planned) {
+                    Some(day) => format!("nothing is tested before {day}, when the first window closes"),
+                    None => "there is no planned size or end to set bounds by".to_owned(),
+                };
+                return (None, waits);
+            };
+            if look.shown.method != Analysis::GroupSequential.as_str() {
+                let otherwise = "no difference is shown so far";
+                return (Some(format!("p = {} at any time", p_text(look.shown.always_valid_p))), conclusion(otherwise));
+            }
+            if let Some(day) = look.shown.crossed_on {
+                return (Some(format!("its bound was crossed on {day}")), conclusion("no difference is shown"));
+            }
+            let when =
+                look.shown.last_look_on.map(|day| format!(" on {day}, when the planned size was reached")).unwrap_or_default();
+            let evidence = format!("z = {} against a bound of {}{when}", short(look.shown.z), short(bound));
+            let stands_alone = compared.look(design.plan, design.experiment.alpha).is_some_and(|look| look.stands);
+            let exact = look.seen.exact_p.filter(|_| look.shown.crossed && !decided.significant);
+            let otherwise = match exact {
+                Some(p) => format!("counts are few, and the exact test does not agree (p = {})", p_text(p)),
+                None if stands_alone => among,
+                None if look.shown.last_look_on.is_some() => "no difference was shown".to_owned(),
+                None => "no difference is shown so far".to_owned(),
+            };
+            (Some(evidence), conclusion(&otherwise))
+        }
         Analysis::Sequential | Analysis::Hybrid => {
             let Some(p) = compared.deciding_p(design.plan).map(|p| p.p) else {
                 let exact = compared.found.fisher();
                 let evidence = exact.map(|fisher| format!("p = {} (exact) for a single look", p_text(fisher.p)));
                 return (evidence, "too little is known for a test that allows for looks".to_owned());
             };
-            let valid = if design.plan.has_ended && design.plan.analysis == Analysis::Hybrid { "" } else { " at any time" };
+            let valid = if design.plan.is_final(compared.window_us) && design.plan.analysis == Analysis::Hybrid {
+                ""
+            } else {
+                " at any time"
+            };
             let is_significant_alone = p < design.experiment.alpha && !decided.significant;
             let otherwise = if is_significant_alone { among.as_str() } else { "no difference is shown so far" };
             (Some(format!("p = {}{valid}", p_text(p))), conclusion(otherwise))

@@ -60,7 +60,10 @@ pub fn by_dimension(
             let sampled = &sampled[place * arms..(place + 1) * arms];
             if design.experiment.control_variant_id.is_some() { compare_all(design, sampled) } else { Ok(Vec::new()) }
         };
-        let compared = (0..split.values.len()).map(of_value).collect::<Result<Vec<Vec<Compared>>, _>>()?;
+        let mut compared = (0..split.values.len()).map(of_value).collect::<Result<Vec<Vec<Compared>>, _>>()?;
+        for found in compared.iter_mut().flatten() {
+            found.window_us = window_us;
+        }
         all.push((metric, cut, raw, sampled, compared));
     }
     let family: Vec<(&Configured, &Compared)> = all
@@ -144,7 +147,7 @@ pub fn by_day(design: &Design<'_>, metric: &Configured, series: &[DaySums], days
 fn comparison(design: &Design<'_>, compared: &Compared) -> SeriesComparison {
     let alpha = design.experiment.alpha;
     let found = compared.other(alpha);
-    let sequence = compared.found.difference.map(|difference| {
+    let sequence = compared.found.for_looks.map(|difference| {
         let tuning = design.plan.tuning(compared.arm);
         let sequence = confidence_sequence(difference.z(), compared.users(), alpha, &tuning);
         (difference.absolute(sequence.critical), sequence.p_value)

@@ -4,22 +4,20 @@
 use statistics::bayes_beta::{self, probability_best};
 use statistics::bayes_normal::{Prior, posterior};
 use statistics::comparison::{self, Observed, Sample, compare};
-use statistics::cuped::{self, theta};
+use statistics::cuped::{self, CupedSums, theta};
 use statistics::difference::Difference;
 use statistics::distributions::PValue;
-use statistics::effect::{Effect, Scale};
+use statistics::effect::{Effect, Scale, Status};
 use statistics::guardrail::{Direction, State, non_inferiority, state as guardrail_state};
 use statistics::moments::Overflow;
 use statistics::multiplicity::{self, Adjusted, Member, adjust, is_finding};
 use statistics::power::{POWER_DEFAULT, Target, days_remaining, detectable_effect, mid_experiment, progress};
-use statistics::proportions::Count;
+use statistics::proportions::{Count, fisher};
 use statistics::sequential::{hybrid, hybrid_level};
 use statistics::strata::{Traffic, impact_per_day};
 
-use super::findings::{
-    Bayesian, Cuped, Guardrail, Other, Power, Prior as ShownPrior, ScaledImpact, Sequential, Shrunk, Supplemental, ends,
-};
-use super::plan::{Interim, Plan};
+use super::findings::{Bayesian, Cuped, Guardrail, Other, Power, Prior as ShownPrior, ScaledImpact, Shrunk, Supplemental, ends};
+use super::plan::{Interim, Looked, Plan, Seen};
 use crate::experiment::measure::sample::Sampled;
 use crate::experiment::read::catalogue::{Configured, Role};
 use crate::experiment::read::experiment::{Experiment, Variant};
@@ -27,6 +25,9 @@ use crate::experiment::request::{Analysis, COVARIATE_DAYS, Correction, Cuped as 
 
 /// Part of the variance that earlier behaviour has to explain before a comparison is adjusted for it.
 const EXPLAINED_MIN: f64 = 0.05;
+
+/// Below this p-value the variants' users were not alike before they were exposed.
+pub const BALANCE_BELOW: f64 = 0.001;
 
 /// What is the same for all comparisons of an answer.
 #[derive(Clone, Copy)]
@@ -68,11 +69,22 @@ pub struct Compared {
     pub unadjusted: comparison::Comparison,
     /// What earlier behaviour adds.
     pub cuped: Option<Cuped>,
-    /// The differences at the end of each day, in standard errors.
-    pub z_by_day: Vec<Option<f64>>,
+    /// The metric's window, in microseconds.
+    pub window_us: i64,
+    /// What looks saw at the end of each day, of users whose window had closed; empty of what has no such history.
+    pub by_day: Vec<Option<Seen>>,
 }
 
-/// Compares a variant with the control. `theta` is how much of earlier behaviour is taken off, of all variants together.
+/// What the variants' users did before they were exposed, as far as it may explain what they did after.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Earlier {
+    /// So much of it is taken off, of all variants together.
+    Theta(f64),
+    /// The variants' users were not alike then: it would move the difference instead of sharpening it.
+    Differs,
+}
+
+/// Compares a variant with the control; `earlier` is none where earlier behaviour is left aside.
 /// # Errors
 /// [`Overflow`].
 pub fn compared(
@@ -80,10 +92,10 @@ pub fn compared(
     control: &Sampled,
     treatment: &Sampled,
     arm: usize,
-    theta: Option<f64>,
+    earlier: Option<Earlier>,
 ) -> Result<Compared, Overflow> {
     let unadjusted = compare(&control.observed, &treatment.observed, design.experiment.alpha);
-    let (cuped, adjusted) = adjusted(design, control, treatment, theta, &unadjusted)?;
+    let (cuped, adjusted) = adjusted(design, control, treatment, earlier, &unadjusted)?;
     Ok(Compared {
         arm,
         control: control.observed,
@@ -91,7 +103,8 @@ pub fn compared(
         found: adjusted.map_or(unadjusted, |difference| unadjusted.adjusted(difference)),
         unadjusted,
         cuped,
-        z_by_day: Vec::new(),
+        window_us: 0,
+        by_day: Vec::new(),
     })
 }
 
@@ -100,8 +113,42 @@ pub fn compared(
 /// [`Overflow`].
 pub fn compare_all(design: &Design<'_>, sampled: &[Sampled]) -> Result<Vec<Compared>, Overflow> {
     let all: Vec<_> = sampled.iter().filter_map(|sampled| sampled.cuped).collect();
-    let theta = if all.is_empty() || design.cuped == CupedRule::Off { None } else { Some(theta(&all)?) };
-    (1..sampled.len()).map(|arm| compared(design, &sampled[0], &sampled[arm], arm, theta)).collect()
+    // Without the control's there is nothing to be compared.
+    let is_used = design.cuped != CupedRule::Off && sampled.first().is_some_and(|control| control.cuped.is_some());
+    let earlier = match is_used {
+        false => None,
+        true if differs_before(&all)? => Some(Earlier::Differs),
+        true => Some(Earlier::Theta(theta(&all)?)),
+    };
+    (1..sampled.len()).map(|arm| compared(design, &sampled[0], &sampled[arm], arm, earlier)).collect()
+}
+
+/// Returns the p-value that two variants' users were alike before they were exposed; `None` if nothing can be tested. Where all of
+/// one did the same and all of the other did another same thing, it is the chance of that.
+/// # Errors
+/// [`Overflow`].
+pub fn balance(control: &CupedSums, treatment: &CupedSums) -> Result<Option<PValue>, Overflow> {
+    let of = |sums: &CupedSums| Ok::<Observed, Overflow>(sums.pre.sample()?.into());
+    let (control, treatment) = (of(control)?, of(treatment)?);
+    let found = compare(&control, &treatment, BALANCE_BELOW);
+    let is_apart = found.status == Status::ZeroVariance && found.estimate.is_some_and(|off| off != 0.0);
+    if is_apart {
+        let none = Count { users: control.users, converted: 0 };
+        let all = Count { users: treatment.users, converted: treatment.users };
+        return Ok(fisher(none, all).map(PValue::from));
+    }
+    Ok(found.p_value())
+}
+
+/// Returns whether any variant's users were others than the control's before they were exposed.
+fn differs_before(variants: &[CupedSums]) -> Result<bool, Overflow> {
+    let Some((control, others)) = variants.split_first() else { return Ok(false) };
+    for other in others {
+        if balance(control, other)?.is_some_and(|p| p.p < BALANCE_BELOW) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Adjusts for earlier behaviour, or says why not.
@@ -109,7 +156,7 @@ fn adjusted(
     design: &Design<'_>,
     control: &Sampled,
     treatment: &Sampled,
-    theta: Option<f64>,
+    earlier: Option<Earlier>,
     unadjusted: &comparison::Comparison,
 ) -> Result<(Option<Cuped>, Option<Difference>), Overflow> {
     let not = |reason: &'static str| Cuped {
@@ -126,12 +173,16 @@ fn adjusted(
     let Some((one, two)) = control.cuped.as_ref().zip(treatment.cuped.as_ref()) else {
         return Ok((Some(not("not_defined")), None));
     };
-    let Some(plain) = unadjusted.difference else { return Ok((None, None)) };
+    if earlier == Some(Earlier::Differs) {
+        return Ok((Some(not("differs_before")), None));
+    }
     if unadjusted.exact.is_some() {
         return Ok((Some(not("exact")), None));
     }
-    let Some(theta) = theta.filter(|theta| *theta != 0.0 && design.has_history) else {
-        return Ok((Some(not("no_history")), None));
+    let Some(plain) = unadjusted.difference else { return Ok((None, None)) };
+    let theta = match earlier {
+        Some(Earlier::Theta(theta)) if theta != 0.0 && design.has_history => theta,
+        _ => return Ok((Some(not("no_history")), None)),
     };
     let Ok(adjusted) = cuped::adjusted(one, two, theta)? else {
         return Ok((Some(not("explains_little")), None));
@@ -170,10 +221,33 @@ impl Compared {
         self.found.difference.and_then(|difference| difference.effect(scale).ok())
     }
 
+    /// Returns the difference with its precision: Welch's, or that of both variants together where nobody or everybody of one
+    /// converted.
+    pub fn precise(&self) -> Option<Difference> {
+        self.found.difference.or(self.found.for_looks)
+    }
+
+    /// Returns what one look sees; none of a difference without precision.
+    pub fn seen(&self) -> Option<Seen> {
+        Some(Seen {
+            difference: self.found.for_looks?,
+            is_adjusted: self.is_adjusted(),
+            users: self.users(),
+            exact_p: self.found.fisher().map(|fisher| fisher.p),
+        })
+    }
+
+    /// Returns what today's look sees: at the end of a hybrid plan it is one test, as a fixed analysis makes it.
+    fn seen_under(&self, plan: &Plan) -> Option<Seen> {
+        let is_last_test = plan.analysis == Analysis::Hybrid && plan.is_final(self.window_us);
+        let seen = self.seen()?;
+        Some(if is_last_test { Seen { difference: self.precise()?, ..seen } } else { seen })
+    }
+
     /// Looks at the difference at the level `alpha`; none if it has no precision.
-    pub fn look(&self, plan: &Plan, alpha: f64) -> Option<Sequential> {
-        let difference = self.found.difference.as_ref()?;
-        Some(plan.look(&Interim { arm: self.arm, difference, users: self.users(), z_by_day: &self.z_by_day }, alpha))
+    pub fn look(&self, plan: &Plan, alpha: f64) -> Option<Looked> {
+        let (arm, window_us, today) = (self.arm, self.window_us, self.seen_under(plan)?);
+        Some(plan.look(&Interim { arm, window_us, today, by_day: &self.by_day }, alpha))
     }
 
     /// Returns the p-value that decides under the analysis; bounds have none. Sequences rest on many counts: where they are few,
@@ -182,16 +256,16 @@ impl Compared {
         match plan.analysis {
             Analysis::Fixed => self.found.p_value(),
             Analysis::Sequential => {
-                let look = self.look(plan, plan.alpha)?;
+                let look = self.look(plan, plan.alpha)?.shown;
                 Some(self.found.at_least_exact(PValue { p: look.always_valid_p, log10: look.log10_p }))
             }
             Analysis::Hybrid => {
                 // A part of alpha is left for each part of the plan.
                 let factor = plan.alpha / hybrid_level(plan.alpha);
-                if plan.has_ended {
+                if plan.is_final(self.window_us) {
                     return Some(self.found.p_value()?.times(factor));
                 }
-                let look = hybrid(self.found.difference.as_ref()?, self.users(), plan.alpha, &plan.tuning(self.arm), false);
+                let look = hybrid(self.found.for_looks.as_ref()?, self.users(), plan.alpha, &plan.tuning(self.arm), false);
                 Some(self.found.at_least_exact(look.p_value).times(factor))
             }
             Analysis::GroupSequential => None,
@@ -229,16 +303,57 @@ fn other(found: &comparison::Comparison, users: u64, alpha: f64) -> Other {
 pub struct Conclusion {
     /// The adjusted p-value, level and size of the family.
     pub adjusted: Adjusted,
-    /// The look at that level.
-    pub look: Option<Sequential>,
+    /// The looks at that level.
+    pub look: Option<Looked>,
     /// Whether the difference stands.
     pub significant: bool,
     /// The method it stands by.
     pub by: &'static str,
-    /// How many standard errors the intervals among all reach.
-    pub critical: Option<f64>,
+    /// What the verdict, its intervals and its sentence rest on; none where only exact methods apply.
+    pub basis: Option<Basis>,
     /// Whether it is in the family of goals; a guardrail stands alone.
     pub is_goal: bool,
+}
+
+/// The one estimate that a verdict rests on.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Basis {
+    /// The difference: today's, or that of the look that counts.
+    pub difference: Difference,
+    /// Whether it is adjusted for earlier behaviour.
+    pub is_adjusted: bool,
+    /// How many standard errors its intervals among all reach.
+    pub critical: Option<f64>,
+    /// The same before other comparisons are thought of.
+    pub critical_alone: Option<f64>,
+}
+
+impl Basis {
+    fn of(compared: &Compared, plan: &Plan, look: Option<&Looked>, alpha: f64) -> Option<Self> {
+        if plan.analysis == Analysis::Fixed {
+            let difference = compared.found.difference?;
+            let critical = |alpha: f64| Some(difference.critical(alpha));
+            let (critical, critical_alone) = (critical(alpha), critical(plan.alpha));
+            return Some(Basis { difference, is_adjusted: compared.is_adjusted(), critical, critical_alone });
+        }
+        let look = look?;
+        Some(Basis {
+            difference: look.seen.difference,
+            is_adjusted: look.seen.is_adjusted,
+            critical: look.shown.boundary_z,
+            critical_alone: plan.critical(compared.arm, compared.window_us, look, plan.alpha),
+        })
+    }
+
+    /// Returns the interval among all in shares of the control.
+    pub fn relative(&self) -> Option<(f64, f64)> {
+        self.difference.relative(self.critical?)
+    }
+
+    /// Returns the interval among all.
+    pub fn absolute(&self) -> Option<(f64, f64)> {
+        Some(self.difference.absolute(self.critical?))
+    }
 }
 
 /// Decides a family. Each member comes with its metric; guardrails are decided by themselves.
@@ -247,7 +362,7 @@ pub fn decide(design: &Design<'_>, family: &[(&Configured, &Compared)]) -> Vec<C
     let has_bounds = plan.analysis == Analysis::GroupSequential;
     let member = |(metric, compared): &(&Configured, &Compared)| {
         let p_value = compared.deciding_p(plan);
-        let is_tested = if has_bounds { compared.found.difference.is_some() } else { p_value.is_some() };
+        let is_tested = if has_bounds { compared.found.for_looks.is_some() } else { p_value.is_some() };
         Member { p_value, is_tested, is_primary: metric.role == Role::Primary }
     };
     let is_goal = |metric: &Configured| metric.role != Role::Guardrail;
@@ -259,18 +374,15 @@ pub fn decide(design: &Design<'_>, family: &[(&Configured, &Compared)]) -> Vec<C
         let adjusted = if is_goal(metric) { family_adjusted.next().unwrap_or_else(alone) } else { alone() };
         let look = compared.look(plan, adjusted.alpha);
         let by_p = adjusted.p_value.is_some_and(|p| is_finding(p.p, alpha));
-        let is_exact_too = || !compared.is_exact() || compared.found.p_value().is_some_and(|p| p.p < adjusted.alpha);
-        let significant = if has_bounds { look.is_some_and(|look| look.crossed) && is_exact_too() } else { by_p };
-        let critical = match plan.analysis {
-            Analysis::Fixed => compared.found.difference.map(|difference| difference.critical(adjusted.alpha)),
-            _ => look.and_then(|look| look.boundary_z),
-        };
+        let significant = if has_bounds { look.is_some_and(|look| look.stands) } else { by_p };
+        let basis = Basis::of(compared, plan, look.as_ref(), adjusted.alpha);
         let by = match plan.analysis {
             Analysis::Fixed if compared.is_exact() => "fisher_exact",
             Analysis::Fixed => "welch_t",
-            other => other.as_str(),
+            // Where bounds have no history to rest on, a sequence decides.
+            other => look.filter(|look| look.shown.boundary_z.is_some()).map_or(other.as_str(), |look| look.shown.method),
         };
-        Conclusion { adjusted, look, significant, by, critical, is_goal: is_goal(metric) }
+        Conclusion { adjusted, look, significant, by, basis, is_goal: is_goal(metric) }
     };
     family.iter().map(one).collect()
 }
@@ -322,7 +434,7 @@ pub fn conclude(
     }
     TestedComparison {
         power: power(design, metric, &compared),
-        impact: impact(design, &compared, &conclusion),
+        impact: impact(design, &conclusion),
         guardrail: guardrail(metric, &compared, &conclusion, alpha),
         bayesian,
         compared,
@@ -404,7 +516,7 @@ fn power(design: &Design<'_>, metric: &Configured, compared: &Compared) -> Optio
     if metric.role == Role::Guardrail {
         return None;
     }
-    let (experiment, difference) = (design.experiment, compared.found.difference?);
+    let (experiment, difference) = (design.experiment, compared.precise()?);
     // The precision of the difference in shares of the control, whatever the treatment's mean is.
     let std_error = difference.std_error / difference.baseline.abs();
     let effect = Effect { estimate: difference.lift()?, std_error, dof: difference.dof };
@@ -439,7 +551,9 @@ fn guardrail(metric: &Configured, compared: &Compared, conclusion: &Conclusion, 
     }
     let margin = metric.margin.unwrap_or(0.0);
     let undefined = Guardrail { margin, bound: None, p_value: None, log10_p: None, state: State::Inconclusive.as_str() };
-    let effect = compared.effect(Scale::Absolute);
+    // Harm is that of the estimate that decides; without one, that of the shares alone.
+    let difference = conclusion.basis.map(|basis| basis.difference).or_else(|| compared.precise());
+    let effect = difference.and_then(|difference| difference.effect(Scale::Absolute).ok());
     let (Some(effect), Some(baseline)) = (effect, compared.control.mean) else { return Some(undefined) };
     let direction = if metric.wants_more { Direction::Increase } else { Direction::Decrease };
     let found = non_inferiority(&effect, baseline, margin, direction, alpha);
@@ -453,10 +567,9 @@ fn guardrail(metric: &Configured, compared: &Compared, conclusion: &Conclusion, 
 }
 
 /// What a day would bring with everybody in the variant: the difference per user times the users of a day.
-fn impact(design: &Design<'_>, compared: &Compared, conclusion: &Conclusion) -> Option<ScaledImpact> {
-    let difference = compared.found.difference?;
+fn impact(design: &Design<'_>, conclusion: &Conclusion) -> Option<ScaledImpact> {
+    let basis = conclusion.basis?;
     let (users, days) = design.pace;
-    let interval = conclusion.critical.map(|critical| difference.absolute(critical));
-    let found = impact_per_day(difference.estimate, interval, &Traffic { users, share: 1.0, days })?;
+    let found = impact_per_day(basis.difference.estimate, basis.absolute(), &Traffic { users, share: 1.0, days })?;
     Some(ScaledImpact { per_day: found.estimate, ci: ends(found.interval), users_per_day: found.users_per_day })
 }

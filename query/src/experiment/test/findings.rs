@@ -2,25 +2,38 @@
 
 use serde::Serialize;
 use statistics::comparison;
+use statistics::difference::Difference;
 use uuid::Uuid;
 
 /// What holds under looks on the way.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Sequential {
-    /// `sequential`, `group_sequential` or `hybrid`; of a fixed analysis too, for comparison.
+    /// `sequential`, `group_sequential` or `hybrid`; of a fixed analysis too, for comparison. Under group sequential bounds a sequence
+    /// over all users, at a small part of alpha, calls what is broken before windows close.
     pub method: &'static str,
     /// Part of the planned information that is there, at most 1; null without a plan.
     pub information_fraction: Option<f64>,
-    /// What |z| has to reach at this look; null without a plan.
-    pub boundary_z: Option<f64>,
-    /// The estimate in standard errors.
-    pub z: f64,
-    /// Whether the bound was reached, at this look or at an earlier one.
-    pub crossed: bool,
-    /// The day of that look, where it was an earlier one.
+    /// Users of both, whatever their windows are.
+    pub exposed: u64,
+    /// Those whose window has closed, on whom bounds rest; of group sequential and hybrid analyses.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub crossed_on: Option<CrossedOn>,
-    /// Interval of the difference under `method`.
+    pub ripe: Option<u64>,
+    /// The day on which the next window closes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub next_information_on: Option<LookOn>,
+    /// What |z| has to reach at the look that counts; null without a plan.
+    pub boundary_z: Option<f64>,
+    /// The estimate at that look in standard errors; of shares those of both variants together.
+    pub z: f64,
+    /// Whether the bound is reached at that look.
+    pub crossed: bool,
+    /// The day of that look, where an earlier one decided.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub crossed_on: Option<LookOn>,
+    /// The day of that look, where it reached the planned size without deciding: later ones are not tested.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_look_on: Option<LookOn>,
+    /// Interval of the difference under `method`, at that look.
     pub ci: [Option<f64>; 2],
     /// The same in shares of the control.
     pub ci_relative: [Option<f64>; 2],
@@ -34,19 +47,34 @@ pub struct Sequential {
     pub n_star: f64,
 }
 
-/// A day of a series, by its place.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-#[serde(transparent)]
-pub struct CrossedOn(
-    /// Days since 1970.
-    #[serde(serialize_with = "date")]
-    pub i64,
-);
+impl Sequential {
+    /// Sets the intervals to those that reach `critical` standard errors.
+    pub fn reaching(self, difference: &Difference, critical: f64) -> Self {
+        Sequential {
+            boundary_z: Some(critical),
+            ci: ends(Some(difference.absolute(critical))),
+            ci_relative: ends(difference.relative(critical)),
+            ..self
+        }
+    }
+}
 
-fn date<S: serde::Serializer>(days: &i64, out: S) -> Result<S::Ok, S::Error> {
-    match chrono::DateTime::from_timestamp(days * 86_400, 0) {
-        Some(time) => out.collect_str(&time.format("%Y-%m-%d")),
-        None => out.serialize_none(),
+/// The day of a look, in days since 1970; written as a date.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LookOn(pub i64);
+
+impl std::fmt::Display for LookOn {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match chrono::DateTime::from_timestamp(self.0.saturating_mul(86_400), 0) {
+            Some(time) => write!(out, "{}", time.format("%Y-%m-%d")),
+            None => write!(out, "day {} since 1970", self.0),
+        }
+    }
+}
+
+impl Serialize for LookOn {
+    fn serialize<S: serde::Serializer>(&self, out: S) -> Result<S::Ok, S::Error> {
+        out.collect_str(self)
     }
 }
 
@@ -101,7 +129,8 @@ pub struct Shrunk {
 pub struct Cuped {
     /// Whether the comparison is adjusted.
     pub applied: bool,
-    /// Why not: `off`, `no_history`, `explains_little`, `exact`, or `not_defined` for this sort of metric.
+    /// Why not: `off`, `no_history`, `explains_little`, `exact`, `not_defined` for this sort of metric, or `differs_before`: the
+    /// variants' users were not alike before they were exposed (p below 0.001).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<&'static str>,
     /// How much of the earlier behaviour is taken off.

@@ -3,6 +3,7 @@
 use crate::experiment::measure::Measured;
 use crate::experiment::measure::metrics::{MeasuredMetric, Split};
 use crate::experiment::measure::population::{Excluded, Population};
+use crate::experiment::measure::sample::Sampled;
 use crate::experiment::measure::sums::{Groups, Sums, outlier_share};
 use crate::experiment::read::cohort::DAY_US;
 use crate::experiment::read::experiment::{Experiment, Variant};
@@ -10,8 +11,11 @@ use crate::experiment::request::{PopulationRule, Windows};
 use crate::experiment::text::p_text;
 use crate::experiment::warning::Warning;
 use serde::Serialize;
-use statistics::comparison::{Observed, Sample, compare};
+use statistics::cuped::CupedSums;
 use statistics::sample_ratio::{CONCENTRATION, SampleRatio, Status, sample_ratio, sequential};
+use statistics::sums::Sums as OneSum;
+
+use super::comparison::{BALANCE_BELOW, balance};
 
 /// Below this p-value the shares of users are wrong beyond doubt, unless they differ by less than a tenth of a point.
 pub const SRM_FAIL_BELOW: f64 = 0.001;
@@ -63,7 +67,11 @@ pub enum Check {
         level: Level,
         /// `ok`, `mismatch`, `no_data` or `insufficient_sample`.
         status: &'static str,
-        /// Of the chi-square test.
+        /// Chi-square; a rough one with `insufficient_sample`.
+        statistic: Option<f64>,
+        /// Its degrees of freedom.
+        dof: Option<u64>,
+        /// Its p-value.
         p_value: Option<f64>,
         /// Its decimal logarithm.
         log10_p: Option<f64>,
@@ -96,6 +104,26 @@ pub enum Check {
         share: Option<f64>,
         /// How many.
         users: u64,
+    },
+    /// Whether leaving out users who saw several variants takes equal parts from the variants. Where it does not, the rest is no
+    /// fair sample, and unless something else was asked for the headline counts them for the variant that they saw first.
+    ExclusionBias {
+        /// How bad it is.
+        level: Level,
+        /// `ok`, `mismatch`, or `no_data` where nobody saw several variants.
+        status: &'static str,
+        /// Chi-square of left out and kept users by the variant that they saw first.
+        statistic: Option<f64>,
+        /// Its degrees of freedom.
+        dof: Option<u64>,
+        /// Its p-value.
+        p_value: Option<f64>,
+        /// Its decimal logarithm.
+        log10_p: Option<f64>,
+        /// Users who saw several variants, by the one that they saw first.
+        left_out: Vec<u64>,
+        /// What the headline does with them: `exclude_multi` or `first_exposure`.
+        headline: PopulationRule,
     },
     /// Whether exposures named variants that do not exist.
     UnknownVariant {
@@ -192,6 +220,7 @@ impl Check {
         match self {
             Check::Srm { level, .. }
             | Check::MultiExposure { level, .. }
+            | Check::ExclusionBias { level, .. }
             | Check::UnknownVariant { level, .. }
             | Check::OverActive { level, .. }
             | Check::PreExposureBalance { level, .. }
@@ -200,6 +229,16 @@ impl Check {
             | Check::Freshness { level, .. }
             | Check::MatureShare { level, .. }
             | Check::OutlierShare { level, .. } => *level,
+        }
+    }
+
+    /// Returns whether the numbers rest on something that the check proved wrong.
+    pub fn invalidates(&self) -> bool {
+        match self {
+            Check::ExclusionBias { level, headline, .. } => *level == Level::Fail && *headline == PopulationRule::ExcludeMulti,
+            // A decision weighs the share itself.
+            Check::MultiExposure { .. } => false,
+            other => other.level() == Level::Fail,
         }
     }
 }
@@ -211,9 +250,10 @@ pub fn check(measured: &Measured<'_>, warnings: &mut Vec<Warning>) -> Health {
     let checks = vec![
         srm(population, variants, &groups, split.as_ref(), warnings),
         multi_exposure(population, warnings),
+        exclusion_bias(population, warnings),
         unknown_variant(population, &measured.counts.excluded, warnings),
         over_active(population, &measured.counts.excluded, warnings),
-        balance(experiment, metrics, warnings),
+        pre_exposure_balance(experiment, metrics, warnings),
         minimum_runtime(population, experiment),
         minimum_users(&groups),
         freshness(population, experiment, warnings),
@@ -234,6 +274,7 @@ fn srm_level(ratio: &SampleRatio, p_value: Option<f64>) -> Level {
     let off = ratio.expected.iter().zip(&ratio.observed).map(|(expected, observed)| (expected - observed).abs());
     let is_far_off = off.fold(0.0, f64::max) >= 0.001;
     match (ratio.status, p_value) {
+        (Status::InsufficientSample, _) => Level::Ok,
         // A user in a variant of weight 0 is a mismatch whatever the shares are.
         (Status::Mismatch, p) if is_far_off || p.is_none_or(|p| p >= SRM_FAIL_BELOW) => Level::Fail,
         (Status::Mismatch, _) => Level::Warn,
@@ -276,6 +317,8 @@ fn srm(
     Check::Srm {
         level,
         status: ratio.status.as_str(),
+        statistic: ratio.statistic,
+        dof: ratio.statistic.map(|_| ratio.expected.len() as u64 - 1),
         p_value: ratio.p_value,
         log10_p: ratio.log10_p,
         sequential_p: sequential.map(|log10| 10f64.powf(log10)),
@@ -304,9 +347,10 @@ fn srm_by_value(split: &Split, weights: &[f64], configured: bool) -> Vec<SrmOfVa
     let arms = weights.len();
     let ratio = |place: usize| sample_ratio(&split.groups.users()[place * arms..(place + 1) * arms], weights, SRM_FAIL_BELOW);
     let ratios: Vec<SampleRatio> = (0..split.values.len()).map(ratio).collect();
-    let tested = ratios.iter().filter(|ratio| ratio.p_value.is_some()).count().max(1) as f64;
+    let is_tested = |ratio: &SampleRatio| ratio.p_value.is_some() && ratio.status != Status::InsufficientSample;
+    let tested = ratios.iter().filter(|ratio| is_tested(ratio)).count().max(1) as f64;
     let of_value = |(place, ratio): (usize, &SampleRatio)| {
-        let p_adjusted = ratio.p_value.map(|p| (p * tested).min(1.0));
+        let p_adjusted = ratio.p_value.filter(|_| is_tested(ratio)).map(|p| (p * tested).min(1.0));
         let level = match p_adjusted {
             Some(p) if p < SRM_FAIL_BELOW => Level::Fail,
             Some(p) if p < SRM_WARN_BELOW => Level::Warn,
@@ -319,7 +363,7 @@ fn srm_by_value(split: &Split, weights: &[f64], configured: bool) -> Vec<SrmOfVa
             p_value: ratio.p_value,
             log10_p: ratio.log10_p,
             p_adjusted,
-            log10_p_adjusted: ratio.log10_p.map(|log10| (log10 + tested.log10()).min(0.0)),
+            log10_p_adjusted: ratio.log10_p.filter(|_| is_tested(ratio)).map(|log10| (log10 + tested.log10()).min(0.0)),
         }
     };
     ratios.iter().enumerate().map(of_value).collect()
@@ -342,6 +386,44 @@ fn multi_exposure(population: &Population<'_>, warnings: &mut Vec<Warning>) -> C
         warnings.push(Warning::new("multi_exposed", message));
     }
     Check::MultiExposure { level, share, users }
+}
+
+fn exclusion_bias(population: &Population<'_>, warnings: &mut Vec<Warning>) -> Check {
+    let headline = population.rule;
+    let Some(found) = population.exclusion() else {
+        let (status, left_out) = ("no_data", Vec::new());
+        return Check::ExclusionBias {
+            level: Level::Ok,
+            status,
+            statistic: None,
+            dof: None,
+            p_value: None,
+            log10_p: None,
+            left_out,
+            headline,
+        };
+    };
+    if found.is_biased {
+        let what = match headline {
+            PopulationRule::ExcludeMulti => "who is left is no fair sample: ask with ?population=first_exposure",
+            PopulationRule::FirstExposure => "so all of them count for the variant that they saw first",
+        };
+        let message = format!(
+            "the variants would lose different parts of their users if those who saw several were left out (p = {}); {what}",
+            p_text(found.p_value.p)
+        );
+        warnings.push(Warning::new("exclusion_bias", message));
+    }
+    Check::ExclusionBias {
+        level: if found.is_biased { Level::Fail } else { Level::Ok },
+        status: if found.is_biased { "mismatch" } else { "ok" },
+        statistic: Some(found.statistic),
+        dof: Some(found.dof),
+        p_value: Some(found.p_value.p),
+        log10_p: Some(found.p_value.log10),
+        left_out: found.left_out,
+        headline,
+    }
 }
 
 fn unknown_variant(population: &Population<'_>, excluded: &Excluded, warnings: &mut Vec<Warning>) -> Check {
@@ -381,16 +463,19 @@ fn level_of_left_out(users: u64, population: &Population<'_>) -> Level {
 }
 
 /// Compares what users did before they were exposed: nothing but chance may differ there.
-fn balance(experiment: &Experiment, measured: &[MeasuredMetric], warnings: &mut Vec<Warning>) -> Check {
+fn pre_exposure_balance(experiment: &Experiment, measured: &[MeasuredMetric], warnings: &mut Vec<Warning>) -> Check {
     let mut least: Option<(f64, f64, &str)> = None;
     let mut tests = 0;
     if experiment.control_variant_id.is_some() {
         for metric in measured.iter().filter(|metric| !metric.before.is_empty()) {
-            let before = |sums: &Sums| sums.before.arm().ok().map(|arm| Observed::from(Sample::Mean(arm)));
-            let arms: Vec<Option<Observed>> = metric.sums.iter().map(before).collect();
+            // What adjusts the metric; of metrics that are not adjusted the sums before alone.
+            let before = |(sampled, sums): (&Sampled, &Sums)| {
+                let (post, pre) = (OneSum::Values(sums.amount), OneSum::Values(sums.before));
+                sampled.cuped.unwrap_or(CupedSums { post, pre, products: sums.amount_before })
+            };
+            let arms: Vec<CupedSums> = metric.sampled.iter().zip(&metric.sums).map(before).collect();
             for arm in arms.iter().skip(1) {
-                let (Some(control), Some(arm)) = (&arms[0], arm) else { continue };
-                let Some(p) = compare(control, arm, 0.05).p_value() else { continue };
+                let Ok(Some(p)) = balance(&arms[0], arm) else { continue };
                 tests += 1;
                 if least.is_none_or(|(_, log10, _)| p.log10 < log10) {
                     least = Some((p.p, p.log10, &metric.configured.name));
@@ -403,10 +488,11 @@ fn balance(experiment: &Experiment, measured: &[MeasuredMetric], warnings: &mut 
         return Check::PreExposureBalance { level: Level::Ok, status, p_value: None, log10_p: None, metric: None };
     };
     let (p, log10) = ((p * f64::from(tests)).min(1.0), (log10 + f64::from(tests).log10()).min(0.0));
-    let is_off = p < SRM_FAIL_BELOW;
+    let is_off = p < BALANCE_BELOW;
     if is_off {
         let message = format!(
-            "users of the variants differed in {metric} before they were exposed (p = {}); look for what decides who is exposed",
+            "users of the variants differed in {metric} before they were exposed (p = {}), so that it is not adjusted for what they \
+             did then; look for what decides who is exposed",
             p_text(p)
         );
         warnings.push(Warning::new("pre_exposure_balance", message));

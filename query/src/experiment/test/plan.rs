@@ -5,12 +5,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::experiment::measure::days::Days;
 use crate::experiment::measure::population::Population;
+use crate::experiment::measure::ripe::Ripeness;
 use crate::experiment::read::cohort::DAY_US;
 use crate::experiment::read::experiment::Experiment;
 use crate::experiment::request::Analysis;
-use crate::experiment::test::findings::{CrossedOn, Sequential, ends};
+use crate::experiment::test::findings::{LookOn, Sequential};
 use statistics::difference::Difference;
-use statistics::group_sequential::{self, Sides, information_fraction};
+use statistics::group_sequential::{self, ALARM_SHARE, Sides, information_fraction};
 use statistics::sequential::{Tuning, confidence_sequence, hybrid, tightest_at};
 
 /// Alpha is spent in proportion to this power of the information.
@@ -26,19 +27,21 @@ pub struct Plan {
     pub analysis: Analysis,
     /// The share of false alarms.
     pub alpha: f64,
-    /// Whether no later look will come.
+    /// Whether no more users will come.
     pub has_ended: bool,
-    /// The days; none without users.
+    /// The days that are shown; none without users.
     pub days: Option<Days>,
-    /// Users of each variant at the end of each day.
-    pub users: Arc<Vec<Vec<u64>>>,
+    /// The days of looks; none without users.
+    looks: Option<Days>,
+    /// How far the windows of the metrics have closed, by their length in microseconds, where looks rest on it.
+    ripeness: HashMap<i64, Arc<Ripeness>>,
     target: Option<u64>,
     weights: Vec<f64>,
     /// From when to when it is planned, in microseconds since 1970.
     time: Option<(i64, i64)>,
     now: i64,
-    /// Bounds of each day by variant and bits of alpha: finding them takes milliseconds.
-    found: Mutex<HashMap<(usize, u64), Bounds>>,
+    /// Bounds of each day by variant, window and bits of alpha: finding them takes milliseconds.
+    found: Mutex<HashMap<(usize, i64, u64), Bounds>>,
 }
 
 /// Returns what the experiment's plan allows for, where nothing was asked for: bounds towards a planned size, else a
@@ -47,29 +50,58 @@ pub fn default_analysis(experiment: &Experiment) -> Analysis {
     if experiment.target_sample_size.is_some() { Analysis::GroupSequential } else { Analysis::Sequential }
 }
 
+/// What one look sees of a comparison.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Seen {
+    /// The difference, as tests that allow for looks take it.
+    pub difference: Difference,
+    /// Whether it is adjusted for earlier behaviour.
+    pub is_adjusted: bool,
+    /// Users of both.
+    pub users: u64,
+    /// The exact p-value, where counts are few.
+    pub exact_p: Option<f64>,
+}
+
 /// One comparison of many, as bounds and sequences see it.
 pub struct Interim<'a> {
     /// The variant's place.
     pub arm: usize,
-    /// The difference today.
-    pub difference: &'a Difference,
-    /// Users of both.
-    pub users: u64,
-    /// The differences at the end of each day, in standard errors; empty if they are not known.
-    pub z_by_day: &'a [Option<f64>],
+    /// The metric's window, in microseconds.
+    pub window_us: i64,
+    /// Today, of all users, whose outcomes may still grow.
+    pub today: Seen,
+    /// At the end of each day, of the users whose window had closed; empty for a metric that has no such history.
+    pub by_day: &'a [Option<Seen>],
+}
+
+/// What the looks at one comparison come to.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Looked {
+    /// As answers carry it.
+    pub shown: Sequential,
+    /// What was seen at the look that counts: today's, but where an earlier one decided or was the last of the plan.
+    pub seen: Seen,
+    /// The place of its day; none where it is today's.
+    pub on: Option<usize>,
+    /// Whether the difference stands.
+    pub stands: bool,
 }
 
 impl Plan {
-    /// Makes the plan of an experiment from the users who count. `weights` are those of the variants; `is_newest` says that now
-    /// is the newest moment there is, of which the experiment's status speaks.
+    /// Makes the plan of an experiment from the users who count. `weights` are those of the variants; `windows` those of the metrics,
+    /// in microseconds; `is_newest` says that now is the newest moment there is, of which the experiment's status speaks.
     pub fn new(
         experiment: &Experiment,
         analysis: Analysis,
         weights: Vec<f64>,
         population: &Population<'_>,
+        windows: &[i64],
         is_newest: bool,
     ) -> Self {
         let (days, now) = (population.days(), population.now);
+        let rests_on_windows = matches!(analysis, Analysis::GroupSequential | Analysis::Hybrid);
+        let ripeness = |window_us: &i64| Some((*window_us, population.ripeness(*window_us)?));
         let is_over = experiment.ended_us.is_some_and(|ended| ended <= now);
         let begun = experiment.started_us.or_else(|| days.map(|days| days.first * DAY_US));
         Plan {
@@ -77,7 +109,8 @@ impl Plan {
             alpha: experiment.alpha,
             has_ended: is_over || (is_newest && matches!(experiment.status.as_str(), "completed" | "archived")),
             days,
-            users: population.users_by_day(population.window_us),
+            looks: population.look_days(),
+            ripeness: windows.iter().filter(|_| rests_on_windows).filter_map(ripeness).collect(),
             target: experiment.target_sample_size.and_then(|target| u64::try_from(target).ok()),
             weights,
             time: begun.zip(experiment.ended_us).filter(|(begun, ended)| begun < ended),
@@ -93,28 +126,35 @@ impl Plan {
         tightest_at(self.target, pair, self.weights.iter().sum())
     }
 
-    /// Returns the part of the planned information at the end of each day: users of both variants, else time. Empty without
-    /// a plan.
-    pub fn fractions(&self, arm: usize) -> Vec<f64> {
-        let Some(days) = self.days else { return Vec::new() };
+    /// Returns the part of the planned information at the end of each day: users of both variants whose window has closed, else
+    /// time less the window. Empty without a plan.
+    pub fn fractions(&self, arm: usize, window_us: i64) -> Vec<f64> {
+        let (Some(days), Some(ripeness)) = (self.looks, self.ripeness.get(&window_us)) else { return Vec::new() };
         let of_day = |(place, users): (usize, &Vec<u64>)| -> Option<f64> {
             if self.target.is_some() {
                 let pair = users.first()? + users.get(arm)?;
                 return information_fraction(pair, self.n_star(arm));
             }
             let (begun, ended) = self.time?;
-            let day_end = ((days.first + place as i64 + 1) * DAY_US).min(self.now.max(begun));
+            let day_end = ((days.first + place as i64 + 1) * DAY_US).min(self.now.max(begun)) - window_us;
             Some(((day_end - begun).max(0) as f64 / (ended - begun) as f64).min(1.0))
         };
-        let found: Option<Vec<f64>> = self.users.iter().enumerate().map(of_day).collect();
+        let found: Option<Vec<f64>> = ripeness.by_day.iter().enumerate().map(of_day).collect();
         found.unwrap_or_default()
     }
 
-    /// Returns the bound of |z| at the end of each day, two-sided; empty without a plan.
-    pub fn bounds(&self, arm: usize, alpha: f64) -> Bounds {
+    /// Returns the bound of |z| at the end of each day, two-sided; empty without a plan. A small part of `alpha` is kept for the
+    /// alarm of a sequence.
+    pub fn bounds(&self, arm: usize, window_us: i64, alpha: f64) -> Bounds {
         let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
-        let search = || group_sequential::bounds(&self.fractions(arm), alpha, Sides::Two, SPENDING_POWER);
-        found.entry((arm, alpha.to_bits())).or_insert_with(search).clone()
+        let of_bounds = alpha * (1.0 - ALARM_SHARE);
+        let search = || group_sequential::bounds(&self.fractions(arm, window_us), of_bounds, Sides::Two, SPENDING_POWER);
+        found.entry((arm, window_us, alpha.to_bits())).or_insert_with(search).clone()
+    }
+
+    /// Returns whether no more users will come, and nothing that those do counts any more.
+    pub fn is_final(&self, window_us: i64) -> bool {
+        self.has_ended && self.ripeness.get(&window_us).is_none_or(|ripeness| ripeness.next.is_none())
     }
 
     /// Returns where sequences are tightest. That is the experiment's own alpha whatever the level of an interval is, so that
@@ -123,49 +163,107 @@ impl Plan {
         Tuning { tightest_at: self.n_star(arm), alpha: self.alpha }
     }
 
-    /// Looks at one comparison at the level `alpha`.
-    pub fn look(&self, interim: &Interim<'_>, alpha: f64) -> Sequential {
-        let (difference, tuning) = (interim.difference, self.tuning(interim.arm));
-        let z = difference.z();
-        let sequence = confidence_sequence(z, interim.users, alpha, &tuning);
-        let mut found = Sequential {
-            method: self.analysis.as_str(),
-            information_fraction: self.fractions(interim.arm).last().copied(),
+    /// Looks at one comparison at the level `alpha`. Bounds need the history of a comparison: one that has none is judged by a
+    /// sequence. They rest on users whose window has closed; until the planned size is there, a sequence over all users, at a small
+    /// part of `alpha`, calls what is broken. Without a plan nothing is spent, and nothing can be crossed.
+    pub fn look(&self, interim: &Interim<'_>, alpha: f64) -> Looked {
+        let has_plan = self.target.is_some() || self.time.is_some();
+        match self.analysis {
+            Analysis::GroupSequential if !has_plan => self.without_look(interim, alpha),
+            Analysis::GroupSequential if interim.by_day.is_empty() => self.by_sequence(interim, alpha),
+            Analysis::GroupSequential => {
+                let looked = self.by_bounds(interim, alpha);
+                // The plan ends with the look at its size.
+                let is_open = looked.shown.information_fraction.is_none_or(|part| part < 1.0);
+                let alarm = self.by_sequence(interim, alpha * ALARM_SHARE);
+                if is_open && alarm.stands && !looked.stands { alarm } else { looked }
+            }
+            Analysis::Fixed | Analysis::Sequential | Analysis::Hybrid => self.by_sequence(interim, alpha),
+        }
+    }
+
+    /// Shows what was seen, without what decides.
+    fn shown(&self, interim: &Interim<'_>, seen: &Seen, alpha: f64) -> Sequential {
+        let (z, tuning) = (seen.difference.z(), self.tuning(interim.arm));
+        let sequence = confidence_sequence(z, seen.users, alpha, &tuning);
+        let ripeness = self.ripeness.get(&interim.window_us);
+        let ripe = |ripeness: &Arc<Ripeness>| {
+            let today = ripeness.by_day.last()?;
+            Some(today.first()? + today.get(interim.arm)?)
+        };
+        Sequential {
+            method: Analysis::Sequential.as_str(),
+            information_fraction: self.fractions(interim.arm, interim.window_us).last().copied(),
+            exposed: interim.today.users,
+            ripe: ripeness.and_then(ripe),
+            next_information_on: ripeness.and_then(|ripeness| ripeness.next).map(|next| LookOn(next.div_euclid(DAY_US))),
             boundary_z: None,
             z,
             crossed: false,
             crossed_on: None,
+            last_look_on: None,
             ci: [None, None],
             ci_relative: [None, None],
             always_valid_p: sequence.p_value.p,
             log10_p: sequence.p_value.log10,
             log10_e: sequence.log10_e,
             n_star: tuning.tightest_at,
+        }
+    }
+
+    fn without_look(&self, interim: &Interim<'_>, alpha: f64) -> Looked {
+        let seen = interim.today;
+        Looked { shown: self.shown(interim, &seen, alpha), seen, on: None, stands: false }
+    }
+
+    fn by_sequence(&self, interim: &Interim<'_>, alpha: f64) -> Looked {
+        let seen = interim.today;
+        let mut shown = self.shown(interim, &seen, alpha);
+        if self.analysis == Analysis::Hybrid {
+            shown.method = Analysis::Hybrid.as_str();
+        }
+        let critical = self.critical_of_sequence(interim.arm, interim.window_us, &seen, alpha);
+        shown.crossed = shown.z.abs() > critical;
+        let stands = shown.crossed && seen.exact_p.is_none_or(|p| p < alpha);
+        Looked { shown: shown.reaching(&seen.difference, critical), seen, on: None, stands }
+    }
+
+    fn critical_of_sequence(&self, arm: usize, window_us: i64, seen: &Seen, alpha: f64) -> f64 {
+        let tuning = self.tuning(arm);
+        match self.analysis {
+            Analysis::Hybrid => hybrid(&seen.difference, seen.users, alpha, &tuning, self.is_final(window_us)).critical,
+            _ => tuning.critical(seen.users, alpha),
+        }
+    }
+
+    fn by_bounds(&self, interim: &Interim<'_>, alpha: f64) -> Looked {
+        let (fractions, bounds) =
+            (self.fractions(interim.arm, interim.window_us), self.bounds(interim.arm, interim.window_us, alpha));
+        let seen =
+            |seen: &Option<Seen>| seen.map(|seen| group_sequential::Seen { z: seen.difference.z(), exact_p: seen.exact_p });
+        let all: Vec<_> = interim.by_day.iter().map(seen).collect();
+        let Some(look) = group_sequential::look(&fractions, &bounds, &all, alpha) else {
+            return self.without_look(interim, alpha);
         };
-        let critical = match self.analysis {
-            Analysis::GroupSequential => {
-                let look = group_sequential::look(z, &self.bounds(interim.arm, alpha), interim.z_by_day);
-                // Without information of a plan nothing is spent, and nothing can be crossed.
-                let Some(look) = look else { return Sequential { method: Analysis::Sequential.as_str(), ..found } };
-                let day = |place: usize| self.days.map(|days| CrossedOn(days.first + place as i64));
-                (found.crossed, found.crossed_on) = (look.crossed, look.crossed_at.and_then(day));
-                look.boundary_z
-            }
-            Analysis::Hybrid => {
-                let critical = hybrid(difference, interim.users, alpha, &tuning, self.has_ended).critical;
-                found.crossed = z.abs() > critical;
-                critical
-            }
-            Analysis::Fixed | Analysis::Sequential => {
-                found.method = Analysis::Sequential.as_str();
-                found.crossed = z.abs() > sequence.critical;
-                sequence.critical
-            }
-        };
-        found.boundary_z = Some(critical);
-        found.ci = ends(Some(difference.absolute(critical)));
-        found.ci_relative = ends(difference.relative(critical));
-        found
+        let Some(seen) = interim.by_day.get(look.at).copied().flatten() else { return self.without_look(interim, alpha) };
+        let on = Some(look.at).filter(|at| *at + 1 < bounds.len());
+        let mut shown = self.shown(interim, &seen, alpha);
+        shown.method = Analysis::GroupSequential.as_str();
+        shown.crossed = look.crossed;
+        let date = || on.zip(self.looks).map(|(place, days)| LookOn(days.first + place as i64));
+        (shown.crossed_on, shown.last_look_on) = if look.stands { (date(), None) } else { (None, date()) };
+        Looked { shown: shown.reaching(&seen.difference, look.boundary_z), seen, on, stands: look.stands }
+    }
+
+    /// Returns how many standard errors the interval at 1 - `alpha` reaches of what was seen at a look; none without information.
+    pub fn critical(&self, arm: usize, window_us: i64, looked: &Looked, alpha: f64) -> Option<f64> {
+        if looked.shown.method == Analysis::GroupSequential.as_str() {
+            let bounds = self.bounds(arm, window_us, alpha);
+            let place = looked.on.unwrap_or_else(|| bounds.len().saturating_sub(1));
+            return bounds.get(place).copied().flatten();
+        }
+        looked.shown.boundary_z?;
+        Some(self.critical_of_sequence(arm, window_us, &looked.seen, alpha))
     }
 }
 
@@ -179,16 +277,26 @@ mod tests {
         Experiment { alpha: 0.05, target_sample_size: target, started_us: Some(0), ended_us, ..Experiment::default() }
     }
 
-    /// 400 users a day for ten days, half of them in each of two variants.
+    /// 400 users a day for ten days, half of them in each of two variants; windows are over at once.
     fn plan(experiment: &Experiment, analysis: Analysis) -> Plan {
-        let users: Vec<(u32, i64)> = (0..4_000).map(|user| (user % 2, i64::from(user) / 400 * DAY_US)).collect();
-        let cohort = cohort(&users, &[]);
-        let population = Population::by(&cohort, 2, 10 * DAY_US - 1, (PopulationRule::ExcludeMulti, Windows::All), DAY_US);
-        Plan::new(experiment, analysis, vec![1.0, 1.0], &population, true)
+        plan_after(experiment, analysis, 10, 0)
     }
 
-    fn difference(z: f64) -> Difference {
-        Difference {
+    /// The same at the end of a day, with windows of so many days.
+    fn plan_after(experiment: &Experiment, analysis: Analysis, days: i64, window_days: i64) -> Plan {
+        let users: Vec<(u32, i64)> = (0..4_000).map(|user| (user % 2, i64::from(user) / 400 * DAY_US)).collect();
+        let users: Vec<(u32, i64)> = users.into_iter().filter(|user| user.1 < days * DAY_US).collect();
+        let (cohort, window_us) = (cohort(&users, &[]), window_days * DAY_US);
+        let population = Population::by(&cohort, 2, days * DAY_US - 1, (PopulationRule::ExcludeMulti, Windows::All), window_us);
+        Plan::new(experiment, analysis, vec![1.0, 1.0], &population, &[window_us], true)
+    }
+
+    fn interim(today: Seen, by_day: &[Option<Seen>]) -> Interim<'_> {
+        Interim { arm: 1, window_us: 0, today, by_day }
+    }
+
+    fn seen(z: f64) -> Seen {
+        let difference = Difference {
             estimate: z,
             std_error: 1.0,
             dof: 1e4,
@@ -197,7 +305,9 @@ mod tests {
             treatment: 50.0 + z,
             slope: -1.0,
             rest_variance: 0.5,
-        }
+            shares: None,
+        };
+        Seen { difference, is_adjusted: false, users: 4_000, exact_p: None }
     }
 
     #[test]
@@ -210,31 +320,64 @@ mod tests {
     #[test]
     fn information_is_users_or_else_time() {
         let by_users = plan(&experiment(Some(5_000), None), Analysis::GroupSequential);
-        assert_eq!((by_users.n_star(1), by_users.fractions(1)[0], by_users.fractions(1)[9]), (5_000.0, 0.08, 0.8));
+        assert_eq!((by_users.n_star(1), by_users.fractions(1, 0)[0], by_users.fractions(1, 0)[9]), (5_000.0, 0.08, 0.8));
         let by_time = plan(&experiment(None, Some(20 * DAY_US)), Analysis::GroupSequential);
-        assert!((by_time.fractions(1)[4] - 0.25).abs() < 1e-9);
-        assert!(plan(&experiment(None, None), Analysis::GroupSequential).fractions(1).is_empty());
+        assert!((by_time.fractions(1, 0)[4] - 0.25).abs() < 1e-9);
+        assert!(plan(&experiment(None, None), Analysis::GroupSequential).fractions(1, 0).is_empty());
+    }
+
+    /// Ten days of looks, of which the one at the planned size is the last; what came later is shown by today's estimate only.
+    #[test]
+    fn a_verdict_is_that_of_the_look_at_which_it_fell() {
+        let check = |target: i32, z: [f64; 10], stands: bool, crossed_on: Option<i64>, last_on: Option<i64>| {
+            let plan = plan(&experiment(Some(target), None), Analysis::GroupSequential);
+            let by_day: Vec<Option<Seen>> = z.iter().map(|z| Some(seen(*z))).collect();
+            let looked = plan.look(&interim(seen(z[9]), &by_day), 0.05);
+            let shown = looked.shown;
+            assert_eq!(
+                (looked.stands, shown.crossed_on, shown.last_look_on),
+                (stands, crossed_on.map(LookOn), last_on.map(LookOn))
+            );
+            let excludes = shown.ci[0].expect("an end") > 0.0 || shown.ci[1].expect("an end") < 0.0;
+            assert_eq!(excludes, stands, "the interval is that of the look that counts: {shown:?}");
+            let place = crossed_on.or(last_on).unwrap_or(9) as usize;
+            assert_eq!((shown.z, looked.seen.difference.z()), (z[place], z[place]));
+            assert_eq!(plan.critical(1, 0, &looked, 0.05), shown.boundary_z);
+        };
+        // 400 users a day: 4,000 is reached on the last day, 2,000 on the fifth.
+        check(4_000, [0.0; 10], false, None, None);
+        check(4_000, [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -2.4], true, None, None);
+        check(4_000, [0.0, 5.0, 6.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -9.0], true, Some(1), None);
+        check(2_000, [0.0, 0.0, 0.0, 0.0, 1.9, 2.4, 9.0, 9.0, 9.0, 9.0], false, None, Some(4));
+        check(2_000, [0.0, 0.0, 0.0, 0.0, 2.4, 0.0, 0.0, 0.0, 0.0, 0.0], true, Some(4), None);
     }
 
     #[test]
-    fn a_bound_that_was_crossed_stays_crossed() {
+    fn bounds_fall_to_the_one_of_a_single_test() {
         let plan = plan(&experiment(Some(4_000), None), Analysis::GroupSequential);
-        let bounds: Vec<f64> = plan.bounds(1, 0.05).into_iter().map(|bound| bound.expect("information")).collect();
+        let bounds: Vec<f64> = plan.bounds(1, 0, 0.05).into_iter().map(|bound| bound.expect("information")).collect();
         assert!(bounds.windows(2).all(|pair| pair[0] > pair[1]), "bounds fall: {bounds:?}");
         assert!(bounds[9] > 1.96 && bounds[9] < 2.4, "{bounds:?}");
-        let check = |z_by_day: &[Option<f64>], z: f64, crossed: bool, on: Option<i64>| {
-            let difference = difference(z);
-            let found = plan.look(&Interim { arm: 1, difference: &difference, users: 4_000, z_by_day }, 0.05);
-            assert_eq!((found.crossed, found.crossed_on), (crossed, on.map(CrossedOn)), "{z_by_day:?} {z}");
-            let excludes = found.ci[0].expect("an end") > 0.0 || found.ci[1].expect("an end") < 0.0;
-            assert_eq!(excludes, z.abs() > bounds[9], "the interval is that of today's bound");
-        };
-        check(&[], 1.9, false, None);
-        check(&[], -2.4, true, None);
-        check(&[Some(1.0), Some(5.0), Some(6.0)], 1.0, true, Some(1));
-        check(&[None, Some(2.4), None], 1.0, false, None);
-        // The look of today is the last one, not an earlier one.
-        check(&[None, None, None, None, None, None, None, None, None, Some(9.0)], 1.0, false, None);
+    }
+
+    /// A metric without a history of looks has no bounds, and one look may not spend what many would.
+    #[test]
+    fn what_has_no_history_is_judged_by_a_sequence() {
+        let plan = plan(&experiment(Some(2_000), None), Analysis::GroupSequential);
+        let looked = plan.look(&interim(seen(2.4), &[]), 0.05);
+        assert_eq!((looked.shown.method, looked.stands), ("sequential", false), "{looked:?}");
+        let looked = plan.look(&interim(seen(5.0), &[]), 0.05);
+        assert!(looked.stands && looked.shown.always_valid_p < 0.05, "{looked:?}");
+    }
+
+    #[test]
+    fn an_exact_test_has_to_agree_at_the_look_itself() {
+        for analysis in [Analysis::GroupSequential, Analysis::Sequential, Analysis::Hybrid] {
+            let plan = plan(&experiment(Some(4_000), None), analysis);
+            let few = |exact_p| Seen { exact_p: Some(exact_p), ..seen(5.0) };
+            let stands = |today| plan.look(&interim(today, &[Some(today); 10]), 0.05).stands;
+            assert_eq!([0.04, 0.06].map(|p| stands(few(p))), [true, false], "{analysis:?}");
+        }
     }
 
     #[test]
@@ -242,11 +385,45 @@ mod tests {
         let plan = plan(&experiment(None, None), Analysis::Sequential);
         for level in [0.05, 0.05 / 7.0] {
             for step in 0..60 {
-                let difference = difference(f64::from(step) / 10.0);
-                let found = plan.look(&Interim { arm: 1, difference: &difference, users: 4_000, z_by_day: &[] }, level);
-                assert_eq!(found.crossed, found.always_valid_p < level, "{found:?}");
-                assert_eq!(found.crossed, found.ci[0].expect("an end") > 0.0);
+                let looked = plan.look(&interim(seen(f64::from(step) / 10.0), &[]), level);
+                let shown = looked.shown;
+                assert_eq!(
+                    (looked.stands, shown.crossed),
+                    (shown.always_valid_p < level, shown.always_valid_p < level),
+                    "{shown:?}"
+                );
+                assert_eq!(shown.crossed, shown.ci[0].expect("an end") > 0.0);
             }
         }
+    }
+
+    /// 4,000 planned, 400 users a day on days 1 to 10, windows of 7 days: the first information is there on day 8, all of it on day 17.
+    #[test]
+    fn information_is_users_whose_window_has_closed() {
+        let week = 7 * DAY_US;
+        for (days, expected) in [(7, 0.0), (8, 0.1), (12, 0.5), (17, 1.0), (25, 1.0)] {
+            let plan = plan_after(&experiment(Some(4_000), None), Analysis::GroupSequential, days, 7);
+            let fractions = plan.fractions(1, week);
+            assert_eq!((fractions.len() as i64, fractions.last().copied()), (days, Some(expected)), "{days}");
+            let first = plan.bounds(1, week, 0.05).get(7).copied().flatten();
+            // At a tenth of the information a hundredth of alpha is spent: |z| of 3.4808, 0.0006 more with the alarm's part.
+            assert!(first.is_none_or(|bound| (bound - 3.4808).abs() < 2e-3), "{days}: {first:?}");
+            assert_eq!(first.is_some(), days >= 8);
+            let next = plan.shown(&Interim { arm: 1, window_us: week, today: seen(1.0), by_day: &[] }, &seen(1.0), 0.05);
+            let date = (days < 17).then_some(LookOn(days.max(7)));
+            assert_eq!((next.ripe, next.next_information_on), (Some(400 * (days - 7).clamp(0, 10) as u64), date), "{days}");
+        }
+    }
+
+    /// Nobody's window has closed: what is broken beyond doubt is called, and nothing else.
+    #[test]
+    fn what_is_broken_does_not_wait_for_windows() {
+        let plan = plan_after(&experiment(Some(4_000), None), Analysis::GroupSequential, 10, 30);
+        let at = |z: f64| {
+            let looked = plan.look(&Interim { arm: 1, window_us: 30 * DAY_US, today: seen(z), by_day: &[None; 10] }, 0.05);
+            (looked.stands, looked.shown.method, looked.shown.boundary_z.is_some())
+        };
+        assert_eq!(at(4.0), (false, "sequential", false));
+        assert_eq!(at(6.3), (true, "sequential", true));
     }
 }

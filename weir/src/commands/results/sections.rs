@@ -16,8 +16,11 @@ pub(super) fn settings(answer: &Value) -> String {
     format!("{}\n", printable(&parts.join(", ")))
 }
 
-/// How much could be seen by now, and when there will be enough.
+/// How much could be seen by now, and when there will be enough; nothing of what is decided.
 pub(super) fn power(comparison: &Value) -> String {
+    if comparison.get("significant").and_then(Value::as_bool) == Some(true) {
+        return String::new();
+    }
     let member = |name: &str| comparison.pointer(&format!("/power/{name}")).and_then(number);
     let (Some(now), Some(target), Some(progress)) = (member("mde_now"), member("mde_target"), member("progress")) else {
         return String::new();
@@ -219,6 +222,8 @@ mod tests {
         let base = "power: an effect of 7.10 % could be seen now, 5.00 % is wanted, 50 % of the precision is there";
         let with = |required: Value, days: Value| json!({ "mde_now": 0.071, "mde_target": 0.05, "progress": 0.5, "required_users": required, "days_remaining": days });
         check(json!(null), "");
+        let decided = json!({ "significant": true, "power": { "mde_now": 0.071, "mde_target": 0.05, "progress": 0.5 } });
+        assert_eq!(power(&decided), "", "what is decided does not wait for more");
         check(with(json!(61_000), json!(9.5)), &format!("{base}, 61,000 users needed, 9.5 days to go\n"));
         check(with(json!(null), json!(null)), &format!("{base}\n"));
         check(with(json!(10), json!(0.0)), &format!("{base}, 10 users needed, enough\n"));

@@ -1,0 +1,282 @@
+//! Generated experiments: what an answer says in one place it says everywhere, and what a check proved wrong is used nowhere.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use proptest::prelude::*;
+use query::experiment::measure::measure;
+use query::experiment::read::catalogue::{Aggregation, Configured, Role};
+use query::experiment::read::cohort::{Cohort, DAY_US, Row, Rows, Touches, Users};
+use query::experiment::read::experiment::{Experiment, Variant};
+use query::experiment::read::{Catalogue, Read};
+use query::experiment::request::{Analysis, Correction, Request};
+use query::experiment::say::say;
+use query::experiment::test::test;
+use query::source::snapshot::AsOf;
+use serde_json::Value;
+use statistics::false_alarms::Random;
+use statistics::moments::Moments;
+use uuid::Uuid;
+
+const DAYS: i64 = 6;
+
+/// One experiment to be made up.
+#[derive(Clone, Debug)]
+struct Made {
+    users: Vec<u64>,
+    rates: Vec<f64>,
+    /// What a user spends before exposure, by variant; 0 for nothing.
+    before: Vec<u64>,
+    /// One in so many users of each variant saw another one, too.
+    mixed: Vec<u64>,
+    target: Option<i32>,
+    margin: f64,
+    seed: u64,
+}
+
+fn made() -> impl Strategy<Value = Made> {
+    let arm =
+        (2u64..900, 0usize..8, prop::sample::select(vec![0u64, 0, 5, 5, 50]), prop::sample::select(vec![0u64, 0, 0, 300, 40]));
+    let target = prop::option::of(prop::sample::select(vec![100, 800, 5_000]));
+    (prop::collection::vec(arm, 2..4), target, 0.0..0.5_f64, any::<u64>()).prop_map(|(arms, target, margin, seed)| Made {
+        users: arms.iter().map(|arm| arm.0).collect(),
+        rates: arms.iter().map(|arm| [0.0, 0.0, 0.004, 0.02, 0.1, 0.14, 0.5, 1.0][arm.1]).collect(),
+        before: arms.iter().map(|arm| arm.2).collect(),
+        mixed: arms.iter().map(|arm| arm.3).collect(),
+        target,
+        margin,
+        seed,
+    })
+}
+
+/// Makes the rows up: users over some days, some of whom buy an hour later.
+fn read(made: &Made) -> Read {
+    let mut random = Random(made.seed);
+    let (mut users, mut after, mut before) = (Users::default(), Vec::new(), Vec::new());
+    for (arm, count) in made.users.iter().enumerate() {
+        for number in 0..*count {
+            let user = users.len() as u32;
+            let exposed = (random.bits() % DAYS as u64) as i64 * DAY_US + 1_000_000;
+            users.keys.push([0; 16]);
+            users.arms.push(arm as u32);
+            users.exposed.push(exposed);
+            users.is_mixed.push(made.mixed[arm] > 0 && number % made.mixed[arm] == 0);
+            users.impressions.push(1);
+            let taste = 1 + random.bits() % 10;
+            let spent = |amount: u64| Some(i128::from(amount) * Moments::SCALE);
+            let row = |time: i64, amount: u64| Row { time, value: spent(amount), confidence: 100, ..Row::default() };
+            if random.unit() < made.rates[arm] {
+                after.push((user, row(exposed + 3_600_000_000, taste)));
+            }
+            if made.before[arm] > 0 {
+                before.push((user, row(exposed - 2 * DAY_US, made.before[arm] + taste)));
+            }
+        }
+    }
+    let count = users.len();
+    let cohort = Cohort {
+        users,
+        names: vec!["buy".to_owned()],
+        currencies: vec![Some("EUR".to_owned())],
+        after: Rows::new(count, after),
+        before: Rows::new(count, before),
+        touches: Touches::new(),
+        ..Cohort::default()
+    };
+    let metric = |name: &str, aggregation, role, wants_more| Configured {
+        name: name.to_owned(),
+        conversion_type: None,
+        aggregation,
+        wants_more,
+        role,
+        margin: (role == Role::Guardrail).then_some(made.margin),
+        window_days: None,
+        cap: None,
+        cap_percentile: None,
+    };
+    let variant = |place: usize| Variant {
+        id: Uuid::from_u128(place as u128),
+        name: ["control", "b", "c"][place].to_owned(),
+        is_control: place == 0,
+        weight: Some(made.users[place] as f64),
+        users: None,
+    };
+    let catalogue = Catalogue {
+        experiment: Experiment {
+            status: "running".to_owned(),
+            confidence_level: 0.95,
+            alpha: 0.05,
+            minimum_detectable_effect: 0.05,
+            target_sample_size: made.target,
+            conversion_window_days: 1,
+            attribution_method: "first_exposure".to_owned(),
+            control_variant_id: Some(Uuid::nil()),
+            ..Experiment::default()
+        },
+        variants: (0..made.users.len()).map(variant).collect(),
+        metrics: vec![
+            metric("rate", Aggregation::ConversionRate, Role::Primary, true),
+            metric("value", Aggregation::ValuePerUser, Role::Secondary, true),
+            metric("less is more", Aggregation::ConversionRate, Role::Guardrail, false),
+        ],
+        unknown_variant: 0,
+        over_active: 0,
+        impressions: count as u64,
+    };
+    let as_of = AsOf { event_time: Some("1970-01-09T00:00:00Z".to_owned()), ..AsOf::default() };
+    Read { catalogue, cohort: Arc::new(cohort), as_of, catalogue_took: Duration::ZERO }
+}
+
+fn answer(made: &Made, request: &Request) -> Value {
+    let read = read(made);
+    let measured = measure(&read, request).expect("measured");
+    let tested = test(&measured, request).expect("tested");
+    serde_json::to_value(say(&read, &measured, tested, request).expect("said")).expect("JSON")
+}
+
+/// The effect of a sentence and the ends of its interval, in the terms that it speaks in.
+fn said(plain: &str) -> (Option<f64>, Option<(f64, f64)>) {
+    let number = |text: &str| -> Option<f64> {
+        let text = text.trim_start();
+        let end = text
+            .char_indices()
+            .find(|(place, letter)| !(letter.is_ascii_digit() || *letter == '.' || (*place == 0 && "+-".contains(*letter))));
+        text[..end.map_or(text.len(), |(place, _)| place)].parse().ok()
+    };
+    let effect = plain.split_once(" in control: ").and_then(|(_, rest)| number(rest));
+    let interval = plain.split_once("95% CI").and_then(|(_, rest)| {
+        let rest = rest.trim_start_matches(", adjusted for earlier behaviour,");
+        let (low, high) = rest.split_once(" to ")?;
+        Some((number(low)?, number(high)?))
+    });
+    (effect, interval)
+}
+
+fn list<'a>(value: &'a Value, member: &str) -> &'a [Value] {
+    value[member].as_array().map_or(&[], Vec::as_slice)
+}
+
+fn agrees(answer: &Value, analysis: Analysis) -> Result<(), TestCaseError> {
+    let check = |id: &str| list(&answer["health"], "checks").iter().find(|check| check["id"] == id).expect("a check").clone();
+    for metric in list(answer, "metrics") {
+        let wants_more = metric["direction"] == "increase";
+        for found in list(metric, "comparisons") {
+            let verdict = found["verdict"].as_str().expect("a verdict");
+            let plain = found["plain"].as_str().expect("a sentence");
+            let is_decided = ["won", "lost"].contains(&verdict);
+            prop_assert_eq!(found["significant"].as_bool(), Some(is_decided), "{}", found);
+            prop_assert_eq!(plain.contains("significantly better"), verdict == "won", "{}", plain);
+            prop_assert_eq!(plain.contains("significantly worse"), verdict == "lost", "{}", plain);
+            if let Some(adjusted) = found.get("adjusted") {
+                prop_assert_eq!(adjusted["significant"].as_bool(), Some(is_decided), "{}", found);
+            }
+            let (effect, interval) = said(plain);
+            if is_decided {
+                let is_up = (verdict == "won") == wants_more;
+                prop_assert!(effect.is_some_and(|effect| (effect > 0.0) == is_up), "{}", plain);
+                if let Some((low, high)) = interval {
+                    prop_assert!(if is_up { low >= 0.0 } else { high <= 0.0 }, "{}", plain);
+                }
+            }
+            if let (Some(effect), Some((low, high))) = (effect, interval) {
+                prop_assert!(low <= effect && effect <= high, "{}", plain);
+            }
+            if analysis == Analysis::GroupSequential && is_decided && metric["role"] != "guardrail" {
+                let ends = &found["adjusted"]["ci_absolute"];
+                prop_assert_eq!(ends, &found["sequential"]["ci"], "{}", found);
+                let (low, high) = (ends[0].as_f64().expect("an end"), ends[1].as_f64().expect("an end"));
+                prop_assert!(low > 0.0 || high < 0.0, "{}", found);
+            }
+            if let Some(guardrail) = found.get("guardrail") {
+                prop_assert_eq!(guardrail["state"] == "harmed", verdict == "lost", "{}", found);
+            }
+            let balance = check("pre_exposure_balance");
+            if balance["status"] == "mismatch" && balance["metric"] == metric["id"] {
+                prop_assert_eq!(&found["cuped"]["applied"], false, "{}", found);
+                prop_assert!(!plain.contains("adjusted"), "{}", plain);
+            }
+        }
+    }
+    if check("exclusion_bias")["level"] == "fail" {
+        prop_assert_eq!(&answer["population"]["excluded"]["multi_exposed"], 0);
+    }
+    decision_agrees(answer)
+}
+
+fn decision_agrees(answer: &Value) -> Result<(), TestCaseError> {
+    let decision = &answer["decision"];
+    let status = decision["status"].as_str().unwrap_or("none");
+    let of = |role: &str| list(answer, "metrics").iter().filter(|metric| metric["role"] == role).collect::<Vec<_>>();
+    let arms = list(answer, "variants").len() - 1;
+    let is_lost = |arm: usize| {
+        let goals = of("primary").iter().any(|metric| metric["comparisons"][arm]["verdict"] == "lost");
+        goals || of("guardrail").iter().any(|metric| metric["comparisons"][arm]["guardrail"]["state"] == "harmed")
+    };
+    match status {
+        "ship-now" => {
+            let arm = (0..arms).find(|arm| list(answer, "variants")[arm + 1]["id"] == decision["variant_id"]).expect("a variant");
+            prop_assert!(
+                !is_lost(arm) && of("primary").iter().all(|metric| metric["comparisons"][arm]["verdict"] == "won"),
+                "{}",
+                answer
+            );
+        }
+        "rollback-now" => prop_assert!((0..arms).all(is_lost), "{}", answer),
+        _ => {}
+    }
+    let facts = decision["why"].to_string();
+    prop_assert!(!(["ship-now", "rollback-now"].contains(&status) && facts.contains("not enough")), "{}", facts);
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(60))]
+
+    #[test]
+    fn sentence_verdict_interval_and_decision_agree(made in made()) {
+        for analysis in [Analysis::Fixed, Analysis::Sequential, Analysis::GroupSequential, Analysis::Hybrid] {
+            for correction in [Correction::None, Correction::Holm] {
+                let request = Request { analysis: Some(analysis), correction, ..Request::default() };
+                agrees(&answer(&made, &request), analysis)?;
+            }
+        }
+    }
+}
+
+/// A variant that loses conversion after conversion, until none is left: once it lost it has lost.
+#[test]
+fn more_evidence_never_takes_a_verdict_back() {
+    for (control, treatment) in [(400u64, 400u64), (900, 100), (100, 900), (600, 300)] {
+        for analysis in [Analysis::Fixed, Analysis::Sequential, Analysis::GroupSequential, Analysis::Hybrid] {
+            let mut has_lost = false;
+            for converted in (0..=30u64.min(treatment)).rev() {
+                let made = Made {
+                    users: vec![control, treatment],
+                    rates: vec![0.0, 0.0],
+                    before: vec![0, 0],
+                    mixed: vec![0, 0],
+                    target: Some(500),
+                    margin: 0.0,
+                    seed: 7,
+                };
+                let mut read = read(&made);
+                let cohort = Arc::make_mut(&mut read.cohort);
+                // All on one day; one in five of the control converts.
+                cohort.users.exposed.fill(1_000_000);
+                let row = Row { time: 2_000_000, value: None, confidence: 100, ..Row::default() };
+                let rows = (0..control / 5).chain(control..control + converted).map(|user| (user as u32, row));
+                cohort.after = Rows::new(cohort.users.len(), rows.collect());
+                let request = Request { analysis: Some(analysis), ..Request::default() };
+                let measured = measure(&read, &request).expect("measured");
+                let tested = test(&measured, &request).expect("tested");
+                let answer = serde_json::to_value(say(&read, &measured, tested, &request).expect("said")).expect("JSON");
+                let found = &answer["metrics"][0]["comparisons"][0];
+                if treatment * (control / 5) > converted * control {
+                    assert!(found["verdict"] == "lost" || !has_lost, "{control} {treatment} {converted} {analysis:?}: {found}");
+                    has_lost |= found["verdict"] == "lost";
+                }
+            }
+            assert!(has_lost, "{control} {treatment} {analysis:?}");
+        }
+    }
+}
