@@ -9,11 +9,11 @@ use std::time::Duration;
 use crate::harness::{Folder, Up};
 use crate::support::{Database, program, run};
 
-pub const PERSONS_AGENT: &str =
+pub(crate) const PERSONS_AGENT: &str =
     "Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/126.0.0.0 Safari/537.36";
 
 /// Serves one page to whoever asks, as long as the process lives; returns its URL.
-pub fn serve(body: String) -> String {
+pub(crate) fn serve(body: String) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let address = listener.local_addr().expect("is bound");
     std::thread::spawn(move || {
@@ -36,7 +36,7 @@ async fn open(url: &str, agent: Option<&str>) -> String {
 }
 
 /// Opens a page in the browser of a profile, and returns the page as it is when all has been loaded.
-pub async fn open_in(profile: &Path, url: &str, agent: Option<&str>) -> String {
+pub(crate) async fn open_in(profile: &Path, url: &str, agent: Option<&str>) -> String {
     let mut chromium = Command::new("chromium");
     chromium.args(["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]);
     chromium.args(["--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"]);

@@ -24,8 +24,8 @@ mod runbook;
 mod sdk;
 #[cfg(feature = "kafka")]
 mod services;
-#[allow(dead_code, unreachable_pub)] // As above.
 mod snippet;
+#[allow(dead_code, unreachable_pub)] // As above.
 mod support;
 mod up;
 mod upgrade;
