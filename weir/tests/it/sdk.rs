@@ -21,7 +21,7 @@ const CALLS: i64 = 1_000;
 type Stored = (&'static str, Uuid, i64, String, String, Value);
 
 /// Where clients are kept for the next run.
-fn cache() -> Option<PathBuf> {
+pub(crate) fn cache() -> Option<PathBuf> {
     let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
     Some(cache.or_else(|| Some(std::env::home_dir()?.join(".cache")))?.join("weir"))
 }
