@@ -27,3 +27,8 @@ CREATE TABLE rejected_counts (
     events        bigint NOT NULL,
     PRIMARY KEY (project_id, day, code, log_id, log_partition)
 );
+
+-- Bots' conversions, refunds and negative values are no conversions of a user any more: what was derived before is computed again.
+INSERT INTO experiments_behind (project_id, experiment_id, is_recomputed)
+SELECT project_id, id, false FROM experiments WHERE frozen_at IS NULL
+ON CONFLICT DO NOTHING;

@@ -148,6 +148,13 @@ async fn without_consent_nothing_is_written_and_nothing_is_sent() {
     assert!(shown.contains("<title>0,0,</title>"), "{shown}");
     assert!(bodies.lock().expect("nobody panicked").is_empty());
 
+    // A browser that objects is as good as one that was not asked.
+    let objects = r#"<!doctype html><script>Object.defineProperty(navigator, "globalPrivacyControl", { value: true })</script>"#;
+    site.show(format!("{objects}{}", page(up.line("collector"), &site.url, "k", "", &waits)));
+    let shown = open_in(profile.path(), &site.url, Some(PERSONS_AGENT)).await;
+    assert!(shown.contains("<title>0,0,</title>"), "{shown}");
+    assert!(bodies.lock().expect("nobody panicked").is_empty());
+
     // With it, what waited goes; withdrawn, all traces go but the decision.
     let given = r#"weir.track("early"); weir.consent(true); weir.flush();"#;
     site.show(page(up.line("collector"), &site.url, "k", r#"data-consent="required""#, given));
