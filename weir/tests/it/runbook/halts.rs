@@ -28,7 +28,10 @@ use crate::support::{Database, page, run};
 
 const CONVERSIONS: &str = "SELECT count(*) FROM conversions";
 
-/// A collector and an aggregator over Kafka that have stored 40 events.
+/// So many users that each of eight log partitions has some, but once in 200 million runs.
+const OF_ALL: usize = 160;
+
+/// A collector and an aggregator over Kafka that have stored an event of each of [`OF_ALL`] users.
 struct Stand {
     deployment: Deployment,
     collector: Service,
@@ -49,15 +52,15 @@ impl Stand {
         stand
     }
 
-    /// Sends one event of each of 40 users, of whom each log partition has some.
+    /// Sends one event of each of so many users that each log partition has some.
     async fn post(&mut self) {
         let events: Vec<Value> =
-            (0..40).map(|user| json!({"type": "conversion", "user_id": format!("u-{user}"), "name": "buy"})).collect();
+            (0..OF_ALL).map(|user| json!({"type": "conversion", "user_id": format!("u-{user}"), "name": "buy"})).collect();
         let url = format!("{}/v1/events", self.collector.url);
         let (status, answer) =
             send(Method::POST, &url, KEY, Some(json!({ "events": events }))).await.expect("the collector answers");
-        assert_eq!((status, &answer["accepted"]), (200, &json!(40)), "{answer}");
-        self.sent += 40;
+        assert_eq!((status, &answer["accepted"]), (200, &json!(OF_ALL)), "{answer}");
+        self.sent += OF_ALL as i64;
     }
 
     async fn until_stored(&mut self) {
@@ -360,15 +363,21 @@ pub(super) async fn a_damaged_log_file(state: &str) -> Story {
             command.args(["--database-url", &database.url]);
         })
     };
-    let users = ["copied", "lost"];
-    let partition = |user: &str| format!("SELECT log_partition::bigint FROM conversions WHERE external_id = '{user}' LIMIT 1");
     let event = |user: &str, n: u32| json!({"type": "conversion", "user_id": user, "name": format!("{user}-{n}")});
     let up = start();
-    up.accepted(users.iter().map(|user| event(user, 0)).collect()).await;
     let mut rows = Database::connect(&database.url).await;
-    rows.until(CONVERSIONS, 2, READY_MAX).await;
-    let partitions = [rows.number(&partition(users[0])).await, rows.number(&partition(users[1])).await];
-    assert_ne!(partitions[0], partitions[1], "users of two log partitions");
+    // Users' ids are others in each run: one after another sends an event until two log partitions have one.
+    let (mut users, mut partitions) = (Vec::new(), Vec::new());
+    while partitions.first() == partitions.last() {
+        let user = format!("user-{}", users.len());
+        up.accepted(vec![event(&user, 0)]).await;
+        rows.until(&format!("{CONVERSIONS} WHERE external_id = '{user}'"), 1, READY_MAX).await;
+        partitions
+            .push(rows.number(&format!("SELECT log_partition::bigint FROM conversions WHERE external_id = '{user}'")).await);
+        users.push(user);
+    }
+    let alone = users.len() - 1;
+    let (users, partitions) = ([&users[0], &users[alone]], [partitions[0], partitions[alone]]);
     let jobs = |up: &Up| ["collector", "aggregator", "query"].map(|job| (job, up.line(job).to_owned()));
     let begin = jobs(&up);
     let mut story = Story::begin(&begin.each_ref().map(|(job, url)| (*job, url.as_str()))).await;
@@ -396,7 +405,7 @@ pub(super) async fn a_damaged_log_file(state: &str) -> Story {
         story.during(&during.each_ref().map(|(job, url)| (*job, url.as_str()))).await;
     }
     // Events are taken, and those of other log partitions stored.
-    up.accepted((0..40).map(|user| event(&format!("other-{user}"), 0)).collect()).await;
+    up.accepted((0..OF_ALL).map(|user| event(&format!("other-{user}"), 0)).collect()).await;
     let others = format!(
         "SELECT count(DISTINCT log_partition) FROM conversions WHERE external_id LIKE 'other-%' AND log_partition NOT IN ({}, {})",
         partitions[0], partitions[1]
@@ -414,9 +423,10 @@ pub(super) async fn a_damaged_log_file(state: &str) -> Story {
     rows.execute(&accept).await;
     let up = start();
     // All of one user, and those of the other that are whole.
-    rows.until(&format!("{CONVERSIONS} WHERE external_id = 'copied'"), 4, READY_MAX).await;
-    rows.until(&format!("{CONVERSIONS} WHERE external_id = 'lost'"), 3, READY_MAX).await;
-    rows.until(CONVERSIONS, 47, READY_MAX).await;
+    for (user, stored) in users.iter().zip([4, 3]) {
+        rows.until(&format!("{CONVERSIONS} WHERE external_id = '{user}'"), stored, READY_MAX).await;
+    }
+    rows.until(CONVERSIONS, (OF_ALL + 4 + 3 + alone - 1) as i64, READY_MAX).await;
     let end = jobs(&up);
     let story = story.end(&end.each_ref().map(|(job, url)| (*job, url.as_str()))).await;
     assert!(up.end(Signal::TERM).success());
