@@ -11,8 +11,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
+use service::Threads;
 use sqlx::{Connection as _, PgConnection};
-use tokio::runtime::{self, Handle};
+use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 
 use crate::Histogram;
@@ -83,22 +84,19 @@ pub async fn run(options: &Options) -> anyhow::Result<String> {
     };
     let good = client::of_another_project(&mut connect(&up).await?, &target).await?;
     attacks::prepare(&target).await?;
-    // Threads of their own, so that the good client does not wait for them within this program.
-    let attackers = runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    // On a processor that is not the good client's: attackers have machines of their own.
+    let attackers = Threads::start("attacker", 1)?;
 
     let chosen = |attack: &&Attack| options.only.as_ref().is_none_or(|only| attack.name.contains(only));
     let mut observed: Vec<Observed> = ATTACKS.iter().filter(chosen).map(Observed::of).collect();
     let begun = Instant::now();
-    let ended = rounds(options, &mut observed, attackers.handle(), &target, &good, &up).await;
-    // Before an error is told: it may not be dropped here.
-    attackers.shutdown_background();
-    let Rounds { round, posted, after_first } = ended?;
+    let Rounds { round, posted, after_first } = rounds(options, &mut observed, &attackers.handle(), &target, &good, &up).await?;
 
     let mut page = Page::new("abuse", "A good client beside attacks", folder.path(), Vec::new());
     page.say(&format!(
-        "Each attack lasts {} s, over loopback, on the processors that everything else uses, too. The good client belongs to another \
+        "Each attack lasts {} s, over loopback, from all processors but one. The good client belongs to another \
          project; it posts one event and asks for its experiments every 20 ms. Milliseconds, p50 / p99. Before: nothing else but \
-         threads that compute without end, on all cores but one, as an attacker on this machine does. Times: p99 during by p99 before. \
+         threads that compute without end on the processors that attacks come from. Times: p99 during by p99 before. \
          Memory: the most that the process of collector and aggregator, and the query service with its workers, had resident during the attack.",
         options.seconds
     ));
@@ -150,7 +148,7 @@ async fn rounds(
         rounds.round += 1;
         for attack in observed.iter_mut() {
             let before = {
-                let _busy = BusyCores::all_but_one();
+                let _busy = BusyCores::all_but_one()?;
                 good.go_on_for(Duration::from_secs(options.seconds)).await
             };
             let time = Duration::from_secs(options.seconds);
@@ -276,32 +274,30 @@ impl Memory {
 /// Threads that compute without end, on all cores but one, until it is dropped.
 struct BusyCores {
     is_over: Arc<AtomicBool>,
-    threads: Vec<std::thread::JoinHandle<()>>,
+    /// Dropped, they end.
+    _threads: Threads,
 }
 
 impl BusyCores {
-    fn all_but_one() -> Self {
+    fn all_but_one() -> std::io::Result<Self> {
         let is_over = Arc::new(AtomicBool::new(false));
-        let compute = |_| {
+        let others = std::thread::available_parallelism().map_or(1, usize::from) - 1;
+        let threads = Threads::start("busy", others.max(1))?;
+        for _ in 0..others {
             let is_over = Arc::clone(&is_over);
-            std::thread::spawn(move || {
+            threads.handle().spawn(async move {
                 while !is_over.load(Ordering::Relaxed) {
                     std::hint::spin_loop();
                 }
-            })
-        };
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let threads = (1..cores).map(compute).collect();
-        BusyCores { is_over, threads }
+            });
+        }
+        Ok(BusyCores { is_over, _threads: threads })
     }
 }
 
 impl Drop for BusyCores {
     fn drop(&mut self) {
         self.is_over.store(true, Ordering::Relaxed);
-        for thread in self.threads.drain(..) {
-            let _ = thread.join();
-        }
     }
 }
 

@@ -1,9 +1,12 @@
 //! Who computes gives way to who serves sockets.
 //!
 //! On a machine that is short of processors, the kernel shares them out by nice values. What is a little nicer than the process that takes requests
-//! still gets what is left, and by far most of an idle machine; but a request that comes in need not wait for its time slices.
+//! still gets what is left, and by far most of an idle machine; but a request that comes in need not wait for its time slices. That is not enough
+//! where all processors compute: a request goes from thread to thread a dozen times, and waits for a time slice at each. So the threads that compute
+//! leave one processor alone.
 
 use rustix::process::{Pid, getpid, getpriority_process, setpriority_process};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 /// Added to the nice value of this process for what it computes itself, and for the database that everything waits for.
 pub const COMPUTES: i32 = 5;
@@ -17,9 +20,26 @@ pub fn lower(process: u32, by: i32) {
     }
 }
 
-/// Makes the calling thread nicer than the process that it belongs to.
-pub(crate) fn lower_thread() {
+/// Makes the calling thread nicer than the process that it belongs to, and keeps it off the first processor of those that the process may use,
+/// if there are others.
+pub(crate) fn give_way() {
     set(None, COMPUTES);
+    // The affinity of the process is that of its first thread.
+    let left = sched_getaffinity(Some(getpid())).and_then(|processors| sched_setaffinity(None, &all_but_the_first(processors)));
+    if let Err(error) = left {
+        tracing::debug!(%error, "no processor is left alone");
+    }
+}
+
+/// Returns all processors if there is only one.
+fn all_but_the_first(processors: CpuSet) -> CpuSet {
+    let mut others = processors;
+    if let Some(first) = (0..CpuSet::MAX_CPU).find(|number| processors.is_set(*number))
+        && processors.count() > 1
+    {
+        others.unset(first);
+    }
+    others
 }
 
 /// Linux takes the number of a process for its first thread, and none for the calling thread: setpriority(2), "C library/kernel differences".
@@ -37,13 +57,37 @@ mod tests {
     #[test]
     fn a_thread_that_computes_is_nicer_than_its_process_and_stays_so() {
         let ours = getpriority_process(Some(getpid())).expect("a priority");
-        let of_thread = || {
-            lower_thread();
-            lower_thread();
-            getpriority_process(None).expect("a priority")
-        };
-        let found = std::thread::spawn(of_thread).join().expect("no panic");
+        let found = of_a_thread(|| getpriority_process(None).expect("a priority"));
         assert_eq!((found, getpriority_process(Some(getpid()))), ((ours + COMPUTES).min(19), Ok(ours)));
+    }
+
+    #[test]
+    fn a_thread_that_computes_leaves_one_processor_alone_however_often_it_begins() {
+        let numbers = |set: CpuSet| (0..CpuSet::MAX_CPU).filter(|number| set.is_set(*number)).collect::<Vec<_>>();
+        let ours = numbers(sched_getaffinity(Some(getpid())).expect("processors"));
+        let expected = if ours.len() > 1 { &ours[1..] } else { &ours[..] };
+        let found = of_a_thread(|| of_a_thread(|| sched_getaffinity(None).expect("processors")));
+        assert_eq!((numbers(found), numbers(sched_getaffinity(Some(getpid())).expect("processors"))), (expected.to_vec(), ours));
+    }
+
+    #[test]
+    fn the_only_processor_is_used() {
+        let mut one = CpuSet::new();
+        one.set(3);
+        assert_eq!(all_but_the_first(one), one);
+        let mut two = one;
+        two.set(0);
+        assert_eq!(all_but_the_first(two), one);
+    }
+
+    /// What a thread finds that gives way twice.
+    fn of_a_thread<T: Send>(find: impl FnOnce() -> T + Send) -> T {
+        let begin = || {
+            give_way();
+            give_way();
+            find()
+        };
+        std::thread::scope(|scope| scope.spawn(begin).join().expect("no panic"))
     }
 
     #[test]

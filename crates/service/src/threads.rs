@@ -5,7 +5,7 @@ use std::io;
 use crate::priority;
 use tokio::runtime::{Builder, Handle, Runtime};
 
-/// A runtime beside the one that serves sockets, whose threads give way to that one's. Dropped, its threads end as soon as what they compute lets them.
+/// A runtime beside the one that serves sockets, whose threads give way to that one's and leave one processor alone. Dropped, its threads end as soon as what they compute lets them.
 pub struct Threads(Option<Runtime>);
 
 impl Threads {
@@ -14,7 +14,7 @@ impl Threads {
     /// If the system gives none.
     pub fn start(name: &str, threads: usize) -> io::Result<Self> {
         let mut builder = Builder::new_multi_thread();
-        builder.worker_threads(threads).thread_name(name).on_thread_start(priority::lower_thread).enable_all();
+        builder.worker_threads(threads).thread_name(name).on_thread_start(priority::give_way).enable_all();
         let runtime = builder.build();
         runtime.map(|runtime| Threads(Some(runtime)))
     }
