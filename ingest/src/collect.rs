@@ -32,6 +32,9 @@ use crate::route::Route;
 
 /// Larger bodies are processed on a blocking thread, in turns, so that they do not hold up other requests.
 const INLINE_BYTES_MAX: usize = 128 * 1024;
+/// So many times its bytes an event takes of what its key may have stored, if it names what is unknown. It is kept one by one, by name, and is
+/// no answer's until an operator makes what it names.
+const DEAD_LETTER_COSTS: usize = 10;
 
 /// What all requests share.
 pub(crate) struct App {
@@ -194,7 +197,7 @@ fn validate(
     let mut outcome = Outcome::new(admitted.access.backfill);
     let (mut bots, mut codes, mut repaired) = (0, Vec::new(), Vec::new());
     let is_dry = admitted.asked.is_dry;
-    let (mut bytes, mut record_bytes) = (text.as_str().len(), 0);
+    let (mut bytes, mut record_bytes, mut names_unknown) = (text.as_str().len(), 0, false);
     let request = RequestContext {
         project: admitted.access.project,
         unit: admitted.access.unit,
@@ -227,7 +230,9 @@ fn validate(
                 if is_new {
                     bots += usize::from(event.is_bot);
                     let record = Record::encode(&event);
-                    record_bytes += record.bytes().len();
+                    let is_dead_letter = app.keys.names.becomes_dead_letter(&event);
+                    names_unknown |= is_dead_letter;
+                    record_bytes += record.bytes().len() * if is_dead_letter { DEAD_LETTER_COSTS } else { 1 };
                     bytes += record.bytes().len();
                     records.push(record);
                     outcome.repaired += usize::from(!repairs.is_empty());
@@ -282,6 +287,10 @@ fn validate(
     let answer = respond::outcome(dialect, reply, &outcome, &app.answers).map_err(|fault| body_fault(app, fault))?;
     if is_dry {
         return Ok(Validated::of_check(answer, reserved));
+    }
+    // What is unknown may have been made since the last reading.
+    if names_unknown {
+        app.keys.read_soon();
     }
     take_bytes(app, &admitted.access, record_bytes).inspect_err(|_| app.metrics.deferred.increment(count as u64))?;
     let duplicate = outcome.duplicate;

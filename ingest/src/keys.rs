@@ -197,6 +197,11 @@ impl Keys {
         snapshot.default.clone().filter(|_| self.any_key).map(Found::Access)
     }
 
+    /// Asks for a reading soon.
+    pub(crate) fn read_soon(&self) {
+        self.wanted.notify_one();
+    }
+
     /// Waits for a reading that starts after this call; requests that wait together share one. Returns whether it succeeded.
     async fn read_again(&self) -> bool {
         let asked = Instant::now();

@@ -1,10 +1,11 @@
-//! Bounds how many event names a project has. Each name costs a daily sum and a line in every list, so names that contain ids
-//! (high cardinality) would fill both.
+//! Bounds how many event names a project has, and knows which events name an experiment or a campaign that is unknown. Each name of an event
+//! costs a daily sum and a line in every list, so names that contain ids (high cardinality) would fill both.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{PoisonError, RwLock};
 
 use catalogue::event_names::ProjectNames;
+use catalogue::names::KnownNames;
 use events::{Code, Event, Kind, ProjectId, Rejection};
 
 /// The names of conversions and engagement events of each project: those that Postgres has, and those received since they were read.
@@ -21,12 +22,14 @@ struct Known {
     allowed: HashSet<Box<str>>,
     blocked: HashSet<Box<str>>,
     takes_new: bool,
+    /// Of experiments, campaigns and their parts; none while they were not read, or if they are too many.
+    catalogue: Option<KnownNames>,
 }
 
 impl Default for Known {
     /// A project whose names were not read yet.
     fn default() -> Self {
-        Known { allowed: HashSet::new(), blocked: HashSet::new(), takes_new: true }
+        Known { allowed: HashSet::new(), blocked: HashSet::new(), takes_new: true, catalogue: None }
     }
 }
 
@@ -37,10 +40,16 @@ impl Names {
     }
 
     /// Takes over what Postgres has of a project. Stored names stay valid, however many they are.
-    pub(crate) fn replace(&self, project: ProjectId, names: ProjectNames) {
+    pub(crate) fn replace(&self, project: ProjectId, names: ProjectNames, catalogue: Option<KnownNames>) {
         let set = |names: Vec<String>| names.into_iter().map(Into::into).collect();
-        let known = Known { allowed: set(names.allowed), blocked: set(names.blocked), takes_new: names.takes_new };
+        let known = Known { allowed: set(names.allowed), blocked: set(names.blocked), takes_new: names.takes_new, catalogue };
         self.by_project.write().unwrap_or_else(PoisonError::into_inner).insert(project, known);
+    }
+
+    /// Returns whether an event will be a dead letter, as far as is known: it names an experiment, variant, campaign or component that there is not.
+    pub(crate) fn becomes_dead_letter(&self, event: &Event) -> bool {
+        let projects = self.by_project.read().unwrap_or_else(PoisonError::into_inner);
+        projects.get(&event.project_id).and_then(|known| known.catalogue.as_ref()).is_some_and(|known| known.would_refuse(event))
     }
 
     /// Admits an event if its name is known, or the project may have another one from a key of this kind. A name that is new is known

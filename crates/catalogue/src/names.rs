@@ -122,7 +122,7 @@ impl Family {
             Family::Experiments => "unknown_experiment",
             Family::Campaigns => "unknown_campaign",
         };
-        let why = match project.auto_register {
+        let why = match project.names.auto_register {
             true => format!(
                 "{} {noun}s have registered themselves, and no more do: create it, or archive others",
                 self.registered_max(from_server_key)
@@ -138,7 +138,7 @@ impl Family {
             Family::Experiments => "unknown_variant",
             Family::Campaigns => "unknown_component",
         };
-        let why = if !project.auto_register {
+        let why = if !project.names.auto_register {
             "the project does not register new names by itself".to_owned()
         } else if !of.is_open_to_parts(self) {
             format!("its {noun} was planned: `weir admin {noun} add-{part}` adds it, if it belongs there")
@@ -197,12 +197,54 @@ impl Names {
     }
 }
 
-#[derive(Debug)]
-struct Project {
-    version: i64,
+/// The names of one project, for whoever needs to know no more than which there are.
+#[derive(Debug, Default)]
+pub struct KnownNames {
     auto_register: bool,
     experiments: Names,
     campaigns: Names,
+}
+
+impl KnownNames {
+    /// Reads the names of a project; none if there is no such project, or it has more than `parts_max` experiments, campaigns and parts of either.
+    /// # Errors
+    /// As Postgres has them.
+    pub async fn read(connection: &mut PgConnection, project: Uuid, parts_max: i64) -> Result<Option<Self>, sqlx::Error> {
+        let auto_register = sqlx::query_scalar("SELECT auto_register FROM projects WHERE id = $1").bind(project);
+        let Some(auto_register) = auto_register.fetch_optional(&mut *connection).await? else { return Ok(None) };
+        let experiments = load_names(connection, project, Family::Experiments, parts_max).await?;
+        let campaigns = load_names(connection, project, Family::Campaigns, parts_max).await?;
+        Ok(experiments.zip(campaigns).map(|(experiments, campaigns)| KnownNames { auto_register, experiments, campaigns }))
+    }
+
+    /// Returns whether an event names what is not known and would not register itself now.
+    pub fn would_refuse(&self, event: &Event) -> bool {
+        Family::ALL.into_iter().any(|family| self.would_refuse_name(family, event))
+    }
+
+    fn would_refuse_name(&self, family: Family, event: &Event) -> bool {
+        let Some((name, part)) = family.names(event) else { return false };
+        let registers = self.auto_register && family.is_registered_by(event.kind());
+        let names = self.names(family);
+        let Some(found) = names.find(name) else {
+            return !registers || names.registered >= family.registered_max(event.from_server_key);
+        };
+        let has_room = || found.is_open_to_parts(family) && found.parts.len() < family.parts_max(event.from_server_key);
+        part.is_some_and(|part| found.part(part).is_none() && !(registers && has_room()))
+    }
+
+    fn names(&self, family: Family) -> &Names {
+        match family {
+            Family::Experiments => &self.experiments,
+            Family::Campaigns => &self.campaigns,
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Project {
+    version: i64,
+    names: KnownNames,
     /// Of each experiment.
     rules: HashMap<Uuid, Rules>,
     /// Experiments whose rules this version cannot read.
@@ -219,18 +261,11 @@ struct Behind {
 }
 
 impl Project {
-    fn names(&self, family: Family) -> &Names {
-        match family {
-            Family::Experiments => &self.experiments,
-            Family::Campaigns => &self.campaigns,
-        }
-    }
-
     /// Resolves the names of one family; none where the event carries none.
     fn resolve(&self, family: Family, event: &Event) -> Result<(Option<Uuid>, Option<Uuid>), UnknownName> {
         let Some((name, part)) = family.names(event) else { return Ok((None, None)) };
         let from_server_key = event.from_server_key;
-        let found = self.names(family).find(name).ok_or_else(|| family.unknown(self, name, from_server_key))?;
+        let found = self.names.names(family).find(name).ok_or_else(|| family.unknown(self, name, from_server_key))?;
         let unknown_part = |part| family.unknown_part(self, found, part, from_server_key);
         let part = part.map(|part| found.part(part).ok_or_else(|| unknown_part(part))).transpose()?;
         Ok((Some(found.id), part))
@@ -332,30 +367,39 @@ async fn load(connection: &mut PgConnection, project: Uuid) -> Result<Option<Pro
             .await?;
     let behind = |(experiment, is_recomputed, is_list_closed)| (experiment, Behind { is_recomputed, is_list_closed });
     let behind = marks.into_iter().map(behind).collect();
-    let experiments = load_names(
-        connection,
-        project,
-        "SELECT e.id, e.name, v.id, v.name, e.auto_registered, e.status = 'archived' FROM experiments e
-         LEFT JOIN variants v ON v.project_id = e.project_id AND v.experiment_id = e.id WHERE e.project_id = $1",
-    )
-    .await?;
-    let campaigns = load_names(
-        connection,
-        project,
-        "SELECT c.id, c.name, p.id, p.name, c.auto_registered, c.status = 'archived' FROM campaigns c
-         LEFT JOIN campaign_components p ON p.project_id = c.project_id AND p.campaign_id = c.id WHERE c.project_id = $1",
-    )
-    .await?;
+    let mut names = async |family| load_names(connection, project, family, i64::MAX).await.map(Option::unwrap_or_default);
+    let (experiments, campaigns) = (names(Family::Experiments).await?, names(Family::Campaigns).await?);
     let (version, auto_register) = (row.try_get("version")?, row.try_get("auto_register")?);
-    Ok(Some(Project { version, auto_register, experiments, campaigns, rules, unsupported, behind }))
+    let names = KnownNames { auto_register, experiments, campaigns };
+    Ok(Some(Project { version, names, rules, unsupported, behind }))
 }
 
-async fn load_names(connection: &mut PgConnection, project: Uuid, statement: &'static str) -> Result<Names, sqlx::Error> {
+/// None if they are more than `parts_max`.
+async fn load_names(
+    connection: &mut PgConnection,
+    project: Uuid,
+    family: Family,
+    parts_max: i64,
+) -> Result<Option<Names>, sqlx::Error> {
+    let statement = match family {
+        Family::Experiments => {
+            "SELECT e.id, e.name, v.id, v.name, e.auto_registered, e.status = 'archived' FROM experiments e
+             LEFT JOIN variants v ON v.project_id = e.project_id AND v.experiment_id = e.id WHERE e.project_id = $1 LIMIT $2"
+        }
+        Family::Campaigns => {
+            "SELECT c.id, c.name, p.id, p.name, c.auto_registered, c.status = 'archived' FROM campaigns c
+             LEFT JOIN campaign_components p ON p.project_id = c.project_id AND p.campaign_id = c.id WHERE c.project_id = $1 LIMIT $2"
+        }
+    };
+    let rows = sqlx::query(statement).bind(project).bind(parts_max.saturating_add(1)).fetch_all(connection).await?;
+    if i64::try_from(rows.len()).is_ok_and(|rows| rows > parts_max) {
+        return Ok(None);
+    }
     let mut names = Names::default();
-    for row in sqlx::query(statement).bind(project).fetch_all(connection).await? {
+    for row in rows {
         let part: Option<Uuid> = row.try_get(2)?;
         let part_name: Option<String> = row.try_get(3)?;
         names.add(row.try_get(0)?, row.try_get(1)?, (row.try_get(4)?, row.try_get(5)?), part.zip(part_name));
     }
-    Ok(names)
+    Ok(Some(names))
 }

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use catalogue::names::KnownNames;
 use catalogue::schema::UnsupportedSchema;
 use catalogue::{event_names, schema};
 use events::ProjectId;
@@ -29,7 +30,7 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(250), Duration::from
 const HORIZON: &str = "\
 SELECT CASE WHEN isfinite(until) THEN (extract(epoch FROM until) * 1000000)::bigint END AS until FROM horizon";
 
-/// Names of events that are read of one project; far more than it may have.
+/// Names of events, and of experiments and campaigns with their parts, that are read of one project; far more than it may have.
 const NAMES_MAX: i64 = 100_000;
 
 /// Reads the keys every few seconds, and when a request asks for it. May be dropped at any point.
@@ -147,7 +148,8 @@ impl NamesRead {
                 continue;
             }
             if let Some(found) = within(event_names::of_project(connection, project, NAMES_MAX)).await? {
-                names.replace(ProjectId(project), found);
+                let catalogue = within(KnownNames::read(connection, project, NAMES_MAX)).await?;
+                names.replace(ProjectId(project), found, catalogue);
             }
             self.versions.insert(project, version);
         }

@@ -87,3 +87,54 @@ async fn keys_do_not_wait_for_names() {
     assert_eq!(service.get("/readyz").await.status, 200);
     assert_eq!(send(&service, "purchase").await, None);
 }
+
+/// What names an unknown variant takes ten times its bytes of what its key may have stored, until somebody has made the variant. What
+/// registers itself takes its bytes.
+#[tokio::test]
+async fn unknown_names_cost_more() {
+    let database = TestDatabase::create().await;
+    let mut connection = database.connect().await;
+    let id = Uuid::from_u128(0xaa);
+    let mut rows = format!(
+        "INSERT INTO projects (id, name, auto_register) VALUES ('{id}', 'shop', true);
+         INSERT INTO experiments (project_id, id, name) VALUES ('{id}', '{id}', 'planned');
+         INSERT INTO event_names (project_id, kind, name, status) VALUES ('{id}', 'conversion', 'first', 'blocked');"
+    );
+    for key in ["key", "registers", "unknown", "known"] {
+        let digest = sha256(key);
+        rows += &format!("INSERT INTO keys (project_id, kind, digest, prefix) VALUES ('{id}', 'write', '\\x{digest}', '');");
+    }
+    connection.execute(sqlx::AssertSqlSafe(rows)).await.expect("rows");
+    let folder = tempfile::tempdir().expect("a folder");
+    let service = Service::start_in(folder, &database.url, |config| config.key_bytes_per_second_max = 100_000).await;
+    // An event names its experiment and variant; each key has two seconds' worth to begin with.
+    let post = async |key: &str, experiment: &str, events: usize| {
+        let event = format!(r#"{{"type":"impression","user_id":"u","experiment":"{experiment}","variant":"a"}}"#);
+        service.post_with(key, &format!("[{}]", vec![event; events].join(","))).await
+    };
+    until(&service, "first", Some("blocked_name")).await; // the names were read
+
+    assert_eq!(post("registers", "new", 400).await.status, 200);
+    assert_eq!(post("registers", "new", 1).await.status, 200);
+
+    let stored = || service.log.records.lock().expect("nobody panicked").iter().map(|record| record.bytes().len()).sum::<usize>();
+    let before = stored();
+    assert_eq!(post("unknown", "planned", 400).await.status, 200);
+    let taken = 10 * (stored() - before);
+    assert!(taken > 400_000, "{taken}");
+    let refused = post("unknown", "new", 1).await;
+    assert_eq!(refused.status, 429);
+    let seconds: f64 = refused.header("retry-after").expect("is said").parse().expect("a number");
+    let expected = (taken as f64 - 200_000.0) / 100_000.0;
+    assert!(seconds >= 1.0 && seconds <= expected.ceil() + 1.0, "{seconds} of {expected}");
+
+    let made = format!(
+        "INSERT INTO variants (project_id, experiment_id, name) VALUES ('{id}', '{id}', 'a');
+         INSERT INTO event_names (project_id, kind, name, status) VALUES ('{id}', 'conversion', 'second', 'blocked');
+         INSERT INTO catalogue_versions (project_id, version) VALUES ('{id}', 1)"
+    );
+    connection.execute(sqlx::AssertSqlSafe(made)).await.expect("rows");
+    until(&service, "second", Some("blocked_name")).await; // the names were read again
+    assert_eq!(post("known", "planned", 400).await.status, 200);
+    assert_eq!(post("known", "planned", 1).await.status, 200);
+}

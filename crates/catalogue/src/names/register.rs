@@ -39,14 +39,14 @@ impl Catalogue {
         let mut things: BTreeMap<(Uuid, Family), BTreeSet<&String>> = BTreeMap::new();
         let mut parts: BTreeMap<(Uuid, Family, &String), BTreeSet<&String>> = BTreeMap::new();
         for event in events {
-            let Some(project) = self.project(event.project_id.0).filter(|project| project.auto_register) else { continue };
+            let Some(project) = self.project(event.project_id.0).filter(|project| project.names.auto_register) else { continue };
             if self.resolve(event).is_ok() {
                 continue;
             }
             for family in Family::ALL.into_iter().filter(|family| family.is_registered_by(event.kind())) {
                 let Some((name, part)) = family.names(event) else { continue };
                 let id = event.project_id.0;
-                let names = project.names(family);
+                let names = project.names.names(family);
                 let found = names.find(name);
                 if found.is_none() {
                     let new = things.entry((id, family)).or_default();
