@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+use catalogue::names::Look;
 use eventlog::AppendError;
 use events::identity::Dialect;
 use events::repair::Reason;
@@ -197,7 +198,7 @@ fn validate(
     let mut outcome = Outcome::new(admitted.access.backfill);
     let (mut bots, mut codes, mut repaired) = (0, Vec::new(), Vec::new());
     let is_dry = admitted.asked.is_dry;
-    let (mut bytes, mut record_bytes, mut names_unknown) = (text.as_str().len(), 0, false);
+    let (mut bytes, mut record_bytes, mut has_new_names) = (text.as_str().len(), 0, false);
     let request = RequestContext {
         project: admitted.access.project,
         unit: admitted.access.unit,
@@ -230,9 +231,9 @@ fn validate(
                 if is_new {
                     bots += usize::from(event.is_bot);
                     let record = Record::encode(&event);
-                    let is_dead_letter = app.keys.names.becomes_dead_letter(&event);
-                    names_unknown |= is_dead_letter;
-                    record_bytes += record.bytes().len() * if is_dead_letter { DEAD_LETTER_COSTS } else { 1 };
+                    let look = app.keys.names.look(&event);
+                    has_new_names |= look != Look::Known;
+                    record_bytes += record.bytes().len() * if look == Look::Missing { DEAD_LETTER_COSTS } else { 1 };
                     bytes += record.bytes().len();
                     records.push(record);
                     outcome.repaired += usize::from(!repairs.is_empty());
@@ -288,8 +289,8 @@ fn validate(
     if is_dry {
         return Ok(Validated::of_check(answer, reserved));
     }
-    // What is unknown may have been made since the last reading.
-    if names_unknown {
+    // What is new may have been made since the last reading, or have used up the room for more.
+    if has_new_names {
         app.keys.read_soon();
     }
     take_bytes(app, &admitted.access, record_bytes).inspect_err(|_| app.metrics.deferred.increment(count as u64))?;

@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{PoisonError, RwLock};
 
 use catalogue::event_names::ProjectNames;
-use catalogue::names::KnownNames;
+use catalogue::names::{KnownNames, Look};
 use events::{Code, Event, Kind, ProjectId, Rejection};
 
 /// The names of conversions and engagement events of each project: those that Postgres has, and those received since they were read.
@@ -46,10 +46,12 @@ impl Names {
         self.by_project.write().unwrap_or_else(PoisonError::into_inner).insert(project, known);
     }
 
-    /// Returns whether an event will be a dead letter, as far as is known: it names an experiment, variant, campaign or component that there is not.
-    pub(crate) fn becomes_dead_letter(&self, event: &Event) -> bool {
+    /// Returns what is known of the experiment, variant, campaign and component that an event names; nothing is missing in a catalogue that was
+    /// not read.
+    pub(crate) fn look(&self, event: &Event) -> Look {
         let projects = self.by_project.read().unwrap_or_else(PoisonError::into_inner);
-        projects.get(&event.project_id).and_then(|known| known.catalogue.as_ref()).is_some_and(|known| known.would_refuse(event))
+        let known = projects.get(&event.project_id).and_then(|known| known.catalogue.as_ref());
+        known.map_or(Look::Known, |known| known.look(event))
     }
 
     /// Admits an event if its name is known, or the project may have another one from a key of this kind. A name that is new is known

@@ -197,6 +197,17 @@ impl Names {
     }
 }
 
+/// What the names of an event are to a copy of the catalogue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Look {
+    /// There are all.
+    Known,
+    /// There is one that will register itself.
+    Registers,
+    /// There is one that makes the event a dead letter.
+    Missing,
+}
+
 /// The names of one project, for whoever needs to know no more than which there are.
 #[derive(Debug, Default)]
 pub struct KnownNames {
@@ -217,20 +228,26 @@ impl KnownNames {
         Ok(experiments.zip(campaigns).map(|(experiments, campaigns)| KnownNames { auto_register, experiments, campaigns }))
     }
 
-    /// Returns whether an event names what is not known and would not register itself now.
-    pub fn would_refuse(&self, event: &Event) -> bool {
-        Family::ALL.into_iter().any(|family| self.would_refuse_name(family, event))
+    /// Returns what the names of an event are to this copy: of several the worst.
+    pub fn look(&self, event: &Event) -> Look {
+        Family::ALL.into_iter().map(|family| self.look_at(family, event)).max().unwrap_or(Look::Known)
     }
 
-    fn would_refuse_name(&self, family: Family, event: &Event) -> bool {
-        let Some((name, part)) = family.names(event) else { return false };
-        let registers = self.auto_register && family.is_registered_by(event.kind());
+    fn look_at(&self, family: Family, event: &Event) -> Look {
+        let Some((name, part)) = family.names(event) else { return Look::Known };
         let names = self.names(family);
-        let Some(found) = names.find(name) else {
-            return !registers || names.registered >= family.registered_max(event.from_server_key);
+        let (is_known, has_room) = match names.find(name) {
+            None => (false, names.registered < family.registered_max(event.from_server_key)),
+            Some(found) => (
+                part.is_none_or(|part| found.part(part).is_some()),
+                found.is_open_to_parts(family) && found.parts.len() < family.parts_max(event.from_server_key),
+            ),
         };
-        let has_room = || found.is_open_to_parts(family) && found.parts.len() < family.parts_max(event.from_server_key);
-        part.is_some_and(|part| found.part(part).is_none() && !(registers && has_room()))
+        match (is_known, has_room && self.auto_register && family.is_registered_by(event.kind())) {
+            (true, _) => Look::Known,
+            (false, true) => Look::Registers,
+            (false, false) => Look::Missing,
+        }
     }
 
     fn names(&self, family: Family) -> &Names {

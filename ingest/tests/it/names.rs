@@ -94,13 +94,15 @@ async fn keys_do_not_wait_for_names() {
 async fn unknown_names_cost_more() {
     let database = TestDatabase::create().await;
     let mut connection = database.connect().await;
-    let id = Uuid::from_u128(0xaa);
+    let (id, full) = (Uuid::from_u128(0xaa), Uuid::from_u128(0xbb));
     let mut rows = format!(
         "INSERT INTO projects (id, name, auto_register) VALUES ('{id}', 'shop', true);
          INSERT INTO experiments (project_id, id, name) VALUES ('{id}', '{id}', 'planned');
+         INSERT INTO experiments (project_id, id, name, auto_registered) VALUES ('{id}', '{full}', 'full', true);
+         INSERT INTO variants (project_id, experiment_id, name) SELECT '{id}', '{full}', 'v' || n FROM generate_series(1, 50) n;
          INSERT INTO event_names (project_id, kind, name, status) VALUES ('{id}', 'conversion', 'first', 'blocked');"
     );
-    for key in ["key", "registers", "unknown", "known"] {
+    for key in ["key", "registers", "unknown", "full", "known"] {
         let digest = sha256(key);
         rows += &format!("INSERT INTO keys (project_id, kind, digest, prefix) VALUES ('{id}', 'write', '\\x{digest}', '');");
     }
@@ -127,6 +129,10 @@ async fn unknown_names_cost_more() {
     let seconds: f64 = refused.header("retry-after").expect("is said").parse().expect("a number");
     let expected = (taken as f64 - 200_000.0) / 100_000.0;
     assert!(seconds >= 1.0 && seconds <= expected.ceil() + 1.0, "{seconds} of {expected}");
+
+    // One more would not register itself.
+    assert_eq!(post("full", "full", 400).await.status, 200);
+    assert_eq!(post("full", "new", 1).await.status, 429);
 
     let made = format!(
         "INSERT INTO variants (project_id, experiment_id, name) VALUES ('{id}', '{id}', 'a');
