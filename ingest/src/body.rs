@@ -129,6 +129,8 @@ pub(crate) async fn receive(body: &mut Incoming, limits: &Limits, memory: &Memor
                 rest.extend_from_slice(&first);
             }
             rest.extend_from_slice(&data);
+            // Others take a turn after each piece: of a body that is there already the runtime would otherwise let this task read up to 128.
+            tokio::task::yield_now().await;
         }
     }
     let bytes = if rest.is_empty() { first } else { rest.freeze() };

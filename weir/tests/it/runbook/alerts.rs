@@ -350,6 +350,8 @@ pub(super) async fn facts_deleted_by_hand() -> Story {
         everybody_buys().await;
         rows.until(stored, USERS as i64, READY_MAX).await;
         until_shown(up.line("aggregator"), different, |different| different > before).await;
+        // It is shown within a second that nothing waits any more.
+        until_shown(up.line("aggregator"), "weir_aggregator_lag_records", |waiting| waiting == 0.0).await;
         story.during(&jobs(&up)).await;
     }
 
