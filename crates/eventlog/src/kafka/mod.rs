@@ -121,6 +121,25 @@ struct Shared {
     background: Background,
 }
 
+/// How long the end of a log waits for the library to close its consumer. It waits itself for every answer that it was not given, ten
+/// seconds each, although none of them matters: offsets in Kafka are a hint.
+const CLOSE_MAX: Duration = Duration::from_secs(2);
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        let Some(reader) = self.reader.take() else { return };
+        let (closed, until_closed) = std::sync::mpsc::channel::<()>();
+        let close = move || {
+            drop(reader);
+            drop(closed);
+        };
+        // Beyond that it closes beside whatever comes, or ends with the process. Without a thread it is closed here.
+        if std::thread::Builder::new().name("kafka-close".to_owned()).spawn(close).is_ok() {
+            let _ = until_closed.recv_timeout(CLOSE_MAX);
+        }
+    }
+}
+
 #[derive(Clone, Debug)]
 enum Agreement {
     /// Opened without asking, and not compared yet.

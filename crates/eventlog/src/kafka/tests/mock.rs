@@ -255,3 +255,22 @@ async fn what_panics_beside_the_appends_and_reads_begins_again() {
     assert_eq!(log.read(0, 0, bound).await.expect("it reads").len(), 1);
     compared.abort();
 }
+
+/// The consumer's last word to the group's coordinator, and all that was asked before, may wait for their answers longer than a service has
+/// for its end.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_end_does_not_wait_for_brokers_that_are_gone() {
+    let cluster = cluster();
+    let log = open(config(&cluster));
+    first(&log).await;
+    let bound = ReadBound { records_max: 1, bytes_max: 1, wait_max: Duration::from_secs(20) };
+    assert_eq!(log.read(0, 0, bound).await.expect("it reads").len(), 1);
+    cluster.broker_down(1).expect("it goes");
+    for offset in 1..4 {
+        log.release(0, offset).await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    let begun = Instant::now();
+    tokio::task::spawn_blocking(move || drop(log)).await.expect("no panic");
+    assert!(begun.elapsed() < CLOSE_MAX + Duration::from_secs(3), "{:?}", begun.elapsed());
+}
