@@ -24,7 +24,7 @@ use breakdown::Breakdown;
 use comparison::{Compared, Conclusion, Design, TestedComparison, chances_to_be_best, compare_all, compared, conclude, decide};
 use findings::{Day, Omnibus, Supplemental};
 use health::Health;
-use plan::{Plan, default_analysis};
+use plan::{Plan, Seen, default_analysis};
 
 /// What was tested.
 pub struct Tested<'a> {
@@ -139,15 +139,30 @@ impl<'a> Tests<'a, '_> {
             None => None,
         };
         let has_bounds = design.plan.analysis == Analysis::GroupSequential && has_control;
-        let looks = if has_bounds { metric.ripe_by_day(&self.measured.population)? } else { None };
-        for day in looks.iter().flatten() {
-            // As a reader would have seen it then, had they looked: whether earlier behaviour helps is that day's own answer.
-            let sampled = day.iter().map(|sums| one(&metric.configured, sums)).collect::<Result<Vec<_>, _>>()?;
-            for (found, then) in compared.iter_mut().zip(compare_all(design, &sampled)?) {
-                found.by_day.push(then.seen());
-            }
+        if has_bounds {
+            let population = &self.measured.population;
+            self.look_back(metric, metric.ripe_by_day(population)?, &mut compared, |found| &mut found.by_day)?;
+            self.look_back(metric, metric.all_by_day(population)?, &mut compared, |found| &mut found.all_by_day)?;
         }
         Ok(Prepared { compared, days })
+    }
+
+    /// Notes what a reader would have seen at the end of each day, had they looked then: whether earlier behaviour helps is that day's
+    /// own answer.
+    fn look_back(
+        &self,
+        metric: &MeasuredMetric,
+        days: Option<Vec<DaySums>>,
+        compared: &mut [Compared],
+        noted: impl Fn(&mut Compared) -> &mut Vec<Option<Seen>>,
+    ) -> Result<(), Overflow> {
+        for day in days.iter().flatten() {
+            let sampled = day.iter().map(|sums| one(&metric.configured, sums)).collect::<Result<Vec<_>, _>>()?;
+            for (found, then) in compared.iter_mut().zip(compare_all(&self.design, &sampled)?) {
+                noted(found).push(then.seen());
+            }
+        }
+        Ok(())
     }
 
     fn conclude(

@@ -3,7 +3,7 @@
 //! Days are those of UTC, by the time of the event. A late event therefore changes the days since it happened, not the day
 //! on which it came.
 
-use crate::experiment::measure::sums::{CohortMetric, Groups, Sums};
+use crate::experiment::measure::sums::{CohortMetric, Groups, Sums, UserSum};
 use crate::experiment::read::catalogue::{Aggregation, Denominator};
 use crate::experiment::read::cohort::{Cohort, DAY_US};
 use chrono::DateTime;
@@ -92,6 +92,9 @@ struct Change {
     base: i128,
     base_squares: Products,
     product: Products,
+    before: i128,
+    before_squares: Products,
+    before_product: Products,
 }
 
 /// What came up to one day in one group.
@@ -103,16 +106,20 @@ struct Totals {
     base: i128,
     base_squares: I256,
     product: I256,
+    before: i128,
+    before_squares: I256,
+    before_product: I256,
 }
 
-/// Returns the sums of each group at the end of each day, without covariate; `None` for a metric that is not additive over
-/// days. `users` are those of each group at the end of each day. Sums above `cap` count as `cap`.
+/// Returns the sums of each group at the end of each day; `None` for a metric that is not additive over days. `users` are those of
+/// each group at the end of each day; `before` is what users did before their first exposure, ordered by user, and empty where there
+/// is no covariate. Sums above `cap` count as `cap`.
 /// # Errors
 /// [`Overflow`].
 pub fn sums(
-    counted: &CohortMetric,
-    aggregation: &Aggregation,
+    (counted, aggregation): (&CohortMetric, &Aggregation),
     cohort: &Cohort,
+    before: &[UserSum],
     groups: &Groups,
     (days, users): (Days, &[Vec<u64>]),
     cap: Option<i128>,
@@ -129,10 +136,19 @@ pub fn sums(
         Some(cap) => amount.min(cap),
         None => amount,
     };
+    for earlier in before {
+        let Some(group) = groups.of(earlier.user) else { continue };
+        let change = &mut changes[days.place(cohort.users.exposed[earlier.user as usize]) * width + group];
+        change.before = change.before.checked_add(earlier.amount).ok_or(Overflow)?;
+        change.before_squares.add(earlier.amount, earlier.amount)?;
+    }
+    let mut later = before.iter().peekable();
     for user in cohort.after.filled().iter().map(|user| *user as usize) {
         let Some(group) = groups.of(user as u32) else { continue };
         let exposed = cohort.users.exposed[user];
         let (mut amount, mut base, mut has_converted) = (0i128, 0i128, false);
+        while later.next_if(|earlier| (earlier.user as usize) < user).is_some() {}
+        let earlier = later.next_if(|earlier| earlier.user as usize == user).map_or(0, |earlier| earlier.amount);
         for row in cohort.after.of(user).iter().filter(|row| counted.is_in_window(row, exposed)) {
             let Some((more, more_base)) = counted.of_row(row) else { continue };
             let change = &mut changes[days.place(row.time) * width + group];
@@ -145,6 +161,7 @@ pub fn sums(
             change.base = change.base.checked_add(next_base - base).ok_or(Overflow)?;
             replace(&mut change.base_squares, (base, base), (next_base, next_base))?;
             replace(&mut change.product, (from, base), (to, next_base))?;
+            replace(&mut change.before_product, (from, earlier), (to, earlier))?;
             (amount, base) = (next, next_base);
         }
     }
@@ -160,6 +177,9 @@ pub fn sums(
             total.squares = total.squares.checked_add(change.squares.total()?).ok_or(Overflow)?;
             total.base_squares = total.base_squares.checked_add(change.base_squares.total()?).ok_or(Overflow)?;
             total.product = total.product.checked_add(change.product.total()?).ok_or(Overflow)?;
+            total.before = total.before.checked_add(change.before).ok_or(Overflow)?;
+            total.before_squares = total.before_squares.checked_add(change.before_squares.total()?).ok_or(Overflow)?;
+            total.before_product = total.before_product.checked_add(change.before_product.total()?).ok_or(Overflow)?;
             row.push(Sums {
                 users: users[group],
                 converters: total.converters as u64,
@@ -167,8 +187,8 @@ pub fn sums(
                 amount: Moments::from_parts(users[group], total.amount, total.squares),
                 base: Moments::from_parts(users[group], total.base, total.base_squares),
                 amount_base: total.product,
-                before: Moments::from_parts(users[group], 0, I256::ZERO),
-                amount_before: I256::ZERO,
+                before: Moments::from_parts(users[group], total.before, total.before_squares),
+                amount_before: total.before_product,
             });
         }
         series.push(row);
@@ -238,20 +258,24 @@ mod tests {
             let days = Days::of(&whole, &groups).expect("users");
             let counted = CohortMetric::new(&metric, &whole, Some(0), 2);
             let by_day = super::users(&whole, &groups, days);
-            let series = super::sums(&counted, &aggregation, &whole, &groups, (days, &by_day), cap).expect("fits").expect("additive");
+            let before = counted.before(&whole).expect("fits");
+            let series = super::sums((&counted, &aggregation), &whole, &before, &groups, (days, &by_day), cap).expect("fits").expect("additive");
             for (place, found) in series.iter().enumerate() {
                 let end = (days.first + place as i64 + 1) * DAY_US;
-                let until: Vec<_> = rows.iter().copied().filter(|row| row.1 < end && row.1 >= users[row.0 as usize].1).collect();
+                let until: Vec<_> = rows.iter().copied().filter(|row| row.1 < end).collect();
                 let cut = cohort(&users, &until);
                 let present = Groups::new(users.len(), 2, |user| (users[user].1 < end).then_some(users[user].0 as usize));
                 let counted = CohortMetric::new(&metric, &cut, Some(0), 2);
-                let expected = sums::sums(&counted.after(&cut).expect("fits"), &[], &present, cap).expect("fits");
+                let before = counted.before(&cut).expect("fits");
+                let expected = sums::sums(&counted.after(&cut).expect("fits"), &before, &present, cap).expect("fits");
                 for (found, expected) in found.iter().zip(&expected) {
                     prop_assert_eq!(found.users, expected.users);
                     prop_assert_eq!(found.converters, expected.converters);
                     prop_assert_eq!(found.amount, expected.amount);
                     prop_assert_eq!(found.base, expected.base);
                     prop_assert_eq!(found.amount_base, expected.amount_base);
+                    prop_assert_eq!(found.before, expected.before);
+                    prop_assert_eq!(found.amount_before, expected.amount_before);
                 }
             }
         }

@@ -49,17 +49,34 @@ pub struct MeasuredMetric {
 }
 
 impl MeasuredMetric {
-    /// Returns the sums of the variants at the end of each day; none for a metric that is not additive over days.
+    /// Returns the sums of the variants at the end of each day, without covariate; none for a metric that is not additive over days.
     /// # Errors
     /// [`Overflow`].
     pub fn by_day(&self, population: &Population<'_>, days: Days) -> Result<Option<Vec<DaySums>>, Overflow> {
         let users = population.users_by_day(self.counted.window_us());
-        let cap = self.cap.map(|cap| cap.amount);
-        days::sums(&self.counted, &self.configured.aggregation, population.cohort, &self.groups, (days, &users), cap)
+        self.until_each(population, &[], (days, &users))
     }
-}
 
-impl MeasuredMetric {
+    /// Returns what the variants' users had done by the end of each day of looks, whether their window had closed or not; none for a
+    /// metric that has no such history.
+    /// # Errors
+    /// [`Overflow`].
+    pub fn all_by_day(&self, population: &Population<'_>) -> Result<Option<Vec<DaySums>>, Overflow> {
+        let Some(days) = population.look_days() else { return Ok(None) };
+        let users = population.users_by_look_day(self.counted.window_us());
+        self.until_each(population, &self.before, (days, &users))
+    }
+
+    fn until_each(
+        &self,
+        population: &Population<'_>,
+        before: &[UserSum],
+        (days, users): (Days, &[Vec<u64>]),
+    ) -> Result<Option<Vec<DaySums>>, Overflow> {
+        let counted = (&self.counted, &self.configured.aggregation);
+        days::sums(counted, population.cohort, before, &self.groups, (days, users), self.cap.map(|cap| cap.amount))
+    }
+
     /// Returns the sums of the variants over the users whose window has closed, at the end of each day of looks; none for a metric
     /// that has no such history.
     /// # Errors

@@ -67,6 +67,7 @@ pub struct Population<'a> {
     /// What was asked for: most metrics ask for the same.
     groups: Mutex<HashMap<Key, Arc<Groups>>>,
     users_by_day: Mutex<HashMap<Key, Arc<Vec<Vec<u64>>>>>,
+    users_by_look_day: Mutex<HashMap<Key, Arc<Vec<Vec<u64>>>>>,
     days: OnceLock<Option<Days>>,
     look_days: OnceLock<Option<Days>>,
     ripeness: Mutex<HashMap<Key, Arc<Ripeness>>>,
@@ -152,6 +153,7 @@ impl<'a> Population<'a> {
             mixed,
             groups: Mutex::default(),
             users_by_day: Mutex::default(),
+            users_by_look_day: Mutex::default(),
             days: OnceLock::new(),
             look_days: OnceLock::new(),
             ripeness: Mutex::default(),
@@ -182,9 +184,23 @@ impl<'a> Population<'a> {
 
     /// Returns the users of each variant at the end of each day, of those who count for a metric with this window.
     pub fn users_by_day(&self, window_us: i64) -> Arc<Vec<Vec<u64>>> {
+        self.users_of(&self.users_by_day, self.days(), window_us)
+    }
+
+    /// Returns the same at the end of each day of looks.
+    pub fn users_by_look_day(&self, window_us: i64) -> Arc<Vec<Vec<u64>>> {
+        self.users_of(&self.users_by_look_day, self.look_days(), window_us)
+    }
+
+    fn users_of(
+        &self,
+        made: &Mutex<HashMap<Key, Arc<Vec<Vec<u64>>>>>,
+        days: Option<Days>,
+        window_us: i64,
+    ) -> Arc<Vec<Vec<u64>>> {
         let groups = self.groups(window_us);
-        once(&self.users_by_day, key(self.rule, self.windows, window_us), || {
-            self.days().map(|days| days::users(self.cohort, &groups, days)).unwrap_or_default()
+        once(made, key(self.rule, self.windows, window_us), || {
+            days.map(|days| days::users(self.cohort, &groups, days)).unwrap_or_default()
         })
     }
 

@@ -73,6 +73,8 @@ pub struct Compared {
     pub window_us: i64,
     /// What looks saw at the end of each day, of users whose window had closed; empty of what has no such history.
     pub by_day: Vec<Option<Seen>>,
+    /// What they saw of all users, with what these had done by then; empty likewise.
+    pub all_by_day: Vec<Option<Seen>>,
 }
 
 /// What the variants' users did before they were exposed, as far as it may explain what they did after.
@@ -105,6 +107,7 @@ pub fn compared(
         cuped,
         window_us: 0,
         by_day: Vec::new(),
+        all_by_day: Vec::new(),
     })
 }
 
@@ -247,7 +250,7 @@ impl Compared {
     /// Looks at the difference at the level `alpha`; none if it has no precision.
     pub fn look(&self, plan: &Plan, alpha: f64) -> Option<Looked> {
         let (arm, window_us, today) = (self.arm, self.window_us, self.seen_under(plan)?);
-        Some(plan.look(&Interim { arm, window_us, today, by_day: &self.by_day }, alpha))
+        Some(plan.look(&Interim { arm, window_us, today, by_day: &self.by_day, all_by_day: &self.all_by_day }, alpha))
     }
 
     /// Returns the p-value that decides under the analysis; bounds have none. Sequences rest on many counts: where they are few,

@@ -73,6 +73,8 @@ pub struct Interim<'a> {
     pub today: Seen,
     /// At the end of each day, of the users whose window had closed; empty for a metric that has no such history.
     pub by_day: &'a [Option<Seen>],
+    /// At the end of each day, of all users, with what they had done by then; empty without such a history.
+    pub all_by_day: &'a [Option<Seen>],
 }
 
 /// What the looks at one comparison come to.
@@ -86,6 +88,8 @@ pub struct Looked {
     pub on: Option<usize>,
     /// Whether the difference stands.
     pub stands: bool,
+    /// The part of alpha that it might spend.
+    share: f64,
 }
 
 impl Plan {
@@ -173,13 +177,27 @@ impl Plan {
             Analysis::GroupSequential if interim.by_day.is_empty() => self.by_sequence(interim, alpha),
             Analysis::GroupSequential => {
                 let looked = self.by_bounds(interim, alpha);
-                // The plan ends with the look at its size.
-                let is_open = looked.shown.information_fraction.is_none_or(|part| part < 1.0);
-                let alarm = self.by_sequence(interim, alpha * ALARM_SHARE);
-                if is_open && alarm.stands && !looked.stands { alarm } else { looked }
+                if looked.stands { looked } else { self.alarm(interim, alpha).unwrap_or(looked) }
             }
             Analysis::Fixed | Analysis::Sequential | Analysis::Hybrid => self.by_sequence(interim, alpha),
         }
+    }
+
+    /// Returns the first look at all users at which a sequence called what is broken, before the look at the planned size ended the
+    /// plan. What was called then stays called, whatever came later.
+    fn alarm(&self, interim: &Interim<'_>, alpha: f64) -> Option<Looked> {
+        let fractions = self.fractions(interim.arm, interim.window_us);
+        let last = fractions.len().checked_sub(1)?;
+        let looks = fractions.iter().enumerate().take_while(|(_, part)| **part < 1.0);
+        let seen = |place: usize| if place == last { Some(interim.today) } else { *interim.all_by_day.get(place)? };
+        looks.filter_map(|(place, _)| Some((place, seen(place)?))).find_map(|(place, seen)| {
+            let mut looked = self.at_sequence(interim, seen, alpha, ALARM_SHARE);
+            if place < last {
+                looked.on = Some(place);
+                looked.shown.crossed_on = self.looks.map(|days| LookOn(days.first + place as i64));
+            }
+            looked.stands.then_some(looked)
+        })
     }
 
     /// Shows what was seen, without what decides.
@@ -213,11 +231,16 @@ impl Plan {
 
     fn without_look(&self, interim: &Interim<'_>, alpha: f64) -> Looked {
         let seen = interim.today;
-        Looked { shown: self.shown(interim, &seen, alpha), seen, on: None, stands: false }
+        Looked { shown: self.shown(interim, &seen, alpha), seen, on: None, stands: false, share: 1.0 }
     }
 
     fn by_sequence(&self, interim: &Interim<'_>, alpha: f64) -> Looked {
-        let seen = interim.today;
+        self.at_sequence(interim, interim.today, alpha, 1.0)
+    }
+
+    /// Judges what a look saw by a sequence that may spend a part of `alpha`.
+    fn at_sequence(&self, interim: &Interim<'_>, seen: Seen, alpha: f64, share: f64) -> Looked {
+        let alpha = alpha * share;
         let mut shown = self.shown(interim, &seen, alpha);
         if self.analysis == Analysis::Hybrid {
             shown.method = Analysis::Hybrid.as_str();
@@ -225,7 +248,7 @@ impl Plan {
         let critical = self.critical_of_sequence(interim.arm, interim.window_us, &seen, alpha);
         shown.crossed = shown.z.abs() > critical;
         let stands = shown.crossed && seen.exact_p.is_none_or(|p| p < alpha);
-        Looked { shown: shown.reaching(&seen.difference, critical), seen, on: None, stands }
+        Looked { shown: shown.reaching(&seen.difference, critical), seen, on: None, stands, share }
     }
 
     fn critical_of_sequence(&self, arm: usize, window_us: i64, seen: &Seen, alpha: f64) -> f64 {
@@ -252,7 +275,7 @@ impl Plan {
         shown.crossed = look.crossed;
         let date = || on.zip(self.looks).map(|(place, days)| LookOn(days.first + place as i64));
         (shown.crossed_on, shown.last_look_on) = if look.stands { (date(), None) } else { (None, date()) };
-        Looked { shown: shown.reaching(&seen.difference, look.boundary_z), seen, on, stands: look.stands }
+        Looked { shown: shown.reaching(&seen.difference, look.boundary_z), seen, on, stands: look.stands, share: 1.0 }
     }
 
     /// Returns how many standard errors the interval at 1 - `alpha` reaches of what was seen at a look; none without information.
@@ -263,7 +286,7 @@ impl Plan {
             return bounds.get(place).copied().flatten();
         }
         looked.shown.boundary_z?;
-        Some(self.critical_of_sequence(arm, window_us, &looked.seen, alpha))
+        Some(self.critical_of_sequence(arm, window_us, &looked.seen, alpha * looked.share))
     }
 }
 
@@ -292,7 +315,7 @@ mod tests {
     }
 
     fn interim(today: Seen, by_day: &[Option<Seen>]) -> Interim<'_> {
-        Interim { arm: 1, window_us: 0, today, by_day }
+        Interim { arm: 1, window_us: 0, today, by_day, all_by_day: &[] }
     }
 
     fn seen(z: f64) -> Seen {
@@ -409,7 +432,7 @@ mod tests {
             // At a tenth of the information a hundredth of alpha is spent: |z| of 3.4808, 0.0006 more with the alarm's part.
             assert!(first.is_none_or(|bound| (bound - 3.4808).abs() < 2e-3), "{days}: {first:?}");
             assert_eq!(first.is_some(), days >= 8);
-            let next = plan.shown(&Interim { arm: 1, window_us: week, today: seen(1.0), by_day: &[] }, &seen(1.0), 0.05);
+            let next = plan.shown(&Interim { arm: 1, window_us: week, today: seen(1.0), by_day: &[], all_by_day: &[] }, &seen(1.0), 0.05);
             let date = (days < 17).then_some(LookOn(days.max(7)));
             assert_eq!((next.ripe, next.next_information_on), (Some(400 * (days - 7).clamp(0, 10) as u64), date), "{days}");
         }
@@ -420,10 +443,43 @@ mod tests {
     fn what_is_broken_does_not_wait_for_windows() {
         let plan = plan_after(&experiment(Some(4_000), None), Analysis::GroupSequential, 10, 30);
         let at = |z: f64| {
-            let looked = plan.look(&Interim { arm: 1, window_us: 30 * DAY_US, today: seen(z), by_day: &[None; 10] }, 0.05);
+            let (today, window_us) = (seen(z), 30 * DAY_US);
+            let looked = plan.look(&Interim { arm: 1, window_us, today, by_day: &[None; 10], all_by_day: &[] }, 0.05);
             (looked.stands, looked.shown.method, looked.shown.boundary_z.is_some())
         };
         assert_eq!(at(4.0), (false, "sequential", false));
         assert_eq!(at(6.3), (true, "sequential", true));
+    }
+
+    /// The planned size is reached on the last day. What a sequence called before stays called then and afterwards; what it would call
+    /// from then on does not count, and where bounds find something that is the verdict.
+    #[test]
+    fn what_was_called_stays_called() {
+        let check = |all: [f64; 10], ripe: [f64; 10], expected: (bool, &str, Option<i64>)| {
+            for days in 10..14 {
+                let plan = plan_after(&experiment(Some(4_000), None), Analysis::GroupSequential, days, 0);
+                let course = |z: [f64; 10]| -> Vec<_> {
+                    (0..days as usize).map(|day| Some(Seen { users: 400 * (day.min(9) as u64 + 1), ..seen(z[day.min(9)]) })).collect()
+                };
+                let (by_day, all_by_day) = (course(ripe), course(all));
+                let today = by_day.last().copied().flatten().expect("a look");
+                let interim = Interim { arm: 1, window_us: 0, today, by_day: &by_day, all_by_day: &all_by_day };
+                let looked = plan.look(&interim, 0.05);
+                assert_eq!(
+                    (looked.stands, looked.shown.method, looked.shown.crossed_on),
+                    (expected.0, expected.1, expected.2.map(LookOn)),
+                    "{days} {looked:?}"
+                );
+                if expected.1 == "sequential" {
+                    assert_eq!(looked.seen.difference.z(), all[expected.2.expect("a day") as usize]);
+                    assert_eq!(plan.critical(1, 0, &looked, 0.05), looked.shown.boundary_z);
+                }
+            }
+        };
+        let none = [0.0; 10];
+        check([0.0, 0.0, 8.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0], none, (true, "sequential", Some(2)));
+        check([0.0, 0.0, 8.0, -9.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0], none, (true, "sequential", Some(2)));
+        check([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 9.0], none, (false, "group_sequential", None));
+        check([0.0, 0.0, 8.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0], [5.0; 10], (true, "group_sequential", Some(2)));
     }
 }
