@@ -1,7 +1,8 @@
-//! Experiments: made, with what was waiting for them; started, stopped and computed again.
+//! Experiments: made, with what was waiting for them; started, paused, stopped, given weights and computed again.
 
 use catalogue::experiments::{self, Experiment, NewExperiment, NewVariant, StatusChange};
 use catalogue::{CatalogueError, Change, Project};
+use events::Micros;
 use serde_json::json;
 use sqlx::PgConnection;
 
@@ -47,8 +48,8 @@ pub async fn create(conn: &mut PgConnection, project: &Project, new: &NewExperim
     Ok(Created { experiment, dead_letters: waiting })
 }
 
-/// Adds a variant to an experiment, and has the dead letters replayed that were waiting for it. It is never the control;
-/// it has a weight exactly if the others have. Rows that are stored keep their meaning.
+/// Adds a variant to an experiment, from `from` on, now if not said, and has the dead letters replayed that were waiting for it. It is never
+/// the control; it has a weight exactly if the others have. Rows that are stored keep their meaning.
 /// # Errors
 /// [`CatalogueError::Unknown`], [`CatalogueError::Frozen`], [`CatalogueError::Invalid`], [`CatalogueError::NameTaken`].
 pub async fn add_variant(
@@ -56,9 +57,10 @@ pub async fn add_variant(
     project: &Project,
     name: &str,
     new: &NewVariant,
+    from: Option<Micros>,
 ) -> Result<Created, CatalogueError> {
     let mut change = Change::begin(conn, project).await?;
-    let experiment = experiments::add_variant(&mut change, name, new).await?;
+    let experiment = experiments::add_variant(&mut change, name, new, from).await?;
     let names = [new.name.clone()];
     let waiting = dead_letters::replay_for_variants(change.connection(), project.id, &experiment, &names).await?;
     let details = json!({ "id": experiment.id, "variant": new.name, "weight": new.weight, "dead_letters": waiting });
@@ -66,13 +68,38 @@ pub async fn add_variant(
     Ok(Created { experiment, dead_letters: waiting })
 }
 
-/// Lets an experiment run: a draft from now on, a paused one again, a completed one as if it had never been stopped.
+/// Changes the weights of all variants, from `from` on, now if not said. Rows that are stored keep their meaning.
+/// # Errors
+/// [`CatalogueError::Unknown`], [`CatalogueError::Frozen`], [`CatalogueError::WrongState`], [`CatalogueError::Invalid`].
+pub async fn set_weights(
+    conn: &mut PgConnection,
+    project: &Project,
+    name: &str,
+    weights: &[NewVariant],
+    from: Option<Micros>,
+) -> Result<Experiment, CatalogueError> {
+    let mut change = Change::begin(conn, project).await?;
+    let experiment = experiments::set_weights(&mut change, name, weights, from).await?;
+    let details = json!({ "id": experiment.id, "variants": experiment.variants, "phases": experiment.phases });
+    change.commit("experiment.weights", &experiment.name, &details).await?;
+    Ok(experiment)
+}
+
+/// Lets an experiment run: a draft from now on, a paused or completed one again, so that exposures in between go on not counting.
 /// A running one stays as it is, also where it has no start.
 /// # Errors
 /// [`CatalogueError::Unknown`], [`CatalogueError::Frozen`], [`CatalogueError::WrongState`] for an archived one: nothing is changed.
 /// [`AdminError::Recompute`]: the change is made, and an aggregator goes on with the rows.
 pub async fn start(conn: &mut PgConnection, project: &Project, name: &str) -> Result<Changed, AdminError> {
     change(conn, project, name, What::Start).await
+}
+
+/// Lets exposures begin no participation for now; conversions within the window of earlier ones count. A paused one stays as it is.
+/// # Errors
+/// [`CatalogueError::Unknown`], [`CatalogueError::Frozen`], [`CatalogueError::WrongState`] for one that does not run: nothing is changed.
+/// [`AdminError::Recompute`]: the change is made, and an aggregator goes on with the rows.
+pub async fn pause(conn: &mut PgConnection, project: &Project, name: &str) -> Result<Changed, AdminError> {
+    change(conn, project, name, What::Pause).await
 }
 
 /// Ends an experiment now: later exposures do not count, conversions within the window of earlier ones do.
@@ -95,6 +122,7 @@ pub async fn recompute(conn: &mut PgConnection, project: &Project, name: &str) -
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum What {
     Start,
+    Pause,
     Stop,
     Nothing,
 }
@@ -113,6 +141,7 @@ async fn change_alone(conn: &mut PgConnection, project: &Project, name: &str, wh
     let mut change = Change::begin(conn, project).await?;
     let (status, action) = match what {
         What::Start => (experiments::start(&mut change, name).await?, "experiment.start"),
+        What::Pause => (experiments::pause(&mut change, name).await?, "experiment.pause"),
         What::Stop => (experiments::stop(&mut change, name).await?, "experiment.stop"),
         What::Nothing => {
             let experiment = experiments::show(change.connection(), project, name).await?;

@@ -85,12 +85,14 @@ pub(crate) struct Derived {
 ///
 /// Linear in the rows but for sorting them.
 pub(crate) fn derive(experiment: Uuid, rules: &Rules, exposures: &[Exposure], conversions: &[Conversion]) -> Derived {
-    let is_eligible = |exposure: &Exposure| {
-        !rules.is_draft
-            && rules.variants.contains(&exposure.variant)
-            && rules.started_at.is_none_or(|start| exposure.event_time >= start)
-            && rules.ended_at.is_none_or(|end| exposure.event_time < end)
+    let is_assigning = |time: Micros| {
+        let holds = |(start, end): &(Option<Micros>, Option<Micros>)| {
+            start.is_none_or(|start| time >= start) && end.is_none_or(|end| time < end)
+        };
+        rules.assigning.iter().any(holds)
     };
+    let is_eligible =
+        |exposure: &Exposure| !rules.is_draft && rules.variants.contains(&exposure.variant) && is_assigning(exposure.event_time);
     let mut eligible: Vec<Exposure> = exposures.iter().copied().filter(is_eligible).collect();
     eligible.sort_unstable();
     let Some(first) = eligible.first().copied() else { return Derived::default() };
@@ -158,7 +160,7 @@ mod tests {
 
     fn rules(method: AttributionMethod) -> Rules {
         let variants = [Uuid::from_u128(10), Uuid::from_u128(11)].into();
-        Rules { is_draft: false, is_frozen: false, started_at: None, ended_at: None, window_days: 1, method, variants }
+        Rules { is_draft: false, is_frozen: false, assigning: vec![(None, None)], window_days: 1, method, variants }
     }
 
     fn exposure(time: i64, variant: u128) -> Exposure {
@@ -207,6 +209,24 @@ mod tests {
         check(Last, &[(0, 10), (1, 10), (2, 11)], 1, Some((10, 100)));
         check(First, &[(0, 99)], 0, None);
         check(First, &[], 0, None);
+    }
+
+    /// Exposures in a pause, and at its very beginning, begin nothing and count nowhere; conversions in it do. At its end they count again.
+    #[test]
+    fn a_pause_counts_no_exposures() {
+        let at = |time| Some(Micros(time));
+        let rules = Rules { assigning: vec![(None, at(10)), (at(20), at(30))], ..rules(AttributionMethod::LastExposure) };
+        let check = |exposures: &[(i64, u128)], expected: Option<(i64, i64, u128)>| {
+            let shown: Vec<Exposure> = exposures.iter().map(|(time, variant)| exposure(*time, *variant)).collect();
+            let derived = derive(EXPERIMENT, &rules, &shown, &[conversion(25)]);
+            let credited = derived.attributions.values().next().map(|found| found.variant.as_u128());
+            let found = derived.participation.map(|found| (found.first_time.0, found.impressions));
+            assert_eq!(found.zip(credited).map(|((time, count), variant)| (time, count, variant)), expected, "{exposures:?}");
+        };
+        check(&[(9, 10), (10, 11), (19, 11), (30, 11)], Some((9, 1, 10)));
+        check(&[(10, 11), (20, 10), (29, 10)], Some((20, 2, 10)));
+        check(&[(9, 10), (15, 11), (20, 11)], Some((9, 2, 11)));
+        check(&[(10, 10), (19, 10), (30, 10)], None);
     }
 
     /// A half is rounded up: 1 of 8 is 0.13, as floor((200k + n) / (2n)) has it.

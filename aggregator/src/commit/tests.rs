@@ -142,7 +142,11 @@ fn with_eligible(query: &str) -> String {
              WHERE i.project_id = $project AND e.project_id = $project AND v.project_id = $project
                AND i.experiment_id = e.id AND v.experiment_id = e.id AND v.id = i.variant_id
                AND coalesce(i.user_was_eligible, true) AND i.is_bot = false AND e.status != 'draft'
-               AND i.event_time >= coalesce(e.started_at, '-infinity') AND i.event_time < coalesce(e.ended_at, 'infinity')
+               AND CASE WHEN EXISTS (SELECT FROM experiment_phases p WHERE p.project_id = e.project_id AND p.experiment_id = e.id)
+                   THEN EXISTS (SELECT FROM experiment_phases p WHERE p.project_id = e.project_id AND p.experiment_id = e.id
+                                AND p.state = 'assigning' AND i.event_time >= coalesce(p.started_at, '-infinity')
+                                AND i.event_time < coalesce(p.ended_at, 'infinity'))
+                   ELSE i.event_time >= coalesce(e.started_at, '-infinity') AND i.event_time < coalesce(e.ended_at, 'infinity') END
                AND NOT EXISTS (SELECT 1 FROM over_active o WHERE o.user_id = i.user_id)
          ), first AS (
              SELECT f.* FROM eligible f WHERE NOT EXISTS (
@@ -219,13 +223,14 @@ fn any_event() -> impl Strategy<Value = Draft> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 40, max_shrink_iters: 200, ..ProptestConfig::default() })]
 
-    /// Any order, any cut into batches, any duplicates, and workers side by side give the same derived tables, and these
+    /// Any order, any cut into batches, any duplicates, and workers side by side give the same derived tables, with a pause or without, and these
     /// are what plain SQL computes from the raw rows. Of different events with one identity only one is sent here.
     #[test]
     fn derived_tables_do_not_depend_on_order(
         drafts in prop::collection::vec(any_event(), 1..60),
         window in 0..4i32,
         last_exposure: bool,
+        pause in prop::option::of((4..20u8, 4..20u8)),
         seed: u64,
     ) {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
@@ -243,6 +248,16 @@ proptest! {
                      started_at = '2026-02-10T08:00:00Z', ended_at = '2026-02-14T00:00:00Z' WHERE project_id = $project;
                      UPDATE catalogue_versions SET version = version + 1 WHERE project_id = $project"
                 )).await;
+                if let Some((from, until)) = pause {
+                    let (from, until) = (at(from.min(until)), at(from.max(until)));
+                    case.execute(&format!(
+                        "INSERT INTO experiment_phases (project_id, experiment_id, phase, state, started_at, ended_at)
+                         SELECT project_id, id, phase, state, from_time::timestamptz, until_time::timestamptz FROM experiments, (VALUES
+                             (1, 'assigning', '2026-02-10T08:00:00Z', '{from}'), (2, 'paused', '{from}', '{until}'),
+                             (3, 'assigning', '{until}', '2026-02-14T00:00:00Z')) p (phase, state, from_time, until_time)
+                         WHERE project_id = $project AND name = 'checkout'"
+                    )).await;
+                }
             }
             straight.store(drafts.clone()).await;
 

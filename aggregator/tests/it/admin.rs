@@ -159,6 +159,8 @@ async fn an_experiment_is_made_with_all_its_parts() {
         "variants": [{ "name": "b", "is_control": false, "weight": "50.5" }, { "name": "control", "is_control": true, "weight": "50" }],
         "metrics": [{ "name": "refunds", "conversion_type": "refund", "aggregation": "count_per_user", "direction": "decrease",
                       "role": "guardrail", "margin": "0.02", "window_days": 7, "cap": "3" }],
+        "phases": [{ "phase": 1, "state": "assigning", "started_at": "2026-03-01T00:00:00.000001Z", "ended_at": null,
+                     "weights": [{ "variant_id": made.variants[0].id, "weight": "50.5" }, { "variant_id": made.variants[1].id, "weight": "50" }] }],
     });
     assert_eq!(json, expected);
     assert_eq!(version(&mut conn).await, 1);
@@ -304,6 +306,109 @@ async fn start_and_stop_compute_the_experiment_again() {
     assert_eq!(actions, ["experiment.create", "experiment.start", "experiment.stop", "experiment.start"]);
 }
 
+/// What comes while an experiment is paused, or ended and not begun again yet, never counts; what comes afterwards does.
+#[tokio::test]
+async fn exposures_in_between_do_not_count() {
+    let (_database, mut conn, project) = database().await;
+    let started_at = Some(Micros(Micros::now().0 - 86_400 * Micros::SECOND));
+    let new = NewExperiment { start: true, started_at, ..checkout() };
+    let made = experiments::create(&mut conn, &project, &new).await.expect("made").experiment;
+    assert_eq!(made.phases.len(), 1);
+    for (user, is_paused) in [(1, true), (2, true), (3, false)] {
+        impression(&mut conn, &made, 10 * user, "0 seconds").await;
+        let ended = match is_paused {
+            true => experiments::pause(&mut conn, &project, "checkout").await.expect("paused"),
+            false => experiments::stop(&mut conn, &project, "checkout").await.expect("stopped"),
+        };
+        let expected = if is_paused { ExperimentStatus::Paused } else { ExperimentStatus::Completed };
+        assert_eq!((ended.experiment.status, ended.experiment.ended_at.is_some()), (expected, !is_paused));
+        impression(&mut conn, &made, 10 * user + 1, "0 seconds").await;
+        let resumed = experiments::start(&mut conn, &project, "checkout").await.expect("started").experiment;
+        assert_eq!((resumed.status, resumed.ended_at), (ExperimentStatus::Running, None));
+    }
+    impression(&mut conn, &made, 40, "0 seconds").await;
+    experiments::recompute(&mut conn, &project, "checkout").await.expect("recomputed");
+    let users: Vec<Uuid> = sqlx::query_scalar("SELECT user_id FROM user_experiment_participation ORDER BY user_id")
+        .fetch_all(&mut conn)
+        .await
+        .expect("rows");
+    assert_eq!(users, [10, 20, 30, 40].map(Uuid::from_u128));
+
+    let phases = show(&mut conn, &project, "checkout").await.expect("shown").phases;
+    let states: Vec<_> = phases.iter().map(|phase| (phase.state.as_str(), phase.weights.len())).collect();
+    assert_eq!(states, [("assigning", 2), ("paused", 0), ("assigning", 2), ("paused", 0), ("assigning", 2), ("assigning", 2)]);
+    assert!(phases.windows(2).all(|pair| pair[0].ended_at <= pair[1].started_at && pair[0].ended_at.is_some()), "{phases:?}");
+    assert!(phases[3].ended_at == phases[4].started_at && phases[4].ended_at < phases[5].started_at, "{phases:?}");
+    assert_eq!((phases[0].started_at, phases[5].ended_at), (started_at, None));
+
+    experiments::pause(&mut conn, &project, "checkout").await.expect("paused");
+    assert_eq!(experiments::pause(&mut conn, &project, "checkout").await.expect("paused already").recomputed, None);
+    let stopped = experiments::stop(&mut conn, &project, "checkout").await.expect("stopped").experiment;
+    assert!(stopped.phases.last().is_some_and(|last| last.ended_at == stopped.ended_at), "{stopped:?}");
+    let refused = experiments::pause(&mut conn, &project, "checkout").await.expect_err("it has ended");
+    assert_eq!(text(&refused), r#"experiment "checkout" is completed; only a running one is paused"#);
+}
+
+/// Other weights, or one more variant, begin a phase, at a time that may have been; what is refused changes nothing.
+#[tokio::test]
+async fn other_weights_begin_a_phase() {
+    let (_database, mut conn, project) = database().await;
+    let time = |text| Micros::parse(text).expect("a time");
+    let [start, split, third] = ["2026-03-01T00:00:00Z", "2026-03-05T00:00:00Z", "2026-03-09T00:00:00Z"].map(time);
+    let new = NewExperiment { start: true, started_at: Some(start), ..checkout() };
+    experiments::create(&mut conn, &project, &new).await.expect("made");
+    let weights = |of_control: &str, of_b: &str| {
+        [variant("b", Some(of_b)), NewVariant { is_control: false, ..variant("control", Some(of_control)) }]
+    };
+    let changed =
+        experiments::set_weights(&mut conn, &project, "checkout", &weights("90", "10"), Some(split)).await.expect("changed");
+    assert_eq!(
+        changed.variants.iter().map(|variant| variant.weight.map(|weight| weight.to_string())).collect::<Vec<_>>(),
+        [Some("10".to_owned()), Some("90".to_owned())]
+    );
+    experiments::add_variant(&mut conn, &project, "checkout", &variant("c", Some("50")), Some(third)).await.expect("added");
+    let phases = show(&mut conn, &project, "checkout").await.expect("shown").phases;
+    let found: Vec<_> = phases
+        .iter()
+        .map(|phase| {
+            let weights: Vec<_> =
+                phase.weights.iter().map(|share| share.weight.map(|weight| weight.to_string()).unwrap_or_default()).collect();
+            (phase.phase, phase.started_at, phase.ended_at, weights.join(" "))
+        })
+        .collect();
+    let expected = [
+        (1, Some(start), Some(split), "50.5 50".to_owned()),
+        (2, Some(split), Some(third), "10 90".to_owned()),
+        (3, Some(third), None, "10 50 90".to_owned()),
+    ];
+    assert_eq!(found, expected);
+
+    let version_before = version(&mut conn).await;
+    let mut refused = async |weights: &[NewVariant], from: Option<Micros>, expected: &str| {
+        let error = experiments::set_weights(&mut conn, &project, "checkout", weights, from).await.expect_err("refused");
+        assert!(text(&error).contains(expected), "{error} lacks {expected}");
+    };
+    let all = [weights("1", "1").to_vec(), vec![variant("c", Some("1"))]].concat();
+    refused(&weights("1", "1"), None, "found weights of 2 variants; each of b, c, control needs one").await;
+    refused(&all, Some(split), "from: found 2026-03-05T00:00:00Z; 2026-03-09T00:00:00Z, when the last phase began or ended")
+        .await;
+    refused(&all, Some(Micros(Micros::now().0 + 3_600 * Micros::SECOND)), ", now, is accepted").await;
+    refused(&[variant("d", Some("1"))], None, r#"variants[0]: found "d"; the experiment has b, c, control"#).await;
+    refused(&[variant("b", None)], None, r#"variants[0]: found "b" without a weight"#).await;
+    assert_eq!(
+        (version(&mut conn).await, show(&mut conn, &project, "checkout").await.expect("shown").phases),
+        (version_before, phases)
+    );
+
+    // In what does not run they wait for the next start.
+    experiments::pause(&mut conn, &project, "checkout").await.expect("paused");
+    let paused = experiments::set_weights(&mut conn, &project, "checkout", &all, None).await.expect("changed");
+    assert_eq!(paused.phases.len(), 4);
+    let resumed = experiments::start(&mut conn, &project, "checkout").await.expect("started").experiment;
+    let last = resumed.phases.last().expect("phases");
+    assert!(last.weights.iter().all(|share| share.weight.is_some_and(|weight| weight.millionths() == 1_000_000)), "{last:?}");
+}
+
 #[tokio::test]
 async fn a_registered_experiment_keeps_its_open_start() {
     let (_database, mut conn, project) = database().await;
@@ -344,7 +449,7 @@ async fn a_frozen_experiment_stays_as_it_is() {
     check(&experiments::start(&mut conn, &project, "checkout").await.expect_err("frozen"));
     check(&experiments::stop(&mut conn, &project, "checkout").await.expect_err("frozen"));
     check(&experiments::recompute(&mut conn, &project, "checkout").await.expect_err("frozen"));
-    check(&experiments::add_variant(&mut conn, &project, "checkout", &variant("c", Some("1"))).await.expect_err("frozen"));
+    check(&experiments::add_variant(&mut conn, &project, "checkout", &variant("c", Some("1")), None).await.expect_err("frozen"));
 }
 
 /// A change waits for the commits of its own project and holds no checkpoint, so that it holds up no other project's.
@@ -446,12 +551,14 @@ async fn a_new_experiment_has_its_dead_letters_replayed() {
         assert_eq!(status_of(&mut conn, id).await, "open");
     }
 
-    let refused = experiments::add_variant(&mut conn, &project, "checkout", &variant("c", None)).await.expect_err("no weight");
+    let refused =
+        experiments::add_variant(&mut conn, &project, "checkout", &variant("c", None), None).await.expect_err("no weight");
     let expected = "variants[2].weight: some variants have a weight and some have none; all or none is accepted";
     assert_eq!(text(&refused), expected);
-    let taken = experiments::add_variant(&mut conn, &project, "checkout", &variant("b", Some("1"))).await.expect_err("taken");
+    let taken =
+        experiments::add_variant(&mut conn, &project, "checkout", &variant("b", Some("1")), None).await.expect_err("taken");
     assert_eq!(taken.code(), "name_taken");
-    let added = experiments::add_variant(&mut conn, &project, "checkout", &variant("c", Some("1"))).await.expect("added");
+    let added = experiments::add_variant(&mut conn, &project, "checkout", &variant("c", Some("1")), None).await.expect("added");
     assert_eq!((added.dead_letters, added.experiment.variants.len()), (1, 3));
     assert_eq!(status_of(&mut conn, unknown_variant).await, "replay");
     assert_eq!(status_of(&mut conn, variant_elsewhere).await, "open");

@@ -2,6 +2,7 @@
 
 mod change;
 mod new;
+pub(crate) mod phases;
 
 use std::collections::HashMap;
 
@@ -12,9 +13,10 @@ use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row};
 use uuid::Uuid;
 
-pub use change::{StatusChange, add_metric, add_variant, insert, remove_metric, start, stop};
+pub use change::{StatusChange, add_metric, add_variant, insert, pause, remove_metric, set_weights, start, stop};
 pub(crate) use new::VARIANTS_MAX;
 pub use new::{CONTROL_NAMES, NewExperiment, NewVariant};
+pub use phases::{Phase, PhaseWeight};
 
 use crate::metrics::{self, Metric};
 use crate::project::Project;
@@ -63,6 +65,8 @@ pub struct Experiment {
     pub variants: Vec<Variant>,
     /// By role, then name.
     pub metrics: Vec<Metric>,
+    /// In their order; none of a draft.
+    pub phases: Vec<Phase>,
 }
 
 /// An arm as it is stored.
@@ -191,6 +195,7 @@ async fn read(
     }
     let ids: Vec<Uuid> = experiments.iter().flatten().map(|experiment| experiment.id).collect();
     let mut variants = variants(connection, project, &ids).await?;
+    let mut stored = phases::read(connection, project, &ids).await?;
     let mut metrics: HashMap<Uuid, Vec<Result<Metric, Unsupported>>> = HashMap::new();
     for (experiment, metric) in metrics::read(connection, project, &ids).await? {
         metrics.entry(experiment).or_default().push(metric);
@@ -201,7 +206,10 @@ async fn read(
             row: format!("{} of experiment {:?}", unsupported.row, experiment.name),
             ..unsupported
         })?;
-        Ok(Experiment { variants: variants.remove(&experiment.id).unwrap_or_default(), metrics, ..experiment })
+        let stored = stored.remove(&experiment.id).transpose()?;
+        let experiment = Experiment { variants: variants.remove(&experiment.id).unwrap_or_default(), metrics, ..experiment };
+        let phases = stored.unwrap_or_else(|| phases::implied(&experiment));
+        Ok(Experiment { phases, ..experiment })
     };
     Ok(experiments.into_iter().map(|experiment| experiment.and_then(&mut whole)).collect())
 }
@@ -246,6 +254,7 @@ fn of_row(row: &PgRow) -> Result<Experiment, sqlx::Error> {
         created_at: row.try_get::<Timestamp, _>("created_at")?.0,
         variants: Vec::new(),
         metrics: Vec::new(),
+        phases: Vec::new(),
     })
 }
 

@@ -39,7 +39,7 @@ pub use rules::Rules;
 pub use timestamp::Timestamp;
 pub use vocabulary::{
     Aggregation, Amount, AttributionMethod, CampaignStatus, CampaignType, ComponentType, DeadLetterStatus, Denominator,
-    Direction, EventNameStatus, ExperimentStatus, KeyKind, REFUND_TYPES, Role, UnknownText,
+    Direction, EventNameStatus, ExperimentStatus, KeyKind, PhaseState, REFUND_TYPES, Role, UnknownText,
 };
 
 /// Writes a time as people and programs read it.

@@ -7,8 +7,9 @@ use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row};
 use uuid::Uuid;
 
+use crate::experiments::phases;
 use crate::timestamp::Timestamp;
-use crate::vocabulary::{AttributionMethod, ExperimentStatus};
+use crate::vocabulary::{AttributionMethod, ExperimentStatus, PhaseState};
 use crate::{ReadError, Unsupported};
 
 /// The rules of one experiment.
@@ -18,10 +19,8 @@ pub struct Rules {
     pub is_draft: bool,
     /// Some of its rows may no longer be here: its two tables are left as they are.
     pub is_frozen: bool,
-    /// Impressions count from here on; none means always.
-    pub started_at: Option<Micros>,
-    /// And before here.
-    pub ended_at: Option<Micros>,
+    /// The times, half open, in which impressions count; an end that is none is no end.
+    pub assigning: Vec<(Option<Micros>, Option<Micros>)>,
     /// Of 86,400 seconds each; both ends of the window belong to it.
     pub window_days: i32,
     /// Which variant a conversion is credited to.
@@ -60,13 +59,23 @@ async fn read_some(
     )
     .bind(project)
     .bind(experiment)
-    .fetch_all(connection)
+    .fetch_all(&mut *connection)
     .await?;
+    let ids = rows.iter().map(|row| row.try_get("id")).collect::<Result<Vec<Uuid>, _>>()?;
+    let mut stored = phases::read(connection, project, &ids).await?;
     let mut found = HashMap::with_capacity(rows.len());
-    for row in &rows {
+    for (row, id) in rows.iter().zip(ids) {
         let name: &str = row.try_get("name")?;
         let rules = of_row(row).map_err(|error| ReadError::of_row(error, "experiments", || format!("row {name:?}")));
-        found.insert(row.try_get("id")?, ReadError::split(rules)?);
+        let rules = ReadError::split(rules)?;
+        let rules = match stored.remove(&id) {
+            None => rules,
+            Some(phases) => rules.and_then(|rules| {
+                let assigning = phases?.into_iter().filter(|phase| phase.state == PhaseState::Assigning);
+                Ok(Rules { assigning: assigning.map(|phase| (phase.started_at, phase.ended_at)).collect(), ..rules })
+            }),
+        };
+        found.insert(id, rules);
     }
     Ok(found)
 }
@@ -77,8 +86,8 @@ fn of_row(row: &PgRow) -> Result<Rules, sqlx::Error> {
     Ok(Rules {
         is_draft: row.try_get::<ExperimentStatus, _>("status")? == ExperimentStatus::Draft,
         is_frozen: row.try_get("is_frozen")?,
-        started_at: time("started_at")?,
-        ended_at: time("ended_at")?,
+        // Without stored phases it is one.
+        assigning: vec![(time("started_at")?, time("ended_at")?)],
         window_days: row.try_get("conversion_window_days")?,
         method: row.try_get("attribution_method")?,
         variants: variants.into_iter().collect(),

@@ -27,6 +27,7 @@ pub const COLUMNS: &[(&str, &str, &[&str])] = &[
     ("keys", "kind", KeyKind::TEXTS),
     ("experiments", "status", ExperimentStatus::TEXTS),
     ("experiments", "attribution_method", AttributionMethod::TEXTS),
+    ("experiment_phases", "state", PhaseState::TEXTS),
     ("metrics", "aggregation", Aggregation::TEXTS),
     ("metrics", "numerator", Amount::TEXTS),
     ("metrics", "denominator", Denominator::TEXTS),
@@ -142,6 +143,16 @@ text_enum! {
         Completed = "completed",
         /// Ended and put away.
         Archived = "archived",
+    }
+}
+
+text_enum! {
+    /// What an experiment does in a phase.
+    PhaseState {
+        /// Exposures begin participation.
+        Assigning = "assigning",
+        /// They do not.
+        Paused = "paused",
     }
 }
 

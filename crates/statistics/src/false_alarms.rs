@@ -144,7 +144,7 @@ pub fn simulate(scenario: Scenario, effect: f64, runs: u64, alpha: f64, seed: u6
     let Scenario { days, enrolment, window, planned_on, users_per_day } = scenario;
     let planned = (users_per_day * planned_on) as f64;
     let complete_by = |day: u64| users_per_day * day.saturating_sub(window).min(enrolment);
-    let fraction = |day: u64| information_fraction(complete_by(day), planned).unwrap_or(0.0);
+    let fraction = |day: u64| information_fraction(complete_by(day) as f64, planned).unwrap_or(0.0);
     let fractions: Vec<f64> = (1..=days).map(fraction).collect();
     let of_bounds = alpha * (1.0 - ALARM_SHARE);
     let bounds = bounds(&fractions, of_bounds, Sides::Two, 2.0);

@@ -22,8 +22,8 @@ pub enum Sides {
 }
 
 /// Returns the part of the planned information that `users` of both variants are, at most 1. `None` without a plan.
-pub fn information_fraction(users: u64, planned_users: f64) -> Option<f64> {
-    (planned_users > 0.0).then(|| (users as f64 / planned_users).min(1.0))
+pub fn information_fraction(users: f64, planned_users: f64) -> Option<f64> {
+    (planned_users > 0.0).then(|| (users / planned_users).min(1.0))
 }
 
 /// Returns the bound of z at each look, where alpha * fraction^`power` is spent up to each. `fractions` are those of the
@@ -233,9 +233,9 @@ mod tests {
         assert_eq!(judge(3, &[None, Some(3.1), Some(2.6)], Some(0.04)), Some((1, true, true)));
         assert_eq!((judge(0, &[], None), judge(1, &[Some(9.0)], None)), (None, None));
         assert_eq!(judge(3, &[], None), Some((2, false, false)), "looks that are not known show nothing");
-        assert_eq!(information_fraction(50, 200.0), Some(0.25));
-        assert_eq!(information_fraction(500, 200.0), Some(1.0));
-        assert_eq!(information_fraction(500, 0.0), None);
+        assert_eq!(information_fraction(50.0, 200.0), Some(0.25));
+        assert_eq!(information_fraction(500.0, 200.0), Some(1.0));
+        assert_eq!(information_fraction(500.0, 0.0), None);
     }
 
     proptest! {

@@ -79,6 +79,64 @@ pub fn sample_ratio(users: &[u64], weights: &[f64], threshold: f64) -> SampleRat
     found
 }
 
+/// What the check found where the weights changed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct OverStrata {
+    /// All strata together; the shares are those of all users.
+    pub all: SampleRatio,
+    /// Degrees of freedom of its statistic.
+    pub dof: u64,
+    /// Each stratum, with the variants that were in it.
+    pub each: Vec<SampleRatio>,
+}
+
+/// Users who were assigned in the same shares, by variant, with the weights that were in force; `None` of a variant that was not in it
+/// then, whose users are no business of the stratum.
+pub type Shares = (Vec<u64>, Vec<Option<f64>>);
+
+/// Compares the users of each variant with its weight where the weights changed: within each stratum, and then in all of them together, by
+/// the sum of the statistics. A stratum of too few users says nothing beside others.
+/// Source: sums of independent chi-square variables; why not pooled: as of [`crate::comparison::compare_strata`].
+pub fn sample_ratio_over_strata(strata: &[Shares], threshold: f64) -> OverStrata {
+    let of_stratum = |(users, weights): &Shares| {
+        let members = users.iter().zip(weights).filter_map(|(users, weight)| weight.map(|weight| (*users, weight)));
+        let (users, weights): (Vec<u64>, Vec<f64>) = members.unzip();
+        sample_ratio(&users, &weights, threshold)
+    };
+    let each: Vec<SampleRatio> = strata.iter().map(of_stratum).collect();
+    let is_sound = |ratio: &&SampleRatio| ratio.statistic.is_some() && ratio.status != Status::InsufficientSample;
+    let has_sound = each.iter().any(|ratio| is_sound(&ratio));
+    let tested = || each.iter().filter(|ratio| is_sound(ratio) || (!has_sound && ratio.statistic.is_some()));
+    let statistic: f64 = tested().filter_map(|ratio| ratio.statistic).sum();
+    let dof: u64 = tested().map(|ratio| ratio.expected.len() as u64 - 1).sum();
+    let tail = (dof > 0).then(|| chi_square_sf(statistic, dof as f64));
+    // A user in a variant of weight 0 is a mismatch whatever the shares are.
+    let is_stray = each.iter().any(|ratio| ratio.status == Status::Mismatch && ratio.p_value.is_none_or(|p| p >= threshold));
+    let status = match &tail {
+        _ if is_stray => Status::Mismatch,
+        None if each.iter().all(|ratio| ratio.status == Status::NoData) => Status::NoData,
+        _ if !has_sound => Status::InsufficientSample,
+        Some(tail) if tail.p < threshold => Status::Mismatch,
+        _ => Status::Ok,
+    };
+    let variants = strata.iter().map(|(users, _)| users.len()).max().unwrap_or(0);
+    let (mut expected, mut observed) = (vec![None; variants], vec![None; variants]);
+    for ((users, weights), ratio) in strata.iter().zip(&each) {
+        let weighted: Vec<usize> = (0..variants).filter(|place| weights[*place].is_some_and(|weight| weight > 0.0)).collect();
+        let total: u64 = weighted.iter().map(|place| users[*place]).sum();
+        for (place, share) in weighted.into_iter().zip(&ratio.expected) {
+            *expected[place].get_or_insert(0.0) += share * total as f64;
+            *observed[place].get_or_insert(0.0) += users[place] as f64;
+        }
+    }
+    let total: f64 = observed.iter().flatten().sum();
+    let shares = |counts: Vec<Option<f64>>| counts.into_iter().flatten().map(|count| count / total).collect();
+    let (expected, observed) = if total > 0.0 { (shares(expected), shares(observed)) } else { (Vec::new(), Vec::new()) };
+    let (p_value, log10_p) = (tail.as_ref().map(|tail| tail.p), tail.as_ref().map(|tail| tail.log10()));
+    let all = SampleRatio { status, statistic: tail.map(|_| statistic), p_value, log10_p, expected, observed };
+    OverStrata { all, dof, each }
+}
+
 /// How strongly the prior of [`sequential`] holds on to the expected shares.
 pub const CONCENTRATION: f64 = 10_000.0;
 
@@ -89,23 +147,38 @@ pub const CONCENTRATION: f64 = 10_000.0;
 /// Source: Lindon, Malek 2022, Anytime-Valid Inference for Multinomial Count Data, NeurIPS 35; a Dirichlet mixture against
 /// the multinomial.
 pub fn sequential(daily_users: &[Vec<u64>], weights: &[f64], concentration: f64) -> Vec<f64> {
-    let total: f64 = weights.iter().filter(|weight| **weight > 0.0).sum();
-    let shares: Vec<f64> = weights.iter().filter(|weight| **weight > 0.0).map(|weight| weight / total).collect();
-    let mut users = vec![0u64; shares.len()];
+    let weights: Vec<Option<f64>> = weights.iter().copied().map(Some).collect();
+    sequential_over_strata(daily_users, &[weights], concentration)
+}
+
+/// Does the same where the weights changed: the evidence of strata, users who were assigned in the same shares, is multiplied.
+/// `daily_users` has the variants of the first stratum, then those of the next one; weights as of [`Shares`].
+/// Source: as of [`sequential`]; products of e-processes of disjoint users are one.
+pub fn sequential_over_strata(daily_users: &[Vec<u64>], strata: &[Vec<Option<f64>>], concentration: f64) -> Vec<f64> {
+    let share = |weights: &Vec<Option<f64>>| {
+        let total: f64 = weights.iter().flatten().filter(|weight| **weight > 0.0).sum();
+        weights.iter().flatten().filter(|weight| **weight > 0.0).map(|weight| weight / total).collect::<Vec<f64>>()
+    };
+    let shares: Vec<Vec<f64>> = strata.iter().map(share).collect();
+    let mut users: Vec<Vec<u64>> = shares.iter().map(|shares| vec![0; shares.len()]).collect();
     let mut least = 0.0_f64;
     let day = |day: &Vec<u64>| {
-        let mut place = 0;
-        for (count, weight) in day.iter().zip(weights) {
-            if *weight > 0.0 {
-                users[place] += count;
-                place += 1;
-            } else if *count > 0 {
-                least = f64::NEG_INFINITY;
+        let mut counts = day.iter();
+        for (weights, users) in strata.iter().zip(&mut users) {
+            let mut place = 0;
+            for (weight, count) in weights.iter().zip(counts.by_ref()) {
+                if weight.is_some_and(|weight| weight > 0.0) {
+                    users[place] += count;
+                    place += 1;
+                } else if weight.is_some() && *count > 0 {
+                    least = f64::NEG_INFINITY;
+                }
             }
         }
-        if shares.len() > 1 {
-            least = least.min(-ln_bayes_factor(&users, &shares, concentration) / std::f64::consts::LN_10);
-        }
+        let of_stratum = |(users, shares): (&Vec<u64>, &Vec<f64>)| ln_bayes_factor(users, shares, concentration);
+        let tested = users.iter().zip(&shares).filter(|(_, shares)| shares.len() > 1);
+        let evidence: f64 = tested.map(of_stratum).sum();
+        least = least.min(-evidence / std::f64::consts::LN_10);
         least
     };
     daily_users.iter().map(day).collect()
@@ -153,6 +226,56 @@ mod tests {
         // A billion users off by a tenth of a point: no digits are lost, and the evidence is overwhelming.
         let many = sequential(&[vec![500_500_000, 499_500_000]], &[1.0, 1.0], CONCENTRATION);
         assert!(many[0] < -100.0 && many[0].is_finite(), "{many:?}");
+    }
+
+    /// 1,000 and 1,000, then a third variant, and 300 each; pooled, the third has too few.
+    #[test]
+    fn shares_that_changed_are_compared_within_their_time() {
+        let shares = |users: [u64; 3], weights: [Option<f64>; 3]| (users.to_vec(), weights.to_vec());
+        let (two, three) = ([Some(1.0), Some(1.0), None], [Some(1.0), Some(1.0), Some(1.0)]);
+        let (before, after) = (shares([1_000, 1_000, 0], two), shares([300, 300, 300], three));
+        let found = sample_ratio_over_strata(&[before.clone(), after.clone()], 0.001);
+        assert_eq!((found.all.status, found.all.statistic, found.all.p_value, found.dof), (Status::Ok, Some(0.0), Some(1.0), 3));
+        assert_eq!(found.all.expected, found.all.observed);
+        assert!(sample_ratio(&[1_300, 1_300, 300], &[1.0; 3], 0.001).p_value.is_some_and(|p| p < 1e-100));
+        // Crook et al. 2009: both days are exact, and chi-square against half and half is 480,200.
+        let friday = (vec![990_000, 10_000], vec![Some(99.0), Some(1.0)]);
+        let saturday = (vec![500_000, 500_000], vec![Some(50.0), Some(50.0)]);
+        assert_eq!(sample_ratio_over_strata(&[friday, saturday], 0.001).all.statistic, Some(0.0));
+        assert_eq!(sample_ratio(&[1_490_000, 510_000], &[1.0, 1.0], 0.001).statistic, Some(480_200.0));
+        // One day off is a mismatch, few users beside many say nothing, and a variant of weight 0 has none.
+        let check = |strata: &[Shares], status: Status, dof: u64| {
+            let found = sample_ratio_over_strata(strata, 0.001);
+            assert_eq!((found.all.status, found.dof), (status, dof), "{strata:?} {found:?}");
+        };
+        check(&[before.clone(), shares([300, 300, 100], three)], Status::Mismatch, 3);
+        check(&[before.clone(), shares([3, 0, 0], three)], Status::Ok, 1);
+        check(&[shares([3, 0, 0], two), shares([0, 3, 0], three)], Status::InsufficientSample, 3);
+        check(&[before.clone(), shares([300, 300, 1], [Some(1.0), Some(1.0), Some(0.0)])], Status::Mismatch, 2);
+        check(&[shares([0; 3], two), shares([0; 3], three)], Status::NoData, 0);
+        check(&[], Status::NoData, 0);
+        // A user of a variant before it was added is no business of that time.
+        check(&[shares([1_000, 1_000, 9], two), after], Status::Ok, 3);
+        assert_eq!(
+            sample_ratio_over_strata(std::slice::from_ref(&before), 0.001).each[0],
+            sample_ratio(&[1_000, 1_000], &[1.0, 1.0], 0.001)
+        );
+    }
+
+    #[test]
+    fn evidence_of_strata_is_multiplied() {
+        let (even, uneven) = (vec![Some(1.0), Some(1.0)], vec![Some(9.0), Some(1.0)]);
+        let days = [vec![600, 400, 0, 0], vec![0, 0, 900, 100], vec![0, 0, 1_800, 300]];
+        let found = sequential_over_strata(&days, &[even, uneven], CONCENTRATION);
+        let first = sequential(&[vec![600, 400]], &[1.0, 1.0], CONCENTRATION)[0];
+        let of_both = |second: &[u64]| -ln_bayes_factor(second, &[0.9, 0.1], CONCENTRATION) / std::f64::consts::LN_10 + first;
+        let expected = [first, first.min(of_both(&[900, 100])), first.min(of_both(&[900, 100])).min(of_both(&[2_700, 400]))];
+        assert!(found.iter().zip(expected).all(|(found, expected)| (found - expected).abs() < 1e-9), "{found:?} {expected:?}");
+        let stray =
+            sequential_over_strata(&[vec![1, 1, 1, 1]], &[vec![Some(1.0), Some(0.0)], vec![None, Some(1.0)]], CONCENTRATION);
+        assert_eq!(stray, [f64::NEG_INFINITY]);
+        let not_in_it = sequential_over_strata(&[vec![5, 5, 3]], &[vec![Some(1.0), Some(1.0), None]], CONCENTRATION);
+        assert_eq!(not_in_it, sequential(&[vec![5, 5]], &[1.0, 1.0], CONCENTRATION));
     }
 
     #[test]

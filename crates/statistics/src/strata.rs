@@ -1,4 +1,5 @@
-//! Effects over cells of users that were known before the experiment, such as countries, and effects scaled to all traffic.
+//! Effects over cells of users, such as countries or times in which users were assigned in other shares, and effects scaled to all
+//! traffic.
 
 use crate::comparison::Sample;
 use crate::difference::Difference;
@@ -31,46 +32,61 @@ pub fn post_stratified(cells: &[Cell]) -> Result<Difference, Undefined> {
     if arms.is_empty() || arms.iter().any(|(control, treatment, _)| control.users == 0 || treatment.users == 0) {
         return Err(Undefined::of(Status::NoData, None, None));
     }
-    let all: f64 = arms.iter().map(|(control, treatment, _)| (control.users + treatment.users) as f64).sum();
-    // Mean of the control and difference, over all cells; and their covariance.
-    let (mut mean, mut difference) = (0.0, 0.0);
-    let (mut of_mean, mut of_both, mut of_difference) = (0.0, 0.0, 0.0);
-    for (control, treatment, _) in &arms {
-        let share = (control.users + treatment.users) as f64 / all;
-        let cell = treatment.mean - control.mean;
-        mean += share * control.mean;
-        difference += share * cell;
-        let (vc, vt) = (control.variance_of_mean(), treatment.variance_of_mean());
-        of_mean += share * share * vc;
-        of_both -= share * share * vc;
-        of_difference += share * share * (vc + vt);
-    }
-    for (control, treatment, _) in &arms {
-        let share = (control.users + treatment.users) as f64 / all;
-        let (off_mean, off_difference) = (control.mean - mean, treatment.mean - control.mean - difference);
-        of_mean += share * off_mean * off_mean / all;
-        of_both += share * off_mean * off_difference / all;
-        of_difference += share * off_difference * off_difference / all;
-    }
-    let undefined = |status| Undefined::of(status, Some(mean), Some(mean + difference));
+    let cells: Vec<_> =
+        arms.iter().map(|(control, treatment, _)| (control.users + treatment.users, of_arms(control, treatment))).collect();
+    let found = combined(&cells);
+    let undefined = |status| Undefined::of(status, Some(found.baseline), Some(found.treatment));
     if arms.iter().any(|(control, treatment, is_share)| !is_share && control.users.min(treatment.users) < 2) {
         return Err(undefined(Status::InsufficientSample));
     }
-    if of_difference <= 0.0 {
-        return Err(undefined(Status::ZeroVariance));
-    }
-    let slope = if of_mean > 0.0 { of_both / of_mean } else { 0.0 };
-    Ok(Difference {
-        estimate: difference,
-        std_error: of_difference.sqrt(),
-        dof: (all - 2.0 * arms.len() as f64).max(1.0),
-        baseline: mean,
-        baseline_variance: of_mean,
-        treatment: mean + difference,
-        slope,
-        rest_variance: (of_difference - slope * of_both).max(0.0),
+    if found.std_error <= 0.0 { Err(undefined(Status::ZeroVariance)) } else { Ok(found) }
+}
+
+/// The difference of two means by itself, also where neither has any variance.
+pub(crate) fn of_arms(control: &Arm, treatment: &Arm) -> Difference {
+    let (of_control, of_treatment) = (control.variance_of_mean(), treatment.variance_of_mean());
+    Difference {
+        estimate: treatment.mean - control.mean,
+        std_error: (of_control + of_treatment).sqrt(),
+        dof: ((control.users + treatment.users) as f64 - 2.0).max(1.0),
+        baseline: control.mean,
+        baseline_variance: of_control,
+        treatment: treatment.mean,
+        slope: -1.0,
+        rest_variance: of_treatment,
         shares: None,
-    })
+    }
+}
+
+/// Combines the differences of cells, each with its users of both variants, by which it is weighted; of no cells it is 0 without
+/// precision. Formulas and source as of [`post_stratified`].
+pub(crate) fn combined(cells: &[(u64, Difference)]) -> Difference {
+    let all = cells.iter().map(|(users, _)| *users as f64).sum::<f64>().max(1.0);
+    let share = |users: u64| users as f64 / all;
+    let sum = |of: &dyn Fn(f64, &Difference) -> f64| cells.iter().map(|(users, cell)| of(share(*users), cell)).sum::<f64>();
+    let (baseline, treatment) = (sum(&|share, cell| share * cell.baseline), sum(&|share, cell| share * cell.treatment));
+    let estimate = sum(&|share, cell| share * cell.estimate);
+    // The shares of the cells are random, too: the second part of each.
+    let of_baseline =
+        sum(&|share, cell| share * share * cell.baseline_variance + share * (cell.baseline - baseline).powi(2) / all);
+    let of_both = sum(&|share, cell| {
+        share * share * cell.slope * cell.baseline_variance
+            + share * (cell.baseline - baseline) * (cell.estimate - estimate) / all
+    });
+    let of_estimate =
+        sum(&|share, cell| share * share * cell.std_error * cell.std_error + share * (cell.estimate - estimate).powi(2) / all);
+    let slope = if of_baseline > 0.0 { of_both / of_baseline } else { 0.0 };
+    Difference {
+        estimate,
+        std_error: of_estimate.sqrt(),
+        dof: (all - 2.0 * cells.len() as f64).max(1.0),
+        baseline,
+        baseline_variance: of_baseline,
+        treatment,
+        slope,
+        rest_variance: (of_estimate - slope * of_both).max(0.0),
+        shares: None,
+    }
 }
 
 /// Traffic to which an effect is scaled.

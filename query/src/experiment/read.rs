@@ -77,7 +77,7 @@ pub async fn read(app: &App, project: Uuid, name: &str, request: &Request) -> Re
     let query = CohortQuery {
         experiment: catalogue.experiment.id,
         variants: &catalogue.variants.iter().map(|variant| variant.id).collect::<Vec<_>>(),
-        runs: (catalogue.experiment.started_us, catalogue.experiment.ended_us),
+        assigning: &catalogue.experiment.assigning(),
         until: request.as_of,
         has_before,
         window_days: (window_days, longest),

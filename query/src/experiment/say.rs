@@ -120,7 +120,30 @@ fn left_out(measured: &Measured<'_>) -> Vec<Warning> {
         );
         Warning::new("conversions_without_value", message)
     });
-    measured.other_currencies.iter().map(currency).chain(without_value).chain(names).collect()
+    measured.other_currencies.iter().map(currency).chain(without_value).chain(names).chain(of_strata(measured)).collect()
+}
+
+/// Warns of users who came while one of two variants had none: there is nobody to compare them with.
+fn of_strata(measured: &Measured<'_>) -> impl Iterator<Item = Warning> {
+    let population = &measured.population;
+    let (groups, arms) = (population.groups(population.window_us), measured.variants.len());
+    let has_control = measured.experiment.control_variant_id.is_some() && population.strata.count() > 1;
+    let left_out = move |arm: usize| {
+        let pairs = groups.cells().chunks(arms.max(1)).map(|users| (users[0], users[arm]));
+        pairs
+            .filter(|(control, treatment)| (*control == 0) != (*treatment == 0))
+            .map(|(control, treatment)| control + treatment)
+            .sum::<u64>()
+    };
+    (1..arms).filter(move |_| has_control).map(move |arm| (arm, left_out(arm))).filter(|(_, users)| *users > 0).map(
+        |(arm, users)| {
+            let message = format!(
+                "{users} users came while {} or {} had nobody in the shares of that time, and are not in the comparison of both",
+                measured.variants[0].name, measured.variants[arm].name
+            );
+            Warning::new("stratum_left_out", message)
+        },
+    )
 }
 
 /// Returns the status of the whole answer, and warns of what limits all of its numbers.

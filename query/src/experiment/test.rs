@@ -12,9 +12,10 @@ use statistics::comparison::{Observed, omnibus};
 use statistics::moments::Overflow;
 
 use crate::experiment::measure::days::DaySums;
+use crate::experiment::measure::groups::Groups;
 use crate::experiment::measure::metrics::MeasuredMetric;
 use crate::experiment::measure::sample::{one, sampled};
-use crate::experiment::measure::sums::{Groups, sums};
+use crate::experiment::measure::sums::sums;
 use crate::experiment::measure::{Measured, overflow};
 use crate::experiment::read::catalogue::{Configured, Role};
 use crate::experiment::request::{Analysis, Cuped, PopulationRule, Request, Windows};
@@ -172,7 +173,7 @@ impl<'a> Tests<'a, '_> {
         conclusions: Vec<Conclusion>,
         breakdown: Option<Breakdown>,
     ) -> Result<TestedMetric<'a>, Overflow> {
-        let (design, configured) = (&self.design, &metric.configured);
+        let (design, configured, strata) = (&self.design, &metric.configured, &self.measured.population.strata);
         let best = chances_to_be_best(configured, &metric.sampled);
         let mut comparisons = Vec::with_capacity(prepared.compared.len());
         for (compared, conclusion) in prepared.compared.into_iter().zip(conclusions) {
@@ -181,11 +182,14 @@ impl<'a> Tests<'a, '_> {
             comparisons.push(conclude(design, configured, compared, conclusion, supplemental, best));
         }
         let series = match (&prepared.days, design.plan.days) {
-            (Some(series), Some(days)) if design.request.has_series => Some(breakdown::by_day(design, configured, series, days)?),
+            (Some(series), Some(days)) if design.request.has_series => {
+                Some(breakdown::by_day(design, configured, series, (days, strata))?)
+            }
             _ => None,
         };
         let observed: Vec<Observed> = metric.sampled.iter().map(|sampled| sampled.observed).collect();
-        let omnibus = omnibus(&observed).filter(|_| observed.len() > 2).map(Omnibus::from);
+        let has_strata = metric.sampled.iter().any(|sampled| !sampled.strata.is_empty());
+        let omnibus = omnibus(&observed).filter(|_| observed.len() > 2 && !has_strata).map(Omnibus::from);
         Ok(TestedMetric { measured: metric, comparisons, omnibus, breakdown, series })
     }
 

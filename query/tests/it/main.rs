@@ -11,6 +11,7 @@ mod funnels;
 mod golden_funnels;
 mod golden_rows;
 mod patterns;
+mod phases;
 mod results;
 mod schema;
 mod server;

@@ -422,6 +422,17 @@ async fn value_is_shared_by_each_model_to_the_cent() {
     check("position_based", ["3994.00", "5606.00"]);
     assert_eq!(answer["attribution"]["sensitivity"]["share_below"], 0.0);
     assert_eq!(answer["attribution"]["currency"], "EUR");
+
+    // In a pause nobody is touched. Another question, since what was read for the first one is kept.
+    let phase = |phase: u32, state: &str, from: &str, until: &str| {
+        let time = |time: &str| if time.is_empty() { "null".to_owned() } else { format!("'2026-03-01T{time}:00Z'") };
+        format!("('{PROJECT}', '{id}', {phase}, '{state}', {}, {})", time(from), time(until))
+    };
+    let phases = [phase(1, "assigning", "", "00:10"), phase(2, "paused", "00:10", "00:50"), phase(3, "assigning", "00:50", "")];
+    service.run(&format!("INSERT INTO experiment_phases VALUES {}", phases.join(", "))).await;
+    let answer = service.get("/v1/experiments/clear/results?baseline=control").await.ok();
+    let last = answer["attribution"]["models"].as_array().expect("models").iter().find(|found| found["model"] == "last_touch");
+    assert_eq!(last.expect("is there")["by_variant"][0]["value"], "4000.00", "{last:?}");
 }
 
 #[tokio::test]

@@ -1,20 +1,22 @@
-//! Changes of experiments: made, started, stopped, given variants and metrics.
+//! Changes of experiments: made, started, paused, stopped, given variants, weights and metrics.
 //!
 //! What may set dead letters free or change the meaning of stored rows is a step of a [`Change`], which the aggregator makes
 //! together with its own part. The rest is done here as a whole.
 
+use events::Micros;
 use serde_json::json;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::new::check_variants;
-use super::{Experiment, NewExperiment, NewVariant, Variant, load, show};
+use super::{Experiment, NewExperiment, NewVariant, Variant, load, phases, show};
 use crate::CatalogueError;
 use crate::change::Change;
 use crate::metrics::{self, METRICS_MAX, NewMetric};
 use crate::project::Project;
 use crate::timestamp::Timestamp;
-use crate::vocabulary::ExperimentStatus::{self, Archived, Completed, Draft, Running};
+use crate::vocabulary::ExperimentStatus::{Archived, Completed, Draft, Paused, Running};
+use crate::vocabulary::PhaseState;
 
 /// Stores a new experiment.
 /// # Errors
@@ -80,15 +82,18 @@ async fn insert_variant(
     Ok(())
 }
 
-/// Adds a variant to an experiment. It is never the control; it has a weight exactly if the others have. Rows that are stored
-/// keep their meaning.
+/// Adds a variant to an experiment, from `from` on, now if not said: in one that runs that begins a phase. It is never the control; it
+/// has a weight exactly if the others have. Rows that are stored keep their meaning.
 /// # Errors
 /// [`CatalogueError::Unknown`], [`CatalogueError::Frozen`], [`CatalogueError::Invalid`], [`CatalogueError::NameTaken`].
-pub async fn add_variant(change: &mut Change<'_>, name: &str, new: &NewVariant) -> Result<Experiment, CatalogueError> {
-    let project = change.project().clone();
+pub async fn add_variant(
+    change: &mut Change<'_>,
+    name: &str,
+    new: &NewVariant,
+    from: Option<Micros>,
+) -> Result<Experiment, CatalogueError> {
+    let (project, before) = changeable(change, name).await?;
     let connection = change.connection();
-    let before = show(connection, &project, name).await?;
-    before.refuse_frozen()?;
     if let Some(other) = before.variants.iter().find(|variant| variant.name == new.name) {
         return Err(CatalogueError::NameTaken { what: "variant", name: new.name.clone(), id: other.id });
     }
@@ -106,8 +111,89 @@ pub async fn add_variant(change: &mut Change<'_>, name: &str, new: &NewVariant) 
     };
     let variants: Vec<NewVariant> = before.variants.iter().map(as_new).chain([new.clone()]).collect();
     check_variants(&variants)?;
-    insert_variant(connection, project.id, before.id, new).await?;
-    load(connection, project.id, before.id).await
+    if before.status == Running {
+        let at = phases::turn(connection, &before, from).await?;
+        phases::end_last(connection, project, &before, at).await?;
+        insert_variant(connection, project, before.id, new).await?;
+        phases::begin_next(connection, project, &before, PhaseState::Assigning, at).await?;
+    } else {
+        refuse_time(&before, from)?;
+        insert_variant(connection, project, before.id, new).await?;
+    }
+    load(connection, project, before.id).await
+}
+
+/// Changes the weights of all variants, from `from` on, now if not said: in an experiment that runs that begins a phase; in a draft or a
+/// paused one they are those of the next start. Rows that are stored keep their meaning.
+/// # Errors
+/// [`CatalogueError::Unknown`], [`CatalogueError::Frozen`], [`CatalogueError::WrongState`], [`CatalogueError::Invalid`].
+pub async fn set_weights(
+    change: &mut Change<'_>,
+    name: &str,
+    weights: &[NewVariant],
+    from: Option<Micros>,
+) -> Result<Experiment, CatalogueError> {
+    let (project, before) = changeable(change, name).await?;
+    let connection = change.connection();
+    if matches!(before.status, Completed | Archived) {
+        return Err(wrong_state(&before, "only a draft, running or paused one gets other weights"));
+    }
+    check_weights(&before, weights)?;
+    let at = match before.status {
+        Running => Some(phases::turn(connection, &before, from).await?),
+        _ => refuse_time(&before, from).map(|()| None)?,
+    };
+    if let Some(at) = at {
+        phases::end_last(connection, project, &before, at).await?;
+    }
+    for variant in weights {
+        sqlx::query("UPDATE variants SET weight = $4::numeric WHERE project_id = $1 AND experiment_id = $2 AND name = $3")
+            .bind(project)
+            .bind(before.id)
+            .bind(&variant.name)
+            .bind(&variant.weight)
+            .execute(&mut *connection)
+            .await?;
+    }
+    if let Some(at) = at {
+        phases::begin_next(connection, project, &before, PhaseState::Assigning, at).await?;
+    }
+    load(connection, project, before.id).await
+}
+
+/// Checks that each variant has a new weight, as it would be checked at the start.
+fn check_weights(experiment: &Experiment, weights: &[NewVariant]) -> Result<(), CatalogueError> {
+    check_variants(weights)?;
+    let names = || experiment.variants.iter().map(|variant| variant.name.as_str()).collect::<Vec<_>>().join(", ");
+    for (index, given) in weights.iter().enumerate() {
+        let fault = |found: String| Err(CatalogueError::invalid(format!("variants[{index}]"), found));
+        if !experiment.variants.iter().any(|variant| variant.name == given.name) {
+            return fault(format!("found {:?}; the experiment has {}", given.name, names()));
+        }
+        if given.is_control {
+            return fault("found a control; what the others are compared with is chosen at the start".to_owned());
+        }
+        if given.weight.is_none() {
+            return fault(format!("found {:?} without a weight; NAME:WEIGHT is accepted", given.name));
+        }
+    }
+    if weights.len() < experiment.variants.len() {
+        let found = format!("found weights of {} variants; each of {} needs one, 0 if it gets no users", weights.len(), names());
+        return Err(CatalogueError::invalid("variants", found));
+    }
+    Ok(())
+}
+
+/// Only what runs has a phase that could have ended earlier.
+fn refuse_time(experiment: &Experiment, from: Option<Micros>) -> Result<(), CatalogueError> {
+    match from {
+        None => Ok(()),
+        Some(from) => {
+            let found =
+                format!("found {from}, but the experiment is {}; a time is accepted for a running one", experiment.status);
+            Err(CatalogueError::invalid("from", found))
+        }
+    }
 }
 
 /// A change of status: the experiment as it was and as it is.
@@ -125,6 +211,10 @@ impl StatusChange {
         self.before.status != self.after.status
     }
 
+    fn none(experiment: Experiment) -> Self {
+        StatusChange { before: experiment.clone(), after: experiment }
+    }
+
     /// Returns what the audit notes.
     pub fn details(&self) -> serde_json::Value {
         let state = |experiment: &Experiment| {
@@ -133,32 +223,57 @@ impl StatusChange {
                 "status": experiment.status,
                 "started_at": time(experiment.started_at),
                 "ended_at": time(experiment.ended_at),
+                "phases": experiment.phases,
             })
         };
         json!({ "id": self.after.id, "before": state(&self.before), "after": state(&self.after) })
     }
 }
 
-/// Lets an experiment run: a draft from now on, a paused one again, a completed one as if it had never been stopped.
-/// A running one stays as it is, also where it has no start.
+/// Lets an experiment run: a draft from now on; a paused or completed one again, in a phase of its own, so that exposures in between go on
+/// not counting. A running one stays as it is, also where it has no start.
 ///
 /// Stored rows change their meaning: the caller marks the experiment in the same change, and recomputes it.
 /// # Errors
 /// [`CatalogueError::Unknown`], [`CatalogueError::Frozen`], [`CatalogueError::WrongState`] for an archived one.
 pub async fn start(change: &mut Change<'_>, name: &str) -> Result<StatusChange, CatalogueError> {
-    change_status(change, name, |before| match before {
-        Archived => Err("only a draft, paused or completed one is started"),
-        Running => Ok(None),
+    let (project, before) = changeable(change, name).await?;
+    let connection = change.connection();
+    let statement = match before.status {
+        Running => return Ok(StatusChange::none(before)),
+        Archived => return Err(wrong_state(&before, "only a draft, paused or completed one is started")),
         // What has run without a start time, such as a registered one that was paused, keeps its early exposures.
-        Draft => Ok(Some(
+        Draft => {
             "UPDATE experiments SET status = 'running', started_at = coalesce(started_at, now()), ended_at = NULL, \
-                 updated_at = now() WHERE project_id = $1 AND id = $2",
-        )),
-        ExperimentStatus::Paused | Completed => Ok(Some(
-            "UPDATE experiments SET status = 'running', ended_at = NULL, updated_at = now() WHERE project_id = $1 AND id = $2",
-        )),
-    })
-    .await
+                 updated_at = now() WHERE project_id = $1 AND id = $2"
+        }
+        Paused | Completed => {
+            let at = phases::turn(connection, &before, None).await?;
+            phases::end_last(connection, project, &before, at).await?;
+            phases::begin_next(connection, project, &before, PhaseState::Assigning, at).await?;
+            "UPDATE experiments SET status = 'running', ended_at = NULL, updated_at = now() WHERE project_id = $1 AND id = $2"
+        }
+    };
+    changed(change, before, statement).await
+}
+
+/// Lets exposures begin no participation for now; conversions within the window of earlier ones count. A paused one stays as it is. The
+/// caller's duties are those of [`start`].
+/// # Errors
+/// [`CatalogueError::Unknown`], [`CatalogueError::Frozen`], [`CatalogueError::WrongState`] for one that does not run.
+pub async fn pause(change: &mut Change<'_>, name: &str) -> Result<StatusChange, CatalogueError> {
+    let (project, before) = changeable(change, name).await?;
+    match before.status {
+        Paused => return Ok(StatusChange::none(before)),
+        Running => {}
+        Draft | Completed | Archived => return Err(wrong_state(&before, "only a running one is paused")),
+    }
+    let connection = change.connection();
+    let at = phases::turn(connection, &before, None).await?;
+    phases::end_last(connection, project, &before, at).await?;
+    phases::begin_next(connection, project, &before, PhaseState::Paused, at).await?;
+    let statement = "UPDATE experiments SET status = 'paused', updated_at = now() WHERE project_id = $1 AND id = $2";
+    changed(change, before, statement).await
 }
 
 /// Ends an experiment now: later exposures do not count, conversions within the window of earlier ones do.
@@ -166,36 +281,42 @@ pub async fn start(change: &mut Change<'_>, name: &str) -> Result<StatusChange, 
 /// # Errors
 /// [`CatalogueError::Unknown`], [`CatalogueError::Frozen`], [`CatalogueError::WrongState`] for a draft or an archived one.
 pub async fn stop(change: &mut Change<'_>, name: &str) -> Result<StatusChange, CatalogueError> {
-    change_status(change, name, |before| match before {
-        Draft => Err("it was never started, so there is nothing to end"),
-        Archived => Err("only a running or paused one is stopped"),
-        Completed => Ok(None),
-        Running | ExperimentStatus::Paused => Ok(Some(
-            "UPDATE experiments SET status = 'completed', ended_at = now(), updated_at = now() \
-             WHERE project_id = $1 AND id = $2",
-        )),
-    })
-    .await
+    let (project, before) = changeable(change, name).await?;
+    match before.status {
+        Completed => return Ok(StatusChange::none(before)),
+        Draft => return Err(wrong_state(&before, "it was never started, so there is nothing to end")),
+        Archived => return Err(wrong_state(&before, "only a running or paused one is stopped")),
+        Running | Paused => {}
+    }
+    let connection = change.connection();
+    let at = phases::turn(connection, &before, None).await?;
+    phases::end_last(connection, project, &before, at).await?;
+    let statement = "UPDATE experiments SET status = 'completed', ended_at = now(), updated_at = now() \
+                     WHERE project_id = $1 AND id = $2";
+    changed(change, before, statement).await
 }
 
-/// `statement`: the one that makes the change from a status, none where there is nothing to do, or why it is refused.
-async fn change_status(
-    change: &mut Change<'_>,
-    name: &str,
-    statement: impl FnOnce(ExperimentStatus) -> Result<Option<&'static str>, &'static str>,
-) -> Result<StatusChange, CatalogueError> {
+/// Returns the project and an experiment of it that may be changed.
+async fn changeable(change: &mut Change<'_>, name: &str) -> Result<(Uuid, Experiment), CatalogueError> {
     let project = change.project().clone();
-    let connection = change.connection();
-    let before = show(connection, &project, name).await?;
-    before.refuse_frozen()?;
-    let statement = statement(before.status).map_err(|accepted| CatalogueError::WrongState {
-        subject: format!("experiment {:?}", before.name),
-        found: before.status.to_string(),
+    let experiment = show(change.connection(), &project, name).await?;
+    experiment.refuse_frozen()?;
+    Ok((project.id, experiment))
+}
+
+fn wrong_state(experiment: &Experiment, accepted: &'static str) -> CatalogueError {
+    CatalogueError::WrongState {
+        subject: format!("experiment {:?}", experiment.name),
+        found: experiment.status.to_string(),
         accepted: accepted.into(),
-    })?;
-    let Some(statement) = statement else { return Ok(StatusChange { after: before.clone(), before }) };
-    sqlx::query(statement).bind(project.id).bind(before.id).execute(&mut *connection).await?;
-    let after = load(connection, project.id, before.id).await?;
+    }
+}
+
+/// Makes a change of status by its statement.
+async fn changed(change: &mut Change<'_>, before: Experiment, statement: &'static str) -> Result<StatusChange, CatalogueError> {
+    let project = change.project().id;
+    sqlx::query(statement).bind(project).bind(before.id).execute(change.connection()).await?;
+    let after = load(change.connection(), project, before.id).await?;
     Ok(StatusChange { before, after })
 }
 

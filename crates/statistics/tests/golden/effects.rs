@@ -60,8 +60,8 @@ fn exact(compared: &Comparison) -> Value {
     json!({
         "p_fisher": compared.fisher().map(|p| p.p),
         "log10_p_fisher": compared.fisher().map(|p| p.log10),
-        "newcombe_ci_low": compared.exact.map(|exact| exact.newcombe.0),
-        "newcombe_ci_high": compared.exact.map(|exact| exact.newcombe.1),
+        "newcombe_ci_low": compared.exact.and_then(|exact| exact.newcombe).map(|interval| interval.0),
+        "newcombe_ci_high": compared.exact.and_then(|exact| exact.newcombe).map(|interval| interval.1),
         "absolute_estimate": compared.estimate,
     })
 }

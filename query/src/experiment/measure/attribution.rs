@@ -4,7 +4,7 @@
 use serde::Serialize;
 use uuid::Uuid;
 
-use crate::experiment::measure::sums::Groups;
+use crate::experiment::measure::groups::Groups;
 use crate::experiment::read::cohort::{Cohort, DAY_US, Row, Touch};
 use crate::experiment::read::experiment::Experiment;
 use statistics::credit::Model;

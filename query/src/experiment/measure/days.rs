@@ -3,7 +3,8 @@
 //! Days are those of UTC, by the time of the event. A late event therefore changes the days since it happened, not the day
 //! on which it came.
 
-use crate::experiment::measure::sums::{CohortMetric, Groups, Sums, UserSum};
+use crate::experiment::measure::groups::Groups;
+use crate::experiment::measure::sums::{CohortMetric, Sums, UserSum};
 use crate::experiment::read::catalogue::{Aggregation, Denominator};
 use crate::experiment::read::cohort::{Cohort, DAY_US};
 use chrono::DateTime;
@@ -67,23 +68,22 @@ impl Days {
 /// The sums of each group at the end of one day.
 pub type DaySums = Vec<Sums>;
 
-/// Returns the users of each group at the end of each day.
+/// Returns the users of each cell at the end of each day.
 pub fn users(cohort: &Cohort, groups: &Groups, days: Days) -> Vec<Vec<u64>> {
-    let mut users = vec![vec![0; groups.users().len()]; days.count];
+    let mut users = vec![vec![0; groups.cells().len()]; days.count];
     for user in 0..cohort.users.len() {
-        if let Some(group) = groups.of(user as u32) {
-            users[days.place(cohort.users.exposed[user])][group] += 1;
+        if let Some(cell) = groups.cell(user as u32) {
+            users[days.place(cohort.users.exposed[user])][cell] += 1;
         }
     }
     for day in 1..days.count {
-        for group in 0..groups.users().len() {
-            users[day][group] += users[day - 1][group];
-        }
+        let (past, today) = users.split_at_mut(day);
+        today[0].iter_mut().zip(&past[day - 1]).for_each(|(today, before)| *today += before);
     }
     users
 }
 
-/// What changes on one day in one group.
+/// What changes on one day in one cell.
 #[derive(Clone, Copy, Default)]
 struct Change {
     converters: i64,
@@ -97,7 +97,7 @@ struct Change {
     before_product: Products,
 }
 
-/// What came up to one day in one group.
+/// What came up to one day in one cell.
 #[derive(Clone, Copy, Default)]
 struct Totals {
     converters: i64,
@@ -112,7 +112,7 @@ struct Totals {
 }
 
 /// Returns the sums of each group at the end of each day; `None` for a metric that is not additive over days. `users` are those of
-/// each group at the end of each day; `before` is what users did before their first exposure, ordered by user, and empty where there
+/// each cell at the end of each day; `before` is what users did before their first exposure, ordered by user, and empty where there
 /// is no covariate. Sums above `cap` count as `cap`.
 /// # Errors
 /// [`Overflow`].
@@ -129,7 +129,7 @@ pub fn sums(
         return Ok(None);
     }
     let is_rate = *aggregation == Aggregation::ConversionRate;
-    let width = groups.users().len();
+    let width = groups.cells().len();
     let mut changes = vec![Change::default(); days.count * width];
     let shown = |amount: i128| match cap {
         _ if is_rate => amount.min(Moments::SCALE),
@@ -137,21 +137,21 @@ pub fn sums(
         None => amount,
     };
     for earlier in before {
-        let Some(group) = groups.of(earlier.user) else { continue };
-        let change = &mut changes[days.place(cohort.users.exposed[earlier.user as usize]) * width + group];
+        let Some(cell) = groups.cell(earlier.user) else { continue };
+        let change = &mut changes[days.place(cohort.users.exposed[earlier.user as usize]) * width + cell];
         change.before = change.before.checked_add(earlier.amount).ok_or(Overflow)?;
         change.before_squares.add(earlier.amount, earlier.amount)?;
     }
     let mut later = before.iter().peekable();
     for user in cohort.after.filled().iter().map(|user| *user as usize) {
-        let Some(group) = groups.of(user as u32) else { continue };
+        let Some(cell) = groups.cell(user as u32) else { continue };
         let exposed = cohort.users.exposed[user];
         let (mut amount, mut base, mut has_converted) = (0i128, 0i128, false);
         while later.next_if(|earlier| (earlier.user as usize) < user).is_some() {}
         let earlier = later.next_if(|earlier| earlier.user as usize == user).map_or(0, |earlier| earlier.amount);
         for row in cohort.after.of(user).iter().filter(|row| counted.is_in_window(row, exposed)) {
             let Some((more, more_base)) = counted.of_row(row) else { continue };
-            let change = &mut changes[days.place(row.time) * width + group];
+            let change = &mut changes[days.place(row.time) * width + cell];
             let (next, next_base) = (amount.checked_add(more).ok_or(Overflow)?, base.checked_add(more_base).ok_or(Overflow)?);
             let (from, to) = (shown(amount), shown(next));
             change.converters += i64::from(!has_converted && counted.is_conversion(row));
@@ -169,8 +169,8 @@ pub fn sums(
     let mut totals = vec![Totals::default(); width];
     for (day, users) in users.iter().enumerate() {
         let mut row = Vec::with_capacity(width);
-        for (group, total) in totals.iter_mut().enumerate() {
-            let change = &changes[day * width + group];
+        for (cell, total) in totals.iter_mut().enumerate() {
+            let change = &changes[day * width + cell];
             total.converters += change.converters;
             total.amount = total.amount.checked_add(change.amount).ok_or(Overflow)?;
             total.base = total.base.checked_add(change.base).ok_or(Overflow)?;
@@ -181,17 +181,18 @@ pub fn sums(
             total.before_squares = total.before_squares.checked_add(change.before_squares.total()?).ok_or(Overflow)?;
             total.before_product = total.before_product.checked_add(change.before_product.total()?).ok_or(Overflow)?;
             row.push(Sums {
-                users: users[group],
+                users: users[cell],
                 converters: total.converters as u64,
                 capped: 0,
-                amount: Moments::from_parts(users[group], total.amount, total.squares),
-                base: Moments::from_parts(users[group], total.base, total.base_squares),
+                amount: Moments::from_parts(users[cell], total.amount, total.squares),
+                base: Moments::from_parts(users[cell], total.base, total.base_squares),
                 amount_base: total.product,
-                before: Moments::from_parts(users[group], total.before, total.before_squares),
+                before: Moments::from_parts(users[cell], total.before, total.before_squares),
                 amount_before: total.before_product,
+                strata: Vec::new(),
             });
         }
-        series.push(row);
+        series.push(groups.sums_of(row)?);
     }
     Ok(Some(series))
 }

@@ -6,10 +6,11 @@ use std::sync::Arc;
 use rayon::iter::{IntoParallelIterator, ParallelIterator};
 
 use crate::experiment::measure::days::{self, DaySums, Days};
+use crate::experiment::measure::groups::Groups;
 use crate::experiment::measure::population::Population;
 use crate::experiment::measure::ripe;
 use crate::experiment::measure::sample::{Sampled, sampled};
-use crate::experiment::measure::sums::{CAP_SUMS_MIN, CohortMetric, Groups, LeftOut, Sums, UserSum, filled, sums};
+use crate::experiment::measure::sums::{CAP_SUMS_MIN, CohortMetric, LeftOut, Sums, UserSum, filled, sums};
 use crate::experiment::read::catalogue::{Aggregation, Configured, Role};
 use crate::experiment::read::cohort::Cohort;
 use crate::experiment::read::experiment::Experiment;

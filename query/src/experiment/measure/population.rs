@@ -4,13 +4,14 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use serde::Serialize;
-use statistics::distributions::PValue;
+use statistics::distributions::{PValue, chi_square_sf};
 use statistics::proportions::{Count, homogeneity};
 use uuid::Uuid;
 
 use crate::experiment::measure::days::{self, Days};
+use crate::experiment::measure::groups::Groups;
 use crate::experiment::measure::ripe::{self, Ripeness};
-use crate::experiment::measure::sums::Groups;
+use crate::experiment::measure::strata::Strata;
 use crate::experiment::read::cohort::{Cohort, DAY_US};
 use crate::experiment::read::experiment::{Experiment, Variant};
 use crate::experiment::request::{PopulationRule, Request, Windows};
@@ -62,6 +63,8 @@ pub struct Population<'a> {
     pub windows: Windows,
     /// The experiment's window, in microseconds.
     pub window_us: i64,
+    /// Which of them were assigned in the same shares.
+    pub strata: Strata,
     /// Users who saw several variants.
     mixed: u64,
     /// What was asked for: most metrics ask for the same.
@@ -111,9 +114,11 @@ fn once<T>(made: &Mutex<HashMap<Key, Arc<T>>>, key: Key, make: impl FnOnce() -> 
 impl<'a> Population<'a> {
     /// Says who is asked for. Where nothing was, users who saw several variants are left out, unless the variants lose different
     /// parts of their users by that: then they count for the one that they saw first.
-    pub fn new(cohort: &'a Cohort, variants: &[Variant], request: &Request, now: i64, window_days: i32) -> Self {
+    pub fn new(cohort: &'a Cohort, experiment: &Experiment, variants: &[Variant], request: &Request, now: i64) -> Self {
         let rule = request.population.unwrap_or(PopulationRule::ExcludeMulti);
-        let found = Self::by(cohort, variants.len(), now, (rule, request.windows), i64::from(window_days) * DAY_US);
+        let window_us = i64::from(experiment.conversion_window_days) * DAY_US;
+        let found = Self::by(cohort, variants.len(), now, (rule, request.windows), window_us);
+        let found = Population { strata: Strata::of(experiment, variants), ..found };
         let is_moved = request.population.is_none() && found.exclusion().is_some_and(|exclusion| exclusion.is_biased);
         if is_moved { Population { rule: PopulationRule::FirstExposure, ..found } } else { found }
     }
@@ -121,22 +126,29 @@ impl<'a> Population<'a> {
     /// Compares the variants in the part of their users who saw others, too, by the variant that they saw first; none without users
     /// of several variants, or who saw several.
     pub fn exclusion(&self) -> Option<Exclusion> {
-        let mut counts = vec![Count { users: 0, converted: 0 }; self.arms];
-        for (arm, is_mixed) in self.cohort.users.arms.iter().zip(&self.cohort.users.is_mixed) {
-            let count = counts.get_mut(*arm as usize)?;
+        let users = &self.cohort.users;
+        let mut strata = vec![vec![Count { users: 0, converted: 0 }; self.arms]; self.strata.count()];
+        for (user, arm) in users.arms.iter().enumerate() {
+            let count = strata[self.strata.of_time(users.exposed[user])].get_mut(*arm as usize)?;
             count.users += 1;
-            count.converted += u64::from(*is_mixed);
+            count.converted += u64::from(users.is_mixed[user]);
         }
-        let (statistic, tail) = homogeneity(&counts)?;
-        let filled = counts.iter().filter(|count| count.users > 0).count();
+        let (mut statistic, mut dof) = (0.0, 0);
+        for counts in &strata {
+            if let Some((of_stratum, _)) = homogeneity(counts) {
+                statistic += of_stratum;
+                dof += counts.iter().filter(|count| count.users > 0).count() as u64 - 1;
+            }
+        }
+        let tail = (dof > 0).then(|| chi_square_sf(statistic, dof as f64))?;
         let share = self.multi_share()?;
         Some(Exclusion {
             statistic,
-            dof: filled as u64 - 1,
-            p_value: tail.into(),
+            dof,
             share,
-            left_out: counts.iter().map(|count| count.converted).collect(),
+            left_out: (0..self.arms).map(|arm| strata.iter().map(|counts| counts[arm].converted).sum()).collect(),
             is_biased: share > EXCLUDED_SHARE_MAX && tail.p < EXCLUSION_BIASED_BELOW,
+            p_value: tail.into(),
         })
     }
 
@@ -150,6 +162,7 @@ impl<'a> Population<'a> {
             rule,
             windows,
             window_us,
+            strata: Strata::default(),
             mixed,
             groups: Mutex::default(),
             users_by_day: Mutex::default(),
@@ -169,12 +182,17 @@ impl<'a> Population<'a> {
     pub fn groups_by(&self, rule: PopulationRule, windows: Windows, window_us: i64) -> Arc<Groups> {
         let users = &self.cohort.users;
         once(&self.groups, key(rule, windows, window_us), || {
-            Groups::new(users.len(), self.arms, |user| {
+            let groups = Groups::new(users.len(), self.arms, |user| {
                 let is_out = rule == PopulationRule::ExcludeMulti && users.is_mixed[user];
                 let is_young = windows == Windows::Complete && !self.is_mature(user, window_us);
                 (!is_out && !is_young).then_some(users.arms[user] as usize)
-            })
+            });
+            self.stratified(groups)
         })
+    }
+
+    fn stratified(&self, groups: Groups) -> Groups {
+        groups.stratified(self.strata.count(), |user| self.strata.of_time(self.cohort.users.exposed[user]))
     }
 
     /// Returns the days from the first exposure on; none without users.
@@ -182,7 +200,7 @@ impl<'a> Population<'a> {
         *self.days.get_or_init(|| Days::of(self.cohort, &self.groups(self.window_us)))
     }
 
-    /// Returns the users of each variant at the end of each day, of those who count for a metric with this window.
+    /// Returns the users of each cell of [`Population::groups`] at the end of each day, of those who count for a metric with this window.
     pub fn users_by_day(&self, window_us: i64) -> Arc<Vec<Vec<u64>>> {
         self.users_of(&self.users_by_day, self.days(), window_us)
     }
@@ -192,12 +210,7 @@ impl<'a> Population<'a> {
         self.users_of(&self.users_by_look_day, self.look_days(), window_us)
     }
 
-    fn users_of(
-        &self,
-        made: &Mutex<HashMap<Key, Arc<Vec<Vec<u64>>>>>,
-        days: Option<Days>,
-        window_us: i64,
-    ) -> Arc<Vec<Vec<u64>>> {
+    fn users_of(&self, made: &Mutex<HashMap<Key, Arc<Vec<Vec<u64>>>>>, days: Option<Days>, window_us: i64) -> Arc<Vec<Vec<u64>>> {
         let groups = self.groups(window_us);
         once(made, key(self.rule, self.windows, window_us), || {
             days.map(|days| days::users(self.cohort, &groups, days)).unwrap_or_default()
@@ -219,9 +232,10 @@ impl<'a> Population<'a> {
     /// Puts users into groups `value * arms + variant`, where `value_of` gives the place of the dimension's value.
     pub fn groups_of_values(&self, values: usize, window_us: i64, value_of: impl Fn(usize) -> usize) -> Groups {
         let whole = self.groups(window_us);
-        Groups::new(self.cohort.users.len(), values * self.arms, |user| {
+        let groups = Groups::new(self.cohort.users.len(), values * self.arms, |user| {
             whole.of(user as u32).map(|arm| value_of(user) * self.arms + arm)
-        })
+        });
+        self.stratified(groups)
     }
 
     fn is_mature(&self, user: usize, window_us: i64) -> bool {
@@ -305,6 +319,7 @@ pub fn ids(variants: &[Variant]) -> Vec<Uuid> {
 mod tests {
     use super::*;
     use crate::experiment::measure::sums::tests::cohort;
+    use crate::experiment::read::experiment::{Phase, PhaseWeight};
 
     /// 90/10, and 2 % of 100,000 users are assigned anew: 180 of each variant saw both. By SciPy the chi-square is 642.3.
     #[test]
@@ -323,7 +338,14 @@ mod tests {
         });
         let rule = |asked| {
             let request = Request { population: asked, ..Request::default() };
-            Population::new(&cohort, &variants, &request, DAY_US, 1).rule
+            Population::new(
+                &cohort,
+                &Experiment { conversion_window_days: 1, ..Experiment::default() },
+                &variants,
+                &request,
+                DAY_US,
+            )
+            .rule
         };
         let population = Population::by(&cohort, 2, DAY_US, (PopulationRule::ExcludeMulti, Windows::All), DAY_US);
         let found = population.exclusion().expect("users");
@@ -339,6 +361,31 @@ mod tests {
             population.exclusion().map(|found| found.is_biased)
         };
         assert_eq!([mixed(1_800, 200), mixed(0, 90), mixed(0, 101), mixed(0, 0)], [Some(false), Some(false), Some(true), None]);
+        // Half of the users come on day 1, when a tenth of them sees both, and 90 % the control; all others on day 2, half and half.
+        let users: Vec<(u32, i64)> = (0..20_000)
+            .map(|user| match user {
+                0..10_000 => (u32::from(user % 10 == 0), 0),
+                _ => ((user % 2) as u32, DAY_US),
+            })
+            .collect();
+        let mut cohort = self::cohort(&users, &[]);
+        (0..10_000).for_each(|user| cohort.users.is_mixed[user] = user / 10 % 10 == 0);
+        let phase = |start, weights: [f64; 2]| Phase {
+            state: "assigning".to_owned(),
+            started_us: Some(start),
+            weights: [0, 1]
+                .map(|id| PhaseWeight { variant_id: Uuid::from_u128(id), weight: Some(weights[id as usize]) })
+                .to_vec(),
+            ..Phase::default()
+        };
+        let phases = vec![phase(0, [9.0, 1.0]), phase(DAY_US, [1.0, 1.0])];
+        let biased = |phases: Vec<Phase>| {
+            let experiment = Experiment { phases, conversion_window_days: 1, ..Experiment::default() };
+            Population::new(&cohort, &experiment, &variants, &Request::default(), 3 * DAY_US)
+                .exclusion()
+                .map(|found| (found.is_biased, found.dof))
+        };
+        assert_eq!([biased(Vec::new()), biased(phases)], [Some((true, 1)), Some((false, 1))]);
     }
 
     #[test]

@@ -4,14 +4,15 @@
 use statistics::moments::Overflow;
 
 use crate::experiment::measure::days::{DaySums, Days};
-use crate::experiment::measure::sums::{Groups, Running, UserSum};
+use crate::experiment::measure::groups::Groups;
+use crate::experiment::measure::sums::{Running, UserSum};
 use crate::experiment::read::catalogue::{Aggregation, Denominator};
 use crate::experiment::read::cohort::Cohort;
 
 /// How far the windows of an experiment's users have closed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ripeness {
-    /// Users of each group whose window has closed by the end of each day, the last one today.
+    /// Users of each cell whose window has closed by the end of each day, the last one today.
     pub by_day: Vec<Vec<u64>>,
     /// When the next window closes, in microseconds since 1970; none if all have.
     pub next: Option<i64>,
@@ -19,13 +20,13 @@ pub struct Ripeness {
 
 /// Returns how far windows of `window_us` have closed by `now`.
 pub fn ripeness(cohort: &Cohort, groups: &Groups, days: Days, window_us: i64, now: i64) -> Ripeness {
-    let mut by_day = vec![vec![0; groups.users().len()]; days.count];
+    let mut by_day = vec![vec![0; groups.cells().len()]; days.count];
     let mut next = None;
     for user in 0..cohort.users.len() {
-        let Some(group) = groups.of(user as u32) else { continue };
+        let Some(cell) = groups.cell(user as u32) else { continue };
         let closes = cohort.users.exposed[user].saturating_add(window_us);
         if closes <= now {
-            by_day[days.place(closes)][group] += 1;
+            by_day[days.place(closes)][cell] += 1;
         } else {
             next = Some(next.map_or(closes, |next: i64| next.min(closes)));
         }
@@ -58,13 +59,13 @@ pub fn sums(
     }
     let closed_on = |user: u32| {
         let closes = cohort.users.exposed[user as usize].saturating_add(window_us);
-        let group = groups.of(user).filter(|_| closes <= now)?;
-        Some((days.place(closes), group))
+        let cell = groups.cell(user).filter(|_| closes <= now)?;
+        Some((days.place(closes), cell))
     };
-    let mut found = vec![vec![Running::default(); groups.users().len()]; days.count];
+    let mut found = vec![vec![Running::default(); groups.cells().len()]; days.count];
     let mut later = before.iter().peekable();
     let only_before = |earlier: &UserSum, found: &mut Vec<Vec<Running>>| match closed_on(earlier.user) {
-        Some((day, group)) => found[day][group].add_before(earlier.amount, 0),
+        Some((day, cell)) => found[day][cell].add_before(earlier.amount, 0),
         None => Ok(()),
     };
     for entry in entries {
@@ -72,8 +73,8 @@ pub fn sums(
             only_before(earlier, &mut found)?;
         }
         let same = later.next_if(|earlier| earlier.user == entry.user);
-        if let Some((day, group)) = closed_on(entry.user) {
-            found[day][group].add(entry, same.map(|earlier| earlier.amount), cap)?;
+        if let Some((day, cell)) = closed_on(entry.user) {
+            found[day][cell].add(entry, same.map(|earlier| earlier.amount), cap)?;
         }
     }
     for earlier in later {
@@ -86,7 +87,8 @@ pub fn sums(
         }
     }
     let of_day = |(running, users): (&Vec<Running>, &Vec<u64>)| {
-        running.iter().zip(users).map(|(running, users)| running.over(*users)).collect::<Result<DaySums, _>>()
+        let cells = running.iter().zip(users).map(|(running, users)| running.over(*users)).collect::<Result<_, _>>()?;
+        groups.sums_of(cells)
     };
     found.iter().zip(&ripeness.by_day).map(of_day).collect::<Result<_, _>>().map(Some)
 }

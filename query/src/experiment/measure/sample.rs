@@ -9,21 +9,24 @@ use statistics::quantile::quantile;
 use statistics::ratio::RatioSums;
 use statistics::sums::Sums as OneSum;
 
-use crate::experiment::measure::sums::{Groups, Sums, UserSum, amounts};
+use crate::experiment::measure::groups::Groups;
+use crate::experiment::measure::sums::{Sums, UserSum, amounts};
 use crate::experiment::read::catalogue::{Aggregation, Configured};
 
 /// One variant of one metric, as statistics take it.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Sampled {
     /// As far as it is defined.
     pub observed: Observed,
     /// With the same metric before the first exposure; none of metrics that are not adjusted.
     pub cuped: Option<CupedSums>,
+    /// The same by stratum; empty where there are none.
+    pub strata: Vec<Sampled>,
 }
 
 impl From<Observed> for Sampled {
     fn from(observed: Observed) -> Self {
-        Sampled { observed, cuped: None }
+        Sampled { observed, cuped: None, strata: Vec::new() }
     }
 }
 
@@ -37,17 +40,31 @@ pub fn sampled(
     cap: Option<i128>,
     sums: &[Sums],
 ) -> Result<Vec<Sampled>, Overflow> {
-    if let Aggregation::Quantile(_, thousandths) = metric.aggregation {
-        let level = f64::from(thousandths) / 1_000.0;
-        return Ok(amounts(entries, groups, cap).iter_mut().map(|amounts| of_quantile(amounts, level).into()).collect());
+    let Aggregation::Quantile(_, thousandths) = metric.aggregation else {
+        return sums.iter().map(|sums| one(metric, sums)).collect();
+    };
+    let level = f64::from(thousandths) / 1_000.0;
+    let (mut cells, width) = (amounts(entries, groups, cap), groups.users().len());
+    if cells.len() == width {
+        return Ok(cells.iter_mut().map(|amounts| of_quantile(amounts, level).into()).collect());
     }
-    sums.iter().map(|sums| one(metric, sums)).collect()
+    let of_group = |group: usize| {
+        let mut all: Vec<f64> = cells.iter().skip(group).step_by(width).flatten().copied().collect();
+        let strata = cells.iter_mut().skip(group).step_by(width).map(|amounts| of_quantile(amounts, level).into()).collect();
+        Sampled { strata, ..of_quantile(&mut all, level).into() }
+    };
+    Ok((0..width).map(of_group).collect())
 }
 
 /// Returns one group of a metric other than a quantile.
 /// # Errors
 /// [`Overflow`].
 pub fn one(metric: &Configured, sums: &Sums) -> Result<Sampled, Overflow> {
+    let strata = sums.strata.iter().map(|sums| one(metric, sums)).collect::<Result<Vec<_>, _>>()?;
+    Ok(Sampled { strata, ..pooled(metric, sums)? })
+}
+
+fn pooled(metric: &Configured, sums: &Sums) -> Result<Sampled, Overflow> {
     if sums.users == 0 {
         return Ok(Observed::undefined(0, None, Status::NoData).into());
     }
@@ -64,7 +81,7 @@ pub fn one(metric: &Configured, sums: &Sums) -> Result<Sampled, Overflow> {
         }
     };
     let cuped = Some(CupedSums { post, pre, products: sums.amount_before });
-    Ok(Sampled { observed: post.sample()?.into(), cuped })
+    Ok(Sampled { observed: post.sample()?.into(), cuped, strata: Vec::new() })
 }
 
 fn of_quantile(amounts: &mut [f64], level: f64) -> Observed {

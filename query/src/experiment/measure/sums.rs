@@ -8,6 +8,7 @@ use ::catalogue::REFUND_TYPES;
 use serde::Serialize;
 use statistics::I256;
 
+use crate::experiment::measure::groups::Groups;
 use crate::experiment::read::catalogue::{Aggregation, Amount, Configured, Denominator};
 use crate::experiment::read::cohort::{Cohort, DAY_US, Row};
 use statistics::moments::{Moments, Overflow, Products};
@@ -26,51 +27,6 @@ pub struct UserSum {
     pub base: i128,
     /// Whether a conversion of the numerator counted.
     pub has_converted: bool,
-}
-
-/// Where users belong. A user may belong nowhere.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Groups {
-    /// The group of each user; [`Groups::NOWHERE`] for none.
-    of: Vec<u32>,
-    /// Users of each group.
-    users: Vec<u64>,
-}
-
-impl Groups {
-    /// The group of users who do not count.
-    pub const NOWHERE: u32 = u32::MAX;
-
-    /// Puts `users` users into `groups` groups. Groups beyond belong nowhere.
-    pub fn new(users: usize, groups: usize, group_of: impl Fn(usize) -> Option<usize>) -> Self {
-        let mut counts = vec![0; groups];
-        let of = (0..users)
-            .map(|user| match group_of(user).filter(|group| *group < groups) {
-                Some(group) => {
-                    counts[group] += 1;
-                    group as u32
-                }
-                None => Self::NOWHERE,
-            })
-            .collect();
-        Groups { of, users: counts }
-    }
-
-    /// Returns the users of each group.
-    pub fn users(&self) -> &[u64] {
-        &self.users
-    }
-
-    /// Returns a user's group.
-    pub fn of(&self, user: u32) -> Option<usize> {
-        let group = *self.of.get(user as usize)?;
-        (group != Self::NOWHERE).then_some(group as usize)
-    }
-
-    /// Returns how many users belong somewhere.
-    pub fn total(&self) -> u64 {
-        self.users.iter().sum()
-    }
 }
 
 /// What a row lacks to count in a ratio.
@@ -270,7 +226,7 @@ fn gathered(count: usize, entries: impl Iterator<Item = Result<UserSum, Overflow
 }
 
 /// What the users of one group did, of one metric. Users without an entry are among them, with zeros.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sums {
     /// All users of the group.
     pub users: u64,
@@ -288,6 +244,22 @@ pub struct Sums {
     pub before: Moments,
     /// Products of it with the sums.
     pub amount_before: I256,
+    /// The same by stratum; empty where there are none.
+    pub strata: Vec<Sums>,
+}
+
+impl Sums {
+    pub(super) fn merge(&mut self, other: &Sums) -> Result<(), Overflow> {
+        self.users += other.users;
+        self.converters += other.converters;
+        self.capped += other.capped;
+        self.amount.merge(&other.amount)?;
+        self.base.merge(&other.base)?;
+        self.amount_base = self.amount_base.checked_add(other.amount_base).ok_or(Overflow)?;
+        self.before.merge(&other.before)?;
+        self.amount_before = self.amount_before.checked_add(other.amount_before).ok_or(Overflow)?;
+        Ok(())
+    }
 }
 
 /// The same while it is added up. Users without an entry add nothing but their number.
@@ -366,6 +338,7 @@ impl Running {
             amount_base: self.amount_base.total()?,
             before: self.before.over(users)?,
             amount_before: self.amount_before.total()?,
+            strata: Vec::new(),
         })
     }
 }
@@ -375,25 +348,26 @@ impl Running {
 /// # Errors
 /// [`Overflow`].
 pub fn sums(entries: &[UserSum], before: &[UserSum], groups: &Groups, cap: Option<i128>) -> Result<Vec<Sums>, Overflow> {
-    let mut running = vec![Running::default(); groups.users().len()];
+    let mut running = vec![Running::default(); groups.cells().len()];
     let mut later = before.iter().peekable();
     for entry in entries {
         while let Some(earlier) = later.next_if(|earlier| earlier.user < entry.user) {
-            if let Some(group) = groups.of(earlier.user) {
-                running[group].add_before(earlier.amount, 0)?;
+            if let Some(cell) = groups.cell(earlier.user) {
+                running[cell].add_before(earlier.amount, 0)?;
             }
         }
         let same = later.next_if(|earlier| earlier.user == entry.user);
-        if let Some(group) = groups.of(entry.user) {
-            running[group].add(entry, same.map(|earlier| earlier.amount), cap)?;
+        if let Some(cell) = groups.cell(entry.user) {
+            running[cell].add(entry, same.map(|earlier| earlier.amount), cap)?;
         }
     }
     for earlier in later {
-        if let Some(group) = groups.of(earlier.user) {
-            running[group].add_before(earlier.amount, 0)?;
+        if let Some(cell) = groups.cell(earlier.user) {
+            running[cell].add_before(earlier.amount, 0)?;
         }
     }
-    running.iter().zip(groups.users()).map(|(running, users)| running.over(*users)).collect()
+    let cells = running.iter().zip(groups.cells()).map(|(running, users)| running.over(*users)).collect::<Result<_, _>>()?;
+    groups.sums_of(cells)
 }
 
 /// Returns how many users of a group have a sum that is not 0.
@@ -401,16 +375,16 @@ pub fn filled(entries: &[UserSum], groups: &Groups) -> usize {
     entries.iter().filter(|entry| entry.amount != 0 && groups.of(entry.user).is_some()).count()
 }
 
-/// Returns the sums of each group's users in units, zeros of users without an entry included, in no order.
+/// Returns the sums of each cell's users in units, zeros of users without an entry included, in no order.
 pub fn amounts(entries: &[UserSum], groups: &Groups, cap: Option<i128>) -> Vec<Vec<f64>> {
     let unit = Moments::SCALE as f64;
-    let mut amounts: Vec<Vec<f64>> = groups.users().iter().map(|users| Vec::with_capacity(*users as usize)).collect();
+    let mut amounts: Vec<Vec<f64>> = groups.cells().iter().map(|users| Vec::with_capacity(*users as usize)).collect();
     for entry in entries {
-        if let Some(group) = groups.of(entry.user) {
-            amounts[group].push(cap.map_or(entry.amount, |cap| entry.amount.min(cap)) as f64 / unit);
+        if let Some(cell) = groups.cell(entry.user) {
+            amounts[cell].push(cap.map_or(entry.amount, |cap| entry.amount.min(cap)) as f64 / unit);
         }
     }
-    for (amounts, users) in amounts.iter_mut().zip(groups.users()) {
+    for (amounts, users) in amounts.iter_mut().zip(groups.cells()) {
         amounts.resize(*users as usize, 0.0);
     }
     amounts
@@ -521,7 +495,7 @@ pub(crate) mod tests {
         let check = |name: Option<&str>, aggregation: Aggregation, converters: u64, sum: i128| {
             let counted = CohortMetric::new(&metric(name, aggregation.clone()), &cohort, Some(0), 1);
             let groups = Groups::new(3, 1, |_| Some(0));
-            let found = sums(&counted.after(&cohort).expect("fits"), &[], &groups, None).expect("fits")[0];
+            let found = &sums(&counted.after(&cohort).expect("fits"), &[], &groups, None).expect("fits")[0];
             assert_eq!((found.converters, found.amount.sum() / M), (converters, sum), "{name:?} {aggregation:?}");
         };
         use crate::experiment::read::catalogue::Amount::{Count, Value};
@@ -558,7 +532,7 @@ pub(crate) mod tests {
             let aggregation = Aggregation::Ratio(Amount::Value, Denominator::Conversions(base.map(str::to_owned)));
             let counted = CohortMetric::new(&metric(Some("buy"), aggregation), &cohort, Some(0), 1);
             let groups = Groups::new(2, 1, |_| Some(0));
-            let found = sums(&counted.after(&cohort).expect("fits"), &[], &groups, None).expect("fits")[0];
+            let found = &sums(&counted.after(&cohort).expect("fits"), &[], &groups, None).expect("fits")[0];
             assert_eq!((found.amount.sum() / M, found.base.sum() / M), expected, "{base:?}");
             assert_eq!(counted.left_out(&cohort, &groups), LeftOut { without_value: 1, other_currency: 1 });
         };
@@ -575,10 +549,32 @@ pub(crate) mod tests {
     fn a_cap_cuts_what_is_above() {
         let entries = [entry(0, 10), entry(1, 30)];
         let groups = Groups::new(3, 1, |_| Some(0));
-        let found = sums(&entries, &[], &groups, Some(15)).expect("fits")[0];
+        let found = &sums(&entries, &[], &groups, Some(15)).expect("fits")[0];
         assert_eq!((found.users, found.capped, found.amount.sum()), (3, 1, 25));
         assert_eq!(filled(&entries, &groups), 2);
         assert_eq!(amounts(&[entry(0, 7 * M), entry(2, -M)], &groups, Some(5 * M)), [[5.0, -1.0, 0.0]]);
+    }
+
+    /// Each stratum of a group has the sums of its users, and the group those of all.
+    #[test]
+    fn strata_add_up() {
+        let entries: Vec<UserSum> = (0..12).map(|user| entry(user, i128::from(user) * M)).collect();
+        let plain = Groups::new(12, 2, |user| (user != 5).then_some(user % 2));
+        let groups = plain.clone().stratified(3, |user| user / 4);
+        assert_eq!((groups.users(), groups.cells()), (&[6, 5][..], &[2, 2, 2, 1, 2, 2][..]));
+        assert_eq!(
+            (groups.of(4), groups.cell(4), groups.of(7), groups.cell(7), groups.cell(5)),
+            (Some(0), Some(2), Some(1), Some(3), None)
+        );
+        let (found, expected) = (sums(&entries, &entries, &groups, None), sums(&entries, &entries, &plain, None));
+        for (found, expected) in found.expect("fits").iter().zip(expected.expect("fits")) {
+            let of_strata: Vec<_> = found.strata.iter().map(|sums| sums.amount.sum() / M).collect();
+            assert_eq!(of_strata, if found.users == 6 { [2, 10, 18] } else { [4, 7, 20] });
+            assert_eq!(Sums { strata: Vec::new(), ..found.clone() }, expected);
+        }
+        let amounts = amounts(&entries, &groups, None);
+        assert_eq!(amounts, [vec![0.0, 2.0], vec![1.0, 3.0], vec![4.0, 6.0], vec![7.0], vec![8.0, 10.0], vec![9.0, 11.0]]);
+        assert_eq!(plain.clone().stratified(1, |_| 0), plain);
     }
 
     #[test]

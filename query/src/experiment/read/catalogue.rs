@@ -9,7 +9,7 @@ use hyper::StatusCode;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use crate::experiment::read::experiment::{Experiment, Variant};
+use crate::experiment::read::experiment::{Experiment, Phase, PhaseWeight, Variant};
 use crate::http::error::{ApiError, Code};
 use crate::source::snapshot::time_text;
 
@@ -150,8 +150,24 @@ fn defined(stored: experiments::Experiment) -> Result<Defined, Unsupported> {
         frozen_at: time(stored.frozen_at),
         behind_since: None,
         control_variant_id: None,
+        phases: stored.phases.into_iter().map(phase).collect(),
     };
     Ok(Defined { experiment, variants: stored.variants.into_iter().map(variant).collect(), metrics })
+}
+
+fn phase(stored: experiments::Phase) -> Phase {
+    let time = |time: Option<Micros>| time.map(|time| time_text(time.0));
+    let weight =
+        |share: experiments::PhaseWeight| PhaseWeight { variant_id: share.variant_id, weight: share.weight.map(Decimal::to_f64) };
+    Phase {
+        phase: stored.phase,
+        state: stored.state.to_string(),
+        started_at: time(stored.started_at),
+        ended_at: time(stored.ended_at),
+        started_us: stored.started_at.map(|time| time.0),
+        ended_us: stored.ended_at.map(|time| time.0),
+        weights: stored.weights.into_iter().map(weight).collect(),
+    }
 }
 
 /// Puts the parts of a metric together. The table's checks see to it that a ratio has a denominator and a quantile its share.

@@ -30,8 +30,8 @@ pub struct CohortQuery<'a> {
     pub experiment: Uuid,
     /// Its variants; their places are the numbers of arms.
     pub variants: &'a [Uuid],
-    /// From when to when impressions count, in microseconds since 1970: from the first on, before the second.
-    pub runs: (Option<i64>, Option<i64>),
+    /// The times in which impressions count, half open, in microseconds since 1970.
+    pub assigning: &'a [(Option<i64>, Option<i64>)],
     /// Later exposures and conversions are not read, in microseconds since 1970.
     pub until: Option<i64>,
     /// Whether conversions before the first exposure are read.
@@ -389,10 +389,14 @@ impl Reader<'_> {
                 mixed.iter().map(|user| format!("'{}'", Uuid::from_bytes(cohort.users.keys[*user as usize]))).collect();
             sql.push_str(&format!(" AND user_id IN ({})", ids.join(", ")));
         }
-        let (from, to) = self.query.runs;
-        for (bound, operator) in [(from, ">="), (to, "<")] {
-            sql.extend(bound.map(|bound| format!(" AND time {operator} {}", time_literal(bound))));
-        }
+        let within = |(from, to): &(Option<i64>, Option<i64>)| {
+            let bounds = [(*from, ">="), (*to, "<")].into_iter().filter_map(|(bound, operator)| Some((bound?, operator)));
+            let bounds: Vec<String> =
+                bounds.map(|(bound, operator)| format!("time {operator} {}", time_literal(bound))).collect();
+            if bounds.is_empty() { "true".to_owned() } else { bounds.join(" AND ") }
+        };
+        let times: Vec<String> = self.query.assigning.iter().map(within).collect();
+        sql.push_str(&format!(" AND ({})", if times.is_empty() { "false".to_owned() } else { times.join(" OR ") }));
         let mut touches = Touches::new();
         for batch in self.collect(&sql).await? {
             let keys = batch.column(0).as_fixed_size_binary();

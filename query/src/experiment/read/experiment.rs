@@ -55,6 +55,61 @@ pub struct Experiment {
     /// The variant that the others are compared with.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub control_variant_id: Option<Uuid>,
+    /// When users were assigned, and in which shares; left out where that never changed.
+    #[serde(skip_serializing_if = "is_one")]
+    pub phases: Vec<Phase>,
+}
+
+impl Experiment {
+    /// Returns the times in which exposures count, half open, in microseconds since 1970.
+    pub fn assigning(&self) -> Vec<(Option<i64>, Option<i64>)> {
+        let phases = self.phases.iter().filter(|phase| phase.is_assigning());
+        phases.map(|phase| (phase.started_us, phase.ended_us)).collect()
+    }
+}
+
+fn is_one(phases: &[Phase]) -> bool {
+    phases.len() < 2
+}
+
+/// A time, half open, in which users were assigned in the same shares, or not at all.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Phase {
+    /// Its number, from 1 on.
+    pub phase: i32,
+    /// `assigning` or `paused`.
+    pub state: String,
+    /// When it began; left out of one that was ever so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub started_at: Option<String>,
+    /// When it ended; left out while it lasts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ended_at: Option<String>,
+    /// The same in microseconds since 1970.
+    #[serde(skip)]
+    pub started_us: Option<i64>,
+    /// The same in microseconds since 1970.
+    #[serde(skip)]
+    pub ended_us: Option<i64>,
+    /// The variants in it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub weights: Vec<PhaseWeight>,
+}
+
+impl Phase {
+    /// Returns whether exposures begin participation in it.
+    pub fn is_assigning(&self) -> bool {
+        self.state == "assigning"
+    }
+}
+
+/// The share of a variant in a phase.
+#[derive(Clone, Debug, Serialize)]
+pub struct PhaseWeight {
+    /// The variant.
+    pub variant_id: Uuid,
+    /// On any scale; null if it was never set.
+    pub weight: Option<f64>,
 }
 
 /// One variant.

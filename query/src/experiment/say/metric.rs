@@ -413,7 +413,7 @@ fn absolute(compared: &Compared, alpha: f64) -> Absolute {
         estimate: found.estimate,
         std_error: found.difference.map(|difference| difference.std_error),
         ci: ends(found.interval(alpha)),
-        ci_newcombe: found.exact.map(|exact| [exact.newcombe.0, exact.newcombe.1]),
+        ci_newcombe: found.exact.and_then(|exact| exact.newcombe).map(|(low, high)| [low, high]),
     }
 }
 
@@ -437,7 +437,11 @@ fn test(compared: &Compared) -> Test {
     let pooled = counts(compared).and_then(|(control, treatment)| pooled_z(control, treatment)).map(|(_, tail)| tail);
     let p_value = difference.map(|difference| difference.p_value()).or(fisher);
     Test {
-        name: if difference.is_none() && fisher.is_some() { "fisher_exact" } else { "welch_t" },
+        name: match difference.is_none() && fisher.is_some() {
+            true => "fisher_exact",
+            false if compared.has_strata => "stratified_t",
+            false => "welch_t",
+        },
         statistic: difference.map(|difference| difference.z()),
         dof: difference.map(|difference| difference.dof),
         p_value: p_value.map(|p| p.p),

@@ -92,7 +92,7 @@ pub fn plain(
     let critical = basis.and_then(|basis| basis.critical_alone);
     let interval = match found.zip(critical) {
         Some((found, critical)) => of(&found, critical),
-        None if difference == Difference::Absolute => compared.found.exact.map(|exact| exact.newcombe),
+        None if difference == Difference::Absolute => compared.found.exact.and_then(|exact| exact.newcombe),
         None => None,
     };
     // Of a single look with few counts the exact test decides; an interval that says something else is not shown beside it.

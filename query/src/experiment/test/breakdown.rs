@@ -2,16 +2,16 @@
 
 use statistics::effect::{self, Effect, Scale};
 use statistics::moments::{Overflow, decimal_text};
-use statistics::sample_ratio::sample_ratio;
 use statistics::sequential::confidence_sequence;
 
 use super::comparison::{Compared, Design, TestedComparison, compare_all, compared, conclude, decide};
 use super::findings::{Cumulative, DailyArm, Day, Heterogeneity, SeriesArm, SeriesComparison, Supplemental, ends};
-use super::health::{SRM_FAIL_BELOW, weights};
+use super::health::{ratio_of, weights};
 use crate::experiment::measure::days::{DaySums, Days};
 use crate::experiment::measure::metrics::{MeasuredMetric, Split, Value};
 use crate::experiment::measure::population::Population;
 use crate::experiment::measure::sample::{Sampled, one, sampled};
+use crate::experiment::measure::strata::Strata;
 use crate::experiment::measure::sums::{Sums, sums};
 use crate::experiment::read::catalogue::Configured;
 use crate::experiment::request::Cuped;
@@ -80,7 +80,9 @@ pub fn by_dimension(
             };
             BreakdownValue {
                 value: split.values[place].clone(),
-                arms: (place * arms..(place + 1) * arms).map(|group| (sampled[group], cut[group], raw[group])).collect(),
+                arms: (place * arms..(place + 1) * arms)
+                    .map(|group| (sampled[group].clone(), cut[group].clone(), raw[group].clone()))
+                    .collect(),
                 comparisons: compared.into_iter().zip(decided.by_ref()).map(conclude).collect(),
             }
         };
@@ -104,15 +106,22 @@ fn heterogeneity<'a>(design: &Design<'_>, compared: impl Iterator<Item = &'a Com
 /// Shows each day of a metric. Earlier behaviour is left aside.
 /// # Errors
 /// [`Overflow`].
-pub fn by_day(design: &Design<'_>, metric: &Configured, series: &[DaySums], days: Days) -> Result<Vec<Day>, Overflow> {
+pub fn by_day(
+    design: &Design<'_>,
+    metric: &Configured,
+    series: &[DaySums],
+    (days, strata): (Days, &Strata),
+) -> Result<Vec<Day>, Overflow> {
     let design = &Design { cuped: Cuped::Off, ..*design };
     let (weights, _) = weights(design.variants);
     let mut shown = Vec::with_capacity(series.len());
     let mut before: Option<&DaySums> = None;
     for (place, today) in series.iter().enumerate() {
         let sampled = today.iter().map(|sums| one(metric, sums)).collect::<Result<Vec<_>, _>>()?;
-        let users: Vec<u64> = today.iter().map(|sums| sums.users).collect();
-        let ratio = sample_ratio(&users, &weights, SRM_FAIL_BELOW);
+        let of_cells = |sums: &Sums, stratum: usize| sums.strata.get(stratum).map_or(sums.users, |sums| sums.users);
+        let cells: Vec<u64> =
+            (0..strata.count()).flat_map(|stratum| today.iter().map(move |sums| of_cells(sums, stratum))).collect();
+        let ratio = ratio_of(strata, &weights, &cells).all;
         let mut comparisons = Vec::new();
         if design.experiment.control_variant_id.is_some() {
             for arm in 1..sampled.len() {

@@ -3,7 +3,7 @@
 
 use statistics::bayes_beta::{self, probability_best};
 use statistics::bayes_normal::{Prior, posterior};
-use statistics::comparison::{self, Observed, Sample, compare};
+use statistics::comparison::{self, Observed, Sample, Stratum, compare, compare_strata};
 use statistics::cuped::{self, CupedSums, theta};
 use statistics::difference::Difference;
 use statistics::distributions::PValue;
@@ -69,6 +69,8 @@ pub struct Compared {
     pub unadjusted: comparison::Comparison,
     /// What earlier behaviour adds.
     pub cuped: Option<Cuped>,
+    /// Whether users were assigned in shares that changed: then control and treatment have the means of the same mixture of strata.
+    pub has_strata: bool,
     /// The metric's window, in microseconds.
     pub window_us: i64,
     /// What looks saw at the end of each day, of users whose window had closed; empty of what has no such history.
@@ -96,6 +98,11 @@ pub fn compared(
     arm: usize,
     earlier: Option<Earlier>,
 ) -> Result<Compared, Overflow> {
+    if !control.strata.is_empty() {
+        let pairs = control.strata.iter().zip(&treatment.strata);
+        let strata = pairs.map(|(control, treatment)| compared(design, control, treatment, arm, earlier));
+        return Ok(over_strata(design, (control, treatment), arm, &strata.collect::<Result<Vec<_>, _>>()?));
+    }
     let unadjusted = compare(&control.observed, &treatment.observed, design.experiment.alpha);
     let (cuped, adjusted) = adjusted(design, control, treatment, earlier, &unadjusted)?;
     Ok(Compared {
@@ -105,16 +112,74 @@ pub fn compared(
         found: adjusted.map_or(unadjusted, |difference| unadjusted.adjusted(difference)),
         unadjusted,
         cuped,
+        has_strata: false,
         window_us: 0,
         by_day: Vec::new(),
         all_by_day: Vec::new(),
     })
 }
 
+/// Puts the comparisons within strata together. Control and treatment have the means of the difference, which are those of the same
+/// mixture of strata.
+fn over_strata(design: &Design<'_>, (control, treatment): (&Sampled, &Sampled), arm: usize, strata: &[Compared]) -> Compared {
+    let alpha = design.experiment.alpha;
+    let stratum = |is_adjusted: bool| {
+        strata.iter().map(move |found| {
+            let adjusted = found.found.difference.filter(|_| is_adjusted && found.is_adjusted());
+            Stratum { control: found.control, treatment: found.treatment, adjusted }
+        })
+    };
+    let of = |is_adjusted: bool| compare_strata(&stratum(is_adjusted).collect::<Vec<_>>(), alpha);
+    let (unadjusted, applied) = (of(false), strata.iter().any(Compared::is_adjusted));
+    let found = if applied { of(true) } else { unadjusted };
+    let reduction =
+        found.difference.zip(unadjusted.difference).map(|(found, plain)| 1.0 - (found.std_error / plain.std_error).powi(2));
+    // Why not, is what the stratum of the most users says.
+    let largest = strata.iter().max_by_key(|found| found.users()).and_then(|found| found.cuped);
+    let cuped = largest.map(|cuped| Cuped {
+        applied,
+        reason: cuped.reason.filter(|_| !applied),
+        theta: None,
+        variance_reduction: reduction.filter(|_| applied),
+        effective_sample_gain: reduction.filter(|reduction| applied && *reduction < 1.0).map(|reduction| 1.0 / (1.0 - reduction)),
+        ..cuped
+    });
+    let precise = found.difference.or(found.for_looks);
+    let observed = |sampled: &Sampled, mean: fn(&Difference) -> f64| match precise {
+        Some(precise) => Observed { mean: Some(mean(&precise)), ..sampled.observed },
+        None => sampled.observed,
+    };
+    Compared {
+        arm,
+        control: observed(control, |difference| difference.baseline),
+        treatment: observed(treatment, |difference| difference.treatment),
+        found,
+        unadjusted,
+        cuped,
+        has_strata: true,
+        window_us: 0,
+        by_day: Vec::new(),
+        all_by_day: Vec::new(),
+    }
+}
+
 /// Compares each variant with the first one, adjusted for earlier behaviour where that helps.
 /// # Errors
 /// [`Overflow`].
 pub fn compare_all(design: &Design<'_>, sampled: &[Sampled]) -> Result<Vec<Compared>, Overflow> {
+    let Some((control, others)) = sampled.split_first() else { return Ok(Vec::new()) };
+    if !control.strata.is_empty() {
+        let of_stratum = |place: usize| {
+            let sampled: Vec<Sampled> = sampled.iter().map(|sampled| sampled.strata[place].clone()).collect();
+            compare_all(design, &sampled)
+        };
+        let strata = (0..control.strata.len()).map(of_stratum).collect::<Result<Vec<_>, _>>()?;
+        let of_arm = |(place, other): (usize, &Sampled)| {
+            let strata: Vec<Compared> = strata.iter().map(|compared| compared[place].clone()).collect();
+            over_strata(design, (control, other), place + 1, &strata)
+        };
+        return Ok(others.iter().enumerate().map(of_arm).collect());
+    }
     let all: Vec<_> = sampled.iter().filter_map(|sampled| sampled.cuped).collect();
     // Without the control's there is nothing to be compared.
     let is_used = design.cuped != CupedRule::Off && sampled.first().is_some_and(|control| control.cuped.is_some());
@@ -381,6 +446,7 @@ pub fn decide(design: &Design<'_>, family: &[(&Configured, &Compared)]) -> Vec<C
         let basis = Basis::of(compared, plan, look.as_ref(), adjusted.alpha);
         let by = match plan.analysis {
             Analysis::Fixed if compared.is_exact() => "fisher_exact",
+            Analysis::Fixed if compared.has_strata => "stratified_t",
             Analysis::Fixed => "welch_t",
             // Where bounds have no history to rest on, a sequence decides.
             other => look.filter(|look| look.shown.boundary_z.is_some()).map_or(other.as_str(), |look| look.shown.method),
@@ -446,16 +512,22 @@ pub fn conclude(
     }
 }
 
-/// Returns the counts of a comparison of two shares of users.
+/// Returns the counts of a comparison of two shares of users; none where they are of users who were assigned in other shares.
 pub fn counts(compared: &Compared) -> Option<(Count, Count)> {
+    if compared.has_strata {
+        return None;
+    }
     match (compared.control.sample, compared.treatment.sample) {
         (Ok(Sample::Share(control)), Ok(Sample::Share(treatment))) => Some((control, treatment)),
         _ => None,
     }
 }
 
-/// Returns for each variant the chance that it is the best of all; none for metrics other than rates.
+/// Returns for each variant the chance that it is the best of all; none for metrics other than rates, and where shares changed.
 pub fn chances_to_be_best(metric: &Configured, sampled: &[Sampled]) -> Option<Vec<f64>> {
+    if sampled.iter().any(|sampled| !sampled.strata.is_empty()) {
+        return None;
+    }
     let count = |sampled: &Sampled| match sampled.observed.sample {
         Ok(Sample::Share(count)) if metric.wants_more => Some(count),
         Ok(Sample::Share(count)) => Some(Count { users: count.users, converted: count.users - count.converted }),

@@ -1,10 +1,12 @@
 //! What makes numbers unworthy of trust, before anybody reads them.
 
 use crate::experiment::measure::Measured;
+use crate::experiment::measure::groups::Groups;
 use crate::experiment::measure::metrics::{MeasuredMetric, Split};
 use crate::experiment::measure::population::{Excluded, Population};
 use crate::experiment::measure::sample::Sampled;
-use crate::experiment::measure::sums::{Groups, Sums, outlier_share};
+use crate::experiment::measure::strata::{Shares, Strata};
+use crate::experiment::measure::sums::{Sums, outlier_share};
 use crate::experiment::read::cohort::DAY_US;
 use crate::experiment::read::experiment::{Experiment, Variant};
 use crate::experiment::request::{PopulationRule, Windows};
@@ -12,7 +14,9 @@ use crate::experiment::text::p_text;
 use crate::experiment::warning::Warning;
 use serde::Serialize;
 use statistics::cuped::CupedSums;
-use statistics::sample_ratio::{CONCENTRATION, SampleRatio, Status, sample_ratio, sequential};
+use statistics::sample_ratio::{
+    CONCENTRATION, OverStrata, SampleRatio, Status, sample_ratio, sample_ratio_over_strata, sequential, sequential_over_strata,
+};
 use statistics::sums::Sums as OneSum;
 
 use super::comparison::{BALANCE_BELOW, balance};
@@ -92,6 +96,9 @@ pub enum Check {
         /// Its decimal logarithm.
         #[serde(skip_serializing_if = "Option::is_none")]
         log10_p_with_multi_exposed: Option<f64>,
+        /// The same test within each stratum, of whose statistics that of all is the sum; absent where shares never changed.
+        #[serde(skip_serializing_if = "Vec::is_empty")]
+        strata: Vec<SrmOfStratum>,
         /// The same test within each value of the dimension that was asked for.
         #[serde(skip_serializing_if = "Vec::is_empty")]
         by_dimension: Vec<SrmOfValue>,
@@ -195,6 +202,23 @@ pub enum Check {
     },
 }
 
+/// The sample ratio of users who were assigned in the same shares.
+#[derive(Debug, Serialize)]
+pub struct SrmOfStratum {
+    /// The share of each variant; null of one that was not in it.
+    pub expected: Vec<Option<f64>>,
+    /// Users by variant.
+    pub users: Vec<u64>,
+    /// As of the whole.
+    pub status: &'static str,
+    /// Chi-square.
+    pub statistic: Option<f64>,
+    /// Its p-value.
+    pub p_value: Option<f64>,
+    /// Its decimal logarithm.
+    pub log10_p: Option<f64>,
+}
+
 /// The sample ratio within one value of a dimension.
 #[derive(Debug, Serialize)]
 pub struct SrmOfValue {
@@ -270,10 +294,25 @@ pub fn weights(variants: &[Variant]) -> (Vec<f64>, bool) {
     (variants.iter().map(weight).collect(), configured)
 }
 
-fn srm_level(ratio: &SampleRatio, p_value: Option<f64>) -> Level {
-    let off = ratio.expected.iter().zip(&ratio.observed).map(|(expected, observed)| (expected - observed).abs());
-    let is_far_off = off.fold(0.0, f64::max) >= 0.001;
-    match (ratio.status, p_value) {
+/// Compares users with their shares, within strata where there are some. `cells` are users as of [`Groups::cells`].
+pub fn ratio_of(strata: &Strata, weights: &[f64], cells: &[u64]) -> OverStrata {
+    if strata.shares().is_empty() {
+        let all = sample_ratio(cells, weights, SRM_FAIL_BELOW);
+        let dof = (all.expected.len() as u64).saturating_sub(1);
+        return OverStrata { all, dof, each: Vec::new() };
+    }
+    let of_stratum = |(users, shares): (&[u64], &Shares)| (users.to_vec(), shares.weights.clone());
+    let all: Vec<_> = cells.chunks(weights.len().max(1)).zip(strata.shares()).map(of_stratum).collect();
+    sample_ratio_over_strata(&all, SRM_FAIL_BELOW)
+}
+
+fn srm_level(found: &OverStrata, p_value: Option<f64>) -> Level {
+    let off = |ratio: &SampleRatio| {
+        let off = ratio.expected.iter().zip(&ratio.observed).map(|(expected, observed)| (expected - observed).abs());
+        off.fold(0.0, f64::max)
+    };
+    let is_far_off = found.each.iter().map(off).fold(off(&found.all), f64::max) >= 0.001;
+    match (found.all.status, p_value) {
         (Status::InsufficientSample, _) => Level::Ok,
         // A user in a variant of weight 0 is a mismatch whatever the shares are.
         (Status::Mismatch, p) if is_far_off || p.is_none_or(|p| p >= SRM_FAIL_BELOW) => Level::Fail,
@@ -290,35 +329,48 @@ fn srm(
     split: Option<&Split>,
     warnings: &mut Vec<Warning>,
 ) -> Check {
-    let (weights, configured) = weights(variants);
-    let ratio = sample_ratio(groups.users(), &weights, SRM_FAIL_BELOW);
+    let strata = &population.strata;
+    let (weights, are_set) = weights(variants);
+    let configured =
+        strata.shares().iter().map(|shares| shares.are_configured).reduce(|one, other| one && other).unwrap_or(are_set);
+    let found = ratio_of(strata, &weights, groups.cells());
     // Equal shares are only a guess where none were set.
     let bounded = |level: Level| if configured { level } else { level.min(Level::Warn) };
-    let mut level = bounded(srm_level(&ratio, ratio.p_value));
+    let mut level = bounded(srm_level(&found, found.all.p_value));
     let mut with_multi = None;
     if population.multi_exposed() > 0 && population.rule == PopulationRule::ExcludeMulti {
         let all = population.groups_by(PopulationRule::FirstExposure, population.windows, population.window_us);
-        let all = sample_ratio(all.users(), &weights, SRM_FAIL_BELOW);
-        level = level.max(bounded(srm_level(&all, all.p_value)).min(Level::Warn));
-        with_multi = all.p_value.zip(all.log10_p);
+        let found = ratio_of(strata, &weights, all.cells());
+        level = level.max(bounded(srm_level(&found, found.all.p_value)).min(Level::Warn));
+        with_multi = found.all.p_value.zip(found.all.log10_p);
     }
     let sequential = sequential_log10_p(population, &weights);
     if sequential.is_some_and(|log10| log10 < SRM_FAIL_BELOW.log10()) {
         level = level.max(Level::Warn);
     }
-    let by_dimension = split.map(|split| srm_by_value(split, &weights, configured)).unwrap_or_default();
+    let by_dimension = split.map(|split| srm_by_value(split, strata, &weights, configured)).unwrap_or_default();
     level = level.max(by_dimension.iter().map(|found| found.level.min(Level::Warn)).max().unwrap_or(Level::Ok));
     if level > Level::Ok {
-        let p = ratio.p_value.map(|p| format!(" (p = {})", p_text(p))).unwrap_or_default();
+        let p = found.all.p_value.map(|p| format!(" (p = {})", p_text(p))).unwrap_or_default();
         let assumed = if configured { "" } else { ", assuming equal shares because the variants have no weights" };
         let message = format!("the variants do not hold the shares of users that they should{p}{assumed}; something loses users");
         warnings.push(Warning::new("sample_ratio_mismatch", message));
     }
+    let stratum = |((users, shares), ratio): ((&[u64], &Shares), &SampleRatio)| SrmOfStratum {
+        expected: shares.weights.clone(),
+        users: users.to_vec(),
+        status: ratio.status.as_str(),
+        statistic: ratio.statistic,
+        p_value: ratio.p_value,
+        log10_p: ratio.log10_p,
+    };
+    let shown = groups.cells().chunks(weights.len().max(1)).zip(strata.shares()).zip(&found.each).map(stratum).collect();
+    let ratio = found.all;
     Check::Srm {
         level,
         status: ratio.status.as_str(),
         statistic: ratio.statistic,
-        dof: ratio.statistic.map(|_| ratio.expected.len() as u64 - 1),
+        dof: ratio.statistic.map(|_| found.dof),
         p_value: ratio.p_value,
         log10_p: ratio.log10_p,
         sequential_p: sequential.map(|log10| 10f64.powf(log10)),
@@ -328,6 +380,7 @@ fn srm(
         weights: if configured { "configured" } else { "assumed_equal" },
         p_value_with_multi_exposed: with_multi.map(|p| p.0),
         log10_p_with_multi_exposed: with_multi.map(|p| p.1),
+        strata: shown,
         by_dimension,
     }
 }
@@ -340,13 +393,26 @@ fn sequential_log10_p(population: &Population<'_>, weights: &[f64]) -> Option<f6
         let (earlier, today) = by_day.split_at_mut(day);
         today[0].iter_mut().zip(&earlier[day - 1]).for_each(|(today, before)| *today -= before);
     }
-    sequential(&by_day, weights, CONCENTRATION).last().copied().filter(|log10| log10.is_finite())
+    let strata = population.strata.shares();
+    let found = match strata.is_empty() {
+        true => sequential(&by_day, weights, CONCENTRATION),
+        false => {
+            let weights: Vec<_> = strata.iter().map(|shares| shares.weights.clone()).collect();
+            sequential_over_strata(&by_day, &weights, CONCENTRATION)
+        }
+    };
+    found.last().copied().filter(|log10| log10.is_finite())
 }
 
-fn srm_by_value(split: &Split, weights: &[f64], configured: bool) -> Vec<SrmOfValue> {
-    let arms = weights.len();
-    let ratio = |place: usize| sample_ratio(&split.groups.users()[place * arms..(place + 1) * arms], weights, SRM_FAIL_BELOW);
-    let ratios: Vec<SampleRatio> = (0..split.values.len()).map(ratio).collect();
+fn srm_by_value(split: &Split, strata: &Strata, weights: &[f64], configured: bool) -> Vec<SrmOfValue> {
+    let (arms, width) = (weights.len(), split.groups.users().len());
+    let ratio = |place: usize| {
+        let of_stratum = |cells: &[u64]| cells[place * arms..(place + 1) * arms].to_vec();
+        let cells: Vec<u64> = split.groups.cells().chunks(width.max(1)).flat_map(of_stratum).collect();
+        ratio_of(strata, weights, &cells)
+    };
+    let found: Vec<OverStrata> = (0..split.values.len()).map(ratio).collect();
+    let ratios: Vec<&SampleRatio> = found.iter().map(|found| &found.all).collect();
     let is_tested = |ratio: &SampleRatio| ratio.p_value.is_some() && ratio.status != Status::InsufficientSample;
     let tested = ratios.iter().filter(|ratio| is_tested(ratio)).count().max(1) as f64;
     let of_value = |(place, ratio): (usize, &SampleRatio)| {
@@ -366,7 +432,7 @@ fn srm_by_value(split: &Split, weights: &[f64], configured: bool) -> Vec<SrmOfVa
             log10_p_adjusted: ratio.log10_p.filter(|_| is_tested(ratio)).map(|log10| (log10 + tested.log10()).min(0.0)),
         }
     };
-    ratios.iter().enumerate().map(of_value).collect()
+    ratios.into_iter().enumerate().map(of_value).collect()
 }
 
 fn multi_exposure(population: &Population<'_>, warnings: &mut Vec<Warning>) -> Check {
@@ -473,9 +539,16 @@ fn pre_exposure_balance(experiment: &Experiment, measured: &[MeasuredMetric], wa
                 let (post, pre) = (OneSum::Values(sums.amount), OneSum::Values(sums.before));
                 sampled.cuped.unwrap_or(CupedSums { post, pre, products: sums.amount_before })
             };
-            let arms: Vec<CupedSums> = metric.sampled.iter().zip(&metric.sums).map(before).collect();
-            for arm in arms.iter().skip(1) {
-                let Ok(Some(p)) = balance(&arms[0], arm) else { continue };
+            // Users who were assigned in other shares may have been others.
+            let strata = |(sampled, sums): (&Sampled, &Sums)| -> Vec<CupedSums> {
+                match sums.strata.is_empty() {
+                    true => vec![before((sampled, sums))],
+                    false => sampled.strata.iter().zip(&sums.strata).map(before).collect(),
+                }
+            };
+            let arms: Vec<Vec<CupedSums>> = metric.sampled.iter().zip(&metric.sums).map(strata).collect();
+            for (arm, control) in arms.iter().skip(1).flat_map(|arm| arm.iter().zip(&arms[0])) {
+                let Ok(Some(p)) = balance(control, arm) else { continue };
                 tests += 1;
                 if least.is_none_or(|(_, log10, _)| p.log10 < log10) {
                     least = Some((p.p, p.log10, &metric.configured.name));

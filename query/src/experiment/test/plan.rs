@@ -134,10 +134,11 @@ impl Plan {
     /// time less the window. Empty without a plan.
     pub fn fractions(&self, arm: usize, window_us: i64) -> Vec<f64> {
         let (Some(days), Some(ripeness)) = (self.looks, self.ripeness.get(&window_us)) else { return Vec::new() };
-        let of_day = |(place, users): (usize, &Vec<u64>)| -> Option<f64> {
+        let mut most = 0.0_f64;
+        let of_day = |(place, cells): (usize, &Vec<u64>)| -> Option<f64> {
             if self.target.is_some() {
-                let pair = users.first()? + users.get(arm)?;
-                return information_fraction(pair, self.n_star(arm));
+                most = most.max(information_fraction(self.information(cells, arm), self.n_star(arm))?);
+                return Some(most);
             }
             let (begun, ended) = self.time?;
             let day_end = ((days.first + place as i64 + 1) * DAY_US).min(self.now.max(begun)) - window_us;
@@ -145,6 +146,29 @@ impl Plan {
         };
         let found: Option<Vec<f64>> = ripeness.by_day.iter().enumerate().map(of_day).collect();
         found.unwrap_or_default()
+    }
+
+    /// Returns users of both variants by cell, as of [`Groups::cells`](crate::experiment::measure::groups::Groups::cells).
+    fn pairs<'a>(&self, cells: &'a [u64], arm: usize) -> impl Iterator<Item = (u64, u64)> + 'a {
+        cells.chunks(self.weights.len().max(1)).filter_map(move |arms| Some((*arms.first()?, *arms.get(arm)?)))
+    }
+
+    /// Returns the information in users of both variants. Where shares changed it is that of as many users in the planned shares as give
+    /// the same precision: uneven shares, and differences that are weighted by strata, have less.
+    fn information(&self, cells: &[u64], arm: usize) -> f64 {
+        let pairs: Vec<(f64, f64)> =
+            self.pairs(cells, arm).map(|(control, treatment)| (control as f64, treatment as f64)).collect();
+        let all: f64 = pairs.iter().map(|(control, treatment)| control + treatment).sum();
+        let (control, treatment) = (self.weights.first().copied().unwrap_or(0.0), self.weights.get(arm).copied().unwrap_or(0.0));
+        if pairs.len() < 2 || control <= 0.0 || treatment <= 0.0 {
+            return all;
+        }
+        let used = || pairs.iter().filter(|(control, treatment)| *control > 0.0 && *treatment > 0.0);
+        let users: f64 = used().map(|(control, treatment)| control + treatment).sum();
+        let variance: f64 =
+            used().map(|(control, treatment)| ((control + treatment) / users).powi(2) * (1.0 / control + 1.0 / treatment)).sum();
+        let planned = (control + treatment).powi(2) / (control * treatment);
+        if variance > 0.0 { planned / variance } else { 0.0 }
     }
 
     /// Returns the bound of |z| at the end of each day, two-sided; empty without a plan. A small part of `alpha` is kept for the
@@ -207,7 +231,7 @@ impl Plan {
         let ripeness = self.ripeness.get(&interim.window_us);
         let ripe = |ripeness: &Arc<Ripeness>| {
             let today = ripeness.by_day.last()?;
-            Some(today.first()? + today.get(interim.arm)?)
+            Some(self.pairs(today, interim.arm).map(|(control, treatment)| control + treatment).sum())
         };
         Sequential {
             method: Analysis::Sequential.as_str(),
@@ -432,7 +456,11 @@ mod tests {
             // At a tenth of the information a hundredth of alpha is spent: |z| of 3.4808, 0.0006 more with the alarm's part.
             assert!(first.is_none_or(|bound| (bound - 3.4808).abs() < 2e-3), "{days}: {first:?}");
             assert_eq!(first.is_some(), days >= 8);
-            let next = plan.shown(&Interim { arm: 1, window_us: week, today: seen(1.0), by_day: &[], all_by_day: &[] }, &seen(1.0), 0.05);
+            let next = plan.shown(
+                &Interim { arm: 1, window_us: week, today: seen(1.0), by_day: &[], all_by_day: &[] },
+                &seen(1.0),
+                0.05,
+            );
             let date = (days < 17).then_some(LookOn(days.max(7)));
             assert_eq!((next.ripe, next.next_information_on), (Some(400 * (days - 7).clamp(0, 10) as u64), date), "{days}");
         }
@@ -459,7 +487,9 @@ mod tests {
             for days in 10..14 {
                 let plan = plan_after(&experiment(Some(4_000), None), Analysis::GroupSequential, days, 0);
                 let course = |z: [f64; 10]| -> Vec<_> {
-                    (0..days as usize).map(|day| Some(Seen { users: 400 * (day.min(9) as u64 + 1), ..seen(z[day.min(9)]) })).collect()
+                    (0..days as usize)
+                        .map(|day| Some(Seen { users: 400 * (day.min(9) as u64 + 1), ..seen(z[day.min(9)]) }))
+                        .collect()
                 };
                 let (by_day, all_by_day) = (course(ripe), course(all));
                 let today = by_day.last().copied().flatten().expect("a look");
@@ -480,6 +510,10 @@ mod tests {
         check([0.0, 0.0, 8.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0], none, (true, "sequential", Some(2)));
         check([0.0, 0.0, 8.0, -9.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0], none, (true, "sequential", Some(2)));
         check([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 9.0], none, (false, "group_sequential", None));
-        check([0.0, 0.0, 8.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0], [5.0; 10], (true, "group_sequential", Some(2)));
+        check(
+            [0.0, 0.0, 8.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0],
+            [0.0, 0.0, 0.0, 0.0, 5.0, 0.0, 0.0, 0.0, 0.0, 0.0],
+            (true, "group_sequential", Some(4)),
+        );
     }
 }

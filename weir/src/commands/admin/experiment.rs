@@ -3,7 +3,7 @@
 use std::str::FromStr;
 
 use aggregator::admin::experiments::{self, Changed};
-use catalogue::experiments::{Experiment, NewExperiment, NewVariant, Variant, list, show};
+use catalogue::experiments::{Experiment, NewExperiment, NewVariant, Phase, PhaseWeight, Variant, list, show};
 use catalogue::metrics::NewMetric;
 use catalogue::{Aggregation, AttributionMethod, Direction, ExperimentStatus, Role, UnknownText};
 use events::Micros;
@@ -25,6 +25,22 @@ pub(super) enum Command {
         /// The variant, as NAME or NAME:WEIGHT
         #[arg(value_name = "NAME[:WEIGHT]", value_parser = variant)]
         variant: NewVariant,
+        /// From when on users are assigned to it, such as 2026-03-01T00:00:00Z [default: now]
+        #[arg(long, value_name = "TIME", value_parser = time)]
+        from: Option<Micros>,
+        #[command(flatten)]
+        project: InProject,
+    },
+    /// Change the shares of the variants: in an experiment that runs a new phase begins, and each phase is compared by itself
+    Weights {
+        /// Name or id of the experiment
+        experiment: String,
+        /// Each variant with its new weight
+        #[arg(value_name = "NAME:WEIGHT", required = true, value_parser = variant)]
+        variants: Vec<NewVariant>,
+        /// From when on users are assigned by them, such as 2026-03-01T00:00:00Z [default: now]
+        #[arg(long, value_name = "TIME", value_parser = time)]
+        from: Option<Micros>,
         #[command(flatten)]
         project: InProject,
     },
@@ -44,8 +60,10 @@ pub(super) enum Command {
         #[arg(long, value_enum, default_value_t)]
         format: ListFormat,
     },
-    /// Start an experiment: exposures count from now on; a running one stays as it is
+    /// Start an experiment, or go on with a paused or ended one: exposures count from now on; a running one stays as it is
     Start(One),
+    /// Pause an experiment: exposures do not count until it is started again
+    Pause(One),
     /// End an experiment: later exposures do not count
     Stop(One),
 }
@@ -132,9 +150,9 @@ pub(super) async fn run(command: Command, conn: &mut PgConnection) -> anyhow::Re
             }
             print(&out)
         }
-        Command::AddVariant { experiment, variant, project } => {
+        Command::AddVariant { experiment, variant, from, project } => {
             let project = project.find(conn).await?;
-            let created = experiments::add_variant(conn, &project, &experiment, &variant).await?;
+            let created = experiments::add_variant(conn, &project, &experiment, &variant, from).await?;
             print(&format!("{}{}", render(&created.experiment), super::dead_letters::waiting(created.dead_letters)))
         }
         Command::List { project, format } => {
@@ -144,6 +162,14 @@ pub(super) async fn run(command: Command, conn: &mut PgConnection) -> anyhow::Re
         Command::Show { one, format } => {
             let project = one.project.find(conn).await?;
             print_list(&show(conn, &project, &one.experiment).await?, format, render)
+        }
+        Command::Weights { experiment, variants, from, project } => {
+            let project = project.find(conn).await?;
+            print(&render(&experiments::set_weights(conn, &project, &experiment, &variants, from).await?))
+        }
+        Command::Pause(one) => {
+            let project = one.project.find(conn).await?;
+            print(&changed(&experiments::pause(conn, &project, &one.experiment).await?))
         }
         Command::Start(one) => {
             let project = one.project.find(conn).await?;
@@ -285,7 +311,9 @@ fn render(experiment: &Experiment) -> String {
     if let Some(description) = &experiment.description {
         out.push_str(&format!("{}\n", printable(description)));
     }
-    if experiment.status != ExperimentStatus::Draft {
+    if experiment.phases.len() > 1 {
+        out.push_str(&phases(experiment));
+    } else if experiment.status != ExperimentStatus::Draft {
         let (from, until) = (or(experiment.started_at, "ever"), or(experiment.ended_at, "now"));
         out.push_str(&format!("exposures count from {from} until {until}\n"));
     }
@@ -317,6 +345,22 @@ fn render(experiment: &Experiment) -> String {
         out.push_str(&super::metric::render(&experiment.metrics));
     }
     out
+}
+
+/// Shows when exposures counted, and in which shares users were assigned then.
+fn phases(experiment: &Experiment) -> String {
+    let row = |phase: &Phase| {
+        let time = |time: Option<Micros>| time.map(|time| time.to_string()).unwrap_or_default();
+        let share = |share: &PhaseWeight| {
+            let variant = experiment.variants.iter().find(|variant| variant.id == share.variant_id)?;
+            Some(share.weight.map_or_else(|| variant.name.clone(), |weight| format!("{}:{weight}", variant.name)))
+        };
+        let shares: Vec<String> = phase.weights.iter().filter_map(share).collect();
+        vec![phase.phase.to_string(), phase.state.to_string(), time(phase.started_at), time(phase.ended_at), shares.join(" ")]
+    };
+    let columns =
+        [("phase", Side::Right), ("state", Side::Left), ("from", Side::Left), ("until", Side::Left), ("shares", Side::Left)];
+    table(&columns, &experiment.phases.iter().map(row).collect::<Vec<_>>())
 }
 
 #[cfg(test)]
@@ -433,6 +477,7 @@ mod tests {
                 cap: None,
                 cap_percentile: None,
             }],
+            phases: Vec::new(),
         };
         let expected = "\
 experiment checkout\\u{1b}: running, id 00000000-0000-0000-0000-000000000001
