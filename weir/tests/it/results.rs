@@ -328,3 +328,52 @@ async fn a_script_declares_metrics_and_waits_for_a_decision() {
     let power = printed(&folder, &["power", "button", "--effect", "0.2", "--users", "800"]);
     assert!(power.contains("25.00 % in the control") && power.contains("800 users could find an effect of"), "{power}");
 }
+
+/// A stop, a pause and another split, with users who come meanwhile: over the command line, the collector and the aggregator to the answer.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_pause_left_out_stays_out_and_a_split_may_change() {
+    let folder = Folder::new();
+    let up = Up::start(&folder);
+    let admin = |args: &[&str]| printed(&folder, &[&["admin", "experiment"], args].concat());
+    admin(&["create", "button", "--variant", "control:1:control", "--variant", "b:1", "--start"]);
+    let mut came = 0;
+    let mut come = async |control: usize, b: usize| {
+        let variants = std::iter::repeat_n("control", control).chain(std::iter::repeat_n("b", b));
+        let now = events::Micros::now().to_string();
+        let events: Vec<Value> = variants
+            .enumerate()
+            .map(|(place, variant)| {
+                json!({"type": "impression", "user_id": format!("user-{}", came + place), "experiment": "button",
+                       "variant": variant, "timestamp": now})
+            })
+            .collect();
+        came += events.len();
+        up.accepted(events).await;
+        up.until_stored(came as u64).await;
+    };
+    let users = async || {
+        let url = format!("{}/v1/experiments/button/results", up.line("query"));
+        let (status, answer) = send(Method::GET, &url, up.line("read_token"), None).await.expect("an answer");
+        assert_eq!(status, 200, "{answer}");
+        let checks = answer["health"]["checks"].as_array().expect("checks");
+        let srm = checks.iter().find(|check| check["id"] == "srm").expect("is checked").clone();
+        (answer["population"]["exposed_users"].as_u64().expect("a number"), srm)
+    };
+    come(100, 100).await;
+    for way in ["stop", "pause"] {
+        let ended = admin(&[way, "button"]);
+        assert!(ended.contains(if way == "stop" { "is completed" } else { "is paused" }), "{ended}");
+        come(60, 0).await;
+        assert_eq!(users().await.0, 200, "{way}");
+        admin(&["start", "button"]);
+        let (exposed, srm) = users().await;
+        assert_eq!((exposed, &srm["p_value"]), (200, &json!(1.0)), "{way} {srm}");
+    }
+    let shown = admin(&["weights", "button", "control:3", "b:1"]);
+    assert!(shown.contains("paused") && shown.contains("b:1 control:3"), "{shown}");
+    come(300, 100).await;
+    let (exposed, srm) = users().await;
+    assert_eq!((exposed, &srm["level"], &srm["p_value"]), (600, &json!("ok"), &json!(1.0)), "{srm}");
+    assert_eq!((&srm["strata"][0]["users"], &srm["strata"][1]["users"]), (&json!([100, 100]), &json!([300, 100])), "{srm}");
+    assert!(printed(&folder, &["admin", "recompute", "button"]).contains("computed again, nothing differed"));
+}
