@@ -34,9 +34,10 @@ const HEAVY: [(&str, &[&str]); 5] = [
 
 /// How tasks and threads begin. In what serves only `service` does so, which supervises them; each other place has its reason here.
 const SPAWNS: [&str; 5] = ["tokio::spawn(", "JoinSet::new", "thread::spawn(", "thread::Builder", "thread::scope("];
-const MAY_SPAWN: [(&str, &str); 11] = [
+const MAY_SPAWN: [(&str, &str); 12] = [
     ("crates/eventlog/src/background.rs", "restarts them, and tells whoever uses the log"),
     ("crates/eventlog/src/embedded/writer.rs", "joined by the writer, whose panic theirs is"),
+    ("crates/eventlog/src/kafka/mod.rs", "closes a consumer at the end of its log; nothing depends on it"),
     ("crates/eventlog/src/kafka/producer.rs", "drops a producer that was replaced; nothing waits for it"),
     ("crates/eventlog/src/spool/append.rs", "awaited by its caller, whose error its panic is"),
     ("query/src/engine/mod.rs", "awaited by its request, whose panic it is"),

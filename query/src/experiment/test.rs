@@ -22,7 +22,9 @@ use crate::experiment::request::{Analysis, Cuped, PopulationRule, Request, Windo
 use crate::experiment::warning::Warning;
 use crate::http::error::ApiError;
 use breakdown::Breakdown;
-use comparison::{Compared, Conclusion, Design, TestedComparison, chances_to_be_best, compare_all, compared, conclude, decide};
+use comparison::{
+    Compared, Conclusion, DIFFERS_BEFORE, Design, TestedComparison, chances_to_be_best, compare_all, compared, conclude, decide,
+};
 use findings::{Day, Omnibus, Supplemental};
 use health::Health;
 use plan::{Plan, Seen, default_analysis};
@@ -142,28 +144,15 @@ impl<'a> Tests<'a, '_> {
         let has_bounds = design.plan.analysis == Analysis::GroupSequential && has_control;
         if has_bounds {
             let population = &self.measured.population;
-            self.look_back(metric, metric.ripe_by_day(population)?, &mut compared, |found| &mut found.by_day)?;
-            self.look_back(metric, metric.all_by_day(population)?, &mut compared, |found| &mut found.all_by_day)?;
+            // What proved wrong by now adjusts no earlier day either.
+            let has_proved_wrong =
+                compared.iter().any(|found| found.cuped.is_some_and(|cuped| cuped.reason == Some(DIFFERS_BEFORE)));
+            let cuped = if has_proved_wrong { Cuped::Off } else { design.cuped };
+            let design = &Design { cuped, ..*design };
+            look_back(design, metric, metric.ripe_by_day(population)?, &mut compared, |found| &mut found.by_day)?;
+            look_back(design, metric, metric.all_by_day(population)?, &mut compared, |found| &mut found.all_by_day)?;
         }
         Ok(Prepared { compared, days })
-    }
-
-    /// Notes what a reader would have seen at the end of each day, had they looked then: whether earlier behaviour helps is that day's
-    /// own answer.
-    fn look_back(
-        &self,
-        metric: &MeasuredMetric,
-        days: Option<Vec<DaySums>>,
-        compared: &mut [Compared],
-        noted: impl Fn(&mut Compared) -> &mut Vec<Option<Seen>>,
-    ) -> Result<(), Overflow> {
-        for day in days.iter().flatten() {
-            let sampled = day.iter().map(|sums| one(&metric.configured, sums)).collect::<Result<Vec<_>, _>>()?;
-            for (found, then) in compared.iter_mut().zip(compare_all(&self.design, &sampled)?) {
-                noted(found).push(then.seen());
-            }
-        }
-        Ok(())
     }
 
     fn conclude(
@@ -225,4 +214,22 @@ impl<'a> Tests<'a, '_> {
         }
         Ok(found)
     }
+}
+
+/// Notes what a reader would have seen at the end of each day, had they looked then: whether earlier behaviour helps is that day's
+/// own answer.
+fn look_back(
+    design: &Design<'_>,
+    metric: &MeasuredMetric,
+    days: Option<Vec<DaySums>>,
+    compared: &mut [Compared],
+    noted: impl Fn(&mut Compared) -> &mut Vec<Option<Seen>>,
+) -> Result<(), Overflow> {
+    for day in days.iter().flatten() {
+        let sampled = day.iter().map(|sums| one(&metric.configured, sums)).collect::<Result<Vec<_>, _>>()?;
+        for (found, then) in compared.iter_mut().zip(compare_all(design, &sampled)?) {
+            noted(found).push(then.seen());
+        }
+    }
+    Ok(())
 }

@@ -26,6 +26,9 @@ use crate::experiment::request::{Analysis, COVARIATE_DAYS, Correction, Cuped as 
 /// Part of the variance that earlier behaviour has to explain before a comparison is adjusted for it.
 const EXPLAINED_MIN: f64 = 0.05;
 
+/// Why nothing is adjusted where the variants' users were not alike before they were exposed.
+pub const DIFFERS_BEFORE: &str = "differs_before";
+
 /// Below this p-value the variants' users were not alike before they were exposed.
 pub const BALANCE_BELOW: f64 = 0.001;
 
@@ -130,7 +133,9 @@ fn over_strata(design: &Design<'_>, (control, treatment): (&Sampled, &Sampled), 
         })
     };
     let of = |is_adjusted: bool| compare_strata(&stratum(is_adjusted).collect::<Vec<_>>(), alpha);
-    let (unadjusted, applied) = (of(false), strata.iter().any(Compared::is_adjusted));
+    // What is wrong with the covariate of some users is wrong with all of the comparison.
+    let differs = strata.iter().any(|found| found.cuped.is_some_and(|cuped| cuped.reason == Some(DIFFERS_BEFORE)));
+    let (unadjusted, applied) = (of(false), !differs && strata.iter().any(Compared::is_adjusted));
     let found = if applied { of(true) } else { unadjusted };
     let reduction =
         found.difference.zip(unadjusted.difference).map(|(found, plain)| 1.0 - (found.std_error / plain.std_error).powi(2));
@@ -138,7 +143,7 @@ fn over_strata(design: &Design<'_>, (control, treatment): (&Sampled, &Sampled), 
     let largest = strata.iter().max_by_key(|found| found.users()).and_then(|found| found.cuped);
     let cuped = largest.map(|cuped| Cuped {
         applied,
-        reason: cuped.reason.filter(|_| !applied),
+        reason: if differs { Some(DIFFERS_BEFORE) } else { cuped.reason.filter(|_| !applied) },
         theta: None,
         variance_reduction: reduction.filter(|_| applied),
         effective_sample_gain: reduction.filter(|reduction| applied && *reduction < 1.0).map(|reduction| 1.0 / (1.0 - reduction)),
@@ -242,7 +247,7 @@ fn adjusted(
         return Ok((Some(not("not_defined")), None));
     };
     if earlier == Some(Earlier::Differs) {
-        return Ok((Some(not("differs_before")), None));
+        return Ok((Some(not(DIFFERS_BEFORE)), None));
     }
     if unadjusted.exact.is_some() {
         return Ok((Some(not("exact")), None));
