@@ -295,6 +295,8 @@ async fn start_and_stop_compute_the_experiment_again() {
     assert_eq!(stopped.recomputed, Some(Differences { participation: 2, attribution: 0 }));
     assert_eq!(participants(&mut conn).await, 0);
     assert_eq!(experiments::stop(&mut conn, &project, "checkout").await.expect("ended already").recomputed, None);
+    let stored: i64 = sqlx::query_scalar("SELECT count(*) FROM experiment_phases").fetch_one(&mut conn).await.expect("a number");
+    assert_eq!((stored, stopped.experiment.phases.len()), (0, 1), "started and ended once, it is one phase by its own times");
 
     let resumed = experiments::start(&mut conn, &project, "checkout").await.expect("runs again").experiment;
     assert_eq!((resumed.started_at, resumed.ended_at), (started.experiment.started_at, None));

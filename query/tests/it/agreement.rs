@@ -283,6 +283,35 @@ fn what_proved_wrong_later_adjusts_no_earlier_look() {
     agrees(&answer(&made, &request), Analysis::GroupSequential).expect("agrees");
 }
 
+/// 300 of 1,000 convert on the first day and nobody of the control; on the fourth day as many of the control do. No window has closed.
+#[test]
+fn what_was_called_on_a_day_is_called_when_it_has_faded() {
+    let made = Made {
+        users: vec![1_000, 1_000],
+        rates: vec![0.0, 0.0],
+        before: vec![0, 0],
+        mixed: vec![0, 0],
+        target: Some(100_000),
+        margin: 0.0,
+        has_phases: false,
+        seed: 7,
+    };
+    let mut read = read(&made);
+    read.catalogue.experiment.conversion_window_days = 30;
+    let cohort = Arc::make_mut(&mut read.cohort);
+    cohort.users.exposed.fill(1_000_000);
+    let row = |time| Row { time, value: None, confidence: 100, ..Row::default() };
+    let (first, fourth) = ((1_000..1_300).map(|user| (user, row(2_000_000))), (0..300).map(|user| (user, row(3 * DAY_US + 5))));
+    cohort.after = Rows::new(2_000, first.chain(fourth).collect());
+    let request = Request { analysis: Some(Analysis::GroupSequential), ..Request::default() };
+    let measured = measure(&read, &request).expect("measured");
+    let tested = test(&measured, &request).expect("tested");
+    let answer = serde_json::to_value(say(&read, &measured, tested, &request).expect("said")).expect("JSON");
+    let found = &answer["metrics"][0]["comparisons"][0];
+    assert_eq!((&found["verdict"], &found["sequential"]["crossed_on"]), (&"won".into(), &"1970-01-01".into()), "{found}");
+    assert_eq!(found["absolute"]["estimate"], 0.0, "today's estimate stands beside it");
+}
+
 /// A variant that loses conversion after conversion, until none is left: once it lost it has lost.
 #[test]
 fn more_evidence_never_takes_a_verdict_back() {

@@ -290,7 +290,7 @@ pub async fn stop(change: &mut Change<'_>, name: &str) -> Result<StatusChange, C
     }
     let connection = change.connection();
     let at = phases::turn(connection, &before, None).await?;
-    phases::end_last(connection, project, &before, at).await?;
+    phases::end_stored(connection, project, before.id, at).await?;
     let statement = "UPDATE experiments SET status = 'completed', ended_at = now(), updated_at = now() \
                      WHERE project_id = $1 AND id = $2";
     changed(change, before, statement).await

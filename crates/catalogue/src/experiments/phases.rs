@@ -147,9 +147,19 @@ pub(super) async fn end_last(
             insert(connection, project, experiment.id, phase.phase, phase.state, phase.started_at, phase.ended_at).await?;
         }
     }
+    end_stored(connection, project, experiment.id, at).await
+}
+
+/// Ends the last phase if it is stored: with the experiment's end nothing follows that would have to be told apart.
+pub(super) async fn end_stored(
+    connection: &mut PgConnection,
+    project: Uuid,
+    experiment: Uuid,
+    at: Micros,
+) -> Result<(), sqlx::Error> {
     sqlx::query("UPDATE experiment_phases SET ended_at = $3 WHERE project_id = $1 AND experiment_id = $2 AND ended_at IS NULL")
         .bind(project)
-        .bind(experiment.id)
+        .bind(experiment)
         .bind(Timestamp(at))
         .execute(connection)
         .await?;
