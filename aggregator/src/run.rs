@@ -35,6 +35,8 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from
 const STEADY: Duration = Duration::from_secs(30);
 /// How long a worker waits for a log partition that cannot be read now, unless another one has records.
 const UNREADABLE_PAUSE: Duration = Duration::from_secs(1);
+/// How long an end waits for what the log still holds.
+const DRAINING_READ_MAX: Duration = Duration::from_secs(2);
 /// How often it is looked whether an operator settled the dead letters of a halted log partition.
 const SETTLED_POLL: Duration = Duration::from_secs(5);
 
@@ -161,7 +163,13 @@ impl Worker {
                 }
                 let all = positions.keys().copied();
                 let chosen = if draining { self.suspects.unsuspected(all) } else { self.suspects.choose(all) };
-                batch = self.read(&mut positions, &chosen).await;
+                batch = if draining {
+                    // What does not come at once stays in the log: brokers that are gone would be waited for, for each log partition.
+                    let read = self.read(&mut positions, &chosen);
+                    tokio::time::timeout(DRAINING_READ_MAX, read).await.unwrap_or_default()
+                } else {
+                    self.read(&mut positions, &chosen).await
+                };
             }
             if batch.len() == 0 {
                 if draining {

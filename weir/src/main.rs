@@ -19,6 +19,7 @@ mod signals;
 mod up;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Parser;
 use tracing::field::Field;
@@ -29,8 +30,21 @@ use tracing_subscriber::fmt::format::{self, Writer};
 
 use cli::{Cli, Command};
 
-#[tokio::main]
-async fn main() -> ExitCode {
+/// How long an end waits for calls that block: what must be done by then was waited for before, and a call to brokers that are gone may take
+/// ten seconds.
+const BLOCKING_MAX: Duration = Duration::from_millis(500);
+
+fn main() -> ExitCode {
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return failed(&anyhow::Error::new(error).context("threads")),
+    };
+    let code = runtime.block_on(run());
+    runtime.shutdown_timeout(BLOCKING_MAX);
+    code
+}
+
+async fn run() -> ExitCode {
     let cli = Cli::parse();
     if let Err(error) = log_to_stderr(&cli.command) {
         return failed(&error);
