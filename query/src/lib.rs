@@ -163,22 +163,28 @@ impl Query {
 
 /// Prepares connections to Postgres. None is made yet.
 fn postgres(database_url: &str, application_name: &str, connections_max: u32) -> Result<PgPool, StartError> {
-    let options =
-        PgConnectOptions::from_str(database_url).map_err(StartError::DatabaseUrl)?.application_name(application_name).options([
-            // Literals are written for this; see `source::filter`.
-            ("standard_conforming_strings", "on"),
-            ("TimeZone", "UTC"),
-            ("default_transaction_read_only", "on"),
-            // Scans are simple; compiling their plans costs more than it saves.
-            ("jit", "off"),
-            // A process that vanished must not keep a scan running.
-            ("client_connection_check_interval", "1s"),
-        ]);
-    Ok(PgPoolOptions::new()
+    Ok(pool_options(connections_max).connect_lazy_with(connect_options(database_url, application_name)?))
+}
+
+fn pool_options(connections_max: u32) -> PgPoolOptions {
+    PgPoolOptions::new()
         .max_connections(connections_max)
         .acquire_timeout(Duration::from_secs(5))
         .idle_timeout(Duration::from_secs(60))
-        .connect_lazy_with(options))
+}
+
+fn connect_options(database_url: &str, application_name: &str) -> Result<PgConnectOptions, StartError> {
+    let options = PgConnectOptions::from_str(database_url).map_err(StartError::DatabaseUrl)?;
+    Ok(options.application_name(application_name).options([
+        // Literals are written for this; see `source::filter`.
+        ("standard_conforming_strings", "on"),
+        ("TimeZone", "UTC"),
+        ("default_transaction_read_only", "on"),
+        // Scans are simple; compiling their plans costs more than it saves.
+        ("jit", "off"),
+        // A process that vanished must not keep a scan running.
+        ("client_connection_check_interval", "1s"),
+    ]))
 }
 
 async fn listen(setting: &'static str, address: SocketAddr) -> Result<Listener, StartError> {

@@ -6,12 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use service::Threads;
 use tokio::runtime::Handle;
 
-/// Starts threads for one query at a time.
-/// # Errors
-/// If the system gives none.
-pub(crate) fn start(threads: usize) -> io::Result<Threads> {
-    Threads::start("weir-query", threads)
-}
+/// The system shows it beside what they use.
+pub(crate) const NAME: &str = "weir-query";
 
 /// Threads for so many queries at one time, for each its own: a query has ended when its threads have no task.
 #[derive(Clone)]
@@ -29,7 +25,7 @@ impl Places {
     /// # Errors
     /// If the system gives none.
     pub(crate) fn start(queries: usize, threads_of_each: usize) -> io::Result<Self> {
-        let threads = (0..queries).map(|_| start(threads_of_each)).collect::<Result<Vec<_>, _>>()?;
+        let threads = (0..queries).map(|_| Threads::start(NAME, threads_of_each)).collect::<Result<Vec<_>, _>>()?;
         Ok(Places(Arc::new(Mutex::new(threads))))
     }
 

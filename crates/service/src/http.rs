@@ -36,6 +36,9 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(25), Duration::from_
 
 /// Bytes of an answer that a client has to take within [`Limits::answer_wait_max`], unless fewer are left.
 pub const ANSWER_BYTES_MIN: u64 = 512 * 1024;
+/// Bytes of a body that are taken from the system at a time: with hundreds of large bodies at once, whoever comes next waits for one piece of
+/// each. What hyper takes by itself is seven times as much.
+const PIECE_BYTES_MAX: usize = 64 * 1024;
 
 /// What clients may take of one address.
 #[derive(Clone, Debug)]
@@ -263,6 +266,7 @@ where
             .header_read_timeout(None)
             .max_headers(limits.headers_max)
             .max_header_size(limits.head_bytes_max)
+            .max_buf_size(limits.head_bytes_max.max(PIECE_BYTES_MAX))
             .half_close(limits.half_close)
             .serve_connection(watched, service);
         let mut connection = pin!(connection);

@@ -11,7 +11,7 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 /// Added to the nice value of this process for what it computes itself, and for the database that everything waits for.
 pub const COMPUTES: i32 = 5;
 /// The same for what may compute without end.
-pub const MAY_NOT_END: i32 = 10;
+const MAY_NOT_END: i32 = 10;
 
 /// Makes a process, and what it starts from now on, nicer than this one.
 pub fn lower(process: u32, by: i32) {
@@ -20,12 +20,35 @@ pub fn lower(process: u32, by: i32) {
     }
 }
 
+/// Makes a process that has a session of its own as nice as this one, for which it works. Where the kernel shares processors out by
+/// sessions first (sched(7), "The autogroup feature"), it is the session that has to be nice.
+pub fn share(process: u32) {
+    lower(process, 0);
+    let nice = getpriority_process(Some(getpid())).unwrap_or(0);
+    if let Err(error) = std::fs::write(format!("/proc/{process}/autogroup"), nice.to_string()) {
+        tracing::debug!(%error, process, "its session keeps its priority");
+    }
+}
+
+/// Makes a process, and what it starts from now on, nicer than this one by [`MAY_NOT_END`], and keeps it off the processor that the threads
+/// of this one leave alone.
+pub fn set_aside(process: u32) {
+    lower(process, MAY_NOT_END);
+    if let Some(process) = i32::try_from(process).ok().and_then(Pid::from_raw) {
+        leave_a_processor_alone(Some(process));
+    }
+}
+
 /// Makes the calling thread nicer than the process that it belongs to, and keeps it off the first processor of those that the process may use,
 /// if there are others.
 pub(crate) fn give_way() {
     set(None, COMPUTES);
-    // The affinity of the process is that of its first thread.
-    let left = sched_getaffinity(Some(getpid())).and_then(|processors| sched_setaffinity(None, &all_but_the_first(processors)));
+    leave_a_processor_alone(None);
+}
+
+/// Linux takes the number of a process for its first thread, whose processors are those of the process, and none for the calling thread.
+fn leave_a_processor_alone(whose: Option<Pid>) {
+    let left = sched_getaffinity(Some(getpid())).and_then(|processors| sched_setaffinity(whose, &all_but_the_first(processors)));
     if let Err(error) = left {
         tracing::debug!(%error, "no processor is left alone");
     }
@@ -91,14 +114,15 @@ mod tests {
     }
 
     #[test]
-    fn a_process_that_computes_is_nicer_than_the_one_that_started_it() {
+    fn a_process_that_is_set_aside_is_nicer_than_the_one_that_started_it_and_leaves_it_a_processor() {
         let mut child = std::process::Command::new("sleep").arg("60").spawn().expect("starts");
-        lower(child.id(), MAY_NOT_END);
+        set_aside(child.id());
         let pid = Pid::from_raw(i32::try_from(child.id()).expect("small"));
-        let ours = getpriority_process(Some(getpid())).expect("a priority");
-        let found = getpriority_process(pid);
+        let found = (getpriority_process(pid), sched_getaffinity(pid));
         child.kill().expect("runs");
         child.wait().expect("a child");
-        assert_eq!(found, Ok((ours + MAY_NOT_END).min(19)));
+        let ours = getpriority_process(Some(getpid())).expect("a priority");
+        let others = all_but_the_first(sched_getaffinity(Some(getpid())).expect("processors"));
+        assert_eq!(found, (Ok((ours + MAY_NOT_END).min(19)), Ok(others)));
     }
 }

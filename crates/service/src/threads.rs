@@ -13,9 +13,18 @@ impl Threads {
     /// # Errors
     /// If the system gives none.
     pub fn start(name: &str, threads: usize) -> io::Result<Self> {
-        let mut builder = Builder::new_multi_thread();
-        builder.worker_threads(threads).thread_name(name).on_thread_start(priority::give_way).enable_all();
-        let runtime = builder.build();
+        Self::built_by(Builder::new_multi_thread().on_thread_start(priority::give_way), name, threads)
+    }
+
+    /// The same in a process that is [set aside](priority::set_aside) as a whole: its threads take what it was left.
+    /// # Errors
+    /// If the system gives none.
+    pub fn start_aside(name: &str, threads: usize) -> io::Result<Self> {
+        Self::built_by(&mut Builder::new_multi_thread(), name, threads)
+    }
+
+    fn built_by(builder: &mut Builder, name: &str, threads: usize) -> io::Result<Self> {
+        let runtime = builder.worker_threads(threads).thread_name(name).enable_all().build();
         runtime.map(|runtime| Threads(Some(runtime)))
     }
 

@@ -1,6 +1,6 @@
 //! One Postgres snapshot for all reads of one answer.
 //!
-//! One transaction exports its snapshot and stays open until the answer is complete; every scan imports the snapshot into a
+//! One transaction stays open until the answer is complete, and exports its snapshot; every scan imports it into a
 //! connection of its own. So catalogue, facts, derived tables and checkpoints of one answer agree, on
 //! however many connections they are read.
 
@@ -12,7 +12,7 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use serde::{Deserialize, Serialize};
 use sqlx::pool::PoolConnection;
 use sqlx::{AssertSqlSafe, PgConnection, PgPool, Postgres, Row, Transaction};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, OnceCell};
 use uuid::Uuid;
 
 use crate::SCHEMA;
@@ -57,7 +57,8 @@ pub struct DataVersion {
 pub struct Snapshot {
     pool: PgPool,
     project: Uuid,
-    id: String,
+    /// Postgres' name for it, made when a second connection needs it: that writes a file.
+    exported: OnceCell<String>,
     time_limit: Duration,
     transaction: Mutex<Transaction<'static, Postgres>>,
     as_of: AsOf,
@@ -78,13 +79,27 @@ impl Snapshot {
     }
 
     async fn taken(pool: PgPool, project: Uuid, time_limit: Duration) -> Result<Self, SchemaError> {
-        let mut transaction = pool.begin_with(BEGIN).await?;
-        sqlx::raw_sql(AssertSqlSafe(limits(time_limit))).execute(&mut *transaction).await?;
-        let id: String = sqlx::query_scalar("SELECT pg_export_snapshot()").fetch_one(&mut *transaction).await?;
-        // In this snapshot: what it holds was written under that schema.
-        SCHEMA.check_database(&mut transaction).await?;
-        let (as_of, version) = positions(&mut transaction, project).await?;
-        Ok(Snapshot { pool, project, id, time_limit, transaction: Mutex::new(transaction), as_of, version })
+        // Few statements: where all processors are busy, each is a wait for one.
+        let mut transaction = pool.begin_with(AssertSqlSafe(format!("{BEGIN}; {}", limits(time_limit)))).await?;
+        // In this snapshot, which the first statement takes: what it holds was written under that schema.
+        let (as_of, version) = match positions(&mut transaction, project).await {
+            Ok(found) => found,
+            Err(error) => {
+                // What another schema lacks fails, too.
+                drop(transaction);
+                SCHEMA.check_database(&mut *pool.acquire().await?).await?;
+                return Err(error);
+            }
+        };
+        Ok(Snapshot {
+            pool,
+            project,
+            exported: OnceCell::new(),
+            time_limit,
+            transaction: Mutex::new(transaction),
+            as_of,
+            version,
+        })
     }
 
     /// Returns the project that this snapshot may read.
@@ -107,12 +122,17 @@ impl Snapshot {
         self.transaction.lock().await
     }
 
-    /// Opens another connection on the same snapshot.
+    /// Opens another connection on the same snapshot. Waits for whoever has [`Snapshot::transaction`].
     /// # Errors
     /// Those of Postgres; nothing is left open.
     pub async fn import(&self) -> Result<SnapshotConnection, sqlx::Error> {
+        let export = || async {
+            let mut transaction = self.transaction.lock().await;
+            sqlx::query_scalar("SELECT pg_export_snapshot()").fetch_one(&mut **transaction).await
+        };
+        let id: &String = self.exported.get_or_try_init(export).await?;
         let mut imported = SnapshotConnection { connection: self.pool.acquire().await?, is_done: false };
-        let begin = format!("{BEGIN}; SET TRANSACTION SNAPSHOT '{}'; {}", self.id, limits(self.time_limit));
+        let begin = format!("{BEGIN}; SET TRANSACTION SNAPSHOT '{}'; {}", id, limits(self.time_limit));
         sqlx::raw_sql(AssertSqlSafe(begin)).execute(&mut *imported.connection).await?;
         Ok(imported)
     }
@@ -150,24 +170,28 @@ impl Drop for SnapshotConnection {
     }
 }
 
-async fn positions(connection: &mut PgConnection, project: Uuid) -> Result<(AsOf, DataVersion), sqlx::Error> {
+/// Reads how far the logs are stored, and checks the schema.
+async fn positions(connection: &mut PgConnection, project: Uuid) -> Result<(AsOf, DataVersion), SchemaError> {
     let rows = sqlx::query(
-        "SELECT c.log_id, c.log_partition, c.next_offset, c.change_seq, coalesce(p.records, 0) AS records,
+        "SELECT o.schema, o.catalogue, c.log_id, c.log_partition, c.next_offset, c.change_seq, coalesce(p.records, 0) AS records,
                 floor(extract(epoch FROM p.event_time) * 1000000)::bigint AS event_us,
                 c.log_id = (SELECT log_id FROM logs ORDER BY last_used_at DESC, log_id LIMIT 1) AS is_present
-         FROM checkpoints c LEFT JOIN project_progress p
-           ON p.project_id = $1 AND p.log_id = c.log_id AND p.log_partition = c.log_partition",
+         FROM (SELECT (SELECT max(version) FROM _sqlx_migrations WHERE success) AS schema,
+                      (SELECT version FROM catalogue_versions WHERE project_id = $1) AS catalogue) o
+         LEFT JOIN checkpoints c ON true
+         LEFT JOIN project_progress p ON p.project_id = $1 AND p.log_id = c.log_id AND p.log_partition = c.log_partition",
     )
     .bind(project)
-    .fetch_all(&mut *connection)
+    .fetch_all(connection)
     .await?;
-    let catalogue = sqlx::query_scalar("SELECT version FROM catalogue_versions WHERE project_id = $1").bind(project);
-    let mut version =
-        DataVersion { catalogue: catalogue.fetch_optional(connection).await?.unwrap_or(0), ..DataVersion::default() };
-    let mut as_of = AsOf::default();
+    let (mut version, mut as_of) = (DataVersion::default(), AsOf::default());
     let mut newest: Option<i64> = None;
     for row in rows {
-        let (log_id, partition): (Uuid, i32) = (row.try_get("log_id")?, row.try_get("log_partition")?);
+        SCHEMA.check(row.try_get::<Option<i64>, _>("schema")?.unwrap_or(0))?;
+        version.catalogue = row.try_get::<Option<i64>, _>("catalogue")?.unwrap_or(0);
+        // Without any log there is one row without its columns.
+        let Some(log_id) = row.try_get::<Option<Uuid>, _>("log_id")? else { continue };
+        let partition: i32 = row.try_get("log_partition")?;
         let stored = PartitionVersion { offset: row.try_get("next_offset")?, change_seq: row.try_get("change_seq")? };
         version.partitions.insert((log_id, partition), stored);
         if row.try_get("is_present")? {

@@ -401,7 +401,7 @@ impl Process {
             .kill_on_drop(true)
             .spawn()?;
         if let Some(pid) = child.id() {
-            priority::lower(pid, priority::MAY_NOT_END);
+            priority::set_aside(pid);
         }
         let words = Arc::new(Mutex::default());
         let stderr = child.stderr.take().ok_or_else(|| io::Error::other("its stderr"))?;

@@ -6,7 +6,8 @@ use std::os::unix::net::UnixStream as StdUnixStream;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::PgPool;
+use service::{Threads, priority};
+use sqlx::{PgConnection, PgPool};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::runtime::Handle;
@@ -51,13 +52,33 @@ pub async fn serve() -> Result<(), WorkerError> {
     let Some((ToWorker::Start(start), _)) = reader.head().await? else { return Ok(()) };
     let Start { database_url, limits } = *start;
     bound_memory(limits.worker_memory_bytes_max, Spare::Worker)?;
-    let threads = threads::start(2 * limits.query_threads + 1).map_err(crate::StartError::Threads)?;
+    let threads = Threads::start_aside(threads::NAME, 2 * limits.query_threads + 1).map_err(crate::StartError::Threads)?;
     let asked = Arc::new(Place {
         engine: Engine::new(&limits, funnel::functions()).map_err(crate::StartError::Engine)?,
-        pool: crate::postgres(&database_url, "weir query-worker", limits.worker_postgres_connections())?,
+        pool: postgres(&database_url, &limits)?,
         limits,
     });
     Worker { reader, writer, threads: threads.handle(), place: asked }.run().await?;
+    Ok(())
+}
+
+/// Prepares connections to Postgres, whose backends are as nice as this process where they are on this machine: others' questions do not
+/// wait for what is read for these.
+fn postgres(database_url: &str, limits: &Limits) -> Result<PgPool, crate::StartError> {
+    let options = crate::connect_options(database_url, "weir query-worker")?;
+    let is_near = options.get_host().starts_with('/') || options.get_socket().is_some();
+    let pool = crate::pool_options(limits.worker_postgres_connections());
+    let pool = if is_near { pool.after_connect(|connection, _| Box::pin(give_way(connection))) } else { pool };
+    Ok(pool.connect_lazy_with(options))
+}
+
+async fn give_way(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+    let backend: i32 = sqlx::query_scalar("SELECT pg_backend_pid()").fetch_one(connection).await?;
+    // Behind a socket that another container shares, the number may be anybody's.
+    let is_postgres = std::fs::read(format!("/proc/{backend}/cmdline")).is_ok_and(|line| line.starts_with(b"postgres: "));
+    if is_postgres && let Ok(backend) = u32::try_from(backend) {
+        priority::share(backend);
+    }
     Ok(())
 }
 

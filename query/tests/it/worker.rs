@@ -1,5 +1,7 @@
 //! What runs in the workers of these tests. How they are ended, and what their memory is bound by, is tested in `weir/tests/it/query_limits.rs`.
 
+use crate::support::Service;
+
 /// Other tests start this program and run this alone, as the worker of their service.
 #[test]
 #[ignore = "the process that other tests start"]
@@ -7,4 +9,24 @@ fn this_process_is_a_worker() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     // Without a service there is nothing to do.
     let _ = runtime.block_on(query::worker::serve());
+}
+
+/// What is read for a question in a worker is read as nicely as the worker computes: others' backends do not wait for it.
+#[tokio::test]
+async fn backends_of_workers_are_as_nice_as_workers() {
+    let mut service = Service::start().await;
+    service.rows("SELECT count(*) FROM events").await;
+    let sql = "SELECT pid FROM pg_stat_activity WHERE application_name = 'weir query-worker'";
+    let backends: Vec<i32> = sqlx::query_scalar(sql).fetch_all(&mut service.rows).await.expect("backends");
+    // proc_pid_stat(5): the nice value is the 19th field, and the second one, in parentheses, may hold anything.
+    let nice = |process: u32| {
+        let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).expect("it runs");
+        let fields = stat.rsplit_once(')').expect("a name").1;
+        fields.split_whitespace().nth(16).and_then(|nice| nice.parse::<i32>().ok()).expect("a nice value")
+    };
+    assert!(!backends.is_empty());
+    let ours = nice(std::process::id());
+    for backend in backends {
+        assert_eq!(nice(u32::try_from(backend).expect("a number")), (ours + 10).min(19));
+    }
 }
