@@ -22,7 +22,7 @@ fn up_to(newest: i64) -> Migrator {
 }
 
 /// The files by number. They are listed rather than found by sqlx's macro: its crate builds the whole of sqlx a second time.
-const FILES: [(i64, &str, &str); 9] = [
+const FILES: [(i64, &str, &str); 11] = [
     (1, "catalogue", include_str!("../sql/0001_catalogue.sql")),
     (2, "progress", include_str!("../sql/0002_progress.sql")),
     (3, "facts", include_str!("../sql/0003_facts.sql")),
@@ -32,6 +32,8 @@ const FILES: [(i64, &str, &str); 9] = [
     (7, "closed_lists", include_str!("../sql/0007_closed_lists.sql")),
     (8, "over_active_users", include_str!("../sql/0008_over_active_users.sql")),
     (9, "rejected_events", include_str!("../sql/0009_rejected_events.sql")),
+    (10, "reassigned_phases", include_str!("../sql/0010_reassigned_phases.sql")),
+    (11, "metric_definitions", include_str!("../sql/0011_metric_definitions.sql")),
 ];
 
 #[cfg(test)]
@@ -53,6 +55,6 @@ mod tests {
             .map(|(version, description, sql)| (format!("{version:04}_{description}.sql"), (*sql).to_owned()))
             .collect();
         assert_eq!(files, listed);
-        assert_eq!(MIGRATOR.iter().map(|migration| migration.version).collect::<Vec<_>>(), [1, 2, 3, 4, 5, 6, 7, 8, 9]);
+        assert_eq!(MIGRATOR.iter().map(|migration| migration.version).collect::<Vec<_>>(), (1..=11).collect::<Vec<i64>>());
     }
 }

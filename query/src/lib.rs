@@ -32,6 +32,7 @@ use service::{AdminEndpoint, Health, Hosts, Listener, Scope, Tasks};
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 
 pub use config::{Config, Limits};
+pub use experiment::read::sources::check as check_definition;
 
 use engine::Engine;
 use experiment::read::cohort_cache::CohortCache;
@@ -44,7 +45,8 @@ use threads::Places;
 use worker::Workers;
 
 /// The schemas that answers are made from.
-pub const SCHEMA: catalogue::schema::Supported = catalogue::schema::Supported { service: "query service", oldest: 8, newest: 9 };
+pub const SCHEMA: catalogue::schema::Supported =
+    catalogue::schema::Supported { service: "query service", oldest: 11, newest: 11 };
 /// Where the metrics are if the public address is not on loopback and nobody said where.
 const METRICS_USUAL: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8091);
 

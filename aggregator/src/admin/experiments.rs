@@ -1,6 +1,6 @@
 //! Experiments: made, with what was waiting for them; started, paused, stopped, given weights and computed again.
 
-use catalogue::experiments::{self, Experiment, NewExperiment, NewVariant, StatusChange};
+use catalogue::experiments::{self, Assignment, Experiment, NewExperiment, NewVariant, StatusChange};
 use catalogue::{CatalogueError, Change, Project};
 use events::Micros;
 use serde_json::json;
@@ -23,7 +23,8 @@ pub struct Created {
 pub struct Changed {
     /// The experiment as it is now.
     pub experiment: Experiment,
-    /// Rows of participation and attribution that differ from before; `None`: it was in that state already, nothing changed.
+    /// Rows of participation and attribution that differ from before; `None`: no row changed its meaning, as where it was in that state
+    /// already.
     pub recomputed: Option<Differences>,
 }
 
@@ -68,30 +69,34 @@ pub async fn add_variant(
     Ok(Created { experiment, dead_letters: waiting })
 }
 
-/// Changes the weights of all variants, from `from` on, now if not said. Rows that are stored keep their meaning.
+/// Changes the weights of all variants, from `from` on, now if not said. Rows that are stored keep their meaning, but where users are assigned
+/// anew.
 /// # Errors
-/// [`CatalogueError::Unknown`], [`CatalogueError::Frozen`], [`CatalogueError::WrongState`], [`CatalogueError::Invalid`].
+/// [`CatalogueError::Unknown`], [`CatalogueError::Frozen`], [`CatalogueError::WrongState`], [`CatalogueError::Invalid`]: nothing is changed.
+/// [`AdminError::Recompute`]: the change is made, and an aggregator goes on with the rows.
 pub async fn set_weights(
     conn: &mut PgConnection,
     project: &Project,
     name: &str,
     weights: &[NewVariant],
     from: Option<Micros>,
-) -> Result<Experiment, CatalogueError> {
-    let mut change = Change::begin(conn, project).await?;
-    let experiment = experiments::set_weights(&mut change, name, weights, from).await?;
-    let details = json!({ "id": experiment.id, "variants": experiment.variants, "phases": experiment.phases });
-    change.commit("experiment.weights", &experiment.name, &details).await?;
-    Ok(experiment)
+    assignment: Assignment,
+) -> Result<Changed, AdminError> {
+    change(conn, project, name, What::Weights(weights, from, assignment)).await
 }
 
-/// Lets an experiment run: a draft from now on, a paused or completed one again, so that exposures in between go on not counting.
-/// A running one stays as it is, also where it has no start.
+/// Lets an experiment run: a draft from now on, a paused or completed one again, so that exposures in between go on not counting, with
+/// its users as they were or assigned anew. A running one stays as it is, also where it has no start.
 /// # Errors
 /// [`CatalogueError::Unknown`], [`CatalogueError::Frozen`], [`CatalogueError::WrongState`] for an archived one: nothing is changed.
 /// [`AdminError::Recompute`]: the change is made, and an aggregator goes on with the rows.
-pub async fn start(conn: &mut PgConnection, project: &Project, name: &str) -> Result<Changed, AdminError> {
-    change(conn, project, name, What::Start).await
+pub async fn start(
+    conn: &mut PgConnection,
+    project: &Project,
+    name: &str,
+    assignment: Assignment,
+) -> Result<Changed, AdminError> {
+    change(conn, project, name, What::Start(assignment)).await
 }
 
 /// Lets exposures begin no participation for now; conversions within the window of earlier ones count. A paused one stays as it is.
@@ -119,15 +124,16 @@ pub async fn recompute(conn: &mut PgConnection, project: &Project, name: &str) -
 }
 
 /// What changes the meaning of an experiment's rows, if anything does.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum What {
-    Start,
+#[derive(Clone, Copy)]
+enum What<'a> {
+    Weights(&'a [NewVariant], Option<Micros>, Assignment),
+    Start(Assignment),
     Pause,
     Stop,
     Nothing,
 }
 
-async fn change(conn: &mut PgConnection, project: &Project, name: &str, what: What) -> Result<Changed, AdminError> {
+async fn change(conn: &mut PgConnection, project: &Project, name: &str, what: What<'_>) -> Result<Changed, AdminError> {
     let experiment = experiments::show(conn, project, name).await?.id;
     recompute::lock(conn, experiment).await?;
     let outcome = change_alone(conn, project, name, what).await;
@@ -137,25 +143,37 @@ async fn change(conn: &mut PgConnection, project: &Project, name: &str, what: Wh
 
 /// First the change, with the mark that has commits leave the rows alone, in a transaction that looks at nothing but the catalogue; then
 /// the rows, beside the stream.
-async fn change_alone(conn: &mut PgConnection, project: &Project, name: &str, what: What) -> Result<Changed, AdminError> {
+async fn change_alone(conn: &mut PgConnection, project: &Project, name: &str, what: What<'_>) -> Result<Changed, AdminError> {
     let mut change = Change::begin(conn, project).await?;
-    let (status, action) = match what {
-        What::Start => (experiments::start(&mut change, name).await?, "experiment.start"),
-        What::Pause => (experiments::pause(&mut change, name).await?, "experiment.pause"),
-        What::Stop => (experiments::stop(&mut change, name).await?, "experiment.stop"),
+    let of_status = |status: StatusChange, action| {
+        let details = status.is_change().then(|| status.details());
+        (status.after, details, true, action)
+    };
+    // The experiment as it is then, what the audit notes if anything changed, and whether rows change their meaning by it.
+    let (experiment, details, is_recomputed, action) = match what {
+        What::Start(assignment) => of_status(experiments::start(&mut change, name, assignment).await?, "experiment.start"),
+        What::Pause => of_status(experiments::pause(&mut change, name).await?, "experiment.pause"),
+        What::Stop => of_status(experiments::stop(&mut change, name).await?, "experiment.stop"),
+        What::Weights(weights, from, assignment) => {
+            let experiment = experiments::set_weights(&mut change, name, weights, from, assignment).await?;
+            let details = json!({ "id": experiment.id, "variants": experiment.variants, "phases": experiment.phases });
+            (experiment, Some(details), assignment == Assignment::Anew, "experiment.weights")
+        }
         What::Nothing => {
             let experiment = experiments::show(change.connection(), project, name).await?;
             experiment.refuse_frozen()?;
-            (StatusChange { before: experiment.clone(), after: experiment }, "experiment.recompute")
+            let details = json!({ "id": experiment.id });
+            (experiment, Some(details), true, "experiment.recompute")
         }
     };
-    if what != What::Nothing && !status.is_change() {
-        return Ok(Changed { experiment: status.after, recomputed: None });
+    let Some(details) = details else { return Ok(Changed { experiment, recomputed: None }) };
+    if is_recomputed {
+        recompute::mark(change.connection(), project.id, experiment.id).await?;
     }
-    let experiment = status.after.clone();
-    recompute::mark(change.connection(), project.id, experiment.id).await?;
-    let details = if what == What::Nothing { json!({ "id": experiment.id }) } else { status.details() };
     change.commit(action, &experiment.name, &details).await?;
+    if !is_recomputed {
+        return Ok(Changed { experiment, recomputed: None });
+    }
     let differences = recompute::catch_up(conn, project.id, experiment.id).await;
     let differences = differences.map_err(|source| AdminError::Recompute { name: experiment.name.clone(), source })?;
     Ok(Changed { experiment, recomputed: Some(differences) })

@@ -91,11 +91,13 @@ pub(crate) fn derive(experiment: Uuid, rules: &Rules, exposures: &[Exposure], co
         };
         rules.assigning.iter().any(holds)
     };
-    let is_eligible =
-        |exposure: &Exposure| !rules.is_draft && rules.variants.contains(&exposure.variant) && is_assigning(exposure.event_time);
+    let is_eligible = |exposure: &Exposure| rules.variants.contains(&exposure.variant) && is_assigning(exposure.event_time);
     let mut eligible: Vec<Exposure> = exposures.iter().copied().filter(is_eligible).collect();
     eligible.sort_unstable();
     let Some(first) = eligible.first().copied() else { return Derived::default() };
+    if let Some(anew) = rules.reassigned.iter().find(|anew| first.event_time < **anew) {
+        eligible.retain(|exposure| exposure.event_time < *anew);
+    }
     let mut following: Vec<&Conversion> = conversions
         .iter()
         .filter(|conversion| conversion.event_time >= first.event_time)
@@ -160,7 +162,7 @@ mod tests {
 
     fn rules(method: AttributionMethod) -> Rules {
         let variants = [Uuid::from_u128(10), Uuid::from_u128(11)].into();
-        Rules { is_draft: false, is_frozen: false, assigning: vec![(None, None)], window_days: 1, method, variants }
+        Rules { is_frozen: false, assigning: vec![(None, None)], reassigned: Vec::new(), window_days: 1, method, variants }
     }
 
     fn exposure(time: i64, variant: u128) -> Exposure {
@@ -227,6 +229,28 @@ mod tests {
         check(&[(10, 11), (20, 10), (29, 10)], Some((20, 2, 10)));
         check(&[(9, 10), (15, 11), (20, 11)], Some((9, 2, 11)));
         check(&[(10, 10), (19, 10), (30, 10)], None);
+    }
+
+    /// Who was exposed before everybody was assigned anew stays where it was, and what it saw afterwards counts nowhere; its conversions do. Who came
+    /// afterwards is a user of that phase, until the next time.
+    #[test]
+    fn who_is_assigned_anew_stays_in_the_earlier_phase() {
+        let check = |reassigned: &[i64], exposures: &[(i64, u128)], expected: (i64, i64, u128, usize)| {
+            let reassigned = reassigned.iter().copied().map(Micros).collect();
+            let rules = Rules { reassigned, ..rules(AttributionMethod::LastExposure) };
+            let shown: Vec<Exposure> = exposures.iter().rev().map(|(time, variant)| exposure(*time, *variant)).collect();
+            let derived = derive(EXPERIMENT, &rules, &shown, &[conversion(40)]);
+            let credited = derived.attributions.values().next().map(|found| found.variant.as_u128());
+            let found = derived.participation.expect("takes part");
+            let found = (found.first_time.0, found.impressions, credited.expect("converts"), found.variants_seen.len());
+            assert_eq!(found, expected, "{reassigned:?} {exposures:?}", reassigned = rules.reassigned);
+        };
+        check(&[20], &[(9, 10), (19, 10), (20, 11), (30, 11)], (9, 2, 10, 1));
+        check(&[20], &[(9, 10), (19, 11), (30, 10)], (9, 2, 11, 2));
+        check(&[20], &[(20, 11), (30, 11)], (20, 2, 11, 1));
+        check(&[10, 20], &[(9, 10), (15, 11), (30, 11)], (9, 1, 10, 1));
+        check(&[10, 20], &[(15, 11), (30, 10)], (15, 1, 11, 1));
+        check(&[], &[(9, 10), (30, 11)], (9, 2, 11, 2));
     }
 
     /// A half is rounded up: 1 of 8 is 0.13, as floor((200k + n) / (2n)) has it.

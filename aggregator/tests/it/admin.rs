@@ -6,7 +6,11 @@ use aggregator::admin::dead_letters::{self, Count, Filter, Marked, Selection};
 use aggregator::admin::{campaigns, experiments};
 use aggregator::recompute::Differences;
 use catalogue::campaigns::{NewCampaign, NewComponent};
-use catalogue::experiments::{Experiment, NewExperiment, NewVariant, add_metric, list, remove_metric, show};
+use catalogue::experiments::Assignment::Kept;
+use catalogue::experiments::{
+    Experiment, NewExperiment, NewVariant, VariantDetails, add_metric, archive, describe_variant, list, remove_metric, show,
+    unarchive,
+};
 use catalogue::metrics::NewMetric;
 use catalogue::{
     Aggregation, Amount, CampaignStatus, CampaignType, ComponentType, DeadLetterStatus, Denominator, Direction, ExperimentStatus,
@@ -21,7 +25,7 @@ use uuid::Uuid;
 const PROJECT: Uuid = Uuid::from_u128(1);
 const LOG: Uuid = Uuid::from_u128(2);
 
-async fn database() -> (TestDatabase, PgConnection, Project) {
+pub(crate) async fn database() -> (TestDatabase, PgConnection, Project) {
     let database = TestDatabase::create().await;
     let mut conn = database.connect().await;
     sqlx::query("INSERT INTO projects (id, name) VALUES ($1, 'shop'), ($2, 'other')")
@@ -40,11 +44,11 @@ async fn database() -> (TestDatabase, PgConnection, Project) {
     (database, conn, project)
 }
 
-fn variant(name: &str, weight: Option<&str>) -> NewVariant {
-    NewVariant { name: name.into(), weight: weight.map(Into::into), is_control: name == "control" }
+pub(crate) fn variant(name: &str, weight: Option<&str>) -> NewVariant {
+    NewVariant { name: name.into(), weight: weight.map(Into::into), is_control: name == "control", ..NewVariant::default() }
 }
 
-fn checkout() -> NewExperiment {
+pub(crate) fn checkout() -> NewExperiment {
     NewExperiment {
         name: "checkout".into(),
         variants: vec![variant("control", Some("50")), variant("b", Some("50.5"))],
@@ -52,7 +56,7 @@ fn checkout() -> NewExperiment {
     }
 }
 
-async fn version(conn: &mut PgConnection) -> i64 {
+pub(crate) async fn version(conn: &mut PgConnection) -> i64 {
     let version =
         sqlx::query_scalar("SELECT coalesce(max(version), 0) FROM catalogue_versions WHERE project_id = $1").bind(PROJECT);
     version.fetch_one(conn).await.expect("a number")
@@ -91,7 +95,7 @@ fn exposure(experiment: &str, variant: &str) -> Vec<u8> {
 }
 
 /// Stores a raw impression of user number `user`, this far from now.
-async fn impression(conn: &mut PgConnection, experiment: &Experiment, user: u128, from_now: &str) {
+pub(crate) async fn impression(conn: &mut PgConnection, experiment: &Experiment, user: u128, from_now: &str) {
     sqlx::query(
         "INSERT INTO impressions (project_id, id, user_id, claimed_at, event_time, received_at, untimed, is_bot, log_id, \
              log_partition, log_offset, experiment_id, variant_id) \
@@ -108,11 +112,11 @@ async fn impression(conn: &mut PgConnection, experiment: &Experiment, user: u128
     .expect("an impression");
 }
 
-async fn participants(conn: &mut PgConnection) -> i64 {
+pub(crate) async fn participants(conn: &mut PgConnection) -> i64 {
     sqlx::query_scalar("SELECT count(*) FROM user_experiment_participation").fetch_one(conn).await.expect("a number")
 }
 
-fn text(error: &impl std::error::Error) -> String {
+pub(crate) fn text(error: &impl std::error::Error) -> String {
     error.to_string()
 }
 
@@ -156,10 +160,10 @@ async fn an_experiment_is_made_with_all_its_parts() {
         "ended_at": null, "target_sample_size": 40_000, "confidence_level": "0.9", "minimum_detectable_effect": "0.015",
         "conversion_window_days": 14, "attribution_method": "last_exposure", "currency": "EUR", "frozen_at": null,
         "auto_registered": false,
-        "variants": [{ "name": "b", "is_control": false, "weight": "50.5" }, { "name": "control", "is_control": true, "weight": "50" }],
+        "variants": [{ "name": "b", "is_control": false, "description": null, "config_json": null, "weight": "50.5" }, { "name": "control", "is_control": true, "description": null, "config_json": null, "weight": "50" }],
         "metrics": [{ "name": "refunds", "conversion_type": "refund", "aggregation": "count_per_user", "direction": "decrease",
                       "role": "guardrail", "margin": "0.02", "window_days": 7, "cap": "3" }],
-        "phases": [{ "phase": 1, "state": "assigning", "started_at": "2026-03-01T00:00:00.000001Z", "ended_at": null,
+        "phases": [{ "phase": 1, "state": "assigning", "reassigns": false, "started_at": "2026-03-01T00:00:00.000001Z", "ended_at": null,
                      "weights": [{ "variant_id": made.variants[0].id, "weight": "50.5" }, { "variant_id": made.variants[1].id, "weight": "50" }] }],
     });
     assert_eq!(json, expected);
@@ -247,7 +251,7 @@ async fn refusals_say_what_was_found_and_change_nothing() {
     let expected =
         format!(r#"experiment "checkout": the name is taken by {}, and is never given twice; choose another one"#, made.id);
     assert_eq!(text(&taken), expected);
-    let unknown = experiments::start(&mut conn, &project, "x").await.expect_err("there is none");
+    let unknown = experiments::start(&mut conn, &project, "x", Kept).await.expect_err("there is none");
     assert_eq!(text(&unknown), r#"experiment "x": there is none of this name or id in project "shop"; there is "checkout""#);
     let never_ran = experiments::stop(&mut conn, &project, "checkout").await.expect_err("a draft");
     assert_eq!(text(&never_ran), r#"experiment "checkout" is draft; it was never started, so there is nothing to end"#);
@@ -264,7 +268,7 @@ async fn a_change_that_cannot_be_audited_is_not_made() {
     sqlx::raw_sql("ALTER TABLE audit RENAME TO elsewhere").execute(&mut conn).await.expect("renamed");
     let new = NewExperiment { name: "next".into(), ..checkout() };
     assert_eq!(experiments::create(&mut conn, &project, &new).await.expect_err("no audit").code(), "database");
-    assert_eq!(experiments::start(&mut conn, &project, "checkout").await.expect_err("no audit").code(), "database");
+    assert_eq!(experiments::start(&mut conn, &project, "checkout", Kept).await.expect_err("no audit").code(), "database");
     let experiments = list(&mut conn, &project).await.expect("a list");
     assert_eq!(
         experiments.iter().map(|e| (e.name.as_str(), e.status)).collect::<Vec<_>>(),
@@ -282,11 +286,11 @@ async fn start_and_stop_compute_the_experiment_again() {
     impression(&mut conn, &made, 3, "2 hours").await;
     assert_eq!(participants(&mut conn).await, 0);
 
-    let started = experiments::start(&mut conn, &project, "checkout").await.expect("started");
+    let started = experiments::start(&mut conn, &project, "checkout", Kept).await.expect("started");
     assert_eq!(started.experiment.status, ExperimentStatus::Running);
     assert!(started.experiment.started_at.is_some());
     assert_eq!(started.recomputed, Some(Differences { participation: 2, attribution: 0 }));
-    let again = experiments::start(&mut conn, &project, "checkout").await.expect("runs already");
+    let again = experiments::start(&mut conn, &project, "checkout", Kept).await.expect("runs already");
     assert_eq!((again.recomputed, again.experiment.started_at), (None, started.experiment.started_at));
 
     let stopped = experiments::stop(&mut conn, &project, &made.id.to_string()).await.expect("stopped");
@@ -298,7 +302,7 @@ async fn start_and_stop_compute_the_experiment_again() {
     let stored: i64 = sqlx::query_scalar("SELECT count(*) FROM experiment_phases").fetch_one(&mut conn).await.expect("a number");
     assert_eq!((stored, stopped.experiment.phases.len()), (0, 1), "started and ended once, it is one phase by its own times");
 
-    let resumed = experiments::start(&mut conn, &project, "checkout").await.expect("runs again").experiment;
+    let resumed = experiments::start(&mut conn, &project, "checkout", Kept).await.expect("runs again").experiment;
     assert_eq!((resumed.started_at, resumed.ended_at), (started.experiment.started_at, None));
     assert_eq!(participants(&mut conn).await, 2);
     // Created, started, stopped, started again, each but the first with its recomputation, which closes its list and ends; what changed
@@ -306,109 +310,6 @@ async fn start_and_stop_compute_the_experiment_again() {
     assert_eq!(version(&mut conn).await, 10);
     let actions: Vec<_> = audited(&mut conn).await.into_iter().map(|(action, _)| action).collect();
     assert_eq!(actions, ["experiment.create", "experiment.start", "experiment.stop", "experiment.start"]);
-}
-
-/// What comes while an experiment is paused, or ended and not begun again yet, never counts; what comes afterwards does.
-#[tokio::test]
-async fn exposures_in_between_do_not_count() {
-    let (_database, mut conn, project) = database().await;
-    let started_at = Some(Micros(Micros::now().0 - 86_400 * Micros::SECOND));
-    let new = NewExperiment { start: true, started_at, ..checkout() };
-    let made = experiments::create(&mut conn, &project, &new).await.expect("made").experiment;
-    assert_eq!(made.phases.len(), 1);
-    for (user, is_paused) in [(1, true), (2, true), (3, false)] {
-        impression(&mut conn, &made, 10 * user, "0 seconds").await;
-        let ended = match is_paused {
-            true => experiments::pause(&mut conn, &project, "checkout").await.expect("paused"),
-            false => experiments::stop(&mut conn, &project, "checkout").await.expect("stopped"),
-        };
-        let expected = if is_paused { ExperimentStatus::Paused } else { ExperimentStatus::Completed };
-        assert_eq!((ended.experiment.status, ended.experiment.ended_at.is_some()), (expected, !is_paused));
-        impression(&mut conn, &made, 10 * user + 1, "0 seconds").await;
-        let resumed = experiments::start(&mut conn, &project, "checkout").await.expect("started").experiment;
-        assert_eq!((resumed.status, resumed.ended_at), (ExperimentStatus::Running, None));
-    }
-    impression(&mut conn, &made, 40, "0 seconds").await;
-    experiments::recompute(&mut conn, &project, "checkout").await.expect("recomputed");
-    let users: Vec<Uuid> = sqlx::query_scalar("SELECT user_id FROM user_experiment_participation ORDER BY user_id")
-        .fetch_all(&mut conn)
-        .await
-        .expect("rows");
-    assert_eq!(users, [10, 20, 30, 40].map(Uuid::from_u128));
-
-    let phases = show(&mut conn, &project, "checkout").await.expect("shown").phases;
-    let states: Vec<_> = phases.iter().map(|phase| (phase.state.as_str(), phase.weights.len())).collect();
-    assert_eq!(states, [("assigning", 2), ("paused", 0), ("assigning", 2), ("paused", 0), ("assigning", 2), ("assigning", 2)]);
-    assert!(phases.windows(2).all(|pair| pair[0].ended_at <= pair[1].started_at && pair[0].ended_at.is_some()), "{phases:?}");
-    assert!(phases[3].ended_at == phases[4].started_at && phases[4].ended_at < phases[5].started_at, "{phases:?}");
-    assert_eq!((phases[0].started_at, phases[5].ended_at), (started_at, None));
-
-    experiments::pause(&mut conn, &project, "checkout").await.expect("paused");
-    assert_eq!(experiments::pause(&mut conn, &project, "checkout").await.expect("paused already").recomputed, None);
-    let stopped = experiments::stop(&mut conn, &project, "checkout").await.expect("stopped").experiment;
-    assert!(stopped.phases.last().is_some_and(|last| last.ended_at == stopped.ended_at), "{stopped:?}");
-    let refused = experiments::pause(&mut conn, &project, "checkout").await.expect_err("it has ended");
-    assert_eq!(text(&refused), r#"experiment "checkout" is completed; only a running one is paused"#);
-}
-
-/// Other weights, or one more variant, begin a phase, at a time that may have been; what is refused changes nothing.
-#[tokio::test]
-async fn other_weights_begin_a_phase() {
-    let (_database, mut conn, project) = database().await;
-    let time = |text| Micros::parse(text).expect("a time");
-    let [start, split, third] = ["2026-03-01T00:00:00Z", "2026-03-05T00:00:00Z", "2026-03-09T00:00:00Z"].map(time);
-    let new = NewExperiment { start: true, started_at: Some(start), ..checkout() };
-    experiments::create(&mut conn, &project, &new).await.expect("made");
-    let weights = |of_control: &str, of_b: &str| {
-        [variant("b", Some(of_b)), NewVariant { is_control: false, ..variant("control", Some(of_control)) }]
-    };
-    let changed =
-        experiments::set_weights(&mut conn, &project, "checkout", &weights("90", "10"), Some(split)).await.expect("changed");
-    assert_eq!(
-        changed.variants.iter().map(|variant| variant.weight.map(|weight| weight.to_string())).collect::<Vec<_>>(),
-        [Some("10".to_owned()), Some("90".to_owned())]
-    );
-    experiments::add_variant(&mut conn, &project, "checkout", &variant("c", Some("50")), Some(third)).await.expect("added");
-    let phases = show(&mut conn, &project, "checkout").await.expect("shown").phases;
-    let found: Vec<_> = phases
-        .iter()
-        .map(|phase| {
-            let weights: Vec<_> =
-                phase.weights.iter().map(|share| share.weight.map(|weight| weight.to_string()).unwrap_or_default()).collect();
-            (phase.phase, phase.started_at, phase.ended_at, weights.join(" "))
-        })
-        .collect();
-    let expected = [
-        (1, Some(start), Some(split), "50.5 50".to_owned()),
-        (2, Some(split), Some(third), "10 90".to_owned()),
-        (3, Some(third), None, "10 50 90".to_owned()),
-    ];
-    assert_eq!(found, expected);
-
-    let version_before = version(&mut conn).await;
-    let mut refused = async |weights: &[NewVariant], from: Option<Micros>, expected: &str| {
-        let error = experiments::set_weights(&mut conn, &project, "checkout", weights, from).await.expect_err("refused");
-        assert!(text(&error).contains(expected), "{error} lacks {expected}");
-    };
-    let all = [weights("1", "1").to_vec(), vec![variant("c", Some("1"))]].concat();
-    refused(&weights("1", "1"), None, "found weights of 2 variants; each of b, c, control needs one").await;
-    refused(&all, Some(split), "from: found 2026-03-05T00:00:00Z; 2026-03-09T00:00:00Z, when the last phase began or ended")
-        .await;
-    refused(&all, Some(Micros(Micros::now().0 + 3_600 * Micros::SECOND)), ", now, is accepted").await;
-    refused(&[variant("d", Some("1"))], None, r#"variants[0]: found "d"; the experiment has b, c, control"#).await;
-    refused(&[variant("b", None)], None, r#"variants[0]: found "b" without a weight"#).await;
-    assert_eq!(
-        (version(&mut conn).await, show(&mut conn, &project, "checkout").await.expect("shown").phases),
-        (version_before, phases)
-    );
-
-    // In what does not run they wait for the next start.
-    experiments::pause(&mut conn, &project, "checkout").await.expect("paused");
-    let paused = experiments::set_weights(&mut conn, &project, "checkout", &all, None).await.expect("changed");
-    assert_eq!(paused.phases.len(), 4);
-    let resumed = experiments::start(&mut conn, &project, "checkout").await.expect("started").experiment;
-    let last = resumed.phases.last().expect("phases");
-    assert!(last.weights.iter().all(|share| share.weight.is_some_and(|weight| weight.millionths() == 1_000_000)), "{last:?}");
 }
 
 #[tokio::test]
@@ -421,8 +322,80 @@ async fn a_registered_experiment_keeps_its_open_start() {
     assert_eq!(recomputed, Some(Differences { participation: 1, attribution: 0 }));
     let stopped = experiments::stop(&mut conn, &project, "checkout").await.expect("stopped").experiment;
     assert_eq!(stopped.started_at, None);
-    let resumed = experiments::start(&mut conn, &project, "checkout").await.expect("started").experiment;
+    let resumed = experiments::start(&mut conn, &project, "checkout", Kept).await.expect("started").experiment;
     assert_eq!((resumed.started_at, participants(&mut conn).await), (None, 1));
+}
+
+/// What is archived keeps its rows, and is not started again before it is taken out; a draft has none, archived or not.
+#[tokio::test]
+async fn an_experiment_is_archived_and_taken_out_again() {
+    let (_database, mut conn, project) = database().await;
+    let made = experiments::create(&mut conn, &project, &checkout()).await.expect("made").experiment;
+    impression(&mut conn, &made, 1, "-1 hour").await;
+    impression(&mut conn, &made, 2, "1 hour").await;
+    for (is_started, taken_out) in [(false, ExperimentStatus::Draft), (true, ExperimentStatus::Completed)] {
+        if is_started {
+            experiments::start(&mut conn, &project, "checkout", Kept).await.expect("started");
+            let refused = archive(&mut conn, &project, "checkout").await.expect_err("it runs");
+            let expected = r#"experiment "checkout" is running; only a draft or a completed one is archived; stop it first"#;
+            assert_eq!(text(&refused), expected);
+            sqlx::raw_sql("UPDATE experiments SET started_at = now() - interval '2 hours'")
+                .execute(&mut conn)
+                .await
+                .expect("earlier");
+            experiments::stop(&mut conn, &project, "checkout").await.expect("stopped");
+            assert_eq!(participants(&mut conn).await, 1);
+        }
+        let put_away = archive(&mut conn, &project, "checkout").await.expect("archived");
+        assert_eq!((put_away.is_change(), put_away.after.status), (true, ExperimentStatus::Archived));
+        assert!(!archive(&mut conn, &project, "checkout").await.expect("archived already").is_change());
+        let recomputed = experiments::recompute(&mut conn, &project, "checkout").await.expect("recomputed");
+        assert_eq!(recomputed.recomputed, Some(Differences::default()));
+        assert_eq!((recomputed.experiment.phases.len(), participants(&mut conn).await), (is_started as usize, is_started as i64));
+        let refused = experiments::start(&mut conn, &project, "checkout", Kept).await.expect_err("it is put away");
+        assert_eq!(text(&refused), r#"experiment "checkout" is archived; only a draft, paused or completed one is started"#);
+        let out = unarchive(&mut conn, &project, "checkout").await.expect("taken out");
+        assert_eq!((out.is_change(), out.after.status), (true, taken_out));
+        assert!(!unarchive(&mut conn, &project, "checkout").await.expect("is out").is_change());
+    }
+    let actions: Vec<_> = audited(&mut conn).await.into_iter().map(|(action, _)| action).collect();
+    let of_archive = actions.iter().filter(|action| action.contains("archive")).collect::<Vec<_>>();
+    assert_eq!(of_archive, ["experiment.archive", "experiment.unarchive", "experiment.archive", "experiment.unarchive"]);
+}
+
+/// What is said of a variant is stored; what is not said stays; a value that is no JSON, or of another variant, changes nothing.
+#[tokio::test]
+async fn variants_are_described() {
+    let (_database, mut conn, project) = database().await;
+    experiments::create(&mut conn, &project, &checkout()).await.expect("made");
+    let details = |description: Option<&str>, config: Option<&str>| VariantDetails {
+        description: description.map(Into::into),
+        config_json: config.map(Into::into),
+    };
+    let found = async |conn: &mut PgConnection, name: &str| {
+        let shown = show(conn, &project, "checkout").await.expect("shown");
+        let variant = shown.variants.into_iter().find(|variant| variant.name == name).expect("there");
+        (variant.description, variant.config_json)
+    };
+    describe_variant(&mut conn, &project, "checkout", "b", &details(Some("a red button"), None)).await.expect("described");
+    let config = details(None, Some(r#"{"colour":"red","size":1.50}"#));
+    let shown = describe_variant(&mut conn, &project, "checkout", "b", &config).await.expect("described");
+    let expected = (Some("a red button".to_owned()), Some(r#"{"size": 1.50, "colour": "red"}"#.to_owned()));
+    assert_eq!(found(&mut conn, "b").await, expected);
+    assert_eq!(found(&mut conn, "control").await, (None, None));
+    let printed = serde_json::to_value(&shown.variants[0]).expect("is JSON");
+    assert_eq!(printed["config_json"], serde_json::json!({"colour": "red", "size": 1.5}));
+    let late = NewVariant { details: details(Some("late"), Some("7")), ..variant("c", Some("50")) };
+    experiments::add_variant(&mut conn, &project, "checkout", &late, None).await.expect("added");
+    assert_eq!(found(&mut conn, "c").await, (Some("late".to_owned()), Some("7".to_owned())));
+
+    let before = version(&mut conn).await;
+    let refused = describe_variant(&mut conn, &project, "checkout", "b", &details(None, Some("{"))).await.expect_err("no JSON");
+    assert!(text(&refused).starts_with("config_json: found text that is no JSON: "), "{refused}");
+    let refused =
+        describe_variant(&mut conn, &project, "checkout", "d", &details(None, None)).await.expect_err("no such variant");
+    assert!(text(&refused).contains(r#"there is "b", "c", "control""#), "{refused}");
+    assert_eq!((version(&mut conn).await, found(&mut conn, "b").await), (before, expected));
 }
 
 #[tokio::test]
@@ -448,7 +421,7 @@ async fn a_frozen_experiment_stays_as_it_is() {
         let expected = r#"experiment_frozen: experiment "checkout" is frozen since 2026-03-01T00:00:00Z, "#;
         assert!(error.to_string().starts_with(expected), "{error}");
     };
-    check(&experiments::start(&mut conn, &project, "checkout").await.expect_err("frozen"));
+    check(&experiments::start(&mut conn, &project, "checkout", Kept).await.expect_err("frozen"));
     check(&experiments::stop(&mut conn, &project, "checkout").await.expect_err("frozen"));
     check(&experiments::recompute(&mut conn, &project, "checkout").await.expect_err("frozen"));
     check(&experiments::add_variant(&mut conn, &project, "checkout", &variant("c", Some("1")), None).await.expect_err("frozen"));
@@ -465,7 +438,7 @@ async fn a_change_waits_for_commits_of_its_project_only() {
     sqlx::query("SELECT 1 FROM checkpoints FOR UPDATE").fetch_all(&mut *commit).await.expect("all checkpoints");
     let other = [Uuid::from_u128(9 << 64)].into_iter(); // a lock is the first half of an id
     catalogue::version::lock_shared(&mut commit, other).await.expect("the catalogue of another project");
-    experiments::start(&mut conn, &project, "checkout").await.expect("waits for nothing");
+    experiments::start(&mut conn, &project, "checkout", Kept).await.expect("waits for nothing");
 
     catalogue::version::lock_shared(&mut commit, [PROJECT].into_iter()).await.expect("free again");
     let task =
@@ -499,7 +472,7 @@ async fn no_scan_keeps_commits_waiting() {
             let project = project_of_task;
             match step {
                 "stop" => experiments::stop(&mut conn, &project, "checkout").await,
-                "start" => experiments::start(&mut conn, &project, "checkout").await,
+                "start" => experiments::start(&mut conn, &project, "checkout", Kept).await,
                 _ => experiments::recompute(&mut conn, &project, "checkout").await,
             }
             .map(|changed| changed.recomputed)

@@ -6,6 +6,7 @@ mod flow;
 mod leases;
 mod names;
 mod outages;
+mod phases;
 mod pipeline;
 mod schema;
 mod users;

@@ -122,7 +122,7 @@ pub async fn insert(change: &mut Change<'_>, new: &NewCampaign) -> Result<Campai
 impl NewCampaign {
     fn check(&self) -> Result<(), CatalogueError> {
         check::name("name", &self.name)?;
-        check::description(self.description.as_deref())?;
+        check::description("description", self.description.as_deref())?;
         if self.components.len() > COMPONENTS_MAX {
             let found = self.components.len();
             return Err(CatalogueError::invalid("components", format!("found {found}; at most {COMPONENTS_MAX} are accepted")));

@@ -9,14 +9,18 @@ use std::collections::HashMap;
 use events::Micros;
 use events::identity::hyphenated_uuid;
 use serde::{Serialize, Serializer};
+use serde_json::value::RawValue;
 use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row};
 use uuid::Uuid;
 
-pub use change::{StatusChange, add_metric, add_variant, insert, pause, remove_metric, set_weights, start, stop};
+pub use change::{
+    StatusChange, add_metric, add_variant, archive, describe, describe_variant, insert, pause, remove_metric, set_weights, start,
+    stop, unarchive,
+};
 pub(crate) use new::VARIANTS_MAX;
-pub use new::{CONTROL_NAMES, NewExperiment, NewVariant};
-pub use phases::{Phase, PhaseWeight};
+pub use new::{CONTROL_NAMES, NewExperiment, NewVariant, VariantDetails};
+pub use phases::{Assignment, Phase, PhaseWeight};
 
 use crate::metrics::{self, Metric};
 use crate::project::Project;
@@ -80,6 +84,11 @@ pub struct Variant {
     pub is_control: bool,
     /// Its share, on any scale, 6 decimals; `None`: unknown.
     pub weight: Option<Decimal>,
+    /// For people.
+    pub description: Option<String>,
+    /// For clients: the text of a JSON value.
+    #[serde(serialize_with = "json_or_null")]
+    pub config_json: Option<String>,
 }
 
 impl Variant {
@@ -89,6 +98,8 @@ impl Variant {
             name: row.try_get("name")?,
             is_control: row.try_get("is_control")?,
             weight: row.try_get("weight")?,
+            description: row.try_get("description")?,
+            config_json: row.try_get("config_json")?,
         })
     }
 }
@@ -220,8 +231,8 @@ async fn variants(
     experiments: &[Uuid],
 ) -> Result<HashMap<Uuid, Vec<Variant>>, sqlx::Error> {
     let rows = sqlx::query(
-        "SELECT experiment_id, id, name, is_control, weight::text AS weight FROM variants \
-         WHERE project_id = $1 AND experiment_id = ANY ($2) ORDER BY name",
+        "SELECT experiment_id, id, name, is_control, weight::text AS weight, description, config_json::text AS config_json \
+         FROM variants WHERE project_id = $1 AND experiment_id = ANY ($2) ORDER BY name",
     )
     .bind(project)
     .bind(experiments)
@@ -256,6 +267,12 @@ fn of_row(row: &PgRow) -> Result<Experiment, sqlx::Error> {
         metrics: Vec::new(),
         phases: Vec::new(),
     })
+}
+
+/// Writes the text of a JSON value as that value.
+fn json_or_null<S: Serializer>(text: &Option<String>, out: S) -> Result<S::Ok, S::Error> {
+    let value = text.clone().map(RawValue::from_string).transpose();
+    value.map_err(serde::ser::Error::custom)?.serialize(out)
 }
 
 /// Writes a time that may be absent as people and programs read it.

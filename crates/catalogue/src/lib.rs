@@ -2,7 +2,7 @@
 //! and the changes that operators make.
 //!
 //! - [`vocabulary`] has every text that the schema knows; a text that it does not know is an error, never a default.
-//! - [`experiments`], [`metrics`], [`campaigns`], [`event_names`], [`keys`] and [`project`] hold what is stored and what can be made.
+//! - [`experiments`], [`metrics`], [`definitions`], [`campaigns`], [`event_names`], [`keys`] and [`project`] hold what is stored and what can be made.
 //! - [`names`] resolves the names in events to ids and registers new ones; [`rules`] says what of an experiment decides about
 //!   participation and attribution.
 //! - [`schema`] says which schema the database has, and which ones a service works with.
@@ -17,6 +17,7 @@ pub mod campaigns;
 pub mod change;
 mod check;
 mod decimal;
+pub mod definitions;
 mod error;
 pub mod event_names;
 pub mod experiments;

@@ -5,6 +5,7 @@ use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row};
 use uuid::Uuid;
 
+use crate::definitions::{self, Reference};
 use crate::vocabulary::{Aggregation, Amount, Denominator, Direction, Role};
 use crate::{CatalogueError, Decimal, ReadError, Unsupported, check};
 
@@ -20,6 +21,9 @@ pub struct Metric {
     pub conversion_type: Option<String>,
     /// What is computed of them.
     pub aggregation: Aggregation,
+    /// The definition of the project that says what is measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub definition: Option<Reference>,
     /// What of them is added up, of a ratio or quantile.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub numerator: Option<Amount>,
@@ -49,7 +53,11 @@ pub struct Metric {
 
 impl Metric {
     fn from_row(row: &PgRow) -> Result<Self, sqlx::Error> {
+        let (named, version) = (row.try_get::<Option<String>, _>("definition_name")?, row.try_get("definition_version")?);
+        let definition = row.try_get::<Option<&str>, _>("definition")?.map(definitions::of_text).transpose()?;
+        let reference = |((name, version), definition)| Reference { name, version, definition };
         Ok(Metric {
+            definition: named.zip(version).zip(definition).map(reference),
             name: row.try_get("name")?,
             conversion_type: row.try_get("conversion_type")?,
             aggregation: row.try_get("aggregation")?,
@@ -74,11 +82,14 @@ pub(crate) async fn read(
     experiments: &[Uuid],
 ) -> Result<Vec<(Uuid, Result<Metric, Unsupported>)>, sqlx::Error> {
     let rows = sqlx::query(
-        "SELECT experiment_id, name, conversion_type, aggregation, denominator, denominator_type, direction, role, window_days, \
+        "SELECT m.experiment_id, m.name, conversion_type, aggregation, denominator, denominator_type, direction, role, window_days, \
              CASE WHEN aggregation IN ('ratio', 'quantile') THEN numerator END AS numerator, quantile::text AS quantile, \
-             margin::text AS margin, cap::text AS cap, cap_percentile::text AS cap_percentile \
-         FROM metrics WHERE project_id = $1 AND experiment_id = ANY ($2) \
-         ORDER BY array_position(ARRAY['primary', 'secondary', 'guardrail'], role), name",
+             margin::text AS margin, cap::text AS cap, cap_percentile::text AS cap_percentile, \
+             m.definition AS definition_name, m.definition_version, d.definition::text AS definition \
+         FROM metrics m LEFT JOIN metric_definitions d \
+             ON d.project_id = m.project_id AND d.name = m.definition AND d.version = m.definition_version \
+         WHERE m.project_id = $1 AND m.experiment_id = ANY ($2) \
+         ORDER BY array_position(ARRAY['primary', 'secondary', 'guardrail'], role), m.name",
     )
     .bind(project)
     .bind(experiments)
@@ -94,17 +105,23 @@ pub(crate) async fn read(
 }
 
 /// Stores a metric that was checked.
+/// # Errors
+/// [`CatalogueError::Unknown`] for a definition that there is not.
 pub(crate) async fn insert(
     connection: &mut PgConnection,
     project: Uuid,
     experiment: Uuid,
     new: &NewMetric,
-) -> Result<(), sqlx::Error> {
+) -> Result<(), CatalogueError> {
+    let (definition, version) = match &new.definition {
+        None => (None, None),
+        Some((name, version)) => (Some(name), Some(definitions::version_of(&mut *connection, project, name, *version).await?)),
+    };
     sqlx::query(
         "INSERT INTO metrics (project_id, experiment_id, name, conversion_type, aggregation, numerator, denominator, \
-             denominator_type, quantile, direction, role, margin, window_days, cap, cap_percentile) \
+             denominator_type, quantile, direction, role, margin, window_days, cap, cap_percentile, definition, definition_version) \
          VALUES ($1, $2, $3, $4, $5, coalesce($6, 'value'), $7, $8, $9::numeric, $10, $11, $12::numeric, $13, $14::numeric, \
-             $15::numeric)",
+             $15::numeric, $16, $17)",
     )
     .bind(project)
     .bind(experiment)
@@ -121,6 +138,8 @@ pub(crate) async fn insert(
     .bind(new.window_days)
     .bind(&new.cap)
     .bind(&new.cap_percentile)
+    .bind(definition)
+    .bind(version)
     .execute(connection)
     .await?;
     Ok(())
@@ -135,6 +154,8 @@ pub struct NewMetric {
     pub conversion_type: Option<String>,
     /// What is computed of them.
     pub aggregation: Aggregation,
+    /// The definition of the project that says what is measured, and its version; `None`: the newest.
+    pub definition: Option<(String, Option<i32>)>,
     /// What of them is added up, of a ratio or quantile; `None`: their values.
     pub numerator: Option<Amount>,
     /// What a ratio is over.
@@ -164,6 +185,7 @@ impl Default for NewMetric {
             name: String::new(),
             conversion_type: None,
             aggregation: Aggregation::ConversionRate,
+            definition: None,
             numerator: None,
             denominator: None,
             denominator_type: None,
@@ -196,6 +218,17 @@ impl NewMetric {
             if let Some(conversion) = conversion {
                 check::name(&field(name), conversion)?;
             }
+        }
+        let is_defined = self.aggregation == Aggregation::Defined;
+        if self.definition.is_some() != is_defined {
+            let message = if is_defined { "a defined metric needs one".to_owned() } else { format!("found with {of}") };
+            return refuse("definition", format!("{message}; a definition says by itself what is computed"));
+        }
+        if is_defined && self.conversion_type.is_some() {
+            return refuse("conversion_type", "found beside a definition, which names its events".to_owned());
+        }
+        if is_defined && self.window_days.is_some() {
+            return refuse("window_days", "found beside a definition, which has its own window".to_owned());
         }
         let is_ratio = self.aggregation == Aggregation::Ratio;
         let is_quantile = self.aggregation == Aggregation::Quantile;
@@ -234,7 +267,7 @@ impl NewMetric {
             (0..10_000_000).contains(&margin)
         })?;
         check::window(&field("window_days"), self.window_days)?;
-        let is_summed = matches!(self.aggregation, Aggregation::ValuePerUser | Aggregation::CountPerUser);
+        let is_summed = matches!(self.aggregation, Aggregation::ValuePerUser | Aggregation::CountPerUser | Aggregation::Defined);
         for (name, value) in [("cap", &self.cap), ("cap_percentile", &self.cap_percentile)] {
             if value.is_some() && !is_summed {
                 return refuse(name, format!("found with {of}; only value_per_user and count_per_user have one"));
@@ -273,6 +306,33 @@ mod tests {
         };
         check(&|_| {}, "");
         check(&ratio, "");
+        let defined = |metric: &mut NewMetric| {
+            metric.aggregation = Aggregation::Defined;
+            metric.definition = Some(("watched".into(), None));
+        };
+        check(&defined, "");
+        check(
+            &|m| m.aggregation = Aggregation::Defined,
+            "definition: a defined metric needs one; a definition says by itself what is computed",
+        );
+        check(
+            &|m| m.definition = Some(("watched".into(), Some(1))),
+            "definition: found with conversion_rate; a definition says by itself what is computed",
+        );
+        check(
+            &|m| {
+                defined(m);
+                m.conversion_type = Some("buy".into());
+            },
+            "conversion_type: found beside a definition, which names its events",
+        );
+        check(
+            &|m| {
+                defined(m);
+                m.window_days = Some(3);
+            },
+            "window_days: found beside a definition, which has its own window",
+        );
         check(&quantile, "");
         check(&|m| m.name = "a,b".into(), r#"name: found "a,b"; questions separate names by commas, so that a name holds none"#);
         check(&|m| m.aggregation = Aggregation::Ratio, "denominator: a ratio needs one; accepted: conversions, impressions");

@@ -9,18 +9,18 @@ use uuid::Uuid;
 
 use crate::experiments::phases;
 use crate::timestamp::Timestamp;
-use crate::vocabulary::{AttributionMethod, ExperimentStatus, PhaseState};
+use crate::vocabulary::{AttributionMethod, PhaseState};
 use crate::{ReadError, Unsupported};
 
 /// The rules of one experiment.
 #[derive(Clone, Debug)]
 pub struct Rules {
-    /// Its impressions do not count yet.
-    pub is_draft: bool,
     /// Some of its rows may no longer be here: its two tables are left as they are.
     pub is_frozen: bool,
-    /// The times, half open, in which impressions count; an end that is none is no end.
+    /// The times, half open, in which impressions count; an end that is none is no end. None of an experiment that was never started.
     pub assigning: Vec<(Option<Micros>, Option<Micros>)>,
+    /// When everybody was assigned anew, ascending: from then on nothing counts that a user saw who had been exposed before.
+    pub reassigned: Vec<Micros>,
     /// Of 86,400 seconds each; both ends of the window belong to it.
     pub window_days: i32,
     /// Which variant a conversion is credited to.
@@ -71,8 +71,14 @@ async fn read_some(
         let rules = match stored.remove(&id) {
             None => rules,
             Some(phases) => rules.and_then(|rules| {
-                let assigning = phases?.into_iter().filter(|phase| phase.state == PhaseState::Assigning);
-                Ok(Rules { assigning: assigning.map(|phase| (phase.started_at, phase.ended_at)).collect(), ..rules })
+                let phases = phases?;
+                let assigning = phases.iter().filter(|phase| phase.state == PhaseState::Assigning);
+                let reassigned = phases.iter().filter(|phase| phase.reassigns).filter_map(|phase| phase.started_at);
+                Ok(Rules {
+                    assigning: assigning.map(|phase| (phase.started_at, phase.ended_at)).collect(),
+                    reassigned: reassigned.collect(),
+                    ..rules
+                })
             }),
         };
         found.insert(id, rules);
@@ -83,11 +89,12 @@ async fn read_some(
 fn of_row(row: &PgRow) -> Result<Rules, sqlx::Error> {
     let time = |column: &str| Ok::<_, sqlx::Error>(row.try_get::<Option<Timestamp>, _>(column)?.map(|time| time.0));
     let variants: Vec<Uuid> = row.try_get("variants")?;
+    let (started_at, ended_at) = (time("started_at")?, time("ended_at")?);
     Ok(Rules {
-        is_draft: row.try_get::<ExperimentStatus, _>("status")? == ExperimentStatus::Draft,
         is_frozen: row.try_get("is_frozen")?,
         // Without stored phases it is one.
-        assigning: vec![(time("started_at")?, time("ended_at")?)],
+        assigning: if phases::was_started(row.try_get("status")?, ended_at) { vec![(started_at, ended_at)] } else { Vec::new() },
+        reassigned: Vec::new(),
         window_days: row.try_get("conversion_window_days")?,
         method: row.try_get("attribution_method")?,
         variants: variants.into_iter().collect(),

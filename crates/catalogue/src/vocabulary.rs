@@ -179,6 +179,8 @@ text_enum! {
         Ratio = "ratio",
         /// A quantile of users' sums.
         Quantile = "quantile",
+        /// What a definition of the project says.
+        Defined = "defined",
     }
 }
 

@@ -2,6 +2,7 @@
 //! whole numbers. No clock is asked: "now" is the time of the newest event, or the time that was asked for.
 
 pub mod attribution;
+pub mod counted;
 pub mod days;
 pub mod groups;
 pub mod metrics;
@@ -68,7 +69,7 @@ pub fn measure<'a>(read: &'a Read, request: &Request) -> Result<Measured<'a>, Ap
         variant.users = Some(*users);
     }
 
-    let (currency, number, other_currencies) = metrics::choose_currency(&experiment, cohort, &groups);
+    let (currency, number, other_currencies) = metrics::choose_currency(&experiment, cohort, &groups, &catalogue.metrics);
     experiment.currency = currency;
     let Chosen { metrics, conversion_names } = metrics::choose(catalogue.metrics.clone(), &population, request)?;
     let counts = {

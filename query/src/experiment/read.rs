@@ -6,6 +6,7 @@ pub mod cohort;
 pub mod cohort_cache;
 pub mod cohort_reader;
 pub mod experiment;
+pub mod sources;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -22,6 +23,7 @@ use cohort::Cohort;
 use cohort_cache::CohortKey;
 use cohort_reader::CohortQuery;
 use experiment::{Experiment, Variant};
+use sources::SourceQuery;
 
 /// What was read.
 #[derive(Clone, Debug)]
@@ -74,10 +76,13 @@ pub async fn read(app: &App, project: Uuid, name: &str, request: &Request) -> Re
     let window_days = catalogue.experiment.conversion_window_days;
     let longest =
         catalogue.metrics.iter().filter_map(|metric| metric.window_days).max().map_or(window_days, |days| days.max(window_days));
+    let sources: Vec<SourceQuery> = catalogue.metrics.iter().filter_map(Configured::source).collect();
     let query = CohortQuery {
+        sources: &sources,
         experiment: catalogue.experiment.id,
         variants: &catalogue.variants.iter().map(|variant| variant.id).collect::<Vec<_>>(),
         assigning: &catalogue.experiment.assigning(),
+        reassigned: &catalogue.experiment.reassigned(),
         until: request.as_of,
         has_before,
         window_days: (window_days, longest),

@@ -16,7 +16,7 @@ use crate::experiment::measure::Measured;
 use crate::experiment::measure::metrics::{CONVERSION_NAMES_MAX, OtherCurrency};
 use crate::experiment::measure::population::PopulationCounts;
 use crate::experiment::read::Read;
-use crate::experiment::read::catalogue::Role;
+use crate::experiment::read::catalogue::{Aggregation, Role};
 use crate::experiment::read::experiment::{Experiment, Variant};
 use crate::experiment::request::{Analysis, Request, Settings};
 use crate::experiment::test::Tested;
@@ -114,10 +114,15 @@ fn left_out(measured: &Measured<'_>) -> Vec<Warning> {
         Warning::new("conversion_names_cut", message)
     });
     let without_value = measured.metrics.iter().filter(|metric| metric.left_out.without_value > 0).map(|metric| {
-        let message = format!(
-            "{} conversions without a value are in neither numerator nor denominator of {}",
-            metric.left_out.without_value, metric.configured.name
-        );
+        let (rows, name) = (metric.left_out.without_value, &metric.configured.name);
+        if let Aggregation::Defined(defined) = &metric.configured.aggregation {
+            let value = defined.reference.definition.value.as_deref().unwrap_or_default();
+            return Warning::new(
+                "events_without_value",
+                format!("{rows} events have no number as {value} and do not count in {name}"),
+            );
+        }
+        let message = format!("{rows} conversions without a value are in neither numerator nor denominator of {name}");
         Warning::new("conversions_without_value", message)
     });
     measured.other_currencies.iter().map(currency).chain(without_value).chain(names).chain(of_strata(measured)).collect()
@@ -169,9 +174,11 @@ fn status(
         warnings.push(Warning::new(status, message));
         status
     };
-    if experiment.status == "draft" {
-        let message = "the experiment is a draft: exposures count once it is started, with `weir admin experiment start`";
-        return limited("not_started", message.to_owned());
+    if experiment.phases.is_empty() {
+        let status = if experiment.status == "draft" { "a draft" } else { "archived and was never started" };
+        let message =
+            format!("the experiment is {status}: exposures count once it is started, with `weir admin experiment start`");
+        return limited("not_started", message);
     }
     if population.analysed_users == 0 {
         let message = match (population.exposed_users, population.excluded.incomplete_window) {

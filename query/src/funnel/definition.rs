@@ -4,9 +4,9 @@ use serde_json::{Map, Value, json};
 
 use super::parse::{duration_text, name_of};
 use super::period::Period;
-use super::property::Property;
 use super::rules::{Exclusion, Rules};
 use super::scan::Order;
+use crate::source::property::Property;
 use crate::source::snapshot::time_text;
 
 /// A funnel, complete and checked, except that the SQL of its conditions has not been planned yet. Times are microseconds since 1970,

@@ -16,7 +16,6 @@ mod open;
 mod parse;
 pub mod paths;
 pub mod period;
-pub mod property;
 pub mod retention;
 pub mod rows;
 pub mod rules;

@@ -8,10 +8,10 @@ use super::definition::{
     Listed, Matches, ORDERS, PRESETS, Preset, RANGES, REUSES, Step, TIES, Ties, TimeToConvert,
 };
 use super::period::PERIODS;
-use super::property::Property;
 use super::rules::{Exclusion, STEPS_MAX};
 use super::scan::Order;
 use crate::http::error::ApiError;
+use crate::source::property::Property;
 
 /// Names in one list of events, at most.
 const EVENTS_MAX: usize = 200;

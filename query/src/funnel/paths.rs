@@ -11,11 +11,11 @@ use super::answer::left;
 use super::definition::{Definition as Funnel, Matches};
 use super::open::{Asked, Opened, open};
 use super::parse::{choice, duration, duration_text, flag, name_of, object, time, unsupported};
-use super::property::Property;
 use super::rows::{Row, Rows};
 use super::select::Selection;
 use crate::engine::{self, Engine};
 use crate::http::error::ApiError;
+use crate::source::property::Property;
 use crate::source::snapshot::{Snapshot, time_text};
 
 const DEPTH_DEFAULT: usize = 5;

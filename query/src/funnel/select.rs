@@ -2,21 +2,19 @@
 
 use std::collections::BTreeMap;
 
-use arrow::datatypes::DataType;
 use datafusion::common::tree_node::TreeNode;
 use datafusion::common::{DFSchema, DataFusionError, ScalarValue};
 use datafusion::dataframe::DataFrame;
 use datafusion::execution::session_state::SessionState;
 use datafusion::logical_expr::expr::InList;
-use datafusion::logical_expr::{BinaryExpr, Expr, ExprSchemable, LogicalPlan, Operator, binary_expr, case, when};
+use datafusion::logical_expr::{BinaryExpr, Expr, LogicalPlan, Operator, binary_expr, case, when};
 use datafusion::prelude::{col, in_list, lit};
 
 use super::definition::Matches;
-use super::property::Property;
 use crate::config::Limits;
-use crate::engine;
 use crate::http::error::ApiError;
-use crate::sql::guard;
+use crate::source::property::Property;
+use crate::sql::condition;
 
 /// What is read of the events that match something.
 #[derive(Clone, Debug, Default)]
@@ -64,11 +62,7 @@ impl Condition {
         match matches {
             Matches::Events(names) => Ok(Condition::Names(names.clone())),
             Matches::Where(sql) => {
-                let place = format!("{place}.where");
-                guard::measure(sql, limits).map_err(|api_error| api_error.at(&place))?;
-                let expr = state.create_logical_expr(sql, schema).map_err(|error| engine::api_error(error).at(&place))?;
-                check_condition(&expr, schema).map_err(|message| ApiError::bad_sql(message).at(place))?;
-                Ok(Condition::Expr(Box::new(expr)))
+                condition::read(sql, &format!("{place}.where"), state, schema, limits).map(|expr| Condition::Expr(Box::new(expr)))
             }
         }
     }
@@ -104,32 +98,6 @@ impl Condition {
 
 fn is_event(expr: &Expr) -> bool {
     matches!(expr, Expr::Column(column) if column.name == "event")
-}
-
-/// Lets through what can be decided on one event alone.
-fn check_condition(expr: &Expr, schema: &DFSchema) -> Result<(), String> {
-    let is_more_than_a_row = |part: &Expr| {
-        matches!(
-            part,
-            Expr::AggregateFunction(_)
-                | Expr::WindowFunction(_)
-                | Expr::ScalarSubquery(_)
-                | Expr::Exists(_)
-                | Expr::InSubquery(_)
-                | Expr::SetComparison(_)
-                | Expr::Placeholder(_)
-                | Expr::Unnest(_)
-                | Expr::OuterReferenceColumn(..)
-        )
-    };
-    if expr.exists(|part| Ok(is_more_than_a_row(part))).unwrap_or(true) {
-        return Err("a condition on the columns of one event is accepted, without subqueries and aggregates".to_owned());
-    }
-    match expr.get_type(schema) {
-        Ok(DataType::Boolean) => Ok(()),
-        Ok(other) => Err(format!("the condition is of type {other}; true or false is accepted")),
-        Err(error) => Err(error.strip_backtrace()),
-    }
 }
 
 impl Selection {

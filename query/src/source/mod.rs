@@ -4,6 +4,7 @@
 
 pub mod copy;
 pub mod filter;
+pub mod property;
 pub mod scan;
 pub mod snapshot;
 pub mod tables;

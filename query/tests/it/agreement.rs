@@ -53,7 +53,7 @@ fn made() -> impl Strategy<Value = Made> {
     })
 }
 
-/// Two phases, in the second of which the variants have uneven shares.
+/// One phase, or two, in the second of which the variants have uneven shares.
 fn phases(made: &Made) -> Vec<Phase> {
     let phase = |number: usize| {
         let weight = |place: usize| PhaseWeight {
@@ -68,7 +68,7 @@ fn phases(made: &Made) -> Vec<Phase> {
             ..Phase::default()
         }
     };
-    (0..2).map(phase).collect()
+    (0..if made.has_phases { 2 } else { 1 }).map(phase).collect()
 }
 
 /// Makes the rows up: users over some days, some of whom buy an hour later.
@@ -121,7 +121,7 @@ fn read(made: &Made) -> Read {
         name: ["control", "b", "c"][place].to_owned(),
         is_control: place == 0,
         weight: Some(made.users[place] as f64),
-        users: None,
+        ..Variant::default()
     };
     let catalogue = Catalogue {
         experiment: Experiment {
@@ -133,7 +133,7 @@ fn read(made: &Made) -> Read {
             conversion_window_days: 1,
             attribution_method: "first_exposure".to_owned(),
             control_variant_id: Some(Uuid::nil()),
-            phases: if made.has_phases { phases(made) } else { Vec::new() },
+            phases: phases(made),
             ..Experiment::default()
         },
         variants: (0..made.users.len()).map(variant).collect(),
@@ -215,7 +215,8 @@ fn agrees(answer: &Value, analysis: Analysis) -> Result<(), TestCaseError> {
             }
             let balance = check("pre_exposure_balance");
             if balance["status"] == "mismatch" && balance["metric"] == metric["id"] {
-                prop_assert_eq!(&found["cuped"]["applied"], false, "{}", found);
+                // What has no variance has nothing to adjust either.
+                prop_assert_ne!(&found["cuped"]["applied"], true, "{}", found);
                 prop_assert!(!plain.contains("adjusted"), "{}", plain);
             }
         }

@@ -2,6 +2,7 @@
 
 mod agreement;
 mod corrections;
+mod definitions;
 mod experiments;
 mod faults;
 mod funnel_companions;

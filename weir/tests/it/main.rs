@@ -1,6 +1,7 @@
 //! The whole of Weir as a process: what it prints, what survives which end, what a second one is told, and what others' software
 //! makes of it.
 
+mod apply;
 mod browser;
 #[cfg(feature = "kafka")]
 mod compose;

@@ -9,14 +9,15 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::new::check_variants;
-use super::{Experiment, NewExperiment, NewVariant, Variant, load, phases, show};
-use crate::CatalogueError;
+use super::phases::Assignment;
+use super::{Experiment, NewExperiment, NewVariant, Variant, VariantDetails, load, phases, show};
 use crate::change::Change;
 use crate::metrics::{self, METRICS_MAX, NewMetric};
 use crate::project::Project;
 use crate::timestamp::Timestamp;
 use crate::vocabulary::ExperimentStatus::{Archived, Completed, Draft, Paused, Running};
 use crate::vocabulary::PhaseState;
+use crate::{CatalogueError, check};
 
 /// Stores a new experiment.
 /// # Errors
@@ -70,16 +71,77 @@ async fn insert_variant(
     new: &NewVariant,
 ) -> Result<(), sqlx::Error> {
     sqlx::query(
-        "INSERT INTO variants (project_id, experiment_id, name, is_control, weight) VALUES ($1, $2, $3, $4, $5::numeric)",
+        "INSERT INTO variants (project_id, experiment_id, name, is_control, weight, description, config_json) \
+         VALUES ($1, $2, $3, $4, $5::numeric, $6, $7::jsonb)",
     )
     .bind(project)
     .bind(experiment)
     .bind(&new.name)
     .bind(new.is_control)
     .bind(&new.weight)
+    .bind(&new.details.description)
+    .bind(&new.details.config_json)
     .execute(connection)
     .await?;
     Ok(())
+}
+
+/// Says what an experiment is about.
+/// # Errors
+/// [`CatalogueError::Unknown`], [`CatalogueError::Invalid`].
+pub async fn describe(
+    connection: &mut PgConnection,
+    project: &Project,
+    name: &str,
+    text: &str,
+) -> Result<Experiment, CatalogueError> {
+    check::description("description", Some(text))?;
+    let mut change = Change::begin(connection, project).await?;
+    let before = show(change.connection(), project, name).await?;
+    sqlx::query("UPDATE experiments SET description = $3, updated_at = now() WHERE project_id = $1 AND id = $2")
+        .bind(project.id)
+        .bind(before.id)
+        .bind(text)
+        .execute(change.connection())
+        .await?;
+    let after = load(change.connection(), project.id, before.id).await?;
+    let details = json!({ "id": after.id, "before": before.description, "after": after.description });
+    change.commit("experiment.describe", &after.name, &details).await?;
+    Ok(after)
+}
+
+/// Says what a variant has for people and for clients; what is `None` stays as it is.
+/// # Errors
+/// [`CatalogueError::Unknown`], [`CatalogueError::Invalid`].
+pub async fn describe_variant(
+    connection: &mut PgConnection,
+    project: &Project,
+    name: &str,
+    variant: &str,
+    details: &VariantDetails,
+) -> Result<Experiment, CatalogueError> {
+    details.check("")?;
+    let mut change = Change::begin(connection, project).await?;
+    let before = show(change.connection(), project, name).await?;
+    let Some(described) = before.variants.iter().find(|found| found.name == variant) else {
+        let names: Vec<String> = before.variants.iter().map(|variant| variant.name.clone()).take(11).collect();
+        return Err(CatalogueError::unknown("variant", variant, format!("experiment {:?}", before.name), &names));
+    };
+    sqlx::query(
+        "UPDATE variants SET description = coalesce($4, description), config_json = coalesce($5::jsonb, config_json), updated_at = now() \
+         WHERE project_id = $1 AND experiment_id = $2 AND id = $3",
+    )
+    .bind(project.id)
+    .bind(before.id)
+    .bind(described.id)
+    .bind(&details.description)
+    .bind(&details.config_json)
+    .execute(change.connection())
+    .await?;
+    let after = load(change.connection(), project.id, before.id).await?;
+    let now = after.variants.iter().find(|found| found.name == variant);
+    change.commit("variant.describe", &after.name, &json!({ "id": after.id, "before": described, "after": now })).await?;
+    Ok(after)
 }
 
 /// Adds a variant to an experiment, from `from` on, now if not said: in one that runs that begins a phase. It is never the control; it
@@ -108,6 +170,7 @@ pub async fn add_variant(
         name: variant.name.clone(),
         weight: variant.weight.map(|weight| weight.to_string()),
         is_control: variant.is_control,
+        ..NewVariant::default()
     };
     let variants: Vec<NewVariant> = before.variants.iter().map(as_new).chain([new.clone()]).collect();
     check_variants(&variants)?;
@@ -115,7 +178,7 @@ pub async fn add_variant(
         let at = phases::turn(connection, &before, from).await?;
         phases::end_last(connection, project, &before, at).await?;
         insert_variant(connection, project, before.id, new).await?;
-        phases::begin_next(connection, project, &before, PhaseState::Assigning, at).await?;
+        phases::begin_next(connection, project, &before, (PhaseState::Assigning, Assignment::Kept), at).await?;
     } else {
         refuse_time(&before, from)?;
         insert_variant(connection, project, before.id, new).await?;
@@ -124,7 +187,9 @@ pub async fn add_variant(
 }
 
 /// Changes the weights of all variants, from `from` on, now if not said: in an experiment that runs that begins a phase; in a draft or a
-/// paused one they are those of the next start. Rows that are stored keep their meaning.
+/// paused one they are those of the next start.
+///
+/// Stored rows keep their meaning, but where users are assigned anew: then the caller's duties are those of [`start`].
 /// # Errors
 /// [`CatalogueError::Unknown`], [`CatalogueError::Frozen`], [`CatalogueError::WrongState`], [`CatalogueError::Invalid`].
 pub async fn set_weights(
@@ -132,6 +197,7 @@ pub async fn set_weights(
     name: &str,
     weights: &[NewVariant],
     from: Option<Micros>,
+    assignment: Assignment,
 ) -> Result<Experiment, CatalogueError> {
     let (project, before) = changeable(change, name).await?;
     let connection = change.connection();
@@ -139,6 +205,9 @@ pub async fn set_weights(
         return Err(wrong_state(&before, "only a draft, running or paused one gets other weights"));
     }
     check_weights(&before, weights)?;
+    if assignment == Assignment::Anew && before.status != Running {
+        return Err(wrong_state(&before, "only the users of a running one are assigned anew; a paused one has its start do it"));
+    }
     let at = match before.status {
         Running => Some(phases::turn(connection, &before, from).await?),
         _ => refuse_time(&before, from).map(|()| None)?,
@@ -156,7 +225,7 @@ pub async fn set_weights(
             .await?;
     }
     if let Some(at) = at {
-        phases::begin_next(connection, project, &before, PhaseState::Assigning, at).await?;
+        phases::begin_next(connection, project, &before, (PhaseState::Assigning, assignment), at).await?;
     }
     load(connection, project, before.id).await
 }
@@ -231,13 +300,16 @@ impl StatusChange {
 }
 
 /// Lets an experiment run: a draft from now on; a paused or completed one again, in a phase of its own, so that exposures in between go on
-/// not counting. A running one stays as it is, also where it has no start.
+/// not counting, and with its users as they were or assigned anew. A running one stays as it is, also where it has no start.
 ///
 /// Stored rows change their meaning: the caller marks the experiment in the same change, and recomputes it.
 /// # Errors
 /// [`CatalogueError::Unknown`], [`CatalogueError::Frozen`], [`CatalogueError::WrongState`] for an archived one.
-pub async fn start(change: &mut Change<'_>, name: &str) -> Result<StatusChange, CatalogueError> {
+pub async fn start(change: &mut Change<'_>, name: &str, assignment: Assignment) -> Result<StatusChange, CatalogueError> {
     let (project, before) = changeable(change, name).await?;
+    if assignment == Assignment::Anew && !matches!(before.status, Paused | Completed) {
+        return Err(wrong_state(&before, "only the users of a paused or completed one are assigned anew by its start"));
+    }
     let connection = change.connection();
     let statement = match before.status {
         Running => return Ok(StatusChange::none(before)),
@@ -250,7 +322,7 @@ pub async fn start(change: &mut Change<'_>, name: &str) -> Result<StatusChange, 
         Paused | Completed => {
             let at = phases::turn(connection, &before, None).await?;
             phases::end_last(connection, project, &before, at).await?;
-            phases::begin_next(connection, project, &before, PhaseState::Assigning, at).await?;
+            phases::begin_next(connection, project, &before, (PhaseState::Assigning, assignment), at).await?;
             "UPDATE experiments SET status = 'running', ended_at = NULL, updated_at = now() WHERE project_id = $1 AND id = $2"
         }
     };
@@ -271,7 +343,7 @@ pub async fn pause(change: &mut Change<'_>, name: &str) -> Result<StatusChange, 
     let connection = change.connection();
     let at = phases::turn(connection, &before, None).await?;
     phases::end_last(connection, project, &before, at).await?;
-    phases::begin_next(connection, project, &before, PhaseState::Paused, at).await?;
+    phases::begin_next(connection, project, &before, (PhaseState::Paused, Assignment::Kept), at).await?;
     let statement = "UPDATE experiments SET status = 'paused', updated_at = now() WHERE project_id = $1 AND id = $2";
     changed(change, before, statement).await
 }
@@ -294,6 +366,48 @@ pub async fn stop(change: &mut Change<'_>, name: &str) -> Result<StatusChange, C
     let statement = "UPDATE experiments SET status = 'completed', ended_at = now(), updated_at = now() \
                      WHERE project_id = $1 AND id = $2";
     changed(change, before, statement).await
+}
+
+/// Puts away a draft or an experiment that has ended. Its rows and answers stay; it does not count among those that registered themselves,
+/// and is not started again. An archived one stays as it is.
+/// # Errors
+/// [`CatalogueError::Unknown`], [`CatalogueError::WrongState`] for one that has not ended.
+pub async fn archive(connection: &mut PgConnection, project: &Project, name: &str) -> Result<StatusChange, CatalogueError> {
+    let mut change = Change::begin(connection, project).await?;
+    let before = show(change.connection(), project, name).await?;
+    match before.status {
+        Archived => return Ok(StatusChange::none(before)),
+        Running | Paused => return Err(wrong_state(&before, "only a draft or a completed one is archived; stop it first")),
+        Draft | Completed => {}
+    }
+    let statement = "UPDATE experiments SET status = 'archived', updated_at = now() WHERE project_id = $1 AND id = $2";
+    changed_alone(change, before, statement, "experiment.archive").await
+}
+
+/// Takes an archived experiment out again: a completed one if it ever ran, else a draft. Any other stays as it is.
+/// # Errors
+/// [`CatalogueError::Unknown`].
+pub async fn unarchive(connection: &mut PgConnection, project: &Project, name: &str) -> Result<StatusChange, CatalogueError> {
+    let mut change = Change::begin(connection, project).await?;
+    let before = show(change.connection(), project, name).await?;
+    if before.status != Archived {
+        return Ok(StatusChange::none(before));
+    }
+    let statement = "UPDATE experiments SET status = CASE WHEN ended_at IS NULL THEN 'draft' ELSE 'completed' END, updated_at = now() \
+                     WHERE project_id = $1 AND id = $2";
+    changed_alone(change, before, statement, "experiment.unarchive").await
+}
+
+/// Makes a change of status that changes the meaning of no row.
+async fn changed_alone(
+    mut change: Change<'_>,
+    before: Experiment,
+    statement: &'static str,
+    action: &str,
+) -> Result<StatusChange, CatalogueError> {
+    let status = changed(&mut change, before, statement).await?;
+    change.commit(action, &status.after.name, &status.details()).await?;
+    Ok(status)
 }
 
 /// Returns the project and an experiment of it that may be changed.

@@ -50,13 +50,32 @@ pub struct NewVariant {
     pub weight: Option<String>,
     /// Whether the others are compared with this one; at most one.
     pub is_control: bool,
+    /// What it has for people and for clients.
+    pub details: VariantDetails,
+}
+
+/// What a variant has for people and for clients. Nothing of it is computed with.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct VariantDetails {
+    /// For people.
+    pub description: Option<String>,
+    /// For clients: any JSON value, at most 64 KiB.
+    pub config_json: Option<String>,
+}
+
+impl VariantDetails {
+    /// Checks both; `field` is what comes before their names in an error.
+    pub(crate) fn check(&self, field: &str) -> Result<(), CatalogueError> {
+        check::description(&format!("{field}description"), self.description.as_deref())?;
+        check::json(&format!("{field}config_json"), self.config_json.as_deref())
+    }
 }
 
 impl NewExperiment {
     /// Checks every value. What passes is taken by every check of the schema, without rounding.
     pub(crate) fn check(&self) -> Result<(), CatalogueError> {
         check::name("name", &self.name)?;
-        check::description(self.description.as_deref())?;
+        check::description("description", self.description.as_deref())?;
         check_variants(&self.variants)?;
         self.check_metrics()?;
         if let Some(size) = self.target_sample_size.filter(|size| *size <= 0) {
@@ -129,6 +148,7 @@ pub(crate) fn check_variants(variants: &[NewVariant]) -> Result<(), CatalogueErr
     for (index, variant) in variants.iter().enumerate() {
         let field = format!("variants[{index}]");
         check::name(&format!("{field}.name"), &variant.name)?;
+        variant.details.check(&format!("{field}."))?;
         if variants[..index].iter().any(|other| other.name == variant.name) {
             return Err(CatalogueError::invalid(
                 format!("{field}.name"),
@@ -162,7 +182,7 @@ mod tests {
     use crate::vocabulary::{Aggregation, Role};
 
     fn variant(name: &str, weight: Option<&str>, is_control: bool) -> NewVariant {
-        NewVariant { name: name.into(), weight: weight.map(Into::into), is_control }
+        NewVariant { name: name.into(), weight: weight.map(Into::into), is_control, ..NewVariant::default() }
     }
 
     fn metric(name: &str) -> NewMetric {
@@ -201,6 +221,14 @@ mod tests {
             check(&|e| e.variants[1].weight = Some(text.into()), &weight(text));
         }
         check(&|e| e.variants[1].weight = Some("0.000001".into()), "");
+        check(
+            &|e| e.variants[1].details.description = Some("\0".into()),
+            "variants[1].description: found the character U+0000, which Postgres cannot hold",
+        );
+        check(
+            &|e| e.variants[1].details.config_json = Some("{".into()),
+            "variants[1].config_json: found text that is no JSON: EOF while parsing an object at line 1 column 1",
+        );
         check(&|e| e.variants.iter_mut().for_each(|v| v.weight = None), "");
         check(
             &|e| e.variants.iter_mut().for_each(|v| v.weight = Some("0.0".into())),

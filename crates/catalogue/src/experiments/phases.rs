@@ -22,6 +22,8 @@ pub struct Phase {
     pub phase: i32,
     /// Whether exposures begin participation in it.
     pub state: PhaseState,
+    /// Whether everybody is assigned anew in it: who was exposed before stays in the earlier phase, and counts in no later one.
+    pub reassigns: bool,
     /// When it began; `None`: it was ever so.
     #[serde(serialize_with = "text_or_null")]
     pub started_at: Option<Micros>,
@@ -48,7 +50,7 @@ pub(crate) async fn read(
     experiments: &[Uuid],
 ) -> Result<HashMap<Uuid, Result<Vec<Phase>, Unsupported>>, sqlx::Error> {
     let rows = sqlx::query(
-        "SELECT p.experiment_id, p.phase, p.state, p.started_at, p.ended_at,
+        "SELECT p.experiment_id, p.phase, p.state, p.reassigns, p.started_at, p.ended_at,
                 ARRAY (SELECT w.variant_id FROM phase_weights w JOIN variants v USING (project_id, experiment_id)
                        WHERE w.project_id = p.project_id AND w.experiment_id = p.experiment_id AND w.phase = p.phase
                          AND v.id = w.variant_id ORDER BY v.name) AS variants,
@@ -88,25 +90,36 @@ fn of_row(row: &sqlx::postgres::PgRow, phase: i32) -> Result<Phase, sqlx::Error>
     Ok(Phase {
         phase,
         state: row.try_get("state")?,
+        reassigns: row.try_get("reassigns")?,
         started_at: time("started_at")?,
         ended_at: time("ended_at")?,
         weights: variants.into_iter().zip(weights).map(weight).collect::<Result<_, _>>()?,
     })
 }
 
-/// Returns the one phase of an experiment that has none stored; a draft has none at all.
+/// Returns the one phase of an experiment that has none stored; one that was never started has none at all.
 pub(super) fn implied(experiment: &Experiment) -> Vec<Phase> {
-    if experiment.status == ExperimentStatus::Draft {
+    if !was_started(experiment.status, experiment.ended_at) {
         return Vec::new();
     }
     let weight = |variant: &super::Variant| PhaseWeight { variant_id: variant.id, weight: variant.weight };
     vec![Phase {
         phase: 1,
         state: PhaseState::Assigning,
+        reassigns: false,
         started_at: experiment.started_at,
         ended_at: experiment.ended_at,
         weights: experiment.variants.iter().map(weight).collect(),
     }]
+}
+
+/// Returns whether an experiment was ever started: what is archived has ended or was a draft.
+pub(crate) fn was_started(status: ExperimentStatus, ended_at: Option<Micros>) -> bool {
+    match status {
+        ExperimentStatus::Draft => false,
+        ExperimentStatus::Archived => ended_at.is_some(),
+        ExperimentStatus::Running | ExperimentStatus::Paused | ExperimentStatus::Completed => true,
+    }
 }
 
 /// When a phase gives way to the next one: at a time that was given, or now. A phase that has not begun by then never will.
@@ -144,7 +157,7 @@ pub(super) async fn end_last(
             .await?;
     if !is_stored {
         for phase in &experiment.phases {
-            insert(connection, project, experiment.id, phase.phase, phase.state, phase.started_at, phase.ended_at).await?;
+            insert(connection, project, experiment.id, phase).await?;
         }
     }
     end_stored(connection, project, experiment.id, at).await
@@ -166,37 +179,47 @@ pub(super) async fn end_stored(
     Ok(())
 }
 
+/// How the next phase assigns users.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Assignment {
+    /// As they were.
+    Kept,
+    /// Everybody anew, by another salt.
+    Anew,
+}
+
 /// Begins the next phase, with the weights that the variants have now.
 pub(super) async fn begin_next(
     connection: &mut PgConnection,
     project: Uuid,
     experiment: &Experiment,
-    state: PhaseState,
+    (state, assignment): (PhaseState, Assignment),
     at: Micros,
 ) -> Result<(), sqlx::Error> {
-    let number = experiment.phases.last().map_or(1, |last| last.phase + 1);
-    insert(connection, project, experiment.id, number, state, Some(at), None).await
+    let next = Phase {
+        phase: experiment.phases.last().map_or(1, |last| last.phase + 1),
+        state,
+        reassigns: assignment == Assignment::Anew,
+        started_at: Some(at),
+        ended_at: None,
+        weights: Vec::new(),
+    };
+    insert(connection, project, experiment.id, &next).await
 }
 
-async fn insert(
-    connection: &mut PgConnection,
-    project: Uuid,
-    experiment: Uuid,
-    phase: i32,
-    state: PhaseState,
-    started_at: Option<Micros>,
-    ended_at: Option<Micros>,
-) -> Result<(), sqlx::Error> {
+/// Stores a phase, with the weights that the variants have now.
+async fn insert(connection: &mut PgConnection, project: Uuid, experiment: Uuid, phase: &Phase) -> Result<(), sqlx::Error> {
     sqlx::query(
-        "INSERT INTO experiment_phases (project_id, experiment_id, phase, state, started_at, ended_at) \
-         VALUES ($1, $2, $3, $4, $5, $6)",
+        "INSERT INTO experiment_phases (project_id, experiment_id, phase, state, reassigns, started_at, ended_at) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7)",
     )
     .bind(project)
     .bind(experiment)
-    .bind(phase)
-    .bind(state)
-    .bind(started_at.map(Timestamp))
-    .bind(ended_at.map(Timestamp))
+    .bind(phase.phase)
+    .bind(phase.state)
+    .bind(phase.reassigns)
+    .bind(phase.started_at.map(Timestamp))
+    .bind(phase.ended_at.map(Timestamp))
     .execute(&mut *connection)
     .await?;
     sqlx::query(
@@ -206,8 +229,8 @@ async fn insert(
     )
     .bind(project)
     .bind(experiment)
-    .bind(phase)
-    .bind(state)
+    .bind(phase.phase)
+    .bind(phase.state)
     .execute(connection)
     .await?;
     Ok(())

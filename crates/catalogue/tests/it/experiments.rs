@@ -59,7 +59,7 @@ async fn what_a_newer_version_wrote_is_named_and_hides_nothing_else() {
             format!(
                 "UPDATE experiments SET status = 'draft' WHERE name = 'new'; UPDATE metrics SET aggregation = 'median' WHERE {of_new}"
             ),
-            r#"table metrics, row "orders" of experiment "new": aggregation is "median", which this version of Weir does not know; it knows conversion_rate, value_per_user, count_per_user, ratio, quantile. Upgrade this service"#,
+            r#"table metrics, row "orders" of experiment "new": aggregation is "median", which this version of Weir does not know; it knows conversion_rate, value_per_user, count_per_user, ratio, quantile, defined. Upgrade this service"#,
         ),
         (
             format!("UPDATE metrics SET aggregation = 'count_per_user', role = 'tertiary' WHERE {of_new}"),

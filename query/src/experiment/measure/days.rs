@@ -3,8 +3,9 @@
 //! Days are those of UTC, by the time of the event. A late event therefore changes the days since it happened, not the day
 //! on which it came.
 
+use crate::experiment::measure::counted::{CohortMetric, Progress, UserSum};
 use crate::experiment::measure::groups::Groups;
-use crate::experiment::measure::sums::{CohortMetric, Sums, UserSum};
+use crate::experiment::measure::sums::Sums;
 use crate::experiment::read::catalogue::{Aggregation, Denominator};
 use crate::experiment::read::cohort::{Cohort, DAY_US};
 use chrono::DateTime;
@@ -32,8 +33,10 @@ impl Days {
             first = first.min(cohort.users.exposed[user]);
             last = last.max(cohort.users.exposed[user]);
         }
-        for user in cohort.after.filled().iter().map(|user| *user as usize).filter(belongs) {
-            last = last.max(cohort.after.of(user).last().map_or(last, |row| row.time));
+        for rows in cohort.sources.iter().map(|source| &source.after).chain([&cohort.after]) {
+            for user in rows.filled().iter().map(|user| *user as usize).filter(belongs) {
+                last = last.max(rows.of(user).last().map_or(last, |row| row.time));
+            }
         }
         if first > last {
             return None;
@@ -128,14 +131,9 @@ pub fn sums(
     if matches!(aggregation, Aggregation::Quantile(..) | Aggregation::Ratio(_, Denominator::Impressions)) {
         return Ok(None);
     }
-    let is_rate = *aggregation == Aggregation::ConversionRate;
     let width = groups.cells().len();
     let mut changes = vec![Change::default(); days.count * width];
-    let shown = |amount: i128| match cap {
-        _ if is_rate => amount.min(Moments::SCALE),
-        Some(cap) => amount.min(cap),
-        None => amount,
-    };
+    let shown = |amount: i128| cap.map_or(amount, |cap| amount.min(cap));
     for earlier in before {
         let Some(cell) = groups.cell(earlier.user) else { continue };
         let change = &mut changes[days.place(cohort.users.exposed[earlier.user as usize]) * width + cell];
@@ -143,26 +141,28 @@ pub fn sums(
         change.before_squares.add(earlier.amount, earlier.amount)?;
     }
     let mut later = before.iter().peekable();
-    for user in cohort.after.filled().iter().map(|user| *user as usize) {
+    let rows = counted.rows(cohort);
+    for user in rows.filled().iter().map(|user| *user as usize) {
         let Some(cell) = groups.cell(user as u32) else { continue };
         let exposed = cohort.users.exposed[user];
-        let (mut amount, mut base, mut has_converted) = (0i128, 0i128, false);
+        let mut progress = Progress::default();
         while later.next_if(|earlier| (earlier.user as usize) < user).is_some() {}
         let earlier = later.next_if(|earlier| earlier.user as usize == user).map_or(0, |earlier| earlier.amount);
-        for row in cohort.after.of(user).iter().filter(|row| counted.is_in_window(row, exposed)) {
-            let Some((more, more_base)) = counted.of_row(row) else { continue };
-            let change = &mut changes[days.place(row.time) * width + cell];
-            let (next, next_base) = (amount.checked_add(more).ok_or(Overflow)?, base.checked_add(more_base).ok_or(Overflow)?);
-            let (from, to) = (shown(amount), shown(next));
-            change.converters += i64::from(!has_converted && counted.is_conversion(row));
-            has_converted |= counted.is_conversion(row);
+        for row in rows.of(user).iter().filter(|row| counted.is_in_window(row, exposed)) {
+            let (from, base, had_converted) = (shown(progress.amount), progress.base, progress.has_converted);
+            if !counted.advance(&mut progress, row)? {
+                continue;
+            }
+            // What was done before the exposure counts from then on.
+            let change = &mut changes[days.place(row.time.max(exposed)) * width + cell];
+            let (to, next_base) = (shown(progress.amount), progress.base);
+            change.converters += i64::from(progress.has_converted) - i64::from(had_converted);
             change.amount = change.amount.checked_add(to - from).ok_or(Overflow)?;
             replace(&mut change.squares, (from, from), (to, to))?;
             change.base = change.base.checked_add(next_base - base).ok_or(Overflow)?;
             replace(&mut change.base_squares, (base, base), (next_base, next_base))?;
             replace(&mut change.product, (from, base), (to, next_base))?;
             replace(&mut change.before_product, (from, earlier), (to, earlier))?;
-            (amount, base) = (next, next_base);
         }
     }
     let mut series = Vec::with_capacity(days.count);
@@ -210,7 +210,12 @@ fn replace(sum: &mut Products, from: (i128, i128), to: (i128, i128)) -> Result<(
 mod tests {
     use super::*;
     use crate::experiment::measure::metrics::default_metrics;
-    use crate::experiment::measure::sums::{self, tests::cohort};
+    use ::catalogue::definitions::PerUser;
+
+    use crate::experiment::measure::sums::{
+        self,
+        tests::{cohort, defined},
+    };
     use crate::experiment::read::catalogue::{Amount, Configured};
     use proptest::prelude::*;
 
@@ -242,18 +247,23 @@ mod tests {
             users in prop::collection::vec((0u32..2, 0i64..6 * DAY_US), 1..12),
             rows in prop::collection::vec((0usize..12, 0i64..9 * DAY_US, 0u32..2, -3i128..9), 0..40),
             cap in prop::option::of(0i128..12),
-            which in 0usize..4,
+            which in 0usize..15,
         ) {
             let rows: Vec<(u32, i64, u32, i128)> = rows.into_iter().map(|(user, time, name, value)| ((user % users.len()) as u32, time, name, value)).collect();
             let cap = cap.map(|cap| cap * Moments::SCALE);
-            let aggregation = [
-                Aggregation::ConversionRate,
-                Aggregation::ValuePerUser,
-                Aggregation::CountPerUser,
-                Aggregation::Ratio(Amount::Value, Denominator::Conversions(None)),
-            ][which].clone();
+            let per_user = [
+                PerUser::Exists, PerUser::AtLeast(2), PerUser::Count, PerUser::Sum, PerUser::Min, PerUser::Max, PerUser::First, PerUser::Last,
+                PerUser::Distinct, PerUser::DistinctDays, PerUser::AtLeast(3),
+            ];
+            let aggregation = match which {
+                0 => Aggregation::ConversionRate,
+                1 => Aggregation::ValuePerUser,
+                2 => Aggregation::CountPerUser,
+                3 => Aggregation::Ratio(Amount::Value, Denominator::Conversions(None)),
+                _ => defined(per_user[which - 4], 2).aggregation,
+            };
             let metric = Configured { aggregation: aggregation.clone(), ..default_metrics(Some("buy"))[0].clone() };
-            let cap = cap.filter(|_| which > 0);
+            let cap = cap.filter(|_| !aggregation.is_share());
             let whole = cohort(&users, &rows);
             let groups = Groups::new(users.len(), 2, |user| Some(users[user].0 as usize));
             let days = Days::of(&whole, &groups).expect("users");

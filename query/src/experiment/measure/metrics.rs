@@ -3,16 +3,18 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use ::catalogue::definitions::PerUser;
 use rayon::iter::{IntoParallelIterator, ParallelIterator};
 
+use crate::experiment::measure::counted::{CohortMetric, LeftOut, UserSum};
 use crate::experiment::measure::days::{self, DaySums, Days};
 use crate::experiment::measure::groups::Groups;
 use crate::experiment::measure::population::Population;
 use crate::experiment::measure::ripe;
 use crate::experiment::measure::sample::{Sampled, sampled};
-use crate::experiment::measure::sums::{CAP_SUMS_MIN, CohortMetric, LeftOut, Sums, UserSum, filled, sums};
+use crate::experiment::measure::sums::{CAP_SUMS_MIN, Sums, filled, sums};
 use crate::experiment::read::catalogue::{Aggregation, Configured, Role};
-use crate::experiment::read::cohort::Cohort;
+use crate::experiment::read::cohort::{Cohort, Rows};
 use crate::experiment::read::experiment::Experiment;
 use crate::experiment::request::{CAP_NEVER, CAP_PERCENTILE, CapRule, Request};
 use crate::http::error::{ApiError, Code};
@@ -138,8 +140,12 @@ pub fn measure(
 }
 
 fn choose_cap(metric: &Configured, rule: CapRule, entries: &[UserSum], groups: &Groups) -> Option<AppliedCap> {
-    let is_value = metric.aggregation == Aggregation::ValuePerUser;
-    if !is_value && metric.aggregation != Aggregation::CountPerUser {
+    let per_user = match &metric.aggregation {
+        Aggregation::Defined(defined) => Some(defined.reference.definition.per_user),
+        _ => None,
+    };
+    let is_value = metric.aggregation == Aggregation::ValuePerUser || per_user == Some(PerUser::Sum);
+    if !is_value && metric.aggregation != Aggregation::CountPerUser && per_user != Some(PerUser::Count) {
         return None;
     }
     let at = match rule {
@@ -253,21 +259,22 @@ pub fn default_metrics(conversion_type: Option<&str>) -> [Configured; 2] {
 }
 
 /// Returns the currency of value metrics, its number, and the currencies left out. The currency is the experiment's, else the
-/// only one seen, else the most used one; no number means that values of all currencies count, since there are none.
+/// only one seen, else the most used one; no number means that values of all currencies count, since there are none. It is seen in
+/// conversions, or where these have no value in the events of `metrics` that are about money.
 pub fn choose_currency(
     experiment: &Experiment,
     cohort: &Cohort,
     groups: &Groups,
+    metrics: &[Configured],
 ) -> (Option<String>, Option<u32>, Vec<OtherCurrency>) {
-    let mut seen: Vec<(u64, i128)> = vec![(0, 0); cohort.currencies.len()];
-    for user in cohort.after.filled().iter().filter(|user| groups.of(**user).is_some()) {
-        for row in cohort.after.of(*user as usize) {
-            if let Some(value) = row.value {
-                let (conversions, sum) = &mut seen[row.currency as usize];
-                *conversions += 1;
-                *sum = sum.saturating_add(value);
-            }
-        }
+    let source = |metric: &Configured| match &metric.aggregation {
+        Aggregation::Defined(defined) if metric.aggregation.is_value() => cohort.sources.get(defined.source),
+        _ => None,
+    };
+    let of_sources = metrics.iter().filter_map(source).map(|source| &source.after);
+    let mut seen = seen_currencies(cohort, groups, [&cohort.after].into_iter());
+    if seen.iter().all(|(conversions, _)| *conversions == 0) {
+        seen = seen_currencies(cohort, groups, of_sources);
     }
     let most = (0..seen.len()).filter(|number| seen[*number].0 > 0).min_by_key(|number| std::cmp::Reverse(seen[*number].0));
     let chosen = match &experiment.currency {
@@ -282,6 +289,23 @@ pub fn choose_currency(
     let number = cohort.currencies.iter().position(|currency| *currency == chosen).map(|number| number as u32);
     // A currency that nobody used counts nothing.
     (chosen, number.or_else(|| most.map(|_| u32::MAX)), others)
+}
+
+/// Returns how many rows have a value in each currency, and its sum.
+fn seen_currencies<'c>(cohort: &Cohort, groups: &Groups, all: impl Iterator<Item = &'c Rows>) -> Vec<(u64, i128)> {
+    let mut seen: Vec<(u64, i128)> = vec![(0, 0); cohort.currencies.len()];
+    for rows in all {
+        for user in rows.filled().iter().filter(|user| groups.of(**user).is_some()) {
+            for row in rows.of(*user as usize) {
+                if let Some(value) = row.value {
+                    let (conversions, sum) = &mut seen[row.currency as usize];
+                    *conversions += 1;
+                    *sum = sum.saturating_add(value);
+                }
+            }
+        }
+    }
+    seen
 }
 
 /// The values of a dimension and who has them.
@@ -340,7 +364,7 @@ pub fn split(population: &Population<'_>) -> Split {
 mod tests {
     use super::*;
     use crate::experiment::measure::sums::tests::cohort;
-    use crate::experiment::read::cohort::{Row, Rows};
+    use crate::experiment::read::cohort::Row;
     use crate::experiment::request::{PopulationRule, Windows};
 
     fn population(cohort: &Cohort) -> Population<'_> {
@@ -368,7 +392,7 @@ mod tests {
             }
             cohort.after = Rows::new(1, rows);
             let population = population(&cohort);
-            let (code, number, others) = choose_currency(&experiment(own), &cohort, &population.groups(100));
+            let (code, number, others) = choose_currency(&experiment(own), &cohort, &population.groups(100), &[]);
             assert_eq!((code.as_deref(), number), expected, "{seen:?}");
             let others: Vec<Seen<'_>> =
                 others.iter().map(|other| (other.currency.as_deref(), other.conversions, other.sum)).collect();

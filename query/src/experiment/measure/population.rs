@@ -329,13 +329,8 @@ mod tests {
         for user in (0..180).chain(90_000..90_180) {
             cohort.users.is_mixed[user] = true;
         }
-        let variants = [0, 1].map(|id| Variant {
-            id: Uuid::from_u128(id),
-            name: String::new(),
-            is_control: id == 0,
-            weight: None,
-            users: None,
-        });
+        let variants =
+            [0, 1].map(|id| Variant { id: Uuid::from_u128(id), name: String::new(), is_control: id == 0, ..Variant::default() });
         let rule = |asked| {
             let request = Request { population: asked, ..Request::default() };
             Population::new(

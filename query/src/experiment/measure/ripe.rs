@@ -3,9 +3,10 @@
 
 use statistics::moments::Overflow;
 
+use crate::experiment::measure::counted::UserSum;
 use crate::experiment::measure::days::{DaySums, Days};
 use crate::experiment::measure::groups::Groups;
-use crate::experiment::measure::sums::{Running, UserSum};
+use crate::experiment::measure::sums::Running;
 use crate::experiment::read::catalogue::{Aggregation, Denominator};
 use crate::experiment::read::cohort::Cohort;
 
@@ -96,8 +97,9 @@ pub fn sums(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::experiment::measure::counted::CohortMetric;
     use crate::experiment::measure::metrics::default_metrics;
-    use crate::experiment::measure::sums::{self, CohortMetric, tests::cohort};
+    use crate::experiment::measure::sums::{self, tests::cohort};
     use crate::experiment::read::cohort::DAY_US;
     use proptest::prelude::*;
 

@@ -9,8 +9,9 @@ use statistics::quantile::quantile;
 use statistics::ratio::RatioSums;
 use statistics::sums::Sums as OneSum;
 
+use crate::experiment::measure::counted::UserSum;
 use crate::experiment::measure::groups::Groups;
-use crate::experiment::measure::sums::{Sums, UserSum, amounts};
+use crate::experiment::measure::sums::{Sums, amounts};
 use crate::experiment::read::catalogue::{Aggregation, Configured};
 
 /// One variant of one metric, as statistics take it.
@@ -70,11 +71,13 @@ fn pooled(metric: &Configured, sums: &Sums) -> Result<Sampled, Overflow> {
     }
     let share = |converted: u64| OneSum::Share(Count { users: sums.users, converted: converted.min(sums.users) });
     let (post, pre) = match metric.aggregation {
-        Aggregation::ConversionRate => {
+        _ if metric.aggregation.is_share() => {
             let before = u64::try_from(sums.before.sum() / Moments::SCALE).unwrap_or(0);
             (share(sums.converters), share(before))
         }
-        Aggregation::ValuePerUser | Aggregation::CountPerUser => (OneSum::Values(sums.amount), OneSum::Values(sums.before)),
+        Aggregation::ConversionRate | Aggregation::ValuePerUser | Aggregation::CountPerUser | Aggregation::Defined(_) => {
+            (OneSum::Values(sums.amount), OneSum::Values(sums.before))
+        }
         Aggregation::Ratio(..) | Aggregation::Quantile(..) => {
             let (numerator, denominator) = (OneSum::Values(sums.amount), OneSum::Values(sums.base));
             return Ok(RatioSums { numerator, denominator, products: sums.amount_base }.observed()?.into());

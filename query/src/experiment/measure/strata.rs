@@ -89,8 +89,7 @@ mod tests {
     use crate::experiment::read::experiment::PhaseWeight;
 
     fn variants(count: u128) -> Vec<Variant> {
-        let variant =
-            |id| Variant { id: Uuid::from_u128(id), name: String::new(), is_control: id == 0, weight: None, users: None };
+        let variant = |id| Variant { id: Uuid::from_u128(id), is_control: id == 0, ..Variant::default() };
         (0..count).map(variant).collect()
     }
 

@@ -1,229 +1,16 @@
-//! Users' sums and what variants' users sum up to: one pass over the rows of an [`Cohort`] for each metric, in whole numbers.
+//! What variants' users sum up to, in whole numbers.
 //!
-//! First each user with a counted conversion gets one [`UserSum`] per metric. Everything else is a sum over entries: by
-//! variant, by value of a dimension, over users with complete windows, with or without a cap. Which user belongs where is
+//! Each user with a counted row has one [`UserSum`] per metric. Everything else is a sum over these entries: by variant, by value of a dimension, over users with complete windows, with or without a cap. Which user belongs where is
 //! said by [`Groups`].
 
-use ::catalogue::REFUND_TYPES;
-use serde::Serialize;
 use statistics::I256;
 
+use crate::experiment::measure::counted::UserSum;
 use crate::experiment::measure::groups::Groups;
-use crate::experiment::read::catalogue::{Aggregation, Amount, Configured, Denominator};
-use crate::experiment::read::cohort::{Cohort, DAY_US, Row};
 use statistics::moments::{Moments, Overflow, Products};
 
 /// Sums that are not 0 from which on a percentile near 100 means something: below, it would only shave the largest one.
 pub const CAP_SUMS_MIN: usize = 1_000;
-
-/// What one user did for one metric.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct UserSum {
-    /// Number of the user.
-    pub user: u32,
-    /// The sum, in millionths; of a conversion rate 1.
-    pub amount: i128,
-    /// What a ratio is over, in millionths.
-    pub base: i128,
-    /// Whether a conversion of the numerator counted.
-    pub has_converted: bool,
-}
-
-/// What a row lacks to count in a ratio.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Lack {
-    Value,
-    Currency,
-}
-
-/// Conversions that a ratio of values to conversions leaves out of both.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct LeftOut {
-    /// They have no value.
-    pub without_value: u64,
-    /// Their value is in another currency.
-    pub other_currency: u64,
-}
-
-impl LeftOut {
-    /// Returns whether nothing was left out.
-    pub fn is_empty(&self) -> bool {
-        *self == LeftOut::default()
-    }
-}
-
-/// What a metric counts, in the numbers of a cohort.
-#[derive(Clone, Debug)]
-pub struct CohortMetric {
-    name: Option<Option<u32>>,
-    base_name: Option<Option<u32>>,
-    /// The numbers of [`REFUND_TYPES`], as far as they occur.
-    refunds: [Option<u32>; 2],
-    currency: Option<u32>,
-    window_us: i64,
-    aggregation: Aggregation,
-}
-
-impl CohortMetric {
-    /// Resolves a metric against a cohort. `currency` is the one that values are in, none if all are;
-    /// `window_days` that of the experiment.
-    pub fn new(metric: &Configured, cohort: &Cohort, currency: Option<u32>, window_days: i32) -> Self {
-        let place = |name: &str| cohort.names.binary_search_by(|known| known.as_str().cmp(name)).ok().map(|place| place as u32);
-        // A name that never occurred counts nothing.
-        let number = |name: &Option<String>| name.as_deref().map(place);
-        let base_name = match &metric.aggregation {
-            Aggregation::Ratio(_, Denominator::Conversions(name)) => number(name),
-            _ => None,
-        };
-        CohortMetric {
-            name: number(&metric.conversion_type),
-            base_name,
-            refunds: REFUND_TYPES.map(place),
-            currency,
-            window_us: i64::from(metric.window_days.unwrap_or(window_days)) * DAY_US,
-            aggregation: metric.aggregation.clone(),
-        }
-    }
-
-    /// Returns the window after the first exposure, in microseconds.
-    pub fn window_us(&self) -> i64 {
-        self.window_us
-    }
-
-    fn counts(name: Option<Option<u32>>, row: &Row) -> bool {
-        name.is_none_or(|name| name == Some(row.name))
-    }
-
-    /// Returns whether a row takes something back: its value is negative, or its type says so.
-    fn is_refund(&self, row: &Row) -> bool {
-        row.value.is_some_and(|value| value < 0) || self.refunds.contains(&Some(row.name))
-    }
-
-    /// Returns whether a row is a conversion of this name; where all names count, a refund is none.
-    fn is_conversion_of(&self, name: Option<Option<u32>>, row: &Row) -> bool {
-        Self::counts(name, row) && (name.is_some() || !self.is_refund(row))
-    }
-
-    /// Returns a row's value; none without one, or in another currency.
-    fn value(&self, row: &Row) -> Option<i128> {
-        row.value.filter(|_| self.currency.is_none_or(|currency| currency == row.currency))
-    }
-
-    /// Returns what a row adds to the sum, and to what a ratio is over; none if it does not count. A row that belongs to both
-    /// numerator and denominator counts in both or in none.
-    pub fn of_row(&self, row: &Row) -> Option<(i128, i128)> {
-        let amount = |of: Amount| match of {
-            Amount::Count => self.is_conversion(row).then_some(Moments::SCALE),
-            Amount::Value => Self::counts(self.name, row).then(|| self.value(row).unwrap_or(0)),
-        };
-        match &self.aggregation {
-            Aggregation::Ratio(of, Denominator::Conversions(_)) => {
-                if self.lacks(row).is_some() {
-                    return None;
-                }
-                let is_base = match of {
-                    Amount::Value => Self::counts(self.base_name, row),
-                    Amount::Count => self.is_conversion_of(self.base_name, row),
-                };
-                let amount = amount(*of);
-                (amount.is_some() || is_base).then(|| (amount.unwrap_or(0), if is_base { Moments::SCALE } else { 0 }))
-            }
-            Aggregation::Ratio(of, Denominator::Impressions) | Aggregation::Quantile(of, _) => amount(*of).map(|of| (of, 0)),
-            Aggregation::ValuePerUser => amount(Amount::Value).map(|value| (value, 0)),
-            Aggregation::CountPerUser | Aggregation::ConversionRate => amount(Amount::Count).map(|count| (count, 0)),
-        }
-    }
-
-    /// Returns why a row of the numerator cannot count in a ratio of values to conversions; none if it can, or if this is another
-    /// sort of metric.
-    fn lacks(&self, row: &Row) -> Option<Lack> {
-        let is_such = matches!(self.aggregation, Aggregation::Ratio(Amount::Value, Denominator::Conversions(_)));
-        if !is_such || !Self::counts(self.name, row) || self.value(row).is_some() {
-            return None;
-        }
-        Some(if row.value.is_none() { Lack::Value } else { Lack::Currency })
-    }
-
-    /// Counts the rows of those who belong somewhere that a ratio leaves out of its numerator and its denominator.
-    pub fn left_out(&self, cohort: &Cohort, groups: &Groups) -> LeftOut {
-        let mut found = LeftOut::default();
-        if !matches!(self.aggregation, Aggregation::Ratio(Amount::Value, Denominator::Conversions(_))) {
-            return found;
-        }
-        for user in cohort.after.filled().iter().filter(|user| groups.of(**user).is_some()) {
-            let exposed = cohort.users.exposed[*user as usize];
-            for row in cohort.after.of(*user as usize).iter().filter(|row| self.is_in_window(row, exposed)) {
-                match self.lacks(row) {
-                    Some(Lack::Value) => found.without_value += 1,
-                    Some(Lack::Currency) => found.other_currency += 1,
-                    None => {}
-                }
-            }
-        }
-        found
-    }
-
-    /// Returns whether a row is a conversion of the numerator.
-    pub fn is_conversion(&self, row: &Row) -> bool {
-        self.is_conversion_of(self.name, row)
-    }
-
-    /// Returns whether a row lies in the metric's window; both ends belong to it.
-    pub fn is_in_window(&self, row: &Row, exposed: i64) -> bool {
-        row.time - exposed <= self.window_us
-    }
-
-    fn entry(&self, cohort: &Cohort, user: usize, rows: &[Row], exposed: Option<i64>) -> Result<Option<UserSum>, Overflow> {
-        let mut entry = UserSum { user: user as u32, amount: 0, base: 0, has_converted: false };
-        let mut is_touched = false;
-        for row in rows.iter().filter(|row| exposed.is_none_or(|exposed| self.is_in_window(row, exposed))) {
-            if let Some((amount, base)) = self.of_row(row) {
-                entry.amount = entry.amount.checked_add(amount).ok_or(Overflow)?;
-                entry.base = entry.base.checked_add(base).ok_or(Overflow)?;
-                entry.has_converted |= self.is_conversion(row);
-                is_touched = true;
-            }
-        }
-        if matches!(self.aggregation, Aggregation::ConversionRate) {
-            entry.amount = if entry.has_converted { Moments::SCALE } else { 0 };
-        }
-        if matches!(self.aggregation, Aggregation::Ratio(_, Denominator::Impressions)) {
-            entry.base = i128::from(cohort.users.impressions[user]) * Moments::SCALE;
-            is_touched = true;
-        }
-        Ok(is_touched.then_some(entry))
-    }
-
-    /// Returns the entries of all users who have one, by user.
-    /// # Errors
-    /// [`Overflow`].
-    pub fn after(&self, cohort: &Cohort) -> Result<Vec<UserSum>, Overflow> {
-        let entry = |user: usize| self.entry(cohort, user, cohort.after.of(user), Some(cohort.users.exposed[user])).transpose();
-        // Everybody has impressions, conversions few.
-        if matches!(self.aggregation, Aggregation::Ratio(_, Denominator::Impressions)) {
-            return gathered(cohort.users.len(), (0..cohort.users.len()).filter_map(entry));
-        }
-        let filled = cohort.after.filled();
-        gathered(filled.len(), filled.iter().filter_map(|user| entry(*user as usize)))
-    }
-
-    /// Returns the sums of the days before the first exposure, as covariate.
-    /// # Errors
-    /// [`Overflow`].
-    pub fn before(&self, cohort: &Cohort) -> Result<Vec<UserSum>, Overflow> {
-        let entry = |user: &u32| self.entry(cohort, *user as usize, cohort.before.of(*user as usize), None).transpose();
-        gathered(cohort.before.filled().len(), cohort.before.filled().iter().filter_map(entry))
-    }
-}
-
-/// Gathers at most `count` entries without growing on the way.
-fn gathered(count: usize, entries: impl Iterator<Item = Result<UserSum, Overflow>>) -> Result<Vec<UserSum>, Overflow> {
-    let mut gathered = Vec::with_capacity(count);
-    for entry in entries {
-        gathered.push(entry?);
-    }
-    Ok(gathered)
-}
 
 /// What the users of one group did, of one metric. Users without an entry are among them, with zeros.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -409,19 +196,27 @@ pub fn outlier_share(entries: &[UserSum], groups: &Groups) -> Option<f64> {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use ::catalogue::definitions::{Definition, PerUser, Reference};
+
+    use crate::experiment::measure::counted::{CohortMetric, LeftOut};
     use crate::experiment::measure::metrics::default_metrics;
-    use crate::experiment::read::cohort::{Rows, Users};
+    use crate::experiment::read::catalogue::{Aggregation, Amount, Configured, DefinedMetric, Denominator};
+    use crate::experiment::read::cohort::{Cohort, DAY_US, Row, Rows, Source, Users};
     use proptest::prelude::*;
 
     const M: i128 = Moments::SCALE;
 
-    /// Makes a cohort of users (arm, time of exposure) and their conversions (user, time, name, value in units).
+    /// Makes a cohort of users (arm, time of exposure) and their conversions (user, time, name, value in units), which are the events of a
+    /// definition, too.
     pub(crate) fn cohort(users: &[(u32, i64)], rows: &[(u32, i64, u32, i128)]) -> Cohort {
         let row = |(user, time, name, value): &(u32, i64, u32, i128)| {
             (*user, Row { time: *time, value: Some(*value * M), name: *name, currency: 0, confidence: 100 })
         };
         let (after, before): (Vec<_>, Vec<_>) = rows.iter().map(row).partition(|(user, row)| row.time >= users[*user as usize].1);
+        let names = vec!["buy".to_owned(), "view".to_owned()];
+        let (after, before) = (Rows::new(users.len(), after), Rows::new(users.len(), before));
         Cohort {
+            sources: vec![Source { texts: names.clone(), after: after.clone(), before: before.clone() }],
             users: Users {
                 keys: users.iter().map(|_| [0; 16]).collect(),
                 arms: users.iter().map(|(arm, _)| *arm).collect(),
@@ -429,10 +224,10 @@ pub(crate) mod tests {
                 is_mixed: vec![false; users.len()],
                 impressions: vec![2; users.len()],
             },
-            names: vec!["buy".to_owned(), "view".to_owned()],
+            names,
             currencies: vec![None],
-            after: Rows::new(users.len(), after),
-            before: Rows::new(users.len(), before),
+            after,
+            before,
             ..Cohort::default()
         }
     }
@@ -483,6 +278,46 @@ pub(crate) mod tests {
         let counted = CohortMetric::new(&metric(None, Aggregation::ValuePerUser), &cohort, None, 1);
         let before = counted.before(&cohort).expect("fits");
         assert_eq!(before, [UserSum { user: 3, amount: 50 * M, base: 0, has_converted: true }]);
+    }
+
+    /// A metric of a definition with a window of so many days.
+    pub(crate) fn defined(per_user: PerUser, days: i64) -> Configured {
+        let definition = Definition {
+            description: None,
+            kind: events::Kind::Conversion,
+            events: Vec::new(),
+            condition: None,
+            value: None,
+            per_user,
+            window: None,
+        };
+        let reference = Reference { name: "defined".to_owned(), version: 1, definition };
+        let defined = DefinedMetric { reference, source: 0, window_us: (0, days * DAY_US) };
+        metric(None, Aggregation::Defined(Box::new(defined)))
+    }
+
+    /// Rows of one time are told apart by their value, and the end of the window does not belong to it.
+    #[test]
+    fn definitions_count_what_they_say() {
+        let rows = [(0, 10, 0, 5), (0, 10, 1, 3), (0, 11 + DAY_US, 0, -7), (0, 10 + 2 * DAY_US, 0, 100), (1, 9, 0, 1)];
+        let cohort = cohort(&[(0, 10), (0, 10)], &rows);
+        let check = |per_user: PerUser, expected: (u64, i128)| {
+            let counted = CohortMetric::new(&defined(per_user, 2), &cohort, None, 30);
+            let groups = Groups::new(2, 1, |_| Some(0));
+            let found = &sums(&counted.after(&cohort).expect("fits"), &[], &groups, None).expect("fits")[0];
+            assert_eq!((found.converters, found.amount.sum() / M), expected, "{per_user}");
+        };
+        check(PerUser::Count, (1, 3));
+        check(PerUser::Sum, (1, 1));
+        check(PerUser::Min, (1, -7));
+        check(PerUser::Max, (1, 5));
+        check(PerUser::First, (1, 3));
+        check(PerUser::Last, (1, -7));
+        check(PerUser::Distinct, (1, 2));
+        check(PerUser::DistinctDays, (1, 2));
+        check(PerUser::Exists, (1, 1));
+        check(PerUser::AtLeast(3), (1, 1));
+        check(PerUser::AtLeast(4), (0, 0));
     }
 
     /// A refund counts in values and where it is named; it is no conversion where all are meant.

@@ -1,15 +1,18 @@
 //! What is known of an experiment before any event: itself, its variants, its metrics.
 
+use ::catalogue::definitions::{PerUser, Reference};
 use ::catalogue::experiments::{self, CONTROL_NAMES};
 use ::catalogue::metrics::Metric;
 use ::catalogue::{Aggregation as Stored, Decimal, Direction, ReadError, Unsupported};
 pub use ::catalogue::{Amount, Role};
 use events::Micros;
 use hyper::StatusCode;
+use serde_json::value::RawValue;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
 use crate::experiment::read::experiment::{Experiment, Phase, PhaseWeight, Variant};
+use crate::experiment::read::sources::SourceQuery;
 use crate::http::error::{ApiError, Code};
 use crate::source::snapshot::time_text;
 
@@ -35,19 +38,57 @@ pub enum Aggregation {
     Ratio(Amount, Denominator),
     /// A quantile of the users' sums, in thousandths.
     Quantile(Amount, u16),
+    /// What a definition of the project says.
+    Defined(Box<DefinedMetric>),
+}
+
+/// A version of a definition, as an experiment measures it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DefinedMetric {
+    /// The definition's name, version and content.
+    pub reference: Reference,
+    /// The place of its events among those that are read.
+    pub source: usize,
+    /// When they count, in microseconds after the first exposure, half open.
+    pub window_us: (i64, i64),
 }
 
 impl Aggregation {
     /// Returns whether it speaks of money, so that a currency and a cap belong to it.
     pub fn is_value(&self) -> bool {
-        matches!(self, Aggregation::ValuePerUser | Aggregation::Ratio(Amount::Value, _) | Aggregation::Quantile(Amount::Value, _))
+        match self {
+            Aggregation::ValuePerUser | Aggregation::Ratio(Amount::Value, _) | Aggregation::Quantile(Amount::Value, _) => true,
+            Aggregation::Defined(defined) => defined.reference.definition.is_money(),
+            _ => false,
+        }
+    }
+
+    /// Returns whether a user has it or not.
+    pub fn is_share(&self) -> bool {
+        match self {
+            Aggregation::ConversionRate => true,
+            Aggregation::Defined(defined) => defined.reference.definition.per_user.is_share(),
+            _ => false,
+        }
+    }
+
+    /// Returns whether users have whole numbers of it.
+    pub fn is_count(&self) -> bool {
+        match self {
+            Aggregation::CountPerUser | Aggregation::Ratio(Amount::Count, _) | Aggregation::Quantile(Amount::Count, _) => true,
+            Aggregation::Defined(defined) => {
+                matches!(defined.reference.definition.per_user, PerUser::Count | PerUser::Distinct | PerUser::DistinctDays)
+            }
+            _ => false,
+        }
     }
 
     /// Returns the type as answers carry it.
     pub fn kind(&self) -> &'static str {
         match self {
             Aggregation::ConversionRate => "proportion",
-            Aggregation::ValuePerUser | Aggregation::CountPerUser => "mean",
+            Aggregation::Defined(_) if self.is_share() => "proportion",
+            Aggregation::ValuePerUser | Aggregation::CountPerUser | Aggregation::Defined(_) => "mean",
             Aggregation::Ratio(..) => "ratio",
             Aggregation::Quantile(..) => "quantile",
         }
@@ -75,6 +116,14 @@ pub struct Configured {
     pub cap: Option<i128>,
     /// The percentile of sums at which they are cut, in ten-thousandths of a percent.
     pub cap_percentile: Option<u32>,
+}
+
+impl Configured {
+    /// Returns the events that its definition speaks of; none of a metric of conversions.
+    pub fn source(&self) -> Option<SourceQuery> {
+        let Aggregation::Defined(defined) = &self.aggregation else { return None };
+        Some(SourceQuery { definition: defined.reference.definition.clone(), window_us: defined.window_us })
+    }
 }
 
 /// An experiment with all that is known of it before any event.
@@ -121,13 +170,17 @@ pub fn refusal(error: &ReadError) -> ApiError {
 fn defined(stored: experiments::Experiment) -> Result<Defined, Unsupported> {
     let confidence = stored.confidence_level.to_f64();
     let time = |time: Option<Micros>| time.map(|time| time_text(time.0));
-    let metric = |metric| configured(metric, &stored.name);
+    let mut sources = 0..;
+    let metric = |metric| configured(metric, &stored.name, stored.conversion_window_days, &mut sources);
     let metrics = stored.metrics.into_iter().map(metric).collect::<Result<_, _>>()?;
     let variant = |variant: experiments::Variant| Variant {
         id: variant.id,
         name: variant.name,
         is_control: variant.is_control,
         weight: variant.weight.map(Decimal::to_f64),
+        description: variant.description,
+        // Postgres wrote it, so it is JSON.
+        config_json: variant.config_json.and_then(|text| RawValue::from_string(text).ok()),
         users: None,
     };
     let experiment = Experiment {
@@ -162,6 +215,7 @@ fn phase(stored: experiments::Phase) -> Phase {
     Phase {
         phase: stored.phase,
         state: stored.state.to_string(),
+        reassigns: stored.reassigns,
         started_at: time(stored.started_at),
         ended_at: time(stored.ended_at),
         started_us: stored.started_at.map(|time| time.0),
@@ -171,7 +225,12 @@ fn phase(stored: experiments::Phase) -> Phase {
 }
 
 /// Puts the parts of a metric together. The table's checks see to it that a ratio has a denominator and a quantile its share.
-fn configured(metric: Metric, experiment: &str) -> Result<Configured, Unsupported> {
+fn configured(
+    metric: Metric,
+    experiment: &str,
+    window_days: i32,
+    sources: &mut std::ops::RangeFrom<usize>,
+) -> Result<Configured, Unsupported> {
     let missing = |column: &str, known| Unsupported {
         table: "metrics",
         row: format!("row {:?} of experiment {experiment:?}", metric.name),
@@ -193,6 +252,13 @@ fn configured(metric: Metric, experiment: &str) -> Result<Configured, Unsupporte
                 }
             },
         ),
+        Stored::Defined => {
+            let reference = metric.definition.clone().ok_or_else(|| missing("definition", &["a metric definition"]))?;
+            let window_us = reference.definition.window_us(window_days);
+            // Numbers without an end.
+            let source = sources.next().unwrap_or_default();
+            Aggregation::Defined(Box::new(DefinedMetric { reference, source, window_us }))
+        }
         Stored::Quantile => {
             let quantile = metric.quantile.ok_or_else(|| missing("quantile", &["a share between 0 and 1"]))?;
             // numeric(4,3) between 0 and 1.
@@ -312,8 +378,7 @@ mod tests {
                     id: Uuid::from_u128(index as u128),
                     name: (*name).to_owned(),
                     is_control: *is_control,
-                    weight: None,
-                    users: None,
+                    ..Variant::default()
                 })
                 .collect();
             let found = choose_control(&mut variants, baseline);

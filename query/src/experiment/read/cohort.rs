@@ -23,6 +23,8 @@ pub struct Cohort {
     pub after: Rows,
     /// Conversions in the days before the first exposure.
     pub before: Rows,
+    /// The events of each definition that a metric has, in the order of the metrics.
+    pub sources: Vec<Source>,
     /// Values of the dimension by user; none where it is not known.
     pub dimension: Vec<Option<u32>>,
     /// Values of the dimension; their places are their numbers. By name.
@@ -66,12 +68,20 @@ impl Cohort {
             newer.number(&of_name.1, &of_currency.1);
             rows.replace(self.users.len(), &places, &newer);
         }
+        for (source, mut newer) in self.sources.iter_mut().zip(newer.sources) {
+            let of_text = merge(&mut source.texts, std::mem::take(&mut newer.texts));
+            source.number(&of_text.0, &of_currency.0);
+            newer.number(&of_text.1, &of_currency.1);
+            source.after.replace(self.users.len(), &places, &newer.after);
+            source.before.replace(self.users.len(), &places, &newer.before);
+        }
     }
 
     /// Returns the time of the newest exposure or conversion.
     pub fn newest(&self) -> Option<i64> {
         let exposed = self.users.exposed.iter().copied().max();
-        exposed.max(self.after.all().iter().map(|row| row.time).max())
+        let rows = self.sources.iter().map(|source| &source.after).chain([&self.after]);
+        exposed.max(rows.flat_map(Rows::all).map(|row| row.time).max())
     }
 
     /// Returns whether anybody did anything a day before the first exposure: less is no history.
@@ -88,7 +98,29 @@ impl Cohort {
         let user = size_of::<[u8; 16]>() + 2 * size_of::<u32>() + 2 * size_of::<i64>();
         let rows = |rows: &Rows| rows.rows.len() * size_of::<Row>() + (rows.starts.len() + rows.filled.len()) * size_of::<u32>();
         let touches: usize = self.touches.values().map(|touches| 64 + size_of_val(touches.as_slice())).sum();
-        self.users.len() * user + rows(&self.after) + rows(&self.before) + self.dimension.len() * 8 + touches
+        let text = |text: &String| size_of::<String>() + text.len();
+        let source = |source: &Source| rows(&source.after) + rows(&source.before) + source.texts.iter().map(text).sum::<usize>();
+        let sources: usize = self.sources.iter().map(source).sum();
+        self.users.len() * user + rows(&self.after) + rows(&self.before) + sources + self.dimension.len() * 8 + touches
+    }
+}
+
+/// Events of a definition, as conversions are: what a row's name is, is the text by which a definition tells values apart.
+#[derive(Clone, Debug, Default)]
+pub struct Source {
+    /// Their places are the numbers of names. In their order.
+    pub texts: Vec<String>,
+    /// In the definition's window.
+    pub after: Rows,
+    /// In the days before the first exposure.
+    pub before: Rows,
+}
+
+impl Source {
+    /// Gives texts and currencies other numbers.
+    pub(super) fn number(&mut self, of_text: &[u32], of_currency: &[u32]) {
+        self.after.number(of_text, of_currency);
+        self.before.number(of_text, of_currency);
     }
 }
 
@@ -173,7 +205,7 @@ pub struct Touch {
 /// Impressions by user, each user's in the order of time.
 pub type Touches = HashMap<u32, Vec<Touch>>;
 
-/// Conversions by user, each user's in the order of time.
+/// Conversions, or other events, by user, each user's in the order of time.
 #[derive(Clone, Debug, Default)]
 pub struct Rows {
     /// Where the rows of each user begin; one more entry than users.
@@ -201,8 +233,8 @@ impl Rows {
             *place += 1;
         }
         for user in 0..users {
-            // Rows of equal times may come in any order; sums do not see it, days neither.
-            sorted[starts[user] as usize..starts[user + 1] as usize].sort_by_key(|row| row.time);
+            // Rows of equal times come in any order; what is first or last of them is told by the value.
+            sorted[starts[user] as usize..starts[user + 1] as usize].sort_by_key(|row| (row.time, row.value));
         }
         Rows { filled: filled(&starts), starts, rows: sorted }
     }
@@ -332,6 +364,7 @@ mod tests {
                 .map(|(_, known)| known.4.map(|value| values.binary_search(&name(value)).expect("a value") as u32))
                 .collect(),
             dimension_values: values,
+            sources: vec![Source { after: rows(|known| &known.3), before: rows(|known| &known.2), texts: names.clone() }],
             touches: users
                 .iter()
                 .enumerate()
@@ -354,10 +387,17 @@ mod tests {
                 let value = cohort.dimension[user].map(|value| &cohort.dimension_values[value as usize]);
                 let of_user =
                     (users.keys[user][0], users.arms[user], users.exposed[user], users.is_mixed[user], users.impressions[user]);
+                let source = &cohort.sources[0];
+                let of_source = |rows: &Rows| {
+                    let text = |row: &Row| (row.time, source.texts[row.name as usize].clone(), row.value);
+                    rows.of(user).iter().map(text).collect::<Vec<_>>()
+                };
                 format!(
-                    "{of_user:?} {:?} {:?} {value:?} {:?}",
+                    "{of_user:?} {:?} {:?} {:?} {:?} {value:?} {:?}",
                     rows(&cohort.after, user),
                     rows(&cohort.before, user),
+                    of_source(&source.after),
+                    of_source(&source.before),
                     cohort.touches.get(&(user as u32))
                 )
             })

@@ -8,6 +8,8 @@ use std::collections::HashMap;
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use events::Kind;
+use events::fact::FactTable;
 use sqlx::AssertSqlSafe;
 use tokio::sync::OwnedMutexGuard;
 use uuid::Uuid;
@@ -95,7 +97,7 @@ impl CachedCohort {
                     return Ok(of.cohort.clone());
                 }
                 Refresh::NewFacts(ranges) => {
-                    let read = touched(snapshot, &ranges, query.experiment).await;
+                    let read = touched(snapshot, &ranges, query).await;
                     let (touched, left_out) = read.map_err(|error| engine::database_error(&error))?;
                     // A cohort only grows: without somebody it is another one.
                     if !of.has_any(&left_out) {
@@ -186,12 +188,12 @@ fn needed(then: &DataVersion, now: &DataVersion, users: usize) -> Refresh {
     if records > RECORDS_MIN.max(users as u64 / USERS_PER_RECORD) { Refresh::Reload } else { Refresh::NewFacts(ranges) }
 }
 
-/// Returns the users of an experiment's impressions and of all conversions at these offsets, and those who were exposed and have too many rows
+/// Returns the users of an experiment's impressions, of all conversions and of what definitions speak of at these offsets, and those who were exposed and have too many rows
 /// to take part: another experiment's impression may have been the one too many.
 async fn touched(
     snapshot: &Snapshot,
     ranges: &[(Uuid, i32, i64, i64)],
-    experiment: Uuid,
+    query: &CohortQuery<'_>,
 ) -> Result<(Vec<Uuid>, Vec<Uuid>), sqlx::Error> {
     let range = |(log_id, partition, from, to): &(Uuid, i32, i64, i64)| {
         format!("(log_id = '{log_id}' AND log_partition = {partition} AND log_offset >= {from} AND log_offset < {to})")
@@ -208,10 +210,13 @@ async fn touched(
         snapshot.project(),
         exact.join(" OR ")
     );
-    let users = format!(
-        "SELECT user_id FROM impressions WHERE experiment_id = '{experiment}' AND {stored}
-         UNION SELECT user_id FROM conversions WHERE {stored}"
-    );
+    let experiment = query.experiment;
+    let mut tables: Vec<&str> = query.sources.iter().map(|source| FactTable::of(source.definition.kind).name).collect();
+    tables.push(FactTable::of(Kind::Conversion).name);
+    tables.sort_unstable();
+    tables.dedup();
+    let all: Vec<String> = tables.iter().map(|table| format!("UNION SELECT user_id FROM {table} WHERE {stored}")).collect();
+    let users = format!("SELECT user_id FROM impressions WHERE experiment_id = '{experiment}' AND {stored} {}", all.join(" "));
     let left_out = "SELECT user_id FROM over_active_users WHERE project_id = $1 AND $2 = ANY (experiments)";
     let mut connection = snapshot.transaction().await;
     let users = sqlx::query_scalar(AssertSqlSafe(users)).fetch_all(&mut **connection).await?;

@@ -14,6 +14,7 @@ use futures_util::TryStreamExt;
 use uuid::Uuid;
 
 use super::cohort::{Cohort, DAY_US, Row, Rows, Touch, Touches, Users};
+use super::sources::SourceQuery;
 use crate::engine::{self, Session};
 use crate::experiment::request::{COVARIATE_DAYS, Dimension};
 use crate::http::error::ApiError;
@@ -32,6 +33,8 @@ pub struct CohortQuery<'a> {
     pub variants: &'a [Uuid],
     /// The times in which impressions count, half open, in microseconds since 1970.
     pub assigning: &'a [(Option<i64>, Option<i64>)],
+    /// When everybody was assigned anew, ascending: from then on no impression counts of a user who had been exposed before.
+    pub reassigned: &'a [i64],
     /// Later exposures and conversions are not read, in microseconds since 1970.
     pub until: Option<i64>,
     /// Whether conversions before the first exposure are read.
@@ -39,6 +42,8 @@ pub struct CohortQuery<'a> {
     /// The experiment's window in days, after which nothing is attributed, and the longest one of its metrics, up to which
     /// conversions are read nevertheless.
     pub window_days: (i32, i32),
+    /// What the definitions of metrics speak of.
+    pub sources: &'a [SourceQuery],
     /// The property of the first exposure to read.
     pub dimension: Option<Dimension>,
     /// Bytes that what is read may take.
@@ -55,11 +60,11 @@ pub enum Scope {
 }
 
 /// A query, put to one project's rows.
-struct Reader<'a> {
-    session: &'a Session,
-    snapshot: &'a Arc<Snapshot>,
-    query: &'a CohortQuery<'a>,
-    scope: &'a Scope,
+pub(super) struct Reader<'a> {
+    pub(super) session: &'a Session,
+    pub(super) snapshot: &'a Arc<Snapshot>,
+    pub(super) query: &'a CohortQuery<'a>,
+    pub(super) scope: &'a Scope,
 }
 
 /// Reads everything on one snapshot.
@@ -93,7 +98,14 @@ impl Reader<'_> {
             self.add(self.facts("earlier"))?;
             before = self.conversions(&sql, &mut names, &mut currencies).await?;
         }
+        for (place, source) in self.query.sources.iter().enumerate() {
+            cohort.sources.push(self.source(place, source, &cohort.users, &mut currencies).await?);
+        }
         let ((names, name_places), (currencies, currency_places)) = (names.sorted(), currencies.sorted());
+        for source in &mut cohort.sources {
+            let same: Vec<u32> = (0..).take(source.texts.len()).collect();
+            source.number(&same, &currency_places);
+        }
         for (_, row) in after.iter_mut().chain(&mut before) {
             row.name = name_places[row.name as usize];
             row.currency = currency_places[row.currency as usize];
@@ -198,7 +210,7 @@ impl Reader<'_> {
         }
     }
 
-    fn until(&self, column: &str) -> String {
+    pub(super) fn until(&self, column: &str) -> String {
         self.query.until.map(|until| format!(" AND {column} <= {}", time_literal(until))).unwrap_or_default()
     }
 
@@ -309,7 +321,7 @@ impl Reader<'_> {
     }
 
     /// Reads conversions: number of the user, name, currency, value, time, confidence.
-    async fn conversions(
+    pub(super) async fn conversions(
         &self,
         sql: &str,
         names: &mut Numbers<String>,
@@ -404,7 +416,12 @@ impl Reader<'_> {
             let arms = batch.column(2).as_primitive::<Int32Type>();
             for row in 0..batch.num_rows() {
                 let user = <[u8; 16]>::try_from(keys.value(row)).ok().and_then(|key| number_of.get(&key));
-                if let Some(user) = user.filter(|_| times.is_valid(row)) {
+                let counts = |user: &u32| {
+                    let exposed = cohort.users.exposed[*user as usize];
+                    let anew = self.query.reassigned.iter().find(|anew| exposed < **anew);
+                    times.is_valid(row) && anew.is_none_or(|anew| times.value(row) < *anew)
+                };
+                if let Some(user) = user.filter(|user| counts(user)) {
                     touches.entry(*user).or_default().push(Touch { time: times.value(row), arm: arms.value(row) as u32 });
                 }
             }
@@ -417,7 +434,7 @@ impl Reader<'_> {
 }
 
 /// Writes a time as SQL of DataFusion, which folds it into a literal that Postgres is given too.
-fn time_literal(us: i64) -> String {
+pub(super) fn time_literal(us: i64) -> String {
     format!("arrow_cast({us}, 'Timestamp(Microsecond, Some(\"UTC\"))')")
 }
 
@@ -428,7 +445,7 @@ fn text_column(batch: &RecordBatch, column: usize) -> Result<&StringViewArray, D
 
 /// Numbers for texts in the order in which they come; [`Numbers::sorted`] puts that right.
 #[derive(Default)]
-struct Numbers<T> {
+pub(super) struct Numbers<T> {
     numbers: HashMap<T, u32>,
 }
 
@@ -449,7 +466,7 @@ impl<T: Clone + Eq + std::hash::Hash + Ord> Numbers<T> {
     }
 
     /// Returns the texts in their order, and for each number given out its place among them.
-    fn sorted(self) -> (Vec<T>, Vec<u32>) {
+    pub(super) fn sorted(self) -> (Vec<T>, Vec<u32>) {
         let mut texts: Vec<(T, u32)> = self.numbers.into_iter().collect();
         texts.sort();
         let mut places = vec![0; texts.len()];

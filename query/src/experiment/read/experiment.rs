@@ -1,6 +1,7 @@
 //! An experiment and its variants, as everything here speaks of them and as answers carry them.
 
 use serde::Serialize;
+use serde_json::value::RawValue;
 use uuid::Uuid;
 
 /// What an experiment is.
@@ -66,6 +67,12 @@ impl Experiment {
         let phases = self.phases.iter().filter(|phase| phase.is_assigning());
         phases.map(|phase| (phase.started_us, phase.ended_us)).collect()
     }
+
+    /// Returns when everybody was assigned anew, ascending, in microseconds since 1970: from then on nothing counts that a user saw who had
+    /// been exposed before.
+    pub fn reassigned(&self) -> Vec<i64> {
+        self.phases.iter().filter(|phase| phase.reassigns).filter_map(|phase| phase.started_us).collect()
+    }
 }
 
 fn is_one(phases: &[Phase]) -> bool {
@@ -79,6 +86,9 @@ pub struct Phase {
     pub phase: i32,
     /// `assigning` or `paused`.
     pub state: String,
+    /// Whether everybody was assigned anew in it; left out where not.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub reassigns: bool,
     /// When it began; left out of one that was ever so.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub started_at: Option<String>,
@@ -113,7 +123,7 @@ pub struct PhaseWeight {
 }
 
 /// One variant.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Default, Serialize)]
 pub struct Variant {
     /// Its id.
     pub id: Uuid,
@@ -124,6 +134,12 @@ pub struct Variant {
     /// Its share, on any scale; left out if none was ever set.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub weight: Option<f64>,
+    /// For people.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
+    /// For clients.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub config_json: Option<Box<RawValue>>,
     /// Users who saw it first and no other one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub users: Option<u64>,

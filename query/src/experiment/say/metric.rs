@@ -1,5 +1,6 @@
 //! One metric of an answer: each variant alone, then each against the control.
 
+use ::catalogue::definitions::Reference;
 use serde::Serialize;
 use statistics::effect::{Alternative, Scale};
 use statistics::moments::{Moments, decimal_text};
@@ -7,9 +8,11 @@ use statistics::proportions::{newcombe, pooled_z};
 use uuid::Uuid;
 
 use super::verdict::{plain, verdict};
+use crate::experiment::measure::counted::LeftOut;
 use crate::experiment::measure::sample::Sampled;
-use crate::experiment::measure::sums::{LeftOut, Sums};
+use crate::experiment::measure::sums::Sums;
 use crate::experiment::read::catalogue::{Aggregation, Amount, Configured, Denominator, Role};
+use crate::experiment::read::cohort::DAY_US;
 use crate::experiment::request::{Analysis, Correction, percentile_text};
 use crate::experiment::test::TestedMetric;
 use crate::experiment::test::breakdown::BreakdownValue;
@@ -63,8 +66,11 @@ pub struct Metric {
 /// What a metric counts.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Definition {
-    /// `conversion_rate`, `value_per_user`, `count_per_user`, `ratio` or `quantile`.
+    /// `conversion_rate`, `value_per_user`, `count_per_user`, `ratio`, `quantile` or `defined`.
     pub aggregation: &'static str,
+    /// The definition of the project that says what is measured: its name, version and content.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub defined: Option<Reference>,
     /// The conversions that count; null: all.
     pub conversion: Option<String>,
     /// `value` or `count`, of a ratio or quantile.
@@ -299,7 +305,7 @@ pub fn metric(design: &Design<'_>, tested: TestedMetric<'_>) -> Metric {
         role: configured.role,
         direction: if configured.wants_more { "increase" } else { "decrease" },
         definition: definition(configured),
-        window_days: configured.window_days.unwrap_or(design.experiment.conversion_window_days),
+        window_days: window_days(configured, design.experiment.conversion_window_days),
         currency: design.currency.filter(|_| configured.aggregation.is_value()).map(str::to_owned),
         cap: measured.cap.map(|cap| Cap {
             value: decimal_text(cap.amount),
@@ -344,6 +350,14 @@ fn comparison(design: &Design<'_>, metric: &Configured, tested: TestedComparison
     }
 }
 
+/// Returns after how many days the window of a metric is over; a part of a day counts as one.
+fn window_days(metric: &Configured, of_experiment: i32) -> i32 {
+    match &metric.aggregation {
+        Aggregation::Defined(defined) => i32::try_from((defined.window_us.1.max(0) + DAY_US - 1) / DAY_US).unwrap_or(i32::MAX),
+        _ => metric.window_days.unwrap_or(of_experiment),
+    }
+}
+
 /// Writes down what a metric counts.
 fn definition(metric: &Configured) -> Definition {
     let amount = |amount: Amount| if amount == Amount::Value { "value" } else { "count" };
@@ -354,7 +368,9 @@ fn definition(metric: &Configured) -> Definition {
             Aggregation::CountPerUser => "count_per_user",
             Aggregation::Ratio(..) => "ratio",
             Aggregation::Quantile(..) => "quantile",
+            Aggregation::Defined(_) => "defined",
         },
+        defined: None,
         conversion: metric.conversion_type.clone(),
         numerator: None,
         denominator: None,
@@ -376,6 +392,7 @@ fn definition(metric: &Configured) -> Definition {
             found.numerator = Some(amount(*of));
             found.quantile = Some(f64::from(*thousandths) / 1_000.0);
         }
+        Aggregation::Defined(defined) => found.defined = Some(defined.reference.clone()),
         _ => {}
     }
     found
@@ -383,15 +400,12 @@ fn definition(metric: &Configured) -> Definition {
 
 /// Describes one variant alone. `raw` are its sums without a cap.
 fn arm(metric: &Configured, variant: Uuid, sampled: &Sampled, sums: &Sums, raw: &Sums, alpha: f64) -> Arm {
-    let is_share = metric.aggregation == Aggregation::ConversionRate;
+    let is_share = metric.aggregation.is_share();
     let sample = sampled.observed.sample.ok();
     let arm = sample.map(|sample| sample.arm());
     let interval = sample.and_then(|sample| sample.interval(alpha));
     let whole = |sum: i128| u64::try_from(sum / Moments::SCALE).ok();
-    let is_count = matches!(
-        metric.aggregation,
-        Aggregation::CountPerUser | Aggregation::Ratio(Amount::Count, _) | Aggregation::Quantile(Amount::Count, _)
-    );
+    let is_count = metric.aggregation.is_count();
     Arm {
         variant_id: variant,
         users: sampled.observed.users,

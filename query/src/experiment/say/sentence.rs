@@ -40,6 +40,8 @@ impl Sentence<'_> {
             Aggregation::CountPerUser => ("counts", " per user"),
             Aggregation::Ratio(..) => ("has", ""),
             Aggregation::Quantile(..) => ("has", " as quantile"),
+            Aggregation::Defined(_) if self.metric.aggregation.is_share() => ("has", " of users"),
+            Aggregation::Defined(_) => ("has", " per user"),
         };
         let mut text = format!(
             "{} {verb} {}{per_user} vs {} in {}",
@@ -63,7 +65,7 @@ impl Sentence<'_> {
 
     fn amount(&self, value: f64) -> String {
         match (&self.metric.aggregation, self.currency) {
-            (Aggregation::ConversionRate, _) => format!("{}%", short(value * 100.0)),
+            (aggregation, _) if aggregation.is_share() => format!("{}%", short(value * 100.0)),
             (aggregation, Some(currency)) if aggregation.is_value() => format!("{} {currency}", short(value)),
             _ => short(value),
         }
@@ -73,7 +75,7 @@ impl Sentence<'_> {
         let sign = if value >= 0.0 { "+" } else { "" };
         match self.difference {
             Difference::Relative => format!("{sign}{}%", short(value * 100.0)),
-            Difference::Absolute if self.metric.aggregation == Aggregation::ConversionRate => {
+            Difference::Absolute if self.metric.aggregation.is_share() => {
                 format!("{sign}{} points", short(value * 100.0))
             }
             Difference::Absolute => format!("{sign}{}", self.amount(value)),
@@ -81,7 +83,10 @@ impl Sentence<'_> {
                 let unit = match (&self.metric.aggregation, self.currency) {
                     (Aggregation::ConversionRate, _) => " converters",
                     (Aggregation::CountPerUser | Aggregation::Quantile(Amount::Count, _), _) => " conversions",
-                    (_, Some(currency)) => return format!("{sign}{} {currency} a day", short(value)),
+                    (aggregation, _) if aggregation.is_share() => " users",
+                    (aggregation, Some(currency)) if aggregation.is_value() => {
+                        return format!("{sign}{} {currency} a day", short(value));
+                    }
                     _ => "",
                 };
                 format!("{sign}{}{unit} a day", short(value))

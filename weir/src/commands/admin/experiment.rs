@@ -3,7 +3,10 @@
 use std::str::FromStr;
 
 use aggregator::admin::experiments::{self, Changed};
-use catalogue::experiments::{Experiment, NewExperiment, NewVariant, Phase, PhaseWeight, Variant, list, show};
+use catalogue::experiments::{
+    Assignment, Experiment, NewExperiment, NewVariant, Phase, PhaseWeight, StatusChange, Variant, VariantDetails, archive,
+    describe_variant, list, show, unarchive,
+};
 use catalogue::metrics::NewMetric;
 use catalogue::{Aggregation, AttributionMethod, Direction, ExperimentStatus, Role, UnknownText};
 use events::Micros;
@@ -29,6 +32,19 @@ pub(super) enum Command {
         #[arg(long, value_name = "TIME", value_parser = time)]
         from: Option<Micros>,
         #[command(flatten)]
+        details: Details,
+        #[command(flatten)]
+        project: InProject,
+    },
+    /// Say what a variant is, for people, and what clients get with it; what is not said stays as it is
+    DescribeVariant {
+        /// Name or id of the experiment
+        experiment: String,
+        /// Name of the variant
+        variant: String,
+        #[command(flatten)]
+        details: Details,
+        #[command(flatten)]
         project: InProject,
     },
     /// Change the shares of the variants: in an experiment that runs a new phase begins, and each phase is compared by itself
@@ -41,6 +57,9 @@ pub(super) enum Command {
         /// From when on users are assigned by them, such as 2026-03-01T00:00:00Z [default: now]
         #[arg(long, value_name = "TIME", value_parser = time)]
         from: Option<Micros>,
+        /// Users are assigned anew, as by another salt: who was exposed before stays in the earlier phase, and counts in no later one
+        #[arg(long)]
+        reassign: bool,
         #[command(flatten)]
         project: InProject,
     },
@@ -61,11 +80,39 @@ pub(super) enum Command {
         format: ListFormat,
     },
     /// Start an experiment, or go on with a paused or ended one: exposures count from now on; a running one stays as it is
-    Start(One),
+    Start {
+        #[command(flatten)]
+        one: One,
+        /// Users of a paused or ended one are assigned anew, as by another salt: who was exposed before stays in the earlier phase, and counts
+        /// in no later one
+        #[arg(long)]
+        reassign: bool,
+    },
     /// Pause an experiment: exposures do not count until it is started again
     Pause(One),
     /// End an experiment: later exposures do not count
     Stop(One),
+    /// Put away a draft or an ended experiment: its answers stay
+    Archive(One),
+    /// Take an archived experiment out again
+    Unarchive(One),
+}
+
+/// What a variant has for people and for clients.
+#[derive(Clone, Debug, clap::Args)]
+pub(super) struct Details {
+    /// What the variant is
+    #[arg(long, value_name = "TEXT")]
+    description: Option<String>,
+    /// What clients get with the variant: any JSON value, such as '{"colour": "red"}'
+    #[arg(long, value_name = "JSON")]
+    config: Option<String>,
+}
+
+impl Details {
+    fn of(self) -> VariantDetails {
+        VariantDetails { description: self.description, config_json: self.config }
+    }
 }
 
 /// One experiment.
@@ -150,10 +197,15 @@ pub(super) async fn run(command: Command, conn: &mut PgConnection) -> anyhow::Re
             }
             print(&out)
         }
-        Command::AddVariant { experiment, variant, from, project } => {
+        Command::AddVariant { experiment, variant, from, details, project } => {
             let project = project.find(conn).await?;
+            let variant = NewVariant { details: details.of(), ..variant };
             let created = experiments::add_variant(conn, &project, &experiment, &variant, from).await?;
             print(&format!("{}{}", render(&created.experiment), super::dead_letters::waiting(created.dead_letters)))
+        }
+        Command::DescribeVariant { experiment, variant, details, project } => {
+            let project = project.find(conn).await?;
+            print(&render(&describe_variant(conn, &project, &experiment, &variant, &details.of()).await?))
         }
         Command::List { project, format } => {
             let project = project.find(conn).await?;
@@ -163,21 +215,31 @@ pub(super) async fn run(command: Command, conn: &mut PgConnection) -> anyhow::Re
             let project = one.project.find(conn).await?;
             print_list(&show(conn, &project, &one.experiment).await?, format, render)
         }
-        Command::Weights { experiment, variants, from, project } => {
+        Command::Weights { experiment, variants, from, reassign, project } => {
             let project = project.find(conn).await?;
-            print(&render(&experiments::set_weights(conn, &project, &experiment, &variants, from).await?))
+            let changed = experiments::set_weights(conn, &project, &experiment, &variants, from, assignment(reassign)).await?;
+            let recomputed = changed.recomputed.map(|differences| format!("{}\n", recompute::text(differences)));
+            print(&format!("{}{}", render(&changed.experiment), recomputed.unwrap_or_default()))
         }
         Command::Pause(one) => {
             let project = one.project.find(conn).await?;
             print(&changed(&experiments::pause(conn, &project, &one.experiment).await?))
         }
-        Command::Start(one) => {
+        Command::Start { one, reassign } => {
             let project = one.project.find(conn).await?;
-            print(&changed(&experiments::start(conn, &project, &one.experiment).await?))
+            print(&changed(&experiments::start(conn, &project, &one.experiment, assignment(reassign)).await?))
         }
         Command::Stop(one) => {
             let project = one.project.find(conn).await?;
             print(&changed(&experiments::stop(conn, &project, &one.experiment).await?))
+        }
+        Command::Archive(one) => {
+            let project = one.project.find(conn).await?;
+            print(&moved(&archive(conn, &project, &one.experiment).await?))
+        }
+        Command::Unarchive(one) => {
+            let project = one.project.find(conn).await?;
+            print(&moved(&unarchive(conn, &project, &one.experiment).await?))
         }
     }
 }
@@ -226,7 +288,7 @@ fn variant(text: &str) -> Result<NewVariant, String> {
     if name.is_empty() {
         return Err("the name is missing; expected NAME, NAME:WEIGHT or NAME:WEIGHT:control".to_owned());
     }
-    Ok(NewVariant { name: name.to_owned(), weight, is_control })
+    Ok(NewVariant { name: name.to_owned(), weight, is_control, ..NewVariant::default() })
 }
 
 /// Reads NAME[:CONVERSION[:AGGREGATION[:ROLE[:DIRECTION]]]]. The name alone means what the default metric of that name is.
@@ -271,6 +333,19 @@ fn changed(changed: &Changed) -> String {
         Some(differences) => format!("experiment {} is {status}; {}\n", printable(name), recompute::text(differences)),
         None => format!("experiment {} is {status} already; nothing changed\n", printable(name)),
     }
+}
+
+fn assignment(reassign: bool) -> Assignment {
+    if reassign { Assignment::Anew } else { Assignment::Kept }
+}
+
+fn moved(status: &StatusChange) -> String {
+    let Experiment { name, status: now, .. } = &status.after;
+    let name = printable(name);
+    if status.is_change() {
+        return format!("experiment {name} is {now}\n");
+    }
+    format!("experiment {name} is {now}; nothing changed\n")
 }
 
 fn render_list(experiments: &[Experiment]) -> String {
@@ -335,16 +410,34 @@ fn render(experiment: &Experiment) -> String {
             variant.name.clone(),
             variant.weight.map(|weight| weight.to_string()).unwrap_or_default(),
             control.to_owned(),
+            variant.description.clone().unwrap_or_default(),
+            variant.config_json.as_deref().map(shortened).unwrap_or_default(),
             variant.id.to_string(),
         ]
     };
-    let columns = [("variant", Side::Left), ("weight", Side::Right), ("role", Side::Left), ("id", Side::Left)];
+    let columns = [
+        ("variant", Side::Left),
+        ("weight", Side::Right),
+        ("role", Side::Left),
+        ("description", Side::Left),
+        ("config", Side::Left),
+        ("id", Side::Left),
+    ];
     out.push_str(&table(&columns, &experiment.variants.iter().map(row).collect::<Vec<_>>()));
     if !experiment.metrics.is_empty() {
         out.push('\n');
         out.push_str(&super::metric::render(&experiment.metrics));
     }
     out
+}
+
+/// Returns the beginning of a text that may be long; `--format json` shows all of it.
+fn shortened(text: &str) -> String {
+    const CHARS_MAX: usize = 60;
+    match text.char_indices().nth(CHARS_MAX) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
 }
 
 /// Shows when exposures counted, and in which shares users were assigned then.
@@ -356,7 +449,8 @@ fn phases(experiment: &Experiment) -> String {
             Some(share.weight.map_or_else(|| variant.name.clone(), |weight| format!("{}:{weight}", variant.name)))
         };
         let shares: Vec<String> = phase.weights.iter().filter_map(share).collect();
-        vec![phase.phase.to_string(), phase.state.to_string(), time(phase.started_at), time(phase.ended_at), shares.join(" ")]
+        let state = if phase.reassigns { "assigning anew".to_owned() } else { phase.state.to_string() };
+        vec![phase.phase.to_string(), state, time(phase.started_at), time(phase.ended_at), shares.join(" ")]
     };
     let columns =
         [("phase", Side::Right), ("state", Side::Left), ("from", Side::Left), ("until", Side::Left), ("shares", Side::Left)];
@@ -412,10 +506,16 @@ mod tests {
         check("m::::decrease", Some("m"), ConversionRate, None, Direction::Decrease);
         assert_eq!(
             metric("a:b:mean").expect_err("refused"),
-            r#"found "mean"; accepted: conversion_rate, value_per_user, count_per_user, ratio, quantile"#
+            r#"found "mean"; accepted: conversion_rate, value_per_user, count_per_user, ratio, quantile, defined"#
         );
         let parts = "found 6 parts; expected NAME[:CONVERSION[:AGGREGATION[:ROLE[:DIRECTION]]]]";
         assert_eq!(metric("a:b:c:d:e:f").expect_err("refused"), parts);
+    }
+
+    #[test]
+    fn long_texts_are_shortened() {
+        assert_eq!(shortened(&"ä".repeat(60)), "ä".repeat(60));
+        assert_eq!(shortened(&"ä".repeat(61)), format!("{}…", "ä".repeat(60)));
     }
 
     fn created(line: &str) -> Create {
@@ -444,6 +544,8 @@ mod tests {
             name: name.into(),
             is_control,
             weight: weight.map(|weight| weight.parse().expect("a decimal")),
+            description: is_control.then(|| "as it was".into()),
+            config_json: (!is_control).then(|| r#"{"colour": "red"}"#.into()),
         };
         let experiment = Experiment {
             id: Uuid::from_u128(1),
@@ -466,6 +568,7 @@ mod tests {
                 name: "orders".into(),
                 conversion_type: None,
                 aggregation: Aggregation::ConversionRate,
+                definition: None,
                 numerator: None,
                 denominator: None,
                 denominator_type: None,
@@ -484,9 +587,9 @@ experiment checkout\\u{1b}: running, id 00000000-0000-0000-0000-000000000001
 exposures count from 1970-01-01T00:00:00Z until now
 conversions count for 30 days, credited to first exposure; confidence 0.95, relative effect worth finding 0.05, 40000 users planned
 
-variant  weight  role     id
-b            50           00000000-0000-0000-0000-000000000002
-control      50  control  00000000-0000-0000-0000-000000000002
+variant  weight  role     description  config             id
+b            50                        {\"colour\": \"red\"}  00000000-0000-0000-0000-000000000002
+control      50  control  as it was                       00000000-0000-0000-0000-000000000002
 
 metric  conversion  computed         role     better    window
 orders  any         conversion_rate  primary  increase  7 days

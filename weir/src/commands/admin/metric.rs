@@ -1,5 +1,7 @@
 //! `weir admin metric`: what is measured in an experiment.
 
+use anyhow::Context as _;
+use catalogue::definitions::{self, Definition, Version};
 use catalogue::experiments::{self, Experiment};
 use catalogue::metrics::{Metric, NewMetric};
 use catalogue::{Aggregation, Amount, Decimal, Denominator, Direction, Role};
@@ -24,6 +26,26 @@ pub(super) enum Command {
         #[arg(long, value_enum, default_value_t)]
         format: ListFormat,
     },
+    /// Define a metric of the project over any event, or the next version of it; experiments measure it by `create --definition`
+    Define {
+        /// Its name, unique in the project
+        name: String,
+        /// What it measures, as JSON, or @FILE. Such as {"kind": "engagement", "events": ["watch"], "where": "device_type = 'mobile'",
+        /// "value": "minutes", "per_user": "sum", "window": {"delay": "1d", "length": "7d"}}: only `kind` and `per_user` must be there.
+        /// `per_user` is count, sum, min, max, first, last, distinct, distinct_days, exists or {"at_least": 3}
+        #[arg(value_name = "JSON", verbatim_doc_comment)]
+        definition: String,
+        #[command(flatten)]
+        project: InProject,
+    },
+    /// Show the metric definitions of a project, each with all its versions
+    Definitions {
+        #[command(flatten)]
+        project: InProject,
+        /// How the list is printed
+        #[arg(long, value_enum, default_value_t)]
+        format: ListFormat,
+    },
     /// Remove a metric; no event is lost by it
     Remove {
         /// Name or id of the experiment
@@ -42,6 +64,9 @@ pub(super) struct Create {
     experiment: String,
     /// Its name, unique in the experiment
     name: String,
+    /// The definition of the project that says what is measured, and its version [default: the newest]
+    #[arg(long, value_name = "NAME[@VERSION]", value_parser = reference, conflicts_with_all = ["conversion", "aggregation"])]
+    definition: Option<(String, Option<i32>)>,
     /// The conversions that count, by name [default: all]
     #[arg(long, value_name = "NAME")]
     conversion: Option<String>,
@@ -88,7 +113,8 @@ impl Create {
         NewMetric {
             name: self.name.clone(),
             conversion_type: self.conversion.clone(),
-            aggregation: self.aggregation,
+            aggregation: if self.definition.is_some() { Aggregation::Defined } else { self.aggregation },
+            definition: self.definition.clone(),
             numerator: self.numerator,
             denominator: self.denominator,
             denominator_type: self.denominator_conversion.clone(),
@@ -111,6 +137,23 @@ pub(super) async fn run(command: Command, conn: &mut PgConnection) -> anyhow::Re
             let made = experiments::add_metric(conn, &project, &args.experiment, &args.metric()).await?;
             print(&shown(&made))
         }
+        Command::Define { name, definition, project } => {
+            let text = match definition.strip_prefix('@') {
+                Some(path) => std::fs::read_to_string(path).with_context(|| format!("the definition in {path:?}"))?,
+                None => definition,
+            };
+            let definition = Definition::parse(&text)?;
+            query::check_definition(&definition)?;
+            let project = project.find(conn).await?;
+            let defined = definitions::define(conn, &project, &name, &definition).await?;
+            let Version { name, version, .. } = &defined.version;
+            let what = if defined.is_new { "is made" } else { "is there already; nothing changed" };
+            print(&format!("version {version} of {} {what}\n", printable(name)))
+        }
+        Command::Definitions { project, format } => {
+            let project = project.find(conn).await?;
+            print_list(&definitions::list(conn, &project).await?, format, |list| render_definitions(list))
+        }
         Command::List { experiment, project, format } => {
             let project = project.find(conn).await?;
             let found = experiments::show(conn, &project, &experiment).await?;
@@ -120,6 +163,52 @@ pub(super) async fn run(command: Command, conn: &mut PgConnection) -> anyhow::Re
             let project = project.find(conn).await?;
             print(&shown(&experiments::remove_metric(conn, &project, &experiment, &name).await?))
         }
+    }
+}
+
+/// Reads NAME[@VERSION].
+pub(super) fn reference(text: &str) -> Result<(String, Option<i32>), String> {
+    let Some((name, version)) = text.split_once('@') else { return Ok((text.to_owned(), None)) };
+    let number = version.parse().map_err(|_| format!("found the version {version:?}; a number is accepted, such as {name}@1"))?;
+    Ok((name.to_owned(), Some(number)))
+}
+
+fn render_definitions(versions: &[Version]) -> String {
+    if versions.is_empty() {
+        return "no metric definitions\n".to_owned();
+    }
+    let row = |version: &Version| {
+        let definition = &version.definition;
+        let events = if definition.events.is_empty() { "any".to_owned() } else { definition.events.join(", ") };
+        vec![
+            version.name.clone(),
+            version.version.to_string(),
+            definition.kind.as_str().to_owned(),
+            events,
+            definition.condition.clone().unwrap_or_default(),
+            of_definition(definition),
+            definition.window.map(|window| window.to_string()).unwrap_or_default(),
+            definition.description.clone().unwrap_or_default(),
+        ]
+    };
+    let columns = [
+        ("definition", Side::Left),
+        ("version", Side::Right),
+        ("kind", Side::Left),
+        ("events", Side::Left),
+        ("where", Side::Left),
+        ("per user", Side::Left),
+        ("window", Side::Left),
+        ("description", Side::Left),
+    ];
+    table(&columns, &versions.iter().map(row).collect::<Vec<_>>())
+}
+
+/// Says what the events of a user come to.
+fn of_definition(definition: &Definition) -> String {
+    match &definition.value {
+        Some(value) => format!("{} of {value}", definition.per_user),
+        None => definition.per_user.to_string(),
     }
 }
 
@@ -141,11 +230,11 @@ pub(super) fn render(metrics: &[Metric]) -> String {
         let cap = metric.cap_percentile.map(|percentile| format!("{percentile} %"));
         vec![
             metric.name.clone(),
-            metric.conversion_type.clone().unwrap_or_else(|| "any".to_owned()),
+            metric.definition.as_ref().map_or_else(|| conversion(metric), |found| format!("{}@{}", found.name, found.version)),
             computed(metric),
             metric.role.to_string(),
             metric.direction.to_string(),
-            metric.window_days.map(|days| format!("{days} days")).unwrap_or_default(),
+            window(metric),
             text(metric.margin).unwrap_or_default(),
             text(metric.cap).or(cap).unwrap_or_default(),
         ]
@@ -163,8 +252,22 @@ pub(super) fn render(metrics: &[Metric]) -> String {
     table(&columns, &metrics.iter().map(row).collect::<Vec<_>>())
 }
 
+fn conversion(metric: &Metric) -> String {
+    metric.conversion_type.clone().unwrap_or_else(|| "any".to_owned())
+}
+
+fn window(metric: &Metric) -> String {
+    match metric.definition.as_ref().and_then(|found| found.definition.window) {
+        Some(window) => window.to_string(),
+        None => metric.window_days.map(|days| format!("{days} days")).unwrap_or_default(),
+    }
+}
+
 /// Says what is computed, with the parts of a ratio or quantile.
 fn computed(metric: &Metric) -> String {
+    if let Some(found) = &metric.definition {
+        return of_definition(&found.definition);
+    }
     let numerator = metric.numerator.unwrap_or(Amount::Value);
     match (metric.denominator, &metric.denominator_type, metric.quantile) {
         (Some(denominator), None, _) => format!("{numerator} per {}", denominator.as_str().trim_end_matches('s')),
@@ -176,6 +279,8 @@ fn computed(metric: &Metric) -> String {
 
 #[cfg(test)]
 mod tests {
+    use catalogue::definitions::Reference;
+
     use super::*;
 
     #[test]
@@ -184,6 +289,7 @@ mod tests {
             name: name.to_owned(),
             conversion_type: None,
             aggregation,
+            definition: None,
             numerator: None,
             denominator: None,
             denominator_type: None,
@@ -206,14 +312,26 @@ mod tests {
             },
             Metric { quantile: "0.95".parse().ok(), numerator: Some(Amount::Value), ..metric("p95", Aggregation::Quantile) },
             Metric { cap_percentile: "99.5".parse().ok(), ..metric("value", Aggregation::ValuePerUser) },
+            Metric {
+                definition: Some(Reference {
+                    name: "minutes".to_owned(),
+                    version: 2,
+                    definition: Definition::parse(
+                        r#"{"kind": "engagement", "value": "minutes", "per_user": "sum", "window": {"delay": "1d", "length": "72h"}}"#,
+                    )
+                    .expect("accepted"),
+                }),
+                ..metric("watched", Aggregation::Defined)
+            },
         ];
         let expected = "\
-metric         conversion  computed                role       better    window     cap
-rate           any         conversion_rate         primary    increase  7 days
+metric         conversion  computed                role       better           window     cap
+rate           any         conversion_rate         primary    increase         7 days
 order value    any         value per conversion    secondary  increase
 buys per view  any         count per view          secondary  increase
 p95            any         quantile 0.95 of value  secondary  increase
-value          any         value_per_user          secondary  increase          99.5 %
+value          any         value_per_user          secondary  increase                 99.5 %
+watched        minutes@2   sum of minutes          secondary  increase  3d from 1d on
 ";
         let found = render(&metrics);
         assert_eq!(found, expected, "{found}");

@@ -1,5 +1,6 @@
 //! `weir admin`: what operators look at and change in Postgres. Each change is audited in its own transaction.
 
+mod apply;
 mod campaign;
 mod dead_letters;
 mod event_name;
@@ -24,6 +25,8 @@ pub(crate) struct Args {
 
 #[derive(Clone, Debug, clap::Subcommand)]
 enum Command {
+    /// Make metric definitions and experiments as a file says them, or show what would be changed
+    Apply(apply::Args),
     /// Create, show, start and stop experiments
     #[command(subcommand)]
     Experiment(experiment::Command),
@@ -67,6 +70,7 @@ impl InProject {
 pub(crate) async fn run(args: Args, globals: &Globals) -> anyhow::Result<()> {
     let mut conn = connect(globals).await?;
     match args.command {
+        Command::Apply(args) => apply::run(args, &mut conn).await,
         Command::Experiment(command) => experiment::run(command, &mut conn).await,
         Command::Metric(command) => metric::run(command, &mut conn).await,
         Command::Campaign(command) => campaign::run(command, &mut conn).await,

@@ -1,0 +1,463 @@
+//! Metric definitions of a project: which events of a user count, what they come to, and when. Each change of one is a new version, and a
+//! version never changes, so that an experiment goes on meaning what it did.
+
+use std::fmt;
+use std::str::FromStr;
+
+use events::{Kind, Micros};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::json;
+use sqlx::{PgConnection, Row};
+use uuid::Uuid;
+
+use crate::change::Change;
+use crate::project::Project;
+use crate::timestamp::Timestamp;
+use crate::vocabulary::UnknownText;
+use crate::{CatalogueError, check};
+
+/// The value of an event that is an amount of money.
+pub const AMOUNT: &str = "value";
+/// Names of events that one definition lists, at most.
+const EVENTS_MAX: usize = 100;
+/// As far as a window reaches before and after the first exposure: ten years.
+const WINDOW_MINUTES_MAX: i64 = 3_650 * 24 * 60;
+/// More days or events than anybody waits for.
+const AT_LEAST_MAX: u32 = 1_000_000;
+
+/// What a metric measures of each user.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Definition {
+    /// For people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
+    /// Events of this kind count.
+    #[serde(with = "kind_text")]
+    pub kind: Kind,
+    /// Those of these names; empty: all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub events: Vec<String>,
+    /// Those for which this condition holds, in SQL over the columns of one event.
+    #[serde(default, rename = "where", skip_serializing_if = "Option::is_none")]
+    pub condition: Option<String>,
+    /// A column or property of the events: the number that is added up or compared, or what is told apart.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub value: Option<String>,
+    /// What a user's events come to.
+    pub per_user: PerUser,
+    /// When events count; `None`: from the first exposure on for as long as the experiment says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub window: Option<Window>,
+}
+
+/// What the events of one user come to. Who has none comes to 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PerUser {
+    /// How many there are.
+    Count,
+    /// The sum of their values.
+    Sum,
+    /// The least of their values.
+    Min,
+    /// The greatest of their values.
+    Max,
+    /// The value of the earliest.
+    First,
+    /// The value of the latest.
+    Last,
+    /// How many different values they have.
+    Distinct,
+    /// On how many days there are any, in UTC.
+    DistinctDays,
+    /// Whether there is one.
+    Exists,
+    /// Whether there are so many.
+    AtLeast(u32),
+}
+
+impl PerUser {
+    /// Returns whether it is computed of values that are numbers.
+    pub fn needs_number(self) -> bool {
+        matches!(self, PerUser::Sum | PerUser::Min | PerUser::Max | PerUser::First | PerUser::Last)
+    }
+
+    /// Returns whether a user has it or not.
+    pub fn is_share(self) -> bool {
+        matches!(self, PerUser::Exists | PerUser::AtLeast(_))
+    }
+}
+
+impl fmt::Display for PerUser {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(match self {
+            PerUser::Count => "count",
+            PerUser::Sum => "sum",
+            PerUser::Min => "min",
+            PerUser::Max => "max",
+            PerUser::First => "first",
+            PerUser::Last => "last",
+            PerUser::Distinct => "distinct",
+            PerUser::DistinctDays => "distinct_days",
+            PerUser::Exists => "exists",
+            PerUser::AtLeast(least) => return write!(out, "at_least {least}"),
+        })
+    }
+}
+
+/// A time after the first exposure in which events count, half open: windows that follow each other count nothing twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Window {
+    /// When it begins; before the exposure if negative.
+    #[serde(default)]
+    pub delay: Span,
+    /// How long it lasts.
+    pub length: Span,
+}
+
+impl Window {
+    /// Returns its two ends, in microseconds after the first exposure.
+    pub fn ends_us(self) -> (i64, i64) {
+        let us = |minutes: i64| minutes * 60 * Micros::SECOND;
+        (us(self.delay.0), us(self.delay.0 + self.length.0))
+    }
+}
+
+impl fmt::Display for Window {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.delay.0 {
+            0 => write!(out, "{}", self.length),
+            _ => write!(out, "{} from {} on", self.length, self.delay),
+        }
+    }
+}
+
+/// Minutes, written as `90m`, `72h`, `3d` or `2w`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Span(pub i64);
+
+/// What a span is written with, longest first.
+const UNITS: [(char, i64); 4] = [('w', 7 * 24 * 60), ('d', 24 * 60), ('h', 60), ('m', 1)];
+
+impl FromStr for Span {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let refuse =
+            || format!("found {text:?}; a number of minutes, hours, days or weeks is accepted, such as 90m, 72h, 3d or 2w");
+        let (unit, minutes) = UNITS.iter().find(|(unit, _)| text.ends_with(*unit)).ok_or_else(refuse)?;
+        let number: i64 = text.trim_end_matches(*unit).parse().map_err(|_| refuse())?;
+        let minutes = number.checked_mul(*minutes).filter(|minutes| minutes.abs() <= WINDOW_MINUTES_MAX);
+        minutes.map(Span).ok_or_else(|| format!("found {text:?}; at most 3650d are accepted"))
+    }
+}
+
+impl fmt::Display for Span {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0 == 0 {
+            return out.write_str("0m");
+        }
+        // Weeks are said in days, as other windows are.
+        let longest = UNITS[1..].iter().find(|(_, minutes)| self.0 % minutes == 0);
+        longest.map_or(Ok(()), |(unit, minutes)| write!(out, "{}{unit}", self.0 / minutes))
+    }
+}
+
+impl Serialize for Span {
+    fn serialize<S: Serializer>(&self, out: S) -> Result<S::Ok, S::Error> {
+        out.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Span {
+    fn deserialize<D: Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
+        String::deserialize(input)?.parse().map_err(D::Error::custom)
+    }
+}
+
+mod kind_text {
+    use super::{Deserialize, Deserializer, Kind, Serializer};
+    use serde::de::Error as _;
+
+    pub(super) fn serialize<S: Serializer>(kind: &Kind, out: S) -> Result<S::Ok, S::Error> {
+        out.serialize_str(kind.as_str())
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(input: D) -> Result<Kind, D::Error> {
+        let text = String::deserialize(input)?;
+        let known = || Kind::ALL.map(Kind::as_str).join(", ");
+        let found = Kind::ALL.into_iter().find(|kind| kind.as_str() == text);
+        found.ok_or_else(|| D::Error::custom(format!("found the kind {text:?}; accepted: {}", known())))
+    }
+}
+
+impl Definition {
+    /// Reads one.
+    /// # Errors
+    /// [`CatalogueError::Invalid`], which names the place.
+    pub fn parse(text: &str) -> Result<Self, CatalogueError> {
+        let definition: Definition =
+            serde_json::from_str(text).map_err(|error| CatalogueError::invalid("definition", error.to_string()))?;
+        definition.check()?;
+        Ok(definition)
+    }
+
+    /// Checks every value but the condition, which only those can judge who compute it.
+    /// # Errors
+    /// [`CatalogueError::Invalid`], which names the place.
+    pub fn check(&self) -> Result<(), CatalogueError> {
+        check::description("description", self.description.as_deref())?;
+        if self.events.len() > EVENTS_MAX {
+            return Err(CatalogueError::invalid(
+                "events",
+                format!("found {}; at most {EVENTS_MAX} are accepted", self.events.len()),
+            ));
+        }
+        for (index, name) in self.events.iter().enumerate() {
+            check::name(&format!("events[{index}]"), name)?;
+        }
+        for (field, text) in [("where", &self.condition), ("value", &self.value)] {
+            if let Some(text) = text {
+                check::something(field, text)?;
+            }
+        }
+        let needs_value = self.per_user.needs_number() || self.per_user == PerUser::Distinct;
+        match (&self.value, needs_value) {
+            (None, true) => {
+                let message = format!("{} needs one: a column or property, such as {AMOUNT}", self.per_user);
+                return Err(CatalogueError::invalid("value", message));
+            }
+            (Some(value), false) => {
+                let message = format!("found {value:?} with {}, which counts events whatever they hold", self.per_user);
+                return Err(CatalogueError::invalid("value", message));
+            }
+            _ => {}
+        }
+        if let PerUser::AtLeast(least) = self.per_user
+            && !(1..=AT_LEAST_MAX).contains(&least)
+        {
+            return Err(CatalogueError::invalid("per_user.at_least", format!("found {least}; 1 to {AT_LEAST_MAX} are accepted")));
+        }
+        if let Some(Window { delay, length }) = self.window {
+            if length.0 <= 0 {
+                return Err(CatalogueError::invalid("window.length", format!("found {length}; a time above 0 is accepted")));
+            }
+            if delay.0 + length.0 > WINDOW_MINUTES_MAX {
+                let message = format!("found {length} from {delay} on; up to 3650d after the first exposure are accepted");
+                return Err(CatalogueError::invalid("window", message));
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns when events count after the first exposure, in microseconds, half open. `days` is the experiment's window.
+    pub fn window_us(&self, days: i32) -> (i64, i64) {
+        let own = Window { delay: Span(0), length: Span(i64::from(days) * 24 * 60) };
+        self.window.unwrap_or(own).ends_us()
+    }
+
+    /// Returns whether its values are money.
+    pub fn is_money(&self) -> bool {
+        self.per_user.needs_number() && self.value.as_deref() == Some(AMOUNT)
+    }
+}
+
+/// One version of a definition.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Version {
+    /// The name of the definition, which is unique in the project.
+    pub name: String,
+    /// From 1 on.
+    pub version: i32,
+    /// What it measures.
+    pub definition: Definition,
+    /// When it was made.
+    #[serde(serialize_with = "crate::time_text")]
+    pub created_at: Micros,
+}
+
+/// What defining did.
+#[derive(Clone, Debug)]
+pub struct Defined {
+    /// The newest version.
+    pub version: Version,
+    /// Whether it was made now; otherwise it was there already, and nothing changed.
+    pub is_new: bool,
+}
+
+/// Makes a definition, or the next version of one; a definition that is equal to the newest version is that version.
+/// # Errors
+/// [`CatalogueError::Invalid`].
+pub async fn define(
+    connection: &mut PgConnection,
+    project: &Project,
+    name: &str,
+    definition: &Definition,
+) -> Result<Defined, CatalogueError> {
+    check::name("name", name)?;
+    if name.contains('@') {
+        return Err(CatalogueError::invalid(
+            "name",
+            format!("found {name:?}; a version follows an @, so that a name holds none"),
+        ));
+    }
+    definition.check()?;
+    let mut change = Change::begin(connection, project).await?;
+    let newest = versions(change.connection(), project.id, Some(name)).await?.pop();
+    if let Some(version) = newest.as_ref().filter(|newest| newest.definition == *definition) {
+        return Ok(Defined { version: version.clone(), is_new: false });
+    }
+    let next = newest.map_or(1, |newest| newest.version + 1);
+    let text = serde_json::to_string(definition).map_err(|error| CatalogueError::invalid("definition", error.to_string()))?;
+    let row = sqlx::query(
+        "INSERT INTO metric_definitions (project_id, name, version, definition) VALUES ($1, $2, $3, $4::jsonb) RETURNING created_at",
+    )
+    .bind(project.id)
+    .bind(name)
+    .bind(next)
+    .bind(text)
+    .fetch_one(change.connection())
+    .await?;
+    let created_at = row.try_get::<Timestamp, _>("created_at")?.0;
+    let version = Version { name: name.to_owned(), version: next, definition: definition.clone(), created_at };
+    change.commit("metric.define", name, &json!({ "version": next, "definition": definition })).await?;
+    Ok(Defined { version, is_new: true })
+}
+
+/// Returns all versions of all definitions of a project, by name and version.
+/// # Errors
+/// As Postgres has them; a definition of a newer version of Weir is a decoding error that names it.
+pub async fn list(connection: &mut PgConnection, project: &Project) -> Result<Vec<Version>, CatalogueError> {
+    Ok(versions(connection, project.id, None).await?)
+}
+
+async fn versions(connection: &mut PgConnection, project: Uuid, name: Option<&str>) -> Result<Vec<Version>, sqlx::Error> {
+    let rows = sqlx::query(
+        "SELECT name, version, definition::text AS definition, created_at FROM metric_definitions
+         WHERE project_id = $1 AND ($2::text IS NULL OR name = $2) ORDER BY name, version",
+    )
+    .bind(project)
+    .bind(name)
+    .fetch_all(connection)
+    .await?;
+    let version = |row: &sqlx::postgres::PgRow| {
+        Ok(Version {
+            name: row.try_get("name")?,
+            version: row.try_get("version")?,
+            definition: of_text(row.try_get("definition")?)?,
+            created_at: row.try_get::<Timestamp, _>("created_at")?.0,
+        })
+    };
+    rows.iter().map(version).collect()
+}
+
+/// Reads a definition as it is stored.
+pub(crate) fn of_text(text: &str) -> Result<Definition, sqlx::Error> {
+    const KNOWN: &[&str] = &["the definitions that its `weir admin metric define` takes"];
+    let unknown = |_| UnknownText { text: text.to_owned(), known: KNOWN };
+    let source = serde_json::from_str(text).map_err(unknown);
+    source.map_err(|source| sqlx::Error::ColumnDecode { index: "definition".to_owned(), source: source.into() })
+}
+
+/// A version that a metric refers to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Reference {
+    /// The name of the definition.
+    pub name: String,
+    /// Which version.
+    pub version: i32,
+    /// What it measures.
+    pub definition: Definition,
+}
+
+/// Returns the number of a version that a metric is to have, the newest if none is asked for.
+/// # Errors
+/// [`CatalogueError::Unknown`], which names some definitions or the versions that there are.
+pub(crate) async fn version_of(
+    connection: &mut PgConnection,
+    project: Uuid,
+    name: &str,
+    version: Option<i32>,
+) -> Result<i32, CatalogueError> {
+    let all = "SELECT version FROM metric_definitions WHERE project_id = $1 AND name = $2 ORDER BY version";
+    let known: Vec<i32> = sqlx::query_scalar(all).bind(project).bind(name).fetch_all(&mut *connection).await?;
+    let found = version.map_or_else(|| known.last(), |version| known.iter().find(|known| **known == version));
+    match (found, version) {
+        (Some(found), _) => Ok(*found),
+        (None, Some(version)) if !known.is_empty() => {
+            let names: Vec<String> = known.iter().take(11).map(|version| format!("{name}@{version}")).collect();
+            Err(CatalogueError::unknown("metric definition", &format!("{name}@{version}"), "the project", &names))
+        }
+        (None, _) => {
+            let some = "SELECT DISTINCT name FROM metric_definitions WHERE project_id = $1 ORDER BY name LIMIT 11";
+            let names: Vec<String> = sqlx::query_scalar(some).bind(project).fetch_all(connection).await?;
+            Err(CatalogueError::unknown("metric definition", name, "the project", &names))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn definitions_are_read_and_written_in_one_form() {
+        let text = r#"{"kind":"engagement","events":["watch"],"where":"device_type = 'mobile'","value":"minutes","per_user":"sum","window":{"delay":"-24h","length":"72h"}}"#;
+        let found = Definition::parse(text).expect("accepted");
+        assert_eq!(found.window.map(Window::ends_us), Some((-86_400_000_000, 2 * 86_400_000_000)));
+        assert_eq!(serde_json::to_string(&found).expect("is JSON"), text.replace("24h", "1d").replace("72h", "3d"));
+        let text = r#"{"kind":"conversion","per_user":{"at_least":3}}"#;
+        let found = Definition::parse(text).expect("accepted");
+        assert_eq!((found.per_user, found.window_us(2)), (PerUser::AtLeast(3), (0, 2 * 86_400_000_000)));
+        assert_eq!(serde_json::to_string(&found).expect("is JSON"), text);
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        let check = |change: serde_json::Value, expected: &str| {
+            let mut definition = json!({"kind": "engagement", "per_user": "count"});
+            let (fields, changes) = (definition.as_object_mut().expect("fields"), change.as_object().expect("fields").clone());
+            fields.extend(changes);
+            let found = Definition::parse(&definition.to_string()).err().map(|error| error.to_string()).unwrap_or_default();
+            assert!(if expected.is_empty() { found.is_empty() } else { found.contains(expected) }, "{definition}: {found}");
+        };
+        check(json!({}), "");
+        check(json!({"events": ["a", "b"], "where": "country = 'DE'"}), "");
+        check(
+            json!({"kind": "click"}),
+            r#"found the kind "click"; accepted: impression, conversion, campaign_event, engagement, identity"#,
+        );
+        check(json!({"per_user": "median"}), "unknown variant `median`, expected one of `count`, `sum`");
+        check(json!({"name": "x"}), "unknown field `name`");
+        check(json!({"events": [""]}), r#"events[0]: found "", which is empty"#);
+        check(json!({"where": " "}), r#"where: found " ", which is empty"#);
+        check(json!({"value": "price"}), r#"value: found "price" with count, which counts events whatever they hold"#);
+        for per_user in ["sum", "min", "max", "first", "last", "distinct"] {
+            check(json!({"per_user": per_user}), &format!("value: {per_user} needs one: a column or property, such as value"));
+            check(json!({"per_user": per_user, "value": "price"}), "");
+        }
+        check(json!({"per_user": {"at_least": 0}}), "per_user.at_least: found 0; 1 to 1000000 are accepted");
+        for (length, expected) in [
+            ("3d", ""),
+            ("0h", "window.length: found 0m; a time above 0 is accepted"),
+            ("-2h", "window.length: found -2h; a time above 0 is accepted"),
+            ("3 days", r#"found "3 days"; a number of minutes, hours, days or weeks is accepted"#),
+            ("d", r#"found "d"; a number of minutes"#),
+            ("3651d", r#"found "3651d"; at most 3650d are accepted"#),
+            ("9223372036854775807w", "at most 3650d are accepted"),
+        ] {
+            check(json!({"window": {"length": length}}), expected);
+        }
+        check(json!({"window": {"delay": "3650d", "length": "1m"}}), "window: found 1m from 3650d on; up to 3650d");
+    }
+
+    #[test]
+    fn spans_are_said_in_the_largest_unit_that_fits() {
+        for (text, expected) in [("90m", "90m"), ("120m", "2h"), ("48h", "2d"), ("2w", "14d"), ("-36h", "-36h"), ("0d", "0m")] {
+            assert_eq!(text.parse::<Span>().map(|span| span.to_string()).as_deref(), Ok(expected));
+        }
+    }
+}

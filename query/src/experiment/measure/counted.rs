@@ -1,0 +1,323 @@
+//! What a metric counts of each user: which rows, and what they come to.
+
+use std::collections::BTreeSet;
+
+use ::catalogue::REFUND_TYPES;
+use ::catalogue::definitions::PerUser;
+use serde::Serialize;
+
+use crate::experiment::measure::groups::Groups;
+use crate::experiment::read::catalogue::{Aggregation, Amount, Configured, Denominator};
+use crate::experiment::read::cohort::{Cohort, DAY_US, Row, Rows, Source};
+use statistics::moments::{Moments, Overflow};
+
+/// What one user did for one metric.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UserSum {
+    /// Number of the user.
+    pub user: u32,
+    /// The sum, in millionths; of a conversion rate 1.
+    pub amount: i128,
+    /// What a ratio is over, in millionths.
+    pub base: i128,
+    /// Whether a conversion of the numerator counted.
+    pub has_converted: bool,
+}
+
+/// What a row lacks to count in a ratio.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lack {
+    Value,
+    Currency,
+}
+
+/// Rows that are left out for want of a value; a ratio leaves them out of both its parts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct LeftOut {
+    /// They have no value.
+    pub without_value: u64,
+    /// Their value is in another currency.
+    pub other_currency: u64,
+}
+
+impl LeftOut {
+    /// Returns whether nothing was left out.
+    pub fn is_empty(&self) -> bool {
+        *self == LeftOut::default()
+    }
+}
+
+/// What a metric counts, in the numbers of a cohort.
+#[derive(Clone, Debug)]
+pub struct CohortMetric {
+    name: Option<Option<u32>>,
+    base_name: Option<Option<u32>>,
+    /// The numbers of [`REFUND_TYPES`], as far as they occur.
+    refunds: [Option<u32>; 2],
+    currency: Option<u32>,
+    /// When rows count after the first exposure, both ends included.
+    window_us: (i64, i64),
+    aggregation: Aggregation,
+}
+
+/// What the rows of one user come to, one by one in the order of time.
+#[derive(Clone, Debug, Default)]
+pub struct Progress {
+    /// The sum, in millionths; of a share 1 or 0.
+    pub amount: i128,
+    /// What a ratio is over, in millionths.
+    pub base: i128,
+    /// Whether a conversion of the numerator counted.
+    pub has_converted: bool,
+    rows: u32,
+    /// Numbers of texts that came.
+    seen: BTreeSet<u32>,
+    /// The last day with a row, in days since 1970.
+    day: Option<i64>,
+}
+
+impl CohortMetric {
+    /// Resolves a metric against a cohort. `currency` is the one that values are in, none if all are;
+    /// `window_days` that of the experiment.
+    pub fn new(metric: &Configured, cohort: &Cohort, currency: Option<u32>, window_days: i32) -> Self {
+        let place = |name: &str| cohort.names.binary_search_by(|known| known.as_str().cmp(name)).ok().map(|place| place as u32);
+        // A name that never occurred counts nothing.
+        let number = |name: &Option<String>| name.as_deref().map(place);
+        let base_name = match &metric.aggregation {
+            Aggregation::Ratio(_, Denominator::Conversions(name)) => number(name),
+            _ => None,
+        };
+        let window_us = match &metric.aggregation {
+            // Half open.
+            Aggregation::Defined(defined) => (defined.window_us.0, defined.window_us.1 - 1),
+            _ => (0, i64::from(metric.window_days.unwrap_or(window_days)) * DAY_US),
+        };
+        CohortMetric {
+            name: number(&metric.conversion_type),
+            base_name,
+            refunds: REFUND_TYPES.map(place),
+            // What is no money has no currency.
+            currency: currency.filter(|_| metric.aggregation.is_value()),
+            window_us,
+            aggregation: metric.aggregation.clone(),
+        }
+    }
+
+    /// Returns when the window after the first exposure is over, in microseconds.
+    pub fn window_us(&self) -> i64 {
+        match &self.aggregation {
+            Aggregation::Defined(defined) => defined.window_us.1,
+            _ => self.window_us.1,
+        }
+    }
+
+    /// Returns the rows that it is computed of.
+    pub fn rows<'c>(&self, cohort: &'c Cohort) -> &'c Rows {
+        self.source(cohort).map_or(&cohort.after, |source| &source.after)
+    }
+
+    fn rows_before<'c>(&self, cohort: &'c Cohort) -> &'c Rows {
+        self.source(cohort).map_or(&cohort.before, |source| &source.before)
+    }
+
+    fn source<'c>(&self, cohort: &'c Cohort) -> Option<&'c Source> {
+        let Aggregation::Defined(defined) = &self.aggregation else { return None };
+        cohort.sources.get(defined.source)
+    }
+
+    fn counts(name: Option<Option<u32>>, row: &Row) -> bool {
+        name.is_none_or(|name| name == Some(row.name))
+    }
+
+    /// Returns whether a row takes something back: its value is negative, or its type says so.
+    fn is_refund(&self, row: &Row) -> bool {
+        row.value.is_some_and(|value| value < 0) || self.refunds.contains(&Some(row.name))
+    }
+
+    /// Returns whether a row is a conversion of this name; where all names count, a refund is none.
+    fn is_conversion_of(&self, name: Option<Option<u32>>, row: &Row) -> bool {
+        Self::counts(name, row) && (name.is_some() || !self.is_refund(row))
+    }
+
+    /// Returns a row's value; none without one, or in another currency.
+    fn value(&self, row: &Row) -> Option<i128> {
+        row.value.filter(|_| self.currency.is_none_or(|currency| currency == row.currency))
+    }
+
+    /// Goes on by one row of the window; returns whether it counts.
+    /// # Errors
+    /// [`Overflow`].
+    pub fn advance(&self, progress: &mut Progress, row: &Row) -> Result<bool, Overflow> {
+        if let Aggregation::Defined(defined) = &self.aggregation {
+            return self.advance_by(defined.reference.definition.per_user, progress, row);
+        }
+        let Some((amount, base)) = self.of_row(row) else { return Ok(false) };
+        progress.amount = progress.amount.checked_add(amount).ok_or(Overflow)?;
+        progress.base = progress.base.checked_add(base).ok_or(Overflow)?;
+        progress.has_converted |= self.is_conversion(row);
+        if matches!(self.aggregation, Aggregation::ConversionRate) {
+            progress.amount = if progress.has_converted { Moments::SCALE } else { 0 };
+        }
+        Ok(true)
+    }
+
+    fn advance_by(&self, per_user: PerUser, progress: &mut Progress, row: &Row) -> Result<bool, Overflow> {
+        let value = if per_user.needs_number() {
+            let Some(value) = self.value(row) else { return Ok(false) };
+            value
+        } else {
+            Moments::SCALE
+        };
+        let is_first = progress.rows == 0;
+        progress.rows = progress.rows.saturating_add(1);
+        progress.amount = match per_user {
+            PerUser::Count | PerUser::Sum => progress.amount.checked_add(value).ok_or(Overflow)?,
+            PerUser::First | PerUser::Min | PerUser::Max if is_first => value,
+            PerUser::First => progress.amount,
+            PerUser::Min => progress.amount.min(value),
+            PerUser::Max => progress.amount.max(value),
+            PerUser::Last | PerUser::Exists => value,
+            PerUser::Distinct => {
+                progress.seen.insert(row.name);
+                progress.seen.len() as i128 * Moments::SCALE
+            }
+            PerUser::DistinctDays => {
+                let day = row.time.div_euclid(DAY_US);
+                let is_new = progress.day.replace(day) != Some(day);
+                progress.amount + if is_new { Moments::SCALE } else { 0 }
+            }
+            PerUser::AtLeast(least) => {
+                if progress.rows >= least {
+                    Moments::SCALE
+                } else {
+                    0
+                }
+            }
+        };
+        progress.has_converted = match per_user {
+            PerUser::AtLeast(_) => progress.amount > 0,
+            _ => true,
+        };
+        Ok(true)
+    }
+
+    /// Returns what a row adds to the sum, and to what a ratio is over; none if it does not count. A row that belongs to both
+    /// numerator and denominator counts in both or in none.
+    fn of_row(&self, row: &Row) -> Option<(i128, i128)> {
+        let amount = |of: Amount| match of {
+            Amount::Count => self.is_conversion(row).then_some(Moments::SCALE),
+            Amount::Value => Self::counts(self.name, row).then(|| self.value(row).unwrap_or(0)),
+        };
+        match &self.aggregation {
+            Aggregation::Ratio(of, Denominator::Conversions(_)) => {
+                if self.lacks(row).is_some() {
+                    return None;
+                }
+                let is_base = match of {
+                    Amount::Value => Self::counts(self.base_name, row),
+                    Amount::Count => self.is_conversion_of(self.base_name, row),
+                };
+                let amount = amount(*of);
+                (amount.is_some() || is_base).then(|| (amount.unwrap_or(0), if is_base { Moments::SCALE } else { 0 }))
+            }
+            Aggregation::Ratio(of, Denominator::Impressions) | Aggregation::Quantile(of, _) => amount(*of).map(|of| (of, 0)),
+            Aggregation::ValuePerUser => amount(Amount::Value).map(|value| (value, 0)),
+            Aggregation::CountPerUser | Aggregation::ConversionRate => amount(Amount::Count).map(|count| (count, 0)),
+            // Its rows come to something together.
+            Aggregation::Defined(_) => None,
+        }
+    }
+
+    /// Returns why a row of the numerator cannot count in a ratio of values to conversions, or where its value is computed with; none if
+    /// it can, or if this is another sort of metric.
+    fn lacks(&self, row: &Row) -> Option<Lack> {
+        if !self.can_lack() || !Self::counts(self.name, row) || self.value(row).is_some() {
+            return None;
+        }
+        Some(if row.value.is_none() { Lack::Value } else { Lack::Currency })
+    }
+
+    fn can_lack(&self) -> bool {
+        match &self.aggregation {
+            Aggregation::Ratio(Amount::Value, Denominator::Conversions(_)) => true,
+            Aggregation::Defined(defined) => defined.reference.definition.per_user.needs_number(),
+            _ => false,
+        }
+    }
+
+    /// Counts the rows of those who belong somewhere that are left out for want of a value: of a ratio out of its numerator and its
+    /// denominator.
+    pub fn left_out(&self, cohort: &Cohort, groups: &Groups) -> LeftOut {
+        let mut found = LeftOut::default();
+        if !self.can_lack() {
+            return found;
+        }
+        let rows = self.rows(cohort);
+        for user in rows.filled().iter().filter(|user| groups.of(**user).is_some()) {
+            let exposed = cohort.users.exposed[*user as usize];
+            for row in rows.of(*user as usize).iter().filter(|row| self.is_in_window(row, exposed)) {
+                match self.lacks(row) {
+                    Some(Lack::Value) => found.without_value += 1,
+                    Some(Lack::Currency) => found.other_currency += 1,
+                    None => {}
+                }
+            }
+        }
+        found
+    }
+
+    /// Returns whether a row is a conversion of the numerator.
+    fn is_conversion(&self, row: &Row) -> bool {
+        self.is_conversion_of(self.name, row)
+    }
+
+    /// Returns whether a row lies in the metric's window.
+    pub fn is_in_window(&self, row: &Row, exposed: i64) -> bool {
+        (self.window_us.0..=self.window_us.1).contains(&(row.time - exposed))
+    }
+
+    fn entry(&self, cohort: &Cohort, user: usize, rows: &[Row], exposed: Option<i64>) -> Result<Option<UserSum>, Overflow> {
+        let (mut progress, mut is_touched) = (Progress::default(), false);
+        for row in rows.iter().filter(|row| exposed.is_none_or(|exposed| self.is_in_window(row, exposed))) {
+            is_touched |= self.advance(&mut progress, row)?;
+        }
+        if matches!(self.aggregation, Aggregation::Ratio(_, Denominator::Impressions)) {
+            progress.base = i128::from(cohort.users.impressions[user]) * Moments::SCALE;
+            is_touched = true;
+        }
+        let Progress { amount, base, has_converted, .. } = progress;
+        Ok(is_touched.then_some(UserSum { user: user as u32, amount, base, has_converted }))
+    }
+
+    /// Returns the entries of all users who have one, by user.
+    /// # Errors
+    /// [`Overflow`].
+    pub fn after(&self, cohort: &Cohort) -> Result<Vec<UserSum>, Overflow> {
+        let rows = self.rows(cohort);
+        let entry = |user: usize| self.entry(cohort, user, rows.of(user), Some(cohort.users.exposed[user])).transpose();
+        // Everybody has impressions, conversions few.
+        if matches!(self.aggregation, Aggregation::Ratio(_, Denominator::Impressions)) {
+            return gathered(cohort.users.len(), (0..cohort.users.len()).filter_map(entry));
+        }
+        let filled = rows.filled();
+        gathered(filled.len(), filled.iter().filter_map(|user| entry(*user as usize)))
+    }
+
+    /// Returns the sums of the days before the first exposure, as covariate.
+    /// # Errors
+    /// [`Overflow`].
+    pub fn before(&self, cohort: &Cohort) -> Result<Vec<UserSum>, Overflow> {
+        let rows = self.rows_before(cohort);
+        let entry = |user: &u32| self.entry(cohort, *user as usize, rows.of(*user as usize), None).transpose();
+        gathered(rows.filled().len(), rows.filled().iter().filter_map(entry))
+    }
+}
+
+/// Gathers at most `count` entries without growing on the way.
+fn gathered(count: usize, entries: impl Iterator<Item = Result<UserSum, Overflow>>) -> Result<Vec<UserSum>, Overflow> {
+    let mut gathered = Vec::with_capacity(count);
+    for entry in entries {
+        gathered.push(entry?);
+    }
+    Ok(gathered)
+}

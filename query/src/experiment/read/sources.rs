@@ -1,0 +1,173 @@
+//! Events that the definitions of metrics speak of: of any kind, with a condition and a value of each.
+
+use ::catalogue::definitions::{AMOUNT, Definition, PerUser};
+use arrow::datatypes::DataType;
+use datafusion::common::{DFSchema, DataFusionError, ScalarValue};
+use datafusion::dataframe::DataFrame;
+use datafusion::datasource::provider_as_source;
+use datafusion::logical_expr::{Expr, LogicalPlanBuilder, cast, try_cast};
+use datafusion::prelude::{col, in_list, lit};
+use events::Kind;
+use events::fact::{FACT_TABLES, FactTable};
+use uuid::Uuid;
+
+use super::cohort::{DAY_US, Rows, Source, Users};
+use super::cohort_reader::{Numbers, Reader, Scope, time_literal};
+use crate::config::Limits;
+use crate::engine::{self, Engine, Session};
+use crate::experiment::request::COVARIATE_DAYS;
+use crate::http::error::ApiError;
+use crate::source::property::Property;
+use crate::source::tables::{self, Table};
+use crate::sql;
+
+/// A definition's events, and when they count.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SourceQuery {
+    /// Which events, and what of them.
+    pub definition: Definition,
+    /// When, in microseconds after the first exposure, half open.
+    pub window_us: (i64, i64),
+}
+
+/// A condition of a definition is small: what is planned with it is planned on an ordinary stack, each time that an answer is read.
+fn limits() -> Limits {
+    Limits { sql_bytes_max: 8_192, sql_operators_max: 64, sql_depth_max: 16, ..Limits::default() }
+}
+
+/// Checks what only the engine can judge of a definition: its condition and its value.
+/// # Errors
+/// [`ApiError`], which names the place.
+pub fn check(definition: &Definition) -> Result<(), ApiError> {
+    let engine = Engine::new(&Limits::default(), []).map_err(engine::api_error)?;
+    let session = engine.session().map_err(engine::api_error)?;
+    let table = table(definition.kind, &Scope::Everyone, Uuid::nil()).ok_or_else(ApiError::internal)?;
+    let schema = DFSchema::try_from(table.schema().as_ref().clone()).map_err(engine::api_error)?;
+    condition(definition, &session, &schema)?;
+    property(definition)?;
+    Ok(())
+}
+
+fn condition(definition: &Definition, session: &Session, schema: &DFSchema) -> Result<Option<Expr>, ApiError> {
+    let read = |sql: &String| sql::condition::read(sql, "where", session.state(), schema, &limits());
+    definition.condition.as_ref().map(read).transpose()
+}
+
+fn property(definition: &Definition) -> Result<Option<Property>, ApiError> {
+    let known = |name: &String| {
+        let message =
+            format!("found {name:?}; a column of the table events or a property is accepted, such as value or properties.price");
+        Property::of(name).ok_or_else(|| ApiError::bad_request(message).at("value"))
+    };
+    definition.value.as_ref().map(known).transpose()
+}
+
+/// Returns the events of one kind, with the key of their user; everybody's or some users'.
+fn table(kind: Kind, scope: &Scope, project: Uuid) -> Option<Table> {
+    let facts = FactTable::of(kind);
+    let place = FACT_TABLES.iter().position(|other| other.name == facts.name)?;
+    let mut events = tables::table("events")?.with_user_key();
+    let mut source = events.sources.swap_remove(place);
+    if let Scope::These(users) = scope {
+        // As in the reader of the cohort: a look-up for each user.
+        let joins = source.from.strip_prefix(facts.name)?.strip_prefix(" f")?.to_owned();
+        let users: Vec<String> = users.iter().map(Uuid::to_string).collect();
+        source.from = format!(
+            "(SELECT r.* FROM unnest('{{{}}}'::uuid[]) AS u (user_id) CROSS JOIN LATERAL
+              (SELECT r.* FROM {} r WHERE r.project_id = '{project}' AND r.user_id = u.user_id OFFSET 0) r) f{joins}",
+            users.join(","),
+            facts.name,
+        );
+    }
+    events.sources = vec![source];
+    Some(events)
+}
+
+impl Reader<'_> {
+    /// Reads the events of a definition: of its window, and of the days before the first exposure.
+    pub(super) async fn source(
+        &self,
+        place: usize,
+        query: &SourceQuery,
+        users: &Users,
+        currencies: &mut Numbers<Option<String>>,
+    ) -> Result<Source, DataFusionError> {
+        let mut texts = Numbers::<String>::default();
+        let (Some(first), Some(last)) = (users.exposed.iter().min(), users.exposed.iter().max()) else {
+            return Ok(Source::default());
+        };
+        let name = format!("source_{place}");
+        let plan = self.events(&query.definition)?;
+        self.session.add(&name, plan.into_view())?;
+        let within = |(from, to): (i64, i64)| {
+            format!(
+                "SELECT u.n, e.name, e.currency, e.value, e.time, CAST(100 AS INT) AS confidence
+                 FROM {name} e JOIN users u ON e.user_key = u.user_key
+                 WHERE e.time >= {} AND e.time < {}
+                   AND e.time >= u.exposed + INTERVAL '{} minutes' AND e.time < u.exposed + INTERVAL '{} minutes'{}",
+                time_literal(first.saturating_add(from)),
+                time_literal(last.saturating_add(to)),
+                from / MINUTE_US,
+                to / MINUTE_US,
+                self.until("e.time"),
+            )
+        };
+        let mut after = self.conversions(&within(query.window_us), &mut texts, currencies).await?;
+        let mut before = Vec::new();
+        // What lies before the exposure is no history where the metric is about it.
+        if self.query.has_before && query.window_us.0 >= 0 {
+            let history = (-COVARIATE_DAYS * DAY_US, 0);
+            before = self.conversions(&within(history), &mut texts, currencies).await?;
+        }
+        let (texts, places) = texts.sorted();
+        for (_, row) in after.iter_mut().chain(&mut before) {
+            row.name = places[row.name as usize];
+        }
+        Ok(Source { texts, after: Rows::new(users.len(), after), before: Rows::new(users.len(), before) })
+    }
+
+    /// The events of a definition: user, time, and what of each is wanted.
+    fn events(&self, definition: &Definition) -> Result<DataFrame, DataFusionError> {
+        let external = |error: ApiError| DataFusionError::Plan(error.message);
+        let table = table(definition.kind, self.scope, self.snapshot.project());
+        let table = table.ok_or_else(|| DataFusionError::Internal("no table events".to_owned()))?;
+        let schema = DFSchema::try_from(table.schema().as_ref().clone())?;
+        let condition = condition(definition, self.session, &schema).map_err(external)?;
+        let property = property(definition).map_err(external)?;
+        let scan = provider_as_source(Session::scan_of(table, self.snapshot));
+        let state = self.session.state();
+        let source = LogicalPlanBuilder::scan("events", scan, None)?.build()?;
+        let mut events = DataFrame::new(state.clone(), source).filter(!col("is_bot"))?;
+        if !definition.events.is_empty() {
+            let names = definition.events.iter().map(|name| lit(name.as_str())).collect();
+            events = events.filter(in_list(col("event"), names, false))?;
+        }
+        if let Some(condition) = condition {
+            events = events.filter(condition)?;
+        }
+        let null = |kind: DataType| ScalarValue::try_from(&kind).map(lit);
+        let decimal = DataType::Decimal128(20, 6);
+        let value = match &property {
+            Some(Property::Column(AMOUNT)) if definition.per_user.needs_number() => col(AMOUNT),
+            Some(property) if definition.per_user.needs_number() => try_cast(property.expr(state)?, decimal),
+            _ => null(decimal)?,
+        };
+        let told_apart = match &property {
+            Some(property) if definition.per_user == PerUser::Distinct => property.expr(state)?,
+            _ => lit(""),
+        };
+        let currency = if definition.is_money() { col("currency") } else { null(DataType::Utf8View)? };
+        let columns = vec![
+            col("user_key"),
+            col("event_time").alias("time"),
+            cast(told_apart, DataType::Utf8View).alias("name"),
+            cast(currency, DataType::Utf8View).alias("currency"),
+            value.alias("value"),
+        ];
+        let events = events.select(columns)?;
+        // Who tells values apart has nothing to tell where there is none.
+        if definition.per_user == PerUser::Distinct { events.filter(col("name").is_not_null()) } else { Ok(events) }
+    }
+}
+
+const MINUTE_US: i64 = 60_000_000;

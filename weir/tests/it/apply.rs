@@ -1,0 +1,170 @@
+//! `weir admin apply`: a file in a team's repository says what is measured.
+
+use std::process::Output;
+
+use migrations::testing::TestDatabase;
+
+use crate::harness::{Folder, weir};
+
+const FILE: &str = r#"
+[metrics.minutes]
+description = "minutes watched in the first week"
+kind = "engagement"
+events = ["watch"]
+where = "device_type = 'mobile'"
+value = "minutes"
+per_user = "sum"
+window = { length = "7d" }
+
+[metrics.regulars]
+kind = "engagement"
+per_user = { at_least = 3 }
+
+[experiments.player]
+description = "a larger button"
+status = "running"
+confidence_level = 0.9
+conversion_window_days = 7
+
+[experiments.player.variants]
+control = { weight = 50, control = true }
+large = { weight = 50, description = "twice the size", config = { size = 2 } }
+
+[experiments.player.metrics]
+minutes = { definition = "minutes", role = "primary" }
+regulars = { definition = "regulars@1" }
+refunds = { conversion = "refund", role = "guardrail", direction = "decrease", margin = 0.02 }
+"#;
+
+struct Team {
+    database: TestDatabase,
+    folder: Folder,
+}
+
+impl Team {
+    async fn new() -> Self {
+        let database = TestDatabase::create().await;
+        let mut rows = database.connect().await;
+        sqlx::raw_sql("INSERT INTO projects (name) VALUES ('default')").execute(&mut rows).await.expect("a project");
+        Team { database, folder: Folder::new() }
+    }
+
+    fn run(&self, arguments: &[&str]) -> Output {
+        weir().arg("--database-url").arg(&self.database.url).args(arguments).output().expect("runs")
+    }
+
+    /// Runs a command that works, and returns what it printed.
+    fn prints(&self, arguments: &[&str]) -> String {
+        let output = self.run(arguments);
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).expect("UTF-8")
+    }
+
+    fn write(&self, text: &str) -> String {
+        let path = self.folder.path().join("experiments.toml");
+        std::fs::write(&path, text).expect("written");
+        path.to_str().expect("UTF-8").to_owned()
+    }
+
+    fn applies(&self, text: &str, more: &[&str]) -> String {
+        let path = self.write(text);
+        self.prints(&[&["admin", "apply", &path], more].concat())
+    }
+}
+
+#[tokio::test]
+async fn a_file_says_what_is_measured() {
+    let team = Team::new().await;
+    let dry = team.applies(FILE, &["--dry-run"]);
+    let expected = "would define the metric minutes\nwould define the metric regulars\nwould create the experiment player\n";
+    assert_eq!(dry, expected);
+    assert_eq!(team.prints(&["admin", "experiment", "list"]), "no experiments\n", "a dry run changes nothing");
+
+    assert_eq!(team.applies(FILE, &[]), expected.replace("would ", ""));
+    assert_eq!(team.applies(FILE, &[]), "nothing to change\n");
+    let shown = team.prints(&["admin", "experiment", "show", "player"]);
+    for part in [
+        "player: running",
+        "a larger button",
+        "confidence 0.9,",
+        "twice the size",
+        r#"{"size": 2}"#,
+        "minutes@1",
+        "regulars@1",
+        "0.02",
+    ] {
+        assert!(shown.contains(part), "{part} is missing:\n{shown}");
+    }
+
+    // A new version of what is measured, another metric, one variant more and other weights, a pause.
+    let changed = FILE
+        .replace(r#"length = "7d""#, r#"length = "14d""#)
+        .replace("running", "paused")
+        .replace("control = { weight = 50,", "control = { weight = 40,")
+        .replace("large = {", "small = { weight = 10 }\nlarge = {")
+        .replace("margin = 0.02", "margin = 0.05")
+        .replace("regulars = { definition = \"regulars@1\" }\n", "");
+    let steps = "\
+define the metric minutes
+add the variant small:10 to player
+change the weights of player to control:40 large:50 small:10
+remove the metric minutes of player
+add the metric minutes to player
+remove the metric refunds of player
+add the metric refunds to player
+remove the metric regulars of player
+pause player
+";
+    assert_eq!(team.applies(&changed, &[]), steps);
+    assert_eq!(team.applies(&changed, &["--dry-run"]), "nothing to change\n");
+    let shown = team.prints(&["admin", "experiment", "show", "player"]);
+    assert!(shown.contains("minutes@2") && shown.contains("control:40 large:50 small:10"), "{shown}");
+    assert_eq!(team.applies(&changed.replace("paused", "archived"), &[]), "stop player\narchive player\n");
+    let definitions = team.prints(&["admin", "metric", "definitions"]);
+    assert_eq!(definitions.lines().filter(|line| line.starts_with("minutes")).count(), 2, "{definitions}");
+}
+
+/// What cannot be is refused before anything is changed, and names the place.
+#[tokio::test]
+async fn what_cannot_be_is_refused_as_a_whole() {
+    let team = Team::new().await;
+    team.applies(FILE, &[]);
+    let audited = async || {
+        let mut rows = team.database.connect().await;
+        sqlx::query_scalar::<_, i64>("SELECT count(*) FROM audit").fetch_one(&mut rows).await.expect("a number")
+    };
+    let before = audited().await;
+    let refused = |change: (&str, &str), expected: &str| {
+        // Something else would be changed, too.
+        let text = FILE.replace("a larger button", "another text").replace(change.0, change.1);
+        let output = team.run(&["admin", "apply", &team.write(&text)]);
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && error.contains(expected), "{change:?}: {error}");
+    };
+    refused(
+        ("confidence_level = 0.9", "confidence_level = 0.95"),
+        "experiments.player.confidence_level: found 0.95; the experiment keeps 0.9",
+    );
+    refused(
+        ("conversion_window_days = 7", "conversion_window_days = 8"),
+        "conversion_window_days: found 8; the experiment keeps 7",
+    );
+    refused(
+        (r#"status = "running""#, r#"status = "draft""#),
+        "experiments.player.status: found draft; the experiment is running",
+    );
+    refused(
+        (r#"status = "running""#, r#"status = "live""#),
+        r#"found "live"; accepted: draft, running, paused, completed, archived"#,
+    );
+    refused(("control = { weight = 50, control = true }\n", ""), r#"experiments.player.variants: "control" is missing"#);
+    refused(("50, control = true", "50"), "experiments.player.variants.control: found no control");
+    refused(
+        ("regulars@1", "regular"),
+        r#"experiments.player.metrics.regulars.definition: there is no metric definition "regular""#,
+    );
+    refused(("device_type = 'mobile'", "device = 'mobile'"), "metrics.minutes");
+    refused(("per_user = \"sum\"", "per_user = \"median\""), "unknown variant `median`");
+    refused(("kind = \"engagement\"\nevents", "kinds = \"engagement\"\nevents"), "unknown field `kinds`");
+    assert_eq!(audited().await, before, "nothing was changed");
+}
