@@ -242,6 +242,7 @@ fn variants() -> Table {
         ("description", "f.description", Text),
         ("is_control", "f.is_control", Bool),
         ("weight", "f.weight", Decimal(12, 6)),
+        ("config_json", "f.config_json::text", Text),
         ("created_at", "f.created_at", Time),
     ];
     let from = "variants f LEFT JOIN experiments e ON e.project_id = f.project_id AND e.id = f.experiment_id";
@@ -257,6 +258,8 @@ fn metrics() -> Table {
         ("name", "f.name", Text),
         ("conversion_type", "f.conversion_type", Text),
         ("aggregation", "f.aggregation", Text),
+        ("definition", "f.definition", Text),
+        ("definition_version", "f.definition_version", Int),
         ("numerator", "f.numerator", Text),
         ("denominator", "f.denominator", Text),
         ("denominator_type", "f.denominator_type", Text),

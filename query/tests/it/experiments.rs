@@ -37,6 +37,7 @@ async fn rates_are_compared_by_the_published_methods() {
     assert_eq!(results["experiment"]["confidence_level"], 0.95);
     assert_eq!(results["experiment"]["alpha"], 0.05);
     assert_eq!(results["experiment"]["currency"], "EUR");
+    assert_eq!((&results["variants"][1]["description"], &results["variants"][1]["config_json"]), (&Value::Null, &Value::Null));
     let id = experiment_id(PROJECT, "checkout");
     assert_eq!(results["experiment"]["control_variant_id"], variant_id(id, "control").to_string());
     let names: Vec<&Value> = results["variants"].as_array().expect("variants").iter().map(|variant| &variant["name"]).collect();
@@ -211,6 +212,14 @@ async fn what_is_missing_is_said() {
     let listed = service.get("/v1/experiments").await.ok();
     assert_eq!(listed["experiments"][0]["name"], "new");
     assert_eq!(listed["experiments"][0]["variants"].as_array().map(Vec::len), Some(2));
+    service.run("UPDATE variants SET description = 'a red button', config_json = '{\"colour\": \"red\"}' WHERE name = 'b'").await;
+    let described = service.get("/v1/experiments").await.ok();
+    let of_b =
+        described["experiments"][0]["variants"].as_array().expect("variants").iter().find(|variant| variant["name"] == "b");
+    let of_b = of_b.expect("b");
+    assert_eq!((&of_b["description"], &of_b["config_json"]), (&json!("a red button"), &json!({"colour": "red"})));
+    let rows = service.rows("SELECT config_json FROM variants WHERE name = 'b'").await;
+    assert_eq!(rows, json!([[r#"{"colour": "red"}"#]]));
     assert!(listed["experiments"][0].get("started_at").is_none(), "what is not set is left out: {listed}");
 }
 
