@@ -192,13 +192,7 @@ impl Reader<'_> {
     fn table(&self, name: &'static str, table: &str, condition: &str, columns: &[(&'static str, &str, Kind)]) -> Table {
         let from = match self.scope {
             Scope::Everyone => format!("(SELECT r.* FROM {table} r WHERE {condition}) f"),
-            // OFFSET 0 keeps the planner from joining in another order, which would read all of the table.
-            Scope::These(users) => format!(
-                "(SELECT r.* FROM unnest('{{{}}}'::uuid[]) AS u (user_id) CROSS JOIN LATERAL
-                  (SELECT r.* FROM {table} r WHERE r.project_id = '{}' AND r.user_id = u.user_id AND {condition} OFFSET 0) r) f",
-                users.iter().map(Uuid::to_string).collect::<Vec<_>>().join(","),
-                self.snapshot.project()
-            ),
+            Scope::These(users) => format!("{} f", rows_of(users, table, self.snapshot.project(), condition)),
         };
         Table {
             name,
@@ -431,6 +425,16 @@ impl Reader<'_> {
         }
         Ok(touches)
     }
+}
+
+/// Returns the rows `r` of some users for which `condition` holds, by a look-up for each. OFFSET 0 keeps the planner from joining in another
+/// order, which would read all of the table.
+pub(super) fn rows_of(users: &[Uuid], table: &str, project: Uuid, condition: &str) -> String {
+    format!(
+        "(SELECT r.* FROM unnest('{{{}}}'::uuid[]) AS u (user_id) CROSS JOIN LATERAL
+          (SELECT r.* FROM {table} r WHERE r.project_id = '{project}' AND r.user_id = u.user_id AND {condition} OFFSET 0) r)",
+        users.iter().map(Uuid::to_string).collect::<Vec<_>>().join(","),
+    )
 }
 
 /// Writes a time as SQL of DataFusion, which folds it into a literal that Postgres is given too.

@@ -12,7 +12,7 @@ use events::fact::{FACT_TABLES, FactTable};
 use uuid::Uuid;
 
 use super::cohort::{DAY_US, Rows, Source, Users};
-use super::cohort_reader::{Numbers, Reader, Scope, time_literal};
+use super::cohort_reader::{Numbers, Reader, Scope, rows_of, time_literal};
 use crate::config::Limits;
 use crate::engine::{self, Engine, Session};
 use crate::experiment::request::COVARIATE_DAYS;
@@ -69,15 +69,8 @@ fn table(kind: Kind, scope: &Scope, project: Uuid) -> Option<Table> {
     let mut events = tables::table("events")?.with_user_key();
     let mut source = events.sources.swap_remove(place);
     if let Scope::These(users) = scope {
-        // As in the reader of the cohort: a look-up for each user.
-        let joins = source.from.strip_prefix(facts.name)?.strip_prefix(" f")?.to_owned();
-        let users: Vec<String> = users.iter().map(Uuid::to_string).collect();
-        source.from = format!(
-            "(SELECT r.* FROM unnest('{{{}}}'::uuid[]) AS u (user_id) CROSS JOIN LATERAL
-              (SELECT r.* FROM {} r WHERE r.project_id = '{project}' AND r.user_id = u.user_id OFFSET 0) r) f{joins}",
-            users.join(","),
-            facts.name,
-        );
+        let joins = source.from.strip_prefix(facts.name)?;
+        source.from = format!("{}{joins}", rows_of(users, facts.name, project, "true"));
     }
     events.sources = vec![source];
     Some(events)
