@@ -3,6 +3,7 @@
 //! [`read`] brings catalogue and cohort from one snapshot, [`measure`] adds up what each variant's users did, [`test`] finds what
 //! that shows, [`say`] writes the answer. All after the reading is a pure function of what was read.
 
+pub mod list;
 pub mod measure;
 pub mod read;
 pub mod request;
@@ -15,14 +16,12 @@ use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
-use crate::engine;
 use crate::http::app::App;
 use crate::http::error::ApiError;
 use measure::measure;
-use read::catalogue::{self, Defined};
 use read::read;
 use request::Request;
-use say::body::{ExperimentSummary, Experiments, Results};
+use say::body::Results;
 use say::say;
 use test::test;
 
@@ -49,31 +48,4 @@ pub async fn results(app: &App, project: Uuid, name: &str, request: &Request) ->
     let results = say(&read, &measured, tested, request)?;
     let catalogue = read.catalogue_took;
     Ok((results, Steps { catalogue, cohort: has_read - catalogue, statistics: began.elapsed() - has_read }))
-}
-
-/// Lists the experiments of a project.
-/// # Errors
-/// [`ApiError`].
-pub async fn list(app: &App, project: Uuid) -> Result<Experiments, ApiError> {
-    let snapshot = app.snapshot(project).await?;
-    let mut connection = snapshot.transaction().await;
-    let defined = catalogue::list(&mut connection, project).await.map_err(|error| engine::database_error(&error))?;
-    let now = snapshot.as_of().event_time.as_deref().and_then(measure::micros);
-    let listed = |defined: Defined| {
-        let Defined { mut experiment, mut variants, .. } = defined;
-        // Without a baseline asked for there is nothing to miss.
-        let control = catalogue::choose_control(&mut variants, None).ok().flatten();
-        experiment.control_variant_id = control.map(|index| variants[index].id);
-        experiment.days_running = now.and_then(|now| measure::days_running(&experiment, now));
-        variants.sort_by_key(|variant| !variant.is_control);
-        ExperimentSummary { experiment, variants }
-    };
-    let (mut experiments, mut unsupported) = (Vec::new(), Vec::new());
-    for defined in defined {
-        match defined {
-            Ok(defined) => experiments.push(listed(defined)),
-            Err(error) => unsupported.push(error.to_string()),
-        }
-    }
-    Ok(Experiments { experiments, unsupported, as_of: snapshot.as_of().clone() })
 }

@@ -29,12 +29,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use service::{AdminEndpoint, Health, Hosts, Listener, Scope, Tasks};
+use sqlx::Connection as _;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 
 pub use config::{Config, Limits};
 pub use experiment::read::sources::check as check_definition;
 
 use engine::Engine;
+use experiment::list::ListCache;
 use experiment::read::cohort_cache::CohortCache;
 use http::app::App;
 use http::limits::QueryQueue;
@@ -114,6 +116,7 @@ impl Query {
             tokens: Tokens::new(pool.clone(), limits.token_age_max),
             queue: QueryQueue::new(&limits, &metrics),
             cohorts: CohortCache::new(limits.cohorts_bytes_max),
+            lists: ListCache::new(),
             places,
             workers,
             pool,
@@ -168,11 +171,24 @@ fn postgres(database_url: &str, application_name: &str, connections_max: u32) ->
     Ok(pool_options(connections_max).connect_lazy_with(connect_options(database_url, application_name)?))
 }
 
+/// For how long a connection that nobody uses is taken to be alive; then it is asked.
+const UNTESTED_IDLE_MAX: Duration = Duration::from_secs(1);
+
 fn pool_options(connections_max: u32) -> PgPoolOptions {
     PgPoolOptions::new()
         .max_connections(connections_max)
         .acquire_timeout(Duration::from_secs(5))
         .idle_timeout(Duration::from_secs(60))
+        // One that was just used is not asked whether it is there: where all processors are busy, that is a wait for one.
+        .test_before_acquire(false)
+        .before_acquire(|connection, usage| {
+            Box::pin(async move {
+                if usage.idle_for > UNTESTED_IDLE_MAX {
+                    connection.ping().await?;
+                }
+                Ok(true)
+            })
+        })
 }
 
 fn connect_options(database_url: &str, application_name: &str) -> Result<PgConnectOptions, StartError> {

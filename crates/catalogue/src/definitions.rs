@@ -47,6 +47,13 @@ pub struct Definition {
     pub value: Option<String>,
     /// What a user's events come to.
     pub per_user: PerUser,
+    /// Other events, or the same counted otherwise: what all users come to is divided by what they come to of these. `None`: by the number
+    /// of users.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub over: Option<Box<Definition>>,
+    /// Which quantile of what users come to it is; `None`: their mean.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quantile: Option<Quantile>,
     /// When events count; `None`: from the first exposure on for as long as the experiment says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub window: Option<Window>,
@@ -104,6 +111,37 @@ impl fmt::Display for PerUser {
             PerUser::Exists => "exists",
             PerUser::AtLeast(least) => return write!(out, "at_least {least}"),
         })
+    }
+}
+
+/// A quantile with up to three decimals, written as a share of users: 0.5 is the median.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "f64", into = "f64")]
+pub struct Quantile(u16);
+
+impl Quantile {
+    /// Returns it in thousandths, 1 to 999.
+    pub fn thousandths(self) -> u16 {
+        self.0
+    }
+}
+
+impl TryFrom<f64> for Quantile {
+    type Error = String;
+
+    fn try_from(share: f64) -> Result<Self, String> {
+        let thousandths = (share * 1_000.0).round();
+        if (1.0..=999.0).contains(&thousandths) && (share * 1_000.0 - thousandths).abs() < 1e-6 {
+            Ok(Quantile(thousandths as u16))
+        } else {
+            Err(format!("found the quantile {share}; a share above 0 and below 1 with at most 3 decimals is accepted"))
+        }
+    }
+}
+
+impl From<Quantile> for f64 {
+    fn from(quantile: Quantile) -> f64 {
+        f64::from(quantile.0) / 1_000.0
     }
 }
 
@@ -210,36 +248,22 @@ impl Definition {
     /// [`CatalogueError::Invalid`], which names the place.
     pub fn check(&self) -> Result<(), CatalogueError> {
         check::description("description", self.description.as_deref())?;
-        if self.events.len() > EVENTS_MAX {
-            return Err(CatalogueError::invalid(
-                "events",
-                format!("found {}; at most {EVENTS_MAX} are accepted", self.events.len()),
-            ));
+        for (place, part) in self.parts() {
+            part.check_events(place)?;
         }
-        for (index, name) in self.events.iter().enumerate() {
-            check::name(&format!("events[{index}]"), name)?;
-        }
-        for (field, text) in [("where", &self.condition), ("value", &self.value)] {
-            if let Some(text) = text {
-                check::something(field, text)?;
+        if let Some(over) = &self.over {
+            if over.description.is_some() || over.over.is_some() || over.quantile.is_some() || over.window.is_some() {
+                let message = "kind, events, where, value and per_user are accepted in it; its window is that of the metric";
+                return Err(CatalogueError::invalid("over", message.to_owned()));
+            }
+            if self.quantile.is_some() {
+                let message = "found beside over; what is divided by other events has no quantile";
+                return Err(CatalogueError::invalid("quantile", message.to_owned()));
             }
         }
-        let needs_value = self.per_user.needs_number() || self.per_user == PerUser::Distinct;
-        match (&self.value, needs_value) {
-            (None, true) => {
-                let message = format!("{} needs one: a column or property, such as {AMOUNT}", self.per_user);
-                return Err(CatalogueError::invalid("value", message));
-            }
-            (Some(value), false) => {
-                let message = format!("found {value:?} with {}, which counts events whatever they hold", self.per_user);
-                return Err(CatalogueError::invalid("value", message));
-            }
-            _ => {}
-        }
-        if let PerUser::AtLeast(least) = self.per_user
-            && !(1..=AT_LEAST_MAX).contains(&least)
-        {
-            return Err(CatalogueError::invalid("per_user.at_least", format!("found {least}; 1 to {AT_LEAST_MAX} are accepted")));
+        if self.quantile.is_some() && self.per_user.is_share() {
+            let message = format!("found with {}, which a user has or not", self.per_user);
+            return Err(CatalogueError::invalid("quantile", message));
         }
         if let Some(Window { delay, length }) = self.window {
             if length.0 <= 0 {
@@ -253,15 +277,65 @@ impl Definition {
         Ok(())
     }
 
+    /// Checks which events count and what they come to; `place` is what the names of its fields begin with.
+    fn check_events(&self, place: &str) -> Result<(), CatalogueError> {
+        let invalid = |field: &str, message: String| Err(CatalogueError::invalid(format!("{place}{field}"), message));
+        if self.events.len() > EVENTS_MAX {
+            return invalid("events", format!("found {}; at most {EVENTS_MAX} are accepted", self.events.len()));
+        }
+        for (index, name) in self.events.iter().enumerate() {
+            check::name(&format!("{place}events[{index}]"), name)?;
+        }
+        for (field, text) in [("where", &self.condition), ("value", &self.value)] {
+            if let Some(text) = text {
+                check::something(&format!("{place}{field}"), text)?;
+            }
+        }
+        let needs_value = self.per_user.needs_number() || self.per_user == PerUser::Distinct;
+        match (&self.value, needs_value) {
+            (None, true) => {
+                return invalid("value", format!("{} needs one: a column or property, such as {AMOUNT}", self.per_user));
+            }
+            (Some(value), false) => {
+                let message = format!("found {value:?} with {}, which counts events whatever they hold", self.per_user);
+                return invalid("value", message);
+            }
+            _ => {}
+        }
+        match self.per_user {
+            PerUser::AtLeast(least) if !(1..=AT_LEAST_MAX).contains(&least) => {
+                invalid("per_user.at_least", format!("found {least}; 1 to {AT_LEAST_MAX} are accepted"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Returns itself and what it is over, each with what the names of its fields begin with.
+    pub fn parts(&self) -> impl Iterator<Item = (&'static str, &Definition)> {
+        std::iter::once(("", self)).chain(self.over.as_deref().map(|over| ("over.", over)))
+    }
+
+    /// Returns whether what it is over are its own events, counted otherwise: then those without a value are in neither.
+    pub fn is_over_own_events(&self) -> bool {
+        let is_same =
+            |over: &Definition| (over.kind, &over.events, &over.condition) == (self.kind, &self.events, &self.condition);
+        self.over.as_deref().is_some_and(|over| over.value.is_none() && is_same(over))
+    }
+
     /// Returns when events count after the first exposure, in microseconds, half open. `days` is the experiment's window.
     pub fn window_us(&self, days: i32) -> (i64, i64) {
         let own = Window { delay: Span(0), length: Span(i64::from(days) * 24 * 60) };
         self.window.unwrap_or(own).ends_us()
     }
 
-    /// Returns whether its values are money.
-    pub fn is_money(&self) -> bool {
+    /// Returns whether the values of its events are money, what it is over left aside.
+    pub fn has_amounts(&self) -> bool {
         self.per_user.needs_number() && self.value.as_deref() == Some(AMOUNT)
+    }
+
+    /// Returns whether what it comes to is money: money divided by money is none.
+    pub fn is_money(&self) -> bool {
+        self.has_amounts() && !self.over.as_deref().is_some_and(Definition::has_amounts)
     }
 }
 
@@ -413,6 +487,30 @@ mod tests {
         let found = Definition::parse(text).expect("accepted");
         assert_eq!((found.per_user, found.window_us(2)), (PerUser::AtLeast(3), (0, 2 * 86_400_000_000)));
         assert_eq!(serde_json::to_string(&found).expect("is JSON"), text);
+        let text = r#"{"kind":"conversion","value":"value","per_user":"sum","over":{"kind":"engagement","events":["visit"],"per_user":"count"}}"#;
+        let found = Definition::parse(text).expect("accepted");
+        assert_eq!((found.is_over_own_events(), found.is_money()), (false, true));
+        assert_eq!(serde_json::to_string(&found).expect("is JSON"), text);
+        let text = r#"{"kind":"engagement","value":"ms","per_user":"max","quantile":0.95}"#;
+        let found = Definition::parse(text).expect("accepted");
+        assert_eq!(found.quantile.map(Quantile::thousandths), Some(950));
+        assert_eq!(serde_json::to_string(&found).expect("is JSON"), text);
+    }
+
+    /// Orders over orders leave out the same ones; over another name, condition or value they are other events.
+    #[test]
+    fn what_a_metric_is_over_may_be_its_own_events() {
+        let check = |over: serde_json::Value, (is_own, is_money): (bool, bool)| {
+            let text = json!({"kind": "conversion", "events": ["order"], "value": "value", "per_user": "sum", "over": over});
+            let found = Definition::parse(&text.to_string()).expect("accepted");
+            assert_eq!((found.is_over_own_events(), found.is_money()), (is_own, is_money), "{text}");
+        };
+        check(json!({"kind": "conversion", "events": ["order"], "per_user": "count"}), (true, true));
+        check(json!({"kind": "conversion", "events": ["order"], "per_user": "exists"}), (true, true));
+        check(json!({"kind": "conversion", "per_user": "count"}), (false, true));
+        check(json!({"kind": "conversion", "events": ["order"], "where": "is_bot", "per_user": "count"}), (false, true));
+        check(json!({"kind": "conversion", "events": ["order"], "per_user": "sum", "value": "items"}), (false, true));
+        check(json!({"kind": "conversion", "events": ["order"], "per_user": "max", "value": "value"}), (false, false));
     }
 
     #[test]
@@ -452,6 +550,21 @@ mod tests {
             check(json!({"window": {"length": length}}), expected);
         }
         check(json!({"window": {"delay": "3650d", "length": "1m"}}), "window: found 1m from 3650d on; up to 3650d");
+        check(json!({"over": {"kind": "impression", "per_user": "count"}}), "");
+        check(json!({"over": {"kind": "impression", "per_user": "sum"}}), "over.value: sum needs one");
+        check(json!({"over": {"kind": "impression", "events": [" "], "per_user": "count"}}), "over.events[0]: ");
+        check(json!({"over": {"kind": "impression", "per_user": {"at_least": 0}}}), "over.per_user.at_least: found 0");
+        check(
+            json!({"over": {"kind": "impression", "per_user": "count", "window": {"length": "1d"}}}),
+            "over: kind, events, where, value and per_user are accepted in it",
+        );
+        check(json!({"quantile": 0.5}), "");
+        check(json!({"quantile": 0.5, "over": {"kind": "impression", "per_user": "count"}}), "quantile: found beside over");
+        check(json!({"quantile": 0.5, "per_user": "exists"}), "quantile: found with exists, which a user has or not");
+        for quantile in ["0", "1", "0.0004", "0.12345", "-0.5", "1e300"] {
+            let quantile: serde_json::Value = serde_json::from_str(quantile).expect("a number");
+            check(json!({"quantile": quantile}), "a share above 0 and below 1 with at most 3 decimals is accepted");
+        }
     }
 
     #[test]

@@ -9,6 +9,7 @@ pub mod metrics;
 pub mod population;
 pub mod ripe;
 pub mod sample;
+pub mod since_exposure;
 pub mod strata;
 pub mod sums;
 
@@ -73,8 +74,8 @@ pub fn measure<'a>(read: &'a Read, request: &Request) -> Result<Measured<'a>, Ap
     experiment.currency = currency;
     let Chosen { metrics, conversion_names } = metrics::choose(catalogue.metrics.clone(), &population, request)?;
     let counts = {
-        let impressions = request.as_of.is_none().then_some(catalogue.impressions);
-        population.count(catalogue.unknown_variant, catalogue.over_active, impressions)
+        let impressions = request.as_of.is_none().then_some(catalogue.beside.impressions);
+        population.count(catalogue.beside.unknown_variant, catalogue.beside.over_active, impressions)
     };
     let (metrics, attribution) = rayon::join(
         || metrics::measure_all(&population, metrics, number, window_days, request.cap),

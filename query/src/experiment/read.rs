@@ -15,10 +15,12 @@ use uuid::Uuid;
 
 use crate::engine;
 use crate::experiment::request::{Cuped, Request};
+use crate::experiment::warning::Warning;
 use crate::http::app::App;
 use crate::http::error::{ApiError, Code};
+use crate::source::names::Names;
 use crate::source::snapshot::{AsOf, Snapshot};
-use catalogue::{Configured, Defined, choose_control};
+use catalogue::{Aggregation, Beside, Configured, Defined, Denominator, choose_control};
 use cohort::Cohort;
 use cohort_cache::CohortKey;
 use cohort_reader::CohortQuery;
@@ -32,6 +34,8 @@ pub struct Read {
     pub catalogue: Catalogue,
     /// Its users and what they did.
     pub cohort: Arc<Cohort>,
+    /// Names of events that metrics speak of and that no event has.
+    pub unknown_names: Vec<Warning>,
     /// How far the log was stored.
     pub as_of: AsOf,
     /// How long it took until the catalogue was read, waiting for another answer about the same cohort included.
@@ -47,12 +51,8 @@ pub struct Catalogue {
     pub variants: Vec<Variant>,
     /// The metrics configured for it.
     pub metrics: Vec<Configured>,
-    /// Users whose events name a variant that does not exist.
-    pub unknown_variant: u64,
-    /// Users who were exposed and have too many rows to take part.
-    pub over_active: u64,
-    /// Impressions stored, counted or not.
-    pub impressions: u64,
+    /// What is stored of it beside the cohort.
+    pub beside: Beside,
 }
 
 /// Reads the experiment with this name or id.
@@ -76,7 +76,7 @@ pub async fn read(app: &App, project: Uuid, name: &str, request: &Request) -> Re
     let window_days = catalogue.experiment.conversion_window_days;
     let longest =
         catalogue.metrics.iter().filter_map(|metric| metric.window_days).max().map_or(window_days, |days| days.max(window_days));
-    let sources: Vec<SourceQuery> = catalogue.metrics.iter().filter_map(Configured::source).collect();
+    let sources: Vec<SourceQuery> = catalogue.metrics.iter().flat_map(Configured::sources).collect();
     let query = CohortQuery {
         sources: &sources,
         experiment: catalogue.experiment.id,
@@ -91,23 +91,55 @@ pub async fn read(app: &App, project: Uuid, name: &str, request: &Request) -> Re
     };
     let session = app.engine.session().map_err(engine::api_error)?;
     let cohort = cached.refresh(&session, &snapshot, &query, &app.metrics).await?;
-    Ok(Read { catalogue, cohort, as_of: snapshot.as_of().clone(), catalogue_took })
+    let unknown_names = unknown_names(&snapshot, names_without_rows(&catalogue.metrics, &cohort)).await?;
+    Ok(Read { catalogue, cohort, unknown_names, as_of: snapshot.as_of().clone(), catalogue_took })
+}
+
+/// Returns the names of events that metrics speak of and that no participant's have, each with its metric.
+fn names_without_rows<'a>(metrics: &'a [Configured], cohort: &Cohort) -> Vec<(&'a str, String)> {
+    let of_conversions = |metric: &'a Configured| {
+        let over = match &metric.aggregation {
+            Aggregation::Ratio(_, Denominator::Conversions(name)) => name.as_ref(),
+            _ => None,
+        };
+        let missing = metric.conversion_type.iter().chain(over).filter(|name| cohort.names.binary_search(name).is_err());
+        missing.map(|name| (metric.name.as_str(), name.clone())).collect::<Vec<_>>()
+    };
+    let sources = metrics.iter().flat_map(|metric| metric.sources().into_iter().map(move |source| (metric, source)));
+    let empty = sources.zip(&cohort.sources).filter(|(_, found)| found.after.all().is_empty());
+    let of_sources = empty
+        .flat_map(|((metric, source), _)| source.definition.events.into_iter().map(move |name| (metric.name.as_str(), name)));
+    metrics.iter().flat_map(of_conversions).chain(of_sources).collect()
+}
+
+/// Says which of these names no event of the project has, and which there are that look like them.
+async fn unknown_names(snapshot: &Snapshot, wanted: Vec<(&str, String)>) -> Result<Vec<Warning>, ApiError> {
+    if wanted.is_empty() {
+        return Ok(Vec::new());
+    }
+    let names = {
+        let mut connection = snapshot.transaction().await;
+        Names::read(&mut connection, snapshot.project()).await.map_err(|error| engine::database_error(&error))?
+    };
+    let warnings = wanted.into_iter().flat_map(|(metric, name)| {
+        let unknown = names.unknown(std::iter::once(name));
+        unknown.into_iter().map(|name| names.warn(&format!("metrics[{metric}]"), &name)).collect::<Vec<_>>()
+    });
+    Ok(warnings.collect())
 }
 
 async fn read_catalogue(snapshot: &Snapshot, name: &str, baseline: Option<&str>) -> Result<Catalogue, ApiError> {
     let project = snapshot.project();
     let mut connection = snapshot.transaction().await;
-    let database = |error: sqlx::Error| engine::database_error(&error);
     let defined = catalogue::find(&mut connection, project, name).await.map_err(|error| catalogue::refusal(&error))?;
     let Defined { mut experiment, mut variants, metrics } = defined.ok_or_else(|| unknown_experiment(name))?;
-    let unknown_variant = catalogue::unknown_variant_users(&mut connection, project, &experiment).await.map_err(database)?;
-    let over_active = catalogue::over_active_users(&mut connection, project, experiment.id).await.map_err(database)?;
-    experiment.behind_since = catalogue::behind_since(&mut connection, project, experiment.id).await.map_err(database)?;
-    let impressions = catalogue::impressions(&mut connection, project, experiment.id).await.map_err(database)?;
+    let beside =
+        catalogue::beside(&mut connection, project, &experiment).await.map_err(|error| engine::database_error(&error))?;
+    experiment.behind_since = beside.behind_since.clone();
     let control = choose_control(&mut variants, baseline).map_err(|names| unknown_variant_name(&names))?;
     experiment.control_variant_id = control.map(|index| variants[index].id);
     variants.sort_by_key(|variant| !variant.is_control);
-    Ok(Catalogue { experiment, variants, metrics, unknown_variant, over_active, impressions })
+    Ok(Catalogue { experiment, variants, metrics, beside })
 }
 
 fn unknown_experiment(name: &str) -> ApiError {

@@ -207,6 +207,8 @@ pub struct Request {
     pub cap: CapRule,
     /// Whether each day is shown.
     pub has_series: bool,
+    /// Whether each day since the exposure is shown.
+    pub has_since_exposure: bool,
     /// In which terms sentences speak.
     pub difference: Difference,
 }
@@ -226,6 +228,7 @@ impl Default for Request {
             cuped: Cuped::Auto,
             cap: CapRule::Auto,
             has_series: false,
+            has_since_exposure: false,
             difference: Difference::Relative,
         }
     }
@@ -261,7 +264,7 @@ pub struct Settings {
     pub cuped: Cuped,
     /// How value metrics are capped.
     pub cap: CapRule,
-    /// `daily`, if each day is shown.
+    /// `daily`, if each day is shown, `since_exposure`, if each day since the exposure is, or both.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub series: Option<&'static str>,
     /// In which terms sentences speak.
@@ -285,7 +288,12 @@ impl Settings {
             windows: request.windows,
             cuped: request.cuped,
             cap: request.cap,
-            series: request.has_series.then_some("daily"),
+            series: match (request.has_series, request.has_since_exposure) {
+                (true, true) => Some("daily,since_exposure"),
+                (true, false) => Some("daily"),
+                (false, true) => Some("since_exposure"),
+                (false, false) => None,
+            },
             difference: request.difference,
         }
     }
@@ -352,8 +360,15 @@ impl Request {
             "windows" => self.windows = Windows::of(field, value)?,
             "cuped" => self.cuped = Cuped::of(field, value)?,
             "cap" => self.cap = cap(value)?,
-            "series" if value == "daily" => self.has_series = true,
-            "series" => return Err(refused(field, value, "daily")),
+            "series" => {
+                for part in value.split(',').map(str::trim) {
+                    match part {
+                        "daily" => self.has_series = true,
+                        "since_exposure" => self.has_since_exposure = true,
+                        _ => return Err(refused(field, value, "daily, since_exposure, or both with a comma")),
+                    }
+                }
+            }
             // The last of the fields that are known.
             _ => self.difference = Difference::of(field, value)?,
         }
@@ -464,6 +479,8 @@ mod tests {
         ] {
             check(&format!("cap={text}"), &|request| request.cap = rule);
         }
+        check("series=since_exposure", &|request| request.has_since_exposure = true);
+        check("series=daily, since_exposure", &|request| (request.has_series, request.has_since_exposure) = (true, true));
         check("series=daily&difference=scaled", &|request| {
             (request.has_series, request.difference) = (true, Difference::Scaled);
         });
@@ -498,7 +515,7 @@ mod tests {
             "found \"bayes\"; accepted: fixed, sequential, group_sequential, hybrid",
         );
         check("engine=x", "engine", "bad_request", "frequentist, bayesian, both");
-        check("series=weekly", "series", "bad_request", "accepted: daily");
+        check("series=weekly", "series", "bad_request", "accepted: daily, since_exposure, or both");
         check("as_of=yesterday", "as_of", "bad_request", "such as 2026-03-01T00:00:00Z");
         check("as_of=2026-03-01", "as_of", "bad_request", "with its zone");
         check("dimension=shoe_size", "dimension", "bad_request", "country, region");

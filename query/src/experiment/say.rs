@@ -32,6 +32,7 @@ use metric::{Definition, Metric};
 pub fn say(read: &Read, measured: &Measured<'_>, tested: Tested<'_>, request: &Request) -> Result<Results, ApiError> {
     let analysis = tested.plan.analysis;
     let mut warnings = left_out(measured);
+    warnings.extend_from_slice(&read.unknown_names);
     let status = status(&measured.experiment, &measured.variants, &measured.counts, analysis, &mut warnings);
     warnings.extend(tested.warnings);
     let design = measured.design(request, &tested.plan);
@@ -116,10 +117,11 @@ fn left_out(measured: &Measured<'_>) -> Vec<Warning> {
     let without_value = measured.metrics.iter().filter(|metric| metric.left_out.without_value > 0).map(|metric| {
         let (rows, name) = (metric.left_out.without_value, &metric.configured.name);
         if let Aggregation::Defined(defined) = &metric.configured.aggregation {
-            let value = defined.reference.definition.value.as_deref().unwrap_or_default();
+            let parts = defined.reference.definition.parts().filter(|(_, part)| part.per_user.needs_number());
+            let values: Vec<&str> = parts.filter_map(|(_, part)| part.value.as_deref()).collect();
             return Warning::new(
                 "events_without_value",
-                format!("{rows} events have no number as {value} and do not count in {name}"),
+                format!("{rows} events have no number as {} and do not count in {name}", values.join(" or ")),
             );
         }
         let message = format!("{rows} conversions without a value are in neither numerator nor denominator of {name}");

@@ -6,6 +6,7 @@ pub mod comparison;
 pub mod findings;
 pub mod health;
 pub mod plan;
+pub mod since_exposure;
 
 use rayon::iter::{IntoParallelIterator, IntoParallelRefIterator, ParallelIterator};
 use statistics::comparison::{Observed, omnibus};
@@ -15,6 +16,7 @@ use crate::experiment::measure::days::DaySums;
 use crate::experiment::measure::groups::Groups;
 use crate::experiment::measure::metrics::MeasuredMetric;
 use crate::experiment::measure::sample::{one, sampled};
+use crate::experiment::measure::since_exposure as measure;
 use crate::experiment::measure::sums::sums;
 use crate::experiment::measure::{Measured, overflow};
 use crate::experiment::read::catalogue::{Configured, Role};
@@ -25,7 +27,7 @@ use breakdown::Breakdown;
 use comparison::{
     Compared, Conclusion, DIFFERS_BEFORE, Design, TestedComparison, chances_to_be_best, compare_all, compared, conclude, decide,
 };
-use findings::{Day, Omnibus, Supplemental};
+use findings::{Day, Omnibus, SinceExposure, Supplemental};
 use health::Health;
 use plan::{Plan, Seen, default_analysis};
 
@@ -53,6 +55,8 @@ pub struct TestedMetric<'a> {
     pub breakdown: Option<Breakdown>,
     /// The same at the end of each day.
     pub series: Option<Vec<Day>>,
+    /// The same by the time since the exposure.
+    pub since_exposure: Option<SinceExposure>,
 }
 
 impl Measured<'_> {
@@ -151,6 +155,10 @@ impl<'a> Tests<'a, '_> {
             let design = &Design { cuped, ..*design };
             look_back(design, metric, metric.ripe_by_day(population)?, &mut compared, |found| &mut found.by_day)?;
             look_back(design, metric, metric.all_by_day(population)?, &mut compared, |found| &mut found.all_by_day)?;
+            if metric.configured.role == Role::Guardrail {
+                let design = &Design { cuped: Cuped::Off, ..*design };
+                look_back(design, metric, metric.first_day(population)?, &mut compared, |found| &mut found.early_by_day)?;
+            }
         }
         Ok(Prepared { compared, days })
     }
@@ -176,10 +184,16 @@ impl<'a> Tests<'a, '_> {
             }
             _ => None,
         };
+        let since_exposure = match design.request.has_since_exposure {
+            true => measure::since_exposure(&metric.counted, &configured.aggregation, &self.measured.population)?,
+            false => None,
+        };
+        let since_exposure =
+            since_exposure.map(|found| since_exposure::since_exposure(design, configured, &found)).transpose()?;
         let observed: Vec<Observed> = metric.sampled.iter().map(|sampled| sampled.observed).collect();
         let has_strata = metric.sampled.iter().any(|sampled| !sampled.strata.is_empty());
         let omnibus = omnibus(&observed).filter(|_| observed.len() > 2 && !has_strata).map(Omnibus::from);
-        Ok(TestedMetric { measured: metric, comparisons, omnibus, breakdown, series })
+        Ok(TestedMetric { measured: metric, comparisons, omnibus, breakdown, series, since_exposure })
     }
 
     /// Makes the same comparison under other settings, where they say something else.

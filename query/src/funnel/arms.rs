@@ -17,10 +17,10 @@ use statistics::multiplicity::{Correction, Member, adjust};
 use statistics::proportions::Count;
 
 use super::definition::Experiment;
-use super::names::nearest;
 use crate::engine::{self, Session};
 use crate::experiment::read::catalogue::{self, choose_control};
 use crate::http::error::{ApiError, Code};
+use crate::source::names::nearest;
 use crate::source::snapshot::Snapshot;
 use crate::source::tables;
 use std::sync::Arc;

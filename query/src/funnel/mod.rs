@@ -11,7 +11,6 @@ pub mod contiguous;
 pub mod definition;
 pub mod exact;
 mod groups;
-pub mod names;
 mod open;
 mod parse;
 pub mod paths;

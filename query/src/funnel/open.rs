@@ -8,12 +8,12 @@ use datafusion::execution::SendableRecordBatchStream;
 use datafusion::logical_expr::LogicalPlanBuilder;
 
 use super::definition::Matches;
-use super::names::Names;
 use super::rows::Rows;
 use super::select::{Condition, Selection};
 use crate::engine::{self, Engine, Session, on_large_stack};
 use crate::experiment::warning::Warning;
 use crate::http::error::ApiError;
+use crate::source::names::Names;
 use crate::source::snapshot::Snapshot;
 use crate::source::tables;
 

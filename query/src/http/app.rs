@@ -13,6 +13,7 @@ use uuid::Uuid;
 use crate::SCHEMA;
 use crate::config::Limits;
 use crate::engine::{self, Engine};
+use crate::experiment::list::ListCache;
 use crate::experiment::read::cohort_cache::CohortCache;
 use crate::http::error::ApiError;
 use crate::http::limits::{QueryKind, QueryQueue};
@@ -30,6 +31,7 @@ pub struct App {
     pub(crate) tokens: Tokens,
     pub(crate) queue: QueryQueue,
     pub(crate) cohorts: CohortCache,
+    pub(crate) lists: ListCache,
     /// Threads of their own for queries: what computes for long must not hold up connections and health.
     pub(crate) places: Places,
     /// Processes for what clients wrote expressions for.

@@ -128,8 +128,8 @@ async fn dispatch(app: &Arc<App>, route: Option<Route>, request: Request<Incomin
     let project = app.tokens.project(request.headers()).await?;
     match route {
         Route::Experiments => {
-            let list =
-                app.within_limits(project, QueryKind::Experiments, |app| async move { experiment::list(&app, project).await });
+            let list = app
+                .within_limits(project, QueryKind::Experiments, |app| async move { experiment::list::list(&app, project).await });
             Ok(json_answer(&list.await?))
         }
         Route::Results(name) => {

@@ -1,4 +1,4 @@
-//! Names that a funnel asks for and that no event has.
+//! Names that a funnel or a metric speaks of and that no event has.
 
 use std::collections::BTreeSet;
 

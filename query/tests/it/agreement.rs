@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use query::experiment::measure::measure;
-use query::experiment::read::catalogue::{Aggregation, Configured, Role};
+use query::experiment::read::catalogue::{Aggregation, Beside, Configured, Role};
 use query::experiment::read::cohort::{Cohort, DAY_US, Row, Rows, Touches, Users};
 use query::experiment::read::experiment::{Experiment, Phase, PhaseWeight, Variant};
 use query::experiment::read::{Catalogue, Read};
@@ -142,12 +142,10 @@ fn read(made: &Made) -> Read {
             metric("value", Aggregation::ValuePerUser, Role::Secondary, true),
             metric("less is more", Aggregation::ConversionRate, Role::Guardrail, false),
         ],
-        unknown_variant: 0,
-        over_active: 0,
-        impressions: count as u64,
+        beside: Beside { impressions: count as u64, ..Beside::default() },
     };
     let as_of = AsOf { event_time: Some("1970-01-09T00:00:00Z".to_owned()), ..AsOf::default() };
-    Read { catalogue, cohort: Arc::new(cohort), as_of, catalogue_took: Duration::ZERO }
+    Read { catalogue, cohort: Arc::new(cohort), unknown_names: Vec::new(), as_of, catalogue_took: Duration::ZERO }
 }
 
 fn answer(made: &Made, request: &Request) -> Value {

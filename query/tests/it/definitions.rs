@@ -139,6 +139,128 @@ async fn what_has_no_value_is_left_out_and_said() {
     assert!(changed.is_err_and(|error| error.to_string().contains("define the next version instead")));
 }
 
+/// Minutes per visit and per watching, and the median of minutes. The standard error is that of the delta method, by hand: of each user the
+/// minutes less the ratio times the visits, squared; 200 / (3 * 2 * 1^2) in control and 815.04 / (3 * 2 * (5/3)^2) in b.
+#[tokio::test]
+async fn ratios_and_quantiles_are_of_what_users_come_to() {
+    let mut service = Service::start().await;
+    add_experiment(&mut service.rows, PROJECT, "player", "", &[("control", "1"), ("b", "1")]).await;
+    add_users(&mut service.rows, PROJECT, "player", "control", 0, 3).await;
+    add_users(&mut service.rows, PROJECT, "player", "b", 3, 3).await;
+    for (user, minutes, visits) in [(0, "10", 2), (1, "20", 1), (3, "30", 1), (4, "6", 3), (4, "\"many\"", 0), (5, "", 1)] {
+        let properties = format!("'{{\"minutes\": {minutes}}}'");
+        if !minutes.is_empty() {
+            let more = [("metadata", properties.as_str())];
+            Event { more: &more, ..Event::new("engagement", "watch", user, HOUR) }.store(&mut service.rows).await;
+        }
+        for visit in 0..visits {
+            Event::new("engagement", "visit", user, HOUR * f64::from(visit)).store(&mut service.rows).await;
+        }
+    }
+    let minutes = json!({"kind": "engagement", "events": ["watch"], "value": "minutes", "per_user": "sum"});
+    let over = |events: &str| {
+        let mut definition = minutes.clone();
+        definition["over"] = json!({"kind": "engagement", "events": [events], "per_user": "count"});
+        definition
+    };
+    let mut median = minutes.clone();
+    median["quantile"] = json!(0.5);
+    for (name, definition) in [("per_visit", over("visit")), ("per_watching", over("watch")), ("median", median)] {
+        define(&mut service, "player", name, definition).await;
+    }
+    let answer = service.get("/v1/experiments/player/results?analysis=fixed&series=daily").await.ok();
+    let means = |metric: &str| {
+        let arms = of(&answer, metric)["arms"].as_array().expect("arms").clone();
+        arms.iter().map(|arm| (arm["mean"].as_f64(), arm["denominator"].as_u64())).collect::<Vec<_>>()
+    };
+    assert_eq!(means("per_visit"), [(Some(10.0), Some(3)), (Some(7.2), Some(5))]);
+    assert_eq!(means("per_watching"), [(Some(15.0), Some(2)), (Some(18.0), Some(2))], "what is no number is in neither part");
+    assert_eq!(means("median"), [(Some(10.0), None), (Some(6.0), None)]);
+    for (metric, kind, left_out) in [("per_visit", "ratio", 1), ("per_watching", "ratio", 1), ("median", "quantile", 1)] {
+        let found = of(&answer, metric);
+        assert_eq!((&found["type"], &found["left_out"]["without_value"]), (&json!(kind), &json!(left_out)), "{metric}");
+    }
+    let absolute = &of(&answer, "per_visit")["comparisons"][0]["absolute"];
+    check_number(&absolute["estimate"], -2.8);
+    check_number(&absolute["std_error"], (200.0_f64 / 6.0 + 815.04 / (6.0 * 25.0 / 9.0)).sqrt());
+    let days = of(&answer, "per_visit")["series"].as_array().expect("days");
+    let last = days.last().and_then(|day| day["cumulative"]["arms"].as_array()).expect("a day");
+    assert_eq!(last.iter().map(|arm| arm["mean"].as_f64()).collect::<Vec<_>>(), [Some(10.0), Some(7.2)]);
+    let plain = of(&answer, "per_visit")["comparisons"][0]["plain"].as_str().expect("a sentence");
+    assert!(plain.contains("b has 7.2 vs 10 in control"), "{plain}");
+}
+
+/// Four users of each variant play for so many minutes in the first three days and in the second week: a day, the treatment brings 2 minutes
+/// more early and none late. Of each user late less early is 0, 0, -1, 1 in control and -2, -3, -1, -2 in b, both with a variance of 2 / 3.
+#[tokio::test]
+async fn an_effect_of_novelty_is_seen_by_the_time_since_the_exposure() {
+    let mut service = Service::start().await;
+    add_experiment(&mut service.rows, PROJECT, "games", "", &[("control", "1"), ("b", "1")]).await;
+    add_users(&mut service.rows, PROJECT, "games", "control", 0, 4).await;
+    add_users(&mut service.rows, PROJECT, "games", "b", 4, 4).await;
+    let (early, late) = ([3, 6, 3, 0, 9, 12, 9, 6], [7, 14, 0, 7, 7, 7, 14, 0]);
+    for (user, minutes) in (0..).zip(early) {
+        let properties = format!("'{{\"minutes\": {minutes}}}'");
+        Event { more: &[("metadata", &properties)], ..Event::new("engagement", "play", user, HOUR) }
+            .store(&mut service.rows)
+            .await;
+    }
+    for (user, minutes) in (0..).zip(late) {
+        let properties = format!("'{{\"minutes\": {minutes}}}'");
+        let play = Event { more: &[("metadata", &properties)], ..Event::new("engagement", "play", user, 193.0 * HOUR) };
+        play.store(&mut service.rows).await;
+    }
+    let minutes = json!({"kind": "engagement", "value": "minutes", "per_user": "sum", "window": {"length": "14d"}});
+    define(&mut service, "games", "minutes", minutes.clone()).await;
+    let mut most = minutes;
+    most["per_user"] = "max".into();
+    define(&mut service, "games", "most", most).await;
+    let path = "/v1/experiments/games/results?analysis=fixed&series=since_exposure&as_of=2026-03-";
+    let answer = service.get(&format!("{path}15T00:00:00Z")).await.ok();
+    let found = &of(&answer, "minutes")["since_exposure"];
+    let days = found["days"].as_array().expect("days");
+    let effect = |day: usize| days[day]["comparisons"][0]["estimate"].as_f64();
+    assert_eq!((days.len(), effect(0), effect(1), effect(8)), (14, Some(6.0), Some(0.0), Some(0.0)));
+    let novelty = &found["novelty"][0];
+    for (field, expected) in [("early", 2.0), ("late", 0.0), ("change", -2.0), ("std_error", (1.0_f64 / 3.0).sqrt())] {
+        assert!((novelty[field].as_f64().expect("a number") - expected).abs() < 1e-12, "{field}: {novelty}");
+    }
+    assert_eq!(novelty["users"], 8);
+    assert!(of(&answer, "most")["since_exposure"].is_null(), "the greatest of a time is no part of the greatest of all");
+    // A microsecond before the fourteenth day is over for anybody.
+    let earlier = service.get(&format!("{path}14T23:59:59.999999Z")).await.ok();
+    let found = &of(&earlier, "minutes")["since_exposure"];
+    assert_eq!((found["days"].as_array().map(Vec::len), found.get("novelty")), (Some(13), None));
+}
+
+/// A metric of a name that no event has is 0 for everybody: the answer says so, and which names there are. One that others' events have is
+/// just rare.
+#[tokio::test]
+async fn a_name_that_no_event_has_is_said() {
+    let mut service = Service::start().await;
+    add_experiment(&mut service.rows, PROJECT, "typos", "", &[("control", "1"), ("b", "1")]).await;
+    add_users(&mut service.rows, PROJECT, "typos", "control", 0, 1).await;
+    let known = "INSERT INTO event_names (project_id, kind, name) VALUES";
+    service.run(&format!("{known} ('{PROJECT}', 'engagement', 'watch'), ('{PROJECT}', 'conversion', 'purchase')")).await;
+    let visits = |name: &str| json!({"kind": "engagement", "events": ["watch"], "per_user": "count", "over": {"kind": "engagement", "events": [name], "per_user": "count"}});
+    define(&mut service, "typos", "per_visit", visits("vatch")).await;
+    define(&mut service, "typos", "watched", json!({"kind": "engagement", "events": ["watch"], "per_user": "exists"})).await;
+    let project = find_project(&mut service.rows, "first").await.expect("a project");
+    let named = |name: &str| NewMetric { name: name.to_owned(), conversion_type: Some(name.to_owned()), ..NewMetric::default() };
+    for name in ["purchase", "purchas"] {
+        add_metric(&mut service.rows, &project, "typos", &named(name)).await.expect("added");
+    }
+    let answer = service.get("/v1/experiments/typos/results").await.ok();
+    let warnings = answer["warnings"].as_array().expect("warnings").iter();
+    let said: Vec<&str> =
+        warnings.filter(|warning| warning["code"] == "unknown_event").filter_map(|warning| warning["message"].as_str()).collect();
+    let expected = [
+        r#"metrics[purchas]: no event is called "purchas"; the nearest names are "purchase", "watch""#,
+        r#"metrics[per_visit]: no event is called "vatch"; the nearest names are "watch", "purchase""#,
+    ];
+    assert_eq!(said, expected, "{answer}");
+}
+
 /// An answer follows new events of any kind: it is what it would be if everybody were read again.
 #[tokio::test]
 async fn an_answer_follows_new_events() {
@@ -197,6 +319,9 @@ fn what_cannot_be_computed_is_refused_when_it_is_defined() {
     check(json!({"where": "EXISTS (SELECT 1)"}), "without subqueries and aggregates");
     check(json!({"where": "user_id IN (SELECT user_id FROM events)"}), "not found");
     check(json!({"where": format!("a = 1{}", " OR a = 1".repeat(100))}), "more than the 64 operators");
+    check(json!({"over": {"kind": "conversion", "per_user": "sum", "value": "properties.items"}}), "");
+    check(json!({"over": {"kind": "conversion", "where": "no_such_column = 1", "per_user": "count"}}), "no_such_column");
+    check(json!({"over": {"kind": "conversion", "value": "log_offset", "per_user": "sum"}}), "a column of the table events or");
     check(json!({"per_user": "sum", "value": "value"}), "");
     check(json!({"per_user": "sum", "value": "properties.price"}), "");
     check(json!({"per_user": "distinct", "value": "log_offset"}), "a column of the table events or a property is accepted");

@@ -116,6 +116,43 @@ async fn the_verdict_is_that_of_the_analysis_and_the_sentence_says_so() {
     assert!(look["crossed"] == json!(true) && look["boundary_z"].as_f64().is_some_and(|bound| bound > 1.96), "{look}");
 }
 
+/// Four days into a plan of windows of 30 days twice as many users crash, z = 4.5: too little for the alarm over all users, enough for the
+/// guardrail's own warning. Half as many are no harm.
+#[tokio::test]
+async fn a_guardrail_warns_before_windows_close() {
+    let mut service = Service::start().await;
+    let columns = "target_sample_size, conversion_window_days = 20000, 30";
+    add_experiment(&mut service.rows, PROJECT, "crashes", columns, &[("control", "1"), ("b", "1")]).await;
+    let id = experiment_id(PROJECT, "crashes");
+    service
+        .run(&format!(
+            "INSERT INTO metrics (project_id, experiment_id, name, conversion_type, aggregation, direction, role, margin) VALUES
+                 ('{PROJECT}', '{id}', 'crash', 'crash', 'conversion_rate', 'decrease', 'guardrail', 0.1),
+                 ('{PROJECT}', '{id}', 'buy', 'buy', 'conversion_rate', 'increase', 'primary', NULL);
+             UPDATE project_progress SET event_time = '2026-03-05T00:00:00Z'"
+        ))
+        .await;
+    add_users(&mut service.rows, PROJECT, "crashes", "control", 0, 3_000).await;
+    add_users(&mut service.rows, PROJECT, "crashes", "b", 3_000, 3_000).await;
+    add_conversions(&mut service.rows, (PROJECT, "crashes", "control"), "crash", (0, 60), ("null", "null")).await;
+    add_conversions(&mut service.rows, (PROJECT, "crashes", "b"), "crash", (3_000, 120), ("null", "null")).await;
+    let answer = service.get("/v1/experiments/crashes/results").await.ok();
+    let found = &metric(&answer, "crash")["comparisons"][0];
+    assert_eq!((&found["verdict"], &found["decided_by"]), (&json!("lost"), &json!("early_warning")), "{found}");
+    let guardrail = &found["guardrail"];
+    assert_eq!((&guardrail["state"], &guardrail["early_warning"]["called_on"]), (&json!("harmed"), &json!("2026-03-01")));
+    assert_eq!(guardrail["early_warning"]["users"], 6_000);
+    check_number(&guardrail["early_warning"]["estimate"], 0.02);
+    let plain = found["plain"].as_str().expect("a sentence");
+    assert!(plain.contains("within a day of their exposure, called on 2026-03-01; significantly worse"), "{plain}");
+    assert_eq!(answer["decision"]["status"], "rollback-now", "{}", answer["decision"]);
+
+    let answer = service.get("/v1/experiments/crashes/results?baseline=b").await.ok();
+    let found = &metric(&answer, "crash")["comparisons"][0];
+    assert_eq!((&found["verdict"], &found["guardrail"]["state"]), (&json!("inconclusive"), &json!("safe")), "{found}");
+    assert!(found["guardrail"]["early_warning"]["called_on"].is_null(), "{found}");
+}
+
 #[tokio::test]
 async fn few_counts_have_to_stand_the_exact_test_too() {
     let mut service = Service::start().await;

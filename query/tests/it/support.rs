@@ -171,20 +171,28 @@ pub(crate) async fn run(connection: &mut PgConnection, sql: &str) {
     done.unwrap_or_else(|error| panic!("{error}: {sql}"));
 }
 
-/// Raises `change_seq` with every write, as each of the aggregator's transactions does.
+/// Raises `change_seq` with every write, as each of the aggregator's transactions does, and the catalogue's version with every change of it.
 async fn follow_writes(rows: &mut PgConnection) {
     run(
         rows,
         "CREATE FUNCTION follow_write() RETURNS trigger LANGUAGE plpgsql AS
-         'BEGIN UPDATE checkpoints SET change_seq = change_seq + 1; RETURN NULL; END'",
+         'BEGIN UPDATE checkpoints SET change_seq = change_seq + 1; RETURN NULL; END';
+         CREATE FUNCTION follow_change() RETURNS trigger LANGUAGE plpgsql AS
+         'BEGIN
+              INSERT INTO catalogue_versions (project_id, version) SELECT id, 1 FROM projects
+              ON CONFLICT (project_id) DO UPDATE SET version = catalogue_versions.version + 1;
+              RETURN NULL;
+          END'",
     )
     .await;
-    for table in
-        ["impressions", "conversions", "user_experiment_participation", "conversion_attribution", "experiments", "variants"]
+    let written =
+        ["impressions", "conversions", "user_experiment_participation", "conversion_attribution"].map(|table| (table, "write"));
+    for (table, what) in
+        written.into_iter().chain(["experiments", "variants", "metrics", "experiment_phases"].map(|table| (table, "change")))
     {
         let sql = format!(
-            "CREATE TRIGGER follow_write AFTER INSERT OR UPDATE OR DELETE ON {table}
-             FOR EACH STATEMENT EXECUTE FUNCTION follow_write()"
+            "CREATE TRIGGER follow_{what} AFTER INSERT OR UPDATE OR DELETE ON {table}
+             FOR EACH STATEMENT EXECUTE FUNCTION follow_{what}()"
         );
         run(rows, &sql).await;
     }

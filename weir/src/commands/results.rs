@@ -65,6 +65,9 @@ pub(crate) struct Args {
     /// Show the results day by day
     #[arg(long)]
     daily: bool,
+    /// Show effects by the time since each user's own exposure, and whether they change with it
+    #[arg(long)]
+    since_exposure: bool,
     /// How the answer is printed
     #[arg(long, value_enum, default_value_t)]
     format: Format,
@@ -126,7 +129,12 @@ async fn ask(args: &Args, globals: &Globals) -> anyhow::Result<Value> {
 impl Args {
     /// Returns the URL's query string.
     fn query_string(&self) -> String {
-        let daily = self.daily.then(|| "daily".to_owned());
+        let series: Vec<&str> = [(self.daily, "daily"), (self.since_exposure, "since_exposure")]
+            .into_iter()
+            .filter(|(is_asked, _)| *is_asked)
+            .map(|(_, name)| name)
+            .collect();
+        let series = (!series.is_empty()).then(|| series.join(","));
         let fields = [
             ("baseline", &self.baseline),
             ("as_of", &self.as_of),
@@ -139,7 +147,7 @@ impl Args {
             ("cuped", &self.cuped),
             ("cap", &self.cap),
             ("difference", &self.difference),
-            ("series", &daily),
+            ("series", &series),
         ];
         let field = |(name, value): (&str, &Option<String>)| value.as_deref().map(|value| format!("{name}={}", segment(value)));
         let metrics = self.metrics.iter().map(|names| format!("metrics={}", segment(names)));
@@ -355,6 +363,7 @@ fn render_metric(answer: &Value, metric: &Value, style: Style) -> String {
     }
     out.push_str(&sections::dimensions(answer, metric, style));
     out.push_str(&sections::series(answer, metric, style));
+    out.push_str(&sections::since_exposure(answer, metric, style));
     out
 }
 
@@ -599,6 +608,7 @@ as of 2026-03-13T00:00:00Z, log l-1 at 2:1,234 10:7
         };
         assert_eq!(parse(&[]), "");
         assert_eq!(parse(&["--baseline", "old one", "--daily"]), "?baseline=old%20one&series=daily");
+        assert_eq!(parse(&["--daily", "--since-exposure"]), "?series=daily%2Csince_exposure");
         assert_eq!(parse(&["--metrics", "50% off, summer", "--metrics", "b"]), "?metrics=50%25%20off%2C%20summer&metrics=b");
         assert_eq!(
             parse(&["--as-of", "2026-03-01T00:00:00+01:00", "--dimension", "country", "--cap", "99.9"]),

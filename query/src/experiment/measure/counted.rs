@@ -1,13 +1,14 @@
 //! What a metric counts of each user: which rows, and what they come to.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 
 use ::catalogue::REFUND_TYPES;
-use ::catalogue::definitions::PerUser;
+use ::catalogue::definitions::{Definition, PerUser};
 use serde::Serialize;
 
 use crate::experiment::measure::groups::Groups;
-use crate::experiment::read::catalogue::{Aggregation, Amount, Configured, Denominator};
+use crate::experiment::read::catalogue::{Aggregation, Amount, Configured, DefinedMetric, Denominator};
 use crate::experiment::read::cohort::{Cohort, DAY_US, Row, Rows, Source};
 use statistics::moments::{Moments, Overflow};
 
@@ -69,11 +70,62 @@ pub struct Progress {
     pub base: i128,
     /// Whether a conversion of the numerator counted.
     pub has_converted: bool,
+    /// Of a definition.
+    own: Tally,
+    /// Of what a definition is over.
+    over: Tally,
+}
+
+/// What the rows of one user come to as a definition says.
+#[derive(Clone, Debug, Default)]
+struct Tally {
+    amount: i128,
     rows: u32,
     /// Numbers of texts that came.
     seen: BTreeSet<u32>,
     /// The last day with a row, in days since 1970.
     day: Option<i64>,
+}
+
+impl Tally {
+    /// Goes on by one row with its value, which is 1 where rows are counted.
+    fn advance(&mut self, per_user: PerUser, row: &Row, value: i128) -> Result<(), Overflow> {
+        let is_first = self.rows == 0;
+        self.rows = self.rows.saturating_add(1);
+        self.amount = match per_user {
+            PerUser::Count | PerUser::Sum => self.amount.checked_add(value).ok_or(Overflow)?,
+            PerUser::First | PerUser::Min | PerUser::Max if is_first => value,
+            PerUser::First => self.amount,
+            PerUser::Min => self.amount.min(value),
+            PerUser::Max => self.amount.max(value),
+            PerUser::Last | PerUser::Exists => value,
+            PerUser::Distinct => {
+                self.seen.insert(row.name);
+                self.seen.len() as i128 * Moments::SCALE
+            }
+            PerUser::DistinctDays => {
+                let day = row.time.div_euclid(DAY_US);
+                let is_new = self.day.replace(day) != Some(day);
+                self.amount + if is_new { Moments::SCALE } else { 0 }
+            }
+            PerUser::AtLeast(least) => {
+                if self.rows >= least {
+                    Moments::SCALE
+                } else {
+                    0
+                }
+            }
+        };
+        Ok(())
+    }
+}
+
+/// A row of a user, and whether it is one of the other events that a definition is over.
+#[derive(Clone, Copy)]
+pub struct Step<'c> {
+    /// The row.
+    pub row: &'c Row,
+    is_over: bool,
 }
 
 impl CohortMetric {
@@ -96,8 +148,7 @@ impl CohortMetric {
             name: number(&metric.conversion_type),
             base_name,
             refunds: REFUND_TYPES.map(place),
-            // What is no money has no currency.
-            currency: currency.filter(|_| metric.aggregation.is_value()),
+            currency,
             window_us,
             aggregation: metric.aggregation.clone(),
         }
@@ -105,14 +156,25 @@ impl CohortMetric {
 
     /// Returns when the window after the first exposure is over, in microseconds.
     pub fn window_us(&self) -> i64 {
-        match &self.aggregation {
-            Aggregation::Defined(defined) => defined.window_us.1,
+        match self.aggregation {
+            // Half open.
+            Aggregation::Defined(_) => self.window_us.1 + 1,
             _ => self.window_us.1,
         }
     }
 
-    /// Returns the rows that it is computed of.
-    pub fn rows<'c>(&self, cohort: &'c Cohort) -> &'c Rows {
+    /// Returns the same in a window that is over so long after it began, or after the exposure if that is later; none if it is not longer.
+    pub fn shortened(&self, length_us: i64) -> Option<Self> {
+        let end = self.window_us.0.max(0) + length_us;
+        (end < self.window_us.1).then(|| CohortMetric { window_us: (self.window_us.0, end - 1), ..self.clone() })
+    }
+
+    /// Returns when the window begins after the first exposure, in microseconds; before it if negative.
+    pub fn begins_us(&self) -> i64 {
+        self.window_us.0
+    }
+
+    fn rows<'c>(&self, cohort: &'c Cohort) -> &'c Rows {
         self.source(cohort).map_or(&cohort.after, |source| &source.after)
     }
 
@@ -123,6 +185,36 @@ impl CohortMetric {
     fn source<'c>(&self, cohort: &'c Cohort) -> Option<&'c Source> {
         let Aggregation::Defined(defined) = &self.aggregation else { return None };
         cohort.sources.get(defined.source)
+    }
+
+    /// Returns the other rows that it is over, if it is over other ones.
+    fn rows_over<'c>(&self, cohort: &'c Cohort) -> Option<&'c Rows> {
+        let Aggregation::Defined(defined) = &self.aggregation else { return None };
+        Some(&cohort.sources.get(defined.over?)?.after)
+    }
+
+    /// Returns the users who have rows that it is computed of, ascending.
+    pub fn filled<'c>(&self, cohort: &'c Cohort) -> Cow<'c, [u32]> {
+        let own = self.rows(cohort).filled();
+        let Some(over) = self.rows_over(cohort) else { return Cow::Borrowed(own) };
+        let mut all: Vec<u32> = own.iter().chain(over.filled()).copied().collect();
+        all.sort_unstable();
+        all.dedup();
+        Cow::Owned(all)
+    }
+
+    /// Returns the rows of a user that it is computed of, in the order of time.
+    pub fn steps<'c>(&self, cohort: &'c Cohort, user: usize) -> impl Iterator<Item = Step<'c>> {
+        let mut own = self.rows(cohort).of(user).iter().peekable();
+        let mut over = self.rows_over(cohort).map_or(&[][..], |rows| rows.of(user)).iter().peekable();
+        std::iter::from_fn(move || {
+            let is_over = match (own.peek(), over.peek()) {
+                (Some(own), Some(over)) => over.time < own.time,
+                (own, _) => own.is_none(),
+            };
+            let row = if is_over { over.next() } else { own.next() };
+            row.map(|row| Step { row, is_over })
+        })
     }
 
     fn counts(name: Option<Option<u32>>, row: &Row) -> bool {
@@ -144,12 +236,22 @@ impl CohortMetric {
         row.value.filter(|_| self.currency.is_none_or(|currency| currency == row.currency))
     }
 
+    /// Returns a row's value as a definition takes it: what is no money has no currency, and where rows are counted each is 1.
+    fn value_of(&self, part: &Definition, row: &Row) -> Option<i128> {
+        match (part.per_user.needs_number(), part.has_amounts()) {
+            (false, _) => Some(Moments::SCALE),
+            (true, true) => self.value(row),
+            (true, false) => row.value,
+        }
+    }
+
     /// Goes on by one row of the window; returns whether it counts.
     /// # Errors
     /// [`Overflow`].
-    pub fn advance(&self, progress: &mut Progress, row: &Row) -> Result<bool, Overflow> {
+    pub fn advance(&self, progress: &mut Progress, step: Step<'_>) -> Result<bool, Overflow> {
+        let row = step.row;
         if let Aggregation::Defined(defined) = &self.aggregation {
-            return self.advance_by(defined.reference.definition.per_user, progress, row);
+            return self.advance_by(defined, progress, step);
         }
         let Some((amount, base)) = self.of_row(row) else { return Ok(false) };
         progress.amount = progress.amount.checked_add(amount).ok_or(Overflow)?;
@@ -161,43 +263,21 @@ impl CohortMetric {
         Ok(true)
     }
 
-    fn advance_by(&self, per_user: PerUser, progress: &mut Progress, row: &Row) -> Result<bool, Overflow> {
-        let value = if per_user.needs_number() {
-            let Some(value) = self.value(row) else { return Ok(false) };
-            value
-        } else {
-            Moments::SCALE
-        };
-        let is_first = progress.rows == 0;
-        progress.rows = progress.rows.saturating_add(1);
-        progress.amount = match per_user {
-            PerUser::Count | PerUser::Sum => progress.amount.checked_add(value).ok_or(Overflow)?,
-            PerUser::First | PerUser::Min | PerUser::Max if is_first => value,
-            PerUser::First => progress.amount,
-            PerUser::Min => progress.amount.min(value),
-            PerUser::Max => progress.amount.max(value),
-            PerUser::Last | PerUser::Exists => value,
-            PerUser::Distinct => {
-                progress.seen.insert(row.name);
-                progress.seen.len() as i128 * Moments::SCALE
-            }
-            PerUser::DistinctDays => {
-                let day = row.time.div_euclid(DAY_US);
-                let is_new = progress.day.replace(day) != Some(day);
-                progress.amount + if is_new { Moments::SCALE } else { 0 }
-            }
-            PerUser::AtLeast(least) => {
-                if progress.rows >= least {
-                    Moments::SCALE
-                } else {
-                    0
-                }
-            }
-        };
-        progress.has_converted = match per_user {
-            PerUser::AtLeast(_) => progress.amount > 0,
-            _ => true,
-        };
+    fn advance_by(&self, defined: &DefinedMetric, progress: &mut Progress, step: Step<'_>) -> Result<bool, Overflow> {
+        let (row, definition) = (step.row, &defined.reference.definition);
+        // Without other events it is over its own.
+        let over = definition.over.as_deref().filter(|_| step.is_over || defined.over.is_none());
+        let part = over.filter(|_| step.is_over).unwrap_or(definition);
+        let Some(value) = self.value_of(part, row) else { return Ok(false) };
+        if !step.is_over {
+            progress.own.advance(definition.per_user, row, value)?;
+            progress.amount = progress.own.amount;
+            progress.has_converted = !matches!(definition.per_user, PerUser::AtLeast(_)) || progress.amount > 0;
+        }
+        if let Some(over) = over {
+            progress.over.advance(over.per_user, row, if step.is_over { value } else { Moments::SCALE })?;
+            progress.base = progress.over.amount;
+        }
         Ok(true)
     }
 
@@ -228,20 +308,25 @@ impl CohortMetric {
         }
     }
 
-    /// Returns why a row of the numerator cannot count in a ratio of values to conversions, or where its value is computed with; none if
-    /// it can, or if this is another sort of metric.
+    /// Returns why a row of the numerator cannot count in a ratio of values to conversions; none if it can, or if this is another sort of
+    /// metric.
     fn lacks(&self, row: &Row) -> Option<Lack> {
-        if !self.can_lack() || !Self::counts(self.name, row) || self.value(row).is_some() {
+        let can_lack = matches!(self.aggregation, Aggregation::Ratio(Amount::Value, Denominator::Conversions(_)));
+        if !can_lack || !Self::counts(self.name, row) || self.value(row).is_some() {
             return None;
         }
         Some(if row.value.is_none() { Lack::Value } else { Lack::Currency })
     }
 
-    fn can_lack(&self) -> bool {
-        match &self.aggregation {
-            Aggregation::Ratio(Amount::Value, Denominator::Conversions(_)) => true,
-            Aggregation::Defined(defined) => defined.reference.definition.per_user.needs_number(),
-            _ => false,
+    /// Returns why a row cannot count; none if it can, or if its value does not matter.
+    fn step_lacks(&self, step: Step<'_>) -> Option<Lack> {
+        let Aggregation::Defined(defined) = &self.aggregation else { return self.lacks(step.row) };
+        let definition = &defined.reference.definition;
+        let part = definition.over.as_deref().filter(|_| step.is_over).unwrap_or(definition);
+        match self.value_of(part, step.row) {
+            Some(_) => None,
+            None if step.row.value.is_none() => Some(Lack::Value),
+            None => Some(Lack::Currency),
         }
     }
 
@@ -249,14 +334,17 @@ impl CohortMetric {
     /// denominator.
     pub fn left_out(&self, cohort: &Cohort, groups: &Groups) -> LeftOut {
         let mut found = LeftOut::default();
-        if !self.can_lack() {
+        let can_lack = match &self.aggregation {
+            Aggregation::Defined(defined) => defined.reference.definition.parts().any(|(_, part)| part.per_user.needs_number()),
+            aggregation => matches!(aggregation, Aggregation::Ratio(Amount::Value, Denominator::Conversions(_))),
+        };
+        if !can_lack {
             return found;
         }
-        let rows = self.rows(cohort);
-        for user in rows.filled().iter().filter(|user| groups.of(**user).is_some()) {
+        for user in self.filled(cohort).iter().filter(|user| groups.of(**user).is_some()) {
             let exposed = cohort.users.exposed[*user as usize];
-            for row in rows.of(*user as usize).iter().filter(|row| self.is_in_window(row, exposed)) {
-                match self.lacks(row) {
+            for step in self.steps(cohort, *user as usize).filter(|step| self.is_in_window(step.row, exposed)) {
+                match self.step_lacks(step) {
                     Some(Lack::Value) => found.without_value += 1,
                     Some(Lack::Currency) => found.other_currency += 1,
                     None => {}
@@ -276,10 +364,15 @@ impl CohortMetric {
         (self.window_us.0..=self.window_us.1).contains(&(row.time - exposed))
     }
 
-    fn entry(&self, cohort: &Cohort, user: usize, rows: &[Row], exposed: Option<i64>) -> Result<Option<UserSum>, Overflow> {
+    fn entry<'c>(
+        &self,
+        cohort: &Cohort,
+        user: usize,
+        steps: impl Iterator<Item = Step<'c>>,
+    ) -> Result<Option<UserSum>, Overflow> {
         let (mut progress, mut is_touched) = (Progress::default(), false);
-        for row in rows.iter().filter(|row| exposed.is_none_or(|exposed| self.is_in_window(row, exposed))) {
-            is_touched |= self.advance(&mut progress, row)?;
+        for step in steps {
+            is_touched |= self.advance(&mut progress, step)?;
         }
         if matches!(self.aggregation, Aggregation::Ratio(_, Denominator::Impressions)) {
             progress.base = i128::from(cohort.users.impressions[user]) * Moments::SCALE;
@@ -293,13 +386,16 @@ impl CohortMetric {
     /// # Errors
     /// [`Overflow`].
     pub fn after(&self, cohort: &Cohort) -> Result<Vec<UserSum>, Overflow> {
-        let rows = self.rows(cohort);
-        let entry = |user: usize| self.entry(cohort, user, rows.of(user), Some(cohort.users.exposed[user])).transpose();
+        let entry = |user: usize| {
+            let exposed = cohort.users.exposed[user];
+            let steps = self.steps(cohort, user).filter(|step| self.is_in_window(step.row, exposed));
+            self.entry(cohort, user, steps).transpose()
+        };
         // Everybody has impressions, conversions few.
         if matches!(self.aggregation, Aggregation::Ratio(_, Denominator::Impressions)) {
             return gathered(cohort.users.len(), (0..cohort.users.len()).filter_map(entry));
         }
-        let filled = rows.filled();
+        let filled = self.filled(cohort);
         gathered(filled.len(), filled.iter().filter_map(|user| entry(*user as usize)))
     }
 
@@ -308,7 +404,10 @@ impl CohortMetric {
     /// [`Overflow`].
     pub fn before(&self, cohort: &Cohort) -> Result<Vec<UserSum>, Overflow> {
         let rows = self.rows_before(cohort);
-        let entry = |user: &u32| self.entry(cohort, *user as usize, rows.of(*user as usize), None).transpose();
+        let entry = |user: &u32| {
+            let steps = rows.of(*user as usize).iter().map(|row| Step { row, is_over: false });
+            self.entry(cohort, *user as usize, steps).transpose()
+        };
         gathered(rows.filled().len(), rows.filled().iter().filter_map(entry))
     }
 }

@@ -6,7 +6,7 @@
 use crate::experiment::measure::counted::{CohortMetric, Progress, UserSum};
 use crate::experiment::measure::groups::Groups;
 use crate::experiment::measure::sums::Sums;
-use crate::experiment::read::catalogue::{Aggregation, Denominator};
+use crate::experiment::read::catalogue::Aggregation;
 use crate::experiment::read::cohort::{Cohort, DAY_US};
 use chrono::DateTime;
 use statistics::I256;
@@ -127,8 +127,7 @@ pub fn sums(
     (days, users): (Days, &[Vec<u64>]),
     cap: Option<i128>,
 ) -> Result<Option<Vec<Vec<Sums>>>, Overflow> {
-    // Impressions have no days here, and quantiles do not add up.
-    if matches!(aggregation, Aggregation::Quantile(..) | Aggregation::Ratio(_, Denominator::Impressions)) {
+    if !aggregation.has_days() {
         return Ok(None);
     }
     let width = groups.cells().len();
@@ -141,20 +140,19 @@ pub fn sums(
         change.before_squares.add(earlier.amount, earlier.amount)?;
     }
     let mut later = before.iter().peekable();
-    let rows = counted.rows(cohort);
-    for user in rows.filled().iter().map(|user| *user as usize) {
+    for user in counted.filled(cohort).iter().map(|user| *user as usize) {
         let Some(cell) = groups.cell(user as u32) else { continue };
         let exposed = cohort.users.exposed[user];
         let mut progress = Progress::default();
         while later.next_if(|earlier| (earlier.user as usize) < user).is_some() {}
         let earlier = later.next_if(|earlier| earlier.user as usize == user).map_or(0, |earlier| earlier.amount);
-        for row in rows.of(user).iter().filter(|row| counted.is_in_window(row, exposed)) {
+        for step in counted.steps(cohort, user).filter(|step| counted.is_in_window(step.row, exposed)) {
             let (from, base, had_converted) = (shown(progress.amount), progress.base, progress.has_converted);
-            if !counted.advance(&mut progress, row)? {
+            if !counted.advance(&mut progress, step)? {
                 continue;
             }
             // What was done before the exposure counts from then on.
-            let change = &mut changes[days.place(row.time.max(exposed)) * width + cell];
+            let change = &mut changes[days.place(step.row.time.max(exposed)) * width + cell];
             let (to, next_base) = (shown(progress.amount), progress.base);
             change.converters += i64::from(progress.has_converted) - i64::from(had_converted);
             change.amount = change.amount.checked_add(to - from).ok_or(Overflow)?;
@@ -214,9 +212,9 @@ mod tests {
 
     use crate::experiment::measure::sums::{
         self,
-        tests::{cohort, defined},
+        tests::{cohort, defined, defined_over},
     };
-    use crate::experiment::read::catalogue::{Amount, Configured};
+    use crate::experiment::read::catalogue::{Amount, Configured, Denominator};
     use proptest::prelude::*;
 
     #[test]
@@ -247,7 +245,7 @@ mod tests {
             users in prop::collection::vec((0u32..2, 0i64..6 * DAY_US), 1..12),
             rows in prop::collection::vec((0usize..12, 0i64..9 * DAY_US, 0u32..2, -3i128..9), 0..40),
             cap in prop::option::of(0i128..12),
-            which in 0usize..15,
+            which in 0usize..18,
         ) {
             let rows: Vec<(u32, i64, u32, i128)> = rows.into_iter().map(|(user, time, name, value)| ((user % users.len()) as u32, time, name, value)).collect();
             let cap = cap.map(|cap| cap * Moments::SCALE);
@@ -260,10 +258,13 @@ mod tests {
                 1 => Aggregation::ValuePerUser,
                 2 => Aggregation::CountPerUser,
                 3 => Aggregation::Ratio(Amount::Value, Denominator::Conversions(None)),
+                15 => defined_over(PerUser::Sum, PerUser::Count, false, 2).aggregation,
+                16 => defined_over(PerUser::Max, PerUser::Sum, false, 2).aggregation,
+                17 => defined_over(PerUser::Exists, PerUser::Count, true, 2).aggregation,
                 _ => defined(per_user[which - 4], 2).aggregation,
             };
             let metric = Configured { aggregation: aggregation.clone(), ..default_metrics(Some("buy"))[0].clone() };
-            let cap = cap.filter(|_| !aggregation.is_share());
+            let cap = cap.filter(|_| !aggregation.is_share() && which < 15);
             let whole = cohort(&users, &rows);
             let groups = Groups::new(users.len(), 2, |user| Some(users[user].0 as usize));
             let days = Days::of(&whole, &groups).expect("users");

@@ -14,9 +14,9 @@ use crate::experiment::measure::ripe;
 use crate::experiment::measure::sample::{Sampled, sampled};
 use crate::experiment::measure::sums::{CAP_SUMS_MIN, Sums, filled, sums};
 use crate::experiment::read::catalogue::{Aggregation, Configured, Role};
-use crate::experiment::read::cohort::{Cohort, Rows};
+use crate::experiment::read::cohort::{Cohort, DAY_US, Rows};
 use crate::experiment::read::experiment::Experiment;
-use crate::experiment::request::{CAP_NEVER, CAP_PERCENTILE, CapRule, Request};
+use crate::experiment::request::{CAP_NEVER, CAP_PERCENTILE, CapRule, Request, Windows};
 use crate::http::error::{ApiError, Code};
 use statistics::capping::cap_value;
 use statistics::moments::Overflow;
@@ -93,6 +93,21 @@ impl MeasuredMetric {
         let ends = (window_us, population.now);
         ripe::sums(aggregation, population.cohort, sums, &self.groups, (days, &ripeness), ends, cap)
     }
+
+    /// Returns the sums of the variants of what users did within a day, over those for whom it is over, at the end of each day of looks;
+    /// none for a metric whose window is no longer, or that has no such history.
+    /// # Errors
+    /// [`Overflow`].
+    pub fn first_day(&self, population: &Population<'_>) -> Result<Option<Vec<DaySums>>, Overflow> {
+        let Some(counted) = self.counted.shortened(DAY_US) else { return Ok(None) };
+        let window_us = counted.window_us();
+        let (Some(days), Some(ripeness)) = (population.look_days(), population.ripeness(window_us)) else { return Ok(None) };
+        let entries = counted.after(population.cohort)?;
+        let groups = population.groups_by(population.rule, Windows::All, window_us);
+        let (cap, ends) = (self.cap.map(|cap| cap.amount), (window_us, population.now));
+        let aggregation = &self.configured.aggregation;
+        ripe::sums(aggregation, population.cohort, (&entries, &[]), &groups, (days, &ripeness), ends, cap)
+    }
 }
 
 /// What sums are cut at.
@@ -144,6 +159,9 @@ fn choose_cap(metric: &Configured, rule: CapRule, entries: &[UserSum], groups: &
         Aggregation::Defined(defined) => Some(defined.reference.definition.per_user),
         _ => None,
     };
+    if metric.aggregation.is_ratio() || metric.aggregation.quantile().is_some() {
+        return None;
+    }
     let is_value = metric.aggregation == Aggregation::ValuePerUser || per_user == Some(PerUser::Sum);
     if !is_value && metric.aggregation != Aggregation::CountPerUser && per_user != Some(PerUser::Count) {
         return None;
@@ -267,11 +285,8 @@ pub fn choose_currency(
     groups: &Groups,
     metrics: &[Configured],
 ) -> (Option<String>, Option<u32>, Vec<OtherCurrency>) {
-    let source = |metric: &Configured| match &metric.aggregation {
-        Aggregation::Defined(defined) if metric.aggregation.is_value() => cohort.sources.get(defined.source),
-        _ => None,
-    };
-    let of_sources = metrics.iter().filter_map(source).map(|source| &source.after);
+    let sources = metrics.iter().flat_map(Configured::sources).zip(&cohort.sources);
+    let of_sources = sources.filter(|(query, _)| query.definition.has_amounts()).map(|(_, source)| &source.after);
     let mut seen = seen_currencies(cohort, groups, [&cohort.after].into_iter());
     if seen.iter().all(|(conversions, _)| *conversions == 0) {
         seen = seen_currencies(cohort, groups, of_sources);
@@ -365,7 +380,7 @@ mod tests {
     use super::*;
     use crate::experiment::measure::sums::tests::cohort;
     use crate::experiment::read::cohort::Row;
-    use crate::experiment::request::{PopulationRule, Windows};
+    use crate::experiment::request::PopulationRule;
 
     fn population(cohort: &Cohort) -> Population<'_> {
         Population::by(cohort, 2, 0, (PopulationRule::ExcludeMulti, Windows::All), 100)

@@ -180,15 +180,22 @@ impl<'a> Population<'a> {
 
     /// Does the same under other rules.
     pub fn groups_by(&self, rule: PopulationRule, windows: Windows, window_us: i64) -> Arc<Groups> {
+        once(&self.groups, key(rule, windows, window_us), || self.put(rule, windows, window_us))
+    }
+
+    /// Puts those users into their variants whose first exposure was so long ago; for one use.
+    pub fn exposed_for(&self, long_us: i64) -> Groups {
+        self.put(self.rule, Windows::Complete, long_us)
+    }
+
+    fn put(&self, rule: PopulationRule, windows: Windows, window_us: i64) -> Groups {
         let users = &self.cohort.users;
-        once(&self.groups, key(rule, windows, window_us), || {
-            let groups = Groups::new(users.len(), self.arms, |user| {
-                let is_out = rule == PopulationRule::ExcludeMulti && users.is_mixed[user];
-                let is_young = windows == Windows::Complete && !self.is_mature(user, window_us);
-                (!is_out && !is_young).then_some(users.arms[user] as usize)
-            });
-            self.stratified(groups)
-        })
+        let groups = Groups::new(users.len(), self.arms, |user| {
+            let is_out = rule == PopulationRule::ExcludeMulti && users.is_mixed[user];
+            let is_young = windows == Windows::Complete && !self.is_mature(user, window_us);
+            (!is_out && !is_young).then_some(users.arms[user] as usize)
+        });
+        self.stratified(groups)
     }
 
     fn stratified(&self, groups: Groups) -> Groups {

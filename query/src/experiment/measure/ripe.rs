@@ -7,7 +7,7 @@ use crate::experiment::measure::counted::UserSum;
 use crate::experiment::measure::days::{DaySums, Days};
 use crate::experiment::measure::groups::Groups;
 use crate::experiment::measure::sums::Running;
-use crate::experiment::read::catalogue::{Aggregation, Denominator};
+use crate::experiment::read::catalogue::Aggregation;
 use crate::experiment::read::cohort::Cohort;
 
 /// How far the windows of an experiment's users have closed.
@@ -55,7 +55,7 @@ pub fn sums(
     (window_us, now): (i64, i64),
     cap: Option<i128>,
 ) -> Result<Option<Vec<DaySums>>, Overflow> {
-    if matches!(aggregation, Aggregation::Quantile(..) | Aggregation::Ratio(_, Denominator::Impressions)) {
+    if !aggregation.has_days() {
         return Ok(None);
     }
     let closed_on = |user: u32| {

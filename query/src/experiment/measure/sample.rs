@@ -12,7 +12,7 @@ use statistics::sums::Sums as OneSum;
 use crate::experiment::measure::counted::UserSum;
 use crate::experiment::measure::groups::Groups;
 use crate::experiment::measure::sums::{Sums, amounts};
-use crate::experiment::read::catalogue::{Aggregation, Configured};
+use crate::experiment::read::catalogue::Configured;
 
 /// One variant of one metric, as statistics take it.
 #[derive(Clone, Debug, PartialEq)]
@@ -41,7 +41,7 @@ pub fn sampled(
     cap: Option<i128>,
     sums: &[Sums],
 ) -> Result<Vec<Sampled>, Overflow> {
-    let Aggregation::Quantile(_, thousandths) = metric.aggregation else {
+    let Some(thousandths) = metric.aggregation.quantile() else {
         return sums.iter().map(|sums| one(metric, sums)).collect();
     };
     let level = f64::from(thousandths) / 1_000.0;
@@ -70,18 +70,15 @@ fn pooled(metric: &Configured, sums: &Sums) -> Result<Sampled, Overflow> {
         return Ok(Observed::undefined(0, None, Status::NoData).into());
     }
     let share = |converted: u64| OneSum::Share(Count { users: sums.users, converted: converted.min(sums.users) });
-    let (post, pre) = match metric.aggregation {
-        _ if metric.aggregation.is_share() => {
-            let before = u64::try_from(sums.before.sum() / Moments::SCALE).unwrap_or(0);
-            (share(sums.converters), share(before))
-        }
-        Aggregation::ConversionRate | Aggregation::ValuePerUser | Aggregation::CountPerUser | Aggregation::Defined(_) => {
-            (OneSum::Values(sums.amount), OneSum::Values(sums.before))
-        }
-        Aggregation::Ratio(..) | Aggregation::Quantile(..) => {
-            let (numerator, denominator) = (OneSum::Values(sums.amount), OneSum::Values(sums.base));
-            return Ok(RatioSums { numerator, denominator, products: sums.amount_base }.observed()?.into());
-        }
+    if metric.aggregation.is_ratio() || metric.aggregation.quantile().is_some() {
+        let (numerator, denominator) = (OneSum::Values(sums.amount), OneSum::Values(sums.base));
+        return Ok(RatioSums { numerator, denominator, products: sums.amount_base }.observed()?.into());
+    }
+    let (post, pre) = if metric.aggregation.is_share() {
+        let before = u64::try_from(sums.before.sum() / Moments::SCALE).unwrap_or(0);
+        (share(sums.converters), share(before))
+    } else {
+        (OneSum::Values(sums.amount), OneSum::Values(sums.before))
     };
     let cuped = Some(CupedSums { post, pre, products: sums.amount_before });
     Ok(Sampled { observed: post.sample()?.into(), cuped, strata: Vec::new() })

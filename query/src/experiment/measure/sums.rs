@@ -207,16 +207,19 @@ pub(crate) mod tests {
     const M: i128 = Moments::SCALE;
 
     /// Makes a cohort of users (arm, time of exposure) and their conversions (user, time, name, value in units), which are the events of a
-    /// definition, too.
+    /// definition, too; those of the second name are the events that it may be over.
     pub(crate) fn cohort(users: &[(u32, i64)], rows: &[(u32, i64, u32, i128)]) -> Cohort {
         let row = |(user, time, name, value): &(u32, i64, u32, i128)| {
             (*user, Row { time: *time, value: Some(*value * M), name: *name, currency: 0, confidence: 100 })
         };
         let (after, before): (Vec<_>, Vec<_>) = rows.iter().map(row).partition(|(user, row)| row.time >= users[*user as usize].1);
         let names = vec!["buy".to_owned(), "view".to_owned()];
+        let views: Vec<_> = after.iter().filter(|(_, row)| row.name == 1).copied().collect();
         let (after, before) = (Rows::new(users.len(), after), Rows::new(users.len(), before));
+        let views =
+            Source { texts: names.clone(), after: Rows::new(users.len(), views), before: Rows::new(users.len(), Vec::new()) };
         Cohort {
-            sources: vec![Source { texts: names.clone(), after: after.clone(), before: before.clone() }],
+            sources: vec![Source { texts: names.clone(), after: after.clone(), before: before.clone() }, views],
             users: Users {
                 keys: users.iter().map(|_| [0; 16]).collect(),
                 arms: users.iter().map(|(arm, _)| *arm).collect(),
@@ -289,11 +292,45 @@ pub(crate) mod tests {
             condition: None,
             value: None,
             per_user,
+            over: None,
+            quantile: None,
             window: None,
         };
         let reference = Reference { name: "defined".to_owned(), version: 1, definition };
-        let defined = DefinedMetric { reference, source: 0, window_us: (0, days * DAY_US) };
+        let defined = DefinedMetric { reference, source: 0, over: None, window_us: (0, days * DAY_US) };
         metric(None, Aggregation::Defined(Box::new(defined)))
+    }
+
+    /// The same over what users come to of the events of the second name, or of its own events.
+    pub(crate) fn defined_over(per_user: PerUser, over: PerUser, is_own: bool, days: i64) -> Configured {
+        let metric = defined(per_user, days);
+        let Aggregation::Defined(mut found) = metric.aggregation else { unreachable!("it is made of a definition") };
+        let own = found.reference.definition.clone();
+        let events = if is_own { Vec::new() } else { vec!["view".to_owned()] };
+        found.reference.definition.over = Some(Box::new(Definition { per_user: over, events, ..own }));
+        found.over = (!is_own).then_some(1);
+        Configured { aggregation: Aggregation::Defined(found), ..metric }
+    }
+
+    /// 12 minutes in two views and 7 in one, and the same over the users' own three and one events.
+    #[test]
+    fn what_users_come_to_is_divided_by_what_they_come_to_of_other_events() {
+        let rows = [(0, 10, 0, 5), (0, 11, 1, 3), (0, 12, 1, 4), (1, 10, 1, 7)];
+        let cohort = cohort(&[(0, 10), (0, 10), (0, 10)], &rows);
+        let check = |over: PerUser, is_own: bool, expected: (i128, i128, i128)| {
+            let counted = CohortMetric::new(&defined_over(PerUser::Sum, over, is_own, 2), &cohort, None, 30);
+            let groups = Groups::new(3, 1, |_| Some(0));
+            let found = &sums(&counted.after(&cohort).expect("fits"), &[], &groups, None).expect("fits")[0];
+            let products = found.amount_base / (I256::from(M) * I256::from(M));
+            assert_eq!(
+                (found.amount.sum() / M, found.base.sum() / M, products),
+                (expected.0, expected.1, I256::from(expected.2))
+            );
+        };
+        check(PerUser::Count, false, (19, 3, 12 * 2 + 7));
+        check(PerUser::Exists, false, (19, 2, 12 + 7));
+        check(PerUser::Sum, false, (19, 14, 12 * 7 + 7 * 7));
+        check(PerUser::Count, true, (19, 4, 12 * 3 + 7));
     }
 
     /// Rows of one time are told apart by their value, and the end of the window does not belong to it.

@@ -1,6 +1,6 @@
 //! What is known of an experiment before any event: itself, its variants, its metrics.
 
-use ::catalogue::definitions::{PerUser, Reference};
+use ::catalogue::definitions::{Definition, PerUser, Quantile, Reference};
 use ::catalogue::experiments::{self, CONTROL_NAMES};
 use ::catalogue::metrics::Metric;
 use ::catalogue::{Aggregation as Stored, Decimal, Direction, ReadError, Unsupported};
@@ -8,7 +8,7 @@ pub use ::catalogue::{Amount, Role};
 use events::Micros;
 use hyper::StatusCode;
 use serde_json::value::RawValue;
-use sqlx::PgConnection;
+use sqlx::{PgConnection, Row};
 use uuid::Uuid;
 
 use crate::experiment::read::experiment::{Experiment, Phase, PhaseWeight, Variant};
@@ -49,12 +49,14 @@ pub struct DefinedMetric {
     pub reference: Reference,
     /// The place of its events among those that are read.
     pub source: usize,
+    /// The place of the events that it is over, where these are others.
+    pub over: Option<usize>,
     /// When they count, in microseconds after the first exposure, half open.
     pub window_us: (i64, i64),
 }
 
 impl Aggregation {
-    /// Returns whether it speaks of money, so that a currency and a cap belong to it.
+    /// Returns whether it comes to money, so that a currency and a cap belong to it.
     pub fn is_value(&self) -> bool {
         match self {
             Aggregation::ValuePerUser | Aggregation::Ratio(Amount::Value, _) | Aggregation::Quantile(Amount::Value, _) => true,
@@ -67,7 +69,7 @@ impl Aggregation {
     pub fn is_share(&self) -> bool {
         match self {
             Aggregation::ConversionRate => true,
-            Aggregation::Defined(defined) => defined.reference.definition.per_user.is_share(),
+            Aggregation::Defined(defined) => !self.is_ratio() && defined.reference.definition.per_user.is_share(),
             _ => false,
         }
     }
@@ -83,14 +85,47 @@ impl Aggregation {
         }
     }
 
+    /// Returns whether two sums over all users are divided by each other.
+    pub fn is_ratio(&self) -> bool {
+        match self {
+            Aggregation::Ratio(..) => true,
+            Aggregation::Defined(defined) => defined.reference.definition.over.is_some(),
+            _ => false,
+        }
+    }
+
+    /// Returns which quantile of the users it is, in thousandths, if it is one.
+    pub fn quantile(&self) -> Option<u16> {
+        match self {
+            Aggregation::Quantile(_, thousandths) => Some(*thousandths),
+            Aggregation::Defined(defined) => defined.reference.definition.quantile.map(Quantile::thousandths),
+            _ => None,
+        }
+    }
+
+    /// Returns whether each time adds its own part to what a user comes to, or makes of the user one who has it.
+    pub fn adds_up(&self) -> bool {
+        match self {
+            _ if self.is_ratio() || self.quantile().is_some() => false,
+            Aggregation::Defined(defined) => {
+                !matches!(defined.reference.definition.per_user, PerUser::Min | PerUser::Max | PerUser::First | PerUser::Last)
+            }
+            _ => true,
+        }
+    }
+
+    /// Returns whether it has sums at the end of each day: impressions have no days here, and quantiles do not add up.
+    pub fn has_days(&self) -> bool {
+        self.quantile().is_none() && !matches!(self, Aggregation::Ratio(_, Denominator::Impressions))
+    }
+
     /// Returns the type as answers carry it.
     pub fn kind(&self) -> &'static str {
         match self {
-            Aggregation::ConversionRate => "proportion",
-            Aggregation::Defined(_) if self.is_share() => "proportion",
-            Aggregation::ValuePerUser | Aggregation::CountPerUser | Aggregation::Defined(_) => "mean",
-            Aggregation::Ratio(..) => "ratio",
-            Aggregation::Quantile(..) => "quantile",
+            _ if self.is_share() => "proportion",
+            _ if self.is_ratio() => "ratio",
+            _ if self.quantile().is_some() => "quantile",
+            _ => "mean",
         }
     }
 }
@@ -119,10 +154,15 @@ pub struct Configured {
 }
 
 impl Configured {
-    /// Returns the events that its definition speaks of; none of a metric of conversions.
-    pub fn source(&self) -> Option<SourceQuery> {
-        let Aggregation::Defined(defined) = &self.aggregation else { return None };
-        Some(SourceQuery { definition: defined.reference.definition.clone(), window_us: defined.window_us })
+    /// Returns the events that its definition speaks of, in the order of their places; none of a metric of conversions.
+    pub fn sources(&self) -> Vec<SourceQuery> {
+        let Aggregation::Defined(defined) = &self.aggregation else { return Vec::new() };
+        let definition = &defined.reference.definition;
+        // A covariate is for means and shares.
+        let has_before = definition.over.is_none() && definition.quantile.is_none();
+        let source = |of: &Definition| SourceQuery { definition: of.clone(), window_us: defined.window_us, has_before };
+        let over = definition.over.as_deref().filter(|_| defined.over.is_some());
+        std::iter::once(definition).chain(over).map(source).collect()
     }
 }
 
@@ -257,7 +297,9 @@ fn configured(
             let window_us = reference.definition.window_us(window_days);
             // Numbers without an end.
             let source = sources.next().unwrap_or_default();
-            Aggregation::Defined(Box::new(DefinedMetric { reference, source, window_us }))
+            let has_others = reference.definition.over.is_some() && !reference.definition.is_over_own_events();
+            let over = if has_others { sources.next() } else { None };
+            Aggregation::Defined(Box::new(DefinedMetric { reference, source, over, window_us }))
         }
         Stored::Quantile => {
             let quantile = metric.quantile.ok_or_else(|| missing("quantile", &["a share between 0 and 1"]))?;
@@ -282,63 +324,51 @@ fn configured(
 /// Letters that are looked into for users of variants that do not exist, at most.
 const LETTERS_MAX: i64 = 10_000;
 
-/// Counts the users whose events wait as dead letters because they name a variant that the experiment does not have.
+/// What is stored of an experiment beside its cohort.
+#[derive(Clone, Debug, Default)]
+pub struct Beside {
+    /// Users whose events wait as dead letters because they name a variant that the experiment does not have.
+    pub unknown_variant: u64,
+    /// Users who were exposed and take no part since they have too many rows.
+    pub over_active: u64,
+    /// Impressions that are no bot's, whether they count or not.
+    pub impressions: u64,
+    /// Since when participation and attribution wait for a recomputation, if they do.
+    pub behind_since: Option<String>,
+}
+
+/// Reads what is stored of an experiment beside its cohort, in one statement: where all processors are busy, each is a wait for one.
 /// # Errors
 /// Those of Postgres.
-pub async fn unknown_variant_users(
-    connection: &mut PgConnection,
-    project: Uuid,
-    experiment: &Experiment,
-) -> Result<u64, sqlx::Error> {
+pub async fn beside(connection: &mut PgConnection, project: Uuid, experiment: &Experiment) -> Result<Beside, sqlx::Error> {
     // The bytes of such a letter were decoded once, so they are JSON. Postgres cannot take apart one that holds U+0000.
-    let users: i64 = sqlx::query_scalar(
-        r"SELECT count(DISTINCT letter::json #>> '{event,user_id}')
-          FROM (SELECT convert_from(bytes, 'UTF8') AS letter FROM dead_letters
-                WHERE status = 'open' AND project_id = $1 AND code = 'unknown_variant'
-                  AND position('\u0000' IN convert_from(bytes, 'UTF8')) = 0
-                ORDER BY id LIMIT $2) l
-          WHERE letter::json #>> '{event,experiment}' IN ($3, $4)",
+    let row = sqlx::query(
+        r#"SELECT
+            (SELECT count(DISTINCT letter::json #>> '{event,user_id}')
+             FROM (SELECT convert_from(bytes, 'UTF8') AS letter FROM dead_letters
+                   WHERE status = 'open' AND project_id = $1 AND code = 'unknown_variant'
+                     AND position('\u0000' IN convert_from(bytes, 'UTF8')) = 0
+                   ORDER BY id LIMIT $4) l
+             WHERE letter::json #>> '{event,experiment}' IN ($3, $2::uuid::text)) AS unknown_variant,
+            (SELECT count(*) FROM over_active_users WHERE project_id = $1 AND $2 = ANY (experiments)) AS over_active,
+            (SELECT coalesce(sum(events), 0)::bigint FROM daily_rollups
+             WHERE project_id = $1 AND kind = 'impression' AND experiment_id = $2 AND NOT is_bot) AS impressions,
+            (SELECT to_char(since AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"') FROM experiments_behind
+             WHERE project_id = $1 AND experiment_id = $2) AS behind_since"#,
     )
     .bind(project)
-    .bind(LETTERS_MAX)
+    .bind(experiment.id)
     .bind(&experiment.name)
-    .bind(experiment.id.to_string())
+    .bind(LETTERS_MAX)
     .fetch_one(connection)
     .await?;
-    Ok(u64::try_from(users).unwrap_or(0))
-}
-
-/// Counts the users who were exposed and take no part since they have too many rows.
-/// # Errors
-/// Those of Postgres.
-pub async fn over_active_users(connection: &mut PgConnection, project: Uuid, experiment: Uuid) -> Result<u64, sqlx::Error> {
-    let users = "SELECT count(*) FROM over_active_users WHERE project_id = $1 AND $2 = ANY (experiments)";
-    let users: i64 = sqlx::query_scalar(users).bind(project).bind(experiment).fetch_one(connection).await?;
-    Ok(u64::try_from(users).unwrap_or(0))
-}
-
-/// Returns since when participation and attribution of an experiment wait for a recomputation, if they do.
-/// # Errors
-/// Those of Postgres.
-pub async fn behind_since(connection: &mut PgConnection, project: Uuid, experiment: Uuid) -> Result<Option<String>, sqlx::Error> {
-    let since = "SELECT to_char(since AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"') FROM experiments_behind
-                 WHERE project_id = $1 AND experiment_id = $2";
-    sqlx::query_scalar(since).bind(project).bind(experiment).fetch_optional(connection).await
-}
-
-/// Counts the impressions of an experiment that are stored and no bot's, whether they count or not.
-/// # Errors
-/// Those of Postgres.
-pub async fn impressions(connection: &mut PgConnection, project: Uuid, experiment: Uuid) -> Result<u64, sqlx::Error> {
-    let impressions: i64 = sqlx::query_scalar(
-        "SELECT coalesce(sum(events), 0)::bigint FROM daily_rollups
-         WHERE project_id = $1 AND kind = 'impression' AND experiment_id = $2 AND NOT is_bot",
-    )
-    .bind(project)
-    .bind(experiment)
-    .fetch_one(connection)
-    .await?;
-    Ok(u64::try_from(impressions).unwrap_or(0))
+    let count = |column| Ok::<_, sqlx::Error>(u64::try_from(row.try_get::<i64, _>(column)?).unwrap_or(0));
+    Ok(Beside {
+        unknown_variant: count("unknown_variant")?,
+        over_active: count("over_active")?,
+        impressions: count("impressions")?,
+        behind_since: row.try_get("behind_since")?,
+    })
 }
 
 /// Returns the position of the control: the variant asked for by name or id, else the one marked as it, else the one with a

@@ -28,6 +28,8 @@ pub struct SourceQuery {
     pub definition: Definition,
     /// When, in microseconds after the first exposure, half open.
     pub window_us: (i64, i64),
+    /// Whether what users did before their exposure is compared with it.
+    pub has_before: bool,
 }
 
 /// A condition of a definition is small: what is planned with it is planned on an ordinary stack, each time that an answer is read.
@@ -41,23 +43,25 @@ fn limits() -> Limits {
 pub fn check(definition: &Definition) -> Result<(), ApiError> {
     let engine = Engine::new(&Limits::default(), []).map_err(engine::api_error)?;
     let session = engine.session().map_err(engine::api_error)?;
-    let table = table(definition.kind, &Scope::Everyone, Uuid::nil()).ok_or_else(ApiError::internal)?;
-    let schema = DFSchema::try_from(table.schema().as_ref().clone()).map_err(engine::api_error)?;
-    condition(definition, &session, &schema)?;
-    property(definition)?;
+    for (place, part) in definition.parts() {
+        let table = table(part.kind, &Scope::Everyone, Uuid::nil()).ok_or_else(ApiError::internal)?;
+        let schema = DFSchema::try_from(table.schema().as_ref().clone()).map_err(engine::api_error)?;
+        condition(part, &format!("{place}where"), &session, &schema)?;
+        property(part, &format!("{place}value"))?;
+    }
     Ok(())
 }
 
-fn condition(definition: &Definition, session: &Session, schema: &DFSchema) -> Result<Option<Expr>, ApiError> {
-    let read = |sql: &String| sql::condition::read(sql, "where", session.state(), schema, &limits());
+fn condition(definition: &Definition, place: &str, session: &Session, schema: &DFSchema) -> Result<Option<Expr>, ApiError> {
+    let read = |sql: &String| sql::condition::read(sql, place, session.state(), schema, &limits());
     definition.condition.as_ref().map(read).transpose()
 }
 
-fn property(definition: &Definition) -> Result<Option<Property>, ApiError> {
+fn property(definition: &Definition, place: &str) -> Result<Option<Property>, ApiError> {
     let known = |name: &String| {
         let message =
             format!("found {name:?}; a column of the table events or a property is accepted, such as value or properties.price");
-        Property::of(name).ok_or_else(|| ApiError::bad_request(message).at("value"))
+        Property::of(name).ok_or_else(|| ApiError::bad_request(message).at(place))
     };
     definition.value.as_ref().map(known).transpose()
 }
@@ -108,7 +112,7 @@ impl Reader<'_> {
         let mut after = self.conversions(&within(query.window_us), &mut texts, currencies).await?;
         let mut before = Vec::new();
         // What lies before the exposure is no history where the metric is about it.
-        if self.query.has_before && query.window_us.0 >= 0 {
+        if self.query.has_before && query.has_before && query.window_us.0 >= 0 {
             let history = (-COVARIATE_DAYS * DAY_US, 0);
             before = self.conversions(&within(history), &mut texts, currencies).await?;
         }
@@ -125,8 +129,8 @@ impl Reader<'_> {
         let table = table(definition.kind, self.scope, self.snapshot.project());
         let table = table.ok_or_else(|| DataFusionError::Internal("no table events".to_owned()))?;
         let schema = DFSchema::try_from(table.schema().as_ref().clone())?;
-        let condition = condition(definition, self.session, &schema).map_err(external)?;
-        let property = property(definition).map_err(external)?;
+        let condition = condition(definition, "where", self.session, &schema).map_err(external)?;
+        let property = property(definition, "value").map_err(external)?;
         let scan = provider_as_source(Session::scan_of(table, self.snapshot));
         let state = self.session.state();
         let source = LogicalPlanBuilder::scan("events", scan, None)?.build()?;
@@ -149,7 +153,7 @@ impl Reader<'_> {
             Some(property) if definition.per_user == PerUser::Distinct => property.expr(state)?,
             _ => lit(""),
         };
-        let currency = if definition.is_money() { col("currency") } else { null(DataType::Utf8View)? };
+        let currency = if definition.has_amounts() { col("currency") } else { null(DataType::Utf8View)? };
         let columns = vec![
             col("user_key"),
             col("event_time").alias("time"),

@@ -29,7 +29,7 @@ pub struct Experiments {
 }
 
 /// One of a project's experiments.
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, Serialize)]
 pub struct ExperimentSummary {
     /// What it is.
     #[serde(flatten)]

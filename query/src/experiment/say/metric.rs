@@ -18,7 +18,7 @@ use crate::experiment::test::TestedMetric;
 use crate::experiment::test::breakdown::BreakdownValue;
 use crate::experiment::test::comparison::{Compared, Conclusion, Design, TestedComparison, counts};
 use crate::experiment::test::findings::{
-    Bayesian, Cuped, Day, Guardrail, Heterogeneity, Omnibus, Power, ScaledImpact, Sequential, Supplemental, ends,
+    Bayesian, Cuped, Day, Guardrail, Heterogeneity, Omnibus, Power, ScaledImpact, Sequential, SinceExposure, Supplemental, ends,
 };
 
 /// One metric.
@@ -61,6 +61,9 @@ pub struct Metric {
     /// Each day; left out for metrics that do not add up over days.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub series: Option<Vec<Day>>,
+    /// By the time since each user's own exposure, where it was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub since_exposure: Option<SinceExposure>,
 }
 
 /// What a metric counts.
@@ -283,7 +286,7 @@ pub struct OfValue {
 
 /// Describes one metric.
 pub fn metric(design: &Design<'_>, tested: TestedMetric<'_>) -> Metric {
-    let TestedMetric { measured, comparisons, omnibus, breakdown, series } = tested;
+    let TestedMetric { measured, comparisons, omnibus, breakdown, series, since_exposure } = tested;
     let configured = &measured.configured;
     let alpha = design.experiment.alpha;
     let arms = design.variants.iter().enumerate().map(|(place, variant)| {
@@ -319,6 +322,7 @@ pub fn metric(design: &Design<'_>, tested: TestedMetric<'_>) -> Metric {
         dimensions: dimensions.map(|values: Vec<BreakdownValue>| values.into_iter().map(of_value).collect()),
         heterogeneity,
         series,
+        since_exposure,
     }
 }
 
@@ -413,7 +417,7 @@ fn arm(metric: &Configured, variant: Uuid, sampled: &Sampled, sums: &Sums, raw: 
             true => Some(sums.converters),
             false => is_count.then(|| whole(raw.amount.sum())).flatten(),
         },
-        denominator: matches!(metric.aggregation, Aggregation::Ratio(..)).then(|| whole(sums.base.sum())).flatten(),
+        denominator: metric.aggregation.is_ratio().then(|| whole(sums.base.sum())).flatten(),
         mean: sampled.observed.mean,
         std_dev: arm.filter(|arm| arm.users > 1 || is_share).map(|arm| arm.variance.sqrt()),
         ci: ends(interval),

@@ -38,10 +38,10 @@ impl Sentence<'_> {
             Aggregation::ConversionRate => ("converts", ""),
             Aggregation::ValuePerUser => ("brings", " per user"),
             Aggregation::CountPerUser => ("counts", " per user"),
-            Aggregation::Ratio(..) => ("has", ""),
-            Aggregation::Quantile(..) => ("has", " as quantile"),
-            Aggregation::Defined(_) if self.metric.aggregation.is_share() => ("has", " of users"),
-            Aggregation::Defined(_) => ("has", " per user"),
+            aggregation if aggregation.is_ratio() => ("has", ""),
+            aggregation if aggregation.quantile().is_some() => ("has", " as quantile"),
+            aggregation if aggregation.is_share() => ("has", " of users"),
+            _ => ("has", " per user"),
         };
         let mut text = format!(
             "{} {verb} {}{per_user} vs {} in {}",

@@ -4,7 +4,7 @@
 use super::sentence::Sentence;
 use crate::experiment::read::catalogue::Configured;
 use crate::experiment::request::{Analysis, Difference, Engine};
-use crate::experiment::test::comparison::{Compared, Conclusion, Design};
+use crate::experiment::test::comparison::{Compared, Conclusion, Design, EARLY_WARNING};
 use crate::experiment::test::findings::{Bayesian, ScaledImpact};
 use crate::experiment::text::{p_text, short};
 use statistics::effect::Status;
@@ -146,6 +146,11 @@ fn evidence(design: &Design<'_>, compared: &Compared, decided: &Conclusion, verd
             _ => "not enough to call it",
         };
         return (chance, text.to_owned());
+    }
+    if let Some(early) = decided.early.filter(|_| verdict.by == EARLY_WARNING) {
+        let p = p_text(early.p_value);
+        let text = format!("p = {p} at any time for what users do within a day of their exposure, called on {}", early.on);
+        return (Some(text), conclusion("no difference is shown"));
     }
     let size = decided.adjusted.family_size;
     let among = format!("not significant after correction for {size} comparisons");

@@ -16,8 +16,10 @@ use statistics::proportions::{Count, fisher};
 use statistics::sequential::{hybrid, hybrid_level};
 use statistics::strata::{Traffic, impact_per_day};
 
-use super::findings::{Bayesian, Cuped, Guardrail, Other, Power, Prior as ShownPrior, ScaledImpact, Shrunk, Supplemental, ends};
-use super::plan::{Interim, Looked, Plan, Seen};
+use super::findings::{
+    Bayesian, Cuped, EarlyWarning, Guardrail, Other, Power, Prior as ShownPrior, ScaledImpact, Shrunk, Supplemental, ends,
+};
+use super::plan::{Early, Interim, Looked, Plan, Seen};
 use crate::experiment::measure::sample::Sampled;
 use crate::experiment::read::catalogue::{Configured, Role};
 use crate::experiment::read::experiment::{Experiment, Variant};
@@ -25,6 +27,12 @@ use crate::experiment::request::{Analysis, COVARIATE_DAYS, Correction, Cuped as 
 
 /// Part of the variance that earlier behaviour has to explain before a comparison is adjusted for it.
 const EXPLAINED_MIN: f64 = 0.05;
+
+/// The part of alpha that a guardrail leaves for its early warning.
+const EARLY_SHARE: f64 = 0.2;
+
+/// The method by which an early warning decides.
+pub const EARLY_WARNING: &str = "early_warning";
 
 /// Why nothing is adjusted where the variants' users were not alike before they were exposed.
 pub const DIFFERS_BEFORE: &str = "differs_before";
@@ -80,6 +88,8 @@ pub struct Compared {
     pub by_day: Vec<Option<Seen>>,
     /// What they saw of all users, with what these had done by then; empty likewise.
     pub all_by_day: Vec<Option<Seen>>,
+    /// What the early warning of a guardrail saw: what users did within a day, of those for whom it was over; empty without one.
+    pub early_by_day: Vec<Option<Seen>>,
 }
 
 /// What the variants' users did before they were exposed, as far as it may explain what they did after.
@@ -119,6 +129,7 @@ pub fn compared(
         window_us: 0,
         by_day: Vec::new(),
         all_by_day: Vec::new(),
+        early_by_day: Vec::new(),
     })
 }
 
@@ -165,6 +176,7 @@ fn over_strata(design: &Design<'_>, (control, treatment): (&Sampled, &Sampled), 
         window_us: 0,
         by_day: Vec::new(),
         all_by_day: Vec::new(),
+        early_by_day: Vec::new(),
     }
 }
 
@@ -386,6 +398,17 @@ pub struct Conclusion {
     pub basis: Option<Basis>,
     /// Whether it is in the family of goals; a guardrail stands alone.
     pub is_goal: bool,
+    /// What the early warning of a guardrail saw.
+    pub early: Option<Early>,
+}
+
+impl Conclusion {
+    /// Returns the conclusion that the early warning of a guardrail comes to: that is harm.
+    fn by_early_warning(self, early: &Early) -> Self {
+        let critical = Some(early.critical);
+        let basis = Basis { difference: early.seen.difference, is_adjusted: false, critical, critical_alone: critical };
+        Conclusion { significant: true, by: EARLY_WARNING, basis: Some(basis), ..self }
+    }
 }
 
 /// The one estimate that a verdict rests on.
@@ -402,11 +425,12 @@ pub struct Basis {
 }
 
 impl Basis {
-    fn of(compared: &Compared, plan: &Plan, look: Option<&Looked>, alpha: f64) -> Option<Self> {
+    /// Returns what a look rests on, at the level `alpha` among all and `alone` before other comparisons are thought of.
+    fn of(compared: &Compared, plan: &Plan, look: Option<&Looked>, (alpha, alone): (f64, f64)) -> Option<Self> {
         if plan.analysis == Analysis::Fixed {
             let difference = compared.found.difference?;
             let critical = |alpha: f64| Some(difference.critical(alpha));
-            let (critical, critical_alone) = (critical(alpha), critical(plan.alpha));
+            let (critical, critical_alone) = (critical(alpha), critical(alone));
             return Some(Basis { difference, is_adjusted: compared.is_adjusted(), critical, critical_alone });
         }
         let look = look?;
@@ -414,7 +438,7 @@ impl Basis {
             difference: look.seen.difference,
             is_adjusted: look.seen.is_adjusted,
             critical: look.shown.boundary_z,
-            critical_alone: plan.critical(compared.arm, compared.window_us, look, plan.alpha),
+            critical_alone: plan.critical(compared.arm, compared.window_us, look, alone),
         })
     }
 
@@ -443,12 +467,15 @@ pub fn decide(design: &Design<'_>, family: &[(&Configured, &Compared)]) -> Vec<C
     let mut family_adjusted = adjust(&members, correction(design.request.correction), alpha).into_iter();
     let one = |found: &(&Configured, &Compared)| {
         let (metric, compared) = found;
-        let alone = || Adjusted { p_value: member(found).p_value, alpha, family_size: 1 };
+        // A part of alpha is left for the early warning, where there is one.
+        let early_alpha = if compared.early_by_day.is_empty() { 0.0 } else { EARLY_SHARE * alpha };
+        let alpha_alone = alpha - early_alpha;
+        let alone = || Adjusted { p_value: member(found).p_value, alpha: alpha_alone, family_size: 1 };
         let adjusted = if is_goal(metric) { family_adjusted.next().unwrap_or_else(alone) } else { alone() };
         let look = compared.look(plan, adjusted.alpha);
         let by_p = adjusted.p_value.is_some_and(|p| is_finding(p.p, alpha));
         let significant = if has_bounds { look.is_some_and(|look| look.stands) } else { by_p };
-        let basis = Basis::of(compared, plan, look.as_ref(), adjusted.alpha);
+        let basis = Basis::of(compared, plan, look.as_ref(), (adjusted.alpha, alpha_alone));
         let by = match plan.analysis {
             Analysis::Fixed if compared.is_exact() => "fisher_exact",
             Analysis::Fixed if compared.has_strata => "stratified_t",
@@ -456,7 +483,12 @@ pub fn decide(design: &Design<'_>, family: &[(&Configured, &Compared)]) -> Vec<C
             // Where bounds have no history to rest on, a sequence decides.
             other => look.filter(|look| look.shown.boundary_z.is_some()).map_or(other.as_str(), |look| look.shown.method),
         };
-        Conclusion { adjusted, look, significant, by, basis, is_goal: is_goal(metric) }
+        let early = plan.early(compared.arm, &compared.early_by_day, metric.wants_more, early_alpha);
+        let decided = Conclusion { adjusted, look, significant, by, basis, is_goal: is_goal(metric), early };
+        match early.filter(|early| early.is_harmed && !significant) {
+            Some(early) => decided.by_early_warning(&early),
+            None => decided,
+        }
     };
     family.iter().map(one).collect()
 }
@@ -630,7 +662,9 @@ fn guardrail(metric: &Configured, compared: &Compared, conclusion: &Conclusion, 
         return None;
     }
     let margin = metric.margin.unwrap_or(0.0);
-    let undefined = Guardrail { margin, bound: None, p_value: None, log10_p: None, state: State::Inconclusive.as_str() };
+    let early_warning = conclusion.early.map(EarlyWarning::from);
+    let state = State::Inconclusive.as_str();
+    let undefined = Guardrail { margin, bound: None, p_value: None, log10_p: None, state, early_warning };
     // Harm is that of the estimate that decides; without one, that of the shares alone.
     let difference = conclusion.basis.map(|basis| basis.difference).or_else(|| compared.precise());
     let effect = difference.and_then(|difference| difference.effect(Scale::Absolute).ok());

@@ -221,6 +221,25 @@ pub struct Guardrail {
     pub log10_p: Option<f64>,
     /// `safe`, `inconclusive` or `harmed`.
     pub state: &'static str,
+    /// What users did within a day of their exposure, where the plan waits for windows that are longer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub early_warning: Option<EarlyWarning>,
+}
+
+/// Whether users do worse within a day of their exposure, at any time, by a part of alpha of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct EarlyWarning {
+    /// Users of both who were exposed for a day.
+    pub users: u64,
+    /// The difference: at the look that called harm, else at the last one.
+    pub estimate: f64,
+    /// Its interval, at any time.
+    pub ci: [Option<f64>; 2],
+    /// For harm, at any time.
+    pub always_valid_p: f64,
+    /// The day on which harm was called; left out while it was not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub called_on: Option<LookOn>,
 }
 
 /// What a day would bring with everybody in the variant.
@@ -344,6 +363,72 @@ pub struct SeriesComparison {
     pub always_valid_p: Option<f64>,
     /// Its decimal logarithm.
     pub log10_always_valid_p: Option<f64>,
+}
+
+/// A metric by the time since each user's own first exposure.
+#[derive(Debug, Serialize)]
+pub struct SinceExposure {
+    /// Each day, of the users who were exposed for that long.
+    pub days: Vec<SinceExposureDay>,
+    /// For each other variant, whether its effect changes with time; empty where nobody was exposed for 14 days, or the metric does not
+    /// add up over so many.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub novelty: Vec<Novelty>,
+}
+
+/// One day since the exposure.
+#[derive(Debug, Serialize)]
+pub struct SinceExposureDay {
+    /// 0 is the first 24 hours.
+    pub day: u32,
+    /// Each variant, in the order of `variants`.
+    pub arms: Vec<SinceExposureArm>,
+    /// Each other variant against the control.
+    pub comparisons: Vec<SinceExposureComparison>,
+}
+
+/// One variant on one day since the exposure.
+#[derive(Debug, Serialize)]
+pub struct SinceExposureArm {
+    /// Which one.
+    pub variant_id: Uuid,
+    /// Users who were exposed for that long.
+    pub users: u64,
+    /// What they come to on that day; of a share, how many of them convert on it for the first time.
+    pub mean: Option<f64>,
+}
+
+/// One variant against the control on one day since the exposure, for one look.
+#[derive(Debug, Serialize)]
+pub struct SinceExposureComparison {
+    /// Which one.
+    pub variant_id: Uuid,
+    /// The difference.
+    #[serde(flatten)]
+    pub found: Other,
+}
+
+/// The effect a day in days 0 to 2 since the exposure and in days 7 to 13, of the same users.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Novelty {
+    /// Of which variant against the control.
+    pub variant_id: Uuid,
+    /// Users of both who were exposed for 14 days.
+    pub users: u64,
+    /// The effect a day in days 0 to 2.
+    pub early: f64,
+    /// The effect a day in days 7 to 13.
+    pub late: f64,
+    /// The late effect less the early one.
+    pub change: f64,
+    /// Its standard error.
+    pub std_error: f64,
+    /// Its interval.
+    pub ci: [Option<f64>; 2],
+    /// That the effect does not change, for one look.
+    pub p_value: f64,
+    /// Its decimal logarithm.
+    pub log10_p: f64,
 }
 
 /// Returns the two ends of an interval as answers carry them.

@@ -9,7 +9,7 @@ use crate::experiment::measure::ripe::Ripeness;
 use crate::experiment::read::cohort::DAY_US;
 use crate::experiment::read::experiment::Experiment;
 use crate::experiment::request::Analysis;
-use crate::experiment::test::findings::{LookOn, Sequential};
+use crate::experiment::test::findings::{EarlyWarning, LookOn, Sequential, ends};
 use statistics::difference::Difference;
 use statistics::group_sequential::{self, ALARM_SHARE, Sides, information_fraction};
 use statistics::sequential::{Tuning, confidence_sequence, hybrid, tightest_at};
@@ -90,6 +90,33 @@ pub struct Looked {
     pub stands: bool,
     /// The part of alpha that it might spend.
     share: f64,
+}
+
+/// What the early warning of a guardrail saw: what the first look saw that called harm, else the last one.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Early {
+    /// What users did within a day of their exposure.
+    pub seen: Seen,
+    /// How many standard errors its interval reaches, at any time.
+    pub critical: f64,
+    /// For harm, at any time.
+    pub p_value: f64,
+    /// Whether it called harm.
+    pub is_harmed: bool,
+    /// The day of the look.
+    pub on: LookOn,
+}
+
+impl From<Early> for EarlyWarning {
+    fn from(early: Early) -> Self {
+        EarlyWarning {
+            users: early.seen.users,
+            estimate: early.seen.difference.estimate,
+            ci: ends(Some(early.seen.difference.absolute(early.critical))),
+            always_valid_p: early.p_value,
+            called_on: early.is_harmed.then_some(early.on),
+        }
+    }
 }
 
 impl Plan {
@@ -222,6 +249,23 @@ impl Plan {
             }
             looked.stands.then_some(looked)
         })
+    }
+
+    /// Looks for harm by a one-sided sequence over users who were exposed for a day, with what they did in it, at the end of each day.
+    pub fn early(&self, arm: usize, by_day: &[Option<Seen>], wants_more: bool, alpha: f64) -> Option<Early> {
+        let (tuning, days) = (self.tuning(arm), self.looks?);
+        let look = |(place, seen): (usize, &Option<Seen>)| {
+            let seen = (*seen)?;
+            let z = seen.difference.z();
+            let is_worse = (z < 0.0) == wants_more;
+            // Half of a two-sided sequence.
+            let sequence = confidence_sequence(z, seen.users, 2.0 * alpha, &tuning);
+            let is_harmed = is_worse && z.abs() > sequence.critical && seen.exact_p.is_none_or(|p| p < 2.0 * alpha);
+            let p_value = if is_worse { sequence.p_value.p / 2.0 } else { 1.0 };
+            Some(Early { seen, critical: sequence.critical, p_value, is_harmed, on: LookOn(days.first + place as i64) })
+        };
+        let looks: Vec<Early> = by_day.iter().enumerate().filter_map(look).collect();
+        looks.iter().find(|early| early.is_harmed).or(looks.last()).copied()
     }
 
     /// Shows what was seen, without what decides.
@@ -477,6 +521,24 @@ mod tests {
         };
         assert_eq!(at(4.0), (false, "sequential", false));
         assert_eq!(at(6.3), (true, "sequential", true));
+    }
+
+    /// Harm that was called stays called; what is better, or less than its bound, is no harm.
+    #[test]
+    fn an_early_warning_is_of_harm_only() {
+        let plan = plan_after(&experiment(Some(4_000), None), Analysis::GroupSequential, 10, 30);
+        let check = |z: &[f64], wants_more: bool, expected: (bool, i64)| {
+            let by_day: Vec<Option<Seen>> = std::iter::once(None).chain(z.iter().map(|z| Some(seen(*z)))).collect();
+            let found = plan.early(1, &by_day, wants_more, 0.01).expect("looks");
+            assert_eq!((found.is_harmed, found.on), (expected.0, LookOn(expected.1)), "{z:?} {found:?}");
+            assert_eq!(found.is_harmed, found.p_value < 0.01, "{found:?}");
+        };
+        check(&[0.0, -5.0, 0.0], true, (true, 2));
+        check(&[0.0, -5.0, 6.0], true, (true, 2));
+        check(&[0.0, 5.0, 0.0], true, (false, 3));
+        check(&[0.0, 5.0, 0.0], false, (true, 2));
+        check(&[-2.0, -2.0, -2.0], true, (false, 3));
+        assert_eq!(plan.early(1, &[None; 4], true, 0.01), None);
     }
 
     /// The planned size is reached on the last day. What a sequence called before stays called then and afterwards; what it would call

@@ -32,7 +32,8 @@ pub(super) enum Command {
         name: String,
         /// What it measures, as JSON, or @FILE. Such as {"kind": "engagement", "events": ["watch"], "where": "device_type = 'mobile'",
         /// "value": "minutes", "per_user": "sum", "window": {"delay": "1d", "length": "7d"}}: only `kind` and `per_user` must be there.
-        /// `per_user` is count, sum, min, max, first, last, distinct, distinct_days, exists or {"at_least": 3}
+        /// `per_user` is count, sum, min, max, first, last, distinct, distinct_days, exists or {"at_least": 3}; "over": {"kind": "impression",
+        /// "per_user": "count"} divides what all users come to by what they come to of other events; "quantile": 0.9 is one of users
         #[arg(value_name = "JSON", verbatim_doc_comment)]
         definition: String,
         #[command(flatten)]
@@ -206,9 +207,17 @@ fn render_definitions(versions: &[Version]) -> String {
 
 /// Says what the events of a user come to.
 fn of_definition(definition: &Definition) -> String {
-    match &definition.value {
+    let own = match &definition.value {
         Some(value) => format!("{} of {value}", definition.per_user),
         None => definition.per_user.to_string(),
+    };
+    match (&definition.over, definition.quantile) {
+        (Some(over), _) => {
+            let events = if over.events.is_empty() { over.kind.as_str().to_owned() } else { over.events.join(", ") };
+            format!("{own} over {} ({events})", of_definition(over))
+        }
+        (None, Some(quantile)) => format!("quantile {} of {own}", f64::from(quantile)),
+        (None, None) => own,
     }
 }
 
@@ -282,6 +291,24 @@ mod tests {
     use catalogue::definitions::Reference;
 
     use super::*;
+
+    #[test]
+    fn definitions_are_said_as_they_are_computed() {
+        let check = |json: &str, expected: &str| {
+            assert_eq!(of_definition(&Definition::parse(json).expect("accepted")), expected);
+        };
+        check(r#"{"kind": "engagement", "per_user": "count"}"#, "count");
+        check(r#"{"kind": "engagement", "value": "ms", "per_user": "max", "quantile": 0.95}"#, "quantile 0.95 of max of ms");
+        check(
+            r#"{"kind": "engagement", "value": "ms", "per_user": "sum", "over": {"kind": "impression", "per_user": "count"}}"#,
+            "sum of ms over count (impression)",
+        );
+        check(
+            r#"{"kind": "conversion", "value": "value", "per_user": "sum",
+                "over": {"kind": "conversion", "events": ["order", "refund"], "value": "items", "per_user": "sum"}}"#,
+            "sum of value over sum of items (order, refund)",
+        );
+    }
 
     #[test]
     fn metrics_line_up_with_their_parts() {

@@ -153,6 +153,58 @@ pub(super) fn series(answer: &Value, metric: &Value, style: Style) -> String {
     format!("\n{}", style.table(&columns, &rows))
 }
 
+/// The metric by days since each user's own exposure, one row for each day and compared variant, and whether the effect changes.
+pub(super) fn since_exposure(answer: &Value, metric: &Value, style: Style) -> String {
+    let days = elements(metric, "/since_exposure/days");
+    if days.is_empty() {
+        return String::new();
+    }
+    let all: Vec<(f64, f64)> = days.iter().flat_map(|day| elements(day, "/comparisons")).filter_map(ends).collect();
+    let low = all.iter().fold(0.0, |low: f64, (end, _)| low.min(*end));
+    let high = all.iter().fold(0.0, |high: f64, (_, end)| high.max(*end));
+    let scale = Scale::of(metric);
+    let difference = |value: f64| format!("{}{}", scale.difference(value), scale.unit());
+    let mut rows = Vec::new();
+    for day in days {
+        for found in elements(day, "/comparisons") {
+            let estimate = found.get("estimate").and_then(number);
+            let line = match (ends(found), estimate) {
+                (Some((from, to)), Some(estimate)) => interval(from, estimate, to, (low, high), DRAWN_WIDTH),
+                _ => String::new(),
+            };
+            rows.push(vec![
+                day.get("day").map(count).unwrap_or_default(),
+                name_of(answer, found).to_owned(),
+                found.get("users").map(count).unwrap_or_default(),
+                estimate.map(difference).unwrap_or_default(),
+                p_of(found).unwrap_or_default(),
+                line,
+            ]);
+        }
+    }
+    let columns = [
+        ("days since exposure", Side::Right),
+        ("variant", Side::Left),
+        ("users", Side::Right),
+        ("difference", Side::Right),
+        ("p", Side::Right),
+        ("interval", Side::Left),
+    ];
+    let mut out = format!("\n{}", style.table(&columns, &rows));
+    for found in elements(metric, "/since_exposure/novelty") {
+        let of = |field: &str| found.get(field).and_then(number).map(difference).unwrap_or_default();
+        let line = format!(
+            "does the effect of {} change: {} a day in days 0 to 2, {} a day in days 7 to 13, p = {}",
+            name_of(answer, found),
+            of("early"),
+            of("late"),
+            p_of(found).unwrap_or_default()
+        );
+        out.push_str(&format!("{}\n", printable(&line)));
+    }
+    out
+}
+
 /// Value by variant under each model.
 pub(super) fn attribution(answer: &Value, style: Style) -> String {
     let models = elements(answer, "/attribution/models");
@@ -258,6 +310,22 @@ mod tests {
         assert_eq!(lines.len(), 4, "{found}");
         assert!(lines[2].starts_with("2026-03-01  b               1,100    +2.00 pp  0.5000         1.0000"), "{found}");
         assert_eq!(series(&answer(), &json!({}), Style::Terminal), "");
+    }
+
+    #[test]
+    fn days_since_the_exposure_have_rows() {
+        let day = |day: u32, estimate: f64| {
+            json!({ "day": day, "comparisons": [
+                { "variant_id": "v-2", "users": 1_100, "estimate": estimate, "ci": [estimate - 0.1, estimate + 0.1], "p_value": 0.5 }] })
+        };
+        let novelty = json!([{ "variant_id": "v-2", "early": 1.0, "late": 0.2, "p_value": 0.004 }]);
+        let metric = json!({ "type": "mean", "since_exposure": { "days": [day(0, 1.0), day(1, 0.25)], "novelty": novelty } });
+        let found = since_exposure(&answer(), &metric, Style::Terminal);
+        let lines: Vec<&str> = found.lines().collect();
+        assert_eq!(lines.len(), 5, "{found}");
+        assert!(lines[2].trim_start().starts_with("0  b        1,100"), "{found}");
+        assert!(lines[4].starts_with("does the effect of b change: +1") && lines[4].ends_with("p = 0.0040"), "{found}");
+        assert_eq!(since_exposure(&answer(), &json!({}), Style::Terminal), "");
     }
 
     #[test]
