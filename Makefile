@@ -21,7 +21,7 @@ help:
 
 demo:
 	deploy/install.sh demo
-	@[ -x "$(TARGET)/demo/weir" ] || echo "building Weir and the 400 crates that it rests on: about 8 minutes on two cores, this once;" \
+	@[ -x "$(TARGET)/demo/weir" ] || echo "building Weir and the 400 crates that it rests on: 4 to 8 minutes on two cores, this once;" \
 		"then it starts, sends traffic of $(or $(USERS),20000) simulated users, and shows what they did"
 	cargo build --locked $(CARGO_PROFILE) --package weir
 	"$(TARGET)/demo/weir" demo --users $(or $(USERS),20000) $(if $(DEMO_EXIT),--exit)
