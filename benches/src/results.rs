@@ -288,6 +288,7 @@ impl Client {
             .header(HOST, &self.host)
             .header(AUTHORIZATION, format!("Bearer {TOKEN}"))
             .body(Empty::new())?;
+        self.sender.ready().await?;
         let began = Instant::now();
         let (head, body) = self.sender.send_request(request).await?.into_parts();
         let body = body.collect().await?.to_bytes();

@@ -12,6 +12,7 @@
 //! Each answer is computed on one snapshot of Postgres ([`source`]), for that one project, and says by `as_of` how far the log
 //! was stored then. [`engine`] is DataFusion with our limits, functions and tables.
 
+mod cache;
 mod config;
 pub mod engine;
 pub mod experiment;
@@ -35,8 +36,8 @@ use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 pub use config::{Config, Limits};
 pub use experiment::read::sources::check as check_definition;
 
+use cache::Cache;
 use engine::Engine;
-use experiment::list::ListCache;
 use experiment::read::cohort_cache::CohortCache;
 use http::app::App;
 use http::limits::QueryQueue;
@@ -116,7 +117,8 @@ impl Query {
             tokens: Tokens::new(pool.clone(), limits.token_age_max),
             queue: QueryQueue::new(&limits, &metrics),
             cohorts: CohortCache::new(limits.cohorts_bytes_max),
-            lists: ListCache::new(),
+            lists: Cache::new(experiment::list::BYTES_MAX),
+            answers: Cache::new(experiment::ANSWERS_BYTES_MAX),
             places,
             workers,
             pool,

@@ -19,7 +19,7 @@ use crate::experiment::warning::Warning;
 use crate::http::app::App;
 use crate::http::error::{ApiError, Code};
 use crate::source::names::Names;
-use crate::source::snapshot::{AsOf, Snapshot};
+use crate::source::snapshot::{AsOf, DataVersion, Snapshot};
 use catalogue::{Aggregation, Beside, Configured, Defined, Denominator, choose_control};
 use cohort::Cohort;
 use cohort_cache::CohortKey;
@@ -38,6 +38,8 @@ pub struct Read {
     pub unknown_names: Vec<Warning>,
     /// How far the log was stored.
     pub as_of: AsOf,
+    /// The version of all of it.
+    pub version: DataVersion,
     /// How long it took until the catalogue was read, waiting for another answer about the same cohort included.
     pub catalogue_took: Duration,
 }
@@ -92,7 +94,8 @@ pub async fn read(app: &App, project: Uuid, name: &str, request: &Request) -> Re
     let session = app.engine.session().map_err(engine::api_error)?;
     let cohort = cached.refresh(&session, &snapshot, &query, &app.metrics).await?;
     let unknown_names = unknown_names(&snapshot, names_without_rows(&catalogue.metrics, &cohort)).await?;
-    Ok(Read { catalogue, cohort, unknown_names, as_of: snapshot.as_of().clone(), catalogue_took })
+    let (as_of, version) = (snapshot.as_of().clone(), snapshot.version().clone());
+    Ok(Read { catalogue, cohort, unknown_names, as_of, version, catalogue_took })
 }
 
 /// Returns the names of events that metrics speak of and that no participant's have, each with its metric.

@@ -154,7 +154,7 @@ choices! {
 }
 
 /// How value metrics are capped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum CapRule {
     /// As each metric says; else at the 99.9th percentile once that is more than a guess.
     Auto,
@@ -181,7 +181,7 @@ pub fn percentile_text(percentile: u32) -> String {
 }
 
 /// One question about an experiment.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Request {
     /// The variant that the others are compared with, by name or id; none: the control.
     pub baseline: Option<String>,
@@ -377,7 +377,7 @@ impl Request {
 }
 
 /// Metrics as they were asked for: one name, or several with commas in between.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct AskedMetrics(pub String);
 
 impl AskedMetrics {

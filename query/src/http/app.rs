@@ -13,7 +13,8 @@ use uuid::Uuid;
 use crate::SCHEMA;
 use crate::config::Limits;
 use crate::engine::{self, Engine};
-use crate::experiment::list::ListCache;
+use crate::experiment::Answers;
+use crate::experiment::list::Lists;
 use crate::experiment::read::cohort_cache::CohortCache;
 use crate::http::error::ApiError;
 use crate::http::limits::{QueryKind, QueryQueue};
@@ -31,7 +32,8 @@ pub struct App {
     pub(crate) tokens: Tokens,
     pub(crate) queue: QueryQueue,
     pub(crate) cohorts: CohortCache,
-    pub(crate) lists: ListCache,
+    pub(crate) lists: Lists,
+    pub(crate) answers: Answers,
     /// Threads of their own for queries: what computes for long must not hold up connections and health.
     pub(crate) places: Places,
     /// Processes for what clients wrote expressions for.

@@ -138,7 +138,7 @@ async fn dispatch(app: &Arc<App>, route: Option<Route>, request: Request<Incomin
                 experiment::results(&app, project, &name, &request).await
             });
             let (results, steps) = results.await?;
-            let mut answer = json_answer(&results);
+            let mut answer = respond(StatusCode::OK, "application/json", results);
             answer.headers_mut().insert("server-timing", server_timing(&steps)?);
             Ok(answer)
         }

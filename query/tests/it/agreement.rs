@@ -12,7 +12,7 @@ use query::experiment::read::{Catalogue, Read};
 use query::experiment::request::{Analysis, Correction, Request};
 use query::experiment::say::say;
 use query::experiment::test::test;
-use query::source::snapshot::AsOf;
+use query::source::snapshot::{AsOf, DataVersion};
 use serde_json::Value;
 use statistics::false_alarms::Random;
 use statistics::moments::Moments;
@@ -145,7 +145,14 @@ fn read(made: &Made) -> Read {
         beside: Beside { impressions: count as u64, ..Beside::default() },
     };
     let as_of = AsOf { event_time: Some("1970-01-09T00:00:00Z".to_owned()), ..AsOf::default() };
-    Read { catalogue, cohort: Arc::new(cohort), unknown_names: Vec::new(), as_of, catalogue_took: Duration::ZERO }
+    Read {
+        catalogue,
+        cohort: Arc::new(cohort),
+        unknown_names: Vec::new(),
+        as_of,
+        version: DataVersion::default(),
+        catalogue_took: Duration::ZERO,
+    }
 }
 
 fn answer(made: &Made, request: &Request) -> Value {

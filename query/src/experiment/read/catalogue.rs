@@ -325,7 +325,7 @@ fn configured(
 const LETTERS_MAX: i64 = 10_000;
 
 /// What is stored of an experiment beside its cohort.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Beside {
     /// Users whose events wait as dead letters because they name a variant that the experiment does not have.
     pub unknown_variant: u64,
