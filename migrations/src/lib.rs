@@ -22,7 +22,7 @@ fn up_to(newest: i64) -> Migrator {
 }
 
 /// The files by number. They are listed rather than found by sqlx's macro: its crate builds the whole of sqlx a second time.
-const FILES: [(i64, &str, &str); 11] = [
+const FILES: [(i64, &str, &str); 13] = [
     (1, "catalogue", include_str!("../sql/0001_catalogue.sql")),
     (2, "progress", include_str!("../sql/0002_progress.sql")),
     (3, "facts", include_str!("../sql/0003_facts.sql")),
@@ -34,6 +34,8 @@ const FILES: [(i64, &str, &str); 11] = [
     (9, "rejected_events", include_str!("../sql/0009_rejected_events.sql")),
     (10, "reassigned_phases", include_str!("../sql/0010_reassigned_phases.sql")),
     (11, "metric_definitions", include_str!("../sql/0011_metric_definitions.sql")),
+    (12, "evaluations", include_str!("../sql/0012_evaluations.sql")),
+    (13, "triggers", include_str!("../sql/0013_triggers.sql")),
 ];
 
 #[cfg(test)]
@@ -55,6 +57,6 @@ mod tests {
             .map(|(version, description, sql)| (format!("{version:04}_{description}.sql"), (*sql).to_owned()))
             .collect();
         assert_eq!(files, listed);
-        assert_eq!(MIGRATOR.iter().map(|migration| migration.version).collect::<Vec<_>>(), (1..=11).collect::<Vec<i64>>());
+        assert_eq!(MIGRATOR.iter().map(|migration| migration.version).collect::<Vec<_>>(), (1..=13).collect::<Vec<i64>>());
     }
 }

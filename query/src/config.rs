@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -28,6 +29,9 @@ pub struct Config {
     /// Postgres, which holds everything.
     #[arg(skip)]
     pub database_url: String,
+    /// Certificates in PEM that webhooks of https are checked by, instead of those that the system trusts.
+    #[arg(skip)]
+    pub ca: Option<PathBuf>,
     /// The command that starts a worker: a program that calls [`crate::worker::serve`], and its arguments.
     #[arg(skip)]
     pub worker: Vec<OsString>,
@@ -50,6 +54,7 @@ impl Default for Config {
             metrics: None,
             allow_hosts: Vec::new(),
             database_url: String::new(),
+            ca: None,
             worker: Vec::new(),
             limits: Limits::default(),
         }

@@ -81,7 +81,9 @@ pub async fn results(app: &App, project: Uuid, name: &str, request: &Request) ->
 }
 
 /// Makes an answer of what was read.
-fn compute(read: &Read, request: &Request) -> Result<Bytes, ApiError> {
+/// # Errors
+/// [`ApiError`]; `unknown_metric` among them.
+pub(crate) fn compute(read: &Read, request: &Request) -> Result<Bytes, ApiError> {
     let measured = measure(read, request)?;
     let tested = test(&measured, request)?;
     let results = say(read, &measured, tested, request)?;

@@ -1,4 +1,5 @@
-//! The query service: answers over what the aggregator has stored. It only ever reads.
+//! The query service: answers over what the aggregator has stored. It writes nothing but what was known of experiments when, and whom that
+//! was told ([`evaluation`]).
 //!
 //! A request's way: [`http`] takes it, finds the project of its token and waits for a place among the running queries.
 //! Then one of these answers it:
@@ -15,6 +16,7 @@
 mod cache;
 mod config;
 pub mod engine;
+pub mod evaluation;
 pub mod experiment;
 pub mod funnel;
 pub mod http;
@@ -49,7 +51,7 @@ use worker::Workers;
 
 /// The schemas that answers are made from.
 pub const SCHEMA: catalogue::schema::Supported =
-    catalogue::schema::Supported { service: "query service", oldest: 11, newest: 11 };
+    catalogue::schema::Supported { service: "query service", oldest: 13, newest: 13 };
 /// Where the metrics are if the public address is not on loopback and nobody said where.
 const METRICS_USUAL: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8091);
 
@@ -96,6 +98,8 @@ impl Query {
         let mut limits = config.limits;
         limits.worker_memory_bytes_max = config.query_worker_memory_bytes_max;
         let pool = postgres(&config.database_url, "weir query", limits.postgres_connections())?;
+        let writing = |name: &str| connect_options(&config.database_url, name).map(writing);
+        let (evaluations, notices) = (writing("weir evaluations")?, writing("weir notices")?);
         let listener = listen("--query (WEIR_QUERY)", config.query).await?;
         let address = listener.address();
         let metrics_listener = Listener::bind_metrics(address, config.metrics, METRICS_USUAL).await;
@@ -126,6 +130,14 @@ impl Query {
             admin: AdminEndpoint::new(&meter, tasks.health()),
             health: Arc::clone(tasks.health()),
             limits,
+        });
+        tasks.spawn("evaluations", {
+            let (app, options) = (Arc::clone(&app), evaluations);
+            move |stop| evaluation::run(Arc::clone(&app), options.clone(), stop)
+        });
+        tasks.spawn("notices", {
+            let (metrics, options, ca) = (Arc::clone(&app.metrics), notices, config.ca);
+            move |stop| evaluation::deliver::run(Arc::clone(&metrics), options.clone(), ca.clone(), stop)
         });
         let serve = |listener: Listener, name, limits, scope| {
             let app = Arc::clone(&app);
@@ -205,6 +217,11 @@ fn connect_options(database_url: &str, application_name: &str) -> Result<PgConne
         // A process that vanished must not keep a scan running.
         ("client_connection_check_interval", "1s"),
     ]))
+}
+
+/// Returns the same for those who write.
+fn writing(options: PgConnectOptions) -> PgConnectOptions {
+    options.options([("default_transaction_read_only", "off")])
 }
 
 async fn listen(setting: &'static str, address: SocketAddr) -> Result<Listener, StartError> {

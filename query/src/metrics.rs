@@ -12,6 +12,8 @@ const SECONDS: [f64; 12] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 
 const REQUESTS: &str = "weir_query_requests_total";
 const REQUEST_SECONDS: &str = "weir_query_request_seconds";
 const COHORTS: &str = "weir_query_cohorts_total";
+const EVALUATIONS: &str = "weir_query_evaluations_total";
+const DELIVERIES: &str = "weir_query_webhook_deliveries_total";
 const KILLED: &str = "weir_query_workers_killed_total";
 /// Why processes for SQL end before their time.
 const KILL_REASONS: [&str; 5] = ["abandoned", "timeout", "lingering", "memory", "died"];
@@ -98,6 +100,23 @@ impl Metrics {
         for reason in KILL_REASONS {
             meter.labelled_counter(KILLED, vec![Label::from_static_parts("reason", reason)]).increment(0);
         }
+        meter.describe_counter(
+            EVALUATIONS,
+            "Evaluations of experiments at the end of a day or an hour, by result: recorded, restated since late events changed what was \
+             found, unchanged, or failed",
+        );
+        meter.describe_counter(
+            DELIVERIES,
+            "Attempts to deliver a notice to a webhook, by result: delivered, failed and tried again later, or given up",
+        );
+        for (name, results) in [
+            (EVALUATIONS, ["recorded", "restated", "unchanged", "failed"].as_slice()),
+            (DELIVERIES, ["delivered", "failed", "given_up"].as_slice()),
+        ] {
+            for result in results {
+                meter.labelled_counter(name, vec![Label::from_static_parts("result", result)]).increment(0);
+            }
+        }
         let by_kind = |name: &'static str, help: &'static str| {
             meter.describe_gauge(name, help);
             QueryKind::ALL.map(|kind| {
@@ -146,6 +165,16 @@ impl Metrics {
         self.looked_at.cohorts.set(held.cohorts as f64);
         self.looked_at.answers.set(held.answers as f64);
         self.looked_at.workers.set(held.workers as f64);
+    }
+
+    /// Counts an evaluation.
+    pub(crate) fn evaluation(&self, result: &'static str) {
+        self.meter.labelled_counter(EVALUATIONS, vec![Label::from_static_parts("result", result)]).increment(1);
+    }
+
+    /// Counts an attempt to deliver a notice.
+    pub(crate) fn delivery(&self, result: &'static str) {
+        self.meter.labelled_counter(DELIVERIES, vec![Label::from_static_parts("result", result)]).increment(1);
     }
 
     /// Counts a worker that is gone before its time.

@@ -8,15 +8,9 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
 use hyper::{Method, Request, StatusCode, Uri};
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
-use hyper_util::client::legacy;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::TokioExecutor;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
-use rustls::{ClientConfig, RootCertStore};
 use serde_json::Value;
+use service::client::{Trust, client, innermost};
 
 /// How long a connection may take.
 const CONNECT_MAX: Duration = Duration::from_secs(5);
@@ -27,7 +21,7 @@ const ANSWER_BYTES_MAX: usize = 256 << 20;
 
 /// Asks one service.
 pub(crate) struct Client {
-    inner: legacy::Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    inner: service::client::Client,
     base: String,
     authorization: Option<HeaderValue>,
 }
@@ -54,9 +48,10 @@ impl Client {
         let base = base.trim_end_matches('/');
         let uri: Uri =
             base.parse().with_context(|| format!("{base:?} is not a URL; one such as http://127.0.0.1:8081 is accepted"))?;
-        let roots = match uri.scheme_str().filter(|_| uri.host().is_some()) {
-            Some("http") => RootCertStore::empty(),
-            Some("https") => trusted(ca)?,
+        let trust = match (uri.scheme_str().filter(|_| uri.host().is_some()), ca) {
+            (Some("http"), _) => Trust::Nobody,
+            (Some("https"), None) => Trust::System,
+            (Some("https"), Some(file)) => Trust::File(file),
             _ => bail!("{base:?}: a URL such as http://127.0.0.1:8081 or https://weir.example.com is accepted"),
         };
         let bearer = |token: &str| {
@@ -65,18 +60,7 @@ impl Client {
             value.set_sensitive(true);
             anyhow::Ok(value)
         };
-        let mut connector = HttpConnector::new();
-        connector.set_connect_timeout(Some(CONNECT_MAX));
-        connector.set_nodelay(true);
-        connector.enforce_http(false);
-        let tls = ClientConfig::builder_with_provider(rustls::crypto::ring::default_provider().into())
-            .with_safe_default_protocol_versions()
-            .context("TLS")?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        let connector =
-            HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1().wrap_connector(connector);
-        let inner = legacy::Client::builder(TokioExecutor::new()).build(connector);
+        let inner = client(trust, CONNECT_MAX)?;
         Ok(Client { inner, base: base.to_owned(), authorization: token.map(bearer).transpose()? })
     }
 
@@ -175,36 +159,6 @@ impl Client {
             .unwrap_or_else(|_| bail!("no answer within {} s", within.as_secs_f64()))
             .with_context(|| self.base.clone())
     }
-}
-
-/// Returns the certificates of a file, else those that the system trusts.
-fn trusted(ca: Option<&Path>) -> anyhow::Result<RootCertStore> {
-    let mut roots = RootCertStore::empty();
-    let Some(file) = ca else {
-        let found = rustls_native_certs::load_native_certs();
-        roots.add_parsable_certificates(found.certs);
-        if roots.is_empty() {
-            bail!("the system has no trusted certificates; install ca-certificates, or name a file of them with --ca");
-        }
-        return Ok(roots);
-    };
-    let place = || format!("--ca (WEIR_CA) {}", file.display());
-    for certificate in CertificateDer::pem_file_iter(file).with_context(place)? {
-        roots.add(certificate.with_context(place)?).with_context(place)?;
-    }
-    if roots.is_empty() {
-        bail!("{}: no certificate in it; those in PEM are accepted", place());
-    }
-    Ok(roots)
-}
-
-/// The reason below the layers of a client: connection refused, no such name.
-fn innermost<'a>(error: &'a (dyn std::error::Error + 'static)) -> &'a (dyn std::error::Error + 'static) {
-    let mut innermost = error;
-    while let Some(source) = innermost.source() {
-        innermost = source;
-    }
-    innermost
 }
 
 impl Answer {

@@ -52,10 +52,17 @@ pub(crate) struct Keys {
 /// # Errors
 /// If the system has no randomness.
 pub(crate) fn mint(kind: KeyKind) -> anyhow::Result<String> {
-    let mut bytes = [0; 32];
+    Ok(format!("{}{}", prefix(kind), BASE64_URL_SAFE_NO_PAD.encode(random::<32>()?)))
+}
+
+/// Returns random bytes that nobody can guess.
+/// # Errors
+/// If the system has no randomness.
+pub(crate) fn random<const BYTES: usize>() -> anyhow::Result<[u8; BYTES]> {
+    let mut bytes = [0; BYTES];
     let mut source = std::fs::File::open("/dev/urandom").context("/dev/urandom")?;
     source.read_exact(&mut bytes).context("/dev/urandom")?;
-    Ok(format!("{}{}", prefix(kind), BASE64_URL_SAFE_NO_PAD.encode(bytes)))
+    Ok(bytes)
 }
 
 /// Makes the project `default` if it is missing, and sees to it that it has a key of each kind: the one that an environment variable

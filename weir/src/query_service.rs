@@ -43,6 +43,7 @@ pub(crate) async fn run(args: QueryArgs, globals: &Globals) -> anyhow::Result<()
     let mut signals = EndSignals::listen()?;
     let Flags(mut config) = args.query;
     config.database_url = globals.any_database_url()?;
+    config.ca = globals.ca.clone();
     config.metrics = args.metrics;
     config.allow_hosts = args.hosts.allow_hosts;
     config.worker = worker_command()?;
@@ -101,6 +102,7 @@ impl Program for QueryChild {
             .args(self.config.allow_hosts.iter().flat_map(|host| ["--allow-host", host]))
             .args(["--query-memory-bytes-max", &self.config.query_memory_bytes_max.to_string()])
             .args(["--query-worker-memory-bytes-max", &self.config.query_worker_memory_bytes_max.to_string()])
+            .args(self.config.ca.iter().flat_map(|file| [OsString::from("--ca"), file.clone().into_os_string()]))
             // Not among the arguments, which every user of the machine can read.
             .env("WEIR_DATABASE_URL", &self.config.database_url)
             .stdin(Stdio::piped())

@@ -62,7 +62,8 @@ pub(crate) struct UpArgs {
 /// Runs the command until a signal.
 /// # Errors
 /// If a part does not start, or cannot go on; what had started is ended in order.
-pub(crate) async fn run(args: UpArgs, globals: &Globals) -> anyhow::Result<()> {
+pub(crate) async fn run(mut args: UpArgs, globals: &Globals) -> anyhow::Result<()> {
+    args.query.0.ca.clone_from(&globals.ca);
     let mut signals = EndSignals::listen()?;
     let folder = DataFolder::open(&globals.folder()?)?;
     let Some(running) = Running::start(folder, globals.database_url(), args, &mut signals).await? else { return Ok(()) };

@@ -85,8 +85,8 @@ pub async fn set_weights(
     change(conn, project, name, What::Weights(weights, from, assignment)).await
 }
 
-/// Lets an experiment run: a draft from now on, a paused or completed one again, so that exposures in between go on not counting, with
-/// its users as they were or assigned anew. A running one stays as it is, also where it has no start.
+/// Lets an experiment run from `from` on, now if not said: a draft, or a paused or completed one again, so that exposures in between go on not
+/// counting, with its users as they were or assigned anew. A running one stays as it is, also where it has no start.
 /// # Errors
 /// [`CatalogueError::Unknown`], [`CatalogueError::Frozen`], [`CatalogueError::WrongState`] for an archived one: nothing is changed.
 /// [`AdminError::Recompute`]: the change is made, and an aggregator goes on with the rows.
@@ -95,16 +95,17 @@ pub async fn start(
     project: &Project,
     name: &str,
     assignment: Assignment,
+    from: Option<Micros>,
 ) -> Result<Changed, AdminError> {
-    change(conn, project, name, What::Start(assignment)).await
+    change(conn, project, name, What::Start(assignment, from)).await
 }
 
-/// Lets exposures begin no participation for now; conversions within the window of earlier ones count. A paused one stays as it is.
+/// Lets exposures begin no participation from `from` on, now if not said; conversions within the window of earlier ones count. A paused one stays as it is.
 /// # Errors
 /// [`CatalogueError::Unknown`], [`CatalogueError::Frozen`], [`CatalogueError::WrongState`] for one that does not run: nothing is changed.
 /// [`AdminError::Recompute`]: the change is made, and an aggregator goes on with the rows.
-pub async fn pause(conn: &mut PgConnection, project: &Project, name: &str) -> Result<Changed, AdminError> {
-    change(conn, project, name, What::Pause).await
+pub async fn pause(conn: &mut PgConnection, project: &Project, name: &str, from: Option<Micros>) -> Result<Changed, AdminError> {
+    change(conn, project, name, What::Pause(from)).await
 }
 
 /// Ends an experiment now: later exposures do not count, conversions within the window of earlier ones do.
@@ -127,8 +128,8 @@ pub async fn recompute(conn: &mut PgConnection, project: &Project, name: &str) -
 #[derive(Clone, Copy)]
 enum What<'a> {
     Weights(&'a [NewVariant], Option<Micros>, Assignment),
-    Start(Assignment),
-    Pause,
+    Start(Assignment, Option<Micros>),
+    Pause(Option<Micros>),
     Stop,
     Nothing,
 }
@@ -151,8 +152,10 @@ async fn change_alone(conn: &mut PgConnection, project: &Project, name: &str, wh
     };
     // The experiment as it is then, what the audit notes if anything changed, and whether rows change their meaning by it.
     let (experiment, details, is_recomputed, action) = match what {
-        What::Start(assignment) => of_status(experiments::start(&mut change, name, assignment).await?, "experiment.start"),
-        What::Pause => of_status(experiments::pause(&mut change, name).await?, "experiment.pause"),
+        What::Start(assignment, from) => {
+            of_status(experiments::start(&mut change, name, assignment, from).await?, "experiment.start")
+        }
+        What::Pause(from) => of_status(experiments::pause(&mut change, name, from).await?, "experiment.pause"),
         What::Stop => of_status(experiments::stop(&mut change, name).await?, "experiment.stop"),
         What::Weights(weights, from, assignment) => {
             let experiment = experiments::set_weights(&mut change, name, weights, from, assignment).await?;

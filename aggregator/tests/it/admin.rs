@@ -159,7 +159,7 @@ async fn an_experiment_is_made_with_all_its_parts() {
         "name": "checkout", "description": "one page or two", "status": "running", "started_at": "2026-03-01T00:00:00.000001Z",
         "ended_at": null, "target_sample_size": 40_000, "confidence_level": "0.9", "minimum_detectable_effect": "0.015",
         "conversion_window_days": 14, "attribution_method": "last_exposure", "currency": "EUR", "frozen_at": null,
-        "auto_registered": false,
+        "auto_registered": false, "trigger": null,
         "variants": [{ "name": "b", "is_control": false, "description": null, "config_json": null, "weight": "50.5" }, { "name": "control", "is_control": true, "description": null, "config_json": null, "weight": "50" }],
         "metrics": [{ "name": "refunds", "conversion_type": "refund", "aggregation": "count_per_user", "direction": "decrease",
                       "role": "guardrail", "margin": "0.02", "window_days": 7, "cap": "3" }],
@@ -251,7 +251,7 @@ async fn refusals_say_what_was_found_and_change_nothing() {
     let expected =
         format!(r#"experiment "checkout": the name is taken by {}, and is never given twice; choose another one"#, made.id);
     assert_eq!(text(&taken), expected);
-    let unknown = experiments::start(&mut conn, &project, "x", Kept).await.expect_err("there is none");
+    let unknown = experiments::start(&mut conn, &project, "x", Kept, None).await.expect_err("there is none");
     assert_eq!(text(&unknown), r#"experiment "x": there is none of this name or id in project "shop"; there is "checkout""#);
     let never_ran = experiments::stop(&mut conn, &project, "checkout").await.expect_err("a draft");
     assert_eq!(text(&never_ran), r#"experiment "checkout" is draft; it was never started, so there is nothing to end"#);
@@ -268,7 +268,7 @@ async fn a_change_that_cannot_be_audited_is_not_made() {
     sqlx::raw_sql("ALTER TABLE audit RENAME TO elsewhere").execute(&mut conn).await.expect("renamed");
     let new = NewExperiment { name: "next".into(), ..checkout() };
     assert_eq!(experiments::create(&mut conn, &project, &new).await.expect_err("no audit").code(), "database");
-    assert_eq!(experiments::start(&mut conn, &project, "checkout", Kept).await.expect_err("no audit").code(), "database");
+    assert_eq!(experiments::start(&mut conn, &project, "checkout", Kept, None).await.expect_err("no audit").code(), "database");
     let experiments = list(&mut conn, &project).await.expect("a list");
     assert_eq!(
         experiments.iter().map(|e| (e.name.as_str(), e.status)).collect::<Vec<_>>(),
@@ -286,11 +286,11 @@ async fn start_and_stop_compute_the_experiment_again() {
     impression(&mut conn, &made, 3, "2 hours").await;
     assert_eq!(participants(&mut conn).await, 0);
 
-    let started = experiments::start(&mut conn, &project, "checkout", Kept).await.expect("started");
+    let started = experiments::start(&mut conn, &project, "checkout", Kept, None).await.expect("started");
     assert_eq!(started.experiment.status, ExperimentStatus::Running);
     assert!(started.experiment.started_at.is_some());
     assert_eq!(started.recomputed, Some(Differences { participation: 2, attribution: 0 }));
-    let again = experiments::start(&mut conn, &project, "checkout", Kept).await.expect("runs already");
+    let again = experiments::start(&mut conn, &project, "checkout", Kept, None).await.expect("runs already");
     assert_eq!((again.recomputed, again.experiment.started_at), (None, started.experiment.started_at));
 
     let stopped = experiments::stop(&mut conn, &project, &made.id.to_string()).await.expect("stopped");
@@ -302,7 +302,7 @@ async fn start_and_stop_compute_the_experiment_again() {
     let stored: i64 = sqlx::query_scalar("SELECT count(*) FROM experiment_phases").fetch_one(&mut conn).await.expect("a number");
     assert_eq!((stored, stopped.experiment.phases.len()), (0, 1), "started and ended once, it is one phase by its own times");
 
-    let resumed = experiments::start(&mut conn, &project, "checkout", Kept).await.expect("runs again").experiment;
+    let resumed = experiments::start(&mut conn, &project, "checkout", Kept, None).await.expect("runs again").experiment;
     assert_eq!((resumed.started_at, resumed.ended_at), (started.experiment.started_at, None));
     assert_eq!(participants(&mut conn).await, 2);
     // Created, started, stopped, started again, each but the first with its recomputation, which closes its list and ends; what changed
@@ -322,7 +322,7 @@ async fn a_registered_experiment_keeps_its_open_start() {
     assert_eq!(recomputed, Some(Differences { participation: 1, attribution: 0 }));
     let stopped = experiments::stop(&mut conn, &project, "checkout").await.expect("stopped").experiment;
     assert_eq!(stopped.started_at, None);
-    let resumed = experiments::start(&mut conn, &project, "checkout", Kept).await.expect("started").experiment;
+    let resumed = experiments::start(&mut conn, &project, "checkout", Kept, None).await.expect("started").experiment;
     assert_eq!((resumed.started_at, participants(&mut conn).await), (None, 1));
 }
 
@@ -335,7 +335,7 @@ async fn an_experiment_is_archived_and_taken_out_again() {
     impression(&mut conn, &made, 2, "1 hour").await;
     for (is_started, taken_out) in [(false, ExperimentStatus::Draft), (true, ExperimentStatus::Completed)] {
         if is_started {
-            experiments::start(&mut conn, &project, "checkout", Kept).await.expect("started");
+            experiments::start(&mut conn, &project, "checkout", Kept, None).await.expect("started");
             let refused = archive(&mut conn, &project, "checkout").await.expect_err("it runs");
             let expected = r#"experiment "checkout" is running; only a draft or a completed one is archived; stop it first"#;
             assert_eq!(text(&refused), expected);
@@ -352,7 +352,7 @@ async fn an_experiment_is_archived_and_taken_out_again() {
         let recomputed = experiments::recompute(&mut conn, &project, "checkout").await.expect("recomputed");
         assert_eq!(recomputed.recomputed, Some(Differences::default()));
         assert_eq!((recomputed.experiment.phases.len(), participants(&mut conn).await), (is_started as usize, is_started as i64));
-        let refused = experiments::start(&mut conn, &project, "checkout", Kept).await.expect_err("it is put away");
+        let refused = experiments::start(&mut conn, &project, "checkout", Kept, None).await.expect_err("it is put away");
         assert_eq!(text(&refused), r#"experiment "checkout" is archived; only a draft, paused or completed one is started"#);
         let out = unarchive(&mut conn, &project, "checkout").await.expect("taken out");
         assert_eq!((out.is_change(), out.after.status), (true, taken_out));
@@ -421,7 +421,7 @@ async fn a_frozen_experiment_stays_as_it_is() {
         let expected = r#"experiment_frozen: experiment "checkout" is frozen since 2026-03-01T00:00:00Z, "#;
         assert!(error.to_string().starts_with(expected), "{error}");
     };
-    check(&experiments::start(&mut conn, &project, "checkout", Kept).await.expect_err("frozen"));
+    check(&experiments::start(&mut conn, &project, "checkout", Kept, None).await.expect_err("frozen"));
     check(&experiments::stop(&mut conn, &project, "checkout").await.expect_err("frozen"));
     check(&experiments::recompute(&mut conn, &project, "checkout").await.expect_err("frozen"));
     check(&experiments::add_variant(&mut conn, &project, "checkout", &variant("c", Some("1")), None).await.expect_err("frozen"));
@@ -438,7 +438,7 @@ async fn a_change_waits_for_commits_of_its_project_only() {
     sqlx::query("SELECT 1 FROM checkpoints FOR UPDATE").fetch_all(&mut *commit).await.expect("all checkpoints");
     let other = [Uuid::from_u128(9 << 64)].into_iter(); // a lock is the first half of an id
     catalogue::version::lock_shared(&mut commit, other).await.expect("the catalogue of another project");
-    experiments::start(&mut conn, &project, "checkout", Kept).await.expect("waits for nothing");
+    experiments::start(&mut conn, &project, "checkout", Kept, None).await.expect("waits for nothing");
 
     catalogue::version::lock_shared(&mut commit, [PROJECT].into_iter()).await.expect("free again");
     let task =
@@ -472,7 +472,7 @@ async fn no_scan_keeps_commits_waiting() {
             let project = project_of_task;
             match step {
                 "stop" => experiments::stop(&mut conn, &project, "checkout").await,
-                "start" => experiments::start(&mut conn, &project, "checkout", Kept).await,
+                "start" => experiments::start(&mut conn, &project, "checkout", Kept, None).await,
                 _ => experiments::recompute(&mut conn, &project, "checkout").await,
             }
             .map(|changed| changed.recomputed)

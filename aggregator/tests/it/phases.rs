@@ -22,13 +22,13 @@ async fn exposures_in_between_do_not_count() {
     for (user, is_paused) in [(1, true), (2, true), (3, false)] {
         impression(&mut conn, &made, 10 * user, "0 seconds").await;
         let ended = match is_paused {
-            true => experiments::pause(&mut conn, &project, "checkout").await.expect("paused"),
+            true => experiments::pause(&mut conn, &project, "checkout", None).await.expect("paused"),
             false => experiments::stop(&mut conn, &project, "checkout").await.expect("stopped"),
         };
         let expected = if is_paused { ExperimentStatus::Paused } else { ExperimentStatus::Completed };
         assert_eq!((ended.experiment.status, ended.experiment.ended_at.is_some()), (expected, !is_paused));
         impression(&mut conn, &made, 10 * user + 1, "0 seconds").await;
-        let resumed = experiments::start(&mut conn, &project, "checkout", Kept).await.expect("started").experiment;
+        let resumed = experiments::start(&mut conn, &project, "checkout", Kept, None).await.expect("started").experiment;
         assert_eq!((resumed.status, resumed.ended_at), (ExperimentStatus::Running, None));
     }
     impression(&mut conn, &made, 40, "0 seconds").await;
@@ -46,11 +46,11 @@ async fn exposures_in_between_do_not_count() {
     assert!(phases[3].ended_at == phases[4].started_at && phases[4].ended_at < phases[5].started_at, "{phases:?}");
     assert_eq!((phases[0].started_at, phases[5].ended_at), (started_at, None));
 
-    experiments::pause(&mut conn, &project, "checkout").await.expect("paused");
-    assert_eq!(experiments::pause(&mut conn, &project, "checkout").await.expect("paused already").recomputed, None);
+    experiments::pause(&mut conn, &project, "checkout", None).await.expect("paused");
+    assert_eq!(experiments::pause(&mut conn, &project, "checkout", None).await.expect("paused already").recomputed, None);
     let stopped = experiments::stop(&mut conn, &project, "checkout").await.expect("stopped").experiment;
     assert!(stopped.phases.last().is_some_and(|last| last.ended_at == stopped.ended_at), "{stopped:?}");
-    let refused = experiments::pause(&mut conn, &project, "checkout").await.expect_err("it has ended");
+    let refused = experiments::pause(&mut conn, &project, "checkout", None).await.expect_err("it has ended");
     assert_eq!(text(&refused), r#"experiment "checkout" is completed; only a running one is paused"#);
 }
 
@@ -108,10 +108,10 @@ async fn other_weights_begin_a_phase() {
     );
 
     // In what does not run they wait for the next start.
-    experiments::pause(&mut conn, &project, "checkout").await.expect("paused");
+    experiments::pause(&mut conn, &project, "checkout", None).await.expect("paused");
     let paused = experiments::set_weights(&mut conn, &project, "checkout", &all, None, Kept).await.expect("changed").experiment;
     assert_eq!(paused.phases.len(), 4);
-    let resumed = experiments::start(&mut conn, &project, "checkout", Kept).await.expect("started").experiment;
+    let resumed = experiments::start(&mut conn, &project, "checkout", Kept, None).await.expect("started").experiment;
     let last = resumed.phases.last().expect("phases");
     assert!(last.weights.iter().all(|share| share.weight.is_some_and(|weight| weight.millionths() == 1_000_000)), "{last:?}");
 }
@@ -141,14 +141,14 @@ async fn users_are_assigned_anew() {
     assert_eq!(found(&mut conn).await, [(first, 1), (second, 1)]);
     assert_eq!(changed.experiment.phases.iter().map(|phase| phase.reassigns).collect::<Vec<_>>(), [false, true]);
 
-    experiments::pause(&mut conn, &project, "checkout").await.expect("paused");
+    experiments::pause(&mut conn, &project, "checkout", None).await.expect("paused");
     let refused = experiments::set_weights(&mut conn, &project, "checkout", &all, None, Anew).await.expect_err("it is paused");
     assert!(text(&refused).contains("a paused one has its start do it"), "{refused}");
-    experiments::start(&mut conn, &project, "checkout", Anew).await.expect("started");
+    experiments::start(&mut conn, &project, "checkout", Anew, None).await.expect("started");
     impression(&mut conn, &made, 2, "0 seconds").await;
     impression(&mut conn, &made, 3, "0 seconds").await;
     experiments::recompute(&mut conn, &project, "checkout").await.expect("recomputed");
     assert_eq!(found(&mut conn).await, [(first, 1), (second, 1), (Uuid::from_u128(3), 1)]);
-    let refused = experiments::start(&mut conn, &project, "checkout", Anew).await.expect_err("it runs");
+    let refused = experiments::start(&mut conn, &project, "checkout", Anew, None).await.expect_err("it runs");
     assert!(text(&refused).contains("only the users of a paused or completed one are assigned anew by its start"), "{refused}");
 }

@@ -216,15 +216,15 @@ impl<'de> Deserialize<'de> for Span {
     }
 }
 
-mod kind_text {
+pub(crate) mod kind_text {
     use super::{Deserialize, Deserializer, Kind, Serializer};
     use serde::de::Error as _;
 
-    pub(super) fn serialize<S: Serializer>(kind: &Kind, out: S) -> Result<S::Ok, S::Error> {
+    pub(crate) fn serialize<S: Serializer>(kind: &Kind, out: S) -> Result<S::Ok, S::Error> {
         out.serialize_str(kind.as_str())
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(input: D) -> Result<Kind, D::Error> {
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(input: D) -> Result<Kind, D::Error> {
         let text = String::deserialize(input)?;
         let known = || Kind::ALL.map(Kind::as_str).join(", ");
         let found = Kind::ALL.into_iter().find(|kind| kind.as_str() == text);

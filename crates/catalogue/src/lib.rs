@@ -2,7 +2,7 @@
 //! and the changes that operators make.
 //!
 //! - [`vocabulary`] has every text that the schema knows; a text that it does not know is an error, never a default.
-//! - [`experiments`], [`metrics`], [`definitions`], [`campaigns`], [`event_names`], [`keys`] and [`project`] hold what is stored and what can be made.
+//! - [`experiments`], [`metrics`], [`definitions`], [`campaigns`], [`event_names`], [`keys`], [`webhooks`] and [`project`] hold what is stored and what can be made.
 //! - [`names`] resolves the names in events to ids and registers new ones; [`rules`] says what of an experiment decides about
 //!   participation and attribution.
 //! - [`schema`] says which schema the database has, and which ones a service works with.
@@ -28,8 +28,10 @@ pub mod project;
 pub mod rules;
 pub mod schema;
 mod timestamp;
+pub mod trigger;
 pub mod version;
 pub mod vocabulary;
+pub mod webhooks;
 
 pub use change::Change;
 pub use decimal::Decimal;
@@ -38,9 +40,11 @@ pub use names::Catalogue;
 pub use project::{Project, ensure_project, find_project};
 pub use rules::Rules;
 pub use timestamp::Timestamp;
+pub use trigger::Trigger;
 pub use vocabulary::{
-    Aggregation, Amount, AttributionMethod, CampaignStatus, CampaignType, ComponentType, DeadLetterStatus, Denominator,
-    Direction, EventNameStatus, ExperimentStatus, KeyKind, PhaseState, REFUND_TYPES, Role, UnknownText,
+    Aggregation, Amount, AttributionMethod, CampaignStatus, CampaignType, ComponentType, DeadLetterStatus, DeliveryStatus,
+    Denominator, Direction, EventNameStatus, ExperimentStatus, KeyKind, NoticeKind, Period, PhaseState, REFUND_TYPES, Role,
+    UnknownText, WebhookFormat,
 };
 
 /// Writes a time as people and programs read it.

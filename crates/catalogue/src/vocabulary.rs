@@ -38,6 +38,10 @@ pub const COLUMNS: &[(&str, &str, &[&str])] = &[
     ("campaign_components", "component_type", ComponentType::TEXTS),
     ("dead_letters", "status", DeadLetterStatus::TEXTS),
     ("event_names", "kind", EVENT_NAME_KINDS),
+    ("evaluations", "period", Period::TEXTS),
+    ("notices", "kind", NoticeKind::TEXTS),
+    ("webhooks", "format", WebhookFormat::TEXTS),
+    ("deliveries", "status", DeliveryStatus::TEXTS),
     ("event_names", "status", EventNameStatus::TEXTS),
 ];
 
@@ -303,5 +307,59 @@ text_enum! {
         Replayed = "replayed",
         /// Somebody decided that it is not needed.
         Discarded = "discarded",
+    }
+}
+
+text_enum! {
+    /// After what an experiment is evaluated by itself.
+    Period {
+        /// A day of UTC.
+        Day = "day",
+        /// An hour.
+        Hour = "hour",
+    }
+}
+
+text_enum! {
+    /// What somebody is told.
+    NoticeKind {
+        /// A goal's verdict became another one, from or to `won` or `lost`.
+        VerdictChanged = "verdict_changed",
+        /// The numbers advise something else.
+        DecisionChanged = "decision_changed",
+        /// Harm was shown.
+        GuardrailHarmed = "guardrail_harmed",
+        /// The variants do not hold the users that they should.
+        SampleRatioMismatch = "sample_ratio_mismatch",
+        /// All the information that was planned is there.
+        PlannedSizeReached = "planned_size_reached",
+        /// The experiment has no more events, while the project has.
+        ExposureStopped = "exposure_stopped",
+        /// The project has no more events.
+        NoData = "no_data",
+        /// Somebody wants to see whether it arrives.
+        Test = "test",
+    }
+}
+
+text_enum! {
+    /// How a notice is written.
+    WebhookFormat {
+        /// For programs.
+        Standard = "standard",
+        /// For chats: a member `text` alone.
+        Chat = "chat",
+    }
+}
+
+text_enum! {
+    /// What became of a notice on its way to a webhook.
+    DeliveryStatus {
+        /// It is to be sent.
+        Waiting = "waiting",
+        /// It has arrived.
+        Delivered = "delivered",
+        /// It was given up.
+        Failed = "failed",
     }
 }

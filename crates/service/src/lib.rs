@@ -1,6 +1,6 @@
 //! What every service needs beside its own work: a listener ([`http`]) that knows which hosts a request may name ([`hosts`]), an admin
 //! endpoint for probes and Prometheus ([`admin`]), numbers of its own ([`meter`]), tasks that do not end unseen ([`tasks`]), waits
-//! between attempts ([`backoff`]), turns at what is scarce ([`fair_queue`]), and threads for what computes ([`threads`]), which give way to
+//! between attempts ([`backoff`]), a client ([`client`]), turns at what is scarce ([`fair_queue`]), and threads for what computes ([`threads`]), which give way to
 //! what serves ([`priority`]).
 //!
 //! A service makes a [`Meter`] and [`Tasks`], binds a [`Listener`], spawns what it does, and hands requests for `/livez`, `/readyz`
@@ -9,6 +9,7 @@
 
 pub mod admin;
 pub mod backoff;
+pub mod client;
 pub mod fair_queue;
 #[cfg(feature = "fault-injection")]
 mod fault;

@@ -27,7 +27,7 @@
 //! | Are the users the right ones? | [`sample_ratio::sample_ratio`], [`sample_ratio::sequential`] |
 //! | How many users, how many days? | [`power::Plan`] before, [`power::mid_experiment`] while it runs |
 //! | Must not get worse | [`guardrail::non_inferiority`] then [`guardrail::state`] |
-//! | By parts of the users; scaled to all traffic | [`strata::post_stratified`], [`effect::heterogeneity`], [`strata::impact_per_day`] |
+//! | By parts of the users; scaled to all traffic | [`strata::post_stratified`], [`effect::heterogeneity`], [`effect::shrunken`], [`strata::impact_per_day`] |
 //! | Who gets the credit for a conversion? | [`credit::Model::divide_whole`] |
 //! | What to do? | [`decision::decide`] |
 //!

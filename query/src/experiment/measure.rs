@@ -87,7 +87,7 @@ pub fn measure<'a>(read: &'a Read, request: &Request) -> Result<Measured<'a>, Ap
         },
     );
     Ok(Measured {
-        split: request.dimension.map(|_| metrics::split(&population)),
+        split: (!request.dimensions.is_empty()).then(|| metrics::split(&population, request.dimensions.0.len() > 1)),
         has_history: cohort.has_history(),
         pace: (groups.total(), population.days_of_traffic(&experiment)),
         metrics: metrics.map_err(overflow)?,

@@ -67,9 +67,8 @@ pub async fn read(app: &App, project: Uuid, name: &str, request: &Request) -> Re
         project,
         experiment: name.to_owned(),
         baseline: request.baseline.clone(),
-        until: request.as_of,
         has_before,
-        dimension: request.dimension,
+        dimensions: request.dimensions.clone(),
     };
     let mut cached = app.cohorts.locked(key).await;
     let snapshot = Arc::new(app.snapshot(project).await?);
@@ -85,17 +84,30 @@ pub async fn read(app: &App, project: Uuid, name: &str, request: &Request) -> Re
         variants: &catalogue.variants.iter().map(|variant| variant.id).collect::<Vec<_>>(),
         assigning: &catalogue.experiment.assigning(),
         reassigned: &catalogue.experiment.reassigned(),
-        until: request.as_of,
         has_before,
+        trigger: catalogue.experiment.trigger.as_ref(),
         window_days: (window_days, longest),
-        dimension: request.dimension,
+        dimensions: &request.dimensions,
         bytes_max: app.limits.query_memory_bytes_max,
     };
     let session = app.engine.session().map_err(engine::api_error)?;
     let cohort = cached.refresh(&session, &snapshot, &query, &app.metrics).await?;
     let unknown_names = unknown_names(&snapshot, names_without_rows(&catalogue.metrics, &cohort)).await?;
     let (as_of, version) = (snapshot.as_of().clone(), snapshot.version().clone());
-    Ok(Read { catalogue, cohort, unknown_names, as_of, version, catalogue_took })
+    let read = Read { catalogue, cohort, unknown_names, as_of, version, catalogue_took };
+    Ok(match request.as_of {
+        Some(us) => read.until(us),
+        None => read,
+    })
+}
+
+impl Read {
+    /// Returns what would have been read at a moment, in microseconds since 1970; the catalogue is that of now.
+    pub fn until(&self, us: i64) -> Read {
+        let cohort = &self.cohort;
+        let is_later = cohort.newest().is_some_and(|newest| newest > us);
+        Read { cohort: if is_later { Arc::new(cohort.until(us)) } else { cohort.clone() }, ..self.clone() }
+    }
 }
 
 /// Returns the names of events that metrics speak of and that no participant's have, each with its metric.
@@ -145,7 +157,8 @@ async fn read_catalogue(snapshot: &Snapshot, name: &str, baseline: Option<&str>)
     Ok(Catalogue { experiment, variants, metrics, beside })
 }
 
-fn unknown_experiment(name: &str) -> ApiError {
+/// Returns the refusal of a question about an experiment that there is not.
+pub(crate) fn unknown_experiment(name: &str) -> ApiError {
     let shown: String = name.chars().take(200).collect();
     let message = format!("there is no experiment with the name or id {shown:?}; GET /v1/experiments lists those that there are");
     ApiError::not_found(Code::UnknownExperiment, message)

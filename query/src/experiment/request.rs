@@ -4,6 +4,7 @@ use chrono::DateTime;
 use serde::{Serialize, Serializer};
 
 use crate::http::error::ApiError;
+use crate::source::property::Property;
 use crate::source::snapshot::time_text;
 
 /// Days before a user's first exposure from which behaviour is taken as covariate.
@@ -129,27 +130,38 @@ choices! {
     }
 }
 
-choices! {
-    /// A property of the first exposure, by which users are split.
-    Dimension {
-        /// Country code.
-        Country = "country",
-        /// Region.
-        Region = "region",
-        /// City.
-        City = "city",
-        /// Kind of device.
-        DeviceType = "device_type",
-        /// Language.
-        Language = "language",
-        /// Time zone.
-        TimeZone = "time_zone",
-        /// Campaign source.
-        UtmSource = "utm_source",
-        /// Campaign medium.
-        UtmMedium = "utm_medium",
-        /// Campaign name.
-        UtmCampaign = "utm_campaign",
+/// Properties of the first exposure by which users are split: one, or several that are crossed; empty: none.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Dimensions(pub Vec<Property>);
+
+/// As many as anybody crosses.
+const DIMENSIONS_MAX: usize = 3;
+/// What is asked for most.
+const USUAL_DIMENSIONS: &str = "country, region, city, device_type, language, time_zone, utm_source, utm_medium, utm_campaign or another column of events, \
+     properties.NAME, or up to three of them with commas";
+
+impl Dimensions {
+    fn of(field: &str, text: &str) -> Result<Self, ApiError> {
+        let parts: Vec<&str> = text.split(',').map(str::trim).collect();
+        // A property has its prefix, so that a misspelt column is none.
+        let property = |name: &&str| match Property::of(name) {
+            Some(Property::Json(_)) if !name.starts_with("properties.") => None,
+            found => found,
+        };
+        let found: Option<Vec<Property>> = parts.iter().map(property).collect();
+        let found = found.filter(|found| found.len() <= DIMENSIONS_MAX);
+        found.map(Dimensions).ok_or_else(|| refused(field, text, USUAL_DIMENSIONS))
+    }
+
+    /// Returns whether users are not split.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Returns them as they are asked for; none without any.
+    pub fn text(&self) -> Option<String> {
+        let names: Vec<String> = self.0.iter().map(Property::name).collect();
+        (!names.is_empty()).then(|| names.join(","))
     }
 }
 
@@ -196,7 +208,9 @@ pub struct Request {
     /// How many tests at once are allowed for.
     pub correction: Correction,
     /// What to split by.
-    pub dimension: Option<Dimension>,
+    pub dimensions: Dimensions,
+    /// Users who were first exposed in this time count, half open, in microseconds since 1970; none: at any.
+    pub exposed: (Option<i64>, Option<i64>),
     /// What happens to users who saw several variants; none: they are left out, unless that moves what is left.
     pub population: Option<PopulationRule>,
     /// Whose conversion windows count.
@@ -222,7 +236,8 @@ impl Default for Request {
             analysis: None,
             engine: Engine::Both,
             correction: Correction::Holm,
-            dimension: None,
+            dimensions: Dimensions::default(),
+            exposed: (None, None),
             population: None,
             windows: Windows::All,
             cuped: Cuped::Auto,
@@ -255,7 +270,13 @@ pub struct Settings {
     pub correction: Correction,
     /// What users are split by.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub dimension: Option<Dimension>,
+    pub dimension: Option<String>,
+    /// Users count who were first exposed from then on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exposed_from: Option<String>,
+    /// Users count who were first exposed before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exposed_until: Option<String>,
     /// What happens to users who saw several variants.
     pub population: PopulationRule,
     /// Whose conversion windows count.
@@ -283,7 +304,9 @@ impl Settings {
             analysis_from: if request.analysis.is_some() { "request" } else { "plan" },
             engine: request.engine,
             correction: request.correction,
-            dimension: request.dimension,
+            dimension: request.dimensions.text(),
+            exposed_from: request.exposed.0.map(time_text),
+            exposed_until: request.exposed.1.map(time_text),
             population,
             windows: request.windows,
             cuped: request.cuped,
@@ -300,7 +323,7 @@ impl Settings {
 }
 
 /// The fields of the query string.
-const FIELDS: [&str; 13] = [
+const FIELDS: [&str; 15] = [
     "metrics",
     "as_of",
     "analysis",
@@ -308,6 +331,8 @@ const FIELDS: [&str; 13] = [
     "baseline",
     "correction",
     "dimension",
+    "exposed_from",
+    "exposed_until",
     "population",
     "windows",
     "cuped",
@@ -351,11 +376,13 @@ impl Request {
                 self.metrics.push(AskedMetrics(value.to_owned()));
                 check_metrics(&self.metrics)?;
             }
-            "as_of" => self.as_of = Some(time(value)?),
+            "as_of" => self.as_of = Some(time(field, value)?),
             "analysis" => self.analysis = Some(Analysis::of(field, value)?),
             "engine" => self.engine = Engine::of(field, value)?,
             "correction" => self.correction = Correction::of(field, value)?,
-            "dimension" => self.dimension = Some(Dimension::of(field, value)?),
+            "dimension" => self.dimensions = Dimensions::of(field, value)?,
+            "exposed_from" => self.exposed.0 = Some(time(field, value)?),
+            "exposed_until" => self.exposed.1 = Some(time(field, value)?),
             "population" => self.population = Some(PopulationRule::of(field, value)?),
             "windows" => self.windows = Windows::of(field, value)?,
             "cuped" => self.cuped = Cuped::of(field, value)?,
@@ -409,11 +436,11 @@ fn check_metrics(asked: &[AskedMetrics]) -> Result<(), ApiError> {
     Ok(())
 }
 
-fn time(value: &str) -> Result<i64, ApiError> {
+fn time(field: &str, value: &str) -> Result<i64, ApiError> {
     let accepted = "a time with its zone, such as 2026-03-01T00:00:00Z";
     // A plus sign of a query string is a space.
     let value = value.replace(' ', "+");
-    DateTime::parse_from_rfc3339(&value).map(|time| time.timestamp_micros()).map_err(|_| refused("as_of", &value, accepted))
+    DateTime::parse_from_rfc3339(&value).map(|time| time.timestamp_micros()).map_err(|_| refused(field, &value, accepted))
 }
 
 fn cap(value: &str) -> Result<CapRule, ApiError> {
@@ -463,7 +490,13 @@ mod tests {
         check("engine=bayesian&correction=bh", &|request| {
             (request.engine, request.correction) = (Engine::Bayesian, Correction::Bh);
         });
-        check("dimension=device_type", &|request| request.dimension = Some(Dimension::DeviceType));
+        check("dimension=device_type", &|request| request.dimensions = Dimensions(vec![Property::Column("device_type")]));
+        check("dimension=country, properties.plan", &|request| {
+            request.dimensions = Dimensions(vec![Property::Column("country"), Property::Json("plan".to_owned())]);
+        });
+        check("exposed_from=1970-01-01T00:00:01Z&exposed_until=1970-01-01T00:00:02Z", &|request| {
+            request.exposed = (Some(1_000_000), Some(2_000_000));
+        });
         check("population=first_exposure&windows=complete&cuped=off", &|request| {
             request.population = Some(PopulationRule::FirstExposure);
             request.windows = Windows::Complete;
@@ -518,7 +551,10 @@ mod tests {
         check("series=weekly", "series", "bad_request", "accepted: daily, since_exposure, or both");
         check("as_of=yesterday", "as_of", "bad_request", "such as 2026-03-01T00:00:00Z");
         check("as_of=2026-03-01", "as_of", "bad_request", "with its zone");
-        check("dimension=shoe_size", "dimension", "bad_request", "country, region");
+        for dimension in ["shoe_size", "properties", "country,", "country,region,city,language"] {
+            check(&format!("dimension={dimension}"), "dimension", "bad_request", "country, region");
+        }
+        check("exposed_from=monday", "exposed_from", "bad_request", "with its zone");
         for cap in ["0", "100.1", "1e2", "-1", "99.99999", ".5", "x"] {
             check(&format!("cap={cap}"), "cap", "bad_request", "up to 100");
         }

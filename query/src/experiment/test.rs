@@ -3,10 +3,12 @@
 
 pub mod breakdown;
 pub mod comparison;
+pub mod earlier;
 pub mod findings;
 pub mod health;
 pub mod plan;
 pub mod since_exposure;
+pub mod trigger;
 
 use rayon::iter::{IntoParallelIterator, IntoParallelRefIterator, ParallelIterator};
 use statistics::comparison::{Observed, omnibus};
@@ -24,12 +26,12 @@ use crate::experiment::request::{Analysis, Cuped, PopulationRule, Request, Windo
 use crate::experiment::warning::Warning;
 use crate::http::error::ApiError;
 use breakdown::Breakdown;
-use comparison::{
-    Compared, Conclusion, DIFFERS_BEFORE, Design, TestedComparison, chances_to_be_best, compare_all, compared, conclude, decide,
-};
+use comparison::{Compared, Conclusion, Design, TestedComparison, chances_to_be_best, compare_all, compared, conclude, decide};
+use earlier::{DIFFERS_BEFORE, Earlier};
 use findings::{Day, Omnibus, SinceExposure, Supplemental};
 use health::Health;
 use plan::{Plan, Seen, default_analysis};
+use trigger::diluted;
 
 /// What was tested.
 pub struct Tested<'a> {
@@ -119,7 +121,11 @@ impl<'a> Tests<'a, '_> {
             .collect();
         let mut decided = decide(&self.design, &family).into_iter();
         let by_dimension = match &self.measured.split {
-            Some(split) => breakdown::by_dimension(&self.design, &self.measured.population, split, measured)?,
+            Some(split) => {
+                let earlier = |prepared: &Prepared| prepared.compared.iter().map(Compared::of_parts).collect();
+                let earlier: Vec<Vec<Option<Earlier>>> = prepared.iter().map(earlier).collect();
+                breakdown::by_dimension(&self.design, &self.measured.population, split, measured, &earlier)?
+            }
             None => Vec::new(),
         };
         let mut by_dimension = by_dimension.into_iter();
@@ -171,16 +177,19 @@ impl<'a> Tests<'a, '_> {
         breakdown: Option<Breakdown>,
     ) -> Result<TestedMetric<'a>, Overflow> {
         let (design, configured, strata) = (&self.design, &metric.configured, &self.measured.population.strata);
+        let earlier: Vec<Option<Earlier>> = prepared.compared.iter().map(Compared::of_parts).collect();
         let best = chances_to_be_best(configured, &metric.sampled);
         let mut comparisons = Vec::with_capacity(prepared.compared.len());
         for (compared, conclusion) in prepared.compared.into_iter().zip(conclusions) {
             let supplemental = self.supplemental(metric, &compared)?;
             let best = best.as_ref().and_then(|best| best.get(compared.arm).copied());
-            comparisons.push(conclude(design, configured, compared, conclusion, supplemental, best));
+            let diluted = diluted(metric, compared.arm, &conclusion);
+            let found = conclude(design, configured, compared, conclusion, supplemental, best);
+            comparisons.push(TestedComparison { diluted, ..found });
         }
         let series = match (&prepared.days, design.plan.days) {
             (Some(series), Some(days)) if design.request.has_series => {
-                Some(breakdown::by_day(design, configured, series, (days, strata))?)
+                Some(breakdown::by_day(design, configured, series, (days, strata), &earlier)?)
             }
             _ => None,
         };

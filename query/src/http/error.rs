@@ -55,6 +55,8 @@ pub enum Code {
     UnknownExperiment,
     /// The experiment has no such metric.
     UnknownMetric,
+    /// There is no record of what was known then.
+    UnknownRecord,
     /// There is no such route.
     UnknownRoute,
     /// The experiment has no such variant.

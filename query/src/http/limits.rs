@@ -27,11 +27,14 @@ pub(crate) enum QueryKind {
     Funnel,
     /// A statement.
     Sql,
+    /// An experiment, by the service itself.
+    Evaluation,
 }
 
 impl QueryKind {
     /// All of them, in the order of the enum.
-    pub(crate) const ALL: [QueryKind; 4] = [QueryKind::Experiments, QueryKind::Results, QueryKind::Funnel, QueryKind::Sql];
+    pub(crate) const ALL: [QueryKind; 5] =
+        [QueryKind::Experiments, QueryKind::Results, QueryKind::Funnel, QueryKind::Sql, QueryKind::Evaluation];
 
     /// Returns the value of the label `kind`.
     pub(crate) fn label(self) -> &'static str {
@@ -40,6 +43,7 @@ impl QueryKind {
             QueryKind::Results => "results",
             QueryKind::Funnel => "funnel",
             QueryKind::Sql => "sql",
+            QueryKind::Evaluation => "evaluation",
         }
     }
 }

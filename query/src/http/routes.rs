@@ -13,6 +13,7 @@ use serde::Serialize;
 use serde_json::json;
 use service::{Response as Answer, Scope};
 
+use crate::evaluation::decided::{AsDecided, as_decided};
 use crate::experiment::Steps;
 use crate::experiment::request::Request as ResultsRequest;
 use crate::funnel::Kind;
@@ -133,7 +134,17 @@ async fn dispatch(app: &Arc<App>, route: Option<Route>, request: Request<Incomin
             Ok(json_answer(&list.await?))
         }
         Route::Results(name) => {
-            let request = ResultsRequest::of(&query_fields(request.uri().query())?)?;
+            let fields = query_fields(request.uri().query())?;
+            if let Some(asked) = AsDecided::of(&fields)? {
+                let record =
+                    app.within_limits(
+                        project,
+                        QueryKind::Results,
+                        |app| async move { as_decided(&app, project, &name, asked).await },
+                    );
+                return Ok(respond(StatusCode::OK, "application/json", record.await?));
+            }
+            let request = ResultsRequest::of(&fields)?;
             let results = app.within_limits(project, QueryKind::Results, |app| async move {
                 experiment::results(&app, project, &name, &request).await
             });

@@ -9,7 +9,7 @@
 use std::sync::Arc;
 
 use arrow::array::{
-    ArrayRef, BooleanBuilder, Decimal128Builder, FixedSizeBinaryBuilder, Int32Builder, Int64Builder, RecordBatch,
+    ArrayRef, BooleanBuilder, Decimal128Builder, FixedSizeBinaryBuilder, Float64Builder, Int32Builder, Int64Builder, RecordBatch,
     RecordBatchOptions, StringViewBuilder, TimestampMicrosecondBuilder,
 };
 use arrow::datatypes::{DataType, SchemaRef, TimeUnit};
@@ -30,6 +30,8 @@ pub enum Kind {
     Int,
     /// `bigint`.
     Long,
+    /// `double precision`.
+    Double,
     /// `numeric` with this precision and scale.
     Decimal(u8, i8),
     /// `timestamptz`.
@@ -45,6 +47,7 @@ impl Kind {
             Kind::Bool => "boolean",
             Kind::Int => "integer",
             Kind::Long => "bigint",
+            Kind::Double => "double precision",
             Kind::Decimal(..) => "numeric",
             Kind::Time => "timestamptz",
         }
@@ -58,6 +61,7 @@ impl Kind {
             Kind::Bool => DataType::Boolean,
             Kind::Int => DataType::Int32,
             Kind::Long => DataType::Int64,
+            Kind::Double => DataType::Float64,
             Kind::Decimal(precision, scale) => DataType::Decimal128(precision, scale),
             Kind::Time => DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into())),
         }
@@ -244,6 +248,7 @@ enum Builder {
     Bool(BooleanBuilder),
     Int(Int32Builder),
     Long(Int64Builder),
+    Double(Float64Builder),
     Decimal(Decimal128Builder, i8),
     Time(TimestampMicrosecondBuilder),
 }
@@ -257,6 +262,7 @@ impl Builder {
             Kind::Bool => Builder::Bool(BooleanBuilder::new()),
             Kind::Int => Builder::Int(Int32Builder::new()),
             Kind::Long => Builder::Long(Int64Builder::new()),
+            Kind::Double => Builder::Double(Float64Builder::new()),
             Kind::Decimal(_, scale) => Builder::Decimal(Decimal128Builder::new(), scale),
             Kind::Time => Builder::Time(TimestampMicrosecondBuilder::new()),
         }
@@ -270,6 +276,7 @@ impl Builder {
                 Builder::Bool(builder) => builder.append_null(),
                 Builder::Int(builder) => builder.append_null(),
                 Builder::Long(builder) => builder.append_null(),
+                Builder::Double(builder) => builder.append_null(),
                 Builder::Decimal(builder, _) => builder.append_null(),
                 Builder::Time(builder) => builder.append_null(),
             }
@@ -289,6 +296,7 @@ impl Builder {
             },
             Builder::Int(builder) => builder.append_value(i32::from_be_bytes(bytes.try_into().map_err(|_| wrong())?)),
             Builder::Long(builder) => builder.append_value(i64::from_be_bytes(bytes.try_into().map_err(|_| wrong())?)),
+            Builder::Double(builder) => builder.append_value(f64::from_be_bytes(bytes.try_into().map_err(|_| wrong())?)),
             Builder::Decimal(builder, scale) => builder.append_value(decimal(bytes, *scale)?),
             Builder::Time(builder) => {
                 let since_2000 = i64::from_be_bytes(bytes.try_into().map_err(|_| wrong())?);
@@ -307,6 +315,7 @@ impl Builder {
             Builder::Bool(builder) => Arc::new(builder.finish()),
             Builder::Int(builder) => Arc::new(builder.finish()),
             Builder::Long(builder) => Arc::new(builder.finish()),
+            Builder::Double(builder) => Arc::new(builder.finish()),
             Builder::Decimal(builder, _) => Arc::new(builder.finish().with_data_type(kind.data_type())),
             Builder::Time(builder) => Arc::new(builder.finish().with_timezone("UTC")),
         })

@@ -11,7 +11,7 @@ use crate::source::tables;
 const HIDDEN: [&str; 4] = ["properties", "log_id", "log_partition", "log_offset"];
 
 /// A value that events have.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Property {
     /// A column.
     Column(&'static str),

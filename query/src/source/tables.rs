@@ -81,6 +81,10 @@ pub static TABLES: LazyLock<Vec<Table>> = LazyLock::new(|| {
         metrics(),
         campaigns(),
         campaign_components(),
+        evaluations(),
+        results_daily(),
+        results(),
+        health(),
     ]
 });
 
@@ -303,6 +307,93 @@ fn campaign_components() -> Table {
     ];
     let from = "campaign_components f LEFT JOIN campaigns c ON c.project_id = f.project_id AND c.id = f.campaign_id";
     Table::one("campaign_components", from, &columns)
+}
+
+/// A record of an experiment, and its name; `is_newest` says that it is the last revision of its moment.
+const RECORDS: &str = "evaluations f JOIN experiments e ON e.project_id = f.project_id AND e.id = f.experiment_id \
+     CROSS JOIN LATERAL (SELECT NOT EXISTS (SELECT FROM evaluations n WHERE n.project_id = f.project_id \
+         AND n.experiment_id = f.experiment_id AND n.period = f.period AND n.as_of = f.as_of AND n.revision > f.revision) AS is_newest) l";
+
+/// What says of which record a row is.
+const OF_RECORD: [(&str, &str, Kind); 6] = [
+    ("experiment", "e.name", Kind::Text),
+    ("experiment_id", "f.experiment_id", Kind::Uuid),
+    ("period", "f.period", Kind::Text),
+    ("as_of", "f.as_of", Kind::Time),
+    ("revision", "f.revision", Kind::Int),
+    ("is_newest", "l.is_newest", Kind::Bool),
+];
+
+fn of_records(name: &'static str, joins: &str, columns: &[(&'static str, &str, Kind)]) -> Table {
+    let all: Vec<_> = OF_RECORD.iter().chain(columns).copied().collect();
+    Table::one(name, &format!("{RECORDS}{joins}"), &all)
+}
+
+fn evaluations() -> Table {
+    use Kind::{Long, Text, Time};
+    let columns = [
+        ("status", "f.status", Text),
+        ("decision", "f.decision", Text),
+        ("health", "f.health", Text),
+        ("exposed_users", "f.exposed_users", Long),
+        ("settings_hash", "f.settings_hash", Text),
+        ("method_version", "f.method_version", Text),
+        ("changes", "f.changes::text", Text),
+        ("recorded_at", "f.recorded_at", Time),
+    ];
+    of_records("evaluations", "", &columns)
+}
+
+/// One row per metric and variant of each record.
+const ARMS: &str = " CROSS JOIN LATERAL json_array_elements(f.answer -> 'metrics') m (metric) \
+     CROSS JOIN LATERAL json_array_elements(m.metric -> 'arms') a (arm) \
+     JOIN variants v ON v.project_id = f.project_id AND v.experiment_id = f.experiment_id AND v.id = (a.arm ->> 'variant_id')::uuid \
+     LEFT JOIN LATERAL (SELECT value FROM json_array_elements(m.metric -> 'comparisons') \
+         WHERE value ->> 'variant_id' = a.arm ->> 'variant_id') c (comparison) ON true";
+
+const OF_ARM: [(&str, &str, Kind); 18] = [
+    ("metric", "m.metric ->> 'id'", Kind::Text),
+    ("role", "m.metric ->> 'role'", Kind::Text),
+    ("variant", "v.name", Kind::Text),
+    ("variant_id", "v.id", Kind::Uuid),
+    ("users", "(a.arm ->> 'users')::bigint", Kind::Long),
+    ("mean", "(a.arm ->> 'mean')::double precision", Kind::Double),
+    ("sum", "a.arm ->> 'sum'", Kind::Text),
+    ("estimate", "(c.comparison #>> '{absolute,estimate}')::double precision", Kind::Double),
+    ("std_error", "(c.comparison #>> '{absolute,std_error}')::double precision", Kind::Double),
+    ("lift", "(c.comparison #>> '{relative,lift}')::double precision", Kind::Double),
+    ("lift_low", "(c.comparison #>> '{relative,ci,0}')::double precision", Kind::Double),
+    ("lift_high", "(c.comparison #>> '{relative,ci,1}')::double precision", Kind::Double),
+    ("p_value", "(c.comparison #>> '{test,p_value}')::double precision", Kind::Double),
+    ("always_valid_p", "(c.comparison #>> '{sequential,always_valid_p}')::double precision", Kind::Double),
+    ("verdict", "c.comparison ->> 'verdict'", Kind::Text),
+    ("decided_by", "c.comparison ->> 'decided_by'", Kind::Text),
+    ("guardrail", "c.comparison #>> '{guardrail,state}'", Kind::Text),
+    ("plain", "c.comparison ->> 'plain'", Kind::Text),
+];
+
+fn results_daily() -> Table {
+    of_records("results_daily", ARMS, &OF_ARM)
+}
+
+/// The same of the newest day of each experiment.
+fn results() -> Table {
+    let newest = format!(
+        " JOIN LATERAL (SELECT max(as_of) AS as_of FROM evaluations n WHERE n.project_id = f.project_id \
+             AND n.experiment_id = f.experiment_id AND n.period = 'day') t \
+         ON f.period = 'day' AND f.as_of = t.as_of AND l.is_newest{ARMS}"
+    );
+    of_records("results", &newest, &OF_ARM)
+}
+
+/// One row per check of each record.
+fn health() -> Table {
+    let columns = [
+        ("check", "h.found ->> 'id'", Kind::Text),
+        ("level", "h.found ->> 'level'", Kind::Text),
+        ("found", "h.found::text", Kind::Text),
+    ];
+    of_records("health", " CROSS JOIN LATERAL json_array_elements(f.answer #> '{health,checks}') h (found)", &columns)
 }
 
 #[cfg(test)]

@@ -20,7 +20,7 @@ async fn a_panic_in_any_task_is_counted_told_and_healed() {
         panic!("/readyz does not say {status} {part:?}, but {found}");
     };
     let tasks = service.query.health().names();
-    assert_eq!(tasks, ["listener", "metrics", "sql-worker-1", "sql-worker-2", "sql-worker-3"]);
+    assert_eq!(tasks, ["evaluations", "listener", "metrics", "notices", "sql-worker-1", "sql-worker-2", "sql-worker-3"]);
     for task in &tasks {
         service.query.health().inject_panic(task);
         readyz(503, &format!("task {task} panicked: injected into {task}")).await;

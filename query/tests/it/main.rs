@@ -3,6 +3,7 @@
 mod agreement;
 mod corrections;
 mod definitions;
+mod evaluations;
 mod experiments;
 mod faults;
 mod funnel_companions;
@@ -19,5 +20,6 @@ mod server;
 mod shares;
 mod sql;
 mod support;
+mod triggers;
 mod untidy;
 mod worker;

@@ -300,6 +300,33 @@ async fn earlier_behaviour_sharpens_the_comparison() {
     // All converted, so there is nothing to sharpen in the rate.
     assert_eq!(metric(&answer, "conversion_rate")["comparisons"][0]["status"], "zero_variance");
 
+    // Parts are adjusted by what the whole is: halves with equal parts of both variants have its difference as their mean, and the last
+    // day is the whole.
+    service
+        .run(&format!(
+            "INSERT INTO impressions (project_id, id, user_id, claimed_at, event_time, received_at, untimed, is_bot, log_id,
+                 log_partition, log_offset, experiment_id, variant_id, device_type)
+             SELECT project_id, first_impression_id, user_id, t, t, t, false, false, '{LOG}', 0, 0, experiment_id, variant_id,
+                 CASE WHEN n % 2 = 0 THEN 'mobile' ELSE 'desktop' END
+             FROM (SELECT *, first_exposure_date AS t, ('x' || right(user_id::text, 4))::bit(16)::int AS n
+                   FROM user_experiment_participation) p"
+        ))
+        .await;
+    let parts = service.get("/v1/experiments/loyal/results?dimension=device_type&series=daily").await.ok();
+    let value = metric(&parts, "value_per_user");
+    let halves = value["dimensions"].as_array().expect("values");
+    let estimate = |found: &Value| found["absolute"]["estimate"].as_f64().expect("an estimate");
+    assert_eq!(halves.len(), 2);
+    for half in halves {
+        assert_eq!(half["comparisons"][0]["cuped"]["applied"], true);
+        check_number(&half["comparisons"][0]["cuped"]["theta"], theta);
+    }
+    let mean = halves.iter().map(|half| estimate(&half["comparisons"][0])).sum::<f64>() / 2.0;
+    check_number(&found["absolute"]["estimate"], mean);
+    let last = value["series"].as_array().and_then(|days| days.last()).expect("a day");
+    check_number(&last["cumulative"]["comparisons"][0]["estimate"], estimate(found));
+    check_number(&last["cumulative"]["comparisons"][0]["ci"][0], found["absolute"]["ci"][0].as_f64().expect("an end"));
+
     let off = service.get("/v1/experiments/loyal/results?cuped=off").await.ok();
     let plain = &metric(&off, "value_per_user")["comparisons"][0];
     assert!(plain.get("cuped").is_none());
@@ -361,6 +388,40 @@ async fn users_are_split_by_what_they_had_at_first() {
     let values = &metric(&one, "conversion_rate")["dimensions"];
     assert_eq!((&values[0]["value"], values.as_array().map(Vec::len)), (&json!("mobile"), Some(1)));
     assert_eq!(values[0]["arms"], metric(&one, "conversion_rate")["arms"]);
+
+    // By a property, and crossed; every second user is a pro.
+    service
+        .run(
+            "UPDATE impressions SET metadata = jsonb_build_object('it''s', CASE WHEN ('x' || right(user_id::text, 4))::bit(16)::int % 2 = 0
+                 THEN 'pro' ELSE 'free' END) WHERE device_type IS NOT NULL",
+        )
+        .await;
+    let texts = async |service: &Service, dimension: &str| -> Vec<Value> {
+        let answer = service.get(&format!("/v1/experiments/clear/results?dimension={dimension}")).await.ok();
+        let values = metric(&answer, "conversion_rate")["dimensions"].as_array().expect("values").clone();
+        let users = |value: &Value| -> u64 {
+            value["arms"].as_array().expect("arms").iter().filter_map(|arm| arm["users"].as_u64()).sum()
+        };
+        values.iter().map(|value| json!([value["value"], users(value)])).collect()
+    };
+    assert_eq!(texts(&service, "properties.it%27s").await, [json!(["free", 4_000]), json!(["pro", 4_000])]);
+    assert_eq!(
+        texts(&service, "device_type,properties.it%27s").await,
+        [json!(["mobile / free", 4_000]), json!(["mobile / pro", 4_000])]
+    );
+    let crossed = texts(&service, "country,properties.it%27s").await;
+    assert_eq!(crossed[..2], [json!(["DE / free", 1_334]), json!(["unknown / pro", 1_334])]);
+    assert_eq!(crossed.iter().filter_map(|value| value[1].as_u64()).sum::<u64>(), 8_000, "nobody is lost");
+
+    // Users who were exposed at another time than was asked for.
+    let path = "/v1/experiments/clear/results";
+    let all = service.get(&format!("{path}?exposed_from=2026-03-01T00:00:00Z")).await.ok();
+    assert_eq!(
+        (&all["population"]["analysed_users"], &all["population"]["excluded"]["exposed_otherwise"]),
+        (&json!(8_000), &json!(0))
+    );
+    let none = service.get(&format!("{path}?exposed_until=2026-03-01T00:00:00Z")).await.ok();
+    assert_eq!((&none["status"], &none["population"]["excluded"]["exposed_otherwise"]), (&json!("no_data"), &json!(8_000)));
 }
 
 #[tokio::test]

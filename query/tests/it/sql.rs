@@ -151,6 +151,10 @@ async fn events_have_the_columns_of_the_api() {
         "metrics",
         "campaigns",
         "campaign_components",
+        "evaluations",
+        "results_daily",
+        "results",
+        "health",
     ] {
         let answer = service.sql(&format!("SELECT * FROM {table}")).await.ok();
         assert!(answer["columns"].as_array().is_some_and(|columns| columns.len() > 5), "{table}");

@@ -250,7 +250,9 @@ async fn a_metric_has_its_own_window_also_a_longer_one() {
     }
     assert_eq!(answer["attribution"]["models"][0]["by_variant"][0]["value"], "5.00", "what is attributed is the experiment's");
     // New events of users who are cached already.
-    service.run(&format!("UPDATE conversions SET experiment_id = '{id}' WHERE experiment_id IS NOT NULL")).await;
+    service
+        .run(&format!("UPDATE conversions SET experiment_id = '{id}', log_offset = 505 WHERE experiment_id IS NOT NULL"))
+        .await;
     service.run("UPDATE checkpoints SET next_offset = next_offset + 10, change_seq = change_seq + 1").await;
     let cut = service.get("/v1/experiments/slow/results?as_of=2026-03-02T12:00:00Z").await.ok();
     assert_eq!(count(&cut, "three"), Some(3), "30 hours of users 1 and 5, and 15 of user 0");

@@ -44,9 +44,16 @@ pub(crate) struct Args {
     /// Correction for multiple tests: none, holm, bh or preferential_bonferroni
     #[arg(long)]
     correction: Option<String>,
-    /// Split users by a property of their first exposure: country, device_type, ..
+    /// Split users by what they had at their first exposure: country, device_type, another column of events, properties.NAME, or up to
+    /// three of them, crossed, with commas
     #[arg(long)]
     dimension: Option<String>,
+    /// Only users who were first exposed from this time on
+    #[arg(long, value_name = "TIME")]
+    exposed_from: Option<String>,
+    /// Only users who were first exposed before this time
+    #[arg(long, value_name = "TIME")]
+    exposed_until: Option<String>,
     /// What happens to users who saw several variants: exclude_multi or first_exposure
     #[arg(long)]
     population: Option<String>,
@@ -68,6 +75,10 @@ pub(crate) struct Args {
     /// Show effects by the time since each user's own exposure, and whether they change with it
     #[arg(long)]
     since_exposure: bool,
+    /// Show what was known at the end of a day, such as 2026-03-01, as it was recorded then, whatever came later; without a day of the
+    /// newest one
+    #[arg(long, value_name = "DAY", num_args = 0..=1, default_missing_value = "latest")]
+    as_decided: Option<String>,
     /// How the answer is printed
     #[arg(long, value_enum, default_value_t)]
     format: Format,
@@ -142,12 +153,15 @@ impl Args {
             ("engine", &self.engine),
             ("correction", &self.correction),
             ("dimension", &self.dimension),
+            ("exposed_from", &self.exposed_from),
+            ("exposed_until", &self.exposed_until),
             ("population", &self.population),
             ("windows", &self.windows),
             ("cuped", &self.cuped),
             ("cap", &self.cap),
             ("difference", &self.difference),
             ("series", &series),
+            ("as_decided", &self.as_decided),
         ];
         let field = |(name, value): (&str, &Option<String>)| value.as_deref().map(|value| format!("{name}={}", segment(value)));
         let metrics = self.metrics.iter().map(|names| format!("metrics={}", segment(names)));
@@ -215,10 +229,13 @@ fn head(answer: &Value, style: Style) -> String {
         parts.extend(excluded("multi_exposed", "left out, who saw several variants"));
         parts.extend(excluded("incomplete_window", "left out, whose window is not over"));
         parts.extend(excluded("unknown_variant", "not stored, with an unknown variant"));
+        parts.extend(excluded("exposed_otherwise", "left out, exposed at another time"));
+        parts.extend(excluded("not_triggered", "whose analysis has not begun"));
         parts.extend(excluded("over_active", "left out, with too many rows"));
         parts.extend(excluded("impressions_not_counted", "impressions not counted"));
         out.push_str(&format!("{}\n", [vec![format!("{exposed} users exposed")], parts].concat().join(", ")));
     }
+    out.push_str(&sections::record(answer));
     out.push_str(&sections::settings(answer));
     out
 }
@@ -356,6 +373,7 @@ fn render_metric(answer: &Value, metric: &Value, style: Style) -> String {
             let arm = name_of(answer, comparison);
             out.push_str(&format!("{}\n", printable(&format!("guardrail: {arm} is {state}"))));
         }
+        out.push_str(&sections::diluted(comparison));
         // What is decided needs no more users.
         if !matches!(text_of(comparison, "/verdict"), Some("won" | "lost")) {
             out.push_str(&sections::power(comparison));

@@ -25,6 +25,7 @@ description = "a larger button"
 status = "running"
 confidence_level = 0.9
 conversion_window_days = 7
+trigger = { kind = "engagement", events = ["play"], where = "device_type = 'mobile'" }
 
 [experiments.player.variants]
 control = { weight = 50, control = true }
@@ -86,6 +87,7 @@ async fn a_file_says_what_is_measured() {
     for part in [
         "player: running",
         "a larger button",
+        "begins with an event of kind engagement named play where",
         "confidence 0.9,",
         "twice the size",
         r#"{"size": 2}"#,
@@ -99,6 +101,7 @@ async fn a_file_says_what_is_measured() {
     // A new version of what is measured, another metric, one variant more and other weights, a pause.
     let changed = FILE
         .replace(r#"length = "7d""#, r#"length = "14d""#)
+        .replace("play\"]", "start\"]")
         .replace("running", "paused")
         .replace("control = { weight = 50,", "control = { weight = 40,")
         .replace("large = {", "small = { weight = 10 }\nlarge = {")
@@ -106,6 +109,7 @@ async fn a_file_says_what_is_measured() {
         .replace("regulars = { definition = \"regulars@1\" }\n", "");
     let steps = "\
 define the metric minutes
+begin the analysis of player with an event of kind engagement named start where device_type = 'mobile'
 add the variant small:10 to player
 change the weights of player to control:40 large:50 small:10
 remove the metric minutes of player
@@ -156,6 +160,13 @@ async fn what_cannot_be_is_refused_as_a_whole() {
     refused(
         (r#"status = "running""#, r#"status = "live""#),
         r#"found "live"; accepted: draft, running, paused, completed, archived"#,
+    );
+    refused(
+        (
+            "where = \"device_type = 'mobile'\" }\n\n[experiments.player.variants]",
+            "where = \"device_kind = 1\" }\n\n[experiments.player.variants]",
+        ),
+        "experiments.player.trigger: ",
     );
     refused(("control = { weight = 50, control = true }\n", ""), r#"experiments.player.variants: "control" is missing"#);
     refused(("50, control = true", "50"), "experiments.player.variants.control: found no control");

@@ -11,6 +11,7 @@ mod harness;
 mod import;
 mod journey;
 mod kills;
+mod life;
 #[allow(unreachable_pub)] // As above.
 mod load;
 mod outages;

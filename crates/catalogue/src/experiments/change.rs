@@ -15,6 +15,7 @@ use crate::change::Change;
 use crate::metrics::{self, METRICS_MAX, NewMetric};
 use crate::project::Project;
 use crate::timestamp::Timestamp;
+use crate::trigger::Trigger;
 use crate::vocabulary::ExperimentStatus::{Archived, Completed, Draft, Paused, Running};
 use crate::vocabulary::PhaseState;
 use crate::{CatalogueError, check};
@@ -37,9 +38,9 @@ pub async fn insert(change: &mut Change<'_>, new: &NewExperiment) -> Result<Expe
     let status = if new.start { Running } else { Draft };
     let id: Uuid = sqlx::query_scalar(
         "INSERT INTO experiments (project_id, name, description, status, started_at, target_sample_size, confidence_level, \
-             minimum_detectable_effect, conversion_window_days, attribution_method, currency) \
+             minimum_detectable_effect, conversion_window_days, attribution_method, currency, trigger) \
          VALUES ($1, $2, $3, $4, CASE WHEN $4 = 'running' THEN coalesce($5, now()) END, $6, coalesce($7::numeric, 0.95), \
-             coalesce($8::numeric, 0.05), coalesce($9, 30), coalesce($10, 'first_exposure'), $11) \
+             coalesce($8::numeric, 0.05), coalesce($9, 30), coalesce($10, 'first_exposure'), $11, $12::jsonb) \
          RETURNING id",
     )
     .bind(project)
@@ -53,6 +54,7 @@ pub async fn insert(change: &mut Change<'_>, new: &NewExperiment) -> Result<Expe
     .bind(new.conversion_window_days)
     .bind(new.attribution_method)
     .bind(&new.currency)
+    .bind(new.trigger.as_ref().map(trigger_text).transpose()?)
     .fetch_one(&mut *connection)
     .await?;
     for variant in &new.variants {
@@ -84,6 +86,35 @@ async fn insert_variant(
     .execute(connection)
     .await?;
     Ok(())
+}
+
+fn trigger_text(trigger: &Trigger) -> Result<String, CatalogueError> {
+    serde_json::to_string(trigger).map_err(|error| CatalogueError::invalid("trigger", error.to_string()))
+}
+
+/// Says what begins the analysis of a user; `None`: the exposure. No stored row changes its meaning with it.
+/// # Errors
+/// [`CatalogueError::Unknown`], [`CatalogueError::Invalid`].
+pub async fn set_trigger(
+    connection: &mut PgConnection,
+    project: &Project,
+    name: &str,
+    trigger: Option<&Trigger>,
+) -> Result<Experiment, CatalogueError> {
+    trigger.map_or(Ok(()), Trigger::check)?;
+    let text = trigger.map(trigger_text).transpose()?;
+    let mut change = Change::begin(connection, project).await?;
+    let before = show(change.connection(), project, name).await?;
+    sqlx::query("UPDATE experiments SET trigger = $3::jsonb, updated_at = now() WHERE project_id = $1 AND id = $2")
+        .bind(project.id)
+        .bind(before.id)
+        .bind(text)
+        .execute(change.connection())
+        .await?;
+    let after = load(change.connection(), project.id, before.id).await?;
+    let details = json!({ "id": after.id, "before": before.trigger, "after": after.trigger });
+    change.commit("experiment.trigger", &after.name, &details).await?;
+    Ok(after)
 }
 
 /// Says what an experiment is about.
@@ -299,13 +330,18 @@ impl StatusChange {
     }
 }
 
-/// Lets an experiment run: a draft from now on; a paused or completed one again, in a phase of its own, so that exposures in between go on
-/// not counting, and with its users as they were or assigned anew. A running one stays as it is, also where it has no start.
+/// Lets an experiment run from `from` on, now if not said: a draft; a paused or completed one again, in a phase of its own, so that exposures
+/// in between go on not counting, and with its users as they were or assigned anew. A running one stays as it is, also where it has no start.
 ///
 /// Stored rows change their meaning: the caller marks the experiment in the same change, and recomputes it.
 /// # Errors
 /// [`CatalogueError::Unknown`], [`CatalogueError::Frozen`], [`CatalogueError::WrongState`] for an archived one.
-pub async fn start(change: &mut Change<'_>, name: &str, assignment: Assignment) -> Result<StatusChange, CatalogueError> {
+pub async fn start(
+    change: &mut Change<'_>,
+    name: &str,
+    assignment: Assignment,
+    from: Option<Micros>,
+) -> Result<StatusChange, CatalogueError> {
     let (project, before) = changeable(change, name).await?;
     if assignment == Assignment::Anew && !matches!(before.status, Paused | Completed) {
         return Err(wrong_state(&before, "only the users of a paused or completed one are assigned anew by its start"));
@@ -316,11 +352,20 @@ pub async fn start(change: &mut Change<'_>, name: &str, assignment: Assignment) 
         Archived => return Err(wrong_state(&before, "only a draft, paused or completed one is started")),
         // What has run without a start time, such as a registered one that was paused, keeps its early exposures.
         Draft => {
+            if let Some(from) = from {
+                let from = phases::turn(connection, &before, Some(from)).await?;
+                sqlx::query("UPDATE experiments SET started_at = $3 WHERE project_id = $1 AND id = $2")
+                    .bind(project)
+                    .bind(before.id)
+                    .bind(Timestamp(from))
+                    .execute(connection)
+                    .await?;
+            }
             "UPDATE experiments SET status = 'running', started_at = coalesce(started_at, now()), ended_at = NULL, \
                  updated_at = now() WHERE project_id = $1 AND id = $2"
         }
         Paused | Completed => {
-            let at = phases::turn(connection, &before, None).await?;
+            let at = phases::turn(connection, &before, from).await?;
             phases::end_last(connection, project, &before, at).await?;
             phases::begin_next(connection, project, &before, (PhaseState::Assigning, assignment), at).await?;
             "UPDATE experiments SET status = 'running', ended_at = NULL, updated_at = now() WHERE project_id = $1 AND id = $2"
@@ -329,11 +374,11 @@ pub async fn start(change: &mut Change<'_>, name: &str, assignment: Assignment) 
     changed(change, before, statement).await
 }
 
-/// Lets exposures begin no participation for now; conversions within the window of earlier ones count. A paused one stays as it is. The
-/// caller's duties are those of [`start`].
+/// Lets exposures begin no participation from `from` on, now if not said; conversions within the window of earlier ones count. A paused one
+/// stays as it is. The caller's duties are those of [`start`].
 /// # Errors
 /// [`CatalogueError::Unknown`], [`CatalogueError::Frozen`], [`CatalogueError::WrongState`] for one that does not run.
-pub async fn pause(change: &mut Change<'_>, name: &str) -> Result<StatusChange, CatalogueError> {
+pub async fn pause(change: &mut Change<'_>, name: &str, from: Option<Micros>) -> Result<StatusChange, CatalogueError> {
     let (project, before) = changeable(change, name).await?;
     match before.status {
         Paused => return Ok(StatusChange::none(before)),
@@ -341,7 +386,7 @@ pub async fn pause(change: &mut Change<'_>, name: &str) -> Result<StatusChange, 
         Draft | Completed | Archived => return Err(wrong_state(&before, "only a running one is paused")),
     }
     let connection = change.connection();
-    let at = phases::turn(connection, &before, None).await?;
+    let at = phases::turn(connection, &before, from).await?;
     phases::end_last(connection, project, &before, at).await?;
     phases::begin_next(connection, project, &before, (PhaseState::Paused, Assignment::Kept), at).await?;
     let statement = "UPDATE experiments SET status = 'paused', updated_at = now() WHERE project_id = $1 AND id = $2";

@@ -3,6 +3,7 @@
 use events::Micros;
 
 use crate::metrics::{METRICS_MAX, NewMetric};
+use crate::trigger::Trigger;
 use crate::vocabulary::AttributionMethod;
 use crate::{CatalogueError, check};
 
@@ -35,6 +36,8 @@ pub struct NewExperiment {
     pub attribution_method: Option<AttributionMethod>,
     /// Three capital letters; default: the only one seen.
     pub currency: Option<String>,
+    /// What begins the analysis of a user; default: the exposure.
+    pub trigger: Option<Trigger>,
     /// Whether it runs at once.
     pub start: bool,
     /// From when on exposures count; default: the time of the start. Only together with `start`.
@@ -92,6 +95,7 @@ impl NewExperiment {
             (1..10_000_000).contains(&effect)
         })?;
         check::window("conversion_window_days", self.conversion_window_days)?;
+        self.trigger.as_ref().map_or(Ok(()), Trigger::check)?;
         if let Some(currency) = &self.currency
             && (currency.len() != 3 || !currency.bytes().all(|byte| byte.is_ascii_uppercase()))
         {

@@ -6,8 +6,8 @@ use std::str::FromStr;
 
 use catalogue::vocabulary::COLUMNS;
 use catalogue::{
-    Aggregation, Amount, AttributionMethod, CampaignStatus, CampaignType, ComponentType, DeadLetterStatus, Denominator,
-    Direction, EventNameStatus, ExperimentStatus, KeyKind, Role, UnknownText,
+    Aggregation, Amount, AttributionMethod, CampaignStatus, CampaignType, ComponentType, DeadLetterStatus, DeliveryStatus,
+    Denominator, Direction, EventNameStatus, ExperimentStatus, KeyKind, NoticeKind, Period, Role, UnknownText, WebhookFormat,
 };
 use events::rules::Unit;
 use migrations::testing::TestDatabase;
@@ -83,6 +83,10 @@ async fn texts_go_there_and_back_and_others_are_refused() {
     check::<ComponentType>(&mut conn, ComponentType::TEXTS).await;
     check::<DeadLetterStatus>(&mut conn, DeadLetterStatus::TEXTS).await;
     check::<EventNameStatus>(&mut conn, EventNameStatus::TEXTS).await;
+    check::<Period>(&mut conn, Period::TEXTS).await;
+    check::<NoticeKind>(&mut conn, NoticeKind::TEXTS).await;
+    check::<WebhookFormat>(&mut conn, WebhookFormat::TEXTS).await;
+    check::<DeliveryStatus>(&mut conn, DeliveryStatus::TEXTS).await;
     for text in Unit::TEXTS {
         assert_eq!(Unit::of_text(text).map(Unit::as_str), Some(*text));
     }

@@ -25,6 +25,8 @@ use statistics::moments::Overflow;
 pub const CONVERSION_NAMES_MAX: usize = 50;
 /// Values of a dimension that are shown by themselves, at most.
 const VALUES_MAX: usize = 20;
+/// Users of a cross of several dimensions that is shown by itself, at least.
+const CROSSED_USERS_MIN: u64 = 100;
 
 /// One metric, measured.
 #[derive(Debug)]
@@ -49,15 +51,26 @@ pub struct MeasuredMetric {
     pub sampled: Vec<Sampled>,
     /// Conversions that a ratio leaves out of its numerator and its denominator.
     pub left_out: LeftOut,
+    /// What the others come to, and all together, where a trigger begins the analysis.
+    pub beside: Option<BesideTrigger>,
+}
+
+/// What is measured beside the users whose analysis a trigger has begun, by variant.
+#[derive(Debug)]
+pub struct BesideTrigger {
+    /// Users who were exposed and never triggered, from their exposure on.
+    pub untriggered: Vec<Sampled>,
+    /// All users, those who triggered from then on.
+    pub everybody: Vec<Sampled>,
 }
 
 impl MeasuredMetric {
-    /// Returns the sums of the variants at the end of each day, without covariate; none for a metric that is not additive over days.
+    /// Returns the sums of the variants at the end of each day; none for a metric that is not additive over days.
     /// # Errors
     /// [`Overflow`].
     pub fn by_day(&self, population: &Population<'_>, days: Days) -> Result<Option<Vec<DaySums>>, Overflow> {
         let users = population.users_by_day(self.counted.window_us());
-        self.until_each(population, &[], (days, &users))
+        self.until_each(population, (days, &users))
     }
 
     /// Returns what the variants' users had done by the end of each day of looks, whether their window had closed or not; none for a
@@ -67,17 +80,16 @@ impl MeasuredMetric {
     pub fn all_by_day(&self, population: &Population<'_>) -> Result<Option<Vec<DaySums>>, Overflow> {
         let Some(days) = population.look_days() else { return Ok(None) };
         let users = population.users_by_look_day(self.counted.window_us());
-        self.until_each(population, &self.before, (days, &users))
+        self.until_each(population, (days, &users))
     }
 
     fn until_each(
         &self,
         population: &Population<'_>,
-        before: &[UserSum],
         (days, users): (Days, &[Vec<u64>]),
     ) -> Result<Option<Vec<DaySums>>, Overflow> {
         let counted = (&self.counted, &self.configured.aggregation);
-        days::sums(counted, population.cohort, before, &self.groups, (days, users), self.cap.map(|cap| cap.amount))
+        days::sums(counted, population.cohort, &self.before, &self.groups, (days, users), self.cap.map(|cap| cap.amount))
     }
 
     /// Returns the sums of the variants over the users whose window has closed, at the end of each day of looks; none for a metric
@@ -151,7 +163,17 @@ pub fn measure(
     let raw = if cap.is_some() { sums(&entries, &[], &groups, None)? } else { of_cut.clone() };
     let sampled = sampled(&configured, &entries, &groups, amount, &of_cut)?;
     let left_out = counted.left_out(population.cohort, &groups);
-    Ok(MeasuredMetric { configured, counted, entries, before, cap, groups, sums: of_cut, raw, sampled, left_out })
+    let of_others = |groups: &Groups| -> Result<Vec<Sampled>, Overflow> {
+        let sums = sums(&entries, &[], groups, amount)?;
+        self::sampled(&configured, &entries, groups, amount, &sums)
+    };
+    let beside = match population.beside_trigger(counted.window_us()) {
+        Some([untriggered, everybody]) => {
+            Some(BesideTrigger { untriggered: of_others(&untriggered)?, everybody: of_others(&everybody)? })
+        }
+        None => None,
+    };
+    Ok(MeasuredMetric { configured, counted, entries, before, cap, groups, sums: of_cut, raw, sampled, left_out, beside })
 }
 
 fn choose_cap(metric: &Configured, rule: CapRule, entries: &[UserSum], groups: &Groups) -> Option<AppliedCap> {
@@ -343,8 +365,9 @@ pub struct Value {
     pub kind: &'static str,
 }
 
-/// Splits the population by the cohort's dimension: the 20 values with the most users, the rest as `other`.
-pub fn split(population: &Population<'_>) -> Split {
+/// Splits the population by the cohort's dimension: the 20 values with the most users, the rest as `other`; of dimensions that are crossed those
+/// with few users, too, since most crosses have few.
+pub fn split(population: &Population<'_>, is_crossed: bool) -> Split {
     let cohort = population.cohort;
     let groups = population.groups(population.window_us);
     let mut users = vec![0u64; cohort.dimension_values.len()];
@@ -357,8 +380,10 @@ pub fn split(population: &Population<'_>) -> Split {
     }
     let mut order: Vec<usize> = (0..users.len()).filter(|value| users[*value] > 0).collect();
     order.sort_by_key(|value| std::cmp::Reverse(users[*value]));
-    let has_other = order.len() > VALUES_MAX;
+    let there_are = order.len();
     order.truncate(VALUES_MAX);
+    order.retain(|value| !is_crossed || users[*value] >= CROSSED_USERS_MIN);
+    let has_other = order.len() < there_are;
     let place_of: HashMap<usize, u32> = order.iter().enumerate().map(|(place, value)| (*value, place as u32)).collect();
     let mut values: Vec<Value> =
         order.iter().map(|value| Value { text: Some(cohort.dimension_values[*value].clone()), kind: "value" }).collect();
@@ -456,7 +481,10 @@ mod tests {
         cohort.dimension = (0..100).map(|user| Some(if user < 72 { user / 3 } else { 24 })).collect();
         cohort.dimension[0] = None;
         let population = population(&cohort);
-        let split = split(&population);
+        let crossed = super::split(&population, true);
+        let others: Vec<&str> = crossed.values.iter().map(|value| value.kind).collect();
+        assert_eq!((others.as_slice(), crossed.groups.total()), (["unknown", "other"].as_slice(), 100));
+        let split = split(&population, false);
         let texts: Vec<&str> = split.values.iter().map(|value| value.text.as_deref().unwrap_or("-")).collect();
         assert_eq!((texts.len(), texts[0], texts[1], texts[20], texts[21]), (22, "v24", "v01", "-", "other"));
         assert_eq!(split.groups.total(), 100, "nobody is lost");

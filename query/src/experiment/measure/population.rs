@@ -43,6 +43,12 @@ pub struct Excluded {
     pub unknown_variant: u64,
     /// They have more rows than take part, as an id that many people share.
     pub over_active: u64,
+    /// They were exposed at another time than was asked for; left out where none was.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exposed_otherwise: Option<u64>,
+    /// They did not do what begins the analysis; left out where the exposure does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub not_triggered: Option<u64>,
     /// Impressions, not users: sent as not eligible, or outside of the experiment's time. Left out with an `as_of`, since
     /// impressions are counted as of the newest.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -65,6 +71,8 @@ pub struct Population<'a> {
     pub window_us: i64,
     /// Which of them were assigned in the same shares.
     pub strata: Strata,
+    /// When they were exposed, half open, in microseconds since 1970.
+    exposed: (Option<i64>, Option<i64>),
     /// Users who saw several variants.
     mixed: u64,
     /// What was asked for: most metrics ask for the same.
@@ -118,7 +126,7 @@ impl<'a> Population<'a> {
         let rule = request.population.unwrap_or(PopulationRule::ExcludeMulti);
         let window_us = i64::from(experiment.conversion_window_days) * DAY_US;
         let found = Self::by(cohort, variants.len(), now, (rule, request.windows), window_us);
-        let found = Population { strata: Strata::of(experiment, variants), ..found };
+        let found = Population { strata: Strata::of(experiment, variants), exposed: request.exposed, ..found };
         let is_moved = request.population.is_none() && found.exclusion().is_some_and(|exclusion| exclusion.is_biased);
         if is_moved { Population { rule: PopulationRule::FirstExposure, ..found } } else { found }
     }
@@ -129,7 +137,7 @@ impl<'a> Population<'a> {
         let users = &self.cohort.users;
         let mut strata = vec![vec![Count { users: 0, converted: 0 }; self.arms]; self.strata.count()];
         for (user, arm) in users.arms.iter().enumerate() {
-            let count = strata[self.strata.of_time(users.exposed[user])].get_mut(*arm as usize)?;
+            let count = strata[self.strata.of_time(users.assigned(user))].get_mut(*arm as usize)?;
             count.users += 1;
             count.converted += u64::from(users.is_mixed[user]);
         }
@@ -163,6 +171,7 @@ impl<'a> Population<'a> {
             windows,
             window_us,
             strata: Strata::default(),
+            exposed: (None, None),
             mixed,
             groups: Mutex::default(),
             users_by_day: Mutex::default(),
@@ -188,10 +197,26 @@ impl<'a> Population<'a> {
         self.put(self.rule, Windows::Complete, long_us)
     }
 
+    /// Puts those users into their variants who did not do what begins the analysis, and all users whether they did or not; for one use. None
+    /// where the exposure begins it.
+    pub fn beside_trigger(&self, window_us: i64) -> Option<[Groups; 2]> {
+        let users = &self.cohort.users;
+        let untriggered = |user: usize| !users.has_begun(user);
+        (!users.is_triggered.is_empty()).then(|| {
+            let of = |is_in: &dyn Fn(usize) -> bool| self.put_those(self.rule, self.windows, window_us, is_in);
+            [of(&untriggered), of(&|_| true)]
+        })
+    }
+
     fn put(&self, rule: PopulationRule, windows: Windows, window_us: i64) -> Groups {
+        self.put_those(rule, windows, window_us, &|user| self.cohort.users.has_begun(user))
+    }
+
+    fn put_those(&self, rule: PopulationRule, windows: Windows, window_us: i64, is_in: &dyn Fn(usize) -> bool) -> Groups {
         let users = &self.cohort.users;
         let groups = Groups::new(users.len(), self.arms, |user| {
-            let is_out = rule == PopulationRule::ExcludeMulti && users.is_mixed[user];
+            let is_out =
+                !is_in(user) || (rule == PopulationRule::ExcludeMulti && users.is_mixed[user]) || !self.is_asked_for(user);
             let is_young = windows == Windows::Complete && !self.is_mature(user, window_us);
             (!is_out && !is_young).then_some(users.arms[user] as usize)
         });
@@ -199,7 +224,7 @@ impl<'a> Population<'a> {
     }
 
     fn stratified(&self, groups: Groups) -> Groups {
-        groups.stratified(self.strata.count(), |user| self.strata.of_time(self.cohort.users.exposed[user]))
+        groups.stratified(self.strata.count(), |user| self.strata.of_time(self.cohort.users.assigned(user)))
     }
 
     /// Returns the days from the first exposure on; none without users.
@@ -245,6 +270,13 @@ impl<'a> Population<'a> {
         self.stratified(groups)
     }
 
+    /// Returns whether a user was exposed in the time that is asked for.
+    fn is_asked_for(&self, user: usize) -> bool {
+        let (from, until) = self.exposed;
+        let exposed = self.cohort.users.assigned(user);
+        from.is_none_or(|from| exposed >= from) && until.is_none_or(|until| exposed < until)
+    }
+
     fn is_mature(&self, user: usize, window_us: i64) -> bool {
         self.cohort.users.exposed[user].saturating_add(window_us) <= self.now
     }
@@ -280,11 +312,27 @@ impl<'a> Population<'a> {
                 incomplete_window: any - analysed,
                 unknown_variant,
                 over_active,
+                exposed_otherwise: self.exposed_otherwise(),
+                not_triggered: self.not_triggered(),
                 impressions_not_counted: impressions.map(|stored| stored.saturating_sub(counted)),
             },
             mature_share: (any > 0).then(|| mature as f64 / any as f64),
             users_per_day: self.users_per_day(),
         }
+    }
+
+    fn exposed_otherwise(&self) -> Option<u64> {
+        let others = (0..self.cohort.users.len()).filter(|user| !self.is_asked_for(*user)).count() as u64;
+        (self.exposed != (None, None)).then_some(others)
+    }
+
+    /// Returns how many users did not do what begins the analysis, of those who would count; none where the exposure begins it.
+    fn not_triggered(&self) -> Option<u64> {
+        let users = &self.cohort.users;
+        let is_out =
+            |user: &usize| self.rule == PopulationRule::ExcludeMulti && users.is_mixed[*user] || !self.is_asked_for(*user);
+        let untriggered = (0..users.len()).filter(|user| !users.has_begun(*user) && !is_out(user)).count() as u64;
+        (!users.is_triggered.is_empty()).then_some(untriggered)
     }
 
     /// Returns the days from the first exposure that counts until now; 0 for less than one, which tells nothing about a day.

@@ -224,6 +224,8 @@ pub(crate) mod tests {
                 keys: users.iter().map(|_| [0; 16]).collect(),
                 arms: users.iter().map(|(arm, _)| *arm).collect(),
                 exposed: users.iter().map(|(_, time)| *time).collect(),
+                assigned: Vec::new(),
+                is_triggered: Vec::new(),
                 is_mixed: vec![false; users.len()],
                 impressions: vec![2; users.len()],
             },

@@ -11,6 +11,7 @@ use serde_json::value::RawValue;
 use sqlx::{PgConnection, Row};
 use uuid::Uuid;
 
+use crate::experiment::read::cohort::DAY_US;
 use crate::experiment::read::experiment::{Experiment, Phase, PhaseWeight, Variant};
 use crate::experiment::read::sources::SourceQuery;
 use crate::http::error::{ApiError, Code};
@@ -154,6 +155,14 @@ pub struct Configured {
 }
 
 impl Configured {
+    /// Returns when its window after the first exposure is over, in microseconds; `window_days` is the experiment's.
+    pub fn window_ends_us(&self, window_days: i32) -> i64 {
+        match &self.aggregation {
+            Aggregation::Defined(defined) => defined.window_us.1,
+            _ => i64::from(self.window_days.unwrap_or(window_days)) * DAY_US,
+        }
+    }
+
     /// Returns the events that its definition speaks of, in the order of their places; none of a metric of conversions.
     pub fn sources(&self) -> Vec<SourceQuery> {
         let Aggregation::Defined(defined) = &self.aggregation else { return Vec::new() };
@@ -240,6 +249,7 @@ fn defined(stored: experiments::Experiment) -> Result<Defined, Unsupported> {
         conversion_window_days: stored.conversion_window_days,
         attribution_method: stored.attribution_method.to_string(),
         currency: stored.currency,
+        trigger: stored.trigger,
         frozen_at: time(stored.frozen_at),
         behind_since: None,
         control_variant_id: None,

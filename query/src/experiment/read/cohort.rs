@@ -77,6 +77,27 @@ impl Cohort {
         }
     }
 
+    /// Returns what was there at a moment, in microseconds since 1970: without later exposures, and without what was done later. Who saw
+    /// several variants is known as of the newest impression.
+    pub fn until(&self, us: i64) -> Cohort {
+        let kept: Vec<u32> = (0..self.users.len() as u32).filter(|user| self.users.assigned(*user as usize) <= us).collect();
+        let rows = |rows: &Rows| rows.until(&kept, us);
+        let source =
+            |source: &Source| Source { texts: source.texts.clone(), after: rows(&source.after), before: rows(&source.before) };
+        let touches = |(place, user): (u32, &u32)| Some((place, self.touches.get(user)?.clone()));
+        Cohort {
+            users: self.users.only(&kept).until(us),
+            names: self.names.clone(),
+            currencies: self.currencies.clone(),
+            after: rows(&self.after),
+            before: rows(&self.before),
+            sources: self.sources.iter().map(source).collect(),
+            dimension: kept.iter().filter_map(|user| self.dimension.get(*user as usize).copied()).collect(),
+            dimension_values: self.dimension_values.clone(),
+            touches: (0..).zip(&kept).filter(|_| !self.touches.is_empty()).filter_map(touches).collect(),
+        }
+    }
+
     /// Returns the time of the newest exposure or conversion.
     pub fn newest(&self) -> Option<i64> {
         let exposed = self.users.exposed.iter().copied().max();
@@ -95,7 +116,8 @@ impl Cohort {
 
     /// Returns about how many bytes it takes.
     pub fn bytes(&self) -> usize {
-        let user = size_of::<[u8; 16]>() + 2 * size_of::<u32>() + 2 * size_of::<i64>();
+        let of_trigger = if self.users.assigned.is_empty() { 0 } else { size_of::<i64>() + 1 };
+        let user = size_of::<[u8; 16]>() + 2 * size_of::<u32>() + 2 * size_of::<i64>() + of_trigger;
         let rows = |rows: &Rows| rows.rows.len() * size_of::<Row>() + (rows.starts.len() + rows.filled.len()) * size_of::<u32>();
         let touches: usize = self.touches.values().map(|touches| 64 + size_of_val(touches.as_slice())).sum();
         let text = |text: &String| size_of::<String>() + text.len();
@@ -150,8 +172,13 @@ pub struct Users {
     pub keys: Vec<[u8; 16]>,
     /// The variant of the first exposure.
     pub arms: Vec<u32>,
-    /// The time of the first exposure, in microseconds since 1970.
+    /// From when on it counts what the user does, in microseconds since 1970: the first exposure, or the first trigger after it where that
+    /// begins the analysis and has come.
     pub exposed: Vec<i64>,
+    /// The time of the first exposure, where a trigger may begin the analysis; else empty.
+    pub assigned: Vec<i64>,
+    /// Whether the trigger has come, where one begins the analysis; else empty.
+    pub is_triggered: Vec<bool>,
     /// Whether the user saw several variants.
     pub is_mixed: Vec<bool>,
     /// Eligible impressions.
@@ -169,10 +196,51 @@ impl Users {
         self.arms.is_empty()
     }
 
+    /// Returns the time of a user's first exposure.
+    pub fn assigned(&self, user: usize) -> i64 {
+        self.assigned.get(user).copied().unwrap_or(self.exposed[user])
+    }
+
+    /// Returns whether the analysis of a user has begun.
+    pub fn has_begun(&self, user: usize) -> bool {
+        self.is_triggered.get(user).copied().unwrap_or(true)
+    }
+
+    /// Returns what they are at a moment: whose trigger came later has not begun.
+    fn until(mut self, us: i64) -> Self {
+        for (user, is_triggered) in self.is_triggered.iter_mut().enumerate() {
+            if *is_triggered && self.exposed[user] > us {
+                (self.exposed[user], *is_triggered) = (self.assigned[user], false);
+            }
+        }
+        self
+    }
+
+    /// Returns some of them, under new numbers.
+    fn only(&self, kept: &[u32]) -> Self {
+        fn those<T: Copy>(column: &[T], kept: &[u32]) -> Vec<T> {
+            // Columns may be empty.
+            kept.iter().filter_map(|user| column.get(*user as usize)).copied().collect()
+        }
+        Users {
+            keys: those(&self.keys, kept),
+            arms: those(&self.arms, kept),
+            exposed: those(&self.exposed, kept),
+            assigned: those(&self.assigned, kept),
+            is_triggered: those(&self.is_triggered, kept),
+            is_mixed: those(&self.is_mixed, kept),
+            impressions: those(&self.impressions, kept),
+        }
+    }
+
     fn set(&mut self, place: usize, newer: &Users, user: usize) {
         set(&mut self.keys, place, newer.keys[user]);
         set(&mut self.arms, place, newer.arms[user]);
         set(&mut self.exposed, place, newer.exposed[user]);
+        if let (Some(assigned), Some(is_triggered)) = (newer.assigned.get(user), newer.is_triggered.get(user)) {
+            set(&mut self.assigned, place, *assigned);
+            set(&mut self.is_triggered, place, *is_triggered);
+        }
         set(&mut self.is_mixed, place, newer.is_mixed[user]);
         set(&mut self.impressions, place, newer.impressions[user]);
     }
@@ -271,6 +339,19 @@ impl Rows {
         *self = next;
     }
 
+    /// Returns the rows of some users, under new numbers, up to a moment.
+    fn until(&self, kept: &[u32], us: i64) -> Rows {
+        let mut cut = Rows { starts: Vec::with_capacity(kept.len() + 1), rows: Vec::new(), filled: Vec::new() };
+        for user in kept {
+            cut.starts.push(cut.rows.len() as u32);
+            let rows = self.of(*user as usize);
+            cut.rows.extend_from_slice(&rows[..rows.partition_point(|row| row.time <= us)]);
+        }
+        cut.starts.push(cut.rows.len() as u32);
+        cut.filled = filled(&cut.starts);
+        cut
+    }
+
     /// Appends the rows of the users `from..to` of other rows.
     fn keep(&mut self, other: &Rows, from: usize, to: usize) {
         if from >= to {
@@ -356,6 +437,8 @@ mod tests {
                 keys: users.iter().map(|(id, _)| [*id; 16]).collect(),
                 arms: users.iter().map(|(_, known)| known.0).collect(),
                 exposed: users.iter().map(|(_, known)| known.1).collect(),
+                assigned: Vec::new(),
+                is_triggered: Vec::new(),
                 is_mixed: users.iter().map(|(_, known)| !known.5.is_empty()).collect(),
                 impressions: users.iter().map(|(_, known)| known.1 + 1).collect(),
             },
@@ -418,6 +501,20 @@ mod tests {
     }
 
     proptest! {
+        /// Touches are not cut: whoever looks at them looks up to a conversion.
+        #[test]
+        fn what_was_there_at_a_moment_is_what_is_there_of_rows_up_to_it(
+            users in prop::collection::btree_map(any::<u8>(), some_user(), 0..12), us in 0i64..90,
+        ) {
+            let until = |rows: Vec<(i64, u8, i128)>| rows.into_iter().filter(|row| row.0 <= us).collect::<Vec<_>>();
+            let cut = |(id, known): (u8, UserData)| (id, (known.0, known.1, until(known.2), until(known.3), known.4, known.5));
+            let expected: Vec<_> = users.clone().into_iter().filter(|(_, known)| known.1 <= us).map(cut).collect();
+            let found = cohort(&users.into_iter().collect::<Vec<_>>()).until(us);
+            prop_assert_eq!(known(&found), known(&cohort(&expected)));
+            let filled = (0..found.users.len() as u32).filter(|user| !found.after.of(*user as usize).is_empty());
+            prop_assert_eq!(found.after.filled(), filled.collect::<Vec<_>>());
+        }
+
         #[test]
         fn a_cohort_with_users_replaced_is_that_of_all_users_as_they_are(
             first in prop::collection::btree_map(any::<u8>(), some_user(), 0..12),

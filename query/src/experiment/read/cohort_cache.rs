@@ -17,7 +17,7 @@ use uuid::Uuid;
 use super::cohort_reader::{self, CohortQuery, Scope};
 use crate::engine::{self, Session};
 use crate::experiment::read::cohort::Cohort;
-use crate::experiment::request::Dimension;
+use crate::experiment::request::Dimensions;
 use crate::http::error::ApiError;
 use crate::metrics::Metrics;
 use crate::source::snapshot::{DataVersion, Snapshot};
@@ -39,11 +39,9 @@ pub struct CohortKey {
     /// What the variants are compared with, which is their first one.
     pub baseline: Option<String>,
     /// See [`CohortQuery`].
-    pub until: Option<i64>,
-    /// See [`CohortQuery`].
     pub has_before: bool,
     /// See [`CohortQuery`].
-    pub dimension: Option<Dimension>,
+    pub dimensions: Dimensions,
 }
 
 /// The cohort of one query and the version of the data that it was read from.
@@ -212,6 +210,7 @@ async fn touched(
     );
     let experiment = query.experiment;
     let mut tables: Vec<&str> = query.sources.iter().map(|source| FactTable::of(source.definition.kind).name).collect();
+    tables.extend(query.trigger.map(|trigger| FactTable::of(trigger.kind).name));
     tables.push(FactTable::of(Kind::Conversion).name);
     tables.sort_unstable();
     tables.dedup();
@@ -337,9 +336,8 @@ mod tests {
             project: Uuid::nil(),
             experiment: name.to_owned(),
             baseline: None,
-            until: None,
             has_before: false,
-            dimension: None,
+            dimensions: Dimensions::default(),
         };
         let of = |users: usize| {
             let cohort = Cohort {

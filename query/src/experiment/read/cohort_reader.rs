@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use ::catalogue::Trigger;
 use arrow::array::{Array, AsArray, Int32Array, RecordBatch, StringViewArray};
 use arrow::datatypes::{DataType, Decimal128Type, Field, Int32Type, Int64Type, Schema, TimestampMicrosecondType};
 use datafusion::common::DataFusionError;
@@ -16,14 +17,19 @@ use uuid::Uuid;
 use super::cohort::{Cohort, DAY_US, Row, Rows, Touch, Touches, Users};
 use super::sources::SourceQuery;
 use crate::engine::{self, Session};
-use crate::experiment::request::{COVARIATE_DAYS, Dimension};
+use crate::experiment::request::{COVARIATE_DAYS, Dimensions};
 use crate::http::error::ApiError;
 use crate::source::copy::Kind;
+use crate::source::property::Property;
 use crate::source::snapshot::Snapshot;
 use crate::source::tables::{self, Column, Source, Table, USER_KEY};
 
 /// Users whose impressions are read by their ids; with more, all impressions of the experiment are.
 const IDS_MAX: usize = 2_000;
+
+/// The conversions of the users.
+const ATTRIBUTED: &str = "SELECT u.n, a.name, a.currency, a.value, a.time, a.confidence
+                          FROM attributed a JOIN users u ON a.user_key = u.user_key WHERE a.time IS NOT NULL";
 
 /// What is to be read.
 pub struct CohortQuery<'a> {
@@ -35,8 +41,8 @@ pub struct CohortQuery<'a> {
     pub assigning: &'a [(Option<i64>, Option<i64>)],
     /// When everybody was assigned anew, ascending: from then on no impression counts of a user who had been exposed before.
     pub reassigned: &'a [i64],
-    /// Later exposures and conversions are not read, in microseconds since 1970.
-    pub until: Option<i64>,
+    /// What begins the analysis of a user; none: the exposure.
+    pub trigger: Option<&'a Trigger>,
     /// Whether conversions before the first exposure are read.
     pub has_before: bool,
     /// The experiment's window in days, after which nothing is attributed, and the longest one of its metrics, up to which
@@ -44,8 +50,8 @@ pub struct CohortQuery<'a> {
     pub window_days: (i32, i32),
     /// What the definitions of metrics speak of.
     pub sources: &'a [SourceQuery],
-    /// The property of the first exposure to read.
-    pub dimension: Option<Dimension>,
+    /// The properties of the first exposure to read.
+    pub dimensions: &'a Dimensions,
     /// Bytes that what is read may take.
     pub bytes_max: usize,
 }
@@ -85,8 +91,11 @@ impl Reader<'_> {
         self.add(self.participants())?;
         self.add(self.attributed())?;
         let mut cohort = Cohort { users: self.users().await?, ..Cohort::default() };
+        if let Some(trigger) = self.query.trigger {
+            self.triggered(trigger, &mut cohort.users).await?;
+        }
         let (mut names, mut currencies) = (Numbers::<String>::default(), Numbers::<Option<String>>::default());
-        let mut after = self.conversions(&self.after_sql(), &mut names, &mut currencies).await?;
+        let mut after = self.conversions(ATTRIBUTED, &mut names, &mut currencies).await?;
         if let Some(sql) = self.later_sql(&cohort.users) {
             self.add(self.facts("later"))?;
             after.extend(self.conversions(&sql, &mut names, &mut currencies).await?);
@@ -113,8 +122,8 @@ impl Reader<'_> {
         cohort.after = Rows::new(cohort.users.len(), after);
         cohort.before = Rows::new(cohort.users.len(), before);
         (cohort.names, cohort.currencies) = (names, currencies);
-        if let Some(dimension) = self.query.dimension {
-            self.add(self.first_impressions(dimension)?)?;
+        if !self.query.dimensions.is_empty() {
+            self.add(self.first_impressions()?)?;
             self.dimension(&mut cohort).await?;
         }
         cohort.touches = self.touches(&cohort).await?;
@@ -164,16 +173,32 @@ impl Reader<'_> {
         self.table(name, "conversions", &of_experiment, &columns)
     }
 
-    /// Impressions of one experiment, with the property that users are split by.
-    fn first_impressions(&self, dimension: Dimension) -> Result<Table, DataFusionError> {
-        let unknown = || DataFusionError::Internal(format!("no column {} of events", dimension.as_str()));
-        let events = tables::table("events").ok_or_else(unknown)?;
-        let place = events.columns.iter().position(|column| column.name == dimension.as_str()).ok_or_else(unknown)?;
+    /// Impressions of one experiment, with what users are split by: the values of all dimensions, of which those that are not there are
+    /// unknown; null if none is there.
+    fn first_impressions(&self) -> Result<Table, DataFusionError> {
+        let events = tables::table("events").ok_or_else(|| DataFusionError::Internal("no table events".to_owned()))?;
+        let expression = |property: &Property| match property {
+            // A name of the client's, as a literal of Postgres.
+            Property::Json(key) => Ok(format!("(f.metadata ->> '{}')", key.replace('\'', "''"))),
+            Property::Column(name) => {
+                let place = events.columns.iter().position(|column| column.name == *name);
+                let unknown = || DataFusionError::Internal(format!("no column {name} of events"));
+                Ok(format!("({})::text", events.sources[0].expressions[place.ok_or_else(unknown)?]))
+            }
+        };
+        let all = self.query.dimensions.0.iter().map(expression).collect::<Result<Vec<String>, DataFusionError>>()?;
+        let value = match all.as_slice() {
+            [one] => one.clone(),
+            several => {
+                let known: Vec<String> = several.iter().map(|value| format!("coalesce({value}, 'unknown')")).collect();
+                format!("CASE WHEN coalesce({}) IS NOT NULL THEN {} END", several.join(", "), known.join(" || ' / ' || "))
+            }
+        };
         let columns = [
             (USER_KEY.name, "f.user_id", Kind::Key),
             ("event_id", "f.id", Kind::Uuid),
             ("time", "f.event_time", Kind::Time),
-            ("value", events.sources[0].expressions[place].as_str(), Kind::Text),
+            ("value", value.as_str(), Kind::Text),
         ];
         Ok(self.table("first_impressions", "impressions", &self.of_experiment(), &columns))
     }
@@ -204,53 +229,48 @@ impl Reader<'_> {
         }
     }
 
-    pub(super) fn until(&self, column: &str) -> String {
-        self.query.until.map(|until| format!(" AND {column} <= {}", time_literal(until))).unwrap_or_default()
+    /// The table of the users, and the column of it from when on it counts what they do.
+    pub(super) fn starts(&self) -> (&'static str, &'static str) {
+        if self.query.trigger.is_some() { ("starts", "u.started") } else { ("users", "u.exposed") }
     }
 
-    fn after_sql(&self) -> String {
-        format!(
-            "SELECT u.n, a.name, a.currency, a.value, a.time, a.confidence
-             FROM attributed a JOIN users u ON a.user_key = u.user_key WHERE a.time IS NOT NULL{}",
-            self.until("a.time")
-        )
-    }
-
-    /// Conversions after the experiment's window, for metrics whose own one is longer. Nothing is attributed there.
+    /// Conversions after the experiment's window, for metrics whose own one is longer, and for users whose windows begin later. Nothing is
+    /// attributed there.
     fn later_sql(&self, users: &Users) -> Option<String> {
         let (own, longest) = self.query.window_days;
-        let (first, last) = (users.exposed.iter().min()?, users.exposed.iter().max()?);
-        (longest > own).then(|| {
+        let (first, last) = ((0..users.len()).map(|user| users.assigned(user)).min()?, users.exposed.iter().max()?);
+        let (table, started) = self.starts();
+        (longest > own || self.query.trigger.is_some()).then(|| {
             format!(
                 "SELECT u.n, e.name, e.currency, e.value, e.time, CAST(100 AS INT) AS confidence
-                 FROM later e JOIN users u ON e.user_key = u.user_key
+                 FROM later e JOIN {table} u ON e.user_key = u.user_key
                  WHERE e.time >= {} AND e.time <= {}
-                   AND e.time > u.exposed + INTERVAL '{} hours' AND e.time <= u.exposed + INTERVAL '{} hours'{}",
+                   AND e.time > u.exposed + INTERVAL '{} hours' AND e.time <= {started} + INTERVAL '{} hours'",
                 time_literal(first + i64::from(own) * DAY_US),
                 time_literal(last + i64::from(longest) * DAY_US),
                 i64::from(own) * 24,
                 i64::from(longest) * 24,
-                self.until("e.time"),
             )
         })
     }
 
     /// None without users: there is no time before nothing.
     fn before_sql(&self, users: &Users) -> Option<String> {
-        let (first, last) = (users.exposed.iter().min()?, users.exposed.iter().max()?);
+        let assigned = || (0..users.len()).map(|user| users.assigned(user));
+        let (first, last) = (assigned().min()?, assigned().max()?);
         Some(format!(
             "SELECT u.n, e.name, e.currency, e.value, e.time, CAST(100 AS INT) AS confidence
              FROM earlier e JOIN users u ON e.user_key = u.user_key
              WHERE e.time >= {} AND e.time < {}
                AND e.time >= u.exposed - INTERVAL '{} hours' AND e.time < u.exposed",
             time_literal(first - COVARIATE_DAYS * DAY_US),
-            time_literal(*last),
+            time_literal(last),
             COVARIATE_DAYS * 24,
         ))
     }
 
     /// Runs SQL to its end, within the memory of a query.
-    async fn collect(&self, sql: &str) -> Result<Vec<RecordBatch>, DataFusionError> {
+    pub(super) async fn collect(&self, sql: &str) -> Result<Vec<RecordBatch>, DataFusionError> {
         let plan = self.session.state().create_logical_plan(sql).await?;
         let mut stream = self.session.run(plan).await?;
         let (mut batches, mut bytes): (Vec<RecordBatch>, usize) = (Vec::new(), 0);
@@ -268,13 +288,10 @@ impl Reader<'_> {
 
     /// Reads the users, and leaves them behind as the table `users` for joins: id, number, first exposure and its impression.
     async fn users(&self) -> Result<Users, DataFusionError> {
-        let impression = if self.query.dimension.is_some() { ", first_impression_id" } else { "" };
-        let sql = format!(
-            "SELECT user_key, exposed{impression}, arm, is_mixed, impressions FROM participants WHERE arm >= 0{}",
-            self.until("exposed")
-        );
+        let impression = if !self.query.dimensions.is_empty() { ", first_impression_id" } else { "" };
+        let sql = format!("SELECT user_key, exposed{impression}, arm, is_mixed, impressions FROM participants WHERE arm >= 0");
         let batches = self.collect(&sql).await?;
-        let kept = if self.query.dimension.is_some() { 3 } else { 2 };
+        let kept = if !self.query.dimensions.is_empty() { 3 } else { 2 };
         let mut users = Users::default();
         let mut numbered = Vec::new();
         let mut schema = None;
@@ -304,7 +321,7 @@ impl Reader<'_> {
         let schema = schema.unwrap_or_else(|| {
             let field = |column: &Column, name: &str| Field::new(name, column.kind.data_type(), true);
             let mut fields = vec![field(&USER_KEY, "user_key"), Field::new("exposed", Kind::Time.data_type(), true)];
-            if self.query.dimension.is_some() {
+            if !self.query.dimensions.is_empty() {
                 fields.push(Field::new("first_impression_id", Kind::Uuid.data_type(), true));
             }
             fields.push(Field::new("n", DataType::Int32, false));
@@ -411,7 +428,7 @@ impl Reader<'_> {
             for row in 0..batch.num_rows() {
                 let user = <[u8; 16]>::try_from(keys.value(row)).ok().and_then(|key| number_of.get(&key));
                 let counts = |user: &u32| {
-                    let exposed = cohort.users.exposed[*user as usize];
+                    let exposed = cohort.users.assigned(*user as usize);
                     let anew = self.query.reassigned.iter().find(|anew| exposed < **anew);
                     times.is_valid(row) && anew.is_none_or(|anew| times.value(row) < *anew)
                 };

@@ -1,5 +1,6 @@
 //! An experiment and its variants, as everything here speaks of them and as answers carry them.
 
+use ::catalogue::Trigger;
 use serde::Serialize;
 use serde_json::value::RawValue;
 use uuid::Uuid;
@@ -47,6 +48,9 @@ pub struct Experiment {
     /// Of value metrics.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub currency: Option<String>,
+    /// What begins the analysis of a user; left out where the exposure does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trigger: Option<Trigger>,
     /// Since when its rows may no longer all be there.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub frozen_at: Option<String>,

@@ -1,10 +1,14 @@
 //! Events that the definitions of metrics speak of: of any kind, with a condition and a value of each.
 
+use std::sync::Arc;
+
+use ::catalogue::Trigger;
 use ::catalogue::definitions::{AMOUNT, Definition, PerUser};
-use arrow::datatypes::DataType;
+use arrow::array::{ArrayRef, AsArray, FixedSizeBinaryBuilder, Int32Array, RecordBatch, TimestampMicrosecondArray};
+use arrow::datatypes::{DataType, Int32Type, TimestampMicrosecondType};
 use datafusion::common::{DFSchema, DataFusionError, ScalarValue};
 use datafusion::dataframe::DataFrame;
-use datafusion::datasource::provider_as_source;
+use datafusion::datasource::{MemTable, provider_as_source};
 use datafusion::logical_expr::{Expr, LogicalPlanBuilder, cast, try_cast};
 use datafusion::prelude::{col, in_list, lit};
 use events::Kind;
@@ -90,37 +94,81 @@ impl Reader<'_> {
         currencies: &mut Numbers<Option<String>>,
     ) -> Result<Source, DataFusionError> {
         let mut texts = Numbers::<String>::default();
-        let (Some(first), Some(last)) = (users.exposed.iter().min(), users.exposed.iter().max()) else {
+        let assigned = (0..users.len()).map(|user| users.assigned(user)).min();
+        let (Some(first), Some(last)) = (assigned, users.exposed.iter().max()) else {
             return Ok(Source::default());
         };
+        let (table, started) = self.starts();
         let name = format!("source_{place}");
         let plan = self.events(&query.definition)?;
         self.session.add(&name, plan.into_view())?;
-        let within = |(from, to): (i64, i64)| {
+        let within = |(from, to): (i64, i64), starts: &[&str]| {
+            let window = |start: &&str| {
+                let (from, to) = (from / MINUTE_US, to / MINUTE_US);
+                format!("(e.time >= {start} + INTERVAL '{from} minutes' AND e.time < {start} + INTERVAL '{to} minutes')")
+            };
             format!(
                 "SELECT u.n, e.name, e.currency, e.value, e.time, CAST(100 AS INT) AS confidence
-                 FROM {name} e JOIN users u ON e.user_key = u.user_key
-                 WHERE e.time >= {} AND e.time < {}
-                   AND e.time >= u.exposed + INTERVAL '{} minutes' AND e.time < u.exposed + INTERVAL '{} minutes'{}",
+                 FROM {name} e JOIN {table} u ON e.user_key = u.user_key
+                 WHERE e.time >= {} AND e.time < {} AND ({})",
                 time_literal(first.saturating_add(from)),
                 time_literal(last.saturating_add(to)),
-                from / MINUTE_US,
-                to / MINUTE_US,
-                self.until("e.time"),
+                starts.iter().map(window).collect::<Vec<_>>().join(" OR "),
             )
         };
-        let mut after = self.conversions(&within(query.window_us), &mut texts, currencies).await?;
+        // Before its trigger came a user is one of those who have not begun, whose window is that of the exposure.
+        let starts: &[&str] = if self.query.trigger.is_some() { &[started, EXPOSED] } else { &[EXPOSED] };
+        let mut after = self.conversions(&within(query.window_us, starts), &mut texts, currencies).await?;
         let mut before = Vec::new();
         // What lies before the exposure is no history where the metric is about it.
         if self.query.has_before && query.has_before && query.window_us.0 >= 0 {
             let history = (-COVARIATE_DAYS * DAY_US, 0);
-            before = self.conversions(&within(history), &mut texts, currencies).await?;
+            before = self.conversions(&within(history, &[EXPOSED]), &mut texts, currencies).await?;
         }
         let (texts, places) = texts.sorted();
         for (_, row) in after.iter_mut().chain(&mut before) {
             row.name = places[row.name as usize];
         }
         Ok(Source { texts, after: Rows::new(users.len(), after), before: Rows::new(users.len(), before) })
+    }
+
+    /// Finds each user's first trigger at or after the exposure, and leaves the users behind as the table `starts`: id, number, first
+    /// exposure, and from when on it counts what they do.
+    pub(super) async fn triggered(&self, trigger: &Trigger, users: &mut Users) -> Result<(), DataFusionError> {
+        users.assigned.clone_from(&users.exposed);
+        users.is_triggered = vec![false; users.len()];
+        if let Some(first) = users.exposed.iter().min() {
+            let plan = self.events(&trigger.definition())?;
+            self.session.add("triggers", plan.into_view())?;
+            let sql = format!(
+                "SELECT u.n, min(e.time) AS time FROM triggers e JOIN users u ON e.user_key = u.user_key
+                 WHERE e.time >= {} AND e.time >= u.exposed GROUP BY u.n",
+                time_literal(*first)
+            );
+            for batch in self.collect(&sql).await? {
+                let numbers = batch.column(0).as_primitive::<Int32Type>();
+                let times = batch.column(1).as_primitive::<TimestampMicrosecondType>();
+                for row in 0..batch.num_rows() {
+                    let user = numbers.value(row) as usize;
+                    (users.exposed[user], users.is_triggered[user]) = (times.value(row), true);
+                }
+            }
+        }
+        let time = |times: &Vec<i64>| -> ArrayRef {
+            Arc::new(TimestampMicrosecondArray::from_iter_values(times.iter().copied()).with_timezone("UTC"))
+        };
+        let mut keys = FixedSizeBinaryBuilder::with_capacity(users.len(), 16);
+        for key in &users.keys {
+            keys.append_value(key)?;
+        }
+        let columns: Vec<(&str, ArrayRef)> = vec![
+            ("user_key", Arc::new(keys.finish())),
+            ("n", Arc::new(Int32Array::from_iter_values(0..users.len() as i32))),
+            ("exposed", time(&users.assigned)),
+            ("started", time(&users.exposed)),
+        ];
+        let batch = RecordBatch::try_from_iter(columns)?;
+        self.session.add("starts", Arc::new(MemTable::try_new(batch.schema(), vec![vec![batch]])?))
     }
 
     /// The events of a definition: user, time, and what of each is wanted.
@@ -168,3 +216,5 @@ impl Reader<'_> {
 }
 
 const MINUTE_US: i64 = 60_000_000;
+/// The first exposure, in the tables of users.
+const EXPOSED: &str = "u.exposed";

@@ -20,6 +20,7 @@ use crate::experiment::test::comparison::{Compared, Conclusion, Design, TestedCo
 use crate::experiment::test::findings::{
     Bayesian, Cuped, Day, Guardrail, Heterogeneity, Omnibus, Power, ScaledImpact, Sequential, SinceExposure, Supplemental, ends,
 };
+use crate::experiment::test::trigger::Diluted;
 
 /// One metric.
 #[derive(Debug, Serialize)]
@@ -174,6 +175,9 @@ pub struct Comparison {
     /// What a day would bring with everybody in the variant.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scaled_impact: Option<ScaledImpact>,
+    /// The effect among all who were exposed, where a trigger begins the analysis.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub diluted: Option<Diluted>,
     /// `won`, `lost`, `neutral` or `inconclusive`, by what `decided_by` names.
     pub verdict: &'static str,
     /// Whether the verdict is significant.
@@ -328,7 +332,7 @@ pub fn metric(design: &Design<'_>, tested: TestedMetric<'_>) -> Metric {
 
 /// Describes one comparison, verdict and sentence from the same result.
 fn comparison(design: &Design<'_>, metric: &Configured, tested: TestedComparison) -> Comparison {
-    let TestedComparison { compared, conclusion, supplemental, bayesian, power, guardrail, impact } = tested;
+    let TestedComparison { compared, conclusion, supplemental, bayesian, power, guardrail, impact, diluted } = tested;
     let alpha = design.experiment.alpha;
     let verdict = verdict(design, metric, &compared, &conclusion, bayesian.as_ref());
     let adjusted = conclusion.is_goal.then(|| adjusted_shown(design, &compared, &conclusion));
@@ -346,6 +350,7 @@ fn comparison(design: &Design<'_>, metric: &Configured, tested: TestedComparison
         power,
         guardrail,
         scaled_impact: impact,
+        diluted,
         verdict: verdict.text,
         significant: verdict.significant,
         decided_by: verdict.by,

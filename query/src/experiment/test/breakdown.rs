@@ -4,7 +4,8 @@ use statistics::effect::{self, Effect, Scale};
 use statistics::moments::{Overflow, decimal_text};
 use statistics::sequential::confidence_sequence;
 
-use super::comparison::{Compared, Design, TestedComparison, compare_all, compared, conclude, decide};
+use super::comparison::{Compared, Design, TestedComparison, compared, conclude, decide};
+use super::earlier::Earlier;
 use super::findings::{Cumulative, DailyArm, Day, Heterogeneity, SeriesArm, SeriesComparison, Supplemental, ends};
 use super::health::{ratio_of, weights};
 use crate::experiment::measure::days::{DaySums, Days};
@@ -37,7 +38,7 @@ pub struct BreakdownValue {
 }
 
 /// Compares within each value of a dimension. All metrics, variants and values together are one family. The cap is that of
-/// the whole; earlier behaviour is left aside, since few users of a value have any.
+/// the whole, and so is what is taken off for earlier behaviour (`earlier`, of each metric by variant compared), so that values add up.
 /// # Errors
 /// [`Overflow`].
 pub fn by_dimension(
@@ -45,20 +46,22 @@ pub fn by_dimension(
     population: &Population<'_>,
     split: &Split,
     measured: &[MeasuredMetric],
+    earlier: &[Vec<Option<Earlier>>],
 ) -> Result<Vec<Breakdown>, Overflow> {
-    let design = &Design { cuped: Cuped::Off, ..*design };
     let arms = design.variants.len();
     let mut all = Vec::new();
-    for metric in measured {
+    for (metric, earlier) in measured.iter().zip(earlier) {
         let window_us = metric.counted.window_us();
+        let before = if earlier.iter().any(Option::is_some) { metric.before.as_slice() } else { &[] };
         let groups = population.groups_of_values(split.values.len(), window_us, |user| split.places[user] as usize);
         let cap = metric.cap.map(|cap| cap.amount);
-        let cut = sums(&metric.entries, &[], &groups, cap)?;
+        let cut = sums(&metric.entries, before, &groups, cap)?;
         let raw = sums(&metric.entries, &[], &groups, None)?;
         let sampled = sampled(&metric.configured, &metric.entries, &groups, cap, &cut)?;
         let of_value = |place: usize| {
             let sampled = &sampled[place * arms..(place + 1) * arms];
-            if design.experiment.control_variant_id.is_some() { compare_all(design, sampled) } else { Ok(Vec::new()) }
+            // Without a control nothing is compared.
+            earlier.iter().enumerate().map(|(arm, earlier)| part(design, sampled, arm + 1, *earlier)).collect()
         };
         let mut compared = (0..split.values.len()).map(of_value).collect::<Result<Vec<Vec<Compared>>, _>>()?;
         for found in compared.iter_mut().flatten() {
@@ -91,19 +94,31 @@ pub fn by_dimension(
     Ok(parts)
 }
 
+/// Compares a variant within a part of the users.
+fn part(design: &Design<'_>, sampled: &[Sampled], arm: usize, earlier: Option<Earlier>) -> Result<Compared, Overflow> {
+    let off = Design { cuped: Cuped::Off, ..*design };
+    compared(if earlier.is_some() { design } else { &off }, &sampled[0], &sampled[arm], arm, earlier)
+}
+
 /// Tests for each variant whether its differences are alike in all values.
 fn heterogeneity<'a>(design: &Design<'_>, compared: impl Iterator<Item = &'a Compared> + Clone) -> Vec<Heterogeneity> {
     let of_arm = |arm: usize| {
         let of_arm = compared.clone().filter(|found| found.arm == arm);
-        let effects: Vec<Effect> = of_arm.filter_map(|found| found.effect(Scale::Absolute)).collect();
+        let of_values: Vec<Option<Effect>> = of_arm.map(|found| found.effect(Scale::Absolute)).collect();
+        let effects: Vec<Effect> = of_values.iter().flatten().copied().collect();
         let effect::Heterogeneity { statistic, dof, p_value } = effect::heterogeneity(&effects)?;
         let variant_id = design.variants[arm].id;
-        Some(Heterogeneity { variant_id, statistic, dof, p_value: p_value.p, log10_p: p_value.log10 })
+        let shrunk = effect::shrunken(&effects).map(|shrunk| {
+            let mut shrunk = shrunk.into_iter();
+            of_values.iter().map(|effect| effect.and_then(|_| shrunk.next())).collect()
+        });
+        Some(Heterogeneity { variant_id, statistic, dof, p_value: p_value.p, log10_p: p_value.log10, shrunk })
     };
     (1..design.variants.len()).filter_map(of_arm).collect()
 }
 
-/// Shows each day of a metric. Earlier behaviour is left aside.
+/// Shows each day of a metric. What is taken off for earlier behaviour is that of today (`earlier`, by variant compared), so that the last day is
+/// the comparison itself.
 /// # Errors
 /// [`Overflow`].
 pub fn by_day(
@@ -111,8 +126,8 @@ pub fn by_day(
     metric: &Configured,
     series: &[DaySums],
     (days, strata): (Days, &Strata),
+    earlier: &[Option<Earlier>],
 ) -> Result<Vec<Day>, Overflow> {
-    let design = &Design { cuped: Cuped::Off, ..*design };
     let (weights, _) = weights(design.variants);
     let mut shown = Vec::with_capacity(series.len());
     let mut before: Option<&DaySums> = None;
@@ -122,12 +137,10 @@ pub fn by_day(
         let cells: Vec<u64> =
             (0..strata.count()).flat_map(|stratum| today.iter().map(move |sums| of_cells(sums, stratum))).collect();
         let ratio = ratio_of(strata, &weights, &cells).all;
-        let mut comparisons = Vec::new();
-        if design.experiment.control_variant_id.is_some() {
-            for arm in 1..sampled.len() {
-                comparisons.push(comparison(design, &compared(design, &sampled[0], &sampled[arm], arm, None)?));
-            }
-        }
+        let of_arm = |(arm, earlier): (usize, &Option<Earlier>)| {
+            Ok::<_, Overflow>(comparison(design, &part(design, &sampled, arm + 1, *earlier)?))
+        };
+        let comparisons = earlier.iter().enumerate().map(of_arm).collect::<Result<_, _>>()?;
         let arms = today.iter().zip(&sampled).enumerate().map(|(arm, (sums, sampled))| SeriesArm {
             variant_id: design.variants[arm].id,
             users: sums.users,

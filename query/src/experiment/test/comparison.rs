@@ -4,41 +4,34 @@
 use statistics::bayes_beta::{self, probability_best};
 use statistics::bayes_normal::{Prior, posterior};
 use statistics::comparison::{self, Observed, Sample, Stratum, compare, compare_strata};
-use statistics::cuped::{self, CupedSums, theta};
+use statistics::cuped::theta;
 use statistics::difference::Difference;
 use statistics::distributions::PValue;
-use statistics::effect::{Effect, Scale, Status};
+use statistics::effect::{Effect, Scale};
 use statistics::guardrail::{Direction, State, non_inferiority, state as guardrail_state};
 use statistics::moments::Overflow;
 use statistics::multiplicity::{self, Adjusted, Member, adjust, is_finding};
 use statistics::power::{POWER_DEFAULT, Target, days_remaining, detectable_effect, mid_experiment, progress};
-use statistics::proportions::{Count, fisher};
+use statistics::proportions::Count;
 use statistics::sequential::{hybrid, hybrid_level};
 use statistics::strata::{Traffic, impact_per_day};
 
+use super::earlier::{DIFFERS_BEFORE, Earlier, adjusted, differs_before};
 use super::findings::{
     Bayesian, Cuped, EarlyWarning, Guardrail, Other, Power, Prior as ShownPrior, ScaledImpact, Shrunk, Supplemental, ends,
 };
 use super::plan::{Early, Interim, Looked, Plan, Seen};
+use super::trigger::Diluted;
 use crate::experiment::measure::sample::Sampled;
 use crate::experiment::read::catalogue::{Configured, Role};
 use crate::experiment::read::experiment::{Experiment, Variant};
-use crate::experiment::request::{Analysis, COVARIATE_DAYS, Correction, Cuped as CupedRule, Engine, Request};
-
-/// Part of the variance that earlier behaviour has to explain before a comparison is adjusted for it.
-const EXPLAINED_MIN: f64 = 0.05;
+use crate::experiment::request::{Analysis, Correction, Cuped as CupedRule, Engine, Request};
 
 /// The part of alpha that a guardrail leaves for its early warning.
 const EARLY_SHARE: f64 = 0.2;
 
 /// The method by which an early warning decides.
 pub const EARLY_WARNING: &str = "early_warning";
-
-/// Why nothing is adjusted where the variants' users were not alike before they were exposed.
-pub const DIFFERS_BEFORE: &str = "differs_before";
-
-/// Below this p-value the variants' users were not alike before they were exposed.
-pub const BALANCE_BELOW: f64 = 0.001;
 
 /// What is the same for all comparisons of an answer.
 #[derive(Clone, Copy)]
@@ -90,15 +83,6 @@ pub struct Compared {
     pub all_by_day: Vec<Option<Seen>>,
     /// What the early warning of a guardrail saw: what users did within a day, of those for whom it was over; empty without one.
     pub early_by_day: Vec<Option<Seen>>,
-}
-
-/// What the variants' users did before they were exposed, as far as it may explain what they did after.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Earlier {
-    /// So much of it is taken off, of all variants together.
-    Theta(f64),
-    /// The variants' users were not alike then: it would move the difference instead of sharpening it.
-    Differs,
 }
 
 /// Compares a variant with the control; `earlier` is none where earlier behaviour is left aside.
@@ -208,83 +192,6 @@ pub fn compare_all(design: &Design<'_>, sampled: &[Sampled]) -> Result<Vec<Compa
     (1..sampled.len()).map(|arm| compared(design, &sampled[0], &sampled[arm], arm, earlier)).collect()
 }
 
-/// Returns the p-value that two variants' users were alike before they were exposed; `None` if nothing can be tested. Where all of
-/// one did the same and all of the other did another same thing, it is the chance of that.
-/// # Errors
-/// [`Overflow`].
-pub fn balance(control: &CupedSums, treatment: &CupedSums) -> Result<Option<PValue>, Overflow> {
-    let of = |sums: &CupedSums| Ok::<Observed, Overflow>(sums.pre.sample()?.into());
-    let (control, treatment) = (of(control)?, of(treatment)?);
-    let found = compare(&control, &treatment, BALANCE_BELOW);
-    let is_apart = found.status == Status::ZeroVariance && found.estimate.is_some_and(|off| off != 0.0);
-    if is_apart {
-        let none = Count { users: control.users, converted: 0 };
-        let all = Count { users: treatment.users, converted: treatment.users };
-        return Ok(fisher(none, all).map(PValue::from));
-    }
-    Ok(found.p_value())
-}
-
-/// Returns whether any variant's users were others than the control's before they were exposed.
-fn differs_before(variants: &[CupedSums]) -> Result<bool, Overflow> {
-    let Some((control, others)) = variants.split_first() else { return Ok(false) };
-    for other in others {
-        if balance(control, other)?.is_some_and(|p| p.p < BALANCE_BELOW) {
-            return Ok(true);
-        }
-    }
-    Ok(false)
-}
-
-/// Adjusts for earlier behaviour, or says why not.
-fn adjusted(
-    design: &Design<'_>,
-    control: &Sampled,
-    treatment: &Sampled,
-    earlier: Option<Earlier>,
-    unadjusted: &comparison::Comparison,
-) -> Result<(Option<Cuped>, Option<Difference>), Overflow> {
-    let not = |reason: &'static str| Cuped {
-        applied: false,
-        reason: Some(reason),
-        theta: None,
-        variance_reduction: None,
-        effective_sample_gain: None,
-        covariate_days: COVARIATE_DAYS,
-    };
-    if design.cuped == CupedRule::Off {
-        return Ok((None, None));
-    }
-    let Some((one, two)) = control.cuped.as_ref().zip(treatment.cuped.as_ref()) else {
-        return Ok((Some(not("not_defined")), None));
-    };
-    if earlier == Some(Earlier::Differs) {
-        return Ok((Some(not(DIFFERS_BEFORE)), None));
-    }
-    if unadjusted.exact.is_some() {
-        return Ok((Some(not("exact")), None));
-    }
-    let Some(plain) = unadjusted.difference else { return Ok((None, None)) };
-    let theta = match earlier {
-        Some(Earlier::Theta(theta)) if theta != 0.0 && design.has_history => theta,
-        _ => return Ok((Some(not("no_history")), None)),
-    };
-    let Ok(adjusted) = cuped::adjusted(one, two, theta)? else {
-        return Ok((Some(not("explains_little")), None));
-    };
-    let reduction = 1.0 - (adjusted.difference.std_error / plain.std_error).powi(2);
-    let applied = reduction >= EXPLAINED_MIN;
-    let shown = Cuped {
-        applied,
-        reason: (!applied).then_some("explains_little"),
-        theta: Some(adjusted.theta),
-        variance_reduction: Some(reduction),
-        effective_sample_gain: (reduction < 1.0).then(|| 1.0 / (1.0 - reduction)),
-        covariate_days: COVARIATE_DAYS,
-    };
-    Ok((Some(shown), applied.then_some(adjusted.difference)))
-}
-
 impl Compared {
     /// Returns whether exact results decide, because counts are few.
     pub fn is_exact(&self) -> bool {
@@ -294,6 +201,12 @@ impl Compared {
     /// Returns whether the answer rests on an adjusted difference.
     pub fn is_adjusted(&self) -> bool {
         self.cuped.is_some_and(|cuped| cuped.applied)
+    }
+
+    /// Returns what is taken off parts of the users as it is off the whole; none where nothing is, and where users were assigned in shares that
+    /// changed, of which each has its own.
+    pub fn of_parts(&self) -> Option<Earlier> {
+        self.cuped.filter(|cuped| cuped.applied).and_then(|cuped| cuped.theta).map(Earlier::OfWhole)
     }
 
     /// Returns users of both.
@@ -519,6 +432,8 @@ pub struct TestedComparison {
     pub guardrail: Option<Guardrail>,
     /// What a day would bring with everybody in the variant.
     pub impact: Option<ScaledImpact>,
+    /// The effect among all who were exposed, where a trigger begins the analysis.
+    pub diluted: Option<Diluted>,
 }
 
 /// Finds what else there is to say about a comparison that its family decided. `probability_best` is the chance that the variant is
@@ -546,6 +461,7 @@ pub fn conclude(
         compared,
         conclusion,
         supplemental,
+        diluted: None,
     }
 }
 

@@ -276,7 +276,7 @@ impl From<comparison::Omnibus> for Omnibus {
 }
 
 /// Whether the values of a dimension differ in their effects.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Heterogeneity {
     /// Of which variant against the control.
     pub variant_id: Uuid,
@@ -288,6 +288,10 @@ pub struct Heterogeneity {
     pub p_value: f64,
     /// Its decimal logarithm.
     pub log10_p: f64,
+    /// The difference within each value, in their order, drawn towards that of all by what chance explains of how they differ; null where it has
+    /// no precision. Left out of fewer than three values.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shrunk: Option<Vec<Option<f64>>>,
 }
 
 /// One day.

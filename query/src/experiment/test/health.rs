@@ -19,7 +19,8 @@ use statistics::sample_ratio::{
 };
 use statistics::sums::Sums as OneSum;
 
-use super::comparison::{BALANCE_BELOW, balance};
+use super::earlier::{BALANCE_BELOW, balance};
+use super::trigger::complement;
 
 /// Below this p-value the shares of users are wrong beyond doubt, unless they differ by less than a tenth of a point.
 pub const SRM_FAIL_BELOW: f64 = 0.001;
@@ -160,6 +161,22 @@ pub enum Check {
         #[serde(skip_serializing_if = "Option::is_none")]
         metric: Option<String>,
     },
+    /// Whether users who were exposed and never triggered are alike in all variants, where a trigger begins the analysis.
+    TriggerComplement {
+        /// How bad it is.
+        level: Level,
+        /// `ok`, `mismatch`, or `no_data` where nothing can be compared.
+        status: &'static str,
+        /// The least over goals and variants, times their number.
+        p_value: Option<f64>,
+        /// Its decimal logarithm.
+        log10_p: Option<f64>,
+        /// The metric of the least one.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        metric: Option<String>,
+        /// The share of each variant's exposed users who triggered; null without users.
+        triggered: Vec<Option<f64>>,
+    },
     /// Whether a week was seen.
     MinimumRuntime {
         /// How bad it is.
@@ -248,6 +265,7 @@ impl Check {
             | Check::UnknownVariant { level, .. }
             | Check::OverActive { level, .. }
             | Check::PreExposureBalance { level, .. }
+            | Check::TriggerComplement { level, .. }
             | Check::MinimumRuntime { level, .. }
             | Check::MinimumUsers { level, .. }
             | Check::Freshness { level, .. }
@@ -271,7 +289,7 @@ impl Check {
 pub fn check(measured: &Measured<'_>, warnings: &mut Vec<Warning>) -> Health {
     let Measured { population, experiment, variants, metrics, split, .. } = measured;
     let groups = population.groups(population.window_us);
-    let checks = vec![
+    let mut checks = vec![
         srm(population, variants, &groups, split.as_ref(), warnings),
         multi_exposure(population, warnings),
         exclusion_bias(population, warnings),
@@ -284,6 +302,7 @@ pub fn check(measured: &Measured<'_>, warnings: &mut Vec<Warning>) -> Health {
         mature_share(population, experiment, warnings),
         outliers(metrics, warnings),
     ];
+    checks.extend(complement(measured, warnings));
     Health { overall: checks.iter().map(Check::level).max().unwrap_or(Level::Ok), checks }
 }
 

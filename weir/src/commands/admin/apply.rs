@@ -12,7 +12,9 @@ use anyhow::Context as _;
 use catalogue::definitions::{self, Definition, Version};
 use catalogue::experiments::{self, Assignment, Experiment, NewExperiment, NewVariant, Variant, VariantDetails};
 use catalogue::metrics::{Metric, NewMetric};
-use catalogue::{Aggregation, Amount, AttributionMethod, Decimal, Denominator, Direction, ExperimentStatus, Project, Role};
+use catalogue::{
+    Aggregation, Amount, AttributionMethod, Decimal, Denominator, Direction, ExperimentStatus, Project, Role, Trigger,
+};
 use serde::{Deserialize, Deserializer};
 use sqlx::PgConnection;
 
@@ -56,6 +58,7 @@ struct Entry {
     #[serde(default, deserialize_with = "text")]
     attribution_method: Option<AttributionMethod>,
     currency: Option<String>,
+    trigger: Option<Trigger>,
     variants: BTreeMap<String, VariantEntry>,
     /// Left out: as they are.
     metrics: Option<BTreeMap<String, MetricEntry>>,
@@ -127,6 +130,7 @@ enum Step {
     Define(String, Box<Definition>),
     Create(Box<NewExperiment>),
     Describe(String, String),
+    SetTrigger(String, Trigger),
     AddVariant(String, NewVariant),
     DescribeVariant(String, String, VariantDetails),
     Weights(String, Vec<NewVariant>),
@@ -146,6 +150,9 @@ impl fmt::Display for Step {
             Step::Define(name, _) => write!(out, "define the metric {}", printable(name)),
             Step::Create(new) => write!(out, "create the experiment {}", printable(&new.name)),
             Step::Describe(experiment, _) => write!(out, "describe {}", printable(experiment)),
+            Step::SetTrigger(experiment, trigger) => {
+                write!(out, "begin the analysis of {} with {}", printable(experiment), printable(&trigger.to_string()))
+            }
             Step::AddVariant(experiment, new) => {
                 write!(out, "add the variant {}{} to {}", printable(&new.name), weight(new), printable(experiment))
             }
@@ -181,6 +188,11 @@ pub(super) async fn run(args: Args, conn: &mut PgConnection) -> anyhow::Result<(
         definition.check().with_context(place)?;
         query::check_definition(definition).with_context(place)?;
     }
+    for (name, trigger) in file.experiments.iter().filter_map(|(name, entry)| Some((name, entry.trigger.as_ref()?))) {
+        let place = || format!("{place}: experiments.{name}.trigger");
+        trigger.check().with_context(place)?;
+        query::check_definition(&trigger.definition()).with_context(place)?;
+    }
     let project = args.project.find(conn).await?;
     let (versions, stored) = (definitions::list(conn, &project).await?, experiments::list(conn, &project).await?);
     let steps = plan(&file, &versions, &stored).map_err(|fault| anyhow::anyhow!("{place}: {fault}"))?;
@@ -203,6 +215,7 @@ async fn make(step: &Step, conn: &mut PgConnection, project: &Project) -> anyhow
         Step::Define(name, definition) => definitions::define(conn, project, name, definition).await.map(drop)?,
         Step::Create(new) => changes::create(conn, project, new).await.map(drop)?,
         Step::Describe(name, text) => experiments::describe(conn, project, name, text).await.map(drop)?,
+        Step::SetTrigger(name, trigger) => experiments::set_trigger(conn, project, name, Some(trigger)).await.map(drop)?,
         Step::AddVariant(name, new) => changes::add_variant(conn, project, name, new, None).await.map(drop)?,
         Step::DescribeVariant(name, variant, details) => {
             experiments::describe_variant(conn, project, name, variant, details).await.map(drop)?;
@@ -212,8 +225,8 @@ async fn make(step: &Step, conn: &mut PgConnection, project: &Project) -> anyhow
         }
         Step::RemoveMetric(name, metric) => experiments::remove_metric(conn, project, name, metric).await.map(drop)?,
         Step::AddMetric(name, new) => experiments::add_metric(conn, project, name, new).await.map(drop)?,
-        Step::Start(name) => changes::start(conn, project, name, Assignment::Kept).await.map(drop)?,
-        Step::Pause(name) => changes::pause(conn, project, name).await.map(drop)?,
+        Step::Start(name) => changes::start(conn, project, name, Assignment::Kept, None).await.map(drop)?,
+        Step::Pause(name) => changes::pause(conn, project, name, None).await.map(drop)?,
         Step::Stop(name) => changes::stop(conn, project, name).await.map(drop)?,
         Step::Archive(name) => experiments::archive(conn, project, name).await.map(drop)?,
         Step::Unarchive(name) => experiments::unarchive(conn, project, name).await.map(drop)?,
@@ -272,6 +285,7 @@ impl Entry {
             conversion_window_days: self.conversion_window_days,
             attribution_method: self.attribution_method,
             currency: self.currency.clone(),
+            trigger: self.trigger.clone(),
             start: self.status == Some(ExperimentStatus::Running),
             started_at: None,
         })
@@ -288,6 +302,9 @@ impl Entry {
         let name = &stored.name;
         if let Some(text) = self.description.as_ref().filter(|text| stored.description.as_ref() != Some(text)) {
             steps.push(Step::Describe(name.clone(), text.clone()));
+        }
+        if let Some(trigger) = self.trigger.as_ref().filter(|trigger| stored.trigger.as_ref() != Some(trigger)) {
+            steps.push(Step::SetTrigger(name.clone(), trigger.clone()));
         }
         self.change_variants(stored, place, steps)?;
         for (metric, entry) in self.metrics.iter().flatten() {

@@ -5,10 +5,10 @@ use std::str::FromStr;
 use aggregator::admin::experiments::{self, Changed};
 use catalogue::experiments::{
     Assignment, Experiment, NewExperiment, NewVariant, Phase, PhaseWeight, StatusChange, Variant, VariantDetails, archive,
-    describe_variant, list, show, unarchive,
+    describe_variant, list, set_trigger, show, unarchive,
 };
 use catalogue::metrics::NewMetric;
-use catalogue::{Aggregation, AttributionMethod, Direction, ExperimentStatus, Role, UnknownText};
+use catalogue::{Aggregation, AttributionMethod, Direction, ExperimentStatus, Role, Trigger, UnknownText};
 use events::Micros;
 use sqlx::PgConnection;
 
@@ -63,6 +63,19 @@ pub(super) enum Command {
         #[command(flatten)]
         project: InProject,
     },
+    /// Begin the analysis of each user with the first of some events at or after the exposure, instead of the exposure itself
+    Trigger {
+        /// Name or id of the experiment
+        experiment: String,
+        /// Which events, as JSON: kind, events, where. Users of all variants must be able to do them alike
+        #[arg(required_unless_present = "none")]
+        trigger: Option<String>,
+        /// Begin with the exposure again
+        #[arg(long, conflicts_with = "trigger")]
+        none: bool,
+        #[command(flatten)]
+        project: InProject,
+    },
     /// Show all experiments of a project
     List {
         #[command(flatten)]
@@ -87,9 +100,18 @@ pub(super) enum Command {
         /// in no later one
         #[arg(long)]
         reassign: bool,
+        /// Since when, such as 2026-03-01T00:00:00Z [default: now]
+        #[arg(long, value_name = "TIME", value_parser = time)]
+        from: Option<Micros>,
     },
     /// Pause an experiment: exposures do not count until it is started again
-    Pause(One),
+    Pause {
+        #[command(flatten)]
+        one: One,
+        /// Since when, such as 2026-03-01T00:00:00Z [default: now]
+        #[arg(long, value_name = "TIME", value_parser = time)]
+        from: Option<Micros>,
+    },
     /// End an experiment: later exposures do not count
     Stop(One),
     /// Put away a draft or an ended experiment: its answers stay
@@ -221,13 +243,18 @@ pub(super) async fn run(command: Command, conn: &mut PgConnection) -> anyhow::Re
             let recomputed = changed.recomputed.map(|differences| format!("{}\n", recompute::text(differences)));
             print(&format!("{}{}", render(&changed.experiment), recomputed.unwrap_or_default()))
         }
-        Command::Pause(one) => {
-            let project = one.project.find(conn).await?;
-            print(&changed(&experiments::pause(conn, &project, &one.experiment).await?))
+        Command::Trigger { experiment, trigger, none: _, project } => {
+            let project = project.find(conn).await?;
+            let trigger = trigger.as_deref().map(checked_trigger).transpose()?;
+            print(&render(&set_trigger(conn, &project, &experiment, trigger.as_ref()).await?))
         }
-        Command::Start { one, reassign } => {
+        Command::Pause { one, from } => {
             let project = one.project.find(conn).await?;
-            print(&changed(&experiments::start(conn, &project, &one.experiment, assignment(reassign)).await?))
+            print(&changed(&experiments::pause(conn, &project, &one.experiment, from).await?))
+        }
+        Command::Start { one, reassign, from } => {
+            let project = one.project.find(conn).await?;
+            print(&changed(&experiments::start(conn, &project, &one.experiment, assignment(reassign), from).await?))
         }
         Command::Stop(one) => {
             let project = one.project.find(conn).await?;
@@ -271,10 +298,18 @@ impl Create {
             conversion_window_days: self.conversion_window_days,
             attribution_method: self.attribution_method,
             currency: self.currency.clone(),
+            trigger: None,
             start: self.start,
             started_at: self.started_at,
         }
     }
+}
+
+/// Reads a trigger, and has its condition judged by who computes it.
+pub(super) fn checked_trigger(text: &str) -> anyhow::Result<Trigger> {
+    let trigger = Trigger::parse(text)?;
+    query::check_definition(&trigger.definition())?;
+    Ok(trigger)
 }
 
 /// Reads NAME[:WEIGHT[:control]] from its end, since a name may hold colons where a weight follows.
@@ -391,6 +426,9 @@ fn render(experiment: &Experiment) -> String {
     } else if experiment.status != ExperimentStatus::Draft {
         let (from, until) = (or(experiment.started_at, "ever"), or(experiment.ended_at, "now"));
         out.push_str(&format!("exposures count from {from} until {until}\n"));
+    }
+    if let Some(trigger) = &experiment.trigger {
+        out.push_str(&format!("a user's analysis begins with {}\n", printable(&trigger.to_string())));
     }
     if let Some(frozen_at) = experiment.frozen_at {
         out.push_str(&format!("frozen since {frozen_at}\n"));
@@ -560,6 +598,7 @@ mod tests {
             conversion_window_days: 30,
             attribution_method: AttributionMethod::FirstExposure,
             currency: None,
+            trigger: None,
             frozen_at: None,
             auto_registered: false,
             created_at: Micros(0),

@@ -9,6 +9,7 @@ mod key;
 mod metric;
 mod recompute;
 mod rejected;
+mod webhook;
 
 use catalogue::{Project, find_project};
 use sqlx::PgConnection;
@@ -48,6 +49,9 @@ enum Command {
     /// Show events that collectors refused where no client reads that in an answer
     #[command(subcommand)]
     Rejected(rejected::Command),
+    /// Have notices sent when a verdict changes, harm is shown, or events stop
+    #[command(subcommand)]
+    Webhook(webhook::Command),
     /// Compute participation and attribution of an experiment again, and report what differed
     Recompute(recompute::Args),
 }
@@ -78,6 +82,7 @@ pub(crate) async fn run(args: Args, globals: &Globals) -> anyhow::Result<()> {
         Command::Key(command) => key::run(command, &mut conn).await,
         Command::DeadLetters(command) => dead_letters::run(command, &mut conn).await,
         Command::Rejected(command) => rejected::run(command, &mut conn).await,
+        Command::Webhook(command) => webhook::run(command, &mut conn).await,
         Command::Recompute(args) => recompute::run(args, &mut conn).await,
     }
 }

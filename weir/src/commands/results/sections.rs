@@ -16,6 +16,46 @@ pub(super) fn settings(answer: &Value) -> String {
     format!("{}\n", printable(&parts.join(", ")))
 }
 
+/// The effect among all who were exposed, where the analysis begins with a trigger.
+pub(super) fn diluted(comparison: &Value) -> String {
+    let member = |name: &str| comparison.pointer(&format!("/diluted/{name}")).and_then(number);
+    let (Some(share), Some(lift)) = (member("share"), member("lift")) else { return String::new() };
+    let ends = match (member("ci_relative/0"), member("ci_relative/1")) {
+        (Some(low), Some(high)) => format!(" [{}, {}]", signed_percent(low), signed_percent(high)),
+        _ => String::new(),
+    };
+    format!("among all who were exposed, of whom {} triggered: {}{ends}\n", percent(share), signed_percent(lift))
+}
+
+fn signed_percent(share: f64) -> String {
+    format!("{} %", super::super::text::signed(share * 100.0, 2))
+}
+
+/// Of which record this is the answer, and what late events changed of it.
+pub(super) fn record(answer: &Value) -> String {
+    let (Some(as_of), Some(recorded_at)) = (text_of(answer, "/record/as_of"), text_of(answer, "/record/recorded_at")) else {
+        return String::new();
+    };
+    let mut out = format!("as of {as_of}, recorded at {recorded_at}\n");
+    for restated in elements(answer, "/record/restated") {
+        let changes: Vec<String> = elements(restated, "/changes")
+            .iter()
+            .map(|change| {
+                let member = |name: &str| change.get(name).map(plain).unwrap_or_default();
+                format!("{} {} instead of {}", member("at"), member("now"), member("before"))
+            })
+            .collect();
+        let when = text_of(restated, "/recorded_at").unwrap_or_default();
+        out.push_str(&format!("late events changed it at {when}: {}\n", changes.join(", ")));
+    }
+    printable_lines(&out)
+}
+
+/// Makes each line printable.
+fn printable_lines(text: &str) -> String {
+    text.lines().map(|line| format!("{}\n", printable(line))).collect()
+}
+
 /// How much could be seen by now, and when there will be enough; nothing of what is decided.
 pub(super) fn power(comparison: &Value) -> String {
     if comparison.get("significant").and_then(Value::as_bool) == Some(true) {
