@@ -27,6 +27,7 @@ use uuid::Uuid;
 
 use crate::SCHEMA;
 use crate::experiment::read::catalogue::{Configured, Defined};
+use crate::experiment::read::cohort::DAY_US;
 use crate::experiment::read::{self, catalogue as stored};
 use crate::experiment::request::{AskedMetrics, Request};
 use crate::experiment::{compute, read::read};
@@ -264,7 +265,13 @@ impl Evaluation<'_> {
         }
         let revision = former.map_or(1, |former| former.revision + 1);
         let of = Of { project: &self.project.name, experiment: (experiment.id, &experiment.name), period, as_of, revision };
-        let told = notices(&experiment.name, before.as_ref(), &found);
+        let mut told = notices(&experiment.name, before.as_ref(), &found);
+        // What late events make a day say may have been said, and told, since the next one.
+        if revision > 1
+            && let Some(next) = store::record_of(connection, key, period, as_of.saturating_add(DAY_US)).await?
+        {
+            told.retain(|notice| !notice.is_said_by(&next.findings));
+        }
         if store::record(connection, self.project.id, &of, (&answer, json), &changes, &told).await? {
             self.app.metrics.evaluation(if revision == 1 { "recorded" } else { "restated" });
         }

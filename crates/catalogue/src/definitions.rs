@@ -14,6 +14,7 @@ use uuid::Uuid;
 use crate::change::Change;
 use crate::project::Project;
 use crate::timestamp::Timestamp;
+use crate::trigger::Trigger;
 use crate::vocabulary::UnknownText;
 use crate::{CatalogueError, check};
 
@@ -23,6 +24,8 @@ pub const AMOUNT: &str = "value";
 const EVENTS_MAX: usize = 100;
 /// As far as a window reaches before and after the first exposure: ten years.
 const WINDOW_MINUTES_MAX: i64 = 3_650 * 24 * 60;
+/// Steps after the first one: each is read by itself.
+const THEN_MAX: usize = 9;
 /// More days or events than anybody waits for.
 const AT_LEAST_MAX: u32 = 1_000_000;
 
@@ -47,6 +50,9 @@ pub struct Definition {
     pub value: Option<String>,
     /// What a user's events come to.
     pub per_user: PerUser,
+    /// With `exists`: what has to follow, one after the other. A user has it who did all of it in this order, other events in between.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub then: Vec<Trigger>,
     /// Other events, or the same counted otherwise: what all users come to is divided by what they come to of these. `None`: by the number
     /// of users.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -251,8 +257,14 @@ impl Definition {
         for (place, part) in self.parts() {
             part.check_events(place)?;
         }
+        self.check_then()?;
         if let Some(over) = &self.over {
-            if over.description.is_some() || over.over.is_some() || over.quantile.is_some() || over.window.is_some() {
+            if over.description.is_some()
+                || over.over.is_some()
+                || over.quantile.is_some()
+                || over.window.is_some()
+                || !over.then.is_empty()
+            {
                 let message = "kind, events, where, value and per_user are accepted in it; its window is that of the metric";
                 return Err(CatalogueError::invalid("over", message.to_owned()));
             }
@@ -275,6 +287,34 @@ impl Definition {
             }
         }
         Ok(())
+    }
+
+    fn check_then(&self) -> Result<(), CatalogueError> {
+        if self.then.is_empty() {
+            return Ok(());
+        }
+        if self.per_user != PerUser::Exists || self.over.is_some() {
+            let found = if self.over.is_some() { "over".to_owned() } else { self.per_user.to_string() };
+            let message = format!("found with {found}; what has to follow is accepted with exists, which a user has or not");
+            return Err(CatalogueError::invalid("then", message));
+        }
+        if self.then.len() > THEN_MAX {
+            return Err(CatalogueError::invalid("then", format!("found {}; at most {THEN_MAX} are accepted", self.then.len())));
+        }
+        for (index, step) in self.then.iter().enumerate() {
+            step.definition().check_events(&format!("then[{index}]."))?;
+        }
+        Ok(())
+    }
+
+    /// Returns whether an event may be one of two successive steps, of which each needs one of its own.
+    pub fn may_be_both(&self, next: usize) -> bool {
+        let first = (self.kind, &self.events);
+        let step = |place: usize| self.then.get(place).map(|step| (step.kind, &step.events));
+        let former = next.checked_sub(1).map_or(Some(first), step);
+        former.zip(step(next)).is_some_and(|((one, names), (other, others))| {
+            one == other && (names.is_empty() || others.is_empty() || names.iter().any(|name| others.contains(name)))
+        })
     }
 
     /// Checks which events count and what they come to; `place` is what the names of its fields begin with.
@@ -558,6 +598,12 @@ mod tests {
             json!({"over": {"kind": "impression", "per_user": "count", "window": {"length": "1d"}}}),
             "over: kind, events, where, value and per_user are accepted in it",
         );
+        let step = json!({"kind": "conversion", "events": ["order"]});
+        check(json!({"per_user": "exists", "then": [step, step]}), "");
+        check(json!({"then": [step]}), "then: found with count; what has to follow is accepted with exists");
+        check(json!({"per_user": "exists", "then": [{"kind": "conversion", "events": [""]}]}), "then[0].events[0]: ");
+        check(json!({"per_user": "exists", "then": [{"kind": "conversion", "value": "x"}]}), "unknown field `value`");
+        check(json!({"per_user": "exists", "then": vec![step; 10]}), "then: found 10; at most 9 are accepted");
         check(json!({"quantile": 0.5}), "");
         check(json!({"quantile": 0.5, "over": {"kind": "impression", "per_user": "count"}}), "quantile: found beside over");
         check(json!({"quantile": 0.5, "per_user": "exists"}), "quantile: found with exists, which a user has or not");

@@ -54,6 +54,7 @@ impl Trigger {
             condition: self.condition.clone(),
             value: None,
             per_user: PerUser::Count,
+            then: Vec::new(),
             over: None,
             quantile: None,
             window: None,

@@ -323,7 +323,7 @@ text_enum! {
 text_enum! {
     /// What somebody is told.
     NoticeKind {
-        /// A goal's verdict became another one, from or to `won` or `lost`.
+        /// The verdict of a primary metric became another one, from or to `won` or `lost`.
         VerdictChanged = "verdict_changed",
         /// The numbers advise something else.
         DecisionChanged = "decision_changed",

@@ -1,6 +1,6 @@
 //! What an answer found, as far as two of them are compared: what is said, and the numbers that it rests on.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use serde::Serialize;
@@ -75,6 +75,8 @@ pub(super) struct Findings {
     sentences: BTreeMap<Subject, String>,
     /// What led to the decision.
     reason: String,
+    /// The metrics that decide.
+    primary: BTreeSet<String>,
 }
 
 /// Checks that speak of now whatever an answer is as of.
@@ -124,6 +126,7 @@ impl Findings {
                     found.put(Place::Verdict(subject.clone()), &comparison["verdict"]);
                 }
                 if metric["role"] == "primary" {
+                    found.primary.insert(subject.metric.clone());
                     let part = comparison["sequential"]["information_fraction"].as_f64();
                     let state = part.map(|part| if part >= 1.0 { REACHED } else { "before" });
                     found.put(Place::Plan(subject.clone()), &state.map_or(Value::Null, Value::from));
@@ -163,6 +166,11 @@ impl Findings {
     /// Returns the sentence of a comparison.
     pub(super) fn sentence(&self, subject: &Subject) -> &str {
         self.sentences.get(subject).map_or("", String::as_str)
+    }
+
+    /// Returns whether a metric is one of those that decide.
+    pub(super) fn is_primary(&self, subject: &Subject) -> bool {
+        self.primary.contains(&subject.metric)
     }
 
     /// Returns what led to the decision.

@@ -13,6 +13,8 @@ use crate::source::snapshot::time_text;
 pub(super) struct Notice {
     /// What sort of thing.
     pub(super) kind: NoticeKind,
+    /// Where it is said.
+    place: Place,
     /// About which metric of which variant.
     subject: Option<Subject>,
     /// What was said before.
@@ -47,7 +49,7 @@ pub(super) fn notices(experiment: &str, before: Option<&Findings>, now: &Finding
         }
         let decides = |verdict: &str| ["won", "lost"].contains(&verdict);
         let (kind, subject, text) = match place {
-            Place::Verdict(subject) if decides(said) || earlier.is_some_and(decides) => {
+            Place::Verdict(subject) if now.is_primary(subject) && (decides(said) || earlier.is_some_and(decides)) => {
                 (NoticeKind::VerdictChanged, Some(subject), now.sentence(subject).to_owned())
             }
             Place::Guardrail(subject) if said == "harmed" => {
@@ -74,12 +76,24 @@ pub(super) fn notices(experiment: &str, before: Option<&Findings>, now: &Finding
             _ => return None,
         };
         let text = format!("experiment {experiment}: {text}");
-        Some(Notice { kind, subject: subject.cloned(), before: earlier.map(str::to_owned), now: said.to_owned(), text })
+        Some(Notice {
+            kind,
+            place: place.clone(),
+            subject: subject.cloned(),
+            before: earlier.map(str::to_owned),
+            now: said.to_owned(),
+            text,
+        })
     };
     now.said().filter_map(notice).collect()
 }
 
 impl Notice {
+    /// Returns whether other findings say it, too.
+    pub(super) fn is_said_by(&self, findings: &Findings) -> bool {
+        findings.at(&self.place) == Some(self.now.as_str())
+    }
+
     /// Returns its id: a record that is made again, or changed by late events, says nothing twice, and neither do an hour and its day.
     pub(super) fn id(&self, of: &Of<'_>) -> Uuid {
         let subject = self.subject.as_ref().map(|subject| (&subject.metric, &subject.variant));
@@ -155,6 +169,7 @@ mod tests {
         assert_eq!(first, ids(&of(Period::Hour, DAY_US / 2, 1)), "an hour of the same day");
         assert!(ids(&of(Period::Day, 2 * DAY_US - 1, 1)).iter().all(|id| !first.contains(id)));
         assert!(first.windows(2).all(|pair| pair[0] != pair[1]));
+        assert!(found.iter().all(|notice| notice.is_said_by(&Findings::of(&won)) && !notice.is_said_by(&Findings::of(&quiet))));
         let body = found[1].body(&of(Period::Day, DAY_US - 1, 1));
         assert_eq!(
             (&body["before"], &body["now"], &body["metric"], &body["as_of"]),

@@ -6,7 +6,7 @@ use ::catalogue::metrics::NewMetric;
 use ::catalogue::{Aggregation, find_project};
 use serde_json::{Value, json};
 
-use crate::support::{Event, PROJECT, Service, add_experiment, add_users, check_number};
+use crate::support::{Event, LOG, PROJECT, Service, USER_SQL, add_experiment, add_users, check_number};
 
 const HOUR: f64 = 3_600.0;
 
@@ -39,6 +39,51 @@ fn of<'a>(answer: &'a Value, metric: &str) -> &'a Value {
 /// What a metric comes to of the only user of b.
 fn value(answer: &Value, metric: &str) -> f64 {
     of(answer, metric)["arms"][1]["mean"].as_f64().unwrap_or_else(|| panic!("no mean of {metric}: {}", of(answer, metric)))
+}
+
+/// 1,000 users of each variant: 200 and 400 see the cart, of whom 100 and 140 order afterwards. Some order first, which is no way through; of the
+/// users who see the cart twice, one visit is not two. From step to step b loses more, and is better all the same.
+#[tokio::test]
+async fn a_way_through_events_is_of_all_who_were_exposed() {
+    let mut service = Service::start().await;
+    add_experiment(&mut service.rows, PROJECT, "way", "", &[("control", "1"), ("b", "1")]).await;
+    add_users(&mut service.rows, PROJECT, "way", "control", 0, 1_000).await;
+    add_users(&mut service.rows, PROJECT, "way", "b", 1_000, 1_000).await;
+    for (from, carts, orders) in [(0, 200, 100), (1_000, 400, 140)] {
+        for (name, table, column, users, minutes) in [
+            ("cart", "engagement_events", "event_type", (from, carts), 10),
+            ("order", "conversions", "conversion_type", (from, orders), 20),
+            // Before the cart, and without one.
+            ("order", "conversions", "conversion_type", (from + orders, 50), 5),
+            ("order", "conversions", "conversion_type", (from + 900, 50), 20),
+        ] {
+            let (first, last) = (users.0, users.0 + users.1 - 1);
+            let time = format!("timestamptz '2026-03-01T00:00:00Z' + interval '{minutes} minutes'");
+            service
+                .run(&format!(
+                    "INSERT INTO {table} (project_id, id, user_id, claimed_at, event_time, received_at, untimed, is_bot, log_id,
+                         log_partition, log_offset, {column})
+                     SELECT '{PROJECT}', gen_random_uuid(), {USER_SQL}, {time}, {time}, {time}, false, false, '{LOG}', 0, 0, '{name}'
+                     FROM generate_series({first}, {last}) i"
+                ))
+                .await;
+        }
+    }
+    let cart = json!({"kind": "engagement", "events": ["cart"]});
+    let order = json!({"kind": "conversion", "events": ["order"]});
+    let way = |then: Vec<Value>| json!({"kind": "engagement", "events": ["cart"], "per_user": "exists", "then": then});
+    define(&mut service, "way", "ordered", way(vec![order.clone()])).await;
+    define(&mut service, "way", "twice", way(vec![cart, order])).await;
+    let answer = service.get("/v1/experiments/way/results?analysis=fixed&series=daily").await.ok();
+    let ordered = of(&answer, "ordered");
+    let arms: Vec<&Value> = ordered["arms"].as_array().expect("arms").iter().map(|arm| &arm["numerator"]).collect();
+    assert_eq!((ordered["type"].as_str(), arms), (Some("proportion"), vec![&json!(100), &json!(140)]));
+    let found = &ordered["comparisons"][0];
+    assert_eq!(found["verdict"], "won");
+    check_number(&found["test"]["statistic"], 0.04 / (0.1 * 0.9 / 1_000.0 + 0.14 * 0.86 / 1_000.0_f64).sqrt());
+    let last = ordered["series"].as_array().and_then(|days| days.last()).expect("a day");
+    check_number(&last["cumulative"]["comparisons"][0]["estimate"], 0.04);
+    assert_eq!(of(&answer, "twice")["arms"][1]["numerator"], 0, "an event is one step");
 }
 
 /// Orders of 5 EUR a minute before the exposure, 10 at it, 20 by a pro after 24 hours, 40 a microsecond before and 80 at 72 hours.

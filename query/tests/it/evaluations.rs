@@ -273,6 +273,40 @@ async fn webhooks_are_told_what_changed_in_order_until_it_arrives() {
     assert!(service.metric("weir_query_evaluations_total{result=\"recorded\"}").await >= 4.0);
 }
 
+/// The winner of day 3 is told when the day is over. That orders which come late make it one on day 2 already is a revision, and no news.
+#[tokio::test]
+async fn what_is_known_already_is_not_told_again() {
+    let mut service = Service::start().await;
+    now_is(&mut service, "2026-03-01T00:00:00Z").await;
+    add_experiment(&mut service.rows, PROJECT, "checkout", "started_at = '2026-03-01'", &[("control", "1"), ("b", "1")]).await;
+    add_days(&mut service, "checkout", &[(30, 31), (30, 33), (10, 99)]).await;
+    now_is(&mut service, "2026-03-04T00:30:00Z").await;
+    until(&mut service, DAYS, 3).await;
+    let told = "SELECT count(*) FROM notices WHERE kind = 'verdict_changed'";
+    until(&mut service, told, 1).await;
+    // 60 users of b of day 2 who bought that day.
+    add_conversions(&mut service.rows, (PROJECT, "checkout", "b"), "buy", (3_040, 60), ("10", "'EUR'")).await;
+    for user in 3_040..3_100 {
+        Event::new("conversion", "buy", user, 86_400.0 + 3_600.0).store(&mut service.rows).await;
+    }
+    service
+        .run(&format!(
+            "UPDATE conversion_attribution SET conversion_time = conversion_time + interval '1 day' WHERE user_id BETWEEN '{}' AND '{}';
+             UPDATE conversions SET log_offset = 505; UPDATE checkpoints SET next_offset = 510 WHERE log_partition = 0",
+            user(3_040),
+            user(3_099)
+        ))
+        .await;
+    now_is(&mut service, "2026-03-05T00:30:00Z").await;
+    until(&mut service, "SELECT count(*) FROM evaluations WHERE period = 'day' AND revision = 2", 2).await;
+    let verdicts = "SELECT CAST(as_of AS DATE) AS day, verdict FROM results_daily
+                    WHERE metric = 'conversion_rate' AND variant = 'b' AND is_newest ORDER BY as_of LIMIT 3";
+    let inconclusive_then_won = json!([["2026-03-01", "inconclusive"], ["2026-03-02", "won"], ["2026-03-03", "won"]]);
+    assert_eq!(service.rows(verdicts).await, inconclusive_then_won);
+    until(&mut service, DAYS, 6).await;
+    until(&mut service, told, 1).await;
+}
+
 /// A project whose events stopped three days ago, of an experiment that had exposures every day.
 #[tokio::test]
 async fn silence_is_told_once() {

@@ -74,6 +74,8 @@ pub struct Progress {
     own: Tally,
     /// Of what a definition is over.
     over: Tally,
+    /// How many steps were done one after the other, and when the last of them was.
+    reached: (usize, i64),
 }
 
 /// What the rows of one user come to as a definition says.
@@ -120,12 +122,42 @@ impl Tally {
     }
 }
 
-/// A row of a user, and whether it is one of the other events that a definition is over.
+/// A row of a user, and which events of a definition it is one of.
 #[derive(Clone, Copy)]
 pub struct Step<'c> {
     /// The row.
     pub row: &'c Row,
-    is_over: bool,
+    part: Part,
+}
+
+/// Events of a definition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Part {
+    /// Its own.
+    Own,
+    /// Those that it is over.
+    Over,
+    /// Those that have to follow, in this place.
+    Then(usize),
+}
+
+impl Progress {
+    /// Goes on by a row of events that have to follow each other. The earliest one that comes after the step before is taken, by which
+    /// nobody gets less far than by any other; an event is one step.
+    fn follow(&mut self, definition: &Definition, step: Step<'_>) {
+        let place = match step.part {
+            Part::Own => 0,
+            Part::Then(place) => place + 1,
+            Part::Over => return,
+        };
+        let (reached, at) = self.reached;
+        let needs_later = place > 0 && definition.may_be_both(place - 1);
+        if place == reached && !(needs_later && step.row.time <= at) {
+            self.reached = (reached + 1, step.row.time);
+        }
+        self.has_converted = self.reached.0 > definition.then.len();
+        self.amount = if self.has_converted { Moments::SCALE } else { 0 };
+    }
 }
 
 impl CohortMetric {
@@ -203,17 +235,27 @@ impl CohortMetric {
         Cow::Owned(all)
     }
 
-    /// Returns the rows of a user that it is computed of, in the order of time.
+    /// Returns the rows of a user that it is computed of, in the order of time; its own come first of equal times.
     pub fn steps<'c>(&self, cohort: &'c Cohort, user: usize) -> impl Iterator<Item = Step<'c>> {
-        let mut own = self.rows(cohort).of(user).iter().peekable();
-        let mut over = self.rows_over(cohort).map_or(&[][..], |rows| rows.of(user)).iter().peekable();
+        let mut own = self.rows(cohort).of(user);
+        let over = self.rows_over(cohort).map(|rows| (Part::Over, rows.of(user)));
+        let then = match &self.aggregation {
+            Aggregation::Defined(defined) => defined.then.as_slice(),
+            _ => &[],
+        };
+        let of_step = |(place, source): (usize, &usize)| Some((Part::Then(place), cohort.sources.get(*source)?.after.of(user)));
+        // Most metrics have none of these, and nothing is allocated then.
+        let mut others: Vec<(Part, &'c [Row])> = over.into_iter().chain(then.iter().enumerate().filter_map(of_step)).collect();
         std::iter::from_fn(move || {
-            let is_over = match (own.peek(), over.peek()) {
-                (Some(own), Some(over)) => over.time < own.time,
-                (own, _) => own.is_none(),
+            let earliest = |rows: &[Row]| rows.first().map(|row| row.time);
+            let other = others.iter_mut().filter(|(_, rows)| !rows.is_empty()).min_by_key(|(_, rows)| earliest(rows));
+            let (part, rows) = match other {
+                Some((part, rows)) if own.is_empty() || earliest(rows) < earliest(own) => (*part, rows),
+                _ => (Part::Own, &mut own),
             };
-            let row = if is_over { over.next() } else { own.next() };
-            row.map(|row| Step { row, is_over })
+            let (row, rest) = rows.split_first()?;
+            *rows = rest;
+            Some(Step { row, part })
         })
     }
 
@@ -266,16 +308,21 @@ impl CohortMetric {
     fn advance_by(&self, defined: &DefinedMetric, progress: &mut Progress, step: Step<'_>) -> Result<bool, Overflow> {
         let (row, definition) = (step.row, &defined.reference.definition);
         // Without other events it is over its own.
-        let over = definition.over.as_deref().filter(|_| step.is_over || defined.over.is_none());
-        let part = over.filter(|_| step.is_over).unwrap_or(definition);
+        if !definition.then.is_empty() {
+            progress.follow(definition, step);
+            return Ok(true);
+        }
+        let is_over = step.part == Part::Over;
+        let over = definition.over.as_deref().filter(|_| is_over || defined.over.is_none());
+        let part = over.filter(|_| is_over).unwrap_or(definition);
         let Some(value) = self.value_of(part, row) else { return Ok(false) };
-        if !step.is_over {
+        if !is_over {
             progress.own.advance(definition.per_user, row, value)?;
             progress.amount = progress.own.amount;
             progress.has_converted = !matches!(definition.per_user, PerUser::AtLeast(_)) || progress.amount > 0;
         }
         if let Some(over) = over {
-            progress.over.advance(over.per_user, row, if step.is_over { value } else { Moments::SCALE })?;
+            progress.over.advance(over.per_user, row, if is_over { value } else { Moments::SCALE })?;
             progress.base = progress.over.amount;
         }
         Ok(true)
@@ -322,7 +369,7 @@ impl CohortMetric {
     fn step_lacks(&self, step: Step<'_>) -> Option<Lack> {
         let Aggregation::Defined(defined) = &self.aggregation else { return self.lacks(step.row) };
         let definition = &defined.reference.definition;
-        let part = definition.over.as_deref().filter(|_| step.is_over).unwrap_or(definition);
+        let part = definition.over.as_deref().filter(|_| step.part == Part::Over).unwrap_or(definition);
         match self.value_of(part, step.row) {
             Some(_) => None,
             None if step.row.value.is_none() => Some(Lack::Value),
@@ -405,7 +452,7 @@ impl CohortMetric {
     pub fn before(&self, cohort: &Cohort) -> Result<Vec<UserSum>, Overflow> {
         let rows = self.rows_before(cohort);
         let entry = |user: &u32| {
-            let steps = rows.of(*user as usize).iter().map(|row| Step { row, is_over: false });
+            let steps = rows.of(*user as usize).iter().map(|row| Step { row, part: Part::Own });
             self.entry(cohort, *user as usize, steps).transpose()
         };
         gathered(rows.filled().len(), rows.filled().iter().filter_map(entry))

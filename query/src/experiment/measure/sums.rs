@@ -294,12 +294,13 @@ pub(crate) mod tests {
             condition: None,
             value: None,
             per_user,
+            then: Vec::new(),
             over: None,
             quantile: None,
             window: None,
         };
         let reference = Reference { name: "defined".to_owned(), version: 1, definition };
-        let defined = DefinedMetric { reference, source: 0, over: None, window_us: (0, days * DAY_US) };
+        let defined = DefinedMetric { reference, source: 0, over: None, then: Vec::new(), window_us: (0, days * DAY_US) };
         metric(None, Aggregation::Defined(Box::new(defined)))
     }
 

@@ -52,6 +52,8 @@ pub struct DefinedMetric {
     pub source: usize,
     /// The place of the events that it is over, where these are others.
     pub over: Option<usize>,
+    /// The places of the events that have to follow.
+    pub then: Vec<usize>,
     /// When they count, in microseconds after the first exposure, half open.
     pub window_us: (i64, i64),
 }
@@ -168,10 +170,11 @@ impl Configured {
         let Aggregation::Defined(defined) = &self.aggregation else { return Vec::new() };
         let definition = &defined.reference.definition;
         // A covariate is for means and shares.
-        let has_before = definition.over.is_none() && definition.quantile.is_none();
+        let has_before = definition.over.is_none() && definition.quantile.is_none() && definition.then.is_empty();
         let source = |of: &Definition| SourceQuery { definition: of.clone(), window_us: defined.window_us, has_before };
+        let then = definition.then.iter().map(|step| source(&step.definition()));
         let over = definition.over.as_deref().filter(|_| defined.over.is_some());
-        std::iter::once(definition).chain(over).map(source).collect()
+        std::iter::once(definition).chain(over).map(source).chain(then).collect()
     }
 }
 
@@ -309,7 +312,8 @@ fn configured(
             let source = sources.next().unwrap_or_default();
             let has_others = reference.definition.over.is_some() && !reference.definition.is_over_own_events();
             let over = if has_others { sources.next() } else { None };
-            Aggregation::Defined(Box::new(DefinedMetric { reference, source, over, window_us }))
+            let then = reference.definition.then.iter().filter_map(|_| sources.next()).collect();
+            Aggregation::Defined(Box::new(DefinedMetric { reference, source, over, then, window_us }))
         }
         Stored::Quantile => {
             let quantile = metric.quantile.ok_or_else(|| missing("quantile", &["a share between 0 and 1"]))?;

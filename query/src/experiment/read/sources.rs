@@ -53,6 +53,11 @@ pub fn check(definition: &Definition) -> Result<(), ApiError> {
         condition(part, &format!("{place}where"), &session, &schema)?;
         property(part, &format!("{place}value"))?;
     }
+    for (index, step) in definition.then.iter().enumerate() {
+        let table = table(step.kind, &Scope::Everyone, Uuid::nil()).ok_or_else(ApiError::internal)?;
+        let schema = DFSchema::try_from(table.schema().as_ref().clone()).map_err(engine::api_error)?;
+        condition(&step.definition(), &format!("then[{index}].where"), &session, &schema)?;
+    }
     Ok(())
 }
 
