@@ -8,6 +8,7 @@
 pub mod decided;
 pub(crate) mod deliver;
 mod due;
+mod duty;
 mod findings;
 mod notices;
 mod store;
@@ -22,10 +23,8 @@ use serde_json::{Value, json};
 use service::{BackOff, Stop};
 use sqlx::PgConnection;
 use sqlx::postgres::PgConnectOptions;
-use sqlx::{ConnectOptions, Connection};
 use uuid::Uuid;
 
-use crate::SCHEMA;
 use crate::experiment::read::catalogue::{Configured, Defined};
 use crate::experiment::read::cohort::DAY_US;
 use crate::experiment::read::{self, catalogue as stored};
@@ -36,6 +35,7 @@ use crate::http::error::ApiError;
 use crate::http::limits::QueryKind;
 use crate::source::snapshot::time_text;
 use due::{Over, end_of};
+use duty::Duty;
 use findings::Findings;
 use notices::{Of, notices};
 use store::Project;
@@ -62,7 +62,8 @@ enum RoundError {
 
 /// Evaluates until a stop. Of several processes one does.
 pub(crate) async fn run(app: Arc<App>, options: PgConnectOptions, mut stop: Stop) {
-    let mut evaluator = Evaluator { app, options, connection: None, over: HashMap::new(), silences_at: Instant::now() };
+    let duty = Duty::new(options, store::EVALUATES);
+    let mut evaluator = Evaluator { app, duty, over: HashMap::new(), silences_at: Instant::now() };
     let mut back_off = BackOff::new(ROUND_EVERY, PAUSE_MAX);
     while !stop.is_requested() {
         let round = tokio::select! {
@@ -77,7 +78,7 @@ pub(crate) async fn run(app: Arc<App>, options: PgConnectOptions, mut stop: Stop
             Err(error) => {
                 tracing::warn!(%error, "experiments are not all evaluated; trying again");
                 if !matches!(error, RoundError::Evaluations(_)) {
-                    evaluator.connection = None;
+                    evaluator.duty.give_up();
                 }
                 back_off.delay()
             }
@@ -91,9 +92,7 @@ pub(crate) async fn run(app: Arc<App>, options: PgConnectOptions, mut stop: Stop
 
 struct Evaluator {
     app: Arc<App>,
-    options: PgConnectOptions,
-    /// It holds the lock of those who evaluate.
-    connection: Option<PgConnection>,
+    duty: Duty,
     /// What was over of each project when it was evaluated.
     over: HashMap<Uuid, Over>,
     silences_at: Instant,
@@ -101,18 +100,10 @@ struct Evaluator {
 
 impl Evaluator {
     async fn round(&mut self) -> Result<(), RoundError> {
-        if self.connection.is_none() {
-            let mut connection = self.options.connect().await?;
-            SCHEMA.check_database(&mut connection).await?;
-            if !sqlx::query_scalar::<_, bool>(store::EVALUATES).fetch_one(&mut connection).await? {
-                // Another process does.
-                let _ = connection.close().await;
-                return Ok(());
-            }
+        let Some((is_new, connection)) = self.duty.held().await? else { return Ok(()) };
+        if is_new {
             self.over.clear();
-            self.connection = Some(connection);
         }
-        let Some(connection) = &mut self.connection else { return Ok(()) };
         let mut failed = 0;
         for project in store::projects(connection).await? {
             let Some(over) = project.newest.map(Over::by) else { continue };
@@ -285,9 +276,9 @@ async fn tell_silences(connection: &mut PgConnection) -> Result<(), sqlx::Error>
         let since = time_text(silent.newest);
         let id = Uuid::new_v5(&silent.experiment, format!("no data since {since}").as_bytes());
         let (name, days) = (&silent.name, silent.usual_days);
+        let days = if days == 1 { "a day".to_owned() } else { format!("{days} days") };
         let text = format!(
-            "experiment {name}: the project has no events since {since}, more than twice as long as the {days} days that exposures \
-             of the experiment were ever apart"
+            "experiment {name}: the project has no events since {since}; its days with exposures were never more than {days} apart"
         );
         let body = json!({
             "text": text,

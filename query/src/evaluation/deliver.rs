@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
+use catalogue::schema::SchemaError;
 use catalogue::{DeliveryStatus, NoticeKind, Timestamp, WebhookFormat};
 use futures_util::future::join_all;
 use hmac::{Hmac, KeyInit, Mac};
@@ -21,11 +22,11 @@ use service::client::{Client, ClientError, Trust, client, innermost};
 use service::{BackOff, Stop};
 use sha2::Sha256;
 use sqlx::postgres::PgConnectOptions;
-use sqlx::{ConnectOptions, Connection, PgConnection, Row};
+use sqlx::{PgConnection, Row};
 use uuid::Uuid;
 
+use super::duty::Duty;
 use super::store::DELIVERS;
-use crate::SCHEMA;
 use crate::metrics::Metrics;
 use crate::source::snapshot::time_text;
 
@@ -45,7 +46,7 @@ const ERROR_BYTES_MAX: usize = 300;
 
 /// Sends until a stop. Of several processes one does.
 pub(crate) async fn run(metrics: Arc<Metrics>, options: PgConnectOptions, ca: Option<PathBuf>, mut stop: Stop) {
-    let mut sender = Sender { metrics, options, ca, connection: None, clients: None };
+    let mut sender = Sender { metrics, duty: Duty::new(options, DELIVERS), ca, clients: None };
     let mut back_off = BackOff::new(ROUND_EVERY, PAUSE_MAX);
     while !stop.is_requested() {
         // What was sent is noted before a stop.
@@ -56,7 +57,7 @@ pub(crate) async fn run(metrics: Arc<Metrics>, options: PgConnectOptions, ca: Op
             }
             Err(error) => {
                 tracing::warn!(%error, "notices are not sent; trying again");
-                sender.connection = None;
+                sender.duty.give_up();
                 back_off.delay()
             }
         };
@@ -67,12 +68,21 @@ pub(crate) async fn run(metrics: Arc<Metrics>, options: PgConnectOptions, ca: Op
     }
 }
 
+/// Why a round was not finished.
+#[derive(Debug, thiserror::Error)]
+enum RoundError {
+    #[error(transparent)]
+    Database(#[from] sqlx::Error),
+    #[error(transparent)]
+    Schema(#[from] SchemaError),
+    #[error(transparent)]
+    Client(#[from] ClientError),
+}
+
 struct Sender {
     metrics: Arc<Metrics>,
-    options: PgConnectOptions,
+    duty: Duty,
     ca: Option<PathBuf>,
-    /// It holds the lock of those who send.
-    connection: Option<PgConnection>,
     clients: Option<Clients>,
 }
 
@@ -105,26 +115,15 @@ struct Delivery {
 }
 
 impl Sender {
-    async fn round(&mut self) -> Result<(), sqlx::Error> {
-        if self.connection.is_none() {
-            let mut connection = self.options.connect().await?;
-            SCHEMA.check_database(&mut connection).await.map_err(|error| sqlx::Error::Protocol(error.to_string()))?;
-            if !sqlx::query_scalar::<_, bool>(DELIVERS).fetch_one(&mut connection).await? {
-                // Another process does.
-                let _ = connection.close().await;
-                return Ok(());
-            }
-            self.connection = Some(connection);
-        }
-        let Some(connection) = &mut self.connection else { return Ok(()) };
+    async fn round(&mut self) -> Result<(), RoundError> {
+        let Some((_, connection)) = self.duty.held().await? else { return Ok(()) };
         loop {
             let due = due(connection).await?;
             if due.is_empty() {
                 return Ok(());
             }
             if self.clients.is_none() {
-                let made = Clients::new(self.ca.as_ref());
-                self.clients = Some(made.map_err(|error| sqlx::Error::Protocol(error.to_string()))?);
+                self.clients = Some(Clients::new(self.ca.as_ref())?);
             }
             let Some(clients) = &self.clients else { return Ok(()) };
             let sent = join_all(due.iter().map(|delivery| send(clients, delivery))).await;

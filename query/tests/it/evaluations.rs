@@ -307,6 +307,29 @@ async fn what_is_known_already_is_not_told_again() {
     until(&mut service, told, 1).await;
 }
 
+/// Two services: one evaluates, and when it ends the other one does.
+#[tokio::test]
+async fn another_service_takes_over() {
+    let mut service = Service::start().await;
+    add_experiment(&mut service.rows, PROJECT, "checkout", "started_at = '2026-03-01'", &[("control", "1"), ("b", "1")]).await;
+    add_days(&mut service, "checkout", &[(10, 12), (10, 11)]).await;
+    now_is(&mut service, "2026-03-02T00:30:00Z").await;
+    until(&mut service, DAYS, 1).await;
+    let url = service.database.url.clone();
+    let address = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
+    let config = query::Config { query: address, database_url: url, ..crate::support::config() };
+    let second = query::Query::start(config).await.expect("the service starts");
+    let waiting =
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'weir evaluations'";
+    until(&mut service, waiting, 2).await;
+    let Service { database, query, address, mut rows } = service;
+    query.stop().await;
+    let update = format!("UPDATE project_progress SET event_time = '2026-03-03T00:30:00Z' WHERE project_id = '{PROJECT}'");
+    crate::support::run(&mut rows, &update).await;
+    let mut service = Service { database, query: second, address, rows };
+    until(&mut service, DAYS, 2).await;
+}
+
 /// A project whose events stopped three days ago, of an experiment that had exposures every day.
 #[tokio::test]
 async fn silence_is_told_once() {
@@ -328,5 +351,5 @@ async fn silence_is_told_once() {
     let text: String =
         sqlx::query_scalar("SELECT body ->> 'text' FROM notices").fetch_one(&mut service.rows).await.expect("a notice");
     assert!(text.starts_with("experiment silent: the project has no events since 20"), "{text}");
-    assert!(text.contains("more than twice as long as the 1 days"), "{text}");
+    assert!(text.ends_with("never more than a day apart"), "{text}");
 }
