@@ -5,6 +5,7 @@
 //! alone, so that its recomputation is the only writer of them. If the process that recomputes ends, the mark stays, and an
 //! aggregator begins anew.
 
+use catalogue::behind::{self, lock, mark, unlock};
 use catalogue::{ReadError, Rules, Unsupported, rules, version};
 use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
@@ -63,37 +64,6 @@ async fn recompute_alone(connection: &mut PgConnection, project: Uuid, experimen
     version::raise(&mut transaction, project).await?;
     transaction.commit().await?;
     catch_up(connection, project, experiment).await
-}
-
-/// Keeps other recomputations of an experiment away until [`unlock`] or the connection's end. Comes before all other locks.
-pub(crate) async fn lock(connection: &mut PgConnection, experiment: Uuid) -> Result<(), sqlx::Error> {
-    sqlx::query("SELECT pg_advisory_lock($1)").bind(lock_key(experiment)).execute(connection).await?;
-    Ok(())
-}
-
-/// Ends [`lock`]. Where that fails the connection has broken, which ends it, too.
-pub(crate) async fn unlock(connection: &mut PgConnection, experiment: Uuid) {
-    if let Err(error) = sqlx::query("SELECT pg_advisory_unlock($1)").bind(lock_key(experiment)).execute(connection).await {
-        tracing::warn!(%error, "a recomputation's lock is given back by the end of its connection");
-    }
-}
-
-fn lock_key(experiment: Uuid) -> i64 {
-    experiment.as_u128() as i64
-}
-
-/// Marks an experiment: from this transaction on commits leave its rows alone and list the users that they touch. The caller holds
-/// [`lock`] and the project's catalogue, whose version it raises, so that every commit reads the mark; then comes [`catch_up`].
-pub(crate) async fn mark(connection: &mut PgConnection, project: Uuid, experiment: Uuid) -> Result<(), sqlx::Error> {
-    sqlx::query(
-        "INSERT INTO experiments_behind (project_id, experiment_id, is_recomputed) VALUES ($1, $2, true)
-         ON CONFLICT (project_id, experiment_id) DO UPDATE SET is_recomputed = true, is_list_closed = false",
-    )
-    .bind(project)
-    .bind(experiment)
-    .execute(connection)
-    .await?;
-    Ok(())
 }
 
 /// Computes a marked experiment anew and takes the mark away.
@@ -236,9 +206,7 @@ pub(crate) async fn catch_up_all(connection: &mut PgConnection) -> Result<(usize
             .await?;
     let (mut left, mut behind) = (0, Vec::new());
     for (project, experiment) in marked {
-        let is_free: bool =
-            sqlx::query_scalar("SELECT pg_try_advisory_lock($1)").bind(lock_key(experiment)).fetch_one(&mut *connection).await?;
-        if !is_free {
+        if !behind::try_lock(connection, experiment).await? {
             left += 1;
             continue;
         }

@@ -22,7 +22,7 @@ fn up_to(newest: i64) -> Migrator {
 }
 
 /// The files by number. They are listed rather than found by sqlx's macro: its crate builds the whole of sqlx a second time.
-const FILES: [(i64, &str, &str); 13] = [
+const FILES: [(i64, &str, &str); 14] = [
     (1, "catalogue", include_str!("../sql/0001_catalogue.sql")),
     (2, "progress", include_str!("../sql/0002_progress.sql")),
     (3, "facts", include_str!("../sql/0003_facts.sql")),
@@ -36,6 +36,7 @@ const FILES: [(i64, &str, &str); 13] = [
     (11, "metric_definitions", include_str!("../sql/0011_metric_definitions.sql")),
     (12, "evaluations", include_str!("../sql/0012_evaluations.sql")),
     (13, "triggers", include_str!("../sql/0013_triggers.sql")),
+    (14, "policies", include_str!("../sql/0014_policies.sql")),
 ];
 
 #[cfg(test)]
@@ -57,6 +58,6 @@ mod tests {
             .map(|(version, description, sql)| (format!("{version:04}_{description}.sql"), (*sql).to_owned()))
             .collect();
         assert_eq!(files, listed);
-        assert_eq!(MIGRATOR.iter().map(|migration| migration.version).collect::<Vec<_>>(), (1..=13).collect::<Vec<i64>>());
+        assert_eq!(MIGRATOR.iter().map(|migration| migration.version).collect::<Vec<_>>(), (1..=14).collect::<Vec<i64>>());
     }
 }

@@ -18,7 +18,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use catalogue::{NoticeKind, Period, Role};
+use catalogue::policy::OnHarm;
+use catalogue::{NoticeKind, Period, Role, behind, experiments};
 use serde_json::{Value, json};
 use service::{BackOff, Stop};
 use sqlx::PgConnection;
@@ -142,7 +143,7 @@ async fn evaluate_project(
         match evaluation.run(connection, over, touched).await {
             Ok(()) => {}
             Err(EvaluationError::Database(error)) => return Err(error.into()),
-            Err(EvaluationError::Answer(error)) => {
+            Err(error) => {
                 failed += 1;
                 app.metrics.evaluation("failed");
                 tracing::warn!(experiment = defined.experiment.name, %error, "an experiment could not be evaluated");
@@ -162,6 +163,8 @@ enum EvaluationError {
     Database(#[from] sqlx::Error),
     #[error(transparent)]
     Answer(#[from] ApiError),
+    #[error(transparent)]
+    Catalogue(#[from] catalogue::CatalogueError),
 }
 
 /// One experiment of a round.
@@ -180,13 +183,14 @@ impl Evaluation<'_> {
             None => store::first_exposure(connection, self.project.id, experiment).await?,
         };
         let mut days = due::days(self.defined, over, began, recorded, touched);
+        let mut newest = None;
         while !days.is_empty() {
             let moments: Vec<i64> = days.clone().map(end_of).collect();
             let answers = self.answers(moments, Request::default()).await?;
             // Each turn makes one at least.
             days.start += answers.len().max(1) as i64;
             for (as_of, answer) in answers {
-                self.record(connection, Period::Day, as_of, &answer).await?;
+                newest = Some(self.record(connection, Period::Day, as_of, &answer).await?);
             }
         }
         if let Some(as_of) = over.hour().filter(|_| due::has_hours(self.defined)) {
@@ -195,10 +199,15 @@ impl Evaluation<'_> {
             let metrics = guardrails.map(|metric| AskedMetrics(metric.name.clone())).collect();
             let request = Request { metrics, ..Request::default() };
             for (as_of, answer) in self.answers(vec![as_of], request).await? {
-                self.record(connection, Period::Hour, as_of, &answer).await?;
+                newest = Some(self.record(connection, Period::Hour, as_of, &answer).await?);
             }
         }
-        Ok(())
+        match newest {
+            Some(found) if self.defined.experiment.policy.on_harm == OnHarm::Stop && found.has_harm() => {
+                self.stop_harm(connection).await
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Answers as of some moments, ascending, as many of them as one turn has time for.
@@ -221,14 +230,56 @@ impl Evaluation<'_> {
         self.app.within_limits(project, QueryKind::Evaluation, work).await
     }
 
-    /// Records an answer, unless it was and finds the same.
+    /// Ends an experiment that harms, where it is to be ended: what it has shown stays, and exposures count no longer.
+    async fn stop_harm(&self, connection: &mut PgConnection) -> Result<(), EvaluationError> {
+        let experiment = &self.defined.experiment;
+        if !["running", "paused"].contains(&experiment.status.as_str()) {
+            return Ok(());
+        }
+        // Tried again with the next round while somebody else computes it anew.
+        if !behind::try_lock(connection, experiment.id).await? {
+            return Err(ApiError::internal().into());
+        }
+        let outcome = self.stop_alone(connection).await;
+        behind::unlock(connection, experiment.id).await;
+        outcome
+    }
+
+    async fn stop_alone(&self, connection: &mut PgConnection) -> Result<(), EvaluationError> {
+        let (project, experiment) = (self.project, &self.defined.experiment);
+        let of = catalogue::Project { id: project.id, name: project.name.clone() };
+        let mut change = catalogue::Change::begin(connection, &of).await?;
+        let stopped = experiments::stop(&mut change, &experiment.id.to_string()).await?;
+        if !stopped.is_change() {
+            return Ok(());
+        }
+        behind::mark(change.connection(), project.id, experiment.id).await?;
+        let name = &experiment.name;
+        let text = format!("experiment {name}: it is stopped, since a guardrail is harmed; exposures count no longer");
+        let body = json!({
+            "text": text,
+            "project": project.name,
+            "experiment": name,
+            "experiment_id": experiment.id,
+            "now": stopped.after.status,
+        });
+        let id = Uuid::new_v5(&experiment.id, format!("stopped in phase {}", stopped.after.phases.len()).as_bytes());
+        store::tell(change.connection(), project.id, experiment.id, (id, NoticeKind::ExperimentStopped, &body)).await?;
+        let mut details = stopped.details();
+        details["by"] = "on_harm".into();
+        change.commit("experiment.stop", name, &details).await?;
+        tracing::warn!(experiment = name, project = project.name, "an experiment is stopped, since a guardrail is harmed");
+        Ok(())
+    }
+
+    /// Records an answer, unless it was and finds the same. Returns what it finds.
     async fn record(
         &self,
         connection: &mut PgConnection,
         period: Period,
         as_of: i64,
         answer: &Bytes,
-    ) -> Result<(), EvaluationError> {
+    ) -> Result<Findings, EvaluationError> {
         let experiment = &self.defined.experiment;
         let key = (self.project.id, experiment.id);
         let json = std::str::from_utf8(answer).map_err(|_| ApiError::internal())?;
@@ -252,7 +303,7 @@ impl Evaluation<'_> {
         };
         if !is_new {
             self.app.metrics.evaluation("unchanged");
-            return Ok(());
+            return Ok(found);
         }
         let revision = former.map_or(1, |former| former.revision + 1);
         let of = Of { project: &self.project.name, experiment: (experiment.id, &experiment.name), period, as_of, revision };
@@ -266,7 +317,7 @@ impl Evaluation<'_> {
         if store::record(connection, self.project.id, &of, (&answer, json), &changes, &told).await? {
             self.app.metrics.evaluation(if revision == 1 { "recorded" } else { "restated" });
         }
-        Ok(())
+        Ok(found)
     }
 }
 

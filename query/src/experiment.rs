@@ -7,6 +7,7 @@ pub mod list;
 pub mod measure;
 pub mod read;
 pub mod request;
+pub mod rules;
 pub mod say;
 pub mod test;
 pub mod text;

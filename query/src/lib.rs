@@ -37,6 +37,7 @@ use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 
 pub use config::{Config, Limits};
 pub use experiment::read::sources::check as check_definition;
+pub use experiment::rules::check as check_policy;
 
 use cache::Cache;
 use engine::Engine;
@@ -51,7 +52,7 @@ use worker::Workers;
 
 /// The schemas that answers are made from.
 pub const SCHEMA: catalogue::schema::Supported =
-    catalogue::schema::Supported { service: "query service", oldest: 13, newest: 13 };
+    catalogue::schema::Supported { service: "query service", oldest: 14, newest: 14 };
 /// Where the metrics are if the public address is not on loopback and nobody said where.
 const METRICS_USUAL: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8091);
 

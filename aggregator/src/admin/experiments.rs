@@ -1,7 +1,7 @@
 //! Experiments: made, with what was waiting for them; started, paused, stopped, given weights and computed again.
 
 use catalogue::experiments::{self, Assignment, Experiment, NewExperiment, NewVariant, StatusChange};
-use catalogue::{CatalogueError, Change, Project};
+use catalogue::{CatalogueError, Change, Project, behind};
 use events::Micros;
 use serde_json::json;
 use sqlx::PgConnection;
@@ -136,9 +136,9 @@ enum What<'a> {
 
 async fn change(conn: &mut PgConnection, project: &Project, name: &str, what: What<'_>) -> Result<Changed, AdminError> {
     let experiment = experiments::show(conn, project, name).await?.id;
-    recompute::lock(conn, experiment).await?;
+    behind::lock(conn, experiment).await?;
     let outcome = change_alone(conn, project, name, what).await;
-    recompute::unlock(conn, experiment).await;
+    behind::unlock(conn, experiment).await;
     outcome
 }
 
@@ -171,7 +171,7 @@ async fn change_alone(conn: &mut PgConnection, project: &Project, name: &str, wh
     };
     let Some(details) = details else { return Ok(Changed { experiment, recomputed: None }) };
     if is_recomputed {
-        recompute::mark(change.connection(), project.id, experiment.id).await?;
+        behind::mark(change.connection(), project.id, experiment.id).await?;
     }
     change.commit(action, &experiment.name, &details).await?;
     if !is_recomputed {

@@ -2,10 +2,8 @@
 //! version never changes, so that an experiment goes on meaning what it did.
 
 use std::fmt;
-use std::str::FromStr;
 
 use events::{Kind, Micros};
-use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::json;
 use sqlx::{PgConnection, Row};
@@ -16,16 +14,17 @@ use crate::project::Project;
 use crate::timestamp::Timestamp;
 use crate::trigger::Trigger;
 use crate::vocabulary::UnknownText;
+use crate::window::{Length, Span, WINDOW_MINUTES_MAX, Window};
 use crate::{CatalogueError, check};
 
 /// The value of an event that is an amount of money.
 pub const AMOUNT: &str = "value";
 /// Names of events that one definition lists, at most.
 const EVENTS_MAX: usize = 100;
-/// As far as a window reaches before and after the first exposure: ten years.
-const WINDOW_MINUTES_MAX: i64 = 3_650 * 24 * 60;
 /// Steps after the first one: each is read by itself.
 const THEN_MAX: usize = 9;
+/// What is taken off beside a metric's own history, at most.
+const COVARIATES_MAX: usize = 8;
 /// More days or events than anybody waits for.
 const AT_LEAST_MAX: u32 = 1_000_000;
 
@@ -63,6 +62,10 @@ pub struct Definition {
     /// When events count; `None`: from the first exposure on for as long as the experiment says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub window: Option<Window>,
+    /// What is taken off of what was known of users before their exposure, beside what they did before of the same: `metrics.NAME` of the
+    /// same experiment, `has_history`, or a column or property of the first exposure.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub covariates: Vec<String>,
 }
 
 /// What the events of one user come to. Who has none comes to 0.
@@ -89,12 +92,14 @@ pub enum PerUser {
     Exists,
     /// Whether there are so many.
     AtLeast(u32),
+    /// Each value by itself, of a quantile: that of events instead of users.
+    Each,
 }
 
 impl PerUser {
     /// Returns whether it is computed of values that are numbers.
     pub fn needs_number(self) -> bool {
-        matches!(self, PerUser::Sum | PerUser::Min | PerUser::Max | PerUser::First | PerUser::Last)
+        matches!(self, PerUser::Sum | PerUser::Min | PerUser::Max | PerUser::First | PerUser::Last | PerUser::Each)
     }
 
     /// Returns whether a user has it or not.
@@ -116,6 +121,7 @@ impl fmt::Display for PerUser {
             PerUser::DistinctDays => "distinct_days",
             PerUser::Exists => "exists",
             PerUser::AtLeast(least) => return write!(out, "at_least {least}"),
+            PerUser::Each => "each",
         })
     }
 }
@@ -148,77 +154,6 @@ impl TryFrom<f64> for Quantile {
 impl From<Quantile> for f64 {
     fn from(quantile: Quantile) -> f64 {
         f64::from(quantile.0) / 1_000.0
-    }
-}
-
-/// A time after the first exposure in which events count, half open: windows that follow each other count nothing twice.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Window {
-    /// When it begins; before the exposure if negative.
-    #[serde(default)]
-    pub delay: Span,
-    /// How long it lasts.
-    pub length: Span,
-}
-
-impl Window {
-    /// Returns its two ends, in microseconds after the first exposure.
-    pub fn ends_us(self) -> (i64, i64) {
-        let us = |minutes: i64| minutes * 60 * Micros::SECOND;
-        (us(self.delay.0), us(self.delay.0 + self.length.0))
-    }
-}
-
-impl fmt::Display for Window {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.delay.0 {
-            0 => write!(out, "{}", self.length),
-            _ => write!(out, "{} from {} on", self.length, self.delay),
-        }
-    }
-}
-
-/// Minutes, written as `90m`, `72h`, `3d` or `2w`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Span(pub i64);
-
-/// What a span is written with, longest first.
-const UNITS: [(char, i64); 4] = [('w', 7 * 24 * 60), ('d', 24 * 60), ('h', 60), ('m', 1)];
-
-impl FromStr for Span {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let refuse =
-            || format!("found {text:?}; a number of minutes, hours, days or weeks is accepted, such as 90m, 72h, 3d or 2w");
-        let (unit, minutes) = UNITS.iter().find(|(unit, _)| text.ends_with(*unit)).ok_or_else(refuse)?;
-        let number: i64 = text.trim_end_matches(*unit).parse().map_err(|_| refuse())?;
-        let minutes = number.checked_mul(*minutes).filter(|minutes| minutes.abs() <= WINDOW_MINUTES_MAX);
-        minutes.map(Span).ok_or_else(|| format!("found {text:?}; at most 3650d are accepted"))
-    }
-}
-
-impl fmt::Display for Span {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.0 == 0 {
-            return out.write_str("0m");
-        }
-        // Weeks are said in days, as other windows are.
-        let longest = UNITS[1..].iter().find(|(_, minutes)| self.0 % minutes == 0);
-        longest.map_or(Ok(()), |(unit, minutes)| write!(out, "{}{unit}", self.0 / minutes))
-    }
-}
-
-impl Serialize for Span {
-    fn serialize<S: Serializer>(&self, out: S) -> Result<S::Ok, S::Error> {
-        out.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for Span {
-    fn deserialize<D: Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
-        String::deserialize(input)?.parse().map_err(D::Error::custom)
     }
 }
 
@@ -264,6 +199,7 @@ impl Definition {
                 || over.quantile.is_some()
                 || over.window.is_some()
                 || !over.then.is_empty()
+                || !over.covariates.is_empty()
             {
                 let message = "kind, events, where, value and per_user are accepted in it; its window is that of the metric";
                 return Err(CatalogueError::invalid("over", message.to_owned()));
@@ -273,17 +209,41 @@ impl Definition {
                 return Err(CatalogueError::invalid("quantile", message.to_owned()));
             }
         }
+        if self.quantile.is_none() && self.parts().any(|(_, part)| part.per_user == PerUser::Each) {
+            let message = "found each without quantile; each value by itself has a quantile only";
+            return Err(CatalogueError::invalid("per_user", message.to_owned()));
+        }
         if self.quantile.is_some() && self.per_user.is_share() {
             let message = format!("found with {}, which a user has or not", self.per_user);
             return Err(CatalogueError::invalid("quantile", message));
         }
-        if let Some(Window { delay, length }) = self.window {
+        self.check_covariates()?;
+        if let Some(Window { delay, length: Length::Span(length) }) = self.window {
             if length.0 <= 0 {
                 return Err(CatalogueError::invalid("window.length", format!("found {length}; a time above 0 is accepted")));
             }
             if delay.0 + length.0 > WINDOW_MINUTES_MAX {
                 let message = format!("found {length} from {delay} on; up to 3650d after the first exposure are accepted");
                 return Err(CatalogueError::invalid("window", message));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_covariates(&self) -> Result<(), CatalogueError> {
+        let invalid = |place: String, message: String| Err(CatalogueError::invalid(place, message));
+        if self.covariates.len() > COVARIATES_MAX {
+            let message = format!("found {}; at most {COVARIATES_MAX} are accepted", self.covariates.len());
+            return invalid("covariates".to_owned(), message);
+        }
+        if self.quantile.is_some() && !self.covariates.is_empty() {
+            return invalid("covariates".to_owned(), "found with quantile, which is not adjusted".to_owned());
+        }
+        for (index, name) in self.covariates.iter().enumerate() {
+            let place = format!("covariates[{index}]");
+            check::something(&place, name)?;
+            if self.covariates[..index].contains(name) {
+                return invalid(place, format!("found {name:?} twice; once is accepted"));
             }
         }
         Ok(())
@@ -364,8 +324,13 @@ impl Definition {
 
     /// Returns when events count after the first exposure, in microseconds, half open. `days` is the experiment's window.
     pub fn window_us(&self, days: i32) -> (i64, i64) {
-        let own = Window { delay: Span(0), length: Span(i64::from(days) * 24 * 60) };
+        let own = Window { delay: Span(0), length: Length::Span(Span(i64::from(days) * 24 * 60)) };
         self.window.unwrap_or(own).ends_us()
+    }
+
+    /// Returns whether what users come to grows as long as there are events.
+    pub fn is_open(&self) -> bool {
+        self.window.is_some_and(|window| window.length == Length::Open)
     }
 
     /// Returns whether the values of its events are money, what it is over left aside.
@@ -589,6 +554,17 @@ mod tests {
         ] {
             check(json!({"window": {"length": length}}), expected);
         }
+        check(json!({"window": {"delay": "-1d", "length": "open"}}), "");
+        check(json!({"window": {"length": "opened"}}), "such as 90m, 72h, 3d or 2w, or open");
+        check(json!({"per_user": "each", "value": "ms"}), "per_user: found each without quantile");
+        check(json!({"per_user": "each", "value": "ms", "quantile": 0.5}), "");
+        check(json!({"covariates": ["country", "metrics.orders", "has_history"]}), "");
+        check(json!({"covariates": ["country", "country"]}), r#"covariates[1]: found "country" twice"#);
+        check(json!({"covariates": ["a"], "per_user": "max", "value": "ms", "quantile": 0.5}), "covariates: found with quantile");
+        check(
+            json!({"covariates": ["a", "b", "c", "d", "e", "f", "g", "h", "i"]}),
+            "covariates: found 9; at most 8 are accepted",
+        );
         check(json!({"window": {"delay": "3650d", "length": "1m"}}), "window: found 1m from 3650d on; up to 3650d");
         check(json!({"over": {"kind": "impression", "per_user": "count"}}), "");
         check(json!({"over": {"kind": "impression", "per_user": "sum"}}), "over.value: sum needs one");

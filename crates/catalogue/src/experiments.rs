@@ -15,14 +15,15 @@ use sqlx::{PgConnection, Row};
 use uuid::Uuid;
 
 pub use change::{
-    StatusChange, add_metric, add_variant, archive, describe, describe_variant, insert, pause, remove_metric, set_trigger,
-    set_weights, start, stop, unarchive,
+    StatusChange, add_metric, add_variant, archive, describe, describe_variant, insert, pause, remove_metric, set_policy,
+    set_trigger, set_weights, start, stop, unarchive,
 };
 pub(crate) use new::VARIANTS_MAX;
 pub use new::{CONTROL_NAMES, NewExperiment, NewVariant, VariantDetails};
 pub use phases::{Assignment, Phase, PhaseWeight};
 
 use crate::metrics::{self, Metric};
+use crate::policy::Policy;
 use crate::project::Project;
 use crate::timestamp::Timestamp;
 use crate::trigger::Trigger;
@@ -60,6 +61,8 @@ pub struct Experiment {
     pub currency: Option<String>,
     /// What begins the analysis of a user; `None`: the exposure.
     pub trigger: Option<Trigger>,
+    /// How it decides, and what follows.
+    pub policy: Policy,
     /// Since when it cannot be changed or computed again.
     #[serde(serialize_with = "text_or_null")]
     pub frozen_at: Option<Micros>,
@@ -191,7 +194,7 @@ async fn read(
     let rows = sqlx::query(
         "SELECT id, name, description, status, started_at, ended_at, target_sample_size, conversion_window_days, \
              confidence_level::text, minimum_detectable_effect::text, attribution_method, currency, frozen_at, auto_registered, \
-             created_at, trigger::text AS trigger \
+             created_at, trigger::text AS trigger, policy::text AS policy \
          FROM experiments WHERE project_id = $1 AND ($4 OR id = $2 OR name = $3) \
          ORDER BY id IS NOT DISTINCT FROM $2 DESC, name LIMIT CASE WHEN NOT $4 THEN 1 END",
     )
@@ -264,6 +267,7 @@ fn of_row(row: &PgRow) -> Result<Experiment, sqlx::Error> {
         attribution_method: row.try_get("attribution_method")?,
         currency: row.try_get("currency")?,
         trigger: row.try_get::<Option<&str>, _>("trigger")?.map(Trigger::of_text).transpose()?,
+        policy: row.try_get::<Option<&str>, _>("policy")?.map(Policy::of_text).transpose()?.unwrap_or_default(),
         frozen_at: time("frozen_at")?,
         auto_registered: row.try_get("auto_registered")?,
         created_at: row.try_get::<Timestamp, _>("created_at")?.0,

@@ -13,6 +13,7 @@
 //! so that commits leave its rows alone, and recomputes them beside the stream.
 
 pub mod audit;
+pub mod behind;
 pub mod campaigns;
 pub mod change;
 mod check;
@@ -24,6 +25,7 @@ pub mod experiments;
 pub mod keys;
 pub mod metrics;
 pub mod names;
+pub mod policy;
 pub mod project;
 pub mod rules;
 pub mod schema;
@@ -32,11 +34,13 @@ pub mod trigger;
 pub mod version;
 pub mod vocabulary;
 pub mod webhooks;
+pub mod window;
 
 pub use change::Change;
 pub use decimal::Decimal;
 pub use error::{CatalogueError, ReadError, Unsupported};
 pub use names::Catalogue;
+pub use policy::Policy;
 pub use project::{Project, ensure_project, find_project};
 pub use rules::Rules;
 pub use timestamp::Timestamp;

@@ -58,6 +58,7 @@ impl Trigger {
             over: None,
             quantile: None,
             window: None,
+            covariates: Vec::new(),
         }
     }
 

@@ -329,6 +329,10 @@ text_enum! {
         DecisionChanged = "decision_changed",
         /// Harm was shown.
         GuardrailHarmed = "guardrail_harmed",
+        /// The experiment was stopped because of it.
+        ExperimentStopped = "experiment_stopped",
+        /// A condition of the experiment's own began to hold.
+        RuleMet = "rule_met",
         /// The variants do not hold the users that they should.
         SampleRatioMismatch = "sample_ratio_mismatch",
         /// All the information that was planned is there.

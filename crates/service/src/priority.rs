@@ -20,10 +20,14 @@ pub fn lower(process: u32, by: i32) {
     }
 }
 
-/// Makes a process that has a session of its own as nice as this one, for which it works. Where the kernel shares processors out by
-/// sessions first (sched(7), "The autogroup feature"), it is the session that has to be nice.
+/// Makes a process that has a session of its own as nice as this one, for which it works, and keeps it to the same processors. Where the kernel
+/// shares processors out by sessions first (sched(7), "The autogroup feature"), it is the session that has to be nice.
 pub fn share(process: u32) {
     lower(process, 0);
+    let pid = i32::try_from(process).ok().and_then(Pid::from_raw);
+    if let Err(error) = sched_getaffinity(Some(getpid())).and_then(|ours| sched_setaffinity(pid, &ours)) {
+        tracing::debug!(%error, process, "it may use any processor");
+    }
     let nice = getpriority_process(Some(getpid())).unwrap_or(0);
     if let Err(error) = std::fs::write(format!("/proc/{process}/autogroup"), nice.to_string()) {
         tracing::debug!(%error, process, "its session keeps its priority");

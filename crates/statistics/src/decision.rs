@@ -18,6 +18,8 @@ pub enum Criteria {
     ClearSignals,
     /// Ship what is not shown to lose: where shipping costs little.
     DoNoHarm,
+    /// Ship what wins a goal and is shown to be safe in all guardrails.
+    RiskAware,
 }
 
 /// One variant's metrics.
@@ -111,7 +113,8 @@ pub struct Decision {
 /// Decides about an experiment. Before the planned power is reached, and without tests that hold for early looks, only
 /// strict evidence about goals decides; guardrails always do. What shows nothing before the power is reached is no case for a
 /// review but too early, and a variant is given to everybody early only if nothing is left to be learned about another one.
-/// Source: GrowthBook's decision framework, its presets Clear Signals and Do No Harm; health comes first.
+/// Source: GrowthBook's decision framework, its presets Clear Signals and Do No Harm; the risk-aware rule of Schultzberg, Ankargren,
+/// Frånberg 2024, Risk-aware product decisions in A/B tests with multiple metrics, arXiv 2402.11609; health comes first.
 pub fn decide(criteria: Criteria, experiment: &Experiment, variants: &[Evidence<'_>]) -> Decision {
     let mut faults = Vec::new();
     if experiment.has_mismatch {
@@ -157,10 +160,14 @@ fn judge(criteria: Criteria, goals: &[Verdict], guardrails: &[Verdict]) -> (Acti
         Criteria::ClearSignals if !goals.is_empty() && goals.iter().all(|goal| *goal == Verdict::Won) => {
             (Action::Ship, "all goals are won and no guardrail is lost")
         }
-        Criteria::ClearSignals if any(goals, Verdict::Lost) && !any(goals, Verdict::Won) => {
+        Criteria::RiskAware if any(goals, Verdict::Won) && guardrails.iter().all(|guardrail| *guardrail == Verdict::Won) => {
+            (Action::Ship, "a goal is won and all guardrails are shown to be safe")
+        }
+        Criteria::ClearSignals | Criteria::RiskAware if any(goals, Verdict::Lost) && !any(goals, Verdict::Won) => {
             (Action::Rollback, "a goal is lost and none is won")
         }
         Criteria::ClearSignals => (Action::Review, "the goals are not all won, and none is lost without one being won"),
+        Criteria::RiskAware => (Action::Review, "no goal is won, or a guardrail is not shown to be safe"),
         Criteria::DoNoHarm if any(goals, Verdict::Lost) => (Action::Rollback, "a goal is lost"),
         Criteria::DoNoHarm => (Action::Ship, "no goal and no guardrail is lost"),
     }
@@ -189,13 +196,18 @@ mod tests {
 
     #[test]
     fn rules_in_their_order() {
-        use Criteria::{ClearSignals, DoNoHarm};
+        use Criteria::{ClearSignals, DoNoHarm, RiskAware};
         check(HEALTHY, ClearSignals, &[Won, Won], &[], &[Neutral], Status::ShipNow);
         check(HEALTHY, ClearSignals, &[Won, Neutral], &[], &[], Status::ReadyForReview);
         check(HEALTHY, ClearSignals, &[Won, Lost], &[], &[], Status::ReadyForReview);
         check(HEALTHY, ClearSignals, &[Neutral, Lost], &[], &[], Status::RollbackNow);
         check(HEALTHY, ClearSignals, &[Won], &[], &[Won, Lost], Status::RollbackNow);
         check(HEALTHY, ClearSignals, &[], &[], &[], Status::ReadyForReview);
+        check(HEALTHY, RiskAware, &[Won, Neutral], &[], &[Won, Won], Status::ShipNow);
+        check(HEALTHY, RiskAware, &[Won, Lost], &[], &[], Status::ShipNow);
+        check(HEALTHY, RiskAware, &[Won], &[], &[Won, Neutral], Status::ReadyForReview);
+        check(HEALTHY, RiskAware, &[Neutral, Lost], &[], &[Won], Status::RollbackNow);
+        check(HEALTHY, RiskAware, &[Won], &[], &[Lost], Status::RollbackNow);
         check(HEALTHY, DoNoHarm, &[Neutral], &[], &[Neutral], Status::ShipNow);
         check(HEALTHY, DoNoHarm, &[Won, Lost], &[], &[], Status::RollbackNow);
         check(HEALTHY, DoNoHarm, &[Won], &[], &[Lost], Status::RollbackNow);

@@ -19,7 +19,7 @@
 //! | Is there a difference? | [`comparison::compare`], which rests on [`comparison::difference`]; its intervals at any level: [`difference::Difference`] |
 //! | A share of users with few conversions | [`proportions`]; what calculators show: [`rates`]; several variants: [`comparison::omnibus`] |
 //! | A sum per another sum; a quantile | [`ratio::RatioSums::observed`], [`quantile::Quantile::observed`] |
-//! | With what users did before | [`cuped::theta`] over all variants, then [`cuped::adjusted`], [`cuped::adjusted_ratio`] |
+//! | With what was known of users before | [`regression::Coefficients::interacted`], then [`regression::adjusted`] |
 //! | Without the largest users | [`capping::cap_value`] |
 //! | While the experiment runs | [`sequential::confidence_sequence`], [`sequential::hybrid`], [`group_sequential::bounds`] then [`group_sequential::look`] |
 //! | How probable is it, what does a wrong choice cost? | [`bayes_normal::posterior`], [`bayes_beta::compare`], [`bayes_beta::probability_best`] |
@@ -41,7 +41,6 @@ pub mod beta;
 pub mod capping;
 pub mod comparison;
 pub mod credit;
-pub mod cuped;
 pub mod decision;
 pub mod difference;
 pub mod distributions;
@@ -57,6 +56,7 @@ pub mod proportions;
 pub mod quantile;
 pub mod rates;
 pub mod ratio;
+pub mod regression;
 #[cfg(test)]
 mod robustness;
 pub mod sample_ratio;

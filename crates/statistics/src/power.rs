@@ -95,6 +95,13 @@ pub struct Plan {
     pub power: f64,
 }
 
+/// Returns the power that a goal, and each guardrail that has to be shown safe, needs so that all of them are shown together with the chance
+/// `power` at least: what may be missed is divided among them.
+/// Source: Schultzberg, Ankargren, Frånberg 2024, Risk-aware product decisions in A/B tests with multiple metrics, arXiv 2402.11609.
+pub fn power_of_each(power: f64, guardrails: u32) -> f64 {
+    1.0 - (1.0 - power) / (f64::from(guardrails) + 1.0)
+}
+
 impl Plan {
     /// Returns the users that are needed to see the relative `effect`, which may be negative; `None` if there can be no such effect
     /// or an input is out of range.
@@ -260,6 +267,18 @@ mod tests {
 
     fn effect(std_error: f64) -> Effect {
         Effect { estimate: 0.0, std_error, dof: 1e6 }
+    }
+
+    /// Three guardrails: z of 0.95 instead of 0.80, ((1.960 + 1.645) / (1.960 + 0.842))^2 as many users.
+    #[test]
+    fn guardrails_that_have_to_be_shown_safe_need_users() {
+        assert_eq!((power_of_each(0.8, 0), power_of_each(0.8, 3)), (0.8, 0.95));
+        let users = |guardrails| {
+            let power = power_of_each(0.8, guardrails);
+            let plan = Plan { mean: 1.0, variance: 100.0, is_rate: false, variants: 2, alpha: 0.05, power };
+            plan.needed(0.05).expect("a plan").total as f64
+        };
+        assert!((users(3) / users(0) - 1.656).abs() < 1e-3, "{}", users(3) / users(0));
     }
 
     #[test]

@@ -3,6 +3,8 @@
 use crate::comparison::{Observed, Sample};
 use crate::effect::Status;
 use crate::means::Arm;
+use crate::moments::Overflow;
+use crate::ratio::RatioSums;
 
 /// The normal quantile that the ends below are taken at, whatever the confidence of the answer.
 const Z: f64 = 1.959_963_984_540_054;
@@ -68,6 +70,23 @@ impl Quantile {
         }
         let variance = if self.values < FLOOR_FROM_VALUES { variance } else { variance.max(VARIANCE_MIN) };
         Ok(Arm { users: self.values, mean: self.estimate, variance })
+    }
+
+    /// Returns quantile and variance where values are events, and those of one user are alike: `below` has for each user, of whom some have
+    /// no value, how many are at most the quantile, over how many there are.
+    /// # Errors
+    /// As [`Quantile::arm`]; also with fewer than 2 users. The outer error is [`Overflow`].
+    /// Source: Deng, Knoblich, Lu 2018, section 4: the level's variance as of a ratio of users.
+    pub fn arm_of_events(&self, below: &RatioSums) -> Result<Result<Arm, Status>, Overflow> {
+        let alone = match self.arm() {
+            Ok(arm) => arm,
+            Err(status) => return Ok(Err(status)),
+        };
+        let Some(share) = below.arm()?.filter(|share| share.users > 1) else { return Ok(Err(Status::InsufficientSample)) };
+        // Against the variance of as many values that are not alike.
+        let inflation = share.variance_of_mean() * self.values as f64 / (self.level * (1.0 - self.level));
+        let variance = alone.variance * inflation;
+        Ok(if variance > 0.0 { Ok(Arm { variance, ..alone }) } else { Err(Status::ZeroVariance) })
     }
 
     /// Returns the quantile as [`crate::comparison::compare`] takes it.

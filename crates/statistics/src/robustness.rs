@@ -8,7 +8,6 @@ use crate::beta::Beta;
 use crate::capping::cap_value;
 use crate::comparison::{Observed, Sample, compare, omnibus};
 use crate::credit::Model;
-use crate::cuped::{self, CupedRatioSums, CupedSums};
 use crate::difference::Difference;
 use crate::distributions::PValue;
 use crate::distributions::{chi_square_sf, normal_isf, normal_sf, student_isf, student_sf, student_upper};
@@ -24,6 +23,7 @@ use crate::proportions::{Count, fisher, newcombe, pooled_z, wilson};
 use crate::quantile::{self, Quantile};
 use crate::rates;
 use crate::ratio::RatioSums;
+use crate::regression::{self, Coefficients, JointSums, Term};
 use crate::sample_ratio::{sample_ratio, sequential as sequential_shares};
 use crate::sequential::{Tuning, confidence_sequence, hybrid, normal_mixture_bound, tightest_at};
 use crate::strata::{Cell, Traffic, impact_per_day, post_stratified};
@@ -293,16 +293,23 @@ fn two_sums(inputs: &mut Inputs) -> (Sums, Sums, I256) {
 fn sums(inputs: &mut Inputs) {
     let mut one = || {
         let (post, pre, products) = two_sums(inputs);
-        CupedSums { post, pre, products }
+        JointSums { quantities: vec![post, pre], products: vec![products] }
     };
     let (control, treatment) = (one(), one());
+    adjusted_by(&control, &treatment, &[Term::Mean(0), Term::Mean(1)]);
+}
+
+fn adjusted_by(control: &JointSums, treatment: &JointSums, terms: &[Term]) {
+    let joint = |sums: &JointSums| sums.joint(terms).expect("fits");
+    let (Some(one), Some(two)) = (joint(control), joint(treatment)) else { return };
     let input = (control, treatment);
-    let theta = cuped::theta(&[control, treatment]).expect("fits");
-    numbers("theta", &input, &[theta]);
-    if let Ok(found) = cuped::adjusted(&control, &treatment, theta).expect("fits") {
-        let difference = found.difference;
-        numbers("cuped", &input, &[difference.estimate, difference.std_error, difference.dof, difference.slope]);
-        numbers("cuped", &input, &options(&[found.variance_reduction_control, found.variance_reduction_treatment]));
+    for coefficients in [Coefficients::interacted(&one, &two), Coefficients::common(&one, &two).of_part()] {
+        numbers("coefficients", &input, &coefficients.of);
+        if let Ok(found) = regression::adjusted(&one, &two, &coefficients) {
+            let difference = found.difference;
+            numbers("adjusted", &input, &[difference.estimate, difference.std_error, difference.dof, difference.slope]);
+            numbers("adjusted", &input, &options(&[found.variance_reduction_control, found.variance_reduction_treatment]));
+        }
     }
 }
 
@@ -316,16 +323,20 @@ fn ratios_of_users(inputs: &mut Inputs) {
     if let Ok(found) = crate::comparison::difference(&one, &two) {
         numbers("ratio", &(control, treatment), &[found.estimate, found.std_error, found.dof]);
     }
-    let both = |sums: RatioSums| CupedRatioSums {
-        post: sums,
-        pre: sums,
-        numerators: sums.numerator.squares(),
-        denominators: sums.denominator.squares(),
-        numerator_post_denominator_pre: sums.products,
-        numerator_pre_denominator_post: sums.products,
+    // A ratio that is the same before.
+    let both = |sums: RatioSums| JointSums {
+        quantities: vec![sums.numerator, sums.denominator, sums.numerator, sums.denominator],
+        products: vec![
+            sums.products,
+            sums.numerator.squares(),
+            sums.products,
+            sums.products,
+            sums.denominator.squares(),
+            sums.products,
+        ],
     };
-    if let Ok(found) = cuped::adjusted_ratio(&both(control), &both(treatment)).expect("fits") {
-        numbers("cuped ratio", &(control, treatment), &[found.theta, found.difference.estimate, found.difference.std_error]);
+    for terms in [[Term::Ratio(0, 1), Term::Ratio(2, 3)].as_slice(), &[Term::Ratio(0, 1), Term::Mean(2), Term::Mean(3)]] {
+        adjusted_by(&both(control), &both(treatment), terms);
     }
 }
 

@@ -23,6 +23,8 @@ pub(super) enum Place {
     Guardrail(Subject),
     /// Whether the planned information is there.
     Plan(Subject),
+    /// Whether a condition of the experiment's own holds.
+    Rule(String),
     /// A variant's mean.
     Mean(Subject),
     /// A variant's sum.
@@ -49,6 +51,7 @@ impl fmt::Display for Place {
             Place::Verdict(subject) => of(out, subject, "verdict"),
             Place::Guardrail(subject) => of(out, subject, "guardrail"),
             Place::Plan(subject) => of(out, subject, "plan"),
+            Place::Rule(name) => write!(out, "rules[{name}]"),
             Place::Mean(subject) => of(out, subject, "mean"),
             Place::Sum(subject) => of(out, subject, "sum"),
         }
@@ -75,6 +78,8 @@ pub(super) struct Findings {
     sentences: BTreeMap<Subject, String>,
     /// What led to the decision.
     reason: String,
+    /// Of what each condition holds.
+    rules: BTreeMap<String, String>,
     /// The metrics that decide.
     primary: BTreeSet<String>,
 }
@@ -83,6 +88,8 @@ pub(super) struct Findings {
 const OF_NOW: [&str; 2] = ["unknown_variant", "over_active"];
 /// Checks that do not depend on which metrics are asked for.
 const OF_HOURS: [&str; 2] = ["srm", "freshness"];
+/// A condition holds.
+pub(super) const MET: &str = "met";
 /// The planned information is there.
 pub(super) const REACHED: &str = "reached";
 
@@ -134,7 +141,24 @@ impl Findings {
                 found.sentences.insert(subject, text(&comparison["plain"]));
             }
         }
+        for rule in list(answer, "rules") {
+            let met_by = list(&rule, "met_by");
+            let name = |id: &Value| id.as_str().and_then(|id| names.get(id)).cloned().unwrap_or_default();
+            let of = met_by.iter().map(|met| format!("{} of {}", text(&met["metric"]), name(&met["variant_id"])));
+            found.rules.insert(text(&rule["name"]), of.collect::<Vec<_>>().join(", "));
+            found.put(Place::Rule(text(&rule["name"])), &if met_by.is_empty() { "not met" } else { MET }.into());
+        }
         found
+    }
+
+    /// Returns whether any guardrail is harmed.
+    pub(super) fn has_harm(&self) -> bool {
+        self.found.iter().any(|(place, value)| matches!(place, Place::Guardrail(_)) && value == "harmed")
+    }
+
+    /// Returns of what a condition holds.
+    pub(super) fn met_by(&self, rule: &str) -> &str {
+        self.rules.get(rule).map_or("", String::as_str)
     }
 
     fn put(&mut self, place: Place, value: &Value) {

@@ -4,7 +4,7 @@ use catalogue::{NoticeKind, Period};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::findings::{Findings, Place, REACHED, Subject};
+use super::findings::{Findings, MET, Place, REACHED, Subject};
 use crate::experiment::read::cohort::DAY_US;
 use crate::source::snapshot::time_text;
 
@@ -65,6 +65,7 @@ pub(super) fn notices(experiment: &str, before: Option<&Findings>, now: &Finding
                 let from = earlier.map(|earlier| format!(" instead of {earlier}")).unwrap_or_default();
                 (NoticeKind::DecisionChanged, None, format!("the numbers say {said}{from}: {}", now.reason()))
             }
+            Place::Rule(name) if said == MET => (NoticeKind::RuleMet, None, format!("{name} holds: {}", now.met_by(name))),
             Place::Check(id) if id == "srm" && said == "fail" => {
                 let text = "the variants do not hold the users that they should; no result can be trusted until it is known why";
                 (NoticeKind::SampleRatioMismatch, None, text.to_owned())
@@ -97,7 +98,12 @@ impl Notice {
     /// Returns its id: a record that is made again, or changed by late events, says nothing twice, and neither do an hour and its day.
     pub(super) fn id(&self, of: &Of<'_>) -> Uuid {
         let subject = self.subject.as_ref().map(|subject| (&subject.metric, &subject.variant));
-        let what = json!([self.kind, of.as_of.div_euclid(DAY_US), subject, self.now]);
+        let day = of.as_of.div_euclid(DAY_US);
+        let what = match &self.place {
+            // One day may meet several.
+            Place::Rule(name) => json!([self.kind, day, name, self.now]),
+            _ => json!([self.kind, day, subject, self.now]),
+        };
         Uuid::new_v5(&of.experiment.0, what.to_string().as_bytes())
     }
 

@@ -3,6 +3,7 @@
 
 pub mod attribution;
 pub mod counted;
+pub mod covariates;
 pub mod days;
 pub mod groups;
 pub mod metrics;
@@ -19,10 +20,11 @@ use statistics::moments::Overflow;
 use crate::experiment::read::Read;
 use crate::experiment::read::cohort::DAY_US;
 use crate::experiment::read::experiment::{Experiment, Variant};
+use crate::experiment::read::traits::{Trait, TraitQuery};
 use crate::experiment::request::Request;
 use crate::http::error::{ApiError, Code};
 use attribution::Attribution;
-use metrics::{Chosen, MeasuredMetric, OtherCurrency, Split};
+use metrics::{Chosen, Explored, Few, How, MeasuredMetric, OtherCurrency, Split};
 use population::{Population, PopulationCounts};
 
 /// What was measured.
@@ -45,6 +47,8 @@ pub struct Measured<'a> {
     pub metrics: Vec<MeasuredMetric>,
     /// The values of the dimension asked for.
     pub split: Option<Split>,
+    /// The properties by which it is searched who is affected otherwise; none where that was not asked for.
+    pub explored: Option<Vec<Explored>>,
     /// Value by variant under each model of attribution; none without users.
     pub attribution: Option<Attribution>,
     /// Currencies that the value metrics leave out.
@@ -77,8 +81,9 @@ pub fn measure<'a>(read: &'a Read, request: &Request) -> Result<Measured<'a>, Ap
         let impressions = request.as_of.is_none().then_some(catalogue.beside.impressions);
         population.count(catalogue.beside.unknown_variant, catalogue.beside.over_active, impressions)
     };
+    let how = How { currency: number, window_days, cap: request.cap, counted: request.counted };
     let (metrics, attribution) = rayon::join(
-        || metrics::measure_all(&population, metrics, number, window_days, request.cap),
+        || metrics::measure_all(&population, metrics, &catalogue.metrics, &how),
         || {
             let currency = (experiment.currency.as_deref(), number);
             (counts.exposed_users > 0)
@@ -87,7 +92,11 @@ pub fn measure<'a>(read: &'a Read, request: &Request) -> Result<Measured<'a>, Ap
         },
     );
     Ok(Measured {
-        split: (!request.dimensions.is_empty()).then(|| metrics::split(&population, request.dimensions.0.len() > 1)),
+        split: cohort.find_trait(&TraitQuery::Value(request.dimensions.clone())).map(|known| {
+            let few = if request.dimensions.0.len() > 1 { Few::CROSSED } else { Few::PLAIN };
+            metrics::split(&population, known, few)
+        }),
+        explored: request.is_explored.then(|| explored(&population)),
         has_history: cohort.has_history(),
         pace: (groups.total(), population.days_of_traffic(&experiment)),
         metrics: metrics.map_err(overflow)?,
@@ -100,6 +109,18 @@ pub fn measure<'a>(read: &'a Read, request: &Request) -> Result<Measured<'a>, Ap
         other_currencies,
         conversion_names,
     })
+}
+
+/// Splits the population by each property that is searched.
+fn explored(population: &Population<'_>) -> Vec<Explored> {
+    let of = |(query, known): &(TraitQuery, Trait)| {
+        let TraitQuery::Explored(property) = query else { return None };
+        let split = (!known.is_too_many).then(|| metrics::split(population, known, Few::EXPLORED));
+        Some(Explored { dimension: property.name(), split })
+    };
+    // What nobody has is nothing to search by.
+    let is_there = |(_, known): &&(TraitQuery, Trait)| known.is_too_many || !known.values.is_empty();
+    population.cohort.traits.iter().filter(is_there).filter_map(of).collect()
 }
 
 /// Returns the error of an answer for sums that do not fit.

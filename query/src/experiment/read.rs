@@ -7,6 +7,7 @@ pub mod cohort_cache;
 pub mod cohort_reader;
 pub mod experiment;
 pub mod sources;
+pub mod traits;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,7 +15,7 @@ use std::time::{Duration, Instant};
 use uuid::Uuid;
 
 use crate::engine;
-use crate::experiment::request::{Cuped, Request};
+use crate::experiment::request::{Cuped, Dimensions, Request};
 use crate::experiment::warning::Warning;
 use crate::http::app::App;
 use crate::http::error::{ApiError, Code};
@@ -25,7 +26,8 @@ use cohort::Cohort;
 use cohort_cache::CohortKey;
 use cohort_reader::CohortQuery;
 use experiment::{Experiment, Variant};
-use sources::SourceQuery;
+use sources::{CovariateSource, SourceQuery};
+use traits::{TRAITS_MAX, TraitQuery};
 
 /// What was read.
 #[derive(Clone, Debug)]
@@ -69,7 +71,13 @@ pub async fn read(app: &App, project: Uuid, name: &str, request: &Request) -> Re
         baseline: request.baseline.clone(),
         has_before,
         dimensions: request.dimensions.clone(),
+        condition: request.condition.clone(),
+        is_explored: request.is_explored,
     };
+    let session = app.engine.session().map_err(engine::api_error)?;
+    if let Some(condition) = &request.condition {
+        sources::check_exposure(condition, "where", &session)?;
+    }
     let mut cached = app.cohorts.locked(key).await;
     let snapshot = Arc::new(app.snapshot(project).await?);
     let catalogue = read_catalogue(&snapshot, name, request.baseline.as_deref()).await?;
@@ -78,6 +86,7 @@ pub async fn read(app: &App, project: Uuid, name: &str, request: &Request) -> Re
     let longest =
         catalogue.metrics.iter().filter_map(|metric| metric.window_days).max().map_or(window_days, |days| days.max(window_days));
     let sources: Vec<SourceQuery> = catalogue.metrics.iter().flat_map(Configured::sources).collect();
+    let traits = traits_of(&snapshot, &catalogue, request).await?;
     let query = CohortQuery {
         sources: &sources,
         experiment: catalogue.experiment.id,
@@ -87,18 +96,61 @@ pub async fn read(app: &App, project: Uuid, name: &str, request: &Request) -> Re
         has_before,
         trigger: catalogue.experiment.trigger.as_ref(),
         window_days: (window_days, longest),
-        dimensions: &request.dimensions,
+        traits: &traits,
         bytes_max: app.limits.query_memory_bytes_max,
     };
-    let session = app.engine.session().map_err(engine::api_error)?;
     let cohort = cached.refresh(&session, &snapshot, &query, &app.metrics).await?;
-    let unknown_names = unknown_names(&snapshot, names_without_rows(&catalogue.metrics, &cohort)).await?;
+    let mut unknown_names = unknown_names(&snapshot, names_without_rows(&catalogue.metrics, &cohort)).await?;
+    unknown_names.extend(unknown_covariates(&catalogue.metrics));
     let (as_of, version) = (snapshot.as_of().clone(), snapshot.version().clone());
     let read = Read { catalogue, cohort, unknown_names, as_of, version, catalogue_took };
     Ok(match request.as_of {
         Some(us) => read.until(us),
         None => read,
     })
+}
+
+/// Returns what is to be known of each first exposure: for the question, and for the metrics that are adjusted by it.
+async fn traits_of(snapshot: &Snapshot, catalogue: &Catalogue, request: &Request) -> Result<Vec<TraitQuery>, ApiError> {
+    let mut traits: Vec<TraitQuery> = Vec::new();
+    let mut add = |query: TraitQuery| {
+        if !traits.contains(&query) && traits.len() < TRAITS_MAX {
+            traits.push(query);
+        }
+    };
+    if !request.dimensions.is_empty() {
+        add(TraitQuery::Value(request.dimensions.clone()));
+    }
+    request.condition.iter().for_each(|condition| add(TraitQuery::Condition(condition.clone())));
+    if request.cuped == Cuped::Auto {
+        let properties = catalogue.metrics.iter().flat_map(Configured::covariates).filter_map(|source| match source {
+            CovariateSource::Exposure(property) => Some(property),
+            _ => None,
+        });
+        properties.for_each(|property| add(TraitQuery::Value(Dimensions(vec![property]))));
+    }
+    if request.is_explored {
+        let found = traits::explored(snapshot, catalogue.experiment.id).await;
+        found.map_err(|error| engine::database_error(&error))?.into_iter().for_each(add);
+    }
+    Ok(traits)
+}
+
+/// Says which metrics are to be adjusted by others that the experiment does not have.
+fn unknown_covariates(metrics: &[Configured]) -> Vec<Warning> {
+    let is_known = |name: &str| metrics.iter().any(|metric| metric.name == name);
+    let unknown = |metric: &Configured| {
+        let names = metric.covariates().into_iter().filter_map(|source| match source {
+            CovariateSource::Metric(name) if !is_known(&name) => Some(name),
+            _ => None,
+        });
+        let warning = |name: String| {
+            let message = format!("{} is not adjusted by metrics.{name}, which the experiment does not have", metric.name);
+            Warning::new("unknown_covariate", message)
+        };
+        names.map(warning).collect::<Vec<_>>()
+    };
+    metrics.iter().flat_map(unknown).collect()
 }
 
 impl Read {

@@ -143,12 +143,7 @@ const USUAL_DIMENSIONS: &str = "country, region, city, device_type, language, ti
 impl Dimensions {
     fn of(field: &str, text: &str) -> Result<Self, ApiError> {
         let parts: Vec<&str> = text.split(',').map(str::trim).collect();
-        // A property has its prefix, so that a misspelt column is none.
-        let property = |name: &&str| match Property::of(name) {
-            Some(Property::Json(_)) if !name.starts_with("properties.") => None,
-            found => found,
-        };
-        let found: Option<Vec<Property>> = parts.iter().map(property).collect();
+        let found: Option<Vec<Property>> = parts.iter().map(|name| Property::prefixed(name)).collect();
         let found = found.filter(|found| found.len() <= DIMENSIONS_MAX);
         found.map(Dimensions).ok_or_else(|| refused(field, text, USUAL_DIMENSIONS))
     }
@@ -211,6 +206,12 @@ pub struct Request {
     pub dimensions: Dimensions,
     /// Users who were first exposed in this time count, half open, in microseconds since 1970; none: at any.
     pub exposed: (Option<i64>, Option<i64>),
+    /// Users count for whose first exposure this holds, in SQL over the columns of an event; none: all.
+    pub condition: Option<String>,
+    /// What users did in this time counts, half open, in microseconds since 1970; none: whenever they did it.
+    pub counted: (Option<i64>, Option<i64>),
+    /// Whether it is searched who is affected otherwise.
+    pub is_explored: bool,
     /// What happens to users who saw several variants; none: they are left out, unless that moves what is left.
     pub population: Option<PopulationRule>,
     /// Whose conversion windows count.
@@ -238,6 +239,9 @@ impl Default for Request {
             correction: Correction::Holm,
             dimensions: Dimensions::default(),
             exposed: (None, None),
+            condition: None,
+            counted: (None, None),
+            is_explored: false,
             population: None,
             windows: Windows::All,
             cuped: Cuped::Auto,
@@ -277,6 +281,18 @@ pub struct Settings {
     /// Users count who were first exposed before.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub exposed_until: Option<String>,
+    /// Users count for whose first exposure this holds.
+    #[serde(rename = "where", skip_serializing_if = "Option::is_none")]
+    pub condition: Option<String>,
+    /// What users did from then on counts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub counted_from: Option<String>,
+    /// What users did before counts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub counted_until: Option<String>,
+    /// `auto`, if it is searched who is affected otherwise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub explore: Option<&'static str>,
     /// What happens to users who saw several variants.
     pub population: PopulationRule,
     /// Whose conversion windows count.
@@ -307,6 +323,10 @@ impl Settings {
             dimension: request.dimensions.text(),
             exposed_from: request.exposed.0.map(time_text),
             exposed_until: request.exposed.1.map(time_text),
+            condition: request.condition.clone(),
+            counted_from: request.counted.0.map(time_text),
+            counted_until: request.counted.1.map(time_text),
+            explore: request.is_explored.then_some("auto"),
             population,
             windows: request.windows,
             cuped: request.cuped,
@@ -323,7 +343,7 @@ impl Settings {
 }
 
 /// The fields of the query string.
-const FIELDS: [&str; 15] = [
+const FIELDS: [&str; 19] = [
     "metrics",
     "as_of",
     "analysis",
@@ -333,6 +353,10 @@ const FIELDS: [&str; 15] = [
     "dimension",
     "exposed_from",
     "exposed_until",
+    "where",
+    "counted_from",
+    "counted_until",
+    "explore",
     "population",
     "windows",
     "cuped",
@@ -383,6 +407,16 @@ impl Request {
             "dimension" => self.dimensions = Dimensions::of(field, value)?,
             "exposed_from" => self.exposed.0 = Some(time(field, value)?),
             "exposed_until" => self.exposed.1 = Some(time(field, value)?),
+            "where" => self.condition = Some(value.to_owned()),
+            "counted_from" => self.counted.0 = Some(time(field, value)?),
+            "counted_until" => self.counted.1 = Some(time(field, value)?),
+            "explore" => {
+                self.is_explored = match value {
+                    "auto" => true,
+                    "off" => false,
+                    _ => return Err(refused(field, value, "auto, off")),
+                }
+            }
             "population" => self.population = Some(PopulationRule::of(field, value)?),
             "windows" => self.windows = Windows::of(field, value)?,
             "cuped" => self.cuped = Cuped::of(field, value)?,
@@ -497,6 +531,12 @@ mod tests {
         check("exposed_from=1970-01-01T00:00:01Z&exposed_until=1970-01-01T00:00:02Z", &|request| {
             request.exposed = (Some(1_000_000), Some(2_000_000));
         });
+        check("counted_from=1970-01-01T00:00:01Z&counted_until=1970-01-01T00:00:02Z", &|request| {
+            request.counted = (Some(1_000_000), Some(2_000_000));
+        });
+        check("where=country IN ('DE', 'AT')&explore=auto", &|request| {
+            (request.condition, request.is_explored) = (Some("country IN ('DE', 'AT')".to_owned()), true);
+        });
         check("population=first_exposure&windows=complete&cuped=off", &|request| {
             request.population = Some(PopulationRule::FirstExposure);
             request.windows = Windows::Complete;
@@ -554,6 +594,7 @@ mod tests {
         for dimension in ["shoe_size", "properties", "country,", "country,region,city,language"] {
             check(&format!("dimension={dimension}"), "dimension", "bad_request", "country, region");
         }
+        check("explore=all", "explore", "bad_request", "accepted: auto, off");
         check("exposed_from=monday", "exposed_from", "bad_request", "with its zone");
         for cap in ["0", "100.1", "1e2", "-1", "99.99999", ".5", "x"] {
             check(&format!("cap={cap}"), "cap", "bad_request", "up to 100");

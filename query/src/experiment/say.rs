@@ -19,12 +19,13 @@ use crate::experiment::read::Read;
 use crate::experiment::read::catalogue::{Aggregation, Role};
 use crate::experiment::read::experiment::{Experiment, Variant};
 use crate::experiment::request::{Analysis, Request, Settings};
+use crate::experiment::rules::{self, Facts};
 use crate::experiment::test::Tested;
 use crate::experiment::warning::Warning;
 use crate::http::error::ApiError;
 use crate::source::snapshot::time_text;
-use body::{METHOD_VERSION, Results};
-use metric::{Definition, Metric};
+use body::{Decision, METHOD_VERSION, Results};
+use metric::{Comparison, Definition, Metric};
 
 /// Answers by what was tested. The same rows and the same request give the same answer, but for `computed_at`.
 /// # Errors
@@ -33,11 +34,22 @@ pub fn say(read: &Read, measured: &Measured<'_>, tested: Tested<'_>, request: &R
     let analysis = tested.plan.analysis;
     let mut warnings = left_out(measured);
     warnings.extend_from_slice(&read.unknown_names);
-    let status = status(&measured.experiment, &measured.variants, &measured.counts, analysis, &mut warnings);
+    let mut status = status(&measured.experiment, &measured.variants, &measured.counts, analysis, &mut warnings);
+    if status == "ok" && request.counted != (None, None) {
+        status = "descriptive";
+        let message =
+            "what was done in a range of time counts: users' windows are cut, so that the numbers describe and decide nothing";
+        warnings.push(Warning::new(status, message));
+    }
     warnings.extend(tested.warnings);
     let design = measured.design(request, &tested.plan);
     let metrics: Vec<Metric> = tested.metrics.into_iter().map(|tested| metric::metric(&design, tested)).collect();
     let decision = (status == "ok").then(|| decision::decision(&design, &tested.health, &metrics));
+    let rules =
+        rules::rules(&measured.experiment.policy, &facts(measured, &metrics, decision.as_ref())).unwrap_or_else(|error| {
+            warnings.push(Warning::new("rule_failed", error.to_string()));
+            Vec::new()
+        });
     let names = metrics.iter().map(|metric| metric.id.clone()).collect();
     let request_settings = Settings::of(request, analysis, measured.population.rule, names);
     let settings_hash = definitions_hash(read, &metrics, &request_settings)?;
@@ -52,12 +64,44 @@ pub fn say(read: &Read, measured: &Measured<'_>, tested: Tested<'_>, request: &R
         population: measured.counts.clone(),
         health: tested.health,
         metrics,
+        exploration: tested.exploration,
         attribution: measured.attribution.clone(),
         decision,
+        rules,
         warnings,
         experiment: measured.experiment.clone(),
         variants: measured.variants.clone(),
     })
+}
+
+/// Returns what conditions of the experiment's own may speak of.
+fn facts(measured: &Measured<'_>, metrics: &[Metric], decision: Option<&Decision>) -> Vec<Facts> {
+    let name = |id: Uuid| measured.variants.iter().find(|variant| variant.id == id).map(|variant| variant.name.clone());
+    let of = |metric: &Metric, found: &Comparison| {
+        let arm = |id: Option<Uuid>| metric.arms.iter().find(|arm| Some(arm.variant_id) == id);
+        let (control, treatment) = (arm(measured.experiment.control_variant_id), arm(Some(found.variant_id)));
+        let (absolute, relative) = (&found.absolute, &found.relative);
+        Facts {
+            metric: metric.id.clone(),
+            role: metric.role.to_string(),
+            variant: name(found.variant_id).unwrap_or_default(),
+            variant_id: found.variant_id,
+            verdict: found.verdict.to_owned(),
+            guardrail: found.guardrail.as_ref().map(|guardrail| guardrail.state.to_owned()),
+            decision: decision.map(|decision| decision.status.to_owned()),
+            significant: found.significant,
+            users: [control, treatment].into_iter().flatten().map(|arm| arm.users).sum(),
+            exposed_users: measured.counts.exposed_users,
+            days_running: measured.experiment.days_running,
+            control_mean: control.and_then(|arm| arm.mean),
+            mean: treatment.and_then(|arm| arm.mean),
+            estimate: [absolute.estimate, absolute.ci[0], absolute.ci[1]],
+            lift: [relative.lift, relative.ci[0], relative.ci[1]],
+            p_value: found.test.p_value,
+            adjusted_p: found.adjusted.and_then(|adjusted| adjusted.p_value),
+        }
+    };
+    metrics.iter().flat_map(|metric| metric.comparisons.iter().map(move |found| of(metric, found))).collect()
 }
 
 /// What decides how rows become numbers.
@@ -66,7 +110,7 @@ struct Definitions<'a> {
     method_version: &'static str,
     experiment: Experiment,
     variants: Vec<(Uuid, &'a str, bool, Option<f64>)>,
-    metrics: Vec<(&'a str, &'a Definition, i32, &'static str, Role)>,
+    metrics: Vec<(&'a str, &'a Definition, Option<i32>, &'static str, Role)>,
     settings: &'a Settings,
 }
 

@@ -4,6 +4,7 @@
 pub mod breakdown;
 pub mod comparison;
 pub mod earlier;
+pub mod explore;
 pub mod findings;
 pub mod health;
 pub mod plan;
@@ -14,6 +15,7 @@ use rayon::iter::{IntoParallelIterator, IntoParallelRefIterator, ParallelIterato
 use statistics::comparison::{Observed, omnibus};
 use statistics::moments::Overflow;
 
+use crate::experiment::measure::covariates::Covariates;
 use crate::experiment::measure::days::DaySums;
 use crate::experiment::measure::groups::Groups;
 use crate::experiment::measure::metrics::MeasuredMetric;
@@ -26,8 +28,11 @@ use crate::experiment::request::{Analysis, Cuped, PopulationRule, Request, Windo
 use crate::experiment::warning::Warning;
 use crate::http::error::ApiError;
 use breakdown::Breakdown;
-use comparison::{Compared, Conclusion, Design, TestedComparison, chances_to_be_best, compare_all, compared, conclude, decide};
-use earlier::{DIFFERS_BEFORE, Earlier};
+use comparison::{
+    Compared, Conclusion, Design, TestedComparison, Undecided, chances_to_be_best, compare_all, compared, conclude, decide,
+};
+use earlier::Earlier;
+use explore::{Exploration, explore};
 use findings::{Day, Omnibus, SinceExposure, Supplemental};
 use health::Health;
 use plan::{Plan, Seen, default_analysis};
@@ -39,6 +44,8 @@ pub struct Tested<'a> {
     pub plan: Plan,
     /// Each metric; empty for a draft, whose exposures do not count.
     pub metrics: Vec<TestedMetric<'a>>,
+    /// Who is affected otherwise, if that was searched.
+    pub exploration: Option<Exploration>,
     /// Whether the numbers can be trusted.
     pub health: Health,
     /// Why they cannot.
@@ -94,8 +101,9 @@ pub fn test<'a>(measured: &'a Measured<'a>, request: &Request) -> Result<Tested<
     let tests = Tests { design, measured };
     let is_draft = experiment.phases.is_empty();
     let (metrics, health) =
-        rayon::join(|| if is_draft { Ok(Vec::new()) } else { tests.metrics() }, || health::check(measured, &mut warnings));
-    Ok(Tested { metrics: metrics.map_err(overflow)?, plan, health, warnings })
+        rayon::join(|| if is_draft { Ok(Default::default()) } else { tests.all() }, || health::check(measured, &mut warnings));
+    let (metrics, exploration) = metrics.map_err(overflow)?;
+    Ok(Tested { metrics, exploration, plan, health, warnings })
 }
 
 struct Tests<'a, 'b> {
@@ -110,10 +118,24 @@ struct Prepared {
 }
 
 impl<'a> Tests<'a, '_> {
-    /// Tests all metrics: each by itself, then all goals as one family.
-    fn metrics(&self) -> Result<Vec<TestedMetric<'a>>, Overflow> {
+    /// Tests all metrics, and searches who is affected otherwise if that was asked for.
+    fn all(&self) -> Result<(Vec<TestedMetric<'a>>, Option<Exploration>), Overflow> {
         let measured = &self.measured.metrics;
         let prepared: Vec<Prepared> = measured.par_iter().map(|metric| self.prepare(metric)).collect::<Result<_, _>>()?;
+        let exploration = match &self.measured.explored {
+            Some(explored) if self.design.experiment.control_variant_id.is_some() => {
+                let of_whole = |prepared: &Prepared| prepared.compared.iter().map(Compared::of_parts).collect();
+                let earlier: Vec<Vec<Option<Earlier>>> = prepared.iter().map(of_whole).collect();
+                Some(explore(&self.design, &self.measured.population, explored, measured, &earlier)?)
+            }
+            _ => None,
+        };
+        Ok((self.metrics(prepared)?, exploration))
+    }
+
+    /// Tests all metrics: each by itself, then all goals as one family.
+    fn metrics(&self, prepared: Vec<Prepared>) -> Result<Vec<TestedMetric<'a>>, Overflow> {
+        let measured = &self.measured.metrics;
         let family: Vec<(&Configured, &Compared)> = measured
             .iter()
             .zip(&prepared)
@@ -122,8 +144,11 @@ impl<'a> Tests<'a, '_> {
         let mut decided = decide(&self.design, &family).into_iter();
         let by_dimension = match &self.measured.split {
             Some(split) => {
-                let earlier = |prepared: &Prepared| prepared.compared.iter().map(Compared::of_parts).collect();
-                let earlier: Vec<Vec<Option<Earlier>>> = prepared.iter().map(earlier).collect();
+                let of_whole = |prepared: &Prepared| {
+                    let undecided = prepared.compared.first().and_then(|found| found.undecided);
+                    (prepared.compared.iter().map(Compared::of_parts).collect(), undecided)
+                };
+                let earlier: Vec<(Vec<Option<Earlier>>, Option<Undecided>)> = prepared.iter().map(of_whole).collect();
                 breakdown::by_dimension(&self.design, &self.measured.population, split, measured, &earlier)?
             }
             None => Vec::new(),
@@ -141,11 +166,20 @@ impl<'a> Tests<'a, '_> {
         decided.into_par_iter().map(conclude).collect()
     }
 
+    /// Returns why nothing is decided by a metric.
+    fn undecided(&self, metric: &MeasuredMetric) -> Option<Undecided> {
+        if self.design.request.counted != (None, None) {
+            return Some(Undecided::Part);
+        }
+        (metric.counted.is_open() && self.design.plan.analysis != Analysis::Fixed).then_some(Undecided::Open)
+    }
+
     fn prepare(&self, metric: &MeasuredMetric) -> Result<Prepared, Overflow> {
         let (design, has_control) = (&self.design, self.design.experiment.control_variant_id.is_some());
         let mut compared = if has_control { compare_all(design, &metric.sampled)? } else { Vec::new() };
+        let undecided = self.undecided(metric);
         for found in &mut compared {
-            found.window_us = metric.counted.window_us();
+            (found.window_us, found.undecided) = (metric.counted.window_us(), undecided);
         }
         let days = match design.plan.days.filter(|_| design.request.has_series) {
             Some(days) => metric.by_day(&self.measured.population, days)?,
@@ -155,8 +189,7 @@ impl<'a> Tests<'a, '_> {
         if has_bounds {
             let population = &self.measured.population;
             // What proved wrong by now adjusts no earlier day either.
-            let has_proved_wrong =
-                compared.iter().any(|found| found.cuped.is_some_and(|cuped| cuped.reason == Some(DIFFERS_BEFORE)));
+            let has_proved_wrong = compared.iter().any(Compared::differs_before);
             let cuped = if has_proved_wrong { Cuped::Off } else { design.cuped };
             let design = &Design { cuped, ..*design };
             look_back(design, metric, metric.ripe_by_day(population)?, &mut compared, |found| &mut found.by_day)?;
@@ -177,7 +210,7 @@ impl<'a> Tests<'a, '_> {
         breakdown: Option<Breakdown>,
     ) -> Result<TestedMetric<'a>, Overflow> {
         let (design, configured, strata) = (&self.design, &metric.configured, &self.measured.population.strata);
-        let earlier: Vec<Option<Earlier>> = prepared.compared.iter().map(Compared::of_parts).collect();
+        let earlier: Vec<Option<Earlier>> = prepared.compared.iter().map(Compared::of_days).collect();
         let best = chances_to_be_best(configured, &metric.sampled);
         let mut comparisons = Vec::with_capacity(prepared.compared.len());
         for (compared, conclusion) in prepared.compared.into_iter().zip(conclusions) {
@@ -214,10 +247,10 @@ impl<'a> Tests<'a, '_> {
         }
         let design = Design { cuped: Cuped::Off, ..self.design };
         let under = |groups: &Groups, cap: Option<i128>| -> Result<_, Overflow> {
-            let sums = sums(&metric.entries, &[], groups, cap)?;
-            let sampled = sampled(&metric.configured, &metric.entries, groups, cap, &sums)?;
+            let sums = sums(&metric.entries, &Covariates::default(), groups, cap)?;
+            let sampled = sampled(&metric.configured, (&metric.entries, metric.values.as_ref()), groups, cap, &sums)?;
             let arm = compared.arm;
-            Ok(Some(self::compared(&design, &sampled[0], &sampled[arm], arm, None)?.other(alpha)))
+            Ok(Some(self::compared(&design, &sampled[0], &sampled[arm], arm, None).other(alpha)))
         };
         let cap = metric.cap.map(|cap| cap.amount);
         if cap.is_some() {

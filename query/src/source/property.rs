@@ -35,6 +35,14 @@ impl Property {
         }
     }
 
+    /// Finds what a name means where a property has to have its prefix, so that a misspelt column is none.
+    pub fn prefixed(name: &str) -> Option<Self> {
+        match Property::of(name) {
+            Some(Property::Json(_)) if !name.starts_with("properties.") => None,
+            found => found,
+        }
+    }
+
     /// Returns the name that always means this.
     pub fn name(&self) -> String {
         match self {

@@ -11,7 +11,7 @@ use crate::support::{Event, LOG, PROJECT, Service, USER_SQL, add_experiment, add
 const HOUR: f64 = 3_600.0;
 
 /// Defines a metric, and has an experiment measure it.
-async fn define(service: &mut Service, experiment: &str, name: &str, definition: Value) {
+pub(crate) async fn define(service: &mut Service, experiment: &str, name: &str, definition: Value) {
     let definition = Definition::parse(&definition.to_string()).expect("accepted");
     query::check_definition(&definition).expect("can be computed");
     let project = find_project(&mut service.rows, "first").await.expect("a project");
@@ -31,7 +31,8 @@ async fn order(service: &mut Service, second: f64, value: &str, properties: &str
     Event { more: &more, ..Event::new("conversion", "purchase", 1, second) }.store(&mut service.rows).await;
 }
 
-fn of<'a>(answer: &'a Value, metric: &str) -> &'a Value {
+/// Returns a metric of an answer.
+pub(crate) fn of<'a>(answer: &'a Value, metric: &str) -> &'a Value {
     let metrics = answer["metrics"].as_array().expect("metrics");
     metrics.iter().find(|found| found["id"] == metric).unwrap_or_else(|| panic!("no {metric} in {answer}"))
 }
@@ -370,4 +371,74 @@ fn what_cannot_be_computed_is_refused_when_it_is_defined() {
     check(json!({"per_user": "sum", "value": "value"}), "");
     check(json!({"per_user": "sum", "value": "properties.price"}), "");
     check(json!({"per_user": "distinct", "value": "log_offset"}), "a column of the table events or a property is accepted");
+}
+
+/// An order every ten days after the exposure, for a hundred days: what has no end counts them all, and waits for the one look.
+#[tokio::test]
+async fn what_has_no_end_is_decided_by_one_look() {
+    let mut service = Service::start().await;
+    add_experiment(&mut service.rows, PROJECT, "open", "", &[("control", "1"), ("b", "1")]).await;
+    add_users(&mut service.rows, PROJECT, "open", "control", 0, 100).await;
+    add_users(&mut service.rows, PROJECT, "open", "b", 100, 100).await;
+    for (from, every) in [(0, 20), (100, 10)] {
+        let insert = format!(
+            "INSERT INTO conversions (project_id, id, user_id, claimed_at, event_time, received_at, untimed, is_bot, log_id,
+                 log_partition, log_offset, conversion_type)
+             SELECT '{PROJECT}', gen_random_uuid(), {USER_SQL}, t, t, t, false, false, '{LOG}', 0, 0, 'buy'
+             FROM generate_series({from}, {from} + 99) i,
+                  generate_series(timestamptz '2026-03-02T00:00:00Z', timestamptz '2026-06-08T00:00:00Z', interval '{every} days') t
+             WHERE i % 7 > 0 OR t < '2026-03-10T00:00:00Z'"
+        );
+        service.run(&insert).await;
+    }
+    let count = |window: Value| json!({"kind": "conversion", "events": ["buy"], "per_user": "count", "window": window});
+    define(&mut service, "open", "open", count(json!({"length": "open"}))).await;
+    define(&mut service, "open", "later", count(json!({"delay": "10d", "length": "open"}))).await;
+    define(&mut service, "open", "month", count(json!({"length": "30d"}))).await;
+    let looks = service.get("/v1/experiments/open/results?cap=off").await.ok();
+    // 14 of the users of b order once, the others ten times, of which three are in the first month and the first one is on the first day.
+    assert_eq!(["open", "later", "month"].map(|metric| value(&looks, metric)), [8.74, 7.74, 2.72]);
+    assert_eq!(of(&looks, "month")["window_days"], 30);
+    for metric in ["open", "later"] {
+        let found = &of(&looks, metric)["comparisons"][0];
+        let said = (&found["verdict"], &found["decided_by"], &of(&looks, metric)["window_days"]);
+        assert_eq!(said, (&json!("inconclusive"), &json!("open"), &Value::Null), "{found}");
+        assert!(found["plain"].as_str().is_some_and(|plain| plain.contains("nothing is decided before the one look")), "{found}");
+    }
+    assert_eq!(of(&looks, "month")["comparisons"][0]["verdict"], "won");
+    let once = service.get("/v1/experiments/open/results?cap=off&analysis=fixed").await.ok();
+    assert_eq!(of(&once, "open")["comparisons"][0]["verdict"], "won");
+    // Nobody's window is over where there is no end: everybody counts.
+    let complete = service.get("/v1/experiments/open/results?cap=off&windows=complete&analysis=fixed").await.ok();
+    assert_eq!(of(&complete, "open")["arms"][1]["users"], 100);
+}
+
+/// Each user waits four times for as long: a quantile of waits is that of users, and as uncertain as it, though there are four times as many.
+#[tokio::test]
+async fn a_quantile_of_events_knows_whose_they_are() {
+    let mut service = Service::start().await;
+    add_experiment(&mut service.rows, PROJECT, "waits", "", &[("control", "1"), ("b", "1")]).await;
+    add_users(&mut service.rows, PROJECT, "waits", "control", 0, 1_000).await;
+    add_users(&mut service.rows, PROJECT, "waits", "b", 1_000, 1_000).await;
+    let insert = format!(
+        "INSERT INTO engagement_events (project_id, id, user_id, claimed_at, event_time, received_at, untimed, is_bot, log_id,
+             log_partition, log_offset, event_type, metadata)
+         SELECT '{PROJECT}', gen_random_uuid(), {USER_SQL}, t, t, t, false, false, '{LOG}', 0, 0, 'wait',
+             json_build_object('ms', i * 7 % 1000 + i / 1000 * 100)
+         FROM generate_series(0, 1999) i, generate_series(1, 4) n, (SELECT timestamptz '2026-03-01T01:00:00Z' AS t) t"
+    );
+    service.run(&insert).await;
+    let of_waits =
+        |per_user: &str| json!({"kind": "engagement", "events": ["wait"], "value": "ms", "per_user": per_user, "quantile": 0.9});
+    define(&mut service, "waits", "events", of_waits("each")).await;
+    define(&mut service, "waits", "users", of_waits("max")).await;
+    let answer = service.get("/v1/experiments/waits/results?analysis=fixed").await.ok();
+    let (events, users) = (&of(&answer, "events")["comparisons"][0], &of(&answer, "users")["comparisons"][0]);
+    assert_eq!(of(&answer, "events")["arms"][1]["users"], 1_000);
+    let number =
+        |found: &Value, place: &str| found.pointer(place).and_then(Value::as_f64).unwrap_or_else(|| panic!("{place}: {found}"));
+    assert!((number(events, "/absolute/estimate") - number(users, "/absolute/estimate")).abs() < 1.0, "{events}");
+    let width = |found: &Value| number(found, "/absolute/ci/1") - number(found, "/absolute/ci/0");
+    assert!((width(events) / width(users) - 1.0).abs() < 0.05, "{} and {}", width(events), width(users));
+    assert_eq!((events["verdict"].as_str(), of(&answer, "events")["type"].as_str()), (Some("won"), Some("quantile")));
 }

@@ -353,3 +353,60 @@ async fn silence_is_told_once() {
     assert!(text.starts_with("experiment silent: the project has no events since 20"), "{text}");
     assert!(text.ends_with("never more than a day apart"), "{text}");
 }
+
+/// Buys are the goal, and what must not rise, too: b wins and harms on day 3. Where harm ends an experiment it is stopped, once; what else it
+/// is to tell of is told when it begins to hold.
+#[tokio::test]
+async fn harm_ends_what_it_is_to_end_and_own_rules_are_told() {
+    let mut service = Service::start().await;
+    now_is(&mut service, "2026-03-01T00:00:00Z").await;
+    let columns = "started_at, conversion_window_days = '2026-03-01', 7";
+    for (name, policy) in [
+        (
+            "stopped",
+            r#"{"on_harm": "stop", "decide_by": "risk_aware", "rules": {"big win": "role = 'primary' AND lift_low > 0.5"}}"#,
+        ),
+        ("told", r#"{"rules": {"any": "users >= 400", "never": "lift > 1000"}}"#),
+    ] {
+        add_experiment(&mut service.rows, PROJECT, name, columns, &[("control", "1"), ("b", "1")]).await;
+        service.run(&format!("UPDATE experiments SET policy = '{}' WHERE name = '{name}'", policy.replace('\'', "''"))).await;
+    }
+    service
+        .run(
+            "INSERT INTO metrics (project_id, experiment_id, name, aggregation, conversion_type, direction, role, margin)
+             SELECT project_id, id, 'buys', 'conversion_rate', 'buy', 'increase', 'primary', NULL::numeric FROM experiments
+             UNION ALL SELECT project_id, id, 'errors', 'conversion_rate', 'buy', 'decrease', 'guardrail', 0.01 FROM experiments",
+        )
+        .await;
+    add_days(&mut service, "stopped", &[(30, 31), (30, 29), (10, 99)]).await;
+    add_users(&mut service.rows, PROJECT, "told", "control", 50_000, 200).await;
+    add_users(&mut service.rows, PROJECT, "told", "b", 60_000, 200).await;
+    now_is(&mut service, "2026-03-03T00:30:00Z").await;
+    until(&mut service, DAYS, 4).await;
+    let status = |name: &str| format!("SELECT count(*) FROM experiments WHERE name = '{name}' AND status = 'completed'");
+    until(&mut service, &status("stopped"), 0).await;
+    now_is(&mut service, "2026-03-04T00:30:00Z").await;
+    until(&mut service, DAYS, 6).await;
+    until(&mut service, &status("stopped"), 1).await;
+    now_is(&mut service, "2026-03-05T00:30:00Z").await;
+    until(&mut service, DAYS, 8).await;
+    until(&mut service, &status("told"), 0).await;
+    let told =
+        "SELECT string_agg(body ->> 'text', '; ' ORDER BY number) FROM notices WHERE kind IN ('rule_met', 'experiment_stopped')";
+    let told: String = sqlx::query_scalar(told).fetch_one(&mut service.rows).await.expect("texts");
+    assert_eq!(
+        told,
+        "experiment told: any holds: buys of b, errors of b; experiment stopped: big win holds: buys of b; \
+         experiment stopped: it is stopped, since a guardrail is harmed; exposures count no longer"
+    );
+    // Its rows are computed anew by an aggregator, and who did it is on record.
+    until(&mut service, "SELECT count(*) FROM experiments_behind WHERE is_recomputed", 1).await;
+    until(&mut service, "SELECT count(*) FROM audit WHERE action = 'experiment.stop' AND details ->> 'by' = 'on_harm'", 1).await;
+    // By its own rules it would not have been shipped either.
+    let answer = service.get("/v1/experiments/stopped/results?as_decided=2026-03-03").await.ok();
+    assert_eq!(
+        (answer["decision"]["criteria"].as_str(), answer["decision"]["status"].as_str()),
+        (Some("risk_aware"), Some("rollback-now"))
+    );
+    assert_eq!(answer["rules"][0]["met_by"][0]["metric"], "buys");
+}

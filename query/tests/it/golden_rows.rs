@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use query::experiment::measure::metrics::default_metrics;
-use query::experiment::measure::metrics::{MeasuredMetric, measure};
+use query::experiment::measure::metrics::{How, MeasuredMetric, measure};
 use query::experiment::measure::population::Population;
 use query::experiment::read::catalogue::{Aggregation, Configured};
 use query::experiment::read::cohort::{Cohort, DAY_US, Row, Rows, Users};
@@ -85,7 +85,8 @@ fn found(given: &Value) -> Value {
     let now = time(&rules["analysis_at"]);
     let population = Population::by(&cohort, names.len(), now, (rule, windows), days * DAY_US);
     let cap = rules["cap_percentile"].as_f64().map_or(CapRule::Off, |at| CapRule::Percentile((at * 10_000.0).round() as u32));
-    let measured = |metric: Configured| measure(&population, metric, None, days as i32, cap).expect("fits");
+    let how = How { currency: None, window_days: days as i32, cap, counted: (None, None) };
+    let measured = |metric: Configured| measure(&population, metric, &[], &how).expect("fits");
     // By name: where all conversions are meant, a refund is none.
     let [rate, value] = default_metrics(Some("purchase"));
     let count = measured(Configured { aggregation: Aggregation::CountPerUser, ..value.clone() });

@@ -1,6 +1,8 @@
 //! Every route through HTTP, over a private Postgres with the real schema.
 
+mod adjusted;
 mod agreement;
+mod asked;
 mod corrections;
 mod definitions;
 mod evaluations;

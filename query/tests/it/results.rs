@@ -3,8 +3,8 @@
 use serde_json::{Value, json};
 
 use crate::support::{
-    Event, LOG, PROJECT, Service, USER_SQL, add_conversions, add_experiment, add_users, check_number, experiment_id, run, user,
-    variant_id,
+    Event, LOG, PROJECT, Service, add_before, add_conversions, add_experiment, add_first_impressions, add_users, check_number,
+    experiment_id, run, user, variant_id,
 };
 
 fn metric<'a>(results: &'a Value, id: &str) -> &'a Value {
@@ -257,18 +257,6 @@ async fn an_earlier_now_leaves_out_what_came_later() {
     assert!(codes(&all).contains(&"windows_incomplete") && !codes(&mature).contains(&"windows_incomplete"));
 }
 
-/// Stores a conversion before the exposure of the users `from..from + users`.
-async fn add_before(service: &mut Service, from: u64, users: u64, value: &str, hours: u32) {
-    let insert = format!(
-        "INSERT INTO conversions (project_id, id, user_id, claimed_at, event_time, received_at, untimed, is_bot, log_id,
-             log_partition, log_offset, conversion_type, conversion_value, currency)
-         SELECT '{PROJECT}', gen_random_uuid(), {USER_SQL}, t, t, t, false, false, '{LOG}', 0, 0, 'buy', {value}, 'EUR'
-         FROM generate_series({from}, {}) i, (SELECT timestamptz '2026-03-01T00:00:00Z' - interval '{hours} hours' AS t) t",
-        from + users - 1
-    );
-    service.run(&insert).await;
-}
-
 #[tokio::test]
 async fn earlier_behaviour_sharpens_the_comparison() {
     let mut service = Service::start().await;
@@ -302,16 +290,7 @@ async fn earlier_behaviour_sharpens_the_comparison() {
 
     // Parts are adjusted by what the whole is: halves with equal parts of both variants have its difference as their mean, and the last
     // day is the whole.
-    service
-        .run(&format!(
-            "INSERT INTO impressions (project_id, id, user_id, claimed_at, event_time, received_at, untimed, is_bot, log_id,
-                 log_partition, log_offset, experiment_id, variant_id, device_type)
-             SELECT project_id, first_impression_id, user_id, t, t, t, false, false, '{LOG}', 0, 0, experiment_id, variant_id,
-                 CASE WHEN n % 2 = 0 THEN 'mobile' ELSE 'desktop' END
-             FROM (SELECT *, first_exposure_date AS t, ('x' || right(user_id::text, 4))::bit(16)::int AS n
-                   FROM user_experiment_participation) p"
-        ))
-        .await;
+    add_first_impressions(&mut service, &[("device_type", "CASE WHEN n % 2 = 0 THEN 'mobile' ELSE 'desktop' END")]).await;
     let parts = service.get("/v1/experiments/loyal/results?dimension=device_type&series=daily").await.ok();
     let value = metric(&parts, "value_per_user");
     let halves = value["dimensions"].as_array().expect("values");

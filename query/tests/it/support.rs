@@ -379,6 +379,32 @@ pub(crate) async fn add_conversions(
     run(connection, &insert).await;
 }
 
+/// Stores a conversion before the exposure of the users `from..from + users`.
+pub(crate) async fn add_before(service: &mut Service, from: u64, users: u64, value: &str, hours: u32) {
+    let insert = format!(
+        "INSERT INTO conversions (project_id, id, user_id, claimed_at, event_time, received_at, untimed, is_bot, log_id,
+             log_partition, log_offset, conversion_type, conversion_value, currency)
+         SELECT '{PROJECT}', gen_random_uuid(), {USER_SQL}, t, t, t, false, false, '{LOG}', 0, 0, 'buy', {value}, 'EUR'
+         FROM generate_series({from}, {}) i, (SELECT timestamptz '2026-03-01T00:00:00Z' - interval '{hours} hours' AS t) t",
+        from + users - 1
+    );
+    service.run(&insert).await;
+}
+
+/// Stores the first impression of each participant; `columns` are further ones with their SQL, which may use `n`, a number of the user's.
+pub(crate) async fn add_first_impressions(service: &mut Service, columns: &[(&str, &str)]) {
+    let names: String = columns.iter().map(|(name, _)| format!(", {name}")).collect();
+    let values: String = columns.iter().map(|(_, value)| format!(", {value}")).collect();
+    let insert = format!(
+        "INSERT INTO impressions (project_id, id, user_id, claimed_at, event_time, received_at, untimed, is_bot, log_id,
+             log_partition, log_offset, experiment_id, variant_id{names})
+         SELECT project_id, first_impression_id, user_id, t, t, t, false, false, '{LOG}', 0, 0, experiment_id, variant_id{values}
+         FROM (SELECT *, first_exposure_date AS t, ('x' || right(user_id::text, 4))::bit(16)::int AS n
+               FROM user_experiment_participation) p"
+    );
+    service.run(&insert).await;
+}
+
 /// Compares two numbers of JSON to nine digits.
 pub(crate) fn check_number(found: &Value, expected: f64) {
     let number = found.as_f64().unwrap_or_else(|| panic!("{found} is no number, expected {expected}"));

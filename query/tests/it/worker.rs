@@ -25,11 +25,24 @@ async fn backends_of_workers_are_as_nice_as_workers() {
         let fields = stat.rsplit_once(')').expect("a name").1;
         fields.split_whitespace().nth(16).and_then(|nice| nice.parse::<i32>().ok()).expect("a nice value")
     };
+    // proc_pid_status(5).
+    let processors = |process: u32| {
+        let status = std::fs::read_to_string(format!("/proc/{process}/status")).expect("it runs");
+        let line = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).expect("processors");
+        line.trim().to_owned()
+    };
     assert!(!backends.is_empty());
     let ours = nice(std::process::id());
+    let left_alone = processors(std::process::id());
     for backend in backends {
         let expected = (ours + 10).min(19);
-        assert_eq!(nice(u32::try_from(backend).expect("a number")), expected);
+        let number = u32::try_from(backend).expect("a number");
+        assert_eq!(nice(number), expected);
+        if std::thread::available_parallelism().is_ok_and(|processors| processors.get() > 1)
+            && rustix::process::geteuid().is_root()
+        {
+            assert_ne!(processors(number), left_alone, "one processor is left alone");
+        }
         if let Ok(session) = std::fs::read_to_string(format!("/proc/{backend}/autogroup"))
             && rustix::process::geteuid().is_root()
         {

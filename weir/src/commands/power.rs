@@ -38,6 +38,9 @@ pub(crate) struct Args {
     /// Statistical power: the chance to detect that effect if it exists
     #[arg(long, value_name = "CHANCE", default_value_t = POWER_DEFAULT)]
     power: f64,
+    /// Guardrails that have to be shown safe, too: what may be missed is divided among them and the goal
+    #[arg(long, value_name = "NUMBER", default_value_t = 0)]
+    guardrails: u32,
     /// Confidence level of the test [default: the experiment's, else 0.95]
     #[arg(long, value_name = "LEVEL")]
     confidence: Option<f64>,
@@ -111,7 +114,9 @@ fn plan(args: &Args, answer: Option<&Value>) -> anyhow::Result<Plan> {
     let variants = args.variants.or(listed).unwrap_or(2);
     check("--variants", variants as f64, (2..=100).contains(&variants), "2 to 100")?;
     let users_per_day = args.users_per_day.or(of("/population/users_per_day")).filter(|users| *users > 0.0);
-    let design = power::Plan { mean, variance, is_rate, variants, alpha: 1.0 - confidence, power: args.power };
+    check("--guardrails", f64::from(args.guardrails), args.guardrails <= 100, "0 to 100")?;
+    let power = power::power_of_each(args.power, args.guardrails);
+    let design = power::Plan { mean, variance, is_rate, variants, alpha: 1.0 - confidence, power };
     Ok(Plan { design, effect, users_per_day, users: args.users })
 }
 

@@ -54,6 +54,18 @@ pub(crate) struct Args {
     /// Only users who were first exposed before this time
     #[arg(long, value_name = "TIME")]
     exposed_until: Option<String>,
+    /// Only users for whose first exposure this holds, in SQL over the columns of an event, such as "country = 'DE'"
+    #[arg(long = "where", value_name = "CONDITION")]
+    condition: Option<String>,
+    /// Only what users did from this time on; numbers that are cut so describe and decide nothing
+    #[arg(long, value_name = "TIME")]
+    counted_from: Option<String>,
+    /// Only what users did before this time
+    #[arg(long, value_name = "TIME")]
+    counted_until: Option<String>,
+    /// Search columns and properties of the first exposure for users who are affected otherwise
+    #[arg(long)]
+    explore: bool,
     /// What happens to users who saw several variants: exclude_multi or first_exposure
     #[arg(long)]
     population: Option<String>,
@@ -146,6 +158,7 @@ impl Args {
             .map(|(_, name)| name)
             .collect();
         let series = (!series.is_empty()).then(|| series.join(","));
+        let explore = self.explore.then(|| "auto".to_owned());
         let fields = [
             ("baseline", &self.baseline),
             ("as_of", &self.as_of),
@@ -155,6 +168,10 @@ impl Args {
             ("dimension", &self.dimension),
             ("exposed_from", &self.exposed_from),
             ("exposed_until", &self.exposed_until),
+            ("where", &self.condition),
+            ("counted_from", &self.counted_from),
+            ("counted_until", &self.counted_until),
+            ("explore", &explore),
             ("population", &self.population),
             ("windows", &self.windows),
             ("cuped", &self.cuped),
@@ -199,6 +216,7 @@ fn render_as(answer: &Value, style: Style) -> String {
             }
         }
     }
+    out.push_str(&sections::exploration(answer, style));
     out.push_str(&sections::attribution(answer, style));
     out.push_str(&sections::decision(answer, style));
     out.push_str(&as_of(answer));
@@ -230,6 +248,7 @@ fn head(answer: &Value, style: Style) -> String {
         parts.extend(excluded("incomplete_window", "left out, whose window is not over"));
         parts.extend(excluded("unknown_variant", "not stored, with an unknown variant"));
         parts.extend(excluded("exposed_otherwise", "left out, exposed at another time"));
+        parts.extend(excluded("filtered", "left out by the condition"));
         parts.extend(excluded("not_triggered", "whose analysis has not begun"));
         parts.extend(excluded("over_active", "left out, with too many rows"));
         parts.extend(excluded("impressions_not_counted", "impressions not counted"));

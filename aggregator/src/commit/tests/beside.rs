@@ -3,10 +3,11 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use catalogue::behind::{lock, mark, unlock};
 use catalogue::version;
 
 use super::*;
-use crate::recompute::{catch_up, close_list, lock, mark, next_listed, unlock};
+use crate::recompute::{catch_up, close_list, next_listed};
 
 /// Refuses every derived row that is written by a transaction which keeps all commits of its project waiting: the catalogue's lock, held alone.
 const NOTHING_IS_COMPUTED_UNDER_THE_CATALOGUES_LOCK: &str = "

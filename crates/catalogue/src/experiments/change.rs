@@ -13,6 +13,7 @@ use super::phases::Assignment;
 use super::{Experiment, NewExperiment, NewVariant, Variant, VariantDetails, load, phases, show};
 use crate::change::Change;
 use crate::metrics::{self, METRICS_MAX, NewMetric};
+use crate::policy::Policy;
 use crate::project::Project;
 use crate::timestamp::Timestamp;
 use crate::trigger::Trigger;
@@ -38,9 +39,9 @@ pub async fn insert(change: &mut Change<'_>, new: &NewExperiment) -> Result<Expe
     let status = if new.start { Running } else { Draft };
     let id: Uuid = sqlx::query_scalar(
         "INSERT INTO experiments (project_id, name, description, status, started_at, target_sample_size, confidence_level, \
-             minimum_detectable_effect, conversion_window_days, attribution_method, currency, trigger) \
+             minimum_detectable_effect, conversion_window_days, attribution_method, currency, trigger, policy) \
          VALUES ($1, $2, $3, $4, CASE WHEN $4 = 'running' THEN coalesce($5, now()) END, $6, coalesce($7::numeric, 0.95), \
-             coalesce($8::numeric, 0.05), coalesce($9, 30), coalesce($10, 'first_exposure'), $11, $12::jsonb) \
+             coalesce($8::numeric, 0.05), coalesce($9, 30), coalesce($10, 'first_exposure'), $11, $12::jsonb, $13::jsonb) \
          RETURNING id",
     )
     .bind(project)
@@ -55,6 +56,7 @@ pub async fn insert(change: &mut Change<'_>, new: &NewExperiment) -> Result<Expe
     .bind(new.attribution_method)
     .bind(&new.currency)
     .bind(new.trigger.as_ref().map(trigger_text).transpose()?)
+    .bind(new.policy.as_ref().map(policy_text).transpose()?)
     .fetch_one(&mut *connection)
     .await?;
     for variant in &new.variants {
@@ -103,17 +105,47 @@ pub async fn set_trigger(
 ) -> Result<Experiment, CatalogueError> {
     trigger.map_or(Ok(()), Trigger::check)?;
     let text = trigger.map(trigger_text).transpose()?;
+    let assignment = "trigger = $3::jsonb";
+    let details = |before: &Experiment, after: &Experiment| json!({ "before": before.trigger, "after": after.trigger });
+    set(connection, project, name, (assignment, text), ("experiment.trigger", details)).await
+}
+
+/// Says how an experiment decides, and what follows. No stored row changes its meaning with it.
+/// # Errors
+/// [`CatalogueError::Unknown`], [`CatalogueError::Invalid`].
+pub async fn set_policy(
+    connection: &mut PgConnection,
+    project: &Project,
+    name: &str,
+    policy: &Policy,
+) -> Result<Experiment, CatalogueError> {
+    policy.check()?;
+    let text = if policy.is_usual() { None } else { Some(policy_text(policy)?) };
+    let assignment = "policy = $3::jsonb";
+    let details = |before: &Experiment, after: &Experiment| json!({ "before": before.policy, "after": after.policy });
+    set(connection, project, name, (assignment, text), ("experiment.policy", details)).await
+}
+
+fn policy_text(policy: &Policy) -> Result<String, CatalogueError> {
+    serde_json::to_string(policy).map_err(|error| CatalogueError::invalid("policy", error.to_string()))
+}
+
+/// Sets one column of an experiment by which no stored row changes its meaning, and notes it in the audit.
+async fn set(
+    connection: &mut PgConnection,
+    project: &Project,
+    name: &str,
+    (assignment, value): (&'static str, Option<String>),
+    (action, details): (&str, impl Fn(&Experiment, &Experiment) -> serde_json::Value),
+) -> Result<Experiment, CatalogueError> {
     let mut change = Change::begin(connection, project).await?;
     let before = show(change.connection(), project, name).await?;
-    sqlx::query("UPDATE experiments SET trigger = $3::jsonb, updated_at = now() WHERE project_id = $1 AND id = $2")
-        .bind(project.id)
-        .bind(before.id)
-        .bind(text)
-        .execute(change.connection())
-        .await?;
+    let update = format!("UPDATE experiments SET {assignment}, updated_at = now() WHERE project_id = $1 AND id = $2");
+    sqlx::query(sqlx::AssertSqlSafe(update)).bind(project.id).bind(before.id).bind(value).execute(change.connection()).await?;
     let after = load(change.connection(), project.id, before.id).await?;
-    let details = json!({ "id": after.id, "before": before.trigger, "after": after.trigger });
-    change.commit("experiment.trigger", &after.name, &details).await?;
+    let mut details = details(&before, &after);
+    details["id"] = json!(after.id);
+    change.commit(action, &after.name, &details).await?;
     Ok(after)
 }
 
@@ -127,18 +159,9 @@ pub async fn describe(
     text: &str,
 ) -> Result<Experiment, CatalogueError> {
     check::description("description", Some(text))?;
-    let mut change = Change::begin(connection, project).await?;
-    let before = show(change.connection(), project, name).await?;
-    sqlx::query("UPDATE experiments SET description = $3, updated_at = now() WHERE project_id = $1 AND id = $2")
-        .bind(project.id)
-        .bind(before.id)
-        .bind(text)
-        .execute(change.connection())
-        .await?;
-    let after = load(change.connection(), project.id, before.id).await?;
-    let details = json!({ "id": after.id, "before": before.description, "after": after.description });
-    change.commit("experiment.describe", &after.name, &details).await?;
-    Ok(after)
+    let assignment = "description = $3";
+    let details = |before: &Experiment, after: &Experiment| json!({ "before": before.description, "after": after.description });
+    set(connection, project, name, (assignment, Some(text.to_owned())), ("experiment.describe", details)).await
 }
 
 /// Says what a variant has for people and for clients; what is `None` stays as it is.

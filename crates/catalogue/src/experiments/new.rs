@@ -3,6 +3,7 @@
 use events::Micros;
 
 use crate::metrics::{METRICS_MAX, NewMetric};
+use crate::policy::Policy;
 use crate::trigger::Trigger;
 use crate::vocabulary::AttributionMethod;
 use crate::{CatalogueError, check};
@@ -38,6 +39,8 @@ pub struct NewExperiment {
     pub currency: Option<String>,
     /// What begins the analysis of a user; default: the exposure.
     pub trigger: Option<Trigger>,
+    /// How it decides; default: the usual one.
+    pub policy: Option<Policy>,
     /// Whether it runs at once.
     pub start: bool,
     /// From when on exposures count; default: the time of the start. Only together with `start`.
@@ -96,6 +99,7 @@ impl NewExperiment {
         })?;
         check::window("conversion_window_days", self.conversion_window_days)?;
         self.trigger.as_ref().map_or(Ok(()), Trigger::check)?;
+        self.policy.as_ref().map_or(Ok(()), Policy::check)?;
         if let Some(currency) = &self.currency
             && (currency.len() != 3 || !currency.bytes().all(|byte| byte.is_ascii_uppercase()))
         {

@@ -3,11 +3,11 @@
 use serde_json::{Value, json};
 use statistics::bayes_normal::{self, posterior};
 use statistics::comparison::{Comparison, Observed, Sample, compare, difference};
-use statistics::cuped::{Adjusted, adjusted, adjusted_ratio, theta};
 use statistics::difference::Difference;
 use statistics::effect::{Alternative, Effect, Scale, Status, Undefined};
 use statistics::guardrail::{Direction, non_inferiority, two_sided};
 use statistics::power::{Target, mid_experiment};
+use statistics::regression::{Adjusted, Coefficients, JointSums, Term, adjusted};
 use statistics::sequential::{Tuning, confidence_sequence};
 use statistics::strata::{Cell, Traffic, impact_per_day, post_stratified};
 
@@ -20,6 +20,7 @@ pub(crate) fn answer(method: &str, given: &Value) -> Option<Value> {
         "lift_delta_t" => lift_delta_t(given),
         "lift_fieller_t" => lift_fieller_t(given),
         "ratio_delta_t" => ratio_delta_t(given),
+        "quantile_clustered_t" => quantile_clustered_t(given),
         "quantile_t" => quantile_t(given),
         "cuped_t" => cuped_t(given),
         "cuped_ratio_t" => cuped_ratio_t(given),
@@ -169,34 +170,52 @@ fn ratio_delta_t(given: &Value) -> Value {
     tested(found.and_then(|found| found.effect(input::scale(given))), given)
 }
 
+fn quantile_clustered_t(given: &Value) -> Value {
+    let of = |name: &str| {
+        let (quantile, below) = (input::quantile(&given[name]), input::clusters(&given[name]));
+        let sample = quantile.arm_of_events(&below).expect("fits").map(Sample::Mean);
+        Observed { users: quantile.values, mean: Some(quantile.estimate), sample }
+    };
+    let found = difference(&of("control"), &of("treatment"));
+    tested(found.and_then(|found| found.effect(input::scale(given))), given)
+}
+
 fn quantile_t(given: &Value) -> Value {
     let of = |name: &str| input::quantile(&given[name]).observed();
     let found = difference(&of("control"), &of("treatment"));
     tested(found.and_then(|found| found.effect(input::scale(given))), given)
 }
 
-fn cuped_fields(found: Result<Adjusted, Undefined>, theta: f64, given: &Value) -> Value {
+fn cuped_fields(found: Result<Adjusted, Undefined>, coefficients: &Coefficients, given: &Value) -> Value {
     let adjusted = found.as_ref().ok().copied();
     let answer = tested(found.and_then(|found| found.difference.effect(input::scale(given))), given);
     with(
         answer,
         json!({
-            "theta": adjusted.map_or(theta, |found| found.theta),
+            "theta": coefficients.of[0],
             "variance_reduction_control": adjusted.and_then(|found| found.variance_reduction_control),
             "variance_reduction_treatment": adjusted.and_then(|found| found.variance_reduction_treatment),
         }),
     )
 }
 
+/// One coefficient of all users together, whatever variant they are in.
 fn cuped_t(given: &Value) -> Value {
     let (control, treatment) = (input::cuped(&given["control"]), input::cuped(&given["treatment"]));
-    let theta = theta(&[control, treatment]).expect("fits");
-    cuped_fields(adjusted(&control, &treatment, theta).expect("fits"), theta, given)
+    let joint = |sums: &JointSums| sums.joint(&[Term::Mean(0), Term::Mean(1)]).expect("fits").expect("users");
+    let all = joint(&control.merged(&treatment).expect("fits"));
+    let coefficients = Coefficients::common(&all, &all).of_part();
+    cuped_fields(adjusted(&joint(&control), &joint(&treatment), &coefficients), &coefficients, given)
 }
 
 fn cuped_ratio_t(given: &Value) -> Value {
-    let (control, treatment) = (input::cuped_ratio(&given["control"]), input::cuped_ratio(&given["treatment"]));
-    cuped_fields(adjusted_ratio(&control, &treatment).expect("fits"), 0.0, given)
+    let joint = |arm: &str| {
+        let found = input::cuped_ratio(&given[arm]).joint(&[Term::Ratio(0, 1), Term::Ratio(2, 3)]);
+        found.expect("fits").expect("denominators")
+    };
+    let (control, treatment) = (joint("control"), joint("treatment"));
+    let coefficients = Coefficients::common(&control, &treatment).of_part();
+    cuped_fields(adjusted(&control, &treatment, &coefficients), &coefficients, given)
 }
 
 fn bayes_normal(given: &Value) -> Value {

@@ -3,12 +3,12 @@
 use serde_json::Value;
 use statistics::I256;
 use statistics::comparison::{Observed, Sample};
-use statistics::cuped::{CupedRatioSums, CupedSums};
 use statistics::effect::{Alternative, Scale};
 use statistics::moments::Moments;
 use statistics::proportions::Count;
 use statistics::quantile::Quantile;
 use statistics::ratio::RatioSums;
+use statistics::regression::JointSums;
 use statistics::sums::Sums;
 
 pub(crate) fn number(input: &Value, name: &str) -> f64 {
@@ -88,24 +88,35 @@ pub(crate) fn ratio(arm: &Value) -> RatioSums {
     RatioSums { numerator: sums(&arm["m"]), denominator: sums(&arm["d"]), products: scaled(&arm["m_d_sum_of_products"], 12) }
 }
 
-pub(crate) fn cuped(arm: &Value) -> CupedSums {
-    CupedSums { post: sums(&arm["post"]), pre: sums(&arm["pre"]), products: scaled(&arm["post_pre_sum_of_products"], 12) }
+/// What users did after and before their first exposure.
+pub(crate) fn cuped(arm: &Value) -> JointSums {
+    JointSums {
+        quantities: vec![sums(&arm["post"]), sums(&arm["pre"])],
+        products: vec![scaled(&arm["post_pre_sum_of_products"], 12)],
+    }
 }
 
-pub(crate) fn cuped_ratio(arm: &Value) -> CupedRatioSums {
-    let product = |name: &str| scaled(&arm[name], 12);
-    let pair = |m: &str, d: &str, products: &str| RatioSums {
-        numerator: sums(&arm[m]),
-        denominator: sums(&arm[d]),
-        products: product(products),
+/// Numerator and denominator after, then before.
+pub(crate) fn cuped_ratio(arm: &Value) -> JointSums {
+    let products = ["m_post_d_post", "m_post_m_pre", "m_pre_d_post", "m_post_d_pre", "d_post_d_pre", "m_pre_d_pre"];
+    JointSums {
+        quantities: ["m_post", "d_post", "m_pre", "d_pre"].map(|name| sums(&arm[name])).to_vec(),
+        products: products.map(|name| scaled(&arm[name], 12)).to_vec(),
+    }
+}
+
+/// Events at most the quantile over events, by user.
+pub(crate) fn clusters(arm: &Value) -> RatioSums {
+    let users = whole(arm, "n_clusters");
+    let sums = |sum: &str, squares: &str| {
+        let squares = scaled(&arm[squares], 12);
+        let sum = millionths(&arm[sum]);
+        Sums::Values(Moments::from_parts(users, sum, squares))
     };
-    CupedRatioSums {
-        post: pair("m_post", "d_post", "m_post_d_post"),
-        pre: pair("m_pre", "d_pre", "m_pre_d_pre"),
-        numerators: product("m_post_m_pre"),
-        denominators: product("d_post_d_pre"),
-        numerator_post_denominator_pre: product("m_post_d_pre"),
-        numerator_pre_denominator_post: product("m_pre_d_post"),
+    RatioSums {
+        numerator: sums("main_sum", "main_sum_squares"),
+        denominator: sums("denominator_sum", "denominator_sum_squares"),
+        products: scaled(&arm["main_denominator_sum_product"], 12),
     }
 }
 

@@ -13,7 +13,7 @@ use crate::experiment::read::cohort::{Cohort, DAY_US, Row, Rows, Source};
 use statistics::moments::{Moments, Overflow};
 
 /// What one user did for one metric.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct UserSum {
     /// Number of the user.
     pub user: u32,
@@ -23,6 +23,30 @@ pub struct UserSum {
     pub base: i128,
     /// Whether a conversion of the numerator counted.
     pub has_converted: bool,
+}
+
+/// Values of single events, by user.
+#[derive(Clone, Debug, Default)]
+pub struct EventValues {
+    /// The users, ascending, each with where its values end.
+    users: Vec<(u32, usize)>,
+    values: Vec<f64>,
+}
+
+impl EventValues {
+    fn add(&mut self, user: u32, values: impl Iterator<Item = f64>) {
+        let before = self.values.len();
+        self.values.extend(values);
+        if self.values.len() > before {
+            self.users.push((user, self.values.len()));
+        }
+    }
+
+    /// Returns each user with its values.
+    pub fn by_user(&self) -> impl Iterator<Item = (u32, &[f64])> {
+        let starts = std::iter::once(0).chain(self.users.iter().map(|(_, end)| *end));
+        self.users.iter().zip(starts).map(|((user, end), start)| (*user, &self.values[start..*end]))
+    }
 }
 
 /// What a row lacks to count in a ratio.
@@ -58,6 +82,10 @@ pub struct CohortMetric {
     currency: Option<u32>,
     /// When rows count after the first exposure, both ends included.
     window_us: (i64, i64),
+    /// Whether the window has no end.
+    is_open: bool,
+    /// When they count at all, half open, in microseconds since 1970.
+    counted: (Option<i64>, Option<i64>),
     aggregation: Aggregation,
 }
 
@@ -95,7 +123,7 @@ impl Tally {
         let is_first = self.rows == 0;
         self.rows = self.rows.saturating_add(1);
         self.amount = match per_user {
-            PerUser::Count | PerUser::Sum => self.amount.checked_add(value).ok_or(Overflow)?,
+            PerUser::Count | PerUser::Sum | PerUser::Each => self.amount.checked_add(value).ok_or(Overflow)?,
             PerUser::First | PerUser::Min | PerUser::Max if is_first => value,
             PerUser::First => self.amount,
             PerUser::Min => self.amount.min(value),
@@ -128,6 +156,22 @@ pub struct Step<'c> {
     /// The row.
     pub row: &'c Row,
     part: Part,
+}
+
+/// Rows from the first exposure on, or those of the days before it.
+#[derive(Clone, Copy)]
+enum Side {
+    Before,
+    After,
+}
+
+impl Side {
+    fn of(self, source: &Source) -> &Rows {
+        match self {
+            Side::Before => &source.before,
+            Side::After => &source.after,
+        }
+    }
 }
 
 /// Events of a definition.
@@ -182,13 +226,26 @@ impl CohortMetric {
             refunds: REFUND_TYPES.map(place),
             currency,
             window_us,
+            is_open: metric.aggregation.is_open(),
+            counted: (None, None),
             aggregation: metric.aggregation.clone(),
         }
     }
 
-    /// Returns when the window after the first exposure is over, in microseconds.
+    /// Returns the same of what was done in a time, half open, in microseconds since 1970.
+    pub fn within(self, counted: (Option<i64>, Option<i64>)) -> Self {
+        CohortMetric { counted, ..self }
+    }
+
+    /// Returns whether the window has no end.
+    pub fn is_open(&self) -> bool {
+        self.is_open
+    }
+
+    /// Returns when the window after the first exposure is over, in microseconds. One without an end is none to be waited for.
     pub fn window_us(&self) -> i64 {
         match self.aggregation {
+            _ if self.is_open => 0,
             // Half open.
             Aggregation::Defined(_) => self.window_us.1 + 1,
             _ => self.window_us.1,
@@ -198,7 +255,8 @@ impl CohortMetric {
     /// Returns the same in a window that is over so long after it began, or after the exposure if that is later; none if it is not longer.
     pub fn shortened(&self, length_us: i64) -> Option<Self> {
         let end = self.window_us.0.max(0) + length_us;
-        (end < self.window_us.1).then(|| CohortMetric { window_us: (self.window_us.0, end - 1), ..self.clone() })
+        let window_us = (self.window_us.0, end - 1);
+        (end < self.window_us.1).then(|| CohortMetric { window_us, is_open: false, ..self.clone() })
     }
 
     /// Returns when the window begins after the first exposure, in microseconds; before it if negative.
@@ -206,29 +264,28 @@ impl CohortMetric {
         self.window_us.0
     }
 
-    fn rows<'c>(&self, cohort: &'c Cohort) -> &'c Rows {
-        self.source(cohort).map_or(&cohort.after, |source| &source.after)
-    }
-
-    fn rows_before<'c>(&self, cohort: &'c Cohort) -> &'c Rows {
-        self.source(cohort).map_or(&cohort.before, |source| &source.before)
-    }
-
-    fn source<'c>(&self, cohort: &'c Cohort) -> Option<&'c Source> {
-        let Aggregation::Defined(defined) = &self.aggregation else { return None };
-        cohort.sources.get(defined.source)
+    fn rows<'c>(&self, cohort: &'c Cohort, side: Side) -> &'c Rows {
+        match (&self.aggregation, side) {
+            (Aggregation::Defined(defined), _) if let Some(source) = cohort.sources.get(defined.source) => side.of(source),
+            (_, Side::After) => &cohort.after,
+            (_, Side::Before) => &cohort.before,
+        }
     }
 
     /// Returns the other rows that it is over, if it is over other ones.
-    fn rows_over<'c>(&self, cohort: &'c Cohort) -> Option<&'c Rows> {
+    fn rows_over<'c>(&self, cohort: &'c Cohort, side: Side) -> Option<&'c Rows> {
         let Aggregation::Defined(defined) = &self.aggregation else { return None };
-        Some(&cohort.sources.get(defined.over?)?.after)
+        Some(side.of(cohort.sources.get(defined.over?)?))
     }
 
     /// Returns the users who have rows that it is computed of, ascending.
     pub fn filled<'c>(&self, cohort: &'c Cohort) -> Cow<'c, [u32]> {
-        let own = self.rows(cohort).filled();
-        let Some(over) = self.rows_over(cohort) else { return Cow::Borrowed(own) };
+        self.filled_of(cohort, Side::After)
+    }
+
+    fn filled_of<'c>(&self, cohort: &'c Cohort, side: Side) -> Cow<'c, [u32]> {
+        let own = self.rows(cohort, side).filled();
+        let Some(over) = self.rows_over(cohort, side) else { return Cow::Borrowed(own) };
         let mut all: Vec<u32> = own.iter().chain(over.filled()).copied().collect();
         all.sort_unstable();
         all.dedup();
@@ -237,13 +294,18 @@ impl CohortMetric {
 
     /// Returns the rows of a user that it is computed of, in the order of time; its own come first of equal times.
     pub fn steps<'c>(&self, cohort: &'c Cohort, user: usize) -> impl Iterator<Item = Step<'c>> {
-        let mut own = self.rows(cohort).of(user);
-        let over = self.rows_over(cohort).map(|rows| (Part::Over, rows.of(user)));
+        self.steps_of(cohort, user, Side::After)
+    }
+
+    fn steps_of<'c>(&self, cohort: &'c Cohort, user: usize, side: Side) -> impl Iterator<Item = Step<'c>> {
+        let mut own = self.rows(cohort, side).of(user);
+        let over = self.rows_over(cohort, side).map(|rows| (Part::Over, rows.of(user)));
         let then = match &self.aggregation {
             Aggregation::Defined(defined) => defined.then.as_slice(),
             _ => &[],
         };
-        let of_step = |(place, source): (usize, &usize)| Some((Part::Then(place), cohort.sources.get(*source)?.after.of(user)));
+        let of_step =
+            |(place, source): (usize, &usize)| Some((Part::Then(place), side.of(cohort.sources.get(*source)?).of(user)));
         // Most metrics have none of these, and nothing is allocated then.
         let mut others: Vec<(Part, &'c [Row])> = over.into_iter().chain(then.iter().enumerate().filter_map(of_step)).collect();
         std::iter::from_fn(move || {
@@ -406,24 +468,18 @@ impl CohortMetric {
         self.is_conversion_of(self.name, row)
     }
 
-    /// Returns whether a row lies in the metric's window.
+    /// Returns whether a row lies in the metric's window, and in the time that is asked for.
     pub fn is_in_window(&self, row: &Row, exposed: i64) -> bool {
-        (self.window_us.0..=self.window_us.1).contains(&(row.time - exposed))
+        let (from, until) = self.counted;
+        from.is_none_or(|from| row.time >= from)
+            && until.is_none_or(|until| row.time < until)
+            && (self.window_us.0..=self.window_us.1).contains(&(row.time - exposed))
     }
 
-    fn entry<'c>(
-        &self,
-        cohort: &Cohort,
-        user: usize,
-        steps: impl Iterator<Item = Step<'c>>,
-    ) -> Result<Option<UserSum>, Overflow> {
+    fn entry<'c>(&self, user: usize, steps: impl Iterator<Item = Step<'c>>) -> Result<Option<UserSum>, Overflow> {
         let (mut progress, mut is_touched) = (Progress::default(), false);
         for step in steps {
             is_touched |= self.advance(&mut progress, step)?;
-        }
-        if matches!(self.aggregation, Aggregation::Ratio(_, Denominator::Impressions)) {
-            progress.base = i128::from(cohort.users.impressions[user]) * Moments::SCALE;
-            is_touched = true;
         }
         let Progress { amount, base, has_converted, .. } = progress;
         Ok(is_touched.then_some(UserSum { user: user as u32, amount, base, has_converted }))
@@ -435,27 +491,44 @@ impl CohortMetric {
     pub fn after(&self, cohort: &Cohort) -> Result<Vec<UserSum>, Overflow> {
         let entry = |user: usize| {
             let exposed = cohort.users.exposed[user];
-            let steps = self.steps(cohort, user).filter(|step| self.is_in_window(step.row, exposed));
-            self.entry(cohort, user, steps).transpose()
+            self.entry(user, self.steps(cohort, user).filter(|step| self.is_in_window(step.row, exposed)))
         };
         // Everybody has impressions, conversions few.
         if matches!(self.aggregation, Aggregation::Ratio(_, Denominator::Impressions)) {
-            return gathered(cohort.users.len(), (0..cohort.users.len()).filter_map(entry));
+            let with_impressions = |user: usize| {
+                let found = entry(user)?.unwrap_or(UserSum { user: user as u32, ..UserSum::default() });
+                Ok(UserSum { base: i128::from(cohort.users.impressions[user]) * Moments::SCALE, ..found })
+            };
+            return gathered(cohort.users.len(), (0..cohort.users.len()).map(with_impressions));
         }
         let filled = self.filled(cohort);
-        gathered(filled.len(), filled.iter().filter_map(|user| entry(*user as usize)))
+        gathered(filled.len(), filled.iter().filter_map(|user| entry(*user as usize).transpose()))
     }
 
-    /// Returns the sums of the days before the first exposure, as covariate.
+    /// Returns each value of the users' rows by itself, of a quantile of events; none of other metrics.
+    pub fn values(&self, cohort: &Cohort) -> Option<EventValues> {
+        let Aggregation::Defined(defined) = &self.aggregation else { return None };
+        let definition = &defined.reference.definition;
+        if definition.per_user != PerUser::Each {
+            return None;
+        }
+        let mut found = EventValues::default();
+        for user in self.filled(cohort).iter() {
+            let exposed = cohort.users.exposed[*user as usize];
+            let steps = self.steps(cohort, *user as usize).filter(|step| self.is_in_window(step.row, exposed));
+            let values = steps.filter_map(|step| self.value_of(definition, step.row));
+            found.add(*user, values.map(|value| value as f64 / Moments::SCALE as f64));
+        }
+        Some(found)
+    }
+
+    /// Returns what users came to in the days before their first exposure, by user.
     /// # Errors
     /// [`Overflow`].
     pub fn before(&self, cohort: &Cohort) -> Result<Vec<UserSum>, Overflow> {
-        let rows = self.rows_before(cohort);
-        let entry = |user: &u32| {
-            let steps = rows.of(*user as usize).iter().map(|row| Step { row, part: Part::Own });
-            self.entry(cohort, *user as usize, steps).transpose()
-        };
-        gathered(rows.filled().len(), rows.filled().iter().filter_map(entry))
+        let filled = self.filled_of(cohort, Side::Before);
+        let entry = |user: &u32| self.entry(*user as usize, self.steps_of(cohort, *user as usize, Side::Before)).transpose();
+        gathered(filled.len(), filled.iter().filter_map(entry))
     }
 }
 

@@ -4,6 +4,7 @@
 //! on which it came.
 
 use crate::experiment::measure::counted::{CohortMetric, Progress, UserSum};
+use crate::experiment::measure::covariates::{Covariates, Cross};
 use crate::experiment::measure::groups::Groups;
 use crate::experiment::measure::sums::Sums;
 use crate::experiment::read::catalogue::Aggregation;
@@ -87,7 +88,7 @@ pub fn users(cohort: &Cohort, groups: &Groups, days: Days) -> Vec<Vec<u64>> {
 }
 
 /// What changes on one day in one cell.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone)]
 struct Change {
     converters: i64,
     amount: i128,
@@ -95,13 +96,25 @@ struct Change {
     base: i128,
     base_squares: Products,
     product: Products,
-    before: i128,
-    before_squares: Products,
-    before_product: Products,
+    covariates: Cross,
+}
+
+impl Change {
+    fn new(covariates: &Covariates) -> Self {
+        Change {
+            converters: 0,
+            amount: 0,
+            squares: Products::default(),
+            base: 0,
+            base_squares: Products::default(),
+            product: Products::default(),
+            covariates: covariates.cross(),
+        }
+    }
 }
 
 /// What came up to one day in one cell.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Default)]
 struct Totals {
     converters: i64,
     amount: i128,
@@ -109,20 +122,17 @@ struct Totals {
     base: i128,
     base_squares: I256,
     product: I256,
-    before: i128,
-    before_squares: I256,
-    before_product: I256,
+    covariates: Option<Cross>,
 }
 
 /// Returns the sums of each group at the end of each day; `None` for a metric that is not additive over days. `users` are those of
-/// each cell at the end of each day; `before` is what users did before their first exposure, ordered by user, and empty where there
-/// is no covariate. Sums above `cap` count as `cap`.
+/// each cell at the end of each day. Sums above `cap` count as `cap`.
 /// # Errors
 /// [`Overflow`].
 pub fn sums(
     (counted, aggregation): (&CohortMetric, &Aggregation),
     cohort: &Cohort,
-    before: &[UserSum],
+    covariates: &Covariates,
     groups: &Groups,
     (days, users): (Days, &[Vec<u64>]),
     cap: Option<i128>,
@@ -131,22 +141,20 @@ pub fn sums(
         return Ok(None);
     }
     let width = groups.cells().len();
-    let mut changes = vec![Change::default(); days.count * width];
+    let mut changes = vec![Change::new(covariates); days.count * width];
     let shown = |amount: i128| cap.map_or(amount, |cap| amount.min(cap));
-    for earlier in before {
-        let Some(cell) = groups.cell(earlier.user) else { continue };
-        let change = &mut changes[days.place(cohort.users.exposed[earlier.user as usize]) * width + cell];
-        change.before = change.before.checked_add(earlier.amount).ok_or(Overflow)?;
-        change.before_squares.add(earlier.amount, earlier.amount)?;
-    }
-    let mut later = before.iter().peekable();
-    for user in counted.filled(cohort).iter().map(|user| *user as usize) {
-        let Some(cell) = groups.cell(user as u32) else { continue };
-        let exposed = cohort.users.exposed[user];
+    let mut filled: Vec<UserSum> = Vec::new();
+    // Who has rows stands for them here; what they come to is found day by day.
+    filled.extend(counted.filled(cohort).iter().map(|user| UserSum { user: *user, ..UserSum::default() }));
+    covariates.each(&filled, |user, has_rows, row| {
+        let Some(cell) = groups.cell(user) else { return Ok(()) };
+        let exposed = cohort.users.exposed[user as usize];
+        changes[days.place(exposed) * width + cell].covariates.add(row)?;
+        if has_rows.is_none() {
+            return Ok(());
+        }
         let mut progress = Progress::default();
-        while later.next_if(|earlier| (earlier.user as usize) < user).is_some() {}
-        let earlier = later.next_if(|earlier| earlier.user as usize == user).map_or(0, |earlier| earlier.amount);
-        for step in counted.steps(cohort, user).filter(|step| counted.is_in_window(step.row, exposed)) {
+        for step in counted.steps(cohort, user as usize).filter(|step| counted.is_in_window(step.row, exposed)) {
             let (from, base, had_converted) = (shown(progress.amount), progress.base, progress.has_converted);
             if !counted.advance(&mut progress, step)? {
                 continue;
@@ -160,9 +168,10 @@ pub fn sums(
             change.base = change.base.checked_add(next_base - base).ok_or(Overflow)?;
             replace(&mut change.base_squares, (base, base), (next_base, next_base))?;
             replace(&mut change.product, (from, base), (to, next_base))?;
-            replace(&mut change.before_product, (from, earlier), (to, earlier))?;
+            change.covariates.advance(row, [from, base], [to, next_base])?;
         }
-    }
+        Ok(())
+    })?;
     let mut series = Vec::with_capacity(days.count);
     let mut totals = vec![Totals::default(); width];
     for (day, users) in users.iter().enumerate() {
@@ -175,9 +184,8 @@ pub fn sums(
             total.squares = total.squares.checked_add(change.squares.total()?).ok_or(Overflow)?;
             total.base_squares = total.base_squares.checked_add(change.base_squares.total()?).ok_or(Overflow)?;
             total.product = total.product.checked_add(change.product.total()?).ok_or(Overflow)?;
-            total.before = total.before.checked_add(change.before).ok_or(Overflow)?;
-            total.before_squares = total.before_squares.checked_add(change.before_squares.total()?).ok_or(Overflow)?;
-            total.before_product = total.before_product.checked_add(change.before_product.total()?).ok_or(Overflow)?;
+            let known = total.covariates.get_or_insert_with(|| covariates.cross());
+            known.merge(&change.covariates)?;
             row.push(Sums {
                 users: users[cell],
                 converters: total.converters as u64,
@@ -185,8 +193,7 @@ pub fn sums(
                 amount: Moments::from_parts(users[cell], total.amount, total.squares),
                 base: Moments::from_parts(users[cell], total.base, total.base_squares),
                 amount_base: total.product,
-                before: Moments::from_parts(users[cell], total.before, total.before_squares),
-                amount_before: total.before_product,
+                covariates: known.total()?,
                 strata: Vec::new(),
             });
         }
@@ -270,7 +277,7 @@ mod tests {
             let days = Days::of(&whole, &groups).expect("users");
             let counted = CohortMetric::new(&metric, &whole, Some(0), 2);
             let by_day = super::users(&whole, &groups, days);
-            let before = counted.before(&whole).expect("fits");
+            let before = sums::tests::history(&counted.before(&whole).expect("fits"));
             let series = super::sums((&counted, &aggregation), &whole, &before, &groups, (days, &by_day), cap).expect("fits").expect("additive");
             for (place, found) in series.iter().enumerate() {
                 let end = (days.first + place as i64 + 1) * DAY_US;
@@ -278,7 +285,7 @@ mod tests {
                 let cut = cohort(&users, &until);
                 let present = Groups::new(users.len(), 2, |user| (users[user].1 < end).then_some(users[user].0 as usize));
                 let counted = CohortMetric::new(&metric, &cut, Some(0), 2);
-                let before = counted.before(&cut).expect("fits");
+                let before = sums::tests::history(&counted.before(&cut).expect("fits"));
                 let expected = sums::sums(&counted.after(&cut).expect("fits"), &before, &present, cap).expect("fits");
                 for (found, expected) in found.iter().zip(&expected) {
                     prop_assert_eq!(found.users, expected.users);
@@ -286,8 +293,7 @@ mod tests {
                     prop_assert_eq!(found.amount, expected.amount);
                     prop_assert_eq!(found.base, expected.base);
                     prop_assert_eq!(found.amount_base, expected.amount_base);
-                    prop_assert_eq!(found.before, expected.before);
-                    prop_assert_eq!(found.amount_before, expected.amount_before);
+                    prop_assert_eq!(&found.covariates, &expected.covariates);
                 }
             }
         }

@@ -50,6 +50,16 @@ impl Groups {
         self
     }
 
+    /// Returns how many users there are, whether they belong somewhere or not.
+    pub fn len(&self) -> usize {
+        self.of.len()
+    }
+
+    /// Returns whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.of.is_empty()
+    }
+
     /// Returns the users of each group.
     pub fn users(&self) -> &[u64] {
         &self.users

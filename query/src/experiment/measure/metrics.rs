@@ -6,17 +6,20 @@ use std::sync::Arc;
 use ::catalogue::definitions::PerUser;
 use rayon::iter::{IntoParallelIterator, ParallelIterator};
 
-use crate::experiment::measure::counted::{CohortMetric, LeftOut, UserSum};
+use crate::experiment::measure::counted::{CohortMetric, EventValues, LeftOut, UserSum};
+use crate::experiment::measure::covariates::{Column, Covariates};
 use crate::experiment::measure::days::{self, DaySums, Days};
 use crate::experiment::measure::groups::Groups;
 use crate::experiment::measure::population::Population;
 use crate::experiment::measure::ripe;
 use crate::experiment::measure::sample::{Sampled, sampled};
 use crate::experiment::measure::sums::{CAP_SUMS_MIN, Sums, filled, sums};
-use crate::experiment::read::catalogue::{Aggregation, Configured, Role};
+use crate::experiment::read::catalogue::{Aggregation, Configured, Denominator, Role};
 use crate::experiment::read::cohort::{Cohort, DAY_US, Rows};
 use crate::experiment::read::experiment::Experiment;
-use crate::experiment::request::{CAP_NEVER, CAP_PERCENTILE, CapRule, Request, Windows};
+use crate::experiment::read::sources::CovariateSource;
+use crate::experiment::read::traits::{EXPLORED_VALUES_MAX, Trait, TraitQuery};
+use crate::experiment::request::{CAP_NEVER, CAP_PERCENTILE, CapRule, Dimensions, Request, Windows};
 use crate::http::error::{ApiError, Code};
 use statistics::capping::cap_value;
 use statistics::moments::Overflow;
@@ -25,8 +28,13 @@ use statistics::moments::Overflow;
 pub const CONVERSION_NAMES_MAX: usize = 50;
 /// Values of a dimension that are shown by themselves, at most.
 const VALUES_MAX: usize = 20;
-/// Users of a cross of several dimensions that is shown by itself, at least.
-const CROSSED_USERS_MIN: u64 = 100;
+/// Users of a value that stands by itself where there are many values with few of them, at least.
+const USERS_MIN: u64 = 100;
+
+/// Covariates of one metric, at most.
+const COVARIATES_MAX: usize = 10;
+/// Values of a property that are covariates, at most.
+const CATEGORIES_MAX: usize = 4;
 
 /// One metric, measured.
 #[derive(Debug)]
@@ -37,8 +45,10 @@ pub struct MeasuredMetric {
     pub counted: CohortMetric,
     /// Each user's sum.
     pub entries: Vec<UserSum>,
-    /// Each user's sum before the first exposure.
-    pub before: Vec<UserSum>,
+    /// The values of single events, of a metric that is about these.
+    pub values: Option<EventValues>,
+    /// What is known of users before their first exposure, and may explain what they do after it.
+    pub covariates: Covariates,
     /// What sums are cut at.
     pub cap: Option<AppliedCap>,
     /// Who counts, in which variant.
@@ -89,7 +99,7 @@ impl MeasuredMetric {
         (days, users): (Days, &[Vec<u64>]),
     ) -> Result<Option<Vec<DaySums>>, Overflow> {
         let counted = (&self.counted, &self.configured.aggregation);
-        days::sums(counted, population.cohort, &self.before, &self.groups, (days, users), self.cap.map(|cap| cap.amount))
+        days::sums(counted, population.cohort, &self.covariates, &self.groups, (days, users), self.cap.map(|cap| cap.amount))
     }
 
     /// Returns the sums of the variants over the users whose window has closed, at the end of each day of looks; none for a metric
@@ -100,7 +110,7 @@ impl MeasuredMetric {
         let window_us = self.counted.window_us();
         let (Some(days), Some(ripeness)) = (population.look_days(), population.ripeness(window_us)) else { return Ok(None) };
         let cap = self.cap.map(|cap| cap.amount);
-        let sums = (self.entries.as_slice(), self.before.as_slice());
+        let sums = (self.entries.as_slice(), &self.covariates);
         let aggregation = &self.configured.aggregation;
         let ends = (window_us, population.now);
         ripe::sums(aggregation, population.cohort, sums, &self.groups, (days, &ripeness), ends, cap)
@@ -118,8 +128,84 @@ impl MeasuredMetric {
         let groups = population.groups_by(population.rule, Windows::All, window_us);
         let (cap, ends) = (self.cap.map(|cap| cap.amount), (window_us, population.now));
         let aggregation = &self.configured.aggregation;
-        ripe::sums(aggregation, population.cohort, (&entries, &[]), &groups, (days, &ripeness), ends, cap)
+        ripe::sums(aggregation, population.cohort, (&entries, &Covariates::default()), &groups, (days, &ripeness), ends, cap)
     }
+}
+
+/// Returns what users did before of the same, of a ratio both its parts; the cap holds before as after.
+fn history(metric: &Configured, before: &[UserSum], cap: Option<i128>) -> Covariates {
+    let aggregation = &metric.aggregation;
+    let column = |name: String| Column { name, is_share: aggregation.is_share(), is_history: true };
+    let cut = |amount: i128| cap.map_or(amount, |cap| amount.min(cap));
+    // Nobody has impressions before the first one.
+    let has_base = aggregation.is_ratio() && !matches!(aggregation, Aggregation::Ratio(_, Denominator::Impressions));
+    let own = column(metric.name.clone());
+    if has_base {
+        let base = column(format!("{}.over", metric.name));
+        return Covariates::default().with_amounts([own, base], before, |earlier| [cut(earlier.amount), earlier.base]);
+    }
+    Covariates::default().with_amounts([own], before, |earlier| [cut(earlier.amount)])
+}
+
+/// Adds what a definition takes off beside.
+fn more(
+    mut covariates: Covariates,
+    population: &Population<'_>,
+    (metric, groups): (&Configured, &Groups),
+    all: &[Configured],
+    how: &How,
+) -> Result<Covariates, Overflow> {
+    let (cohort, sources) = (population.cohort, metric.covariates());
+    for source in &sources {
+        let CovariateSource::Metric(name) = source else { continue };
+        let Some(other) = all.iter().find(|other| other.name == *name && *name != metric.name) else { continue };
+        let before = CohortMetric::new(other, cohort, how.currency, how.window_days).before(cohort)?;
+        let column = Column { name: format!("metrics.{name}"), is_share: other.aggregation.is_share(), is_history: true };
+        let cut = |amount: i128| other.cap.map_or(amount, |cap| amount.min(cap));
+        covariates = covariates.with_amounts([column], &before, |earlier| [cut(earlier.amount)]);
+    }
+    for source in &sources {
+        let left = COVARIATES_MAX.saturating_sub(covariates.count());
+        match source {
+            CovariateSource::Metric(_) => {}
+            CovariateSource::History if left > 0 => {
+                let did = (0..cohort.users.len()).map(|user| cohort.did_before(user).then_some(0));
+                let column = Column { name: "has_history".to_owned(), is_share: true, is_history: true };
+                covariates = covariates.with_values(vec![column], did);
+            }
+            CovariateSource::Exposure(property) => {
+                let asked = TraitQuery::Value(Dimensions(vec![property.clone()]));
+                let Some(known) = cohort.find_trait(&asked) else { continue };
+                let most = most_used(known, groups);
+                // Who has none of these values is who they are compared with.
+                let shown: Vec<usize> = most.into_iter().skip(1).take(CATEGORIES_MAX.min(left)).collect();
+                let column = |value: &usize| {
+                    let name = format!("{} = {}", property.name(), known.values[*value]);
+                    Column { name, is_share: true, is_history: false }
+                };
+                let columns = shown.iter().map(column).collect();
+                let place_of: HashMap<usize, usize> = shown.iter().enumerate().map(|(place, value)| (*value, place)).collect();
+                let place = |user: usize| place_of.get(&(known.of(user)? as usize)).copied();
+                covariates = covariates.with_values(columns, (0..cohort.users.len()).map(place));
+            }
+            CovariateSource::History => {}
+        }
+    }
+    Ok(covariates)
+}
+
+/// Returns the values that users have who belong somewhere, most used first.
+fn most_used(known: &Trait, groups: &Groups) -> Vec<usize> {
+    let mut users = vec![0u64; known.values.len()];
+    for user in (0..groups.len()).filter(|user| groups.of(*user as u32).is_some()) {
+        if let Some(value) = known.of(user) {
+            users[value as usize] += 1;
+        }
+    }
+    let mut order: Vec<usize> = (0..users.len()).filter(|value| users[*value] > 0).collect();
+    // Sorting is stable: with equal numbers the name decides.
+    order.sort_by_key(|value| std::cmp::Reverse(users[*value]));
+    order
 }
 
 /// What sums are cut at.
@@ -137,35 +223,48 @@ pub struct AppliedCap {
 pub fn measure_all(
     population: &Population<'_>,
     metrics: Vec<Configured>,
-    currency: Option<u32>,
-    window_days: i32,
-    rule: CapRule,
+    all: &[Configured],
+    how: &How,
 ) -> Result<Vec<MeasuredMetric>, Overflow> {
-    metrics.into_par_iter().map(|metric| measure(population, metric, currency, window_days, rule)).collect()
+    metrics.into_par_iter().map(|metric| measure(population, metric, all, how)).collect()
 }
 
-/// Measures one metric over the population asked for.
+/// How metrics are measured.
+pub struct How {
+    /// The number of the currency of values; none: all.
+    pub currency: Option<u32>,
+    /// The experiment's window.
+    pub window_days: i32,
+    /// How sums are capped.
+    pub cap: CapRule,
+    /// What users did in this time counts, half open, in microseconds since 1970.
+    pub counted: (Option<i64>, Option<i64>),
+}
+
+/// Measures one metric over the population asked for; `all` are those that the experiment has.
 /// # Errors
 /// [`Overflow`].
 pub fn measure(
     population: &Population<'_>,
     configured: Configured,
-    currency: Option<u32>,
-    window_days: i32,
-    rule: CapRule,
+    all: &[Configured],
+    how: &How,
 ) -> Result<MeasuredMetric, Overflow> {
-    let counted = CohortMetric::new(&configured, population.cohort, currency, window_days);
+    let counted = CohortMetric::new(&configured, population.cohort, how.currency, how.window_days).within(how.counted);
     let groups = population.groups(counted.window_us());
-    let (entries, before) = (counted.after(population.cohort)?, counted.before(population.cohort)?);
-    let cap = choose_cap(&configured, rule, &entries, &groups);
+    let entries = counted.after(population.cohort)?;
+    let cap = choose_cap(&configured, how.cap, &entries, &groups);
     let amount = cap.map(|cap| cap.amount);
-    let of_cut = sums(&entries, &before, &groups, amount)?;
-    let raw = if cap.is_some() { sums(&entries, &[], &groups, None)? } else { of_cut.clone() };
-    let sampled = sampled(&configured, &entries, &groups, amount, &of_cut)?;
+    let own = history(&configured, &counted.before(population.cohort)?, amount);
+    let covariates = more(own, population, (&configured, &groups), all, how)?;
+    let of_cut = sums(&entries, &covariates, &groups, amount)?;
+    let raw = if cap.is_some() { sums(&entries, &Covariates::default(), &groups, None)? } else { of_cut.clone() };
+    let values = counted.values(population.cohort);
+    let sampled = sampled(&configured, (&entries, values.as_ref()), &groups, amount, &of_cut)?;
     let left_out = counted.left_out(population.cohort, &groups);
     let of_others = |groups: &Groups| -> Result<Vec<Sampled>, Overflow> {
-        let sums = sums(&entries, &[], groups, amount)?;
-        self::sampled(&configured, &entries, groups, amount, &sums)
+        let sums = sums(&entries, &Covariates::default(), groups, amount)?;
+        self::sampled(&configured, (&entries, values.as_ref()), groups, amount, &sums)
     };
     let beside = match population.beside_trigger(counted.window_us()) {
         Some([untriggered, everybody]) => {
@@ -173,7 +272,20 @@ pub fn measure(
         }
         None => None,
     };
-    Ok(MeasuredMetric { configured, counted, entries, before, cap, groups, sums: of_cut, raw, sampled, left_out, beside })
+    Ok(MeasuredMetric {
+        configured,
+        counted,
+        entries,
+        values,
+        covariates,
+        cap,
+        groups,
+        sums: of_cut,
+        raw,
+        sampled,
+        left_out,
+        beside,
+    })
 }
 
 fn choose_cap(metric: &Configured, rule: CapRule, entries: &[UserSum], groups: &Groups) -> Option<AppliedCap> {
@@ -365,39 +477,62 @@ pub struct Value {
     pub kind: &'static str,
 }
 
-/// Splits the population by the cohort's dimension: the 20 values with the most users, the rest as `other`; of dimensions that are crossed those
-/// with few users, too, since most crosses have few.
-pub fn split(population: &Population<'_>, is_crossed: bool) -> Split {
-    let cohort = population.cohort;
-    let groups = population.groups(population.window_us);
-    let mut users = vec![0u64; cohort.dimension_values.len()];
+/// A property by which it is searched who is affected otherwise.
+#[derive(Debug)]
+pub struct Explored {
+    /// Its name.
+    pub dimension: String,
+    /// Its values; none if there are too many of them.
+    pub split: Option<Split>,
+}
+
+/// Splits the population by what users had at their first exposure: the values with the most users, the rest as `other`. Of dimensions
+/// that are crossed, and of those that are searched, values with few users are in the rest, too.
+pub fn split(population: &Population<'_>, known: &Trait, few: Few) -> Split {
+    let (cohort, groups) = (population.cohort, population.groups(population.window_us));
+    let mut users = vec![0u64; known.values.len()];
     let mut unknown = 0u64;
     for user in (0..cohort.users.len()).filter(|user| groups.of(*user as u32).is_some()) {
-        match cohort.dimension.get(user).copied().flatten() {
+        match known.of(user) {
             Some(value) => users[value as usize] += 1,
             None => unknown += 1,
         }
     }
-    let mut order: Vec<usize> = (0..users.len()).filter(|value| users[*value] > 0).collect();
-    order.sort_by_key(|value| std::cmp::Reverse(users[*value]));
+    let mut order = most_used(known, &groups);
     let there_are = order.len();
-    order.truncate(VALUES_MAX);
-    order.retain(|value| !is_crossed || users[*value] >= CROSSED_USERS_MIN);
+    order.truncate(few.values_max);
+    order.retain(|value| users[*value] >= few.users_min);
     let has_other = order.len() < there_are;
     let place_of: HashMap<usize, u32> = order.iter().enumerate().map(|(place, value)| (*value, place as u32)).collect();
     let mut values: Vec<Value> =
-        order.iter().map(|value| Value { text: Some(cohort.dimension_values[*value].clone()), kind: "value" }).collect();
+        order.iter().map(|value| Value { text: Some(known.values[*value].clone()), kind: "value" }).collect();
     let unknown_place = values.len() as u32;
     values.extend((unknown > 0).then_some(Value { text: None, kind: "unknown" }));
     let other_place = values.len() as u32;
     values.extend(has_other.then_some(Value { text: Some("other".to_owned()), kind: "other" }));
-    let place = |user: usize| match cohort.dimension.get(user).copied().flatten() {
+    let place = |user: usize| match known.of(user) {
         Some(value) => place_of.get(&(value as usize)).copied().unwrap_or(other_place),
         None => unknown_place,
     };
     let places: Vec<u32> = (0..cohort.users.len()).map(place).collect();
     let groups = population.groups_of_values(values.len(), population.window_us, |user| places[user] as usize);
     Split { values, groups, places }
+}
+
+/// Which values stand by themselves.
+#[derive(Clone, Copy, Debug)]
+pub struct Few {
+    values_max: usize,
+    users_min: u64,
+}
+
+impl Few {
+    /// Of one property.
+    pub const PLAIN: Few = Few { values_max: VALUES_MAX, users_min: 1 };
+    /// Of several that are crossed: most crosses have few users.
+    pub const CROSSED: Few = Few { users_min: USERS_MIN, ..Few::PLAIN };
+    /// Of properties that are searched.
+    pub const EXPLORED: Few = Few { values_max: EXPLORED_VALUES_MAX, users_min: USERS_MIN };
 }
 
 #[cfg(test)]
@@ -475,16 +610,15 @@ mod tests {
     #[test]
     fn the_most_used_values_stand_alone() {
         let users: Vec<(u32, i64)> = (0..100).map(|user| (user % 2, 0)).collect();
-        let mut cohort = cohort(&users, &[]);
-        cohort.dimension_values = (0..25).map(|value| format!("v{value:02}")).collect();
+        let cohort = cohort(&users, &[]);
+        let values = (0..25).map(|value| format!("v{value:02}")).collect();
         // Value 24 has 28 users, the others 3 each; 0 users have none.
-        cohort.dimension = (0..100).map(|user| Some(if user < 72 { user / 3 } else { 24 })).collect();
-        cohort.dimension[0] = None;
+        let known = Trait::new((0..100).map(|user| (user > 0).then_some(if user < 72 { user / 3 } else { 24 })), values);
         let population = population(&cohort);
-        let crossed = super::split(&population, true);
+        let crossed = super::split(&population, &known, Few::CROSSED);
         let others: Vec<&str> = crossed.values.iter().map(|value| value.kind).collect();
         assert_eq!((others.as_slice(), crossed.groups.total()), (["unknown", "other"].as_slice(), 100));
-        let split = split(&population, false);
+        let split = split(&population, &known, Few::PLAIN);
         let texts: Vec<&str> = split.values.iter().map(|value| value.text.as_deref().unwrap_or("-")).collect();
         assert_eq!((texts.len(), texts[0], texts[1], texts[20], texts[21]), (22, "v24", "v01", "-", "other"));
         assert_eq!(split.groups.total(), 100, "nobody is lost");

@@ -14,6 +14,7 @@ use crate::experiment::measure::ripe::{self, Ripeness};
 use crate::experiment::measure::strata::Strata;
 use crate::experiment::read::cohort::{Cohort, DAY_US};
 use crate::experiment::read::experiment::{Experiment, Variant};
+use crate::experiment::read::traits::{Trait, TraitQuery};
 use crate::experiment::request::{PopulationRule, Request, Windows};
 
 /// Who is counted.
@@ -46,6 +47,9 @@ pub struct Excluded {
     /// They were exposed at another time than was asked for; left out where none was.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub exposed_otherwise: Option<u64>,
+    /// What was asked for does not hold for their first exposure; left out where nothing was.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub filtered: Option<u64>,
     /// They did not do what begins the analysis; left out where the exposure does.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub not_triggered: Option<u64>,
@@ -73,6 +77,8 @@ pub struct Population<'a> {
     pub strata: Strata,
     /// When they were exposed, half open, in microseconds since 1970.
     exposed: (Option<i64>, Option<i64>),
+    /// Of whose first exposure something holds; none: everybody counts.
+    condition: Option<&'a Trait>,
     /// Users who saw several variants.
     mixed: u64,
     /// What was asked for: most metrics ask for the same.
@@ -126,7 +132,9 @@ impl<'a> Population<'a> {
         let rule = request.population.unwrap_or(PopulationRule::ExcludeMulti);
         let window_us = i64::from(experiment.conversion_window_days) * DAY_US;
         let found = Self::by(cohort, variants.len(), now, (rule, request.windows), window_us);
-        let found = Population { strata: Strata::of(experiment, variants), exposed: request.exposed, ..found };
+        let condition = request.condition.as_ref();
+        let condition = condition.and_then(|condition| cohort.find_trait(&TraitQuery::Condition(condition.clone())));
+        let found = Population { strata: Strata::of(experiment, variants), exposed: request.exposed, condition, ..found };
         let is_moved = request.population.is_none() && found.exclusion().is_some_and(|exclusion| exclusion.is_biased);
         if is_moved { Population { rule: PopulationRule::FirstExposure, ..found } } else { found }
     }
@@ -172,6 +180,7 @@ impl<'a> Population<'a> {
             window_us,
             strata: Strata::default(),
             exposed: (None, None),
+            condition: None,
             mixed,
             groups: Mutex::default(),
             users_by_day: Mutex::default(),
@@ -270,8 +279,16 @@ impl<'a> Population<'a> {
         self.stratified(groups)
     }
 
-    /// Returns whether a user was exposed in the time that is asked for.
+    /// Returns whether a user was exposed when and as it is asked for.
     fn is_asked_for(&self, user: usize) -> bool {
+        self.is_exposed_then(user) && self.has_condition(user)
+    }
+
+    fn has_condition(&self, user: usize) -> bool {
+        self.condition.is_none_or(|holds| holds.of(user).is_some())
+    }
+
+    fn is_exposed_then(&self, user: usize) -> bool {
         let (from, until) = self.exposed;
         let exposed = self.cohort.users.assigned(user);
         from.is_none_or(|from| exposed >= from) && until.is_none_or(|until| exposed < until)
@@ -313,6 +330,7 @@ impl<'a> Population<'a> {
                 unknown_variant,
                 over_active,
                 exposed_otherwise: self.exposed_otherwise(),
+                filtered: self.filtered(),
                 not_triggered: self.not_triggered(),
                 impressions_not_counted: impressions.map(|stored| stored.saturating_sub(counted)),
             },
@@ -322,8 +340,13 @@ impl<'a> Population<'a> {
     }
 
     fn exposed_otherwise(&self) -> Option<u64> {
-        let others = (0..self.cohort.users.len()).filter(|user| !self.is_asked_for(*user)).count() as u64;
+        let others = (0..self.cohort.users.len()).filter(|user| !self.is_exposed_then(*user)).count() as u64;
         (self.exposed != (None, None)).then_some(others)
+    }
+
+    fn filtered(&self) -> Option<u64> {
+        let others = |user: &usize| self.is_exposed_then(*user) && !self.has_condition(*user);
+        self.condition.map(|_| (0..self.cohort.users.len()).filter(others).count() as u64)
     }
 
     /// Returns how many users did not do what begins the analysis, of those who would count; none where the exposure begins it.

@@ -4,6 +4,7 @@
 use statistics::moments::Overflow;
 
 use crate::experiment::measure::counted::UserSum;
+use crate::experiment::measure::covariates::Covariates;
 use crate::experiment::measure::days::{DaySums, Days};
 use crate::experiment::measure::groups::Groups;
 use crate::experiment::measure::sums::Running;
@@ -42,14 +43,14 @@ pub fn ripeness(cohort: &Cohort, groups: &Groups, days: Days, window_us: i64, no
 }
 
 /// Returns the sums of each group over the users whose window has closed by the end of each day; `None` for a metric that does not
-/// add up over users, and for one of impressions, of which only today's number is known. `entries` and `before` are ordered by user.
-/// Sums above `cap` count as `cap`.
+/// add up over users, and for one of impressions, of which only today's number is known. `entries` are ordered by user. Sums above `cap`
+/// count as `cap`.
 /// # Errors
 /// [`Overflow`].
 pub fn sums(
     aggregation: &Aggregation,
     cohort: &Cohort,
-    (entries, before): (&[UserSum], &[UserSum]),
+    (entries, covariates): (&[UserSum], &Covariates),
     groups: &Groups,
     (days, ripeness): (Days, &Ripeness),
     (window_us, now): (i64, i64),
@@ -63,24 +64,11 @@ pub fn sums(
         let cell = groups.cell(user).filter(|_| closes <= now)?;
         Some((days.place(closes), cell))
     };
-    let mut found = vec![vec![Running::default(); groups.cells().len()]; days.count];
-    let mut later = before.iter().peekable();
-    let only_before = |earlier: &UserSum, found: &mut Vec<Vec<Running>>| match closed_on(earlier.user) {
-        Some((day, cell)) => found[day][cell].add_before(earlier.amount, 0),
+    let mut found = vec![vec![Running::new(covariates); groups.cells().len()]; days.count];
+    covariates.each(entries, |user, entry, row| match closed_on(user) {
+        Some((day, cell)) => found[day][cell].add(entry, row, cap),
         None => Ok(()),
-    };
-    for entry in entries {
-        while let Some(earlier) = later.next_if(|earlier| earlier.user < entry.user) {
-            only_before(earlier, &mut found)?;
-        }
-        let same = later.next_if(|earlier| earlier.user == entry.user);
-        if let Some((day, cell)) = closed_on(entry.user) {
-            found[day][cell].add(entry, same.map(|earlier| earlier.amount), cap)?;
-        }
-    }
-    for earlier in later {
-        only_before(earlier, &mut found)?;
-    }
+    })?;
     for day in 1..days.count {
         let (past, today) = found.split_at_mut(day);
         for (today, before) in today[0].iter_mut().zip(&past[day - 1]) {
@@ -120,7 +108,8 @@ mod tests {
             let counted = CohortMetric::new(&value, &whole, Some(0), window_days);
             let window_us = counted.window_us();
             let found = ripeness(&whole, &groups, days, window_us, now);
-            let (after, before) = (counted.after(&whole).expect("fits"), counted.before(&whole).expect("fits"));
+            let after = counted.after(&whole).expect("fits");
+            let before = sums::tests::history(&counted.before(&whole).expect("fits"));
             let ends = (window_us, now);
             let series = super::sums(&value.aggregation, &whole, (&after, &before), &groups, (days, &found), ends, None);
             for (place, sums) in series.expect("fits").expect("additive").iter().enumerate() {

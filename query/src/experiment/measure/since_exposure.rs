@@ -4,6 +4,7 @@
 use statistics::moments::Overflow;
 
 use crate::experiment::measure::counted::{CohortMetric, Progress, UserSum};
+use crate::experiment::measure::covariates::Covariates;
 use crate::experiment::measure::days::DaySums;
 use crate::experiment::measure::population::Population;
 use crate::experiment::measure::sums::sums;
@@ -68,7 +69,7 @@ pub fn since_exposure(
         if groups.total() == 0 {
             break;
         }
-        days.push((day, sums(entries, &[], &groups, None)?));
+        days.push((day, sums(entries, &Covariates::default(), &groups, None)?));
     }
     let has_novelty = first == 0 && LATE.end <= days.len() && !aggregation.is_share();
     let novelty = if has_novelty { Some(novelty(&entries, population)?) } else { None };
@@ -127,7 +128,7 @@ fn novelty(entries: &[Vec<UserSum>], population: &Population<'_>) -> Result<Nove
     let less = |entry: UserSum| UserSum { amount: -entry.amount, ..entry };
     let both = [added(&entries[LATE], EARLY.len())?, added(&entries[EARLY], LATE.len())?.into_iter().map(less).collect()];
     let change = added(&both, 1)?;
-    let of = |entries: &[UserSum]| sums(entries, &[], &groups, None);
+    let of = |entries: &[UserSum]| sums(entries, &Covariates::default(), &groups, None);
     Ok(Novelty { early: of(&early)?, late: of(&late)?, change: of(&change)? })
 }
 
@@ -176,7 +177,7 @@ mod tests {
             let counted = CohortMetric::new(&metric, &whole, Some(0), window_days);
             let found = since_exposure(&counted, &metric.aggregation, &population).expect("fits").expect("adds up");
             prop_assert_eq!(found.days.len(), window_days as usize);
-            let expected = sums(&counted.after(&whole).expect("fits"), &[], &population.groups(0), None).expect("fits");
+            let expected = sums(&counted.after(&whole).expect("fits"), &Covariates::default(), &population.groups(0), None).expect("fits");
             for (arm, expected) in expected.iter().enumerate() {
                 let amount: i128 = found.days.iter().map(|(_, day)| day[arm].amount.sum()).sum();
                 let converters: u64 = found.days.iter().map(|(_, day)| day[arm].converters).sum();

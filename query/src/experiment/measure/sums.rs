@@ -6,6 +6,7 @@
 use statistics::I256;
 
 use crate::experiment::measure::counted::UserSum;
+use crate::experiment::measure::covariates::{Covariates, Cross, CrossSums};
 use crate::experiment::measure::groups::Groups;
 use statistics::moments::{Moments, Overflow, Products};
 
@@ -27,15 +28,28 @@ pub struct Sums {
     pub base: Moments,
     /// Products of both.
     pub amount_base: I256,
-    /// The same metric before the first exposure.
-    pub before: Moments,
-    /// Products of it with the sums.
-    pub amount_before: I256,
+    /// What is known of them before their first exposure.
+    pub covariates: CrossSums,
     /// The same by stratum; empty where there are none.
     pub strata: Vec<Sums>,
 }
 
 impl Sums {
+    /// Returns the sums over the users of all of these, which have the same strata; none of nothing.
+    /// # Errors
+    /// [`Overflow`].
+    pub fn of_all<'s>(mut all: impl Iterator<Item = &'s Sums>) -> Result<Option<Sums>, Overflow> {
+        let Some(first) = all.next() else { return Ok(None) };
+        let mut found = first.clone();
+        for other in all {
+            found.merge(other)?;
+            for (stratum, other) in found.strata.iter_mut().zip(&other.strata) {
+                stratum.merge(other)?;
+            }
+        }
+        Ok(Some(found))
+    }
+
     pub(super) fn merge(&mut self, other: &Sums) -> Result<(), Overflow> {
         self.users += other.users;
         self.converters += other.converters;
@@ -43,22 +57,19 @@ impl Sums {
         self.amount.merge(&other.amount)?;
         self.base.merge(&other.base)?;
         self.amount_base = self.amount_base.checked_add(other.amount_base).ok_or(Overflow)?;
-        self.before.merge(&other.before)?;
-        self.amount_before = self.amount_before.checked_add(other.amount_before).ok_or(Overflow)?;
-        Ok(())
+        self.covariates.merge(&other.covariates)
     }
 }
 
 /// The same while it is added up. Users without an entry add nothing but their number.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone)]
 pub(super) struct Running {
     converters: u64,
     capped: u64,
     amount: Quantity,
     base: Quantity,
     amount_base: Products,
-    before: Quantity,
-    amount_before: Products,
+    covariates: Cross,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -84,14 +95,22 @@ impl Quantity {
 }
 
 impl Running {
-    /// Adds what a user did before the first exposure; `amount` is the user's sum after it.
-    pub(super) fn add_before(&mut self, before: i128, amount: i128) -> Result<(), Overflow> {
-        self.before.add(before)?;
-        self.amount_before.add(amount, before)
+    /// Begins with nobody.
+    pub(super) fn new(covariates: &Covariates) -> Self {
+        Running {
+            converters: 0,
+            capped: 0,
+            amount: Quantity::default(),
+            base: Quantity::default(),
+            amount_base: Products::default(),
+            covariates: covariates.cross(),
+        }
     }
 
-    /// Adds a user with what is known of before, if anything. The sum counts up to `cap`.
-    pub(super) fn add(&mut self, entry: &UserSum, before: Option<i128>, cap: Option<i128>) -> Result<(), Overflow> {
+    /// Adds a user: what it came to, if anything, and its covariates. The sum counts up to `cap`.
+    pub(super) fn add(&mut self, entry: Option<&UserSum>, covariates: &[i128], cap: Option<i128>) -> Result<(), Overflow> {
+        self.covariates.add(covariates)?;
+        let Some(entry) = entry else { return Ok(()) };
         let amount = cap.map_or(entry.amount, |cap| entry.amount.min(cap));
         self.converters += u64::from(entry.has_converted);
         self.capped += u64::from(amount != entry.amount);
@@ -100,7 +119,7 @@ impl Running {
             self.base.add(entry.base)?;
             self.amount_base.add(amount, entry.base)?;
         }
-        before.map_or(Ok(()), |before| self.add_before(before, amount))
+        self.covariates.advance(covariates, [0, 0], [amount, entry.base])
     }
 
     /// Adds the users of another one.
@@ -110,8 +129,7 @@ impl Running {
         self.amount.merge(&other.amount)?;
         self.base.merge(&other.base)?;
         self.amount_base.merge(&other.amount_base)?;
-        self.before.merge(&other.before)?;
-        self.amount_before.merge(&other.amount_before)
+        self.covariates.merge(&other.covariates)
     }
 
     /// Returns the sums over so many users.
@@ -123,36 +141,21 @@ impl Running {
             amount: self.amount.over(users)?,
             base: self.base.over(users)?,
             amount_base: self.amount_base.total()?,
-            before: self.before.over(users)?,
-            amount_before: self.amount_before.total()?,
+            covariates: self.covariates.total()?,
             strata: Vec::new(),
         })
     }
 }
 
-/// Sums entries up by group. `before` is empty where there is no covariate; both are ordered by user. Sums above `cap` count
-/// as `cap`.
+/// Sums entries up by group; they are ordered by user. Sums above `cap` count as `cap`.
 /// # Errors
 /// [`Overflow`].
-pub fn sums(entries: &[UserSum], before: &[UserSum], groups: &Groups, cap: Option<i128>) -> Result<Vec<Sums>, Overflow> {
-    let mut running = vec![Running::default(); groups.cells().len()];
-    let mut later = before.iter().peekable();
-    for entry in entries {
-        while let Some(earlier) = later.next_if(|earlier| earlier.user < entry.user) {
-            if let Some(cell) = groups.cell(earlier.user) {
-                running[cell].add_before(earlier.amount, 0)?;
-            }
-        }
-        let same = later.next_if(|earlier| earlier.user == entry.user);
-        if let Some(cell) = groups.cell(entry.user) {
-            running[cell].add(entry, same.map(|earlier| earlier.amount), cap)?;
-        }
-    }
-    for earlier in later {
-        if let Some(cell) = groups.cell(earlier.user) {
-            running[cell].add_before(earlier.amount, 0)?;
-        }
-    }
+pub fn sums(entries: &[UserSum], covariates: &Covariates, groups: &Groups, cap: Option<i128>) -> Result<Vec<Sums>, Overflow> {
+    let mut running = vec![Running::new(covariates); groups.cells().len()];
+    covariates.each(entries, |user, entry, row| match groups.cell(user) {
+        Some(cell) => running[cell].add(entry, row, cap),
+        None => Ok(()),
+    })?;
     let cells = running.iter().zip(groups.cells()).map(|(running, users)| running.over(*users)).collect::<Result<_, _>>()?;
     groups.sums_of(cells)
 }
@@ -199,6 +202,7 @@ pub(crate) mod tests {
     use ::catalogue::definitions::{Definition, PerUser, Reference};
 
     use crate::experiment::measure::counted::{CohortMetric, LeftOut};
+    use crate::experiment::measure::covariates::Column;
     use crate::experiment::measure::metrics::default_metrics;
     use crate::experiment::read::catalogue::{Aggregation, Amount, Configured, DefinedMetric, Denominator};
     use crate::experiment::read::cohort::{Cohort, DAY_US, Row, Rows, Source, Users};
@@ -262,7 +266,7 @@ pub(crate) mod tests {
         let check = |metric: Configured, expected: [(u64, i128, i128); 2]| {
             let counted = CohortMetric::new(&metric, &cohort, Some(0), 1);
             let entries = counted.after(&cohort).expect("fits");
-            let found = sums(&entries, &[], &groups(&cohort), None).expect("fits");
+            let found = sums(&entries, &Covariates::default(), &groups(&cohort), None).expect("fits");
             let found: Vec<_> = found.iter().map(|sums| (sums.converters, sums.amount.sum() / M, sums.base.sum() / M)).collect();
             assert_eq!(found, expected, "{metric:?}");
         };
@@ -298,6 +302,7 @@ pub(crate) mod tests {
             over: None,
             quantile: None,
             window: None,
+            covariates: Vec::new(),
         };
         let reference = Reference { name: "defined".to_owned(), version: 1, definition };
         let defined = DefinedMetric { reference, source: 0, over: None, then: Vec::new(), window_us: (0, days * DAY_US) };
@@ -323,7 +328,7 @@ pub(crate) mod tests {
         let check = |over: PerUser, is_own: bool, expected: (i128, i128, i128)| {
             let counted = CohortMetric::new(&defined_over(PerUser::Sum, over, is_own, 2), &cohort, None, 30);
             let groups = Groups::new(3, 1, |_| Some(0));
-            let found = &sums(&counted.after(&cohort).expect("fits"), &[], &groups, None).expect("fits")[0];
+            let found = &sums(&counted.after(&cohort).expect("fits"), &Covariates::default(), &groups, None).expect("fits")[0];
             let products = found.amount_base / (I256::from(M) * I256::from(M));
             assert_eq!(
                 (found.amount.sum() / M, found.base.sum() / M, products),
@@ -344,7 +349,7 @@ pub(crate) mod tests {
         let check = |per_user: PerUser, expected: (u64, i128)| {
             let counted = CohortMetric::new(&defined(per_user, 2), &cohort, None, 30);
             let groups = Groups::new(2, 1, |_| Some(0));
-            let found = &sums(&counted.after(&cohort).expect("fits"), &[], &groups, None).expect("fits")[0];
+            let found = &sums(&counted.after(&cohort).expect("fits"), &Covariates::default(), &groups, None).expect("fits")[0];
             assert_eq!((found.converters, found.amount.sum() / M), expected, "{per_user}");
         };
         check(PerUser::Count, (1, 3));
@@ -370,7 +375,7 @@ pub(crate) mod tests {
         let check = |name: Option<&str>, aggregation: Aggregation, converters: u64, sum: i128| {
             let counted = CohortMetric::new(&metric(name, aggregation.clone()), &cohort, Some(0), 1);
             let groups = Groups::new(3, 1, |_| Some(0));
-            let found = &sums(&counted.after(&cohort).expect("fits"), &[], &groups, None).expect("fits")[0];
+            let found = &sums(&counted.after(&cohort).expect("fits"), &Covariates::default(), &groups, None).expect("fits")[0];
             assert_eq!((found.converters, found.amount.sum() / M), (converters, sum), "{name:?} {aggregation:?}");
         };
         use crate::experiment::read::catalogue::Amount::{Count, Value};
@@ -407,13 +412,19 @@ pub(crate) mod tests {
             let aggregation = Aggregation::Ratio(Amount::Value, Denominator::Conversions(base.map(str::to_owned)));
             let counted = CohortMetric::new(&metric(Some("buy"), aggregation), &cohort, Some(0), 1);
             let groups = Groups::new(2, 1, |_| Some(0));
-            let found = &sums(&counted.after(&cohort).expect("fits"), &[], &groups, None).expect("fits")[0];
+            let found = &sums(&counted.after(&cohort).expect("fits"), &Covariates::default(), &groups, None).expect("fits")[0];
             assert_eq!((found.amount.sum() / M, found.base.sum() / M), expected, "{base:?}");
             assert_eq!(counted.left_out(&cohort, &groups), LeftOut { without_value: 1, other_currency: 1 });
         };
         check(Some("buy"), (42, 2));
         check(Some("view"), (42, 1));
         check(None, (42, 3));
+    }
+
+    /// What users did before as the only covariate.
+    pub(crate) fn history(before: &[UserSum]) -> Covariates {
+        let column = Column { name: "history".to_owned(), is_share: false, is_history: true };
+        Covariates::default().with_amounts([column], before, |earlier| [earlier.amount])
     }
 
     fn entry(user: u32, amount: i128) -> UserSum {
@@ -424,7 +435,7 @@ pub(crate) mod tests {
     fn a_cap_cuts_what_is_above() {
         let entries = [entry(0, 10), entry(1, 30)];
         let groups = Groups::new(3, 1, |_| Some(0));
-        let found = &sums(&entries, &[], &groups, Some(15)).expect("fits")[0];
+        let found = &sums(&entries, &Covariates::default(), &groups, Some(15)).expect("fits")[0];
         assert_eq!((found.users, found.capped, found.amount.sum()), (3, 1, 25));
         assert_eq!(filled(&entries, &groups), 2);
         assert_eq!(amounts(&[entry(0, 7 * M), entry(2, -M)], &groups, Some(5 * M)), [[5.0, -1.0, 0.0]]);
@@ -441,7 +452,8 @@ pub(crate) mod tests {
             (groups.of(4), groups.cell(4), groups.of(7), groups.cell(7), groups.cell(5)),
             (Some(0), Some(2), Some(1), Some(3), None)
         );
-        let (found, expected) = (sums(&entries, &entries, &groups, None), sums(&entries, &entries, &plain, None));
+        let covariates = history(&entries);
+        let (found, expected) = (sums(&entries, &covariates, &groups, None), sums(&entries, &covariates, &plain, None));
         for (found, expected) in found.expect("fits").iter().zip(expected.expect("fits")) {
             let of_strata: Vec<_> = found.strata.iter().map(|sums| sums.amount.sum() / M).collect();
             assert_eq!(of_strata, if found.users == 6 { [2, 10, 18] } else { [4, 7, 20] });
@@ -469,7 +481,7 @@ pub(crate) mod tests {
         ) {
             let groups = Groups::new(60, 3, |user| Some(user % 4));
             let list = |map: &std::collections::BTreeMap<u32, i128>| map.iter().map(|(user, amount)| entry(*user, *amount)).collect::<Vec<_>>();
-            let found = sums(&list(&entries), &list(&before), &groups, cap).expect("fits");
+            let found = sums(&list(&entries), &history(&list(&before)), &groups, cap).expect("fits");
             for (group, found) in found.iter().enumerate() {
                 let users: Vec<u32> = (0..60).filter(|user| *user as usize % 4 == group).collect();
                 let y = |user: &u32| entries.get(user).map_or(0, |amount| cap.map_or(*amount, |cap| (*amount).min(cap)));
@@ -478,8 +490,9 @@ pub(crate) mod tests {
                 prop_assert_eq!(found.amount.users(), found.users);
                 prop_assert_eq!(found.amount.sum(), users.iter().map(y).sum::<i128>());
                 prop_assert_eq!(found.amount.squares(), I256::from(users.iter().map(|user| y(user) * y(user)).sum::<i128>()));
-                prop_assert_eq!(found.before.sum(), users.iter().map(x).sum::<i128>());
-                prop_assert_eq!(found.amount_before, I256::from(users.iter().map(|user| x(user) * y(user)).sum::<i128>()));
+                prop_assert_eq!(found.covariates.covariate(0, found.users).sum(), users.iter().map(x).sum::<i128>());
+                let products = I256::from(users.iter().map(|user| x(user) * y(user)).sum::<i128>());
+                prop_assert_eq!(found.covariates.products(0).0, [products, I256::ZERO]);
             }
         }
     }

@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use crate::experiment::read::cohort::DAY_US;
 use crate::experiment::read::experiment::{Experiment, Phase, PhaseWeight, Variant};
-use crate::experiment::read::sources::SourceQuery;
+use crate::experiment::read::sources::{CovariateSource, SourceQuery};
 use crate::http::error::{ApiError, Code};
 use crate::source::snapshot::time_text;
 
@@ -106,6 +106,11 @@ impl Aggregation {
         }
     }
 
+    /// Returns whether what users come to grows as long as there are events.
+    pub fn is_open(&self) -> bool {
+        matches!(self, Aggregation::Defined(defined) if defined.reference.definition.is_open())
+    }
+
     /// Returns whether each time adds its own part to what a user comes to, or makes of the user one who has it.
     pub fn adds_up(&self) -> bool {
         match self {
@@ -165,12 +170,18 @@ impl Configured {
         }
     }
 
+    /// Returns what is taken off beside what users did before of the same.
+    pub fn covariates(&self) -> Vec<CovariateSource> {
+        let Aggregation::Defined(defined) = &self.aggregation else { return Vec::new() };
+        defined.reference.definition.covariates.iter().filter_map(|name| CovariateSource::of(name)).collect()
+    }
+
     /// Returns the events that its definition speaks of, in the order of their places; none of a metric of conversions.
     pub fn sources(&self) -> Vec<SourceQuery> {
         let Aggregation::Defined(defined) = &self.aggregation else { return Vec::new() };
         let definition = &defined.reference.definition;
-        // A covariate is for means and shares.
-        let has_before = definition.over.is_none() && definition.quantile.is_none() && definition.then.is_empty();
+        // A covariate is for means, ratios and shares.
+        let has_before = definition.quantile.is_none() && definition.then.is_empty();
         let source = |of: &Definition| SourceQuery { definition: of.clone(), window_us: defined.window_us, has_before };
         let then = definition.then.iter().map(|step| source(&step.definition()));
         let over = definition.over.as_deref().filter(|_| defined.over.is_some());
@@ -253,6 +264,7 @@ fn defined(stored: experiments::Experiment) -> Result<Defined, Unsupported> {
         attribution_method: stored.attribution_method.to_string(),
         currency: stored.currency,
         trigger: stored.trigger,
+        policy: stored.policy,
         frozen_at: time(stored.frozen_at),
         behind_since: None,
         control_variant_id: None,

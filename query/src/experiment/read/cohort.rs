@@ -6,6 +6,8 @@
 
 use std::collections::HashMap;
 
+use super::traits::{Trait, TraitQuery};
+
 /// Microseconds of a day.
 pub const DAY_US: i64 = 86_400_000_000;
 
@@ -25,10 +27,8 @@ pub struct Cohort {
     pub before: Rows,
     /// The events of each definition that a metric has, in the order of the metrics.
     pub sources: Vec<Source>,
-    /// Values of the dimension by user; none where it is not known.
-    pub dimension: Vec<Option<u32>>,
-    /// Values of the dimension; their places are their numbers. By name.
-    pub dimension_values: Vec<String>,
+    /// What was asked of each first exposure, and what it was.
+    pub traits: Vec<(TraitQuery, Trait)>,
     /// Impressions of those who saw several variants and converted.
     pub touches: Touches,
 }
@@ -48,19 +48,13 @@ impl Cohort {
             .collect();
         let of_name = merge(&mut self.names, newer.names);
         let of_currency = merge(&mut self.currencies, newer.currencies);
-        let of_value = merge(&mut self.dimension_values, newer.dimension_values);
         self.after.number(&of_name.0, &of_currency.0);
         self.before.number(&of_name.0, &of_currency.0);
-        for value in self.dimension.iter_mut().flatten() {
-            *value = of_value.0[*value as usize];
+        for ((query, known), (_, newer)) in self.traits.iter_mut().zip(newer.traits) {
+            known.replace(&places, newer, query.values_max());
         }
-        let has_dimension = !newer.dimension.is_empty();
         for (user, place) in places.iter().enumerate() {
             self.users.set(*place as usize, &newer.users, user);
-            if has_dimension {
-                let value = newer.dimension[user].map(|value| of_value.1[value as usize]);
-                set(&mut self.dimension, *place as usize, value);
-            }
             self.touches.remove(place);
         }
         self.touches.extend(newer.touches.into_iter().map(|(user, touches)| (places[user as usize], touches)));
@@ -92,10 +86,20 @@ impl Cohort {
             after: rows(&self.after),
             before: rows(&self.before),
             sources: self.sources.iter().map(source).collect(),
-            dimension: kept.iter().filter_map(|user| self.dimension.get(*user as usize).copied()).collect(),
-            dimension_values: self.dimension_values.clone(),
+            traits: self.traits.iter().map(|(query, known)| (query.clone(), known.only(&kept))).collect(),
             touches: (0..).zip(&kept).filter(|_| !self.touches.is_empty()).filter_map(touches).collect(),
         }
+    }
+
+    /// Returns what was asked of each first exposure; none of what was not asked.
+    pub fn find_trait(&self, query: &TraitQuery) -> Option<&Trait> {
+        self.traits.iter().find(|(asked, _)| asked == query).map(|(_, known)| known)
+    }
+
+    /// Returns whether a user did anything that is known in the days before the first exposure.
+    pub fn did_before(&self, user: usize) -> bool {
+        let mut all = self.sources.iter().map(|source| &source.before).chain([&self.before]);
+        all.any(|rows| !rows.of(user).is_empty())
     }
 
     /// Returns the time of the newest exposure or conversion.
@@ -123,7 +127,8 @@ impl Cohort {
         let text = |text: &String| size_of::<String>() + text.len();
         let source = |source: &Source| rows(&source.after) + rows(&source.before) + source.texts.iter().map(text).sum::<usize>();
         let sources: usize = self.sources.iter().map(source).sum();
-        self.users.len() * user + rows(&self.after) + rows(&self.before) + sources + self.dimension.len() * 8 + touches
+        let traits: usize = self.traits.iter().map(|(_, known)| known.bytes()).sum();
+        self.users.len() * user + rows(&self.after) + rows(&self.before) + sources + traits + touches
     }
 }
 
@@ -389,6 +394,7 @@ fn filled(starts: &[u32]) -> Vec<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::source::property::Property;
     use proptest::prelude::*;
 
     #[test]
@@ -442,11 +448,16 @@ mod tests {
                 is_mixed: users.iter().map(|(_, known)| !known.5.is_empty()).collect(),
                 impressions: users.iter().map(|(_, known)| known.1 + 1).collect(),
             },
-            dimension: users
-                .iter()
-                .map(|(_, known)| known.4.map(|value| values.binary_search(&name(value)).expect("a value") as u32))
-                .collect(),
-            dimension_values: values,
+            traits: vec![(
+                TraitQuery::Explored(Property::Column("country")),
+                Trait::new(
+                    users
+                        .iter()
+                        .map(|(_, known)| known.4.map(|value| values.binary_search(&name(value)).expect("a value") as u32))
+                        .collect::<Vec<_>>(),
+                    values,
+                ),
+            )],
             sources: vec![Source { after: rows(|known| &known.3), before: rows(|known| &known.2), texts: names.clone() }],
             touches: users
                 .iter()
@@ -467,7 +478,8 @@ mod tests {
         let mut known: Vec<String> = (0..cohort.users.len())
             .map(|user| {
                 let users = &cohort.users;
-                let value = cohort.dimension[user].map(|value| &cohort.dimension_values[value as usize]);
+                let known = &cohort.traits[0].1;
+                let value = known.of(user).map(|value| &known.values[value as usize]);
                 let of_user =
                     (users.keys[user][0], users.arms[user], users.exposed[user], users.is_mixed[user], users.impressions[user]);
                 let source = &cohort.sources[0];

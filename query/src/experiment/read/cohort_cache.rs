@@ -40,8 +40,12 @@ pub struct CohortKey {
     pub baseline: Option<String>,
     /// See [`CohortQuery`].
     pub has_before: bool,
-    /// See [`CohortQuery`].
+    /// What users are split by.
     pub dimensions: Dimensions,
+    /// What has to hold for a user's first exposure.
+    pub condition: Option<String>,
+    /// Whether all properties are read.
+    pub is_explored: bool,
 }
 
 /// The cohort of one query and the version of the data that it was read from.
@@ -85,7 +89,11 @@ impl CachedCohort {
     ) -> Result<Arc<Cohort>, ApiError> {
         let now = snapshot.version();
         let is_same = |of: &&mut Loaded| {
-            of.experiment == query.experiment && of.variants == query.variants && of.window_days == query.window_days
+            let traits = of.cohort.traits.iter().map(|(asked, _)| asked);
+            of.experiment == query.experiment
+                && of.variants == query.variants
+                && of.window_days == query.window_days
+                && traits.eq(query.traits)
         };
         let known = self.loaded.as_mut().filter(is_same);
         if let Some(of) = known {
@@ -338,6 +346,8 @@ mod tests {
             baseline: None,
             has_before: false,
             dimensions: Dimensions::default(),
+            condition: None,
+            is_explored: false,
         };
         let of = |users: usize| {
             let cohort = Cohort {

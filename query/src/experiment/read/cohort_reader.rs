@@ -16,13 +16,13 @@ use uuid::Uuid;
 
 use super::cohort::{Cohort, DAY_US, Row, Rows, Touch, Touches, Users};
 use super::sources::SourceQuery;
+use super::traits::TraitQuery;
 use crate::engine::{self, Session};
-use crate::experiment::request::{COVARIATE_DAYS, Dimensions};
+use crate::experiment::request::COVARIATE_DAYS;
 use crate::http::error::ApiError;
 use crate::source::copy::Kind;
-use crate::source::property::Property;
 use crate::source::snapshot::Snapshot;
-use crate::source::tables::{self, Column, Source, Table, USER_KEY};
+use crate::source::tables::{Column, Source, Table, USER_KEY};
 
 /// Users whose impressions are read by their ids; with more, all impressions of the experiment are.
 const IDS_MAX: usize = 2_000;
@@ -50,8 +50,8 @@ pub struct CohortQuery<'a> {
     pub window_days: (i32, i32),
     /// What the definitions of metrics speak of.
     pub sources: &'a [SourceQuery],
-    /// The properties of the first exposure to read.
-    pub dimensions: &'a Dimensions,
+    /// What is to be known of each first exposure.
+    pub traits: &'a [TraitQuery],
     /// Bytes that what is read may take.
     pub bytes_max: usize,
 }
@@ -122,15 +122,13 @@ impl Reader<'_> {
         cohort.after = Rows::new(cohort.users.len(), after);
         cohort.before = Rows::new(cohort.users.len(), before);
         (cohort.names, cohort.currencies) = (names, currencies);
-        if !self.query.dimensions.is_empty() {
-            self.add(self.first_impressions()?)?;
-            self.dimension(&mut cohort).await?;
-        }
+        let traits = self.traits(cohort.users.len()).await?;
+        cohort.traits = self.query.traits.iter().cloned().zip(traits).collect();
         cohort.touches = self.touches(&cohort).await?;
         Ok(cohort)
     }
 
-    fn add(&self, table: Table) -> Result<(), DataFusionError> {
+    pub(super) fn add(&self, table: Table) -> Result<(), DataFusionError> {
         self.session.add(table.name, Session::scan_of(table, self.snapshot))
     }
 
@@ -173,48 +171,24 @@ impl Reader<'_> {
         self.table(name, "conversions", &of_experiment, &columns)
     }
 
-    /// Impressions of one experiment, with what users are split by: the values of all dimensions, of which those that are not there are
-    /// unknown; null if none is there.
-    fn first_impressions(&self) -> Result<Table, DataFusionError> {
-        let events = tables::table("events").ok_or_else(|| DataFusionError::Internal("no table events".to_owned()))?;
-        let expression = |property: &Property| match property {
-            // A name of the client's, as a literal of Postgres.
-            Property::Json(key) => Ok(format!("(f.metadata ->> '{}')", key.replace('\'', "''"))),
-            Property::Column(name) => {
-                let place = events.columns.iter().position(|column| column.name == *name);
-                let unknown = || DataFusionError::Internal(format!("no column {name} of events"));
-                Ok(format!("({})::text", events.sources[0].expressions[place.ok_or_else(unknown)?]))
-            }
-        };
-        let all = self.query.dimensions.0.iter().map(expression).collect::<Result<Vec<String>, DataFusionError>>()?;
-        let value = match all.as_slice() {
-            [one] => one.clone(),
-            several => {
-                let known: Vec<String> = several.iter().map(|value| format!("coalesce({value}, 'unknown')")).collect();
-                format!("CASE WHEN coalesce({}) IS NOT NULL THEN {} END", several.join(", "), known.join(" || ' / ' || "))
-            }
-        };
-        let columns = [
-            (USER_KEY.name, "f.user_id", Kind::Key),
-            ("event_id", "f.id", Kind::Uuid),
-            ("time", "f.event_time", Kind::Time),
-            ("value", value.as_str(), Kind::Text),
-        ];
-        Ok(self.table("first_impressions", "impressions", &self.of_experiment(), &columns))
-    }
-
     /// The place of a row's variant among those of the query; -1 for another one.
     fn arm(&self) -> String {
         let variants: Vec<String> = self.query.variants.iter().map(|id| format!("'{id}'")).collect();
         format!("coalesce(array_position(ARRAY[{}]::uuid[], f.variant_id), 0) - 1", variants.join(", "))
     }
 
-    fn of_experiment(&self) -> String {
+    pub(super) fn of_experiment(&self) -> String {
         format!("r.experiment_id = '{}'", self.query.experiment)
     }
 
     /// Makes a table of the rows `r` of a table of Postgres for which `condition` holds, everybody's or some users'.
-    fn table(&self, name: &'static str, table: &str, condition: &str, columns: &[(&'static str, &str, Kind)]) -> Table {
+    pub(super) fn table(
+        &self,
+        name: &'static str,
+        table: &str,
+        condition: &str,
+        columns: &[(&'static str, &str, Kind)],
+    ) -> Table {
         let from = match self.scope {
             Scope::Everyone => format!("(SELECT r.* FROM {table} r WHERE {condition}) f"),
             Scope::These(users) => format!("{} f", rows_of(users, table, self.snapshot.project(), condition)),
@@ -288,10 +262,10 @@ impl Reader<'_> {
 
     /// Reads the users, and leaves them behind as the table `users` for joins: id, number, first exposure and its impression.
     async fn users(&self) -> Result<Users, DataFusionError> {
-        let impression = if !self.query.dimensions.is_empty() { ", first_impression_id" } else { "" };
+        let impression = if !self.query.traits.is_empty() { ", first_impression_id" } else { "" };
         let sql = format!("SELECT user_key, exposed{impression}, arm, is_mixed, impressions FROM participants WHERE arm >= 0");
         let batches = self.collect(&sql).await?;
-        let kept = if !self.query.dimensions.is_empty() { 3 } else { 2 };
+        let kept = if !self.query.traits.is_empty() { 3 } else { 2 };
         let mut users = Users::default();
         let mut numbered = Vec::new();
         let mut schema = None;
@@ -321,7 +295,7 @@ impl Reader<'_> {
         let schema = schema.unwrap_or_else(|| {
             let field = |column: &Column, name: &str| Field::new(name, column.kind.data_type(), true);
             let mut fields = vec![field(&USER_KEY, "user_key"), Field::new("exposed", Kind::Time.data_type(), true)];
-            if !self.query.dimensions.is_empty() {
+            if !self.query.traits.is_empty() {
                 fields.push(Field::new("first_impression_id", Kind::Uuid.data_type(), true));
             }
             fields.push(Field::new("n", DataType::Int32, false));
@@ -360,34 +334,6 @@ impl Reader<'_> {
             }
         }
         Ok(rows)
-    }
-
-    /// Reads the dimension's value of each user's first exposure.
-    async fn dimension(&self, cohort: &mut Cohort) -> Result<(), DataFusionError> {
-        let sql = "SELECT u.n, e.value FROM first_impressions e
-                   JOIN users u ON e.user_key = u.user_key AND e.event_id = u.first_impression_id AND e.time = u.exposed";
-        let mut numbers = Numbers::<String>::default();
-        let mut found: Vec<Option<u32>> = vec![None; cohort.users.len()];
-        let mut texts: Vec<String> = Vec::new();
-        for batch in self.collect(sql).await? {
-            let users = batch.column(0).as_primitive::<Int32Type>();
-            let values = text_column(&batch, 1)?;
-            for row in (0..batch.num_rows()).filter(|row| values.is_valid(*row)) {
-                let number = numbers.of(values.value(row));
-                if number as usize == texts.len() {
-                    texts.push(values.value(row).to_owned());
-                }
-                let slot = &mut found[users.value(row) as usize];
-                // One id may have come twice with different claimed times; then the least text stands, in any order of rows.
-                if slot.is_none_or(|other| texts[number as usize] < texts[other as usize]) {
-                    *slot = Some(number);
-                }
-            }
-        }
-        let (values, places) = numbers.sorted();
-        cohort.dimension = found.into_iter().map(|number| number.map(|number| places[number as usize])).collect();
-        cohort.dimension_values = values;
-        Ok(())
     }
 
     /// Reads the eligible impressions of users who saw several variants and converted.
@@ -459,7 +405,7 @@ pub(super) fn time_literal(us: i64) -> String {
     format!("arrow_cast({us}, 'Timestamp(Microsecond, Some(\"UTC\"))')")
 }
 
-fn text_column(batch: &RecordBatch, column: usize) -> Result<&StringViewArray, DataFusionError> {
+pub(super) fn text_column(batch: &RecordBatch, column: usize) -> Result<&StringViewArray, DataFusionError> {
     let found = batch.column(column);
     found.as_string_view_opt().ok_or_else(|| DataFusionError::Internal(format!("column {column} is {}", found.data_type())))
 }
@@ -471,7 +417,7 @@ pub(super) struct Numbers<T> {
 }
 
 impl<T: Clone + Eq + std::hash::Hash + Ord> Numbers<T> {
-    fn of<Q>(&mut self, text: &Q) -> u32
+    pub(super) fn of<Q>(&mut self, text: &Q) -> u32
     where
         T: std::borrow::Borrow<Q>,
         Q: std::hash::Hash + Eq + ToOwned<Owned = T> + ?Sized,

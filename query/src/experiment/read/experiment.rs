@@ -1,6 +1,6 @@
 //! An experiment and its variants, as everything here speaks of them and as answers carry them.
 
-use ::catalogue::Trigger;
+use ::catalogue::{Policy, Trigger};
 use serde::Serialize;
 use serde_json::value::RawValue;
 use uuid::Uuid;
@@ -51,6 +51,9 @@ pub struct Experiment {
     /// What begins the analysis of a user; left out where the exposure does.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trigger: Option<Trigger>,
+    /// How it decides, and what follows; left out where that is as usual.
+    #[serde(skip_serializing_if = "Policy::is_usual")]
+    pub policy: Policy,
     /// Since when its rows may no longer all be there.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub frozen_at: Option<String>,

@@ -37,7 +37,7 @@ pub struct SourceQuery {
 }
 
 /// A condition of a definition is small: what is planned with it is planned on an ordinary stack, each time that an answer is read.
-fn limits() -> Limits {
+pub(crate) fn limits() -> Limits {
     Limits { sql_bytes_max: 8_192, sql_operators_max: 64, sql_depth_max: 16, ..Limits::default() }
 }
 
@@ -48,23 +48,77 @@ pub fn check(definition: &Definition) -> Result<(), ApiError> {
     let engine = Engine::new(&Limits::default(), []).map_err(engine::api_error)?;
     let session = engine.session().map_err(engine::api_error)?;
     for (place, part) in definition.parts() {
-        let table = table(part.kind, &Scope::Everyone, Uuid::nil()).ok_or_else(ApiError::internal)?;
-        let schema = DFSchema::try_from(table.schema().as_ref().clone()).map_err(engine::api_error)?;
-        condition(part, &format!("{place}where"), &session, &schema)?;
+        of_definition(part, &format!("{place}where"), &session, &schema(part.kind)?)?;
         property(part, &format!("{place}value"))?;
     }
     for (index, step) in definition.then.iter().enumerate() {
-        let table = table(step.kind, &Scope::Everyone, Uuid::nil()).ok_or_else(ApiError::internal)?;
-        let schema = DFSchema::try_from(table.schema().as_ref().clone()).map_err(engine::api_error)?;
-        condition(&step.definition(), &format!("then[{index}].where"), &session, &schema)?;
+        of_definition(&step.definition(), &format!("then[{index}].where"), &session, &schema(step.kind)?)?;
+    }
+    for (index, covariate) in definition.covariates.iter().enumerate() {
+        CovariateSource::of(covariate).ok_or_else(|| {
+            let message = format!(
+                "found {covariate:?}; metrics.NAME of the same experiment, has_history, or a column or property of the first exposure is \
+                 accepted, such as country or properties.plan"
+            );
+            ApiError::bad_request(message).at(format!("covariates[{index}]"))
+        })?;
     }
     Ok(())
 }
 
-fn condition(definition: &Definition, place: &str, session: &Session, schema: &DFSchema) -> Result<Option<Expr>, ApiError> {
-    let read = |sql: &String| sql::condition::read(sql, place, session.state(), schema, &limits());
-    definition.condition.as_ref().map(read).transpose()
+/// Checks a condition on the first exposure.
+/// # Errors
+/// [`ApiError`] of code `bad_sql` or `sql_too_large`, which names `place`.
+pub fn check_exposure(sql: &str, place: &str, session: &Session) -> Result<(), ApiError> {
+    condition(sql, place, session, &schema(Kind::Impression)?).map(|_| ())
 }
+
+/// What a definition takes off beside what users did before of the same.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CovariateSource {
+    /// What users did before of another metric of the experiment.
+    Metric(String),
+    /// Whether anything is known of them from before.
+    History,
+    /// The values of a property of the first exposure.
+    Exposure(Property),
+}
+
+impl CovariateSource {
+    /// Finds what a name means; `None`: there is no such name.
+    pub fn of(name: &str) -> Option<Self> {
+        match name.strip_prefix("metrics.") {
+            Some(metric) => (!metric.is_empty()).then(|| CovariateSource::Metric(metric.to_owned())),
+            None if name == "has_history" => Some(CovariateSource::History),
+            None => Property::prefixed(name).map(CovariateSource::Exposure),
+        }
+    }
+}
+
+/// The columns that a condition on an event of a kind may speak of.
+fn schema(kind: Kind) -> Result<DFSchema, ApiError> {
+    let table = table(kind, &Scope::Everyone, Uuid::nil()).ok_or_else(ApiError::internal)?;
+    DFSchema::try_from(table.schema().as_ref().clone()).map_err(engine::api_error)
+}
+
+fn of_definition(definition: &Definition, place: &str, session: &Session, schema: &DFSchema) -> Result<Option<Expr>, ApiError> {
+    definition.condition.as_ref().map(|sql| condition(sql, place, session, schema)).transpose()
+}
+
+/// Reads a condition. It must not speak of the variant: who is compared, and what counts of them, is the same in all of them.
+pub(super) fn condition(sql: &str, place: &str, session: &Session, schema: &DFSchema) -> Result<Expr, ApiError> {
+    let condition = sql::condition::read(sql, place, session.state(), schema, &limits())?;
+    match condition.column_refs().iter().find(|column| VARIANT.contains(&column.name())) {
+        Some(column) => {
+            let message = format!("found {}; a condition that is the same for all variants is accepted", column.name());
+            Err(ApiError::bad_sql(message).at(place))
+        }
+        None => Ok(condition),
+    }
+}
+
+/// Columns that say which variant a user is in.
+const VARIANT: [&str; 2] = ["variant", "variant_id"];
 
 fn property(definition: &Definition, place: &str) -> Result<Option<Property>, ApiError> {
     let known = |name: &String| {
@@ -76,7 +130,7 @@ fn property(definition: &Definition, place: &str) -> Result<Option<Property>, Ap
 }
 
 /// Returns the events of one kind, with the key of their user; everybody's or some users'.
-fn table(kind: Kind, scope: &Scope, project: Uuid) -> Option<Table> {
+pub(super) fn table(kind: Kind, scope: &Scope, project: Uuid) -> Option<Table> {
     let facts = FactTable::of(kind);
     let place = FACT_TABLES.iter().position(|other| other.name == facts.name)?;
     let mut events = tables::table("events")?.with_user_key();
@@ -182,7 +236,7 @@ impl Reader<'_> {
         let table = table(definition.kind, self.scope, self.snapshot.project());
         let table = table.ok_or_else(|| DataFusionError::Internal("no table events".to_owned()))?;
         let schema = DFSchema::try_from(table.schema().as_ref().clone())?;
-        let condition = condition(definition, "where", self.session, &schema).map_err(external)?;
+        let condition = of_definition(definition, "where", self.session, &schema).map_err(external)?;
         let property = property(definition, "value").map_err(external)?;
         let scan = provider_as_source(Session::scan_of(table, self.snapshot));
         let state = self.session.state();

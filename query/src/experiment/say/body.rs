@@ -9,12 +9,14 @@ use crate::experiment::measure::attribution::Attribution;
 use crate::experiment::measure::population::PopulationCounts;
 use crate::experiment::read::experiment::{Experiment, Variant};
 use crate::experiment::request::Settings;
+use crate::experiment::rules::Rule;
+use crate::experiment::test::explore::Exploration;
 use crate::experiment::test::health::Health;
 use crate::experiment::warning::Warning;
 use crate::source::snapshot::AsOf;
 
 /// Version of the statistics behind the numbers. Raised when the same rows would give other ones.
-pub const METHOD_VERSION: &str = "stats-4";
+pub const METHOD_VERSION: &str = "stats-5";
 
 /// The list of a project's experiments.
 #[derive(Debug, Serialize)]
@@ -42,7 +44,7 @@ pub struct ExperimentSummary {
 /// [`Results::data_through`], a time of events and never of a clock.
 #[derive(Debug, Serialize)]
 pub struct Results {
-    /// `ok`, `not_started`, `no_data`, `one_variant` or `no_control`.
+    /// `ok`, `not_started`, `no_data`, `one_variant`, `no_control` or `descriptive`.
     pub status: &'static str,
     /// What it is.
     pub experiment: Experiment,
@@ -68,12 +70,18 @@ pub struct Results {
     pub variants: Vec<Variant>,
     /// What was measured.
     pub metrics: Vec<Metric>,
+    /// Who is affected otherwise, if that was searched.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exploration: Option<Exploration>,
     /// Value by variant under each model of attribution.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub attribution: Option<Attribution>,
     /// What the numbers advise.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub decision: Option<Decision>,
+    /// Conditions of the experiment's own, and of what they hold.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub rules: Vec<Rule>,
     /// What a reader should know before quoting a number.
     pub warnings: Vec<Warning>,
 }
@@ -83,7 +91,7 @@ pub struct Results {
 pub struct Decision {
     /// `ship-now`, `rollback-now`, `ready-for-review`, `continue` or `unhealthy`.
     pub status: &'static str,
-    /// By which rules: `clear_signals`.
+    /// By which rules: `clear_signals`, `do_no_harm` or `risk_aware`.
     pub criteria: &'static str,
     /// The variant to ship.
     pub variant_id: Option<Uuid>,

@@ -1,5 +1,7 @@
 //! What the numbers advise, with the rules that led there and the numbers that they saw.
 
+use ::catalogue::policy::DecideBy;
+
 use super::body::{Decision, Why};
 use super::metric::{Comparison, Metric};
 use crate::experiment::read::catalogue::Role;
@@ -39,9 +41,14 @@ pub fn decision(design: &Design<'_>, health: &Health, metrics: &[Metric]) -> Dec
         Check::MultiExposure { level, share, .. } if *level > Level::Ok => *share,
         _ => None,
     });
+    let criteria = match design.experiment.policy.decide_by {
+        DecideBy::ClearSignals => Criteria::ClearSignals,
+        DecideBy::DoNoHarm => Criteria::DoNoHarm,
+        DecideBy::RiskAware => Criteria::RiskAware,
+    };
     let has_mismatch = health.checks.iter().any(Check::invalidates);
     let found = decide(
-        Criteria::ClearSignals,
+        criteria,
         &Experiment {
             has_mismatch,
             multi_exposed_share: multi_exposed_share.unwrap_or(0.0),
@@ -67,7 +74,7 @@ pub fn decision(design: &Design<'_>, health: &Health, metrics: &[Metric]) -> Dec
     }
     Decision {
         status: found.status.as_str(),
-        criteria: "clear_signals",
+        criteria: design.experiment.policy.decide_by.as_str(),
         variant_id: shipped.map(|arm| design.variants[arm + 1].id),
         powered,
         why,

@@ -36,8 +36,8 @@ pub struct Metric {
     pub direction: &'static str,
     /// What it counts.
     pub definition: Definition,
-    /// After the first exposure a conversion counts for so long.
-    pub window_days: i32,
+    /// After the first exposure a conversion counts for so long; null without an end.
+    pub window_days: Option<i32>,
     /// Of values.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub currency: Option<String>,
@@ -312,7 +312,8 @@ pub fn metric(design: &Design<'_>, tested: TestedMetric<'_>) -> Metric {
         role: configured.role,
         direction: if configured.wants_more { "increase" } else { "decrease" },
         definition: definition(configured),
-        window_days: window_days(configured, design.experiment.conversion_window_days),
+        window_days: (!configured.aggregation.is_open())
+            .then(|| window_days(configured, design.experiment.conversion_window_days)),
         currency: design.currency.filter(|_| configured.aggregation.is_value()).map(str::to_owned),
         cap: measured.cap.map(|cap| Cap {
             value: decimal_text(cap.amount),
@@ -345,7 +346,7 @@ fn comparison(design: &Design<'_>, metric: &Configured, tested: TestedComparison
         test: test(&compared),
         adjusted: adjusted.flatten(),
         sequential: conclusion.look.map(|look| look.shown),
-        cuped: compared.cuped,
+        cuped: compared.cuped.clone(),
         supplemental,
         power,
         guardrail,

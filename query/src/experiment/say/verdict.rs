@@ -4,7 +4,7 @@
 use super::sentence::Sentence;
 use crate::experiment::read::catalogue::Configured;
 use crate::experiment::request::{Analysis, Difference, Engine};
-use crate::experiment::test::comparison::{Compared, Conclusion, Design, EARLY_WARNING};
+use crate::experiment::test::comparison::{Compared, Conclusion, Design, EARLY_WARNING, Undecided};
 use crate::experiment::test::findings::{Bayesian, ScaledImpact};
 use crate::experiment::text::{p_text, short};
 use statistics::effect::Status;
@@ -30,6 +30,9 @@ pub fn verdict(
     bayesian: Option<&Bayesian>,
 ) -> Verdict {
     let confidence = design.experiment.confidence_level;
+    if let Some(why) = compared.undecided.filter(|_| !decided.significant) {
+        return Verdict { text: "inconclusive", significant: false, by: why.as_str(), chance: None };
+    }
     if design.request.engine == Engine::Bayesian {
         let chance = bayesian.map(|bayesian| bayesian.chance_to_win);
         let text = match chance {
@@ -146,6 +149,16 @@ fn evidence(design: &Design<'_>, compared: &Compared, decided: &Conclusion, verd
             _ => "not enough to call it",
         };
         return (chance, text.to_owned());
+    }
+    if let Some(why) = compared.undecided.filter(|_| !decided.significant) {
+        let p = compared.found.p_value().map(|p| format!("p = {} for a single look", p_text(p.p)));
+        let waits = match why {
+            Undecided::Open => {
+                "it grows as long as there are events, so that nothing is decided before the one look of a fixed analysis"
+            }
+            Undecided::Part => "a part of what was done counts, which describes and decides nothing",
+        };
+        return (p, waits.to_owned());
     }
     if let Some(early) = decided.early.filter(|_| verdict.by == EARLY_WARNING) {
         let p = p_text(early.p_value);

@@ -4,10 +4,11 @@ use statistics::effect::{self, Effect, Scale};
 use statistics::moments::{Overflow, decimal_text};
 use statistics::sequential::confidence_sequence;
 
-use super::comparison::{Compared, Design, TestedComparison, compared, conclude, decide};
+use super::comparison::{Compared, Design, TestedComparison, Undecided, compared, conclude, decide};
 use super::earlier::Earlier;
 use super::findings::{Cumulative, DailyArm, Day, Heterogeneity, SeriesArm, SeriesComparison, Supplemental, ends};
 use super::health::{ratio_of, weights};
+use crate::experiment::measure::covariates::Covariates;
 use crate::experiment::measure::days::{DaySums, Days};
 use crate::experiment::measure::metrics::{MeasuredMetric, Split, Value};
 use crate::experiment::measure::population::Population;
@@ -38,7 +39,8 @@ pub struct BreakdownValue {
 }
 
 /// Compares within each value of a dimension. All metrics, variants and values together are one family. The cap is that of
-/// the whole, and so is what is taken off for earlier behaviour (`earlier`, of each metric by variant compared), so that values add up.
+/// the whole, and so is what is taken off for earlier behaviour (`earlier`, of each metric by variant compared), so that values add up; and so
+/// is why nothing is decided.
 /// # Errors
 /// [`Overflow`].
 pub fn by_dimension(
@@ -46,26 +48,27 @@ pub fn by_dimension(
     population: &Population<'_>,
     split: &Split,
     measured: &[MeasuredMetric],
-    earlier: &[Vec<Option<Earlier>>],
+    earlier: &[(Vec<Option<Earlier>>, Option<Undecided>)],
 ) -> Result<Vec<Breakdown>, Overflow> {
     let arms = design.variants.len();
     let mut all = Vec::new();
-    for (metric, earlier) in measured.iter().zip(earlier) {
+    for (metric, (earlier, undecided)) in measured.iter().zip(earlier) {
         let window_us = metric.counted.window_us();
-        let before = if earlier.iter().any(Option::is_some) { metric.before.as_slice() } else { &[] };
+        let nothing = Covariates::default();
+        let covariates = if earlier.iter().any(Option::is_some) { &metric.covariates } else { &nothing };
         let groups = population.groups_of_values(split.values.len(), window_us, |user| split.places[user] as usize);
         let cap = metric.cap.map(|cap| cap.amount);
-        let cut = sums(&metric.entries, before, &groups, cap)?;
-        let raw = sums(&metric.entries, &[], &groups, None)?;
-        let sampled = sampled(&metric.configured, &metric.entries, &groups, cap, &cut)?;
+        let cut = sums(&metric.entries, covariates, &groups, cap)?;
+        let raw = sums(&metric.entries, &Covariates::default(), &groups, None)?;
+        let sampled = sampled(&metric.configured, (&metric.entries, metric.values.as_ref()), &groups, cap, &cut)?;
         let of_value = |place: usize| {
             let sampled = &sampled[place * arms..(place + 1) * arms];
             // Without a control nothing is compared.
-            earlier.iter().enumerate().map(|(arm, earlier)| part(design, sampled, arm + 1, *earlier)).collect()
+            earlier.iter().enumerate().map(|(arm, earlier)| part(design, sampled, arm + 1, earlier.clone())).collect()
         };
-        let mut compared = (0..split.values.len()).map(of_value).collect::<Result<Vec<Vec<Compared>>, _>>()?;
+        let mut compared: Vec<Vec<Compared>> = (0..split.values.len()).map(of_value).collect();
         for found in compared.iter_mut().flatten() {
-            found.window_us = window_us;
+            (found.window_us, found.undecided) = (window_us, *undecided);
         }
         all.push((metric, cut, raw, sampled, compared));
     }
@@ -95,7 +98,7 @@ pub fn by_dimension(
 }
 
 /// Compares a variant within a part of the users.
-fn part(design: &Design<'_>, sampled: &[Sampled], arm: usize, earlier: Option<Earlier>) -> Result<Compared, Overflow> {
+pub(super) fn part(design: &Design<'_>, sampled: &[Sampled], arm: usize, earlier: Option<Earlier>) -> Compared {
     let off = Design { cuped: Cuped::Off, ..*design };
     compared(if earlier.is_some() { design } else { &off }, &sampled[0], &sampled[arm], arm, earlier)
 }
@@ -137,10 +140,9 @@ pub fn by_day(
         let cells: Vec<u64> =
             (0..strata.count()).flat_map(|stratum| today.iter().map(move |sums| of_cells(sums, stratum))).collect();
         let ratio = ratio_of(strata, &weights, &cells).all;
-        let of_arm = |(arm, earlier): (usize, &Option<Earlier>)| {
-            Ok::<_, Overflow>(comparison(design, &part(design, &sampled, arm + 1, *earlier)?))
-        };
-        let comparisons = earlier.iter().enumerate().map(of_arm).collect::<Result<_, _>>()?;
+        let of_arm =
+            |(arm, earlier): (usize, &Option<Earlier>)| comparison(design, &part(design, &sampled, arm + 1, earlier.clone()));
+        let comparisons = earlier.iter().enumerate().map(of_arm).collect();
         let arms = today.iter().zip(&sampled).enumerate().map(|(arm, (sums, sampled))| SeriesArm {
             variant_id: design.variants[arm].id,
             users: sums.users,

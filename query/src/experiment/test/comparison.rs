@@ -4,7 +4,6 @@
 use statistics::bayes_beta::{self, probability_best};
 use statistics::bayes_normal::{Prior, posterior};
 use statistics::comparison::{self, Observed, Sample, Stratum, compare, compare_strata};
-use statistics::cuped::theta;
 use statistics::difference::Difference;
 use statistics::distributions::PValue;
 use statistics::effect::{Effect, Scale};
@@ -13,10 +12,11 @@ use statistics::moments::Overflow;
 use statistics::multiplicity::{self, Adjusted, Member, adjust, is_finding};
 use statistics::power::{POWER_DEFAULT, Target, days_remaining, detectable_effect, mid_experiment, progress};
 use statistics::proportions::Count;
+use statistics::regression::Coefficients;
 use statistics::sequential::{hybrid, hybrid_level};
 use statistics::strata::{Traffic, impact_per_day};
 
-use super::earlier::{DIFFERS_BEFORE, Earlier, adjusted, differs_before};
+use super::earlier::{Adjustment, DIFFERS_BEFORE, Earlier, adjusted, differs_before};
 use super::findings::{
     Bayesian, Cuped, EarlyWarning, Guardrail, Other, Power, Prior as ShownPrior, ScaledImpact, Shrunk, Supplemental, ends,
 };
@@ -58,6 +58,25 @@ pub struct Design<'a> {
     pub pace: (u64, f64),
 }
 
+/// Why nothing is decided by a comparison, whatever it shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Undecided {
+    /// What users come to grows as long as anybody looks, and looks are allowed for.
+    Open,
+    /// A part of what users did counts, so that their windows are not whole.
+    Part,
+}
+
+impl Undecided {
+    /// Returns the word for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Undecided::Open => "open",
+            Undecided::Part => "descriptive",
+        }
+    }
+}
+
 /// One variant against the control, by itself.
 #[derive(Clone, Debug)]
 pub struct Compared {
@@ -73,10 +92,14 @@ pub struct Compared {
     pub unadjusted: comparison::Comparison,
     /// What earlier behaviour adds.
     pub cuped: Option<Cuped>,
+    /// What of it is taken off; none where nothing is, and where users were assigned in shares that changed, of which each has its own.
+    pub taken_off: Option<Coefficients>,
     /// Whether users were assigned in shares that changed: then control and treatment have the means of the same mixture of strata.
     pub has_strata: bool,
     /// The metric's window, in microseconds.
     pub window_us: i64,
+    /// Why nothing is decided by it, whatever it shows.
+    pub undecided: Option<Undecided>,
     /// What looks saw at the end of each day, of users whose window had closed; empty of what has no such history.
     pub by_day: Vec<Option<Seen>>,
     /// What they saw of all users, with what these had done by then; empty likewise.
@@ -86,35 +109,30 @@ pub struct Compared {
 }
 
 /// Compares a variant with the control; `earlier` is none where earlier behaviour is left aside.
-/// # Errors
-/// [`Overflow`].
-pub fn compared(
-    design: &Design<'_>,
-    control: &Sampled,
-    treatment: &Sampled,
-    arm: usize,
-    earlier: Option<Earlier>,
-) -> Result<Compared, Overflow> {
+pub fn compared(design: &Design<'_>, control: &Sampled, treatment: &Sampled, arm: usize, earlier: Option<Earlier>) -> Compared {
     if !control.strata.is_empty() {
         let pairs = control.strata.iter().zip(&treatment.strata);
-        let strata = pairs.map(|(control, treatment)| compared(design, control, treatment, arm, earlier));
-        return Ok(over_strata(design, (control, treatment), arm, &strata.collect::<Result<Vec<_>, _>>()?));
+        let strata = pairs.map(|(control, treatment)| compared(design, control, treatment, arm, earlier.clone()));
+        return over_strata(design, (control, treatment), arm, &strata.collect::<Vec<_>>());
     }
     let unadjusted = compare(&control.observed, &treatment.observed, design.experiment.alpha);
-    let (cuped, adjusted) = adjusted(design, control, treatment, earlier, &unadjusted)?;
-    Ok(Compared {
+    let Adjustment { shown, applied } = adjusted(design, control, treatment, earlier, &unadjusted);
+    let found = applied.as_ref().map_or(unadjusted, |(difference, _)| unadjusted.adjusted(*difference));
+    Compared {
         arm,
         control: control.observed,
         treatment: treatment.observed,
-        found: adjusted.map_or(unadjusted, |difference| unadjusted.adjusted(difference)),
+        found,
         unadjusted,
-        cuped,
+        cuped: shown,
+        taken_off: applied.map(|(_, coefficients)| coefficients),
         has_strata: false,
         window_us: 0,
+        undecided: None,
         by_day: Vec::new(),
         all_by_day: Vec::new(),
         early_by_day: Vec::new(),
-    })
+    }
 }
 
 /// Puts the comparisons within strata together. Control and treatment have the means of the difference, which are those of the same
@@ -129,17 +147,18 @@ fn over_strata(design: &Design<'_>, (control, treatment): (&Sampled, &Sampled), 
     };
     let of = |is_adjusted: bool| compare_strata(&stratum(is_adjusted).collect::<Vec<_>>(), alpha);
     // What is wrong with the covariate of some users is wrong with all of the comparison.
-    let differs = strata.iter().any(|found| found.cuped.is_some_and(|cuped| cuped.reason == Some(DIFFERS_BEFORE)));
+    let differs = strata.iter().any(Compared::differs_before);
     let (unadjusted, applied) = (of(false), !differs && strata.iter().any(Compared::is_adjusted));
     let found = if applied { of(true) } else { unadjusted };
     let reduction =
         found.difference.zip(unadjusted.difference).map(|(found, plain)| 1.0 - (found.std_error / plain.std_error).powi(2));
     // Why not, is what the stratum of the most users says.
-    let largest = strata.iter().max_by_key(|found| found.users()).and_then(|found| found.cuped);
+    let largest = strata.iter().max_by_key(|found| found.users()).and_then(|found| found.cuped.clone());
     let cuped = largest.map(|cuped| Cuped {
         applied,
         reason: if differs { Some(DIFFERS_BEFORE) } else { cuped.reason.filter(|_| !applied) },
         theta: None,
+        covariates: Vec::new(),
         variance_reduction: reduction.filter(|_| applied),
         effective_sample_gain: reduction.filter(|reduction| applied && *reduction < 1.0).map(|reduction| 1.0 / (1.0 - reduction)),
         ..cuped
@@ -156,8 +175,10 @@ fn over_strata(design: &Design<'_>, (control, treatment): (&Sampled, &Sampled), 
         found,
         unadjusted,
         cuped,
+        taken_off: None,
         has_strata: true,
         window_us: 0,
+        undecided: None,
         by_day: Vec::new(),
         all_by_day: Vec::new(),
         early_by_day: Vec::new(),
@@ -181,15 +202,15 @@ pub fn compare_all(design: &Design<'_>, sampled: &[Sampled]) -> Result<Vec<Compa
         };
         return Ok(others.iter().enumerate().map(of_arm).collect());
     }
-    let all: Vec<_> = sampled.iter().filter_map(|sampled| sampled.cuped).collect();
     // Without the control's there is nothing to be compared.
-    let is_used = design.cuped != CupedRule::Off && sampled.first().is_some_and(|control| control.cuped.is_some());
+    let is_used = design.cuped != CupedRule::Off && control.regressed.is_some();
     let earlier = match is_used {
         false => None,
-        true if differs_before(&all)? => Some(Earlier::Differs),
-        true => Some(Earlier::Theta(theta(&all)?)),
+        true if differs_before(sampled)? => Some(Earlier::Differs),
+        true => Some(Earlier::Estimated),
     };
-    (1..sampled.len()).map(|arm| compared(design, &sampled[0], &sampled[arm], arm, earlier)).collect()
+    let of_arm = |(place, other): (usize, &Sampled)| compared(design, control, other, place + 1, earlier.clone());
+    Ok(others.iter().enumerate().map(of_arm).collect())
 }
 
 impl Compared {
@@ -200,13 +221,23 @@ impl Compared {
 
     /// Returns whether the answer rests on an adjusted difference.
     pub fn is_adjusted(&self) -> bool {
-        self.cuped.is_some_and(|cuped| cuped.applied)
+        self.cuped.as_ref().is_some_and(|cuped| cuped.applied)
     }
 
-    /// Returns what is taken off parts of the users as it is off the whole; none where nothing is, and where users were assigned in shares that
-    /// changed, of which each has its own.
+    /// Returns whether nothing is adjusted since the variants' users were not alike before they were exposed.
+    pub fn differs_before(&self) -> bool {
+        self.cuped.as_ref().is_some_and(|cuped| cuped.reason == Some(DIFFERS_BEFORE))
+    }
+
+    /// Returns what is taken off at the end of each day as it is off the whole today; none where nothing is, and where users were assigned in
+    /// shares that changed, of which each has its own.
+    pub fn of_days(&self) -> Option<Earlier> {
+        self.taken_off.clone().map(Earlier::OfWhole)
+    }
+
+    /// Returns what is taken off parts of the users as it is off the whole; none likewise.
     pub fn of_parts(&self) -> Option<Earlier> {
-        self.cuped.filter(|cuped| cuped.applied).and_then(|cuped| cuped.theta).map(Earlier::OfWhole)
+        self.taken_off.clone().map(|coefficients| Earlier::OfWhole(coefficients.of_part()))
     }
 
     /// Returns users of both.
@@ -371,8 +402,9 @@ pub fn decide(design: &Design<'_>, family: &[(&Configured, &Compared)]) -> Vec<C
     let (plan, alpha) = (design.plan, design.plan.alpha);
     let has_bounds = plan.analysis == Analysis::GroupSequential;
     let member = |(metric, compared): &(&Configured, &Compared)| {
-        let p_value = compared.deciding_p(plan);
-        let is_tested = if has_bounds { compared.found.for_looks.is_some() } else { p_value.is_some() };
+        let is_decided = compared.undecided.is_none();
+        let p_value = compared.deciding_p(plan).filter(|_| is_decided);
+        let is_tested = if has_bounds { is_decided && compared.found.for_looks.is_some() } else { p_value.is_some() };
         Member { p_value, is_tested, is_primary: metric.role == Role::Primary }
     };
     let is_goal = |metric: &Configured| metric.role != Role::Guardrail;
@@ -388,8 +420,10 @@ pub fn decide(design: &Design<'_>, family: &[(&Configured, &Compared)]) -> Vec<C
         let look = compared.look(plan, adjusted.alpha);
         let by_p = adjusted.p_value.is_some_and(|p| is_finding(p.p, alpha));
         let significant = if has_bounds { look.is_some_and(|look| look.stands) } else { by_p };
+        let significant = significant && compared.undecided.is_none();
         let basis = Basis::of(compared, plan, look.as_ref(), (adjusted.alpha, alpha_alone));
         let by = match plan.analysis {
+            _ if let Some(why) = compared.undecided => why.as_str(),
             Analysis::Fixed if compared.is_exact() => "fisher_exact",
             Analysis::Fixed if compared.has_strata => "stratified_t",
             Analysis::Fixed => "welch_t",
@@ -585,6 +619,9 @@ fn guardrail(metric: &Configured, compared: &Compared, conclusion: &Conclusion, 
     let difference = conclusion.basis.map(|basis| basis.difference).or_else(|| compared.precise());
     let effect = difference.and_then(|difference| difference.effect(Scale::Absolute).ok());
     let (Some(effect), Some(baseline)) = (effect, compared.control.mean) else { return Some(undefined) };
+    if compared.undecided.is_some() && !conclusion.significant {
+        return Some(undefined);
+    }
     let direction = if metric.wants_more { Direction::Increase } else { Direction::Decrease };
     let found = non_inferiority(&effect, baseline, margin, direction, alpha);
     Some(Guardrail {

@@ -1,16 +1,19 @@
-//! What the variants' users did before they were exposed: whether they were alike then, and what of it sharpens a comparison.
+//! What is known of the variants' users from before they were exposed: whether they were alike then, and what of it sharpens a
+//! comparison.
 
 use statistics::comparison::{self, Observed, compare};
-use statistics::cuped::{self, CupedSums};
 use statistics::difference::Difference;
 use statistics::distributions::PValue;
 use statistics::effect::Status;
 use statistics::moments::Overflow;
 use statistics::proportions::{Count, fisher};
+use statistics::regression::{self, Coefficients};
+use statistics::sums::Sums as OneSum;
 
 use super::comparison::Design;
-use super::findings::Cuped;
-use crate::experiment::measure::sample::Sampled;
+use super::findings::{Covariate, Cuped};
+use crate::experiment::measure::covariates::Column;
+use crate::experiment::measure::sample::{Regressed, Sampled};
 use crate::experiment::request::{COVARIATE_DAYS, Cuped as CupedRule};
 
 /// Part of the variance that earlier behaviour has to explain before a comparison is adjusted for it.
@@ -22,13 +25,13 @@ pub const DIFFERS_BEFORE: &str = "differs_before";
 /// Below this p-value the variants' users were not alike before they were exposed.
 pub const BALANCE_BELOW: f64 = 0.001;
 
-/// What the variants' users did before they were exposed, as far as it may explain what they did after.
-#[derive(Clone, Copy, Debug, PartialEq)]
+/// What is taken off a comparison for what was known before.
+#[derive(Clone, Debug, PartialEq)]
 pub enum Earlier {
-    /// So much of it is taken off, of all variants together.
-    Theta(f64),
-    /// The same in a part of the users, whatever it explains there: where it is taken off the whole, so that parts add up to it.
-    OfWhole(f64),
+    /// What the users of both variants say.
+    Estimated,
+    /// The same of a part of the users, whatever it explains there: where it is taken off the whole, so that parts add up to it.
+    OfWhole(Coefficients),
     /// The variants' users were not alike then: it would move the difference instead of sharpening it.
     Differs,
 }
@@ -37,8 +40,8 @@ pub enum Earlier {
 /// one did the same and all of the other did another same thing, it is the chance of that.
 /// # Errors
 /// [`Overflow`].
-pub fn balance(control: &CupedSums, treatment: &CupedSums) -> Result<Option<PValue>, Overflow> {
-    let of = |sums: &CupedSums| Ok::<Observed, Overflow>(sums.pre.sample()?.into());
+pub fn balance(control: &OneSum, treatment: &OneSum) -> Result<Option<PValue>, Overflow> {
+    let of = |sums: &OneSum| Ok::<Observed, Overflow>(sums.sample()?.into());
     let (control, treatment) = (of(control)?, of(treatment)?);
     let found = compare(&control, &treatment, BALANCE_BELOW);
     let is_apart = found.status == Status::ZeroVariance && found.estimate.is_some_and(|off| off != 0.0);
@@ -50,15 +53,28 @@ pub fn balance(control: &CupedSums, treatment: &CupedSums) -> Result<Option<PVal
     Ok(found.p_value())
 }
 
-/// Returns whether any variant's users were others than the control's before they were exposed.
-pub(super) fn differs_before(variants: &[CupedSums]) -> Result<bool, Overflow> {
-    let Some((control, others)) = variants.split_first() else { return Ok(false) };
-    for other in others {
-        if balance(control, other)?.is_some_and(|p| p.p < BALANCE_BELOW) {
-            return Ok(true);
+/// Returns whether any variant's users were others than the control's before they were exposed, in any of the covariates.
+pub(super) fn differs_before(variants: &[Sampled]) -> Result<bool, Overflow> {
+    let mut regressed = variants.iter().filter_map(|sampled| sampled.regressed.as_ref());
+    let Some(control) = regressed.next() else { return Ok(false) };
+    for other in regressed {
+        // Several of them are several chances to differ.
+        let below = BALANCE_BELOW / control.covariates.len() as f64;
+        for (control, other) in control.covariates.iter().zip(&other.covariates) {
+            if balance(control, other)?.is_some_and(|p| p.p < below) {
+                return Ok(true);
+            }
         }
     }
     Ok(false)
+}
+
+/// What adjusting a comparison came to.
+pub(super) struct Adjustment {
+    /// What there is to say about it; none where it was not asked for.
+    pub shown: Option<Cuped>,
+    /// The adjusted difference and what was taken off, where it was.
+    pub applied: Option<(Difference, Coefficients)>,
 }
 
 /// Adjusts for earlier behaviour, or says why not.
@@ -68,44 +84,63 @@ pub(super) fn adjusted(
     treatment: &Sampled,
     earlier: Option<Earlier>,
     unadjusted: &comparison::Comparison,
-) -> Result<(Option<Cuped>, Option<Difference>), Overflow> {
-    let not = |reason: &'static str| Cuped {
-        applied: false,
-        reason: Some(reason),
-        theta: None,
-        variance_reduction: None,
-        effective_sample_gain: None,
-        covariate_days: COVARIATE_DAYS,
+) -> Adjustment {
+    let nothing = Adjustment { shown: None, applied: None };
+    let not = |reason: &'static str| {
+        let shown = Cuped {
+            applied: false,
+            reason: Some(reason),
+            theta: None,
+            covariates: Vec::new(),
+            variance_reduction: None,
+            effective_sample_gain: None,
+            covariate_days: COVARIATE_DAYS,
+        };
+        Adjustment { shown: Some(shown), applied: None }
     };
     if design.cuped == CupedRule::Off {
-        return Ok((None, None));
+        return nothing;
     }
-    let Some((one, two)) = control.cuped.as_ref().zip(treatment.cuped.as_ref()) else {
-        return Ok((Some(not("not_defined")), None));
-    };
+    let Some((one, two)) = control.regressed.as_ref().zip(treatment.regressed.as_ref()) else { return not("not_defined") };
     if earlier == Some(Earlier::Differs) {
-        return Ok((Some(not(DIFFERS_BEFORE)), None));
+        return not(DIFFERS_BEFORE);
     }
     if unadjusted.exact.is_some() {
-        return Ok((Some(not("exact")), None));
+        return not("exact");
     }
-    let Some(plain) = unadjusted.difference else { return Ok((None, None)) };
-    let theta = match earlier {
-        Some(Earlier::Theta(theta) | Earlier::OfWhole(theta)) if theta != 0.0 && design.has_history => theta,
-        _ => return Ok((Some(not("no_history")), None)),
+    let Some(plain) = unadjusted.difference else { return nothing };
+    // Less than a day is no history; what was true at the exposure needs none.
+    let is_known = one.columns.iter().any(|column| !column.is_history);
+    let is_of_whole = matches!(earlier, Some(Earlier::OfWhole(_)));
+    let coefficients = match earlier {
+        Some(Earlier::Estimated) if design.has_history || is_known => Coefficients::interacted(&one.joint, &two.joint),
+        Some(Earlier::OfWhole(coefficients)) => coefficients,
+        _ => return not("no_history"),
     };
-    let Ok(adjusted) = cuped::adjusted(one, two, theta)? else {
-        return Ok((Some(not("explains_little")), None));
-    };
+    if coefficients.is_zero() {
+        return not("no_history");
+    }
+    let Ok(adjusted) = regression::adjusted(&one.joint, &two.joint, &coefficients) else { return not("explains_little") };
     let reduction = 1.0 - (adjusted.difference.std_error / plain.std_error).powi(2);
-    let applied = reduction >= EXPLAINED_MIN || matches!(earlier, Some(Earlier::OfWhole(_)));
+    let applied = reduction >= EXPLAINED_MIN || is_of_whole;
     let shown = Cuped {
         applied,
         reason: (!applied).then_some("explains_little"),
-        theta: Some(adjusted.theta),
+        theta: Some(coefficients.of[0]),
+        covariates: covariates(one, &coefficients),
         variance_reduction: Some(reduction),
         effective_sample_gain: (reduction < 1.0).then(|| 1.0 / (1.0 - reduction)),
         covariate_days: COVARIATE_DAYS,
     };
-    Ok((Some(shown), applied.then_some(adjusted.difference)))
+    Adjustment { shown: Some(shown), applied: applied.then_some((adjusted.difference, coefficients)) }
+}
+
+/// Names what is taken off, where that is more than one thing.
+fn covariates(regressed: &Regressed, coefficients: &Coefficients) -> Vec<Covariate> {
+    if regressed.columns.len() < 2 {
+        return Vec::new();
+    }
+    let coefficient = |place: usize| (!coefficients.unused.contains(&place)).then(|| coefficients.of[place]);
+    let covariate = |(place, column): (usize, &Column)| Covariate { name: column.name.clone(), coefficient: coefficient(place) };
+    regressed.columns.iter().enumerate().map(covariate).collect()
 }

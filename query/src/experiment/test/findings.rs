@@ -124,8 +124,18 @@ pub struct Shrunk {
     pub chance_to_win: f64,
 }
 
+/// What is taken off for one covariate.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Covariate {
+    /// What it is.
+    pub name: String,
+    /// How much of it is taken off; left out if the others say the same, or there are too few users for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub coefficient: Option<f64>,
+}
+
 /// What earlier behaviour adds.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Cuped {
     /// Whether the comparison is adjusted.
     pub applied: bool,
@@ -133,9 +143,12 @@ pub struct Cuped {
     /// variants' users were not alike before they were exposed (p below 0.001).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<&'static str>,
-    /// How much of the earlier behaviour is taken off.
+    /// How much of the earlier behaviour is taken off, of the same metric.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub theta: Option<f64>,
+    /// The same of each covariate, where there are several.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub covariates: Vec<Covariate>,
     /// Part of the variance of the difference that is gone.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub variance_reduction: Option<f64>,

@@ -4,7 +4,6 @@ use crate::experiment::measure::Measured;
 use crate::experiment::measure::groups::Groups;
 use crate::experiment::measure::metrics::{MeasuredMetric, Split};
 use crate::experiment::measure::population::{Excluded, Population};
-use crate::experiment::measure::sample::Sampled;
 use crate::experiment::measure::strata::{Shares, Strata};
 use crate::experiment::measure::sums::{Sums, outlier_share};
 use crate::experiment::read::cohort::DAY_US;
@@ -13,11 +12,9 @@ use crate::experiment::request::{PopulationRule, Windows};
 use crate::experiment::text::p_text;
 use crate::experiment::warning::Warning;
 use serde::Serialize;
-use statistics::cuped::CupedSums;
 use statistics::sample_ratio::{
     CONCENTRATION, OverStrata, SampleRatio, Status, sample_ratio, sample_ratio_over_strata, sequential, sequential_over_strata,
 };
-use statistics::sums::Sums as OneSum;
 
 use super::earlier::{BALANCE_BELOW, balance};
 use super::trigger::complement;
@@ -552,25 +549,18 @@ fn pre_exposure_balance(experiment: &Experiment, measured: &[MeasuredMetric], wa
     let mut least: Option<(f64, f64, &str)> = None;
     let mut tests = 0;
     if experiment.control_variant_id.is_some() {
-        for metric in measured.iter().filter(|metric| !metric.before.is_empty()) {
-            // What adjusts the metric; of metrics that are not adjusted the sums before alone.
-            let before = |(sampled, sums): (&Sampled, &Sums)| {
-                let (post, pre) = (OneSum::Values(sums.amount), OneSum::Values(sums.before));
-                sampled.cuped.unwrap_or(CupedSums { post, pre, products: sums.amount_before })
-            };
+        for metric in measured.iter().filter(|metric| !metric.covariates.is_empty()) {
             // Users who were assigned in other shares may have been others.
-            let strata = |(sampled, sums): (&Sampled, &Sums)| -> Vec<CupedSums> {
-                match sums.strata.is_empty() {
-                    true => vec![before((sampled, sums))],
-                    false => sampled.strata.iter().zip(&sums.strata).map(before).collect(),
-                }
-            };
-            let arms: Vec<Vec<CupedSums>> = metric.sampled.iter().zip(&metric.sums).map(strata).collect();
+            let strata = |sums: &Sums| if sums.strata.is_empty() { vec![sums.clone()] } else { sums.strata.clone() };
+            let arms: Vec<Vec<Sums>> = metric.sums.iter().map(strata).collect();
             for (arm, control) in arms.iter().skip(1).flat_map(|arm| arm.iter().zip(&arms[0])) {
-                let Ok(Some(p)) = balance(control, arm) else { continue };
-                tests += 1;
-                if least.is_none_or(|(_, log10, _)| p.log10 < log10) {
-                    least = Some((p.p, p.log10, &metric.configured.name));
+                for (place, column) in metric.covariates.columns().iter().enumerate() {
+                    let of = |sums: &Sums| sums.covariates.covariate(place, sums.users);
+                    let Ok(Some(p)) = balance(&of(control), &of(arm)) else { continue };
+                    tests += 1;
+                    if least.is_none_or(|(_, log10, _)| p.log10 < log10) {
+                        least = Some((p.p, p.log10, &column.name));
+                    }
                 }
             }
         }

@@ -13,7 +13,7 @@ use catalogue::definitions::{self, Definition, Version};
 use catalogue::experiments::{self, Assignment, Experiment, NewExperiment, NewVariant, Variant, VariantDetails};
 use catalogue::metrics::{Metric, NewMetric};
 use catalogue::{
-    Aggregation, Amount, AttributionMethod, Decimal, Denominator, Direction, ExperimentStatus, Project, Role, Trigger,
+    Aggregation, Amount, AttributionMethod, Decimal, Denominator, Direction, ExperimentStatus, Policy, Project, Role, Trigger,
 };
 use serde::{Deserialize, Deserializer};
 use sqlx::PgConnection;
@@ -59,6 +59,7 @@ struct Entry {
     attribution_method: Option<AttributionMethod>,
     currency: Option<String>,
     trigger: Option<Trigger>,
+    policy: Option<Policy>,
     variants: BTreeMap<String, VariantEntry>,
     /// Left out: as they are.
     metrics: Option<BTreeMap<String, MetricEntry>>,
@@ -131,6 +132,7 @@ enum Step {
     Create(Box<NewExperiment>),
     Describe(String, String),
     SetTrigger(String, Trigger),
+    SetPolicy(String, Policy),
     AddVariant(String, NewVariant),
     DescribeVariant(String, String, VariantDetails),
     Weights(String, Vec<NewVariant>),
@@ -152,6 +154,9 @@ impl fmt::Display for Step {
             Step::Describe(experiment, _) => write!(out, "describe {}", printable(experiment)),
             Step::SetTrigger(experiment, trigger) => {
                 write!(out, "begin the analysis of {} with {}", printable(experiment), printable(&trigger.to_string()))
+            }
+            Step::SetPolicy(experiment, policy) => {
+                write!(out, "set the policy of {}: it {}", printable(experiment), printable(&policy.to_string()))
             }
             Step::AddVariant(experiment, new) => {
                 write!(out, "add the variant {}{} to {}", printable(&new.name), weight(new), printable(experiment))
@@ -193,6 +198,11 @@ pub(super) async fn run(args: Args, conn: &mut PgConnection) -> anyhow::Result<(
         trigger.check().with_context(place)?;
         query::check_definition(&trigger.definition()).with_context(place)?;
     }
+    for (name, policy) in file.experiments.iter().filter_map(|(name, entry)| Some((name, entry.policy.as_ref()?))) {
+        let place = || format!("{place}: experiments.{name}.policy");
+        policy.check().with_context(place)?;
+        query::check_policy(policy).with_context(place)?;
+    }
     let project = args.project.find(conn).await?;
     let (versions, stored) = (definitions::list(conn, &project).await?, experiments::list(conn, &project).await?);
     let steps = plan(&file, &versions, &stored).map_err(|fault| anyhow::anyhow!("{place}: {fault}"))?;
@@ -216,6 +226,7 @@ async fn make(step: &Step, conn: &mut PgConnection, project: &Project) -> anyhow
         Step::Create(new) => changes::create(conn, project, new).await.map(drop)?,
         Step::Describe(name, text) => experiments::describe(conn, project, name, text).await.map(drop)?,
         Step::SetTrigger(name, trigger) => experiments::set_trigger(conn, project, name, Some(trigger)).await.map(drop)?,
+        Step::SetPolicy(name, policy) => experiments::set_policy(conn, project, name, policy).await.map(drop)?,
         Step::AddVariant(name, new) => changes::add_variant(conn, project, name, new, None).await.map(drop)?,
         Step::DescribeVariant(name, variant, details) => {
             experiments::describe_variant(conn, project, name, variant, details).await.map(drop)?;
@@ -286,6 +297,7 @@ impl Entry {
             attribution_method: self.attribution_method,
             currency: self.currency.clone(),
             trigger: self.trigger.clone(),
+            policy: self.policy.clone(),
             start: self.status == Some(ExperimentStatus::Running),
             started_at: None,
         })
@@ -305,6 +317,9 @@ impl Entry {
         }
         if let Some(trigger) = self.trigger.as_ref().filter(|trigger| stored.trigger.as_ref() != Some(trigger)) {
             steps.push(Step::SetTrigger(name.clone(), trigger.clone()));
+        }
+        if let Some(policy) = self.policy.as_ref().filter(|policy| stored.policy != **policy) {
+            steps.push(Step::SetPolicy(name.clone(), policy.clone()));
         }
         self.change_variants(stored, place, steps)?;
         for (metric, entry) in self.metrics.iter().flatten() {

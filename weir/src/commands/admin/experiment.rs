@@ -5,10 +5,10 @@ use std::str::FromStr;
 use aggregator::admin::experiments::{self, Changed};
 use catalogue::experiments::{
     Assignment, Experiment, NewExperiment, NewVariant, Phase, PhaseWeight, StatusChange, Variant, VariantDetails, archive,
-    describe_variant, list, set_trigger, show, unarchive,
+    describe_variant, list, set_policy, set_trigger, show, unarchive,
 };
 use catalogue::metrics::NewMetric;
-use catalogue::{Aggregation, AttributionMethod, Direction, ExperimentStatus, Role, Trigger, UnknownText};
+use catalogue::{Aggregation, AttributionMethod, Direction, ExperimentStatus, Policy, Role, Trigger, UnknownText};
 use events::Micros;
 use sqlx::PgConnection;
 
@@ -73,6 +73,16 @@ pub(super) enum Command {
         /// Begin with the exposure again
         #[arg(long, conflicts_with = "trigger")]
         none: bool,
+        #[command(flatten)]
+        project: InProject,
+    },
+    /// Say how an experiment decides, what harm does, and of what else somebody is told
+    Policy {
+        /// Name or id of the experiment
+        experiment: String,
+        /// As JSON: decide_by (clear_signals, do_no_harm or risk_aware), on_harm (tell or stop), rules (conditions by name, over the columns of
+        /// one comparison, such as {"big win": "verdict = 'won' AND lift > 0.1"}); what is left out is as usual
+        policy: String,
         #[command(flatten)]
         project: InProject,
     },
@@ -248,6 +258,10 @@ pub(super) async fn run(command: Command, conn: &mut PgConnection) -> anyhow::Re
             let trigger = trigger.as_deref().map(checked_trigger).transpose()?;
             print(&render(&set_trigger(conn, &project, &experiment, trigger.as_ref()).await?))
         }
+        Command::Policy { experiment, policy, project } => {
+            let project = project.find(conn).await?;
+            print(&render(&set_policy(conn, &project, &experiment, &checked_policy(&policy)?).await?))
+        }
         Command::Pause { one, from } => {
             let project = one.project.find(conn).await?;
             print(&changed(&experiments::pause(conn, &project, &one.experiment, from).await?))
@@ -299,6 +313,7 @@ impl Create {
             attribution_method: self.attribution_method,
             currency: self.currency.clone(),
             trigger: None,
+            policy: None,
             start: self.start,
             started_at: self.started_at,
         }
@@ -310,6 +325,13 @@ pub(super) fn checked_trigger(text: &str) -> anyhow::Result<Trigger> {
     let trigger = Trigger::parse(text)?;
     query::check_definition(&trigger.definition())?;
     Ok(trigger)
+}
+
+/// Reads a policy, and has its conditions judged by who computes them.
+fn checked_policy(text: &str) -> anyhow::Result<Policy> {
+    let policy = Policy::parse(text)?;
+    query::check_policy(&policy)?;
+    Ok(policy)
 }
 
 /// Reads NAME[:WEIGHT[:control]] from its end, since a name may hold colons where a weight follows.
@@ -429,6 +451,9 @@ fn render(experiment: &Experiment) -> String {
     }
     if let Some(trigger) = &experiment.trigger {
         out.push_str(&format!("a user's analysis begins with {}\n", printable(&trigger.to_string())));
+    }
+    if !experiment.policy.is_usual() {
+        out.push_str(&format!("it {}\n", printable(&experiment.policy.to_string())));
     }
     if let Some(frozen_at) = experiment.frozen_at {
         out.push_str(&format!("frozen since {frozen_at}\n"));
@@ -599,6 +624,7 @@ mod tests {
             attribution_method: AttributionMethod::FirstExposure,
             currency: None,
             trigger: None,
+            policy: Policy::default(),
             frozen_at: None,
             auto_registered: false,
             created_at: Micros(0),

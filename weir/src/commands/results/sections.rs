@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::super::text::{Side, Style, count, decimals, elements, interval, number, percent, plain, printable, text_of};
+use super::super::text::{Side, Style, count, decimals, elements, interval, number, p_value, percent, plain, printable, text_of};
 use super::{DRAWN_WIDTH, Scale, arm_id, drawn_scale, ends, name_of, p_of};
 
 /// What the numbers were asked for with, so that anybody can ask again.
@@ -10,7 +10,10 @@ pub(super) fn settings(answer: &Value) -> String {
     let Some(settings) = answer.get("request_settings").filter(|settings| settings.is_object()) else { return String::new() };
     let said = |name: &str| text_of(settings, &format!("/{name}")).map(|value| format!("{} {value}", name.replace('_', " ")));
     let mut parts: Vec<String> =
-        ["analysis", "correction", "population", "windows", "cuped", "cap"].into_iter().filter_map(said).collect();
+        ["analysis", "correction", "population", "where", "windows", "counted_from", "counted_until", "cuped", "cap"]
+            .into_iter()
+            .filter_map(said)
+            .collect();
     parts.extend(text_of(answer, "/settings_hash").map(|hash| format!("settings {}", hash.chars().take(12).collect::<String>())));
     parts.extend(text_of(answer, "/method_version").map(str::to_owned));
     format!("{}\n", printable(&parts.join(", ")))
@@ -98,11 +101,7 @@ pub(super) fn dimensions(answer: &Value, metric: &Value, style: Style) -> String
     let drawn = drawn_scale(&all);
     let mut rows = Vec::new();
     for value in values {
-        let shown = match (text_of(value, "/kind"), text_of(value, "/value")) {
-            (Some("unknown"), _) => "(not known)".to_owned(),
-            (Some("other"), _) => "(all others)".to_owned(),
-            (_, text) => text.unwrap_or_default().to_owned(),
-        };
+        let shown = value_text(value);
         for arm in elements(value, "/arms") {
             let comparison = elements(value, "/comparisons").iter().find(|found| arm_id(found) == arm_id(arm));
             let mean = arm.get("mean").and_then(number).map(|mean| scale.mean(mean)).unwrap_or_default();
@@ -143,6 +142,59 @@ pub(super) fn dimensions(answer: &Value, metric: &Value, style: Style) -> String
             ));
         }
     }
+    out
+}
+
+/// Returns a value of a dimension as it is shown.
+fn value_text(found: &Value) -> String {
+    match (text_of(found, "/kind"), text_of(found, "/value")) {
+        (Some("unknown"), _) => "(not known)".to_owned(),
+        (Some("other"), _) => "(all others)".to_owned(),
+        (_, text) => text.unwrap_or_default().to_owned(),
+    }
+}
+
+/// Who is affected otherwise, one row for each that was found.
+pub(super) fn exploration(answer: &Value, style: Style) -> String {
+    let Some(found) = answer.get("exploration") else { return String::new() };
+    let names = |member: &str| elements(found, member).iter().filter_map(Value::as_str).collect::<Vec<_>>().join(", ");
+    let tests = found.get("tests").map(count).unwrap_or_default();
+    let mut out =
+        format!("\n{}\n", printable(&format!("who is affected otherwise: {tests} comparisons by {}", names("/dimensions"))));
+    let left_out = names("/left_out");
+    if !left_out.is_empty() {
+        out.push_str(&format!("{}\n", printable(&format!("not searched, with too many values: {left_out}"))));
+    }
+    let discoveries = elements(found, "/discoveries");
+    if discoveries.is_empty() {
+        out.push_str("nobody was found\n");
+        return out;
+    }
+    let row = |found: &Value| {
+        let metric = text_of(found, "/metric").unwrap_or_default();
+        let of = elements(answer, "/metrics").iter().find(|known| text_of(known, "/id") == Some(metric));
+        let scale = of.map_or(Scale::Amount, Scale::of);
+        let difference = |member: &str| found.get(member).and_then(number).map(|value| scale.difference(value) + scale.unit());
+        vec![
+            format!("{} = {}", text_of(found, "/dimension").unwrap_or_default(), value_text(found)),
+            metric.to_owned(),
+            name_of(answer, found).to_owned(),
+            found.get("users").map(count).unwrap_or_default(),
+            difference("estimate").unwrap_or_default(),
+            difference("estimate_of_others").unwrap_or_default(),
+            found.get("adjusted_p").and_then(number).and_then(|p| p_value(Some(p), None)).unwrap_or_default(),
+        ]
+    };
+    let columns = [
+        ("users with", Side::Left),
+        ("metric", Side::Left),
+        ("variant", Side::Left),
+        ("users", Side::Right),
+        ("difference", Side::Right),
+        ("of all others", Side::Right),
+        ("adjusted p", Side::Right),
+    ];
+    out.push_str(&style.table(&columns, &discoveries.iter().map(row).collect::<Vec<_>>()));
     out
 }
 
@@ -336,6 +388,22 @@ mod tests {
         assert!(lines[3].contains("12.00 %  +20.0 %") && lines[3].contains('['), "{found}");
         assert!(lines[4].starts_with("(not known)  control"), "{found}");
         assert_eq!(lines[5], "do the values differ in the effect of b: p = 0.0300");
+    }
+
+    #[test]
+    fn who_is_affected_otherwise_has_rows() {
+        let mut answer = answer();
+        answer["metrics"] = json!([{ "id": "conversion_rate", "type": "proportion" }]);
+        answer["exploration"] = json!({ "dimensions": ["country", "properties.plan"], "left_out": ["city"], "tests": 9, "discoveries": [
+            { "dimension": "country", "value": "DE", "kind": "value", "metric": "conversion_rate", "variant_id": "v-2", "users": 1200,
+              "estimate": -0.05, "estimate_of_others": 0.02, "adjusted_p": 0.004 }] });
+        let found = exploration(&answer, Style::Terminal);
+        let lines: Vec<&str> = found.lines().collect();
+        assert_eq!(lines[1], "who is affected otherwise: 9 comparisons by country, properties.plan");
+        assert_eq!(lines[2], "not searched, with too many values: city");
+        assert_eq!(lines[4], "country = DE  conversion_rate  b        1,200    -5.00 pp       +2.00 pp      0.0040");
+        answer["exploration"]["discoveries"] = json!([]);
+        assert!(exploration(&answer, Style::Terminal).ends_with("nobody was found\n"));
     }
 
     #[test]
