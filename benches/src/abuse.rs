@@ -109,7 +109,7 @@ pub async fn run(options: &Options) -> anyhow::Result<String> {
         let after = up.resources(&mut database).await?;
         let minutes = begun.elapsed().as_secs() / 60;
         page.say(&format!(
-            "{round} rounds in {minutes} minutes; after each but the last, Postgres and the query service were killed. \
+            "{round} rounds in {minutes} minutes; after each, Postgres and the query service were killed. \
              After the first: {before}. At the end: {after}."
         ));
         harm.extend(after.leaks_since(&before));
@@ -158,7 +158,7 @@ async fn rounds(
             attack.add(before, during, turns, memory, recovery);
             crate::progress(&format!("{}: {}", rounds.round, attack.row().join(" | ")));
         }
-        if begun.elapsed() >= Duration::from_secs(options.minutes * 60) {
+        if options.minutes == 0 {
             return Ok(rounds);
         }
         for fault in ["postgres", "query"] {
@@ -169,6 +169,9 @@ async fn rounds(
         if rounds.after_first.is_none() {
             // Caches are full by now, and pools have opened what they need.
             rounds.after_first = Some(up.resources(&mut connect(up).await?).await?);
+        }
+        if begun.elapsed() >= Duration::from_secs(options.minutes * 60) {
+            return Ok(rounds);
         }
     }
 }

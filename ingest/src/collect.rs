@@ -32,7 +32,9 @@ use crate::respond::{self, ApiError, Outcome, State};
 use crate::route::Route;
 
 /// Larger bodies are processed on a blocking thread, in turns, so that they do not hold up other requests.
-const INLINE_BYTES_MAX: usize = 128 * 1024;
+const INLINE_BYTES_MAX: usize = 64 * 1024;
+/// So are those with more objects, whatever their size: each event may have to be refused with its reasons.
+const INLINE_OBJECTS_MAX: usize = 256;
 /// So many times its bytes an event takes of what its key may have stored, if it names what is unknown. It is kept one by one, by name, and is
 /// no answer's until an operator makes what it names.
 const DEAD_LETTER_COSTS: usize = 10;
@@ -65,7 +67,7 @@ pub(crate) struct App {
 pub(crate) async fn collect(app: &Arc<App>, route: Route, request: Request<Incoming>) -> Response {
     let answered = async {
         let (admitted, body) = admit(app, route, request).await?;
-        let is_short = body.bytes.len() <= INLINE_BYTES_MAX;
+        let is_short = is_short(&body.bytes);
         let validated = compute(app, admitted.access.project, is_short, move |app| {
             let (bytes, reserved) = body.into_parts();
             let text = Text::new(&bytes);
@@ -93,6 +95,11 @@ pub(crate) async fn collect(app: &Arc<App>, route: Route, request: Request<Incom
         append(app, validated).await
     };
     answered.await.unwrap_or_else(|error| respond::error(Some(route), &error, &app.limits))
+}
+
+/// Returns whether a body is processed in less time than others should wait.
+fn is_short(body: &[u8]) -> bool {
+    body.len() <= INLINE_BYTES_MAX && body.iter().filter(|byte| **byte == b'{').count() <= INLINE_OBJECTS_MAX
 }
 
 /// Runs a step that only computes: inline if it is short, else on a blocking thread when it is the project's turn, and then to its

@@ -36,7 +36,7 @@ use sqlx::Connection as _;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 
 pub use config::{Config, Limits};
-pub use experiment::read::sources::check as check_definition;
+pub use experiment::read::sources::{check as check_definition, check_exposure};
 pub use experiment::rules::check as check_policy;
 
 use cache::Cache;

@@ -58,6 +58,18 @@ pub(crate) enum Command {
     Probe(commands::probe::Args),
 }
 
+impl Command {
+    /// Returns whether it runs until it is told to end.
+    pub(crate) fn is_service(&self) -> bool {
+        match self {
+            Command::Up(_) | Command::Demo(_) | Command::Query(_) | Command::QueryWorker => true,
+            #[cfg(feature = "kafka")]
+            Command::Collector(_) | Command::Aggregator(_) => true,
+            _ => false,
+        }
+    }
+}
+
 /// What every command takes.
 #[derive(Args, Clone, Debug, Default)]
 #[group(skip)]

@@ -12,6 +12,7 @@ mod data;
 mod demo;
 mod keys;
 mod log;
+mod memory;
 mod migrate;
 mod postgres;
 mod query_service;
@@ -35,17 +36,20 @@ use cli::{Cli, Command};
 const BLOCKING_MAX: Duration = Duration::from_millis(500);
 
 fn main() -> ExitCode {
+    let cli = Cli::parse();
+    if cli.command.is_service() {
+        memory::keep_together();
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return failed(&anyhow::Error::new(error).context("threads")),
     };
-    let code = runtime.block_on(run());
+    let code = runtime.block_on(run(cli));
     runtime.shutdown_timeout(BLOCKING_MAX);
     code
 }
 
-async fn run() -> ExitCode {
-    let cli = Cli::parse();
+async fn run(cli: Cli) -> ExitCode {
     if let Err(error) = log_to_stderr(&cli.command) {
         return failed(&error);
     }

@@ -5,8 +5,9 @@ use std::fmt;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use crate::CatalogueError;
 use crate::audit::audit;
+use crate::change::Change;
+use crate::{CatalogueError, check};
 
 /// A project.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,6 +44,30 @@ pub async fn ensure_project(conn: &mut PgConnection, name: &str, auto_register: 
         }
         None => sqlx::query_scalar("SELECT id FROM projects WHERE name = $1").bind(name).fetch_one(conn).await,
     }
+}
+
+/// Returns the condition on a first exposure by which users are own staff; none if there are none.
+/// # Errors
+/// As Postgres has them.
+pub async fn internal(conn: &mut PgConnection, project: Uuid) -> Result<Option<String>, sqlx::Error> {
+    sqlx::query_scalar("SELECT internal FROM projects WHERE id = $1").bind(project).fetch_one(conn).await
+}
+
+/// Says who is own staff and takes part in no answer about an experiment; none: nobody is. The condition is judged by who computes it. No
+/// stored row changes its meaning with it.
+/// # Errors
+/// [`CatalogueError::Invalid`].
+pub async fn set_internal(conn: &mut PgConnection, project: &Project, condition: Option<&str>) -> Result<(), CatalogueError> {
+    condition.map_or(Ok(()), |condition| check::something("internal", condition))?;
+    let mut change = Change::begin(conn, project).await?;
+    let before = internal(change.connection(), project.id).await?;
+    sqlx::query("UPDATE projects SET internal = $2 WHERE id = $1")
+        .bind(project.id)
+        .bind(condition)
+        .execute(change.connection())
+        .await?;
+    let details = serde_json::json!({ "before": before, "after": condition });
+    Ok(change.commit("project.internal", &project.name, &details).await?)
 }
 
 /// Finds a project by id, else by name.

@@ -124,10 +124,13 @@ async fn memory_of_all_bodies() {
 async fn turns_of_large_bodies() {
     let service = Service::with(|limits| (limits.computing_max, limits.computing_waiting_max) = (0, 4)).await;
     let large = batch(1, 200 * 1024);
-    for _ in 0..3 {
-        let waits = tokio::time::timeout(std::time::Duration::from_millis(300), service.post(&large)).await;
+    // Of few bytes, but each event is refused with its reasons.
+    let many = format!("[{}]", vec!["{}"; 2_500].join(","));
+    for long in [&large, &many, &large] {
+        let waits = tokio::time::timeout(std::time::Duration::from_millis(300), service.post(long)).await;
         assert!(waits.is_err(), "nobody has processed it");
     }
+    assert_eq!(service.post(&batch(100, 0)).await.native().0, 100);
     assert_eq!(service.post(&batch(1, 0)).await.native().0, 1);
     // Who finds no place is told.
     let service = Service::with(|limits| (limits.computing_max, limits.computing_waiting_max) = (0, 0)).await;

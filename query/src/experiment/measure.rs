@@ -68,7 +68,7 @@ pub fn measure<'a>(read: &'a Read, request: &Request) -> Result<Measured<'a>, Ap
     let through = request.as_of.or(newest.max(cohort.newest()));
     let now = through.unwrap_or(0);
     experiment.days_running = through.and_then(|now| days_running(&experiment, now));
-    let population = Population::new(cohort, &experiment, &variants, request, now);
+    let population = Population::new(cohort, catalogue, request, now);
     let groups = population.groups(population.window_us);
     for (variant, users) in variants.iter_mut().zip(groups.users()) {
         variant.users = Some(*users);

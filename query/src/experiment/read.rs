@@ -12,6 +12,7 @@ pub mod traits;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ::catalogue::project::internal;
 use uuid::Uuid;
 
 use crate::engine;
@@ -47,7 +48,7 @@ pub struct Read {
 }
 
 /// What the catalogue says of an experiment.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Catalogue {
     /// The experiment, with its control chosen.
     pub experiment: Experiment,
@@ -57,6 +58,8 @@ pub struct Catalogue {
     pub metrics: Vec<Configured>,
     /// What is stored of it beside the cohort.
     pub beside: Beside,
+    /// What holds for the first exposure of own staff, who take no part; none if there are none.
+    pub internal: Option<String>,
 }
 
 /// Reads the experiment with this name or id.
@@ -76,7 +79,7 @@ pub async fn read(app: &App, project: Uuid, name: &str, request: &Request) -> Re
     };
     let session = app.engine.session().map_err(engine::api_error)?;
     if let Some(condition) = &request.condition {
-        sources::check_exposure(condition, "where", &session)?;
+        sources::asked(condition, "where", &session)?;
     }
     let mut cached = app.cohorts.locked(key).await;
     let snapshot = Arc::new(app.snapshot(project).await?);
@@ -121,7 +124,8 @@ async fn traits_of(snapshot: &Snapshot, catalogue: &Catalogue, request: &Request
     if !request.dimensions.is_empty() {
         add(TraitQuery::Value(request.dimensions.clone()));
     }
-    request.condition.iter().for_each(|condition| add(TraitQuery::Condition(condition.clone())));
+    let conditions = request.condition.iter().chain(&catalogue.internal);
+    conditions.for_each(|condition| add(TraitQuery::Condition(condition.clone())));
     if request.cuped == Cuped::Auto {
         let properties = catalogue.metrics.iter().flat_map(Configured::covariates).filter_map(|source| match source {
             CovariateSource::Exposure(property) => Some(property),
@@ -202,11 +206,12 @@ async fn read_catalogue(snapshot: &Snapshot, name: &str, baseline: Option<&str>)
     let Defined { mut experiment, mut variants, metrics } = defined.ok_or_else(|| unknown_experiment(name))?;
     let beside =
         catalogue::beside(&mut connection, project, &experiment).await.map_err(|error| engine::database_error(&error))?;
+    let internal = internal(&mut connection, project).await.map_err(|error| engine::database_error(&error))?;
     experiment.behind_since = beside.behind_since.clone();
     let control = choose_control(&mut variants, baseline).map_err(|names| unknown_variant_name(&names))?;
     experiment.control_variant_id = control.map(|index| variants[index].id);
     variants.sort_by_key(|variant| !variant.is_control);
-    Ok(Catalogue { experiment, variants, metrics, beside })
+    Ok(Catalogue { experiment, variants, metrics, beside, internal })
 }
 
 /// Returns the refusal of a question about an experiment that there is not.

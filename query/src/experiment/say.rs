@@ -111,6 +111,8 @@ struct Definitions<'a> {
     experiment: Experiment,
     variants: Vec<(Uuid, &'a str, bool, Option<f64>)>,
     metrics: Vec<(&'a str, &'a Definition, Option<i32>, &'static str, Role)>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    internal: Option<&'a str>,
     settings: &'a Settings,
 }
 
@@ -130,6 +132,7 @@ fn definitions_hash(read: &Read, metrics: &[Metric], settings: &Settings) -> Res
             .iter()
             .map(|metric| (metric.id.as_str(), &metric.definition, metric.window_days, metric.direction, metric.role))
             .collect(),
+        internal: read.catalogue.internal.as_deref(),
         settings,
     };
     let json = serde_json::to_vec(&definitions).map_err(|error| {

@@ -8,10 +8,12 @@ use query::experiment::measure::measure;
 use query::experiment::read::catalogue::{Aggregation, Beside, Configured, Role};
 use query::experiment::read::cohort::{Cohort, DAY_US, Row, Rows, Touches, Users};
 use query::experiment::read::experiment::{Experiment, Phase, PhaseWeight, Variant};
+use query::experiment::read::traits::{Trait, TraitQuery};
 use query::experiment::read::{Catalogue, Read};
 use query::experiment::request::{Analysis, Correction, Request};
 use query::experiment::say::say;
 use query::experiment::test::test;
+use query::source::property::Property;
 use query::source::snapshot::{AsOf, DataVersion};
 use serde_json::Value;
 use statistics::false_alarms::Random;
@@ -143,6 +145,7 @@ fn read(made: &Made) -> Read {
             metric("less is more", Aggregation::ConversionRate, Role::Guardrail, false),
         ],
         beside: Beside { impressions: count as u64, ..Beside::default() },
+        internal: None,
     };
     let as_of = AsOf { event_time: Some("1970-01-09T00:00:00Z".to_owned()), ..AsOf::default() };
     Read {
@@ -316,6 +319,69 @@ fn what_was_called_on_a_day_is_called_when_it_has_faded() {
     let found = &answer["metrics"][0]["comparisons"][0];
     assert_eq!((&found["verdict"], &found["sequential"]["crossed_on"]), (&"won".into(), &"1970-01-01".into()), "{found}");
     assert_eq!(found["absolute"]["estimate"], 0.0, "today's estimate stands beside it");
+}
+
+/// Five properties of four values each that mean nothing, and, if there is an effect among those who have one value of a sixth, that one.
+/// Returns what was found.
+fn searched(seed: u64, has_effect: bool) -> Vec<(String, String)> {
+    let made = Made {
+        users: vec![1_500, 1_500],
+        rates: vec![0.0, 0.0],
+        before: vec![0, 0],
+        mixed: vec![0, 0],
+        target: None,
+        margin: 0.0,
+        has_phases: false,
+        seed,
+    };
+    let mut read = read(&made);
+    let mut random = Random(seed ^ 0x5eed);
+    let cohort = Arc::make_mut(&mut read.cohort);
+    let values: Vec<String> = ["a", "b", "c", "d"].map(str::to_owned).to_vec();
+    let mut property = |name: usize| {
+        let of: Vec<Option<u32>> = (0..3_000).map(|_| Some((random.bits() % 4) as u32)).collect();
+        (TraitQuery::Explored(Property::Json(format!("p{name}"))), Trait::new(of, values.clone()))
+    };
+    cohort.traits = (0..6).map(&mut property).collect();
+    let row =
+        |user: u32, users: &Users| Row { time: users.exposed[user as usize] + 5, value: None, confidence: 100, ..Row::default() };
+    let converts = |user: &u32| {
+        let is_affected = has_effect && *user >= 1_500 && cohort.traits[5].1.of(*user as usize) == Some(0);
+        // b is better for everybody alike, and much better for some.
+        random.unit()
+            < if is_affected {
+                0.4
+            } else if *user >= 1_500 {
+                0.14
+            } else {
+                0.1
+            }
+    };
+    let converted: Vec<u32> = (0..3_000).filter(converts).collect();
+    cohort.after = Rows::new(3_000, converted.into_iter().map(|user| (user, row(user, &cohort.users))).collect());
+    let request = Request { is_explored: true, ..Request::default() };
+    let measured = measure(&read, &request).expect("measured");
+    let tested = test(&measured, &request).expect("tested");
+    let found = tested.exploration.expect("searched");
+    assert_eq!((found.tests, found.dimensions.len()), (24, 6), "one primary metric");
+    found.discoveries.into_iter().map(|found| (found.dimension, found.value.unwrap_or_default())).collect()
+}
+
+/// 400 searches where everybody is affected alike: one in twenty finds anything, give or take four standard errors. Where some are affected otherwise
+/// they are found, and of what else is told as little is chance.
+#[test]
+fn what_is_searched_is_found_and_chance_is_rare() {
+    let alarms = (0..400).filter(|seed| !searched(*seed, false).is_empty()).count();
+    assert!(alarms <= 37, "{alarms} of 400 searches found something where nothing is");
+    let found: Vec<Vec<(String, String)>> = (0..100).map(|seed| searched(1_000 + seed, true)).collect();
+    let hits = found.iter().filter(|found| found.contains(&("properties.p5".to_owned(), "a".to_owned()))).count();
+    assert!(hits >= 99, "{hits} of 100");
+    let by_chance = |found: &Vec<(String, String)>| {
+        let others = found.iter().filter(|(dimension, _)| dimension != "properties.p5").count();
+        others as f64 / found.len().max(1) as f64
+    };
+    let share = found.iter().map(by_chance).sum::<f64>() / 100.0;
+    assert!(share <= 0.1, "{share} of what was found is chance");
 }
 
 /// A variant that loses conversion after conversion, until none is left: once it lost it has lost.

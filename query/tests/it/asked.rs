@@ -1,5 +1,7 @@
 //! Parts of an experiment that are asked for: whom a condition holds of, a range of time, and who is affected otherwise.
 
+use ::catalogue::find_project;
+use ::catalogue::project::set_internal;
 use serde_json::{Value, json};
 
 use crate::definitions::of;
@@ -51,13 +53,18 @@ async fn who_is_affected_otherwise_is_found_by_itself() {
 async fn a_condition_says_who_counts() {
     let mut service = Service::start().await;
     add_countries(&mut service).await;
-    let ask =
-        |condition: &str| format!("/v1/experiments/countries/results?analysis=fixed&where={}", condition.replace(' ', "%20"));
+    let ask = |condition: &str| {
+        let condition = percent_encoding::utf8_percent_encode(condition, percent_encoding::NON_ALPHANUMERIC);
+        format!("/v1/experiments/countries/results?analysis=fixed&where={condition}")
+    };
     let answer = service.get(&ask("country = 'DE'")).await.ok();
     assert_eq!(answer["population"]["analysed_users"], 2_000);
     assert_eq!(answer["population"]["excluded"]["filtered"], 6_000);
     assert_eq!(answer["request_settings"]["where"], "country = 'DE'");
     check_number(&of(&answer, "conversion_rate")["comparisons"][0]["absolute"]["estimate"], 0.1);
+    let many = "lower(country) LIKE 'd%' OR NOT (json_get_int(properties, 'visit') + 1 BETWEEN 2 AND 1000) OR region IS NOT NULL";
+    let answer = service.get(&ask(many)).await.ok();
+    assert_eq!(answer["population"]["analysed_users"], 2_016, "16 of AT have the visit 0");
     let both = service.get(&ask("country IN ('DE', 'AT') AND json_as_text(properties, 'plan') = 'pro'")).await.ok();
     assert_eq!(both["population"]["analysed_users"], 2_000);
     // Split within those for whom it holds.
@@ -69,11 +76,47 @@ async fn a_condition_says_who_counts() {
         ("country", "is of type"),
         ("nowhere = 1", "nowhere"),
         ("(SELECT true)", "without subqueries"),
+        // What grows is for the processes that are ended where they take too much.
+        ("length(replace(country, 'E', 'EE')) > 0", "comparisons with AND, OR, NOT"),
+        ("country || country = 'DEDE'", "comparisons with AND, OR, NOT"),
+        ("regexp_like(country, 'D.*')", "comparisons with AND, OR, NOT"),
     ] {
         let refusal = service.get(&ask(condition)).await.refused(400, "bad_sql");
         assert_eq!(refusal["field"], "where", "{refusal}");
         assert!(refusal["message"].as_str().is_some_and(|message| message.contains(part)), "{refusal}");
     }
+}
+
+/// Own staff are counted, and take part in nothing, whatever else is asked for.
+#[tokio::test]
+async fn own_staff_are_left_out_and_counted() {
+    let mut service = Service::start().await;
+    add_countries(&mut service).await;
+    let ask = "/v1/experiments/countries/results?analysis=fixed";
+    let before = service.get(ask).await.ok();
+    assert_eq!(before["population"]["excluded"].get("internal"), None);
+    let project = find_project(&mut service.rows, "first").await.expect("a project");
+    query::check_exposure("country = 'FR'").expect("accepted");
+    set_internal(&mut service.rows, &project, Some("country = 'FR'")).await.expect("set");
+    let answer = service.get(&format!("{ask}&dimension=country")).await.ok();
+    assert_eq!(
+        (&answer["population"]["excluded"]["internal"], &answer["population"]["analysed_users"]),
+        (&json!(2_000), &json!(6_000))
+    );
+    let values = of(&answer, "conversion_rate")["dimensions"].as_array().expect("values");
+    assert_eq!(values.iter().filter_map(|value| value["value"].as_str()).collect::<Vec<_>>(), ["AT", "CH", "DE"]);
+    assert_ne!(
+        answer["settings_hash"],
+        service.get(&format!("{ask}&dimension=country&where=country!='FR'")).await.ok()["settings_hash"]
+    );
+    let both = service.get(&format!("{ask}&where=country%20IN%20('FR','DE')")).await.ok();
+    assert_eq!(
+        (&both["population"]["excluded"]["filtered"], &both["population"]["analysed_users"]),
+        (&json!(4_000), &json!(2_000))
+    );
+    set_internal(&mut service.rows, &project, None).await.expect("set");
+    assert_eq!(service.get(ask).await.ok()["population"], before["population"]);
+    assert!(query::check_exposure("variant = 'b'").is_err());
 }
 
 #[tokio::test]

@@ -248,6 +248,7 @@ fn head(answer: &Value, style: Style) -> String {
         parts.extend(excluded("incomplete_window", "left out, whose window is not over"));
         parts.extend(excluded("unknown_variant", "not stored, with an unknown variant"));
         parts.extend(excluded("exposed_otherwise", "left out, exposed at another time"));
+        parts.extend(excluded("internal", "left out, own staff"));
         parts.extend(excluded("filtered", "left out by the condition"));
         parts.extend(excluded("not_triggered", "whose analysis has not begun"));
         parts.extend(excluded("over_active", "left out, with too many rows"));

@@ -7,6 +7,8 @@ use migrations::testing::TestDatabase;
 use crate::harness::{Folder, weir};
 
 const FILE: &str = r#"
+internal = "country = 'XX'"
+
 [metrics.minutes]
 description = "minutes watched in the first week"
 kind = "engagement"
@@ -26,6 +28,7 @@ status = "running"
 confidence_level = 0.9
 conversion_window_days = 7
 trigger = { kind = "engagement", events = ["play"], where = "device_type = 'mobile'" }
+policy = { decide_by = "risk_aware", rules = { "big win" = "lift_low > 0.1" } }
 
 [experiments.player.variants]
 control = { weight = 50, control = true }
@@ -77,7 +80,7 @@ impl Team {
 async fn a_file_says_what_is_measured() {
     let team = Team::new().await;
     let dry = team.applies(FILE, &["--dry-run"]);
-    let expected = "would define the metric minutes\nwould define the metric regulars\nwould create the experiment player\n";
+    let expected = "would leave out own staff, for whom country = 'XX' holds\nwould define the metric minutes\nwould define the metric regulars\nwould create the experiment player\n";
     assert_eq!(dry, expected);
     assert_eq!(team.prints(&["admin", "experiment", "list"]), "no experiments\n", "a dry run changes nothing");
 
@@ -91,6 +94,7 @@ async fn a_file_says_what_is_measured() {
         "confidence 0.9,",
         "twice the size",
         r#"{"size": 2}"#,
+        "it decides by risk aware, tells of big win: lift_low > 0.1",
         "minutes@1",
         "regulars@1",
         "0.02",
@@ -102,14 +106,18 @@ async fn a_file_says_what_is_measured() {
     let changed = FILE
         .replace(r#"length = "7d""#, r#"length = "14d""#)
         .replace("play\"]", "start\"]")
+        .replace("risk_aware\",", "do_no_harm\", on_harm = \"stop\",")
+        .replace("'XX'", "'YY'")
         .replace("running", "paused")
         .replace("control = { weight = 50,", "control = { weight = 40,")
         .replace("large = {", "small = { weight = 10 }\nlarge = {")
         .replace("margin = 0.02", "margin = 0.05")
         .replace("regulars = { definition = \"regulars@1\" }\n", "");
     let steps = "\
+leave out own staff, for whom country = 'YY' holds
 define the metric minutes
 begin the analysis of player with an event of kind engagement named start where device_type = 'mobile'
+set the policy of player: it decides by do no harm, stops on harm, tells of big win: lift_low > 0.1
 add the variant small:10 to player
 change the weights of player to control:40 large:50 small:10
 remove the metric minutes of player
@@ -123,7 +131,13 @@ pause player
     assert_eq!(team.applies(&changed, &["--dry-run"]), "nothing to change\n");
     let shown = team.prints(&["admin", "experiment", "show", "player"]);
     assert!(shown.contains("minutes@2") && shown.contains("control:40 large:50 small:10"), "{shown}");
-    assert_eq!(team.applies(&changed.replace("paused", "archived"), &[]), "stop player\narchive player\n");
+    let internal = team.prints(&["admin", "project", "internal"]);
+    assert_eq!(internal, "users are own staff for whose first exposure this holds: country = 'YY'\n");
+    assert_eq!(team.prints(&["admin", "project", "internal", "--none"]), "nobody is own staff\n");
+    let usual = team.prints(&["admin", "experiment", "policy", "player", "{}"]);
+    assert!(!usual.contains("decides by"), "{usual}");
+    let archived = changed.replace("paused", "archived").replace("internal =", "#").replace("policy =", "#");
+    assert_eq!(team.applies(&archived, &[]), "stop player\narchive player\n");
     let definitions = team.prints(&["admin", "metric", "definitions"]);
     assert_eq!(definitions.lines().filter(|line| line.starts_with("minutes")).count(), 2, "{definitions}");
 }
@@ -162,10 +176,7 @@ async fn what_cannot_be_is_refused_as_a_whole() {
         r#"found "live"; accepted: draft, running, paused, completed, archived"#,
     );
     refused(
-        (
-            "where = \"device_type = 'mobile'\" }\n\n[experiments.player.variants]",
-            "where = \"device_kind = 1\" }\n\n[experiments.player.variants]",
-        ),
+        ("events = [\"play\"], where = \"device_type = 'mobile'\"", "events = [\"play\"], where = \"device_kind = 1\""),
         "experiments.player.trigger: ",
     );
     refused(("control = { weight = 50, control = true }\n", ""), r#"experiments.player.variants: "control" is missing"#);
@@ -174,6 +185,9 @@ async fn what_cannot_be_is_refused_as_a_whole() {
         ("regulars@1", "regular"),
         r#"experiments.player.metrics.regulars.definition: there is no metric definition "regular""#,
     );
+    refused(("lift_low > 0.1", "uplift > 0.1"), "experiments.player.policy");
+    refused(("risk_aware", "hope"), "unknown variant `hope`");
+    refused(("country = 'XX'", "variant = 'large'"), "internal");
     refused(("device_type = 'mobile'", "device = 'mobile'"), "metrics.minutes");
     refused(("per_user = \"sum\"", "per_user = \"median\""), "unknown variant `median`");
     refused(("kind = \"engagement\"\nevents", "kinds = \"engagement\"\nevents"), "unknown field `kinds`");

@@ -37,6 +37,11 @@ async fn it_says_where_it_is_and_a_new_start_finds_all_again() {
     let names = threads.filter_map(|thread| std::fs::read_to_string(thread.path().join("comm")).ok());
     assert!(names.filter(|name| name.trim_end() == "weir-aggregator").count() >= 3);
 
+    // Malloc keeps memory together, as long as nobody has chosen otherwise.
+    let environment = std::fs::read(format!("/proc/{}/environ", up.pid().as_raw_pid())).expect("its environment");
+    let environment = String::from_utf8_lossy(&environment);
+    assert!(["MALLOC_ARENA_MAX=", "MALLOC_MMAP_THRESHOLD_="].into_iter().all(|name| environment.contains(name)));
+
     up.accepted(purchases(20)).await;
     up.until_stored(20).await;
     let ended = Instant::now();

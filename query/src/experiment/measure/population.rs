@@ -12,6 +12,7 @@ use crate::experiment::measure::days::{self, Days};
 use crate::experiment::measure::groups::Groups;
 use crate::experiment::measure::ripe::{self, Ripeness};
 use crate::experiment::measure::strata::Strata;
+use crate::experiment::read::Catalogue;
 use crate::experiment::read::cohort::{Cohort, DAY_US};
 use crate::experiment::read::experiment::{Experiment, Variant};
 use crate::experiment::read::traits::{Trait, TraitQuery};
@@ -47,6 +48,9 @@ pub struct Excluded {
     /// They were exposed at another time than was asked for; left out where none was.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub exposed_otherwise: Option<u64>,
+    /// They are own staff; left out where nothing says who is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub internal: Option<u64>,
     /// What was asked for does not hold for their first exposure; left out where nothing was.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub filtered: Option<u64>,
@@ -79,6 +83,8 @@ pub struct Population<'a> {
     exposed: (Option<i64>, Option<i64>),
     /// Of whose first exposure something holds; none: everybody counts.
     condition: Option<&'a Trait>,
+    /// Who is own staff; none: nobody.
+    internal: Option<&'a Trait>,
     /// Users who saw several variants.
     mixed: u64,
     /// What was asked for: most metrics ask for the same.
@@ -128,13 +134,15 @@ fn once<T>(made: &Mutex<HashMap<Key, Arc<T>>>, key: Key, make: impl FnOnce() -> 
 impl<'a> Population<'a> {
     /// Says who is asked for. Where nothing was, users who saw several variants are left out, unless the variants lose different
     /// parts of their users by that: then they count for the one that they saw first.
-    pub fn new(cohort: &'a Cohort, experiment: &Experiment, variants: &[Variant], request: &Request, now: i64) -> Self {
+    pub fn new(cohort: &'a Cohort, catalogue: &Catalogue, request: &Request, now: i64) -> Self {
+        let (experiment, variants) = (&catalogue.experiment, &catalogue.variants);
         let rule = request.population.unwrap_or(PopulationRule::ExcludeMulti);
         let window_us = i64::from(experiment.conversion_window_days) * DAY_US;
         let found = Self::by(cohort, variants.len(), now, (rule, request.windows), window_us);
-        let condition = request.condition.as_ref();
-        let condition = condition.and_then(|condition| cohort.find_trait(&TraitQuery::Condition(condition.clone())));
-        let found = Population { strata: Strata::of(experiment, variants), exposed: request.exposed, condition, ..found };
+        let holds = |condition: &String| cohort.find_trait(&TraitQuery::Condition(condition.clone()));
+        let (condition, internal) = (request.condition.as_ref().and_then(holds), catalogue.internal.as_ref().and_then(holds));
+        let strata = Strata::of(experiment, variants);
+        let found = Population { strata, exposed: request.exposed, condition, internal, ..found };
         let is_moved = request.population.is_none() && found.exclusion().is_some_and(|exclusion| exclusion.is_biased);
         if is_moved { Population { rule: PopulationRule::FirstExposure, ..found } } else { found }
     }
@@ -181,6 +189,7 @@ impl<'a> Population<'a> {
             strata: Strata::default(),
             exposed: (None, None),
             condition: None,
+            internal: None,
             mixed,
             groups: Mutex::default(),
             users_by_day: Mutex::default(),
@@ -279,9 +288,13 @@ impl<'a> Population<'a> {
         self.stratified(groups)
     }
 
-    /// Returns whether a user was exposed when and as it is asked for.
+    /// Returns whether a user is none of the own staff, and was exposed when and as it is asked for.
     fn is_asked_for(&self, user: usize) -> bool {
-        self.is_exposed_then(user) && self.has_condition(user)
+        !self.is_internal(user) && self.is_exposed_then(user) && self.has_condition(user)
+    }
+
+    fn is_internal(&self, user: usize) -> bool {
+        self.internal.is_some_and(|holds| holds.of(user).is_some())
     }
 
     fn has_condition(&self, user: usize) -> bool {
@@ -330,6 +343,9 @@ impl<'a> Population<'a> {
                 unknown_variant,
                 over_active,
                 exposed_otherwise: self.exposed_otherwise(),
+                internal: self
+                    .internal
+                    .map(|_| (0..self.cohort.users.len()).filter(|user| self.is_internal(*user)).count() as u64),
                 filtered: self.filtered(),
                 not_triggered: self.not_triggered(),
                 impressions_not_counted: impressions.map(|stored| stored.saturating_sub(counted)),
@@ -340,12 +356,13 @@ impl<'a> Population<'a> {
     }
 
     fn exposed_otherwise(&self) -> Option<u64> {
-        let others = (0..self.cohort.users.len()).filter(|user| !self.is_exposed_then(*user)).count() as u64;
-        (self.exposed != (None, None)).then_some(others)
+        let is_other = |user: &usize| !self.is_internal(*user) && !self.is_exposed_then(*user);
+        let others = || (0..self.cohort.users.len()).filter(is_other).count() as u64;
+        (self.exposed != (None, None)).then(others)
     }
 
     fn filtered(&self) -> Option<u64> {
-        let others = |user: &usize| self.is_exposed_then(*user) && !self.has_condition(*user);
+        let others = |user: &usize| !self.is_internal(*user) && self.is_exposed_then(*user) && !self.has_condition(*user);
         self.condition.map(|_| (0..self.cohort.users.len()).filter(others).count() as u64)
     }
 
@@ -354,8 +371,8 @@ impl<'a> Population<'a> {
         let users = &self.cohort.users;
         let is_out =
             |user: &usize| self.rule == PopulationRule::ExcludeMulti && users.is_mixed[*user] || !self.is_asked_for(*user);
-        let untriggered = (0..users.len()).filter(|user| !users.has_begun(*user) && !is_out(user)).count() as u64;
-        (!users.is_triggered.is_empty()).then_some(untriggered)
+        let untriggered = || (0..users.len()).filter(|user| !users.has_begun(*user) && !is_out(user)).count() as u64;
+        (!users.is_triggered.is_empty()).then(untriggered)
     }
 
     /// Returns the days from the first exposure that counts until now; 0 for less than one, which tells nothing about a day.
@@ -411,14 +428,9 @@ mod tests {
             [0, 1].map(|id| Variant { id: Uuid::from_u128(id), name: String::new(), is_control: id == 0, ..Variant::default() });
         let rule = |asked| {
             let request = Request { population: asked, ..Request::default() };
-            Population::new(
-                &cohort,
-                &Experiment { conversion_window_days: 1, ..Experiment::default() },
-                &variants,
-                &request,
-                DAY_US,
-            )
-            .rule
+            let experiment = Experiment { conversion_window_days: 1, ..Experiment::default() };
+            let catalogue = Catalogue { experiment, variants: variants.to_vec(), ..Catalogue::default() };
+            Population::new(&cohort, &catalogue, &request, DAY_US).rule
         };
         let population = Population::by(&cohort, 2, DAY_US, (PopulationRule::ExcludeMulti, Windows::All), DAY_US);
         let found = population.exclusion().expect("users");
@@ -454,7 +466,8 @@ mod tests {
         let phases = vec![phase(0, [9.0, 1.0]), phase(DAY_US, [1.0, 1.0])];
         let biased = |phases: Vec<Phase>| {
             let experiment = Experiment { phases, conversion_window_days: 1, ..Experiment::default() };
-            Population::new(&cohort, &experiment, &variants, &Request::default(), 3 * DAY_US)
+            let catalogue = Catalogue { experiment, variants: variants.to_vec(), ..Catalogue::default() };
+            Population::new(&cohort, &catalogue, &Request::default(), 3 * DAY_US)
                 .exclusion()
                 .map(|found| (found.is_biased, found.dof))
         };

@@ -6,6 +6,7 @@ use ::catalogue::Trigger;
 use ::catalogue::definitions::{AMOUNT, Definition, PerUser};
 use arrow::array::{ArrayRef, AsArray, FixedSizeBinaryBuilder, Int32Array, RecordBatch, TimestampMicrosecondArray};
 use arrow::datatypes::{DataType, Int32Type, TimestampMicrosecondType};
+use datafusion::common::tree_node::TreeNode;
 use datafusion::common::{DFSchema, DataFusionError, ScalarValue};
 use datafusion::dataframe::DataFrame;
 use datafusion::datasource::{MemTable, provider_as_source};
@@ -66,11 +67,68 @@ pub fn check(definition: &Definition) -> Result<(), ApiError> {
     Ok(())
 }
 
-/// Checks a condition on the first exposure.
+/// Checks a condition on the first exposure that operators set.
 /// # Errors
-/// [`ApiError`] of code `bad_sql` or `sql_too_large`, which names `place`.
-pub fn check_exposure(sql: &str, place: &str, session: &Session) -> Result<(), ApiError> {
-    condition(sql, place, session, &schema(Kind::Impression)?).map(|_| ())
+/// [`ApiError`] of code `bad_sql` or `sql_too_large`.
+pub fn check_exposure(sql: &str) -> Result<(), ApiError> {
+    let engine = Engine::new(&Limits::default(), []).map_err(engine::api_error)?;
+    let session = engine.session().map_err(engine::api_error)?;
+    condition(sql, "where", &session, &schema(Kind::Impression)?).map(|_| ())
+}
+
+/// Checks a condition on the first exposure that a client asks for. It is computed in this process, so nothing in it may grow or take long:
+/// comparisons of columns and of what properties hold.
+/// # Errors
+/// [`ApiError`] of code `bad_sql` or `sql_too_large`.
+pub(super) fn asked(sql: &str, place: &str, session: &Session) -> Result<(), ApiError> {
+    let condition = condition(sql, place, session, &schema(Kind::Impression)?)?;
+    if condition.exists(|part| Ok(!is_plain(part))).unwrap_or(true) {
+        let message = format!(
+            "comparisons with AND, OR, NOT, IN, BETWEEN, LIKE and IS NULL are accepted, of columns, constants and {}",
+            PLAIN_FUNCTIONS.join(", ")
+        );
+        return Err(ApiError::bad_sql(message).at(place));
+    }
+    Ok(())
+}
+
+/// Functions whose results are no larger than what they are of.
+const PLAIN_FUNCTIONS: [&str; 9] = [
+    "json_as_text",
+    "json_get_str",
+    "json_get_int",
+    "json_get_float",
+    "json_get_bool",
+    "json_contains",
+    "json_length",
+    "lower",
+    "upper",
+];
+
+fn is_plain(part: &Expr) -> bool {
+    use datafusion::logical_expr::Operator::{And, Divide, Eq, Gt, GtEq, Lt, LtEq, Minus, Multiply, NotEq, Or, Plus};
+    match part {
+        Expr::Column(_)
+        | Expr::Literal(..)
+        | Expr::Not(_)
+        | Expr::Negative(_)
+        | Expr::IsNull(_)
+        | Expr::IsNotNull(_)
+        | Expr::IsTrue(_)
+        | Expr::IsFalse(_)
+        | Expr::IsNotTrue(_)
+        | Expr::IsNotFalse(_)
+        | Expr::Between(_)
+        | Expr::InList(_)
+        | Expr::Like(_)
+        | Expr::Cast(_)
+        | Expr::TryCast(_) => true,
+        Expr::BinaryExpr(binary) => {
+            matches!(binary.op, Eq | NotEq | Lt | LtEq | Gt | GtEq | And | Or | Plus | Minus | Multiply | Divide)
+        }
+        Expr::ScalarFunction(function) => PLAIN_FUNCTIONS.contains(&function.name()),
+        _ => false,
+    }
 }
 
 /// What a definition takes off beside what users did before of the same.

@@ -36,9 +36,9 @@ pub fn decision(design: &Design<'_>, health: &Health, metrics: &[Metric]) -> Dec
     let evidence: Vec<Evidence<'_>> =
         lists.iter().map(|[goals, goals_strict, guardrails]| Evidence { goals, goals_strict, guardrails }).collect();
     let powered = is_powered(design, &goals);
+    // Fewer are left out, or count for the variant that they saw first, by what `exclusion_bias` shows.
     let multi_exposed_share = health.checks.iter().find_map(|check| match check {
-        // A handful of users is no share.
-        Check::MultiExposure { level, share, .. } if *level > Level::Ok => *share,
+        Check::MultiExposure { level: Level::Fail, share, .. } => *share,
         _ => None,
     });
     let criteria = match design.experiment.policy.decide_by {

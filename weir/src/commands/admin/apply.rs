@@ -37,6 +37,8 @@ pub(super) struct Args {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
+    /// By which condition users are own staff; left out: as it is.
+    internal: Option<String>,
     #[serde(default)]
     metrics: BTreeMap<String, Definition>,
     #[serde(default)]
@@ -128,6 +130,7 @@ fn text<'de, D: Deserializer<'de>, T: std::str::FromStr<Err = catalogue::Unknown
 /// One change.
 #[derive(Clone, Debug)]
 enum Step {
+    SetInternal(String),
     Define(String, Box<Definition>),
     Create(Box<NewExperiment>),
     Describe(String, String),
@@ -149,6 +152,7 @@ impl fmt::Display for Step {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let weight = |variant: &NewVariant| variant.weight.as_ref().map(|weight| format!(":{weight}")).unwrap_or_default();
         match self {
+            Step::SetInternal(condition) => write!(out, "leave out own staff, for whom {} holds", printable(condition)),
             Step::Define(name, _) => write!(out, "define the metric {}", printable(name)),
             Step::Create(new) => write!(out, "create the experiment {}", printable(&new.name)),
             Step::Describe(experiment, _) => write!(out, "describe {}", printable(experiment)),
@@ -205,7 +209,13 @@ pub(super) async fn run(args: Args, conn: &mut PgConnection) -> anyhow::Result<(
     }
     let project = args.project.find(conn).await?;
     let (versions, stored) = (definitions::list(conn, &project).await?, experiments::list(conn, &project).await?);
-    let steps = plan(&file, &versions, &stored).map_err(|fault| anyhow::anyhow!("{place}: {fault}"))?;
+    let mut steps = plan(&file, &versions, &stored).map_err(|fault| anyhow::anyhow!("{place}: {fault}"))?;
+    if let Some(condition) = &file.internal {
+        query::check_exposure(condition).with_context(|| format!("{place}: internal"))?;
+        if catalogue::project::internal(conn, project.id).await?.as_ref() != Some(condition) {
+            steps.insert(0, Step::SetInternal(condition.clone()));
+        }
+    }
     if steps.is_empty() {
         return print("nothing to change\n");
     }
@@ -222,6 +232,7 @@ pub(super) async fn run(args: Args, conn: &mut PgConnection) -> anyhow::Result<(
 
 async fn make(step: &Step, conn: &mut PgConnection, project: &Project) -> anyhow::Result<()> {
     match step {
+        Step::SetInternal(condition) => catalogue::project::set_internal(conn, project, Some(condition)).await?,
         Step::Define(name, definition) => definitions::define(conn, project, name, definition).await.map(drop)?,
         Step::Create(new) => changes::create(conn, project, new).await.map(drop)?,
         Step::Describe(name, text) => experiments::describe(conn, project, name, text).await.map(drop)?,

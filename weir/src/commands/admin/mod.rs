@@ -7,6 +7,7 @@ mod event_name;
 mod experiment;
 mod key;
 mod metric;
+mod project;
 mod recompute;
 mod rejected;
 mod webhook;
@@ -34,6 +35,9 @@ enum Command {
     /// Add, show and remove the metrics of an experiment
     #[command(subcommand)]
     Metric(metric::Command),
+    /// Say what concerns all experiments of a project
+    #[command(subcommand)]
+    Project(project::Command),
     /// Create and show campaigns
     #[command(subcommand)]
     Campaign(campaign::Command),
@@ -77,6 +81,7 @@ pub(crate) async fn run(args: Args, globals: &Globals) -> anyhow::Result<()> {
         Command::Apply(args) => apply::run(args, &mut conn).await,
         Command::Experiment(command) => experiment::run(command, &mut conn).await,
         Command::Metric(command) => metric::run(command, &mut conn).await,
+        Command::Project(command) => project::run(command, &mut conn).await,
         Command::Campaign(command) => campaign::run(command, &mut conn).await,
         Command::EventName(command) => event_name::run(command, &mut conn).await,
         Command::Key(command) => key::run(command, &mut conn).await,
