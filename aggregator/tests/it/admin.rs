@@ -159,7 +159,7 @@ async fn an_experiment_is_made_with_all_its_parts() {
         "name": "checkout", "description": "one page or two", "status": "running", "started_at": "2026-03-01T00:00:00.000001Z",
         "ended_at": null, "target_sample_size": 40_000, "confidence_level": "0.9", "minimum_detectable_effect": "0.015",
         "conversion_window_days": 14, "attribution_method": "last_exposure", "currency": "EUR", "frozen_at": null,
-        "auto_registered": false, "trigger": null,
+        "auto_registered": false, "trigger": null, "policy": { "decide_by": "clear_signals", "on_harm": "tell" },
         "variants": [{ "name": "b", "is_control": false, "description": null, "config_json": null, "weight": "50.5" }, { "name": "control", "is_control": true, "description": null, "config_json": null, "weight": "50" }],
         "metrics": [{ "name": "refunds", "conversion_type": "refund", "aggregation": "count_per_user", "direction": "decrease",
                       "role": "guardrail", "margin": "0.02", "window_days": 7, "cap": "3" }],
