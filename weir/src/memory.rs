@@ -1,6 +1,6 @@
 //! How a service's memory is kept together.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
@@ -25,4 +25,9 @@ pub(crate) fn keep_together() {
     let Some((name, arguments)) = arguments.split_first() else { return };
     // Returns only where it fails.
     let _ = Command::new(program).arg0(name).args(arguments).envs(open).exec();
+}
+
+/// Returns whether a variable of the environment is one of those settings.
+pub(crate) fn sets(variable: &OsStr) -> bool {
+    SETTINGS.iter().any(|(name, _)| variable == *name)
 }

@@ -36,6 +36,17 @@ async fn add_days(service: &mut Service, experiment: &str, days: &[(u64, u64)]) 
     }
 }
 
+/// Measures all experiments by who buys, and guards them by the same, which may not rise.
+async fn add_guarded_metrics(service: &mut Service) {
+    service
+        .run(
+            "INSERT INTO metrics (project_id, experiment_id, name, aggregation, conversion_type, direction, role, margin)
+             SELECT project_id, id, 'buys', 'conversion_rate', 'buy', 'increase', 'primary', NULL::numeric FROM experiments
+             UNION ALL SELECT project_id, id, 'errors', 'conversion_rate', 'buy', 'decrease', 'guardrail', 0.01 FROM experiments",
+        )
+        .await;
+}
+
 /// Waits until a statement counts so many rows.
 async fn until(service: &mut Service, sql: &str, expected: i64) {
     let mut found = -1;
@@ -224,13 +235,7 @@ async fn webhooks_are_told_what_changed_in_order_until_it_arrives() {
     now_is(&mut service, "2026-03-01T00:00:00Z").await;
     let columns = "started_at, conversion_window_days = '2026-03-01', 7";
     add_experiment(&mut service.rows, PROJECT, "checkout", columns, &[("control", "1"), ("b", "1")]).await;
-    service
-        .run(
-            "INSERT INTO metrics (project_id, experiment_id, name, aggregation, conversion_type, direction, role, margin)
-             SELECT project_id, id, 'buys', 'conversion_rate', 'buy', 'increase', 'primary', NULL::numeric FROM experiments
-             UNION ALL SELECT project_id, id, 'errors', 'conversion_rate', 'buy', 'decrease', 'guardrail', 0.01 FROM experiments",
-        )
-        .await;
+    add_guarded_metrics(&mut service).await;
     add_days(&mut service, "checkout", &[(30, 31), (30, 29), (10, 99)]).await;
     now_is(&mut service, "2026-03-03T00:30:00Z").await;
     until(&mut service, DAYS, 2).await;
@@ -371,13 +376,7 @@ async fn harm_ends_what_it_is_to_end_and_own_rules_are_told() {
         add_experiment(&mut service.rows, PROJECT, name, columns, &[("control", "1"), ("b", "1")]).await;
         service.run(&format!("UPDATE experiments SET policy = '{}' WHERE name = '{name}'", policy.replace('\'', "''"))).await;
     }
-    service
-        .run(
-            "INSERT INTO metrics (project_id, experiment_id, name, aggregation, conversion_type, direction, role, margin)
-             SELECT project_id, id, 'buys', 'conversion_rate', 'buy', 'increase', 'primary', NULL::numeric FROM experiments
-             UNION ALL SELECT project_id, id, 'errors', 'conversion_rate', 'buy', 'decrease', 'guardrail', 0.01 FROM experiments",
-        )
-        .await;
+    add_guarded_metrics(&mut service).await;
     add_days(&mut service, "stopped", &[(30, 31), (30, 29), (10, 99)]).await;
     add_users(&mut service.rows, PROJECT, "told", "control", 50_000, 200).await;
     add_users(&mut service.rows, PROJECT, "told", "b", 60_000, 200).await;

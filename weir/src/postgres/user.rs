@@ -49,9 +49,10 @@ impl User {
             // The standard library drops the supplementary groups as well when root becomes somebody else.
             command.uid(self.uid).gid(self.gid);
         }
-        // Settings meant for other servers and their clients.
+        // Settings meant for other servers and their clients, and those of this program's memory: Postgres takes and frees blocks of several
+        // MiB with each statement, which would each be mapped anew.
         for (name, _) in std::env::vars_os() {
-            if name.to_string_lossy().starts_with("PG") {
+            if name.to_string_lossy().starts_with("PG") || crate::memory::sets(&name) {
                 command.env_remove(name);
             }
         }

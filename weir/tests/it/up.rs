@@ -5,7 +5,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Signal, kill_process};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use crate::harness::{END_MAX, Folder, Up, children, is_running, purchases, send, until, weir};
@@ -37,10 +37,15 @@ async fn it_says_where_it_is_and_a_new_start_finds_all_again() {
     let names = threads.filter_map(|thread| std::fs::read_to_string(thread.path().join("comm")).ok());
     assert!(names.filter(|name| name.trim_end() == "weir-aggregator").count() >= 3);
 
-    // Malloc keeps memory together, as long as nobody has chosen otherwise.
-    let environment = std::fs::read(format!("/proc/{}/environ", up.pid().as_raw_pid())).expect("its environment");
-    let environment = String::from_utf8_lossy(&environment);
-    assert!(["MALLOC_ARENA_MAX=", "MALLOC_MMAP_THRESHOLD_="].into_iter().all(|name| environment.contains(name)));
+    // Malloc keeps memory together, as long as nobody has chosen otherwise; Postgres' is left as it is.
+    let environment = |process: Pid| {
+        let environment = std::fs::read(format!("/proc/{}/environ", process.as_raw_pid())).expect("its environment");
+        String::from_utf8_lossy(&environment).into_owned()
+    };
+    let settings = ["MALLOC_ARENA_MAX=", "MALLOC_MMAP_THRESHOLD_="];
+    assert!(settings.iter().all(|name| environment(up.pid()).contains(name)));
+    let postgres = environment(folder.postmaster().expect("Postgres runs"));
+    assert!(!settings.iter().any(|name| postgres.contains(name)), "{postgres}");
 
     up.accepted(purchases(20)).await;
     up.until_stored(20).await;
