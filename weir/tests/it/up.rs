@@ -45,7 +45,7 @@ async fn it_says_where_it_is_and_a_new_start_finds_all_again() {
     let settings = ["MALLOC_ARENA_MAX=", "MALLOC_MMAP_THRESHOLD_="];
     assert!(settings.iter().all(|name| environment(up.pid()).contains(name)));
     let postgres = environment(folder.postmaster().expect("Postgres runs"));
-    assert!(!settings.iter().any(|name| postgres.contains(name)), "{postgres}");
+    assert!(!settings.iter().any(|name| postgres.contains(name)));
 
     up.accepted(purchases(20)).await;
     up.until_stored(20).await;
