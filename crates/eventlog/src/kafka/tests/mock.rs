@@ -211,9 +211,9 @@ async fn appends_beyond_the_bound_are_refused() {
     for append in waiting {
         refused.push(append.await.expect("no panic").expect_err("nobody is there"));
     }
-    assert!(refused.iter().all(|error| matches!(error, AppendError::Unavailable(_))), "{refused:?}");
-    let full = refused.iter().filter(|error| error.to_string().contains("on their way")).count();
-    assert_eq!(full, 1, "two fit, {refused:?}");
+    // The two that fit may be under way when the connection ends; of the third, nothing was.
+    let full: Vec<_> = refused.iter().filter(|error| error.to_string().contains("on their way")).collect();
+    assert!(matches!(full[..], [AppendError::Unavailable(_)]), "two fit, {refused:?}");
     assert!(begin.elapsed() < Duration::from_secs(8), "{:?}", begin.elapsed());
 }
 
