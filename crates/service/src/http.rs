@@ -244,7 +244,8 @@ where
         let activity = Arc::new(Activity::new());
         let service = service_fn(|request| {
             let activity = Arc::clone(&activity);
-            async move {
+            // hyper keeps the room of one for as long as the connection lasts, and an answer takes much.
+            Box::pin(async move {
                 activity.set(Doing::Answering);
                 let response = match activity.head_fault(&request).or_else(|| transfer_fault(request.headers())) {
                     Some(fault) => refuse(fault),
@@ -256,7 +257,7 @@ where
                 };
                 activity.answer_begins();
                 Ok::<_, Infallible>(response)
-            }
+            })
         });
         let limits = &self.limits;
         let watched = TokioIo::new(Watched { stream, activity: Arc::clone(&activity) });
