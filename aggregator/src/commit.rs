@@ -320,7 +320,9 @@ async fn attempt(
     // Before the rows of this batch are there.
     let versions = projects.iter().map(|project| (*project, cache.catalogue.version(*project)));
     cache.memory.compare(&batch.slices, seen.grounds, versions);
-    let (mut histories, partition_of) = match cache.memory.recall(connection, rows, seen.grounds.user_rows_max).await? {
+    let exposures_of = |project| cache.catalogue.exposures(project);
+    let recalled = cache.memory.recall(connection, rows, seen.grounds.user_rows_max, &exposures_of).await?;
+    let (mut histories, partition_of) = match recalled {
         Recalled::Histories { histories, partition_of } => (histories, partition_of),
         Recalled::Different(experiments) => {
             sqlx::raw_sql("ROLLBACK").execute(&mut *connection).await?;

@@ -31,7 +31,7 @@ use crate::metrics::Metrics;
 use crate::status::Status;
 
 /// The schemas that events are stored in.
-pub const SCHEMA: catalogue::schema::Supported = catalogue::schema::Supported { service: "aggregator", oldest: 10, newest: 14 };
+pub const SCHEMA: catalogue::schema::Supported = catalogue::schema::Supported { service: "aggregator", oldest: 10, newest: 15 };
 
 /// How long a stop may take: draining, the last commit, giving the leases back.
 const STOP_MAX: Duration = Duration::from_secs(6);

@@ -7,6 +7,7 @@
 
 use catalogue::behind::{self, lock, mark, unlock};
 use catalogue::{ReadError, Rules, Unsupported, rules, version};
+use events::Kind;
 use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 
@@ -78,16 +79,7 @@ pub(crate) async fn catch_up(
     experiment: Uuid,
 ) -> Result<Differences, RecomputeError> {
     let mut differences = Differences::default();
-    let users: Vec<Uuid> = sqlx::query_scalar(
-        "SELECT user_id FROM impressions WHERE project_id = $1 AND experiment_id = $2
-         UNION SELECT user_id FROM user_experiment_participation WHERE project_id = $1 AND experiment_id = $2
-         UNION SELECT user_id FROM conversion_attribution WHERE project_id = $1 AND experiment_id = $2
-         ORDER BY 1",
-    )
-    .bind(project)
-    .bind(experiment)
-    .fetch_all(&mut *connection)
-    .await?;
+    let users = users_of(connection, project, experiment).await?;
     for users in users.chunks(USERS_AT_ONCE) {
         let mut transaction = connection.begin().await?;
         // Read each time: a variant may have registered itself.
@@ -110,6 +102,31 @@ pub(crate) async fn catch_up(
         differences += participation::follow_users(&mut transaction, (project, experiment), &rules, &taken).await?;
         transaction.commit().await?;
     }
+}
+
+/// Returns all users with a fact that may be an exposure, or a row of the experiment.
+async fn users_of(connection: &mut PgConnection, project: Uuid, experiment: Uuid) -> Result<Vec<Uuid>, RecomputeError> {
+    let exposure = computable(connection, project, experiment).await?.exposure;
+    let candidates = exposure.map(|exposure| exposure.candidates()).unwrap_or_default();
+    let named = |kind| candidates.get(&kind).into_iter().flatten().map(String::as_str).collect::<Vec<_>>();
+    let users = sqlx::query_scalar(
+        "SELECT user_id FROM impressions WHERE project_id = $1 AND (experiment_id = $2 OR $3)
+         UNION SELECT user_id FROM conversions WHERE project_id = $1 AND conversion_type = ANY ($4)
+         UNION SELECT user_id FROM campaign_events WHERE project_id = $1 AND event_type = ANY ($5)
+         UNION SELECT user_id FROM engagement_events WHERE project_id = $1 AND event_type = ANY ($6)
+         UNION SELECT user_id FROM user_experiment_participation WHERE project_id = $1 AND experiment_id = $2
+         UNION SELECT user_id FROM conversion_attribution WHERE project_id = $1 AND experiment_id = $2
+         ORDER BY 1",
+    )
+    .bind(project)
+    .bind(experiment)
+    .bind(candidates.contains_key(&Kind::Impression))
+    .bind(named(Kind::Conversion))
+    .bind(named(Kind::CampaignEvent))
+    .bind(named(Kind::Engagement))
+    .fetch_all(connection)
+    .await?;
+    Ok(users)
 }
 
 /// Closes the list of an experiment, when commits that add to it are over.

@@ -50,7 +50,8 @@ pub async fn create(conn: &mut PgConnection, project: &Project, new: &NewExperim
 }
 
 /// Adds a variant to an experiment, from `from` on, now if not said, and has the dead letters replayed that were waiting for it. It is never
-/// the control; it has a weight exactly if the others have. Rows that are stored keep their meaning.
+/// the control; it has a weight exactly if the others have. Rows that are stored keep their meaning, but where the experiment has a definition
+/// of what exposes users: then an aggregator recomputes it.
 /// # Errors
 /// [`CatalogueError::Unknown`], [`CatalogueError::Frozen`], [`CatalogueError::Invalid`], [`CatalogueError::NameTaken`].
 pub async fn add_variant(
@@ -60,8 +61,29 @@ pub async fn add_variant(
     new: &NewVariant,
     from: Option<Micros>,
 ) -> Result<Created, CatalogueError> {
+    let before = experiments::show(conn, project, name).await?;
+    if before.exposure.is_none() {
+        return add_variant_alone(conn, project, name, new, from).await;
+    }
+    behind::lock(conn, before.id).await?;
+    let outcome = add_variant_alone(conn, project, name, new, from).await;
+    behind::unlock(conn, before.id).await;
+    outcome
+}
+
+async fn add_variant_alone(
+    conn: &mut PgConnection,
+    project: &Project,
+    name: &str,
+    new: &NewVariant,
+    from: Option<Micros>,
+) -> Result<Created, CatalogueError> {
     let mut change = Change::begin(conn, project).await?;
     let experiment = experiments::add_variant(&mut change, name, new, from).await?;
+    if experiment.exposure.is_some() {
+        // Stored events may be exposures to it: an aggregator computes them anew.
+        behind::mark(change.connection(), project.id, experiment.id).await?;
+    }
     let names = [new.name.clone()];
     let waiting = dead_letters::replay_for_variants(change.connection(), project.id, &experiment, &names).await?;
     let details = json!({ "id": experiment.id, "variant": new.name, "weight": new.weight, "dead_letters": waiting });
@@ -83,6 +105,20 @@ pub async fn set_weights(
     assignment: Assignment,
 ) -> Result<Changed, AdminError> {
     change(conn, project, name, What::Weights(weights, from, assignment)).await
+}
+
+/// Says what exposes users: a definition of the project and its version, the newest if none is asked for; `None`: impressions that name the
+/// experiment and a variant.
+/// # Errors
+/// [`CatalogueError::Unknown`], [`CatalogueError::Frozen`]: nothing is changed. [`AdminError::Recompute`]: the change is made, and an
+/// aggregator goes on with the rows.
+pub async fn set_exposure(
+    conn: &mut PgConnection,
+    project: &Project,
+    name: &str,
+    exposure: Option<(&str, Option<i32>)>,
+) -> Result<Changed, AdminError> {
+    change(conn, project, name, What::Exposure(exposure)).await
 }
 
 /// Lets an experiment run from `from` on, now if not said: a draft, or a paused or completed one again, so that exposures in between go on not
@@ -131,6 +167,7 @@ enum What<'a> {
     Start(Assignment, Option<Micros>),
     Pause(Option<Micros>),
     Stop,
+    Exposure(Option<(&'a str, Option<i32>)>),
     Nothing,
 }
 
@@ -161,6 +198,12 @@ async fn change_alone(conn: &mut PgConnection, project: &Project, name: &str, wh
             let experiment = experiments::set_weights(&mut change, name, weights, from, assignment).await?;
             let details = json!({ "id": experiment.id, "variants": experiment.variants, "phases": experiment.phases });
             (experiment, Some(details), assignment == Assignment::Anew, "experiment.weights")
+        }
+        What::Exposure(exposure) => {
+            let (before, after) = experiments::set_exposure(&mut change, name, exposure).await?;
+            let is_change = before.exposure != after.exposure;
+            let details = json!({ "id": after.id, "before": before.exposure, "after": after.exposure });
+            (after, is_change.then_some(details), true, "experiment.exposure")
         }
         What::Nothing => {
             let experiment = experiments::show(change.connection(), project, name).await?;

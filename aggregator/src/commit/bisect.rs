@@ -61,7 +61,7 @@ async fn store(
     sqlx::raw_sql("DELETE FROM staging").execute(&mut *connection).await?;
     copy::send(connection, rows).await?;
     let rows_max = over_active::rows_max(connection).await?;
-    let mut histories = Histories::of_batch(connection, rows, rows_max).await?;
+    let mut histories = Histories::of_batch(connection, rows, rows_max, &|project| cache.catalogue.exposures(project)).await?;
     facts::drop_known_ids(connection).await?;
     let places = facts::insert(connection, &kinds(rows)).await?;
     let (new, _) = facts::split(rows, &places);

@@ -162,7 +162,15 @@ mod tests {
 
     fn rules(method: AttributionMethod) -> Rules {
         let variants = [Uuid::from_u128(10), Uuid::from_u128(11)].into();
-        Rules { is_frozen: false, assigning: vec![(None, None)], reassigned: Vec::new(), window_days: 1, method, variants }
+        Rules {
+            is_frozen: false,
+            assigning: vec![(None, None)],
+            reassigned: Vec::new(),
+            window_days: 1,
+            method,
+            variants,
+            exposure: None,
+        }
     }
 
     fn exposure(time: i64, variant: u128) -> Exposure {

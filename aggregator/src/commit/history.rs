@@ -1,10 +1,13 @@
 //! The raw rows of users, as far as participation and attribution need them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use events::{Details, Kind, Micros, Money};
+use catalogue::exposures::{Exposures, Seen};
+use events::fact::FactTable;
+use events::{Details, JsonObject, Kind, Micros, Money};
+use futures_util::TryStreamExt;
 use sqlx::postgres::PgRow;
-use sqlx::{PgConnection, Row};
+use sqlx::{AssertSqlSafe, PgConnection, Row};
 use uuid::Uuid;
 
 use crate::commit::StagedRow;
@@ -23,7 +26,7 @@ const IMPRESSIONS: &str = "
     CROSS JOIN LATERAL (
         SELECT i.experiment_id, i.variant_id, i.event_time, i.id, i.claimed_at FROM impressions i
         WHERE i.project_id = u.project_id AND i.user_id = u.user_id AND i.experiment_id IS NOT NULL
-          AND i.variant_id IS NOT NULL AND i.user_was_eligible IS NOT FALSE AND NOT i.is_bot
+          AND i.variant_id IS NOT NULL AND i.user_was_eligible IS NOT FALSE AND NOT i.is_bot AND i.experiment_id <> ALL ($4)
         LIMIT $3
     ) i";
 
@@ -36,6 +39,34 @@ const CONVERSIONS: &str = "
         FROM conversions c WHERE c.project_id = u.project_id AND c.user_id = u.user_id
         LIMIT $3
     ) c";
+
+/// Tells what exposes users of a project to its experiments, where that has a definition.
+pub(crate) type ExposuresOf<'a> = dyn Fn(Uuid) -> &'a Exposures + Send + Sync + 'a;
+
+/// Events of a kind that may be exposures by a definition, of some users of one project.
+fn candidates(kind: Kind, user_rows: Option<i64>) -> String {
+    let (name, condition) = match kind {
+        Kind::Impression => ("NULL::text", "e.user_was_eligible IS NOT FALSE"),
+        Kind::Conversion => ("e.conversion_type", "true"),
+        Kind::CampaignEvent | Kind::Engagement | Kind::Identity => ("e.event_type", "true"),
+    };
+    let ids = match kind {
+        Kind::Impression | Kind::Conversion | Kind::Engagement => "e.experiment_id, e.variant_id",
+        Kind::CampaignEvent | Kind::Identity => "NULL::uuid AS experiment_id, NULL::uuid AS variant_id",
+    };
+    let limit = user_rows.map(|rows| format!("LIMIT {rows}")).unwrap_or_default();
+    format!(
+        "SELECT u.number, e.name, e.experiment_id, e.variant_id, e.event_time, e.id, e.claimed_at, e.properties
+         FROM unnest($2::uuid[]) WITH ORDINALITY AS u (user_id, number)
+         CROSS JOIN LATERAL (
+             SELECT {name} AS name, {ids}, e.event_time, e.id, e.claimed_at, e.metadata::text AS properties FROM {} e
+             WHERE e.project_id = $1 AND e.user_id = u.user_id AND NOT e.is_bot AND {condition}
+               AND ({name} IS NULL OR {name} = ANY ($3))
+             {limit}
+         ) e",
+        FactTable::of(kind).name
+    )
+}
 
 /// What users did, stored rows and those that are about to be.
 #[derive(Debug)]
@@ -51,6 +82,8 @@ pub(crate) struct History {
     /// By experiment, ascending: most users have one or two, and a list of these takes a fifth of a tree's memory.
     exposures: Vec<(Uuid, Rows<Exposure>)>,
     conversions: Rows<Conversion>,
+    /// Events that may be exposures by a definition, whether they are or not: those stored, and all. They bound what is looked through.
+    candidates: (usize, usize),
     /// That it had too many rows before this commit.
     mark: Option<Box<Mark>>,
 }
@@ -90,11 +123,12 @@ impl<T> Rows<T> {
 const ALLOCATION_BYTES: usize = 16;
 
 /// Returns whether a row has a part in participation or attribution.
-pub(crate) fn affects_participation(row: &StagedRow<'_>) -> bool {
-    match row.event().kind() {
-        Kind::Impression => row.ids.experiment.is_some(),
+pub(crate) fn affects_participation(row: &StagedRow<'_>, exposures_of: &ExposuresOf<'_>) -> bool {
+    let event = row.event();
+    match event.kind() {
+        Kind::Impression if row.ids.experiment.is_some() => true,
         Kind::Conversion => true,
-        Kind::CampaignEvent | Kind::Engagement | Kind::Identity => false,
+        kind => exposures_of(event.project_id.0).is_candidate(kind, event.name.as_deref()),
     }
 }
 
@@ -104,8 +138,79 @@ fn user_of(row: &StagedRow<'_>) -> User {
 }
 
 /// Returns the users whose participation rows may affect, each with the log partition that all of its rows come by.
-pub(crate) fn touched(rows: &[StagedRow<'_>]) -> BTreeMap<User, u32> {
-    rows.iter().filter(|row| affects_participation(row)).map(|row| (user_of(row), row.decoded.partition)).collect()
+pub(crate) fn touched(rows: &[StagedRow<'_>], exposures_of: &ExposuresOf<'_>) -> BTreeMap<User, u32> {
+    rows.iter().filter(|row| affects_participation(row, exposures_of)).map(|row| (user_of(row), row.decoded.partition)).collect()
+}
+
+/// Returns what a row exposes to, that is no bot's: the experiment that an impression names, unless it has a definition, and those whose
+/// definition says so.
+fn exposed(row: &StagedRow<'_>, exposures: &Exposures) -> Vec<(Uuid, Uuid)> {
+    let event = row.event();
+    let mut exposed = exposures.by(&Seen {
+        kind: event.kind(),
+        name: event.name.as_deref(),
+        experiment: row.ids.experiment,
+        variant: row.ids.variant,
+        properties: event.metadata.as_ref().map(JsonObject::get),
+    });
+    if event.kind() == Kind::Impression {
+        exposed.extend(row.ids.experiment.filter(|experiment| !exposures.defines(*experiment)).zip(row.ids.variant));
+    }
+    exposed
+}
+
+/// A stored event that may be an exposure by a definition.
+struct Candidate {
+    /// The place of its user among those asked for.
+    user: usize,
+    /// Its identity and time; the variant is that of each experiment.
+    row: Exposure,
+    /// What it exposes to: experiments, each with the variant.
+    exposes: Vec<(Uuid, Uuid)>,
+}
+
+/// Reads the events of some users of a project that may be exposures by a definition, of each user so many of each kind at most.
+async fn read_candidates(
+    connection: &mut PgConnection,
+    (project, users): (Uuid, &[Uuid]),
+    exposures: &Exposures,
+    user_rows: Option<i64>,
+    mut found: impl FnMut(Candidate),
+) -> Result<(), sqlx::Error> {
+    for (kind, names) in exposures.candidates() {
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let query = sqlx::query(AssertSqlSafe(candidates(*kind, user_rows))).bind(project).bind(users).bind(names);
+        let mut rows = query.fetch(&mut *connection);
+        while let Some(row) = rows.try_next().await? {
+            let number: i64 = row.try_get(0)?;
+            let seen = Seen {
+                kind: *kind,
+                name: row.try_get(1)?,
+                experiment: row.try_get(2)?,
+                variant: row.try_get(3)?,
+                properties: row.try_get(7)?,
+            };
+            let exposes = exposures.by(&seen);
+            let row =
+                Exposure { event_time: time(&row, 4)?, id: row.try_get(5)?, claimed_at: time(&row, 6)?, variant: Uuid::nil() };
+            found(Candidate { user: number as usize - 1, row, exposes });
+        }
+    }
+    Ok(())
+}
+
+/// Returns the experiments to which events of users of a project expose by a definition, each with its user.
+pub(crate) async fn exposed_by_definition(
+    connection: &mut PgConnection,
+    (project, users): (Uuid, &[Uuid]),
+    exposures: &Exposures,
+) -> Result<BTreeSet<(User, Uuid)>, sqlx::Error> {
+    let mut exposed = BTreeSet::new();
+    let note = |Candidate { user, exposes, .. }: Candidate| {
+        exposed.extend(exposes.into_iter().map(|(experiment, _)| ((project, users[user]), experiment)));
+    };
+    read_candidates(connection, (project, users), exposures, None, note).await?;
+    Ok(exposed)
 }
 
 impl Histories {
@@ -119,8 +224,9 @@ impl Histories {
         connection: &mut PgConnection,
         rows: &[StagedRow<'_>],
         rows_max: usize,
+        exposures_of: &ExposuresOf<'_>,
     ) -> Result<Self, sqlx::Error> {
-        Self::of_users(connection, touched(rows).into_keys(), rows_max).await
+        Self::of_users(connection, touched(rows, exposures_of).into_keys(), rows_max, exposures_of).await
     }
 
     /// Reads the stored rows of users, or their marks.
@@ -128,12 +234,13 @@ impl Histories {
         connection: &mut PgConnection,
         users: impl Iterator<Item = User>,
         rows_max: usize,
+        exposures_of: &ExposuresOf<'_>,
     ) -> Result<Self, sqlx::Error> {
         let mut histories = Histories::new(rows_max);
         histories.users = users.map(|user| (user, History::default())).collect();
         if !histories.users.is_empty() {
             histories.read_marks(connection).await?;
-            histories.read_rows(connection).await?;
+            histories.read_rows(connection, exposures_of).await?;
         }
         Ok(histories)
     }
@@ -148,15 +255,23 @@ impl Histories {
         Ok(())
     }
 
-    async fn read_rows(&mut self, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+    async fn read_rows(&mut self, connection: &mut PgConnection, exposures_of: &ExposuresOf<'_>) -> Result<(), sqlx::Error> {
         let (rows_max, limit) = (self.rows_max, i64::try_from(self.rows_max).unwrap_or(i64::MAX).saturating_add(1));
         let read = self.users.iter_mut().filter(|(_, history)| !history.is_over_active(rows_max));
         let (users, mut histories): (Vec<User>, Vec<&mut History>) = read.map(|(user, history)| (*user, history)).unzip();
         if users.is_empty() {
             return Ok(());
         }
+        let places: BTreeMap<Uuid, Vec<usize>> =
+            users.iter().enumerate().fold(BTreeMap::new(), |mut places, (place, (project, _))| {
+                places.entry(*project).or_insert_with(Vec::new).push(place);
+                places
+            });
+        let defined: Vec<Uuid> = places.keys().flat_map(|project| exposures_of(*project).experiments()).collect();
         let (projects, users): (Vec<Uuid>, Vec<Uuid>) = users.into_iter().unzip();
-        for row in sqlx::query(IMPRESSIONS).bind(&projects).bind(&users).bind(limit).fetch_all(&mut *connection).await? {
+        for row in
+            sqlx::query(IMPRESSIONS).bind(&projects).bind(&users).bind(limit).bind(defined).fetch_all(&mut *connection).await?
+        {
             let exposure = Exposure {
                 event_time: time(&row, 3)?,
                 id: row.try_get(4)?,
@@ -165,6 +280,22 @@ impl Histories {
             };
             if let Some(history) = at(&mut histories, &row)? {
                 history.exposures_of(row.try_get(1)?).push_stored(exposure);
+            }
+        }
+        for (project, places) in places {
+            let of_project: Vec<Uuid> = places.iter().map(|place| users[*place]).collect();
+            let mut candidates = Vec::new();
+            read_candidates(connection, (project, &of_project), exposures_of(project), Some(limit), |candidate| {
+                candidates.push(candidate)
+            })
+            .await?;
+            for Candidate { user, row, exposes } in candidates {
+                let history = &mut *histories[places[user]];
+                history.candidates.0 += 1;
+                history.candidates.1 += 1;
+                for (experiment, variant) in exposes {
+                    history.exposures_of(experiment).push_stored(Exposure { variant, ..row });
+                }
             }
         }
         for row in sqlx::query(CONVERSIONS).bind(&projects).bind(&users).bind(limit).fetch_all(connection).await? {
@@ -186,36 +317,36 @@ impl Histories {
     }
 
     /// Adds the rows that a commit stores.
-    pub(crate) fn add(&mut self, new: &[StagedRow<'_>]) {
-        for row in new.iter().filter(|row| affects_participation(row)) {
+    pub(crate) fn add(&mut self, new: &[StagedRow<'_>], exposures_of: &ExposuresOf<'_>) {
+        for row in new.iter().filter(|row| affects_participation(row, exposures_of)) {
             let event = row.event();
             let history = self.users.entry(user_of(row)).or_default();
-            match (event.kind(), row.ids.experiment, row.ids.variant) {
-                (Kind::Conversion, experiment, _) => history.conversions.rows.push(Conversion {
+            if event.kind() == Kind::Conversion {
+                history.conversions.rows.push(Conversion {
                     id: event.event_id.0,
                     claimed_at: event.claimed_at,
                     event_time: event.event_time,
-                    experiment,
+                    experiment: row.ids.experiment,
                     is_bot: event.is_bot,
                     kind: event.name.clone().unwrap_or_default(),
                     value: event.value,
                     currency: event.currency.clone(),
-                }),
-                (_, Some(experiment), Some(variant)) => {
-                    let was_ineligible = matches!(
-                        &event.details,
-                        Details::Impression(details) if details.user_was_eligible == Some(false)
-                    );
-                    if !was_ineligible && !event.is_bot {
-                        history.exposures_of(experiment).rows.push(Exposure {
-                            event_time: event.event_time,
-                            id: event.event_id.0,
-                            claimed_at: event.claimed_at,
-                            variant,
-                        });
-                    }
-                }
-                _ => {}
+                });
+            }
+            let was_ineligible =
+                matches!(&event.details, Details::Impression(details) if details.user_was_eligible == Some(false));
+            if was_ineligible || event.is_bot {
+                continue;
+            }
+            let exposures = exposures_of(event.project_id.0);
+            history.candidates.1 += usize::from(exposures.is_candidate(event.kind(), event.name.as_deref()));
+            for (experiment, variant) in exposed(row, exposures) {
+                history.exposures_of(experiment).rows.push(Exposure {
+                    event_time: event.event_time,
+                    id: event.event_id.0,
+                    claimed_at: event.claimed_at,
+                    variant,
+                });
             }
         }
     }
@@ -274,12 +405,14 @@ impl History {
 
     /// Returns the number of rows.
     pub(crate) fn rows(&self) -> usize {
-        self.exposures.iter().map(|(_, exposures)| exposures.rows.len()).sum::<usize>() + self.conversions.rows.len()
+        let exposures: usize = self.exposures.iter().map(|(_, exposures)| exposures.rows.len()).sum();
+        exposures + self.conversions.rows.len() + self.candidates.1
     }
 
     /// Returns the number of those stored before the commit.
     pub(crate) fn stored_rows(&self) -> usize {
-        self.exposures.iter().map(|(_, exposures)| exposures.stored).sum::<usize>() + self.conversions.stored
+        let exposures: usize = self.exposures.iter().map(|(_, exposures)| exposures.stored).sum();
+        exposures + self.conversions.stored + self.candidates.0
     }
 
     /// Returns the mark that it had before this commit.
@@ -306,6 +439,7 @@ impl History {
         self.exposures.iter_mut().for_each(|(_, exposures)| exposures.settle());
         self.exposures.shrink_to_fit();
         self.conversions.settle();
+        self.candidates.0 = self.candidates.1;
     }
 
     /// Returns the bytes that it takes outside of itself, about.
@@ -339,7 +473,9 @@ impl History {
             rows.sort_unstable_by_key(Conversion::identity);
             rows
         };
-        self.mark == other.mark && exposures(self) == exposures(other) && conversions(self) == conversions(other)
+        (&self.mark, self.candidates.0) == (&other.mark, other.candidates.0)
+            && exposures(self) == exposures(other)
+            && conversions(self) == conversions(other)
     }
 
     /// Returns the conversions of this commit.

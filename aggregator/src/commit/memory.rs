@@ -22,7 +22,7 @@ use uuid::Uuid;
 
 use crate::batch::Slice;
 use crate::commit::StagedRow;
-use crate::commit::history::{Histories, History, User, touched};
+use crate::commit::history::{ExposuresOf, Histories, History, User, touched};
 use crate::config::Config;
 
 /// What is remembered, and within which bounds.
@@ -135,8 +135,9 @@ impl Memory {
         connection: &mut PgConnection,
         rows: &[StagedRow<'_>],
         rows_max: usize,
+        exposures_of: &ExposuresOf<'_>,
     ) -> Result<Recalled, sqlx::Error> {
-        let partition_of = touched(rows);
+        let partition_of = touched(rows, exposures_of);
         let mut known = Histories::new(rows_max);
         let (mut unknown, mut sampled) = (Vec::new(), Vec::new());
         for (user, partition) in &partition_of {
@@ -154,7 +155,7 @@ impl Memory {
         self.counts.known += (partition_of.len() - unknown.len()) as u64;
         self.counts.read += unknown.len() as u64;
         self.counts.sampled += sampled.len() as u64;
-        let read = Histories::of_users(connection, unknown.iter().chain(&sampled).copied(), rows_max).await?;
+        let read = Histories::of_users(connection, unknown.iter().chain(&sampled).copied(), rows_max, exposures_of).await?;
         let is_different = |user: &&User| match (known.get(user), read.get(user)) {
             (Some(remembered), Some(stored)) => !remembered.is_same(stored),
             _ => false,

@@ -40,7 +40,8 @@ pub(crate) async fn update(
     new: &[StagedRow<'_>],
     new_rows: NewRows,
 ) -> Result<Followed, sqlx::Error> {
-    histories.add(new);
+    let exposures_of = |project| catalogue.exposures(project);
+    histories.add(new, &exposures_of);
     let mut changes = Changes::default();
     let mut followed = Followed::default();
     let mut marks = Marks::default();
@@ -72,7 +73,7 @@ pub(crate) async fn update(
         followed.unattributed += history.new_conversions().iter().filter(is_left).count() as u64;
     }
     changes.write(connection, new_rows).await?;
-    for (project, user) in marks.write(connection, histories.rows_max).await? {
+    for (project, user) in marks.write(connection, histories.rows_max, &exposures_of).await? {
         followed.over_active += 1;
         tracing::warn!(%project, %user, rows_max = histories.rows_max, "a user has more rows than take part in experiments, and is left out");
     }
@@ -167,7 +168,9 @@ pub(crate) async fn follow_users(
 ) -> Result<Differences, sqlx::Error> {
     let users: Vec<User> = users.iter().map(|user| (project, *user)).collect();
     let rows_max = over_active::rows_max(connection).await?;
-    let histories = Histories::of_users(connection, users.iter().copied(), rows_max).await?;
+    // Of all experiments: how many rows a user has does not depend on the one that is computed.
+    let exposures = catalogue::rules::read_exposures(connection, project).await?;
+    let histories = Histories::of_users(connection, users.iter().copied(), rows_max, &|_| &exposures).await?;
     let mut stored = read_derived(connection, experiment, &users).await?;
     let mut changes = Changes::default();
     for (user, history) in histories.iter() {

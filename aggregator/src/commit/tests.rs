@@ -3,6 +3,7 @@
 mod beside;
 mod conflicts;
 mod cost;
+mod exposures;
 mod memory;
 mod over_active;
 mod refused;
@@ -11,16 +12,19 @@ mod rejected;
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
+use catalogue::exposures::ExposureDefinition;
+use catalogue::versions;
 use eventlog::{LogIdentity, StoredRecord};
 use events::rules::{self, RequestContext};
 use events::testing::{conversion, exposure, generated_id, request_context};
-use events::{ClaimedTime, Details, Draft, EventId, ProjectId, Record};
+use events::{ClaimedTime, Details, Draft, EventId, JsonObject, ProjectId, Record};
 use migrations::testing::TestDatabase;
 use proptest::prelude::*;
 use sqlx::{Connection, PgConnection, Row};
 use uuid::Uuid;
 
 use super::{CommitError, Stored, WorkerCache, commit};
+use crate::admin::experiments::set_exposure;
 use crate::batch::Batch;
 use crate::commit::limit::Tallies;
 use crate::commit::{copy, facts};
@@ -96,6 +100,17 @@ impl Case {
         rows.iter().map(|row| row.get(0)).collect()
     }
 
+    /// Has the definition [`VIEWED`] say what exposes users to experiments.
+    async fn expose_by(&mut self, experiments: &[&str]) {
+        let project = catalogue::find_project(&mut self.connection, &self.project.to_string()).await.expect("a project");
+        let definition = ExposureDefinition::parse(VIEWED).expect("accepted");
+        versions::define(&mut self.connection, &project, "viewed", &definition).await.expect("defined");
+        for experiment in experiments {
+            let set = set_exposure(&mut self.connection, &project, experiment, Some(("viewed", None))).await;
+            assert!(set.expect("is set").recomputed.is_some());
+        }
+    }
+
     /// Both derived tables, with names for the ids that differ between projects.
     async fn derived(&mut self) -> (Vec<String>, Vec<String>) {
         (self.rows(PARTICIPATION).await, self.rows(ATTRIBUTION).await)
@@ -128,20 +143,36 @@ const ATTRIBUTION: &str = "
 /// Puts the definitions of an eligible impression and of who has too many rows, word for word, before a query.
 fn with_eligible(query: &str) -> String {
     format!(
-        "WITH counted AS (
-             SELECT user_id, experiment_id AS exposed FROM impressions
-             WHERE project_id = $project AND experiment_id IS NOT NULL AND variant_id IS NOT NULL AND is_bot = false
-               AND coalesce(user_was_eligible, true)
+        "WITH shown AS (
+             SELECT i.user_id, i.experiment_id, i.variant_id, i.event_time, i.id, i.claimed_at
+             FROM impressions i JOIN experiments e ON e.project_id = i.project_id AND e.id = i.experiment_id
+             WHERE i.project_id = $project AND i.variant_id IS NOT NULL AND i.is_bot = false AND coalesce(i.user_was_eligible, true)
+               AND e.exposure IS NULL
+             UNION ALL
+             SELECT g.user_id, e.id, v.id, g.event_time, g.id, g.claimed_at FROM engagement_events g, experiments e, variants v
+             WHERE g.project_id = $project AND e.project_id = $project AND v.project_id = $project AND v.experiment_id = e.id
+               AND e.exposure = 'viewed' AND g.is_bot = false AND g.event_type = 'viewed' AND g.metadata ->> 'plan' IN ('pro', '1')
+               AND v.name = g.metadata ->> ('arm of ' || e.name)
+             UNION ALL
+             SELECT c.user_id, c.experiment_id, c.variant_id, c.event_time, c.id, c.claimed_at
+             FROM conversions c JOIN experiments e ON e.project_id = c.project_id AND e.id = c.experiment_id
+             WHERE c.project_id = $project AND e.exposure = 'viewed' AND c.conversion_type = 'purchase' AND c.is_bot = false
+               AND c.variant_id IS NOT NULL
+         ), counted AS (
+             SELECT user_id, experiment_id AS exposed FROM shown
              UNION ALL SELECT user_id, NULL FROM conversions WHERE project_id = $project
+             UNION ALL SELECT user_id, NULL FROM engagement_events WHERE project_id = $project AND event_type = 'viewed' AND is_bot = false
+               AND EXISTS (SELECT FROM experiments WHERE project_id = $project AND exposure IS NOT NULL)
+             UNION ALL SELECT user_id, NULL FROM conversions WHERE project_id = $project AND conversion_type = 'purchase' AND is_bot = false
+               AND EXISTS (SELECT FROM experiments WHERE project_id = $project AND exposure IS NOT NULL)
          ), over_active AS (
              SELECT user_id, array_agg(DISTINCT exposed) FILTER (WHERE exposed IS NOT NULL) AS experiments FROM counted
              GROUP BY user_id HAVING count(*) > (SELECT rows_max FROM user_rows_limit)
          ), eligible AS (
              SELECT i.*, e.name AS experiment, v.name AS variant, e.conversion_window_days AS days, e.attribution_method AS method
-             FROM impressions i, experiments e, variants v
-             WHERE i.project_id = $project AND e.project_id = $project AND v.project_id = $project
-               AND i.experiment_id = e.id AND v.experiment_id = e.id AND v.id = i.variant_id
-               AND coalesce(i.user_was_eligible, true) AND i.is_bot = false AND e.status != 'draft'
+             FROM shown i, experiments e, variants v
+             WHERE e.project_id = $project AND v.project_id = $project
+               AND i.experiment_id = e.id AND v.experiment_id = e.id AND v.id = i.variant_id AND e.status != 'draft'
                AND CASE WHEN EXISTS (SELECT FROM experiment_phases p WHERE p.project_id = e.project_id AND p.experiment_id = e.id)
                    THEN EXISTS (SELECT FROM experiment_phases p WHERE p.project_id = e.project_id AND p.experiment_id = e.id
                                 AND p.state = 'assigning' AND i.event_time >= coalesce(p.started_at, '-infinity')
@@ -203,6 +234,25 @@ fn at(step: u8) -> String {
     format!("2026-02-{:02}T{:02}:00:00Z", 10 + step / 6, step % 6 * 4)
 }
 
+/// An event that exposes to a variant by the definition [`VIEWED`], if the plan is one of those.
+fn viewed(id: &str, who: &str, when: &str, plan: &str, (experiment, variant): (&str, &str)) -> Draft {
+    // As a number and as a text, and with something of the other experiment.
+    let plan = if plan == "pro" && variant == "b" { serde_json::json!(1) } else { serde_json::json!(plan) };
+    let properties = serde_json::json!({ "plan": plan, format!("arm of {experiment}"): variant, "arm of other": "b" });
+    Draft {
+        event_id: Some(id.into()),
+        user_id: Some(who.into()),
+        timestamp: ClaimedTime::Text(when.into()),
+        name: Some("viewed".into()),
+        properties: Some(JsonObject::parse(properties.to_string(), "properties").expect("an object")),
+        ..Draft::new(Details::Engagement)
+    }
+}
+
+const VIEWED: &str = r#"{"any_of": [
+    {"kind": "engagement", "events": ["viewed"], "where": {"plan": ["pro", 1]}, "variant": {"property": "arm of {experiment}"}},
+    {"kind": "conversion", "events": ["purchase"]}]}"#;
+
 fn any_event() -> impl Strategy<Value = Draft> {
     let experiments = prop_oneof![Just("checkout"), Just("banner")];
     let variants = prop_oneof![Just("control"), Just("b")];
@@ -211,6 +261,9 @@ fn any_event() -> impl Strategy<Value = Draft> {
     (shared, experiments, variants, 0..10u8).prop_map(|((id, who, step, named), experiment, variant, choice)| {
         let (id, who, when) = (Uuid::from_u128(u128::from(id)).to_string(), user(who), at(step));
         let is_bot = choice == 9;
+        if choice == 4 {
+            return viewed(&id, &who, &when, if named { "pro" } else { "free" }, (experiment, variant));
+        }
         if choice < 5 || is_bot {
             let mut draft = exposure(&id, &who, &when, experiment, variant);
             if let (0, Details::Impression(details)) = (choice, &mut draft.details) {
@@ -220,7 +273,8 @@ fn any_event() -> impl Strategy<Value = Draft> {
         } else {
             let value = if choice == 5 { "-19.90" } else { "10.5" };
             let draft = conversion(&id, &who, &when, if choice == 6 { "refund" } else { "purchase" }, value);
-            Draft { experiment: named.then(|| experiment.to_owned()), is_bot: choice == 8, ..draft }
+            let variant = (named && choice == 7).then(|| variant.to_owned());
+            Draft { experiment: named.then(|| experiment.to_owned()), variant, is_bot: choice == 8, ..draft }
         }
     })
 }
@@ -229,14 +283,15 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 40, max_shrink_iters: 200, ..ProptestConfig::default() })]
 
     /// Any order, any cut into batches, any duplicates, and workers side by side give the same derived tables, with a pause or without,
-    /// after which users are assigned as before or anew, and these
-    /// are what plain SQL computes from the raw rows. Of different events with one identity only one is sent here.
+    /// after which users are assigned as before or anew, with other events than impressions that expose users in none, one or both
+    /// experiments, and these are what plain SQL computes from the raw rows. Of different events with one identity only one is sent here.
     #[test]
     fn derived_tables_do_not_depend_on_order(
         drafts in prop::collection::vec(any_event(), 1..60),
         window in 0..4i32,
         last_exposure: bool,
         pause in prop::option::of((4..20u8, 4..20u8, any::<bool>())),
+        defined in 0..3usize,
         seed: u64,
     ) {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
@@ -248,6 +303,12 @@ proptest! {
             for case in [&mut straight, &mut shuffled] {
                 case.store(vec![exposure("seed", &user(250), &at(3), "checkout", "control")]).await;
                 case.store(vec![exposure("seed-2", &user(250), &at(3), "banner", "control")]).await;
+                if defined > 0 {
+                    // No variant registers itself any more.
+                    let others = ["checkout", "banner"].map(|experiment| exposure(experiment, &user(251), &at(3), experiment, "b"));
+                    case.store(others.to_vec()).await;
+                }
+                case.expose_by(&["checkout", "banner"][..defined]).await;
                 let method = if last_exposure { "last_exposure" } else { "first_exposure" };
                 case.execute(&format!(
                     "UPDATE experiments SET conversion_window_days = {window}, attribution_method = '{method}',

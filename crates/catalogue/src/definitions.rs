@@ -1,19 +1,12 @@
-//! Metric definitions of a project: which events of a user count, what they come to, and when. Each change of one is a new version, and a
-//! version never changes, so that an experiment goes on meaning what it did.
+//! Metric definitions of a project: which events of a user count, what they come to, and when.
 
 use std::fmt;
 
-use events::{Kind, Micros};
+use events::Kind;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use serde_json::json;
-use sqlx::{PgConnection, Row};
-use uuid::Uuid;
 
-use crate::change::Change;
-use crate::project::Project;
-use crate::timestamp::Timestamp;
 use crate::trigger::Trigger;
-use crate::vocabulary::UnknownText;
+use crate::versions::Versioned;
 use crate::window::{Length, Span, WINDOW_MINUTES_MAX, Window};
 use crate::{CatalogueError, check};
 
@@ -344,142 +337,21 @@ impl Definition {
     }
 }
 
-/// One version of a definition.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Version {
-    /// The name of the definition, which is unique in the project.
-    pub name: String,
-    /// From 1 on.
-    pub version: i32,
-    /// What it measures.
-    pub definition: Definition,
-    /// When it was made.
-    #[serde(serialize_with = "crate::time_text")]
-    pub created_at: Micros,
-}
+impl Versioned for Definition {
+    const NOUN: &'static str = "metric definition";
+    const TABLE: &'static str = "metric_definitions";
+    const ACTION: &'static str = "metric.define";
+    const KNOWN: &'static [&'static str] = &["the definitions that its `weir admin metric define` takes"];
 
-/// What defining did.
-#[derive(Clone, Debug)]
-pub struct Defined {
-    /// The newest version.
-    pub version: Version,
-    /// Whether it was made now; otherwise it was there already, and nothing changed.
-    pub is_new: bool,
-}
-
-/// Makes a definition, or the next version of one; a definition that is equal to the newest version is that version.
-/// # Errors
-/// [`CatalogueError::Invalid`].
-pub async fn define(
-    connection: &mut PgConnection,
-    project: &Project,
-    name: &str,
-    definition: &Definition,
-) -> Result<Defined, CatalogueError> {
-    check::name("name", name)?;
-    if name.contains('@') {
-        return Err(CatalogueError::invalid(
-            "name",
-            format!("found {name:?}; a version follows an @, so that a name holds none"),
-        ));
-    }
-    definition.check()?;
-    let mut change = Change::begin(connection, project).await?;
-    let newest = versions(change.connection(), project.id, Some(name)).await?.pop();
-    if let Some(version) = newest.as_ref().filter(|newest| newest.definition == *definition) {
-        return Ok(Defined { version: version.clone(), is_new: false });
-    }
-    let next = newest.map_or(1, |newest| newest.version + 1);
-    let text = serde_json::to_string(definition).map_err(|error| CatalogueError::invalid("definition", error.to_string()))?;
-    let row = sqlx::query(
-        "INSERT INTO metric_definitions (project_id, name, version, definition) VALUES ($1, $2, $3, $4::jsonb) RETURNING created_at",
-    )
-    .bind(project.id)
-    .bind(name)
-    .bind(next)
-    .bind(text)
-    .fetch_one(change.connection())
-    .await?;
-    let created_at = row.try_get::<Timestamp, _>("created_at")?.0;
-    let version = Version { name: name.to_owned(), version: next, definition: definition.clone(), created_at };
-    change.commit("metric.define", name, &json!({ "version": next, "definition": definition })).await?;
-    Ok(Defined { version, is_new: true })
-}
-
-/// Returns all versions of all definitions of a project, by name and version.
-/// # Errors
-/// As Postgres has them; a definition of a newer version of Weir is a decoding error that names it.
-pub async fn list(connection: &mut PgConnection, project: &Project) -> Result<Vec<Version>, CatalogueError> {
-    Ok(versions(connection, project.id, None).await?)
-}
-
-async fn versions(connection: &mut PgConnection, project: Uuid, name: Option<&str>) -> Result<Vec<Version>, sqlx::Error> {
-    let rows = sqlx::query(
-        "SELECT name, version, definition::text AS definition, created_at FROM metric_definitions
-         WHERE project_id = $1 AND ($2::text IS NULL OR name = $2) ORDER BY name, version",
-    )
-    .bind(project)
-    .bind(name)
-    .fetch_all(connection)
-    .await?;
-    let version = |row: &sqlx::postgres::PgRow| {
-        Ok(Version {
-            name: row.try_get("name")?,
-            version: row.try_get("version")?,
-            definition: of_text(row.try_get("definition")?)?,
-            created_at: row.try_get::<Timestamp, _>("created_at")?.0,
-        })
-    };
-    rows.iter().map(version).collect()
-}
-
-/// Reads a definition as it is stored.
-pub(crate) fn of_text(text: &str) -> Result<Definition, sqlx::Error> {
-    const KNOWN: &[&str] = &["the definitions that its `weir admin metric define` takes"];
-    let unknown = |_| UnknownText { text: text.to_owned(), known: KNOWN };
-    let source = serde_json::from_str(text).map_err(unknown);
-    source.map_err(|source| sqlx::Error::ColumnDecode { index: "definition".to_owned(), source: source.into() })
-}
-
-/// A version that a metric refers to.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Reference {
-    /// The name of the definition.
-    pub name: String,
-    /// Which version.
-    pub version: i32,
-    /// What it measures.
-    pub definition: Definition,
-}
-
-/// Returns the number of a version that a metric is to have, the newest if none is asked for.
-/// # Errors
-/// [`CatalogueError::Unknown`], which names some definitions or the versions that there are.
-pub(crate) async fn version_of(
-    connection: &mut PgConnection,
-    project: Uuid,
-    name: &str,
-    version: Option<i32>,
-) -> Result<i32, CatalogueError> {
-    let all = "SELECT version FROM metric_definitions WHERE project_id = $1 AND name = $2 ORDER BY version";
-    let known: Vec<i32> = sqlx::query_scalar(all).bind(project).bind(name).fetch_all(&mut *connection).await?;
-    let found = version.map_or_else(|| known.last(), |version| known.iter().find(|known| **known == version));
-    match (found, version) {
-        (Some(found), _) => Ok(*found),
-        (None, Some(version)) if !known.is_empty() => {
-            let names: Vec<String> = known.iter().take(11).map(|version| format!("{name}@{version}")).collect();
-            Err(CatalogueError::unknown("metric definition", &format!("{name}@{version}"), "the project", &names))
-        }
-        (None, _) => {
-            let some = "SELECT DISTINCT name FROM metric_definitions WHERE project_id = $1 ORDER BY name LIMIT 11";
-            let names: Vec<String> = sqlx::query_scalar(some).bind(project).fetch_all(connection).await?;
-            Err(CatalogueError::unknown("metric definition", name, "the project", &names))
-        }
+    fn check(&self) -> Result<(), CatalogueError> {
+        Definition::check(self)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]

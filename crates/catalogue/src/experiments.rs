@@ -15,18 +15,20 @@ use sqlx::{PgConnection, Row};
 use uuid::Uuid;
 
 pub use change::{
-    StatusChange, add_metric, add_variant, archive, describe, describe_variant, insert, pause, remove_metric, set_policy,
-    set_trigger, set_weights, start, stop, unarchive,
+    StatusChange, add_metric, add_variant, archive, describe, describe_variant, insert, pause, remove_metric, set_exposure,
+    set_policy, set_trigger, set_weights, start, stop, unarchive,
 };
 pub(crate) use new::VARIANTS_MAX;
 pub use new::{CONTROL_NAMES, NewExperiment, NewVariant, VariantDetails};
 pub use phases::{Assignment, Phase, PhaseWeight};
 
+use crate::exposures::ExposureDefinition;
 use crate::metrics::{self, Metric};
 use crate::policy::Policy;
 use crate::project::Project;
 use crate::timestamp::Timestamp;
 use crate::trigger::Trigger;
+use crate::versions::{self, Reference};
 use crate::vocabulary::{AttributionMethod, ExperimentStatus};
 use crate::{CatalogueError, Decimal, ReadError, Unsupported};
 
@@ -59,6 +61,9 @@ pub struct Experiment {
     pub attribution_method: AttributionMethod,
     /// Of value metrics; `None`: the only one seen.
     pub currency: Option<String>,
+    /// What exposes users; `None`: impressions that name it and a variant.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exposure: Option<Reference<ExposureDefinition>>,
     /// What begins the analysis of a user; `None`: the exposure.
     pub trigger: Option<Trigger>,
     /// How it decides, and what follows.
@@ -192,11 +197,14 @@ async fn read(
         Which::Named(name) => (hyphenated_uuid(name), Some(name)),
     };
     let rows = sqlx::query(
-        "SELECT id, name, description, status, started_at, ended_at, target_sample_size, conversion_window_days, \
+        "SELECT e.id, e.name, description, status, started_at, ended_at, target_sample_size, conversion_window_days, \
              confidence_level::text, minimum_detectable_effect::text, attribution_method, currency, frozen_at, auto_registered, \
-             created_at, trigger::text AS trigger, policy::text AS policy \
-         FROM experiments WHERE project_id = $1 AND ($4 OR id = $2 OR name = $3) \
-         ORDER BY id IS NOT DISTINCT FROM $2 DESC, name LIMIT CASE WHEN NOT $4 THEN 1 END",
+             e.created_at, trigger::text AS trigger, policy::text AS policy, \
+             e.exposure AS exposure_name, e.exposure_version, d.definition::text AS exposure \
+         FROM experiments e LEFT JOIN exposure_definitions d \
+             ON d.project_id = e.project_id AND d.name = e.exposure AND d.version = e.exposure_version \
+         WHERE e.project_id = $1 AND ($4 OR e.id = $2 OR e.name = $3) \
+         ORDER BY e.id IS NOT DISTINCT FROM $2 DESC, e.name LIMIT CASE WHEN NOT $4 THEN 1 END",
     )
     .bind(project)
     .bind(id)
@@ -252,6 +260,9 @@ async fn variants(
 }
 
 fn of_row(row: &PgRow) -> Result<Experiment, sqlx::Error> {
+    let (named, version) =
+        (row.try_get::<Option<String>, _>("exposure_name")?, row.try_get::<Option<i32>, _>("exposure_version")?);
+    let exposure = row.try_get::<Option<&str>, _>("exposure")?.map(|text| versions::of_text(text, "exposure")).transpose()?;
     let time = |column: &str| Ok::<_, sqlx::Error>(row.try_get::<Option<Timestamp>, _>(column)?.map(|time| time.0));
     Ok(Experiment {
         id: row.try_get("id")?,
@@ -266,6 +277,7 @@ fn of_row(row: &PgRow) -> Result<Experiment, sqlx::Error> {
         conversion_window_days: row.try_get("conversion_window_days")?,
         attribution_method: row.try_get("attribution_method")?,
         currency: row.try_get("currency")?,
+        exposure: named.zip(version).zip(exposure).map(|((name, version), definition)| Reference { name, version, definition }),
         trigger: row.try_get::<Option<&str>, _>("trigger")?.map(Trigger::of_text).transpose()?,
         policy: row.try_get::<Option<&str>, _>("policy")?.map(Policy::of_text).transpose()?.unwrap_or_default(),
         frozen_at: time("frozen_at")?,

@@ -2,7 +2,8 @@
 //! and the changes that operators make.
 //!
 //! - [`vocabulary`] has every text that the schema knows; a text that it does not know is an error, never a default.
-//! - [`experiments`], [`metrics`], [`definitions`], [`campaigns`], [`event_names`], [`keys`], [`webhooks`] and [`project`] hold what is stored and what can be made.
+//! - [`experiments`], [`metrics`], [`definitions`], [`exposures`], [`campaigns`], [`event_names`], [`keys`], [`webhooks`] and [`project`] hold what is stored and
+//!   what can be made; [`versions`] keeps definitions.
 //! - [`names`] resolves the names in events to ids and registers new ones; [`rules`] says what of an experiment decides about
 //!   participation and attribution.
 //! - [`schema`] says which schema the database has, and which ones a service works with.
@@ -22,6 +23,7 @@ pub mod definitions;
 mod error;
 pub mod event_names;
 pub mod experiments;
+pub mod exposures;
 pub mod keys;
 pub mod metrics;
 pub mod names;
@@ -32,6 +34,7 @@ pub mod schema;
 mod timestamp;
 pub mod trigger;
 pub mod version;
+pub mod versions;
 pub mod vocabulary;
 pub mod webhooks;
 pub mod window;

@@ -5,7 +5,8 @@ use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row};
 use uuid::Uuid;
 
-use crate::definitions::{self, Reference};
+use crate::definitions::Definition;
+use crate::versions::{self, Reference};
 use crate::vocabulary::{Aggregation, Amount, Denominator, Direction, Role};
 use crate::{CatalogueError, Decimal, ReadError, Unsupported, check};
 
@@ -23,7 +24,7 @@ pub struct Metric {
     pub aggregation: Aggregation,
     /// The definition of the project that says what is measured.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub definition: Option<Reference>,
+    pub definition: Option<Reference<Definition>>,
     /// What of them is added up, of a ratio or quantile.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub numerator: Option<Amount>,
@@ -54,7 +55,8 @@ pub struct Metric {
 impl Metric {
     fn from_row(row: &PgRow) -> Result<Self, sqlx::Error> {
         let (named, version) = (row.try_get::<Option<String>, _>("definition_name")?, row.try_get("definition_version")?);
-        let definition = row.try_get::<Option<&str>, _>("definition")?.map(definitions::of_text).transpose()?;
+        let definition =
+            row.try_get::<Option<&str>, _>("definition")?.map(|text| versions::of_text(text, "definition")).transpose()?;
         let reference = |((name, version), definition)| Reference { name, version, definition };
         Ok(Metric {
             definition: named.zip(version).zip(definition).map(reference),
@@ -115,7 +117,9 @@ pub(crate) async fn insert(
 ) -> Result<(), CatalogueError> {
     let (definition, version) = match &new.definition {
         None => (None, None),
-        Some((name, version)) => (Some(name), Some(definitions::version_of(&mut *connection, project, name, *version).await?)),
+        Some((name, version)) => {
+            (Some(name), Some(versions::version_of::<Definition>(&mut *connection, project, name, *version).await?))
+        }
     };
     sqlx::query(
         "INSERT INTO metrics (project_id, experiment_id, name, conversion_type, aggregation, numerator, denominator, \

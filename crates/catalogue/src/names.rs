@@ -6,6 +6,7 @@
 mod register;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::LazyLock;
 
 use events::identity::hyphenated_uuid;
 use events::{Event, Kind};
@@ -14,6 +15,7 @@ use uuid::Uuid;
 
 use crate::campaigns::COMPONENTS_MAX;
 use crate::experiments::VARIANTS_MAX;
+use crate::exposures::Exposures;
 use crate::rules::{self, Rules};
 
 /// What an event's names stand for.
@@ -154,7 +156,7 @@ impl Family {
 struct Entry {
     id: Uuid,
     parts: HashMap<String, Uuid>,
-    /// Events brought it; nobody planned it.
+    /// Events brought it; nobody planned it, nor said what exposes users to it: another variant would make exposures of stored events.
     is_registered: bool,
 }
 
@@ -264,6 +266,8 @@ struct Project {
     names: KnownNames,
     /// Of each experiment.
     rules: HashMap<Uuid, Rules>,
+    /// Of experiments to which other events expose than impressions that name them.
+    exposures: Exposures,
     /// Experiments whose rules this version cannot read.
     unsupported: HashSet<Uuid>,
     /// Experiments whose rows are not up to date.
@@ -322,6 +326,12 @@ impl Catalogue {
     /// Returns the version that the copy of a project has.
     pub fn version(&self, project: Uuid) -> i64 {
         self.project(project).map_or(0, |project| project.version)
+    }
+
+    /// Returns what exposes users to the experiments of a project that have a definition of it.
+    pub fn exposures(&self, project: Uuid) -> &Exposures {
+        static NONE: LazyLock<Exposures> = LazyLock::new(Exposures::default);
+        self.project(project).map_or(&NONE, |project| &project.exposures)
     }
 
     /// Returns how a commit treats the rows of an experiment.
@@ -388,7 +398,8 @@ async fn load(connection: &mut PgConnection, project: Uuid) -> Result<Option<Pro
     let (experiments, campaigns) = (names(Family::Experiments).await?, names(Family::Campaigns).await?);
     let (version, auto_register) = (row.try_get("version")?, row.try_get("auto_register")?);
     let names = KnownNames { auto_register, experiments, campaigns };
-    Ok(Some(Project { version, names, rules, unsupported, behind }))
+    let exposures = rules::exposures(rules.iter().map(|(experiment, rules)| (*experiment, rules)));
+    Ok(Some(Project { version, names, rules, exposures, unsupported, behind }))
 }
 
 /// None if they are more than `parts_max`.
@@ -400,7 +411,8 @@ async fn load_names(
 ) -> Result<Option<Names>, sqlx::Error> {
     let statement = match family {
         Family::Experiments => {
-            "SELECT e.id, e.name, v.id, v.name, e.auto_registered, e.status = 'archived' FROM experiments e
+            "SELECT e.id, e.name, v.id, v.name, e.auto_registered AND to_jsonb(e) ->> 'exposure' IS NULL, e.status = 'archived'
+             FROM experiments e
              LEFT JOIN variants v ON v.project_id = e.project_id AND v.experiment_id = e.id WHERE e.project_id = $1 LIMIT $2"
         }
         Family::Campaigns => {

@@ -268,7 +268,7 @@ pub(super) struct Silent {
     pub(super) name: String,
     /// The newest event of the project.
     pub(super) newest: i64,
-    /// The longest time between two days with exposures, in days.
+    /// The longest time between two days with exposures, in days; with any events, where other events than impressions expose users.
     pub(super) usual_days: i64,
 }
 
@@ -283,7 +283,8 @@ pub(super) async fn silent(connection: &mut PgConnection) -> Result<Vec<Silent>,
              SELECT max(day - former)::bigint AS usual FROM (
                  SELECT day, lag(day) OVER (ORDER BY day) AS former FROM (
                      SELECT DISTINCT day FROM daily_rollups r
-                     WHERE r.project_id = e.project_id AND r.kind = 'impression' AND r.experiment_id = e.id AND NOT r.is_bot
+                     WHERE r.project_id = e.project_id AND NOT r.is_bot
+                       AND (e.exposure IS NOT NULL OR (r.kind = 'impression' AND r.experiment_id = e.id))
                        AND r.day > (n.newest AT TIME ZONE 'UTC')::date - 28) d) f) g
          WHERE e.status = 'running' AND now() - n.newest > 2 * g.usual * interval '1 day'",
     )

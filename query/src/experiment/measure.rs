@@ -78,7 +78,8 @@ pub fn measure<'a>(read: &'a Read, request: &Request) -> Result<Measured<'a>, Ap
     experiment.currency = currency;
     let Chosen { metrics, conversion_names } = metrics::choose(catalogue.metrics.clone(), &population, request)?;
     let counts = {
-        let impressions = request.as_of.is_none().then_some(catalogue.beside.impressions);
+        let impressions =
+            (request.as_of.is_none() && catalogue.experiment.exposure.is_none()).then_some(catalogue.beside.impressions);
         population.count(catalogue.beside.unknown_variant, catalogue.beside.over_active, impressions)
     };
     let how = How { currency: number, window_days, cap: request.cap, counted: request.counted };

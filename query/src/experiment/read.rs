@@ -6,12 +6,14 @@ pub mod cohort;
 pub mod cohort_cache;
 pub mod cohort_reader;
 pub mod experiment;
+mod exposed;
 pub mod sources;
 pub mod traits;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ::catalogue::exposures::Exposure;
 use ::catalogue::project::internal;
 use uuid::Uuid;
 
@@ -62,6 +64,15 @@ pub struct Catalogue {
     pub internal: Option<String>,
 }
 
+impl Catalogue {
+    /// Returns what exposes users; none: impressions that name the experiment.
+    fn exposure(&self) -> Option<Exposure> {
+        let variants = self.variants.iter().map(|variant| (variant.name.clone(), variant.id)).collect();
+        let reference = self.experiment.exposure.as_ref()?;
+        Some(Exposure::new(&reference.definition, &self.experiment.name, variants))
+    }
+}
+
 /// Reads the experiment with this name or id.
 /// # Errors
 /// [`ApiError`]; `unknown_experiment`, `unknown_variant` and `unsupported_catalogue` among them.
@@ -89,7 +100,8 @@ pub async fn read(app: &App, project: Uuid, name: &str, request: &Request) -> Re
     let longest =
         catalogue.metrics.iter().filter_map(|metric| metric.window_days).max().map_or(window_days, |days| days.max(window_days));
     let sources: Vec<SourceQuery> = catalogue.metrics.iter().flat_map(Configured::sources).collect();
-    let traits = traits_of(&snapshot, &catalogue, request).await?;
+    let exposure = catalogue.exposure();
+    let traits = traits_of(&snapshot, &catalogue, exposure.as_ref(), request).await?;
     let query = CohortQuery {
         sources: &sources,
         experiment: catalogue.experiment.id,
@@ -97,6 +109,7 @@ pub async fn read(app: &App, project: Uuid, name: &str, request: &Request) -> Re
         assigning: &catalogue.experiment.assigning(),
         reassigned: &catalogue.experiment.reassigned(),
         has_before,
+        exposure: exposure.as_ref(),
         trigger: catalogue.experiment.trigger.as_ref(),
         window_days: (window_days, longest),
         traits: &traits,
@@ -114,7 +127,12 @@ pub async fn read(app: &App, project: Uuid, name: &str, request: &Request) -> Re
 }
 
 /// Returns what is to be known of each first exposure: for the question, and for the metrics that are adjusted by it.
-async fn traits_of(snapshot: &Snapshot, catalogue: &Catalogue, request: &Request) -> Result<Vec<TraitQuery>, ApiError> {
+async fn traits_of(
+    snapshot: &Snapshot,
+    catalogue: &Catalogue,
+    exposure: Option<&Exposure>,
+    request: &Request,
+) -> Result<Vec<TraitQuery>, ApiError> {
     let mut traits: Vec<TraitQuery> = Vec::new();
     let mut add = |query: TraitQuery| {
         if !traits.contains(&query) && traits.len() < TRAITS_MAX {
@@ -134,7 +152,7 @@ async fn traits_of(snapshot: &Snapshot, catalogue: &Catalogue, request: &Request
         properties.for_each(|property| add(TraitQuery::Value(Dimensions(vec![property]))));
     }
     if request.is_explored {
-        let found = traits::explored(snapshot, catalogue.experiment.id).await;
+        let found = traits::explored(snapshot, catalogue.experiment.id, exposure).await;
         found.map_err(|error| engine::database_error(&error))?.into_iter().for_each(add);
     }
     Ok(traits)

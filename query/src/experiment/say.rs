@@ -231,6 +231,9 @@ fn status(
     }
     if population.analysed_users == 0 {
         let message = match (population.exposed_users, population.excluded.incomplete_window) {
+            (0, _) if experiment.exposure.is_some() => {
+                "nobody was exposed yet: no event is what its definition of an exposure says and has a variant's name"
+            }
             (0, _) => "nobody was exposed yet: send events of type impression that name this experiment and a variant",
             (_, 0) => "everybody saw several variants: give each user one variant, or ask with ?population=first_exposure",
             _ => "nobody's conversion window is over yet: wait, or ask with ?windows=all",

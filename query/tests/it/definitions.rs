@@ -1,8 +1,9 @@
 //! Metrics over any event, as definitions of the project say them: from rows in Postgres to the answer over HTTP.
 
-use ::catalogue::definitions::{self, Definition};
+use ::catalogue::definitions::Definition;
 use ::catalogue::experiments::add_metric;
 use ::catalogue::metrics::NewMetric;
+use ::catalogue::versions;
 use ::catalogue::{Aggregation, find_project};
 use serde_json::{Value, json};
 
@@ -15,7 +16,7 @@ pub(crate) async fn define(service: &mut Service, experiment: &str, name: &str, 
     let definition = Definition::parse(&definition.to_string()).expect("accepted");
     query::check_definition(&definition).expect("can be computed");
     let project = find_project(&mut service.rows, "first").await.expect("a project");
-    definitions::define(&mut service.rows, &project, name, &definition).await.expect("defined");
+    versions::define(&mut service.rows, &project, name, &definition).await.expect("defined");
     let metric = NewMetric {
         name: name.to_owned(),
         aggregation: Aggregation::Defined,
@@ -175,9 +176,9 @@ async fn what_has_no_value_is_left_out_and_said() {
 
     let project = find_project(&mut service.rows, "first").await.expect("a project");
     let longest = Definition::parse(r#"{"kind": "engagement", "value": "minutes", "per_user": "max"}"#).expect("accepted");
-    let second = definitions::define(&mut service.rows, &project, "minutes", &longest).await.expect("defined");
+    let second = versions::define(&mut service.rows, &project, "minutes", &longest).await.expect("defined");
     assert_eq!((second.version.version, second.is_new), (2, true));
-    let again = definitions::define(&mut service.rows, &project, "minutes", &longest).await.expect("defined");
+    let again = versions::define(&mut service.rows, &project, "minutes", &longest).await.expect("defined");
     assert_eq!((again.version.version, again.is_new), (2, false));
     let still = service.get(path).await.ok();
     assert_eq!((&of(&still, "minutes")["arms"], &still["settings_hash"]), (&found["arms"], &answer["settings_hash"]));

@@ -7,6 +7,7 @@ mod corrections;
 mod definitions;
 mod evaluations;
 mod experiments;
+mod exposures;
 mod faults;
 mod funnel_companions;
 mod funnel_oracle;

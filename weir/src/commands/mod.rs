@@ -87,6 +87,14 @@ fn json<T: serde::Serialize>(value: &T) -> anyhow::Result<String> {
     Ok(out)
 }
 
+/// Returns a text that was given, or that of the file which @PATH names.
+fn text_or_file(given: String) -> anyhow::Result<String> {
+    match given.strip_prefix('@') {
+        Some(path) => std::fs::read_to_string(path).with_context(|| format!("the definition in {path:?}")),
+        None => Ok(given),
+    }
+}
+
 /// Prints to stdout. A reader that has seen enough, such as `head`, is no failure.
 pub(crate) fn print(text: &str) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();

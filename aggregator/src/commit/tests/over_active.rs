@@ -147,7 +147,11 @@ async fn what_is_read_of_a_user_is_bounded() {
         .await
         .expect("answers");
     let read = async |case: &mut Case, rows_max: usize| {
-        let histories = Histories::of_users(&mut case.connection, who.iter().copied(), rows_max).await.expect("reads");
+        let histories = Histories::of_users(&mut case.connection, who.iter().copied(), rows_max, &|project| {
+            case.cache.catalogue.exposures(project)
+        })
+        .await
+        .expect("reads");
         let rows: Vec<usize> = histories.iter().map(|(_, history)| history.rows()).collect();
         rows
     };

@@ -12,11 +12,13 @@ use super::new::check_variants;
 use super::phases::Assignment;
 use super::{Experiment, NewExperiment, NewVariant, Variant, VariantDetails, load, phases, show};
 use crate::change::Change;
+use crate::exposures::ExposureDefinition;
 use crate::metrics::{self, METRICS_MAX, NewMetric};
 use crate::policy::Policy;
 use crate::project::Project;
 use crate::timestamp::Timestamp;
 use crate::trigger::Trigger;
+use crate::versions;
 use crate::vocabulary::ExperimentStatus::{Archived, Completed, Draft, Paused, Running};
 use crate::vocabulary::PhaseState;
 use crate::{CatalogueError, check};
@@ -108,6 +110,33 @@ pub async fn set_trigger(
     let assignment = "trigger = $3::jsonb";
     let details = |before: &Experiment, after: &Experiment| json!({ "before": before.trigger, "after": after.trigger });
     set(connection, project, name, (assignment, text), ("experiment.trigger", details)).await
+}
+
+/// Says what exposes users: a definition of the project and its version, the newest if none is asked for; `None`: impressions that name the
+/// experiment and a variant. Returns the experiment as it was and as it is.
+///
+/// Stored rows change their meaning: the caller's duties are those of [`start`].
+/// # Errors
+/// [`CatalogueError::Unknown`], [`CatalogueError::Frozen`].
+pub async fn set_exposure(
+    change: &mut Change<'_>,
+    name: &str,
+    exposure: Option<(&str, Option<i32>)>,
+) -> Result<(Experiment, Experiment), CatalogueError> {
+    let (project, before) = changeable(change, name).await?;
+    let connection = change.connection();
+    let version = match exposure {
+        None => None,
+        Some((name, version)) => {
+            Some(versions::version_of::<ExposureDefinition>(&mut *connection, project, name, version).await?)
+        }
+    };
+    let update =
+        "UPDATE experiments SET exposure = $3, exposure_version = $4, updated_at = now() WHERE project_id = $1 AND id = $2";
+    let update = sqlx::query(update).bind(project).bind(before.id).bind(exposure.map(|(name, _)| name)).bind(version);
+    update.execute(&mut *connection).await?;
+    let after = load(connection, project, before.id).await?;
+    Ok((before, after))
 }
 
 /// Says how an experiment decides, and what follows. No stored row changes its meaning with it.

@@ -96,7 +96,7 @@ impl Family {
                 find: "SELECT id FROM experiments WHERE project_id = $1 AND (id = $2 OR name = $3)
                        ORDER BY id = $2 DESC LIMIT 1",
                 insert_part: "INSERT INTO variants (project_id, experiment_id, id, name) SELECT $1, $2, $3, $4
-                              WHERE (SELECT auto_registered FROM experiments WHERE project_id = $1 AND id = $2)
+                              WHERE (SELECT auto_registered AND to_jsonb(e) ->> 'exposure' IS NULL FROM experiments e WHERE project_id = $1 AND id = $2)
                                 AND (SELECT count(*) FROM variants WHERE project_id = $1 AND experiment_id = $2) < $5
                               ON CONFLICT DO NOTHING",
             },

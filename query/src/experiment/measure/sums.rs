@@ -199,7 +199,8 @@ pub fn outlier_share(entries: &[UserSum], groups: &Groups) -> Option<f64> {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use ::catalogue::definitions::{Definition, PerUser, Reference};
+    use ::catalogue::definitions::{Definition, PerUser};
+    use ::catalogue::versions::Reference;
 
     use crate::experiment::measure::counted::{CohortMetric, LeftOut};
     use crate::experiment::measure::covariates::Column;

@@ -1,8 +1,9 @@
 //! What is known of an experiment before any event: itself, its variants, its metrics.
 
-use ::catalogue::definitions::{Definition, PerUser, Quantile, Reference};
+use ::catalogue::definitions::{Definition, PerUser, Quantile};
 use ::catalogue::experiments::{self, CONTROL_NAMES};
 use ::catalogue::metrics::Metric;
+use ::catalogue::versions::Reference;
 use ::catalogue::{Aggregation as Stored, Decimal, Direction, ReadError, Unsupported};
 pub use ::catalogue::{Amount, Role};
 use events::Micros;
@@ -47,7 +48,7 @@ pub enum Aggregation {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DefinedMetric {
     /// The definition's name, version and content.
-    pub reference: Reference,
+    pub reference: Reference<Definition>,
     /// The place of its events among those that are read.
     pub source: usize,
     /// The place of the events that it is over, where these are others.
@@ -263,6 +264,7 @@ fn defined(stored: experiments::Experiment) -> Result<Defined, Unsupported> {
         conversion_window_days: stored.conversion_window_days,
         attribution_method: stored.attribution_method.to_string(),
         currency: stored.currency,
+        exposure: stored.exposure,
         trigger: stored.trigger,
         policy: stored.policy,
         frozen_at: time(stored.frozen_at),

@@ -15,6 +15,7 @@ use tokio::sync::OwnedMutexGuard;
 use uuid::Uuid;
 
 use super::cohort_reader::{self, CohortQuery, Scope};
+use super::exposed;
 use crate::engine::{self, Session};
 use crate::experiment::read::cohort::Cohort;
 use crate::experiment::request::Dimensions;
@@ -194,8 +195,8 @@ fn needed(then: &DataVersion, now: &DataVersion, users: usize) -> Refresh {
     if records > RECORDS_MIN.max(users as u64 / USERS_PER_RECORD) { Refresh::Reload } else { Refresh::NewFacts(ranges) }
 }
 
-/// Returns the users of an experiment's impressions, of all conversions and of what definitions speak of at these offsets, and those who were exposed and have too many rows
-/// to take part: another experiment's impression may have been the one too many.
+/// Returns the users of an experiment's exposures, of all conversions and of what definitions speak of at these offsets, and those who were exposed and have too many rows
+/// to take part: another experiment's exposure may have been the one too many.
 async fn touched(
     snapshot: &Snapshot,
     ranges: &[(Uuid, i32, i64, i64)],
@@ -217,13 +218,16 @@ async fn touched(
         exact.join(" OR ")
     );
     let experiment = query.experiment;
+    let exposing = exposed::sources(query)
+        .into_iter()
+        .map(|(kind, condition)| format!("SELECT user_id FROM {} r WHERE {condition} AND {stored}", FactTable::of(kind).name));
     let mut tables: Vec<&str> = query.sources.iter().map(|source| FactTable::of(source.definition.kind).name).collect();
     tables.extend(query.trigger.map(|trigger| FactTable::of(trigger.kind).name));
     tables.push(FactTable::of(Kind::Conversion).name);
     tables.sort_unstable();
     tables.dedup();
-    let all: Vec<String> = tables.iter().map(|table| format!("UNION SELECT user_id FROM {table} WHERE {stored}")).collect();
-    let users = format!("SELECT user_id FROM impressions WHERE experiment_id = '{experiment}' AND {stored} {}", all.join(" "));
+    let all = tables.iter().map(|table| format!("SELECT user_id FROM {table} WHERE {stored}"));
+    let users = exposing.chain(all).collect::<Vec<_>>().join(" UNION ");
     let left_out = "SELECT user_id FROM over_active_users WHERE project_id = $1 AND $2 = ANY (experiments)";
     let mut connection = snapshot.transaction().await;
     let users = sqlx::query_scalar(AssertSqlSafe(users)).fetch_all(&mut **connection).await?;

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use ::catalogue::Trigger;
+use ::catalogue::exposures::Exposure;
 use arrow::array::{Array, AsArray, Int32Array, RecordBatch, StringViewArray};
 use arrow::datatypes::{DataType, Decimal128Type, Field, Int32Type, Int64Type, Schema, TimestampMicrosecondType};
 use datafusion::common::DataFusionError;
@@ -15,6 +16,7 @@ use futures_util::TryStreamExt;
 use uuid::Uuid;
 
 use super::cohort::{Cohort, DAY_US, Row, Rows, Touch, Touches, Users};
+use super::exposed;
 use super::sources::SourceQuery;
 use super::traits::TraitQuery;
 use crate::engine::{self, Session};
@@ -41,6 +43,8 @@ pub struct CohortQuery<'a> {
     pub assigning: &'a [(Option<i64>, Option<i64>)],
     /// When everybody was assigned anew, ascending: from then on no impression counts of a user who had been exposed before.
     pub reassigned: &'a [i64],
+    /// What exposes users; none: impressions that name the experiment.
+    pub exposure: Option<&'a Exposure>,
     /// What begins the analysis of a user; none: the exposure.
     pub trigger: Option<&'a Trigger>,
     /// Whether conversions before the first exposure are read.
@@ -336,7 +340,7 @@ impl Reader<'_> {
         Ok(rows)
     }
 
-    /// Reads the eligible impressions of users who saw several variants and converted.
+    /// Reads the exposures of users who saw several variants and converted.
     async fn touches(&self, cohort: &Cohort) -> Result<Touches, DataFusionError> {
         let mixed: Vec<u32> =
             cohort.after.filled().iter().copied().filter(|user| cohort.users.is_mixed[*user as usize]).collect();
@@ -344,14 +348,15 @@ impl Reader<'_> {
             return Ok(Touches::new());
         }
         let number_of: HashMap<[u8; 16], u32> = mixed.iter().map(|user| (cohort.users.keys[*user as usize], *user)).collect();
-        let columns = [
-            (USER_KEY.name, "f.user_id", Kind::Key),
-            ("user_id", "f.user_id", Kind::Uuid),
-            ("time", "f.event_time", Kind::Time),
-            ("arm", &self.arm(), Kind::Int),
-        ];
-        let eligible = format!("{} AND r.user_was_eligible IS NOT FALSE AND NOT r.is_bot", self.of_experiment());
-        self.add(self.table("touches", "impressions", &eligible, &columns))?;
+        let columns = |kind| {
+            Ok(vec![
+                (USER_KEY.name, "f.user_id".to_owned(), Kind::Key),
+                ("user_id", "f.user_id".to_owned(), Kind::Uuid),
+                ("time", "f.event_time".to_owned(), Kind::Time),
+                ("arm", exposed::arm(self.query, kind), Kind::Int),
+            ])
+        };
+        self.add(self.exposures("touches", columns)?)?;
         let mut sql = "SELECT user_key, time, arm FROM touches WHERE arm >= 0".to_owned();
         if mixed.len() <= IDS_MAX {
             let ids: Vec<String> =

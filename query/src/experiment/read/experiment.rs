@@ -1,5 +1,7 @@
 //! An experiment and its variants, as everything here speaks of them and as answers carry them.
 
+use ::catalogue::exposures::ExposureDefinition;
+use ::catalogue::versions::Reference;
 use ::catalogue::{Policy, Trigger};
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -48,6 +50,9 @@ pub struct Experiment {
     /// Of value metrics.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub currency: Option<String>,
+    /// What exposes users; left out where that are impressions that name it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exposure: Option<Reference<ExposureDefinition>>,
     /// What begins the analysis of a user; left out where the exposure does.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trigger: Option<Trigger>,

@@ -1,6 +1,7 @@
 //! What was true of users at their first exposure: the properties by which they are split, searched or adjusted, and whether a
 //! condition held.
 
+use ::catalogue::exposures::Exposure;
 use arrow::array::{Array, AsArray};
 use arrow::datatypes::Int32Type;
 use datafusion::common::{DFSchema, DataFusionError};
@@ -9,10 +10,12 @@ use datafusion::datasource::provider_as_source;
 use datafusion::logical_expr::LogicalPlanBuilder;
 use datafusion::prelude::col;
 use events::Kind;
+use events::fact::{FACT_TABLES, FactTable};
 use sqlx::AssertSqlSafe;
 use uuid::Uuid;
 
 use super::cohort_reader::{Numbers, Reader, text_column};
+use super::exposed::{self, Columns};
 use super::sources;
 use crate::engine::Session;
 use crate::experiment::request::Dimensions;
@@ -26,8 +29,8 @@ use crate::source::tables::{self, Table, USER_KEY};
 pub const EXPLORED_VALUES_MAX: usize = 50;
 /// Properties of clients that are searched, at most.
 const EXPLORED_KEYS_MAX: i64 = 40;
-/// The newest impressions that are asked for their properties.
-const EXPLORED_IMPRESSIONS: i64 = 20_000;
+/// The newest exposures that are asked for their properties, of each kind of event.
+const EXPLORED_EXPOSURES: i64 = 20_000;
 /// Columns of events that are searched.
 const EXPLORED_COLUMNS: [&str; 11] = [
     "country",
@@ -143,16 +146,27 @@ impl Trait {
     }
 }
 
-/// Returns what is searched of an experiment: columns that say something of a user, and the properties that its newest impressions have.
+/// Returns what is searched of an experiment: columns that say something of a user, and the properties that its newest exposures have.
 /// # Errors
 /// Those of Postgres.
-pub async fn explored(snapshot: &Snapshot, experiment: Uuid) -> Result<Vec<TraitQuery>, sqlx::Error> {
+pub async fn explored(
+    snapshot: &Snapshot,
+    experiment: Uuid,
+    exposure: Option<&Exposure>,
+) -> Result<Vec<TraitQuery>, sqlx::Error> {
+    let newest = exposed::of(experiment, exposure).into_iter().map(|(kind, condition)| {
+        format!(
+            "(SELECT metadata FROM {} r WHERE project_id = '{}' AND {condition} AND metadata IS NOT NULL
+              ORDER BY event_time DESC LIMIT {EXPLORED_EXPOSURES})",
+            FactTable::of(kind).name,
+            snapshot.project(),
+        )
+    });
     let keys = format!(
-        "SELECT DISTINCT key FROM (SELECT metadata FROM impressions WHERE project_id = '{}' AND experiment_id = '{experiment}'
-                                   AND metadata IS NOT NULL ORDER BY event_time DESC LIMIT {EXPLORED_IMPRESSIONS}) i
+        "SELECT DISTINCT key FROM ({}) i
          CROSS JOIN LATERAL jsonb_object_keys(CASE jsonb_typeof(metadata) WHEN 'object' THEN metadata ELSE '{{}}' END) AS key
          ORDER BY key LIMIT {EXPLORED_KEYS_MAX}",
-        snapshot.project(),
+        newest.collect::<Vec<_>>().join(" UNION ALL "),
     );
     let mut connection = snapshot.transaction().await;
     let keys: Vec<String> = sqlx::query_scalar(AssertSqlSafe(keys)).fetch_all(&mut **connection).await?;
@@ -183,7 +197,7 @@ impl Reader<'_> {
         let mut values = Vec::new();
         if !of_values.is_empty() {
             let asked: Vec<&TraitQuery> = of_values.iter().map(|place| &queries[*place]).collect();
-            self.add(self.first_impressions(&asked)?)?;
+            self.add(self.first_exposures(&asked)?)?;
             values = self.values(&asked, users).await?;
         }
         let (mut found, mut values) = (Vec::with_capacity(queries.len()), values.into_iter());
@@ -196,17 +210,23 @@ impl Reader<'_> {
         Ok(found)
     }
 
-    /// Impressions of one experiment, with the values of properties: of several that are crossed those of all, of which those that are not
+    /// Events that may be exposures to one experiment, with the values of properties: of several that are crossed those of all, of which those that are not
     /// there are unknown; null if none is there.
-    fn first_impressions(&self, queries: &[&TraitQuery]) -> Result<Table, DataFusionError> {
+    fn first_exposures(&self, queries: &[&TraitQuery]) -> Result<Table, DataFusionError> {
+        self.exposures("first_exposures", |kind| Self::first_exposures_of(kind, queries))
+    }
+
+    fn first_exposures_of(kind: Kind, queries: &[&TraitQuery]) -> Result<Columns, DataFusionError> {
         let events = tables::table("events").ok_or_else(|| DataFusionError::Internal("no table events".to_owned()))?;
+        let source = FACT_TABLES.iter().position(|table| table.kind == kind).and_then(|place| events.sources.get(place));
+        let source = source.ok_or_else(|| DataFusionError::Internal(format!("no {} among events", kind.as_str())))?;
         let expression = |property: &Property| match property {
             // A name of the client's, as a literal of Postgres.
             Property::Json(key) => Ok(format!("(f.metadata ->> '{}')", key.replace('\'', "''"))),
             Property::Column(name) => {
                 let place = events.columns.iter().position(|column| column.name == *name);
                 let unknown = || DataFusionError::Internal(format!("no column {name} of events"));
-                Ok(format!("({})::text", events.sources[0].expressions[place.ok_or_else(unknown)?]))
+                Ok(format!("({})::text", source.expressions[place.ok_or_else(unknown)?]))
             }
         };
         let value = |query: &&TraitQuery| {
@@ -221,19 +241,19 @@ impl Reader<'_> {
         };
         let values = queries.iter().map(value).collect::<Result<Vec<String>, DataFusionError>>()?;
         let mut columns = vec![
-            (USER_KEY.name, "f.user_id", ColumnKind::Key),
-            ("event_id", "f.id", ColumnKind::Uuid),
-            ("time", "f.event_time", ColumnKind::Time),
+            (USER_KEY.name, "f.user_id".to_owned(), ColumnKind::Key),
+            ("event_id", "f.id".to_owned(), ColumnKind::Uuid),
+            ("time", "f.event_time".to_owned(), ColumnKind::Time),
         ];
-        columns.extend(values.iter().enumerate().map(|(place, value)| (value_column(place), value.as_str(), ColumnKind::Text)));
-        Ok(self.table("first_impressions", "impressions", &self.of_experiment(), &columns))
+        columns.extend(values.into_iter().enumerate().map(|(place, value)| (value_column(place), value, ColumnKind::Text)));
+        Ok(columns)
     }
 
     /// Reads the values of each user's first exposure.
     async fn values(&self, queries: &[&TraitQuery], users: usize) -> Result<Vec<Trait>, DataFusionError> {
         let columns: Vec<String> = (0..queries.len()).map(|place| format!("e.{}", value_column(place))).collect();
         let sql = format!(
-            "SELECT u.n, {} FROM first_impressions e
+            "SELECT u.n, {} FROM first_exposures e
              JOIN users u ON e.user_key = u.user_key AND e.event_id = u.first_impression_id AND e.time = u.exposed",
             columns.join(", ")
         );
@@ -253,8 +273,11 @@ impl Reader<'_> {
     /// Finds the users for whose first exposure a condition holds.
     async fn holds(&self, place: usize, condition: &str, users: usize) -> Result<Trait, DataFusionError> {
         let external = |error: ApiError| DataFusionError::Plan(error.message);
-        let table = sources::table(Kind::Impression, self.scope, self.snapshot.project());
-        let table = table.ok_or_else(|| DataFusionError::Internal("no table events".to_owned()))?;
+        let mut tables = exposed::sources(self.query)
+            .into_iter()
+            .filter_map(|(kind, _)| sources::table(kind, self.scope, self.snapshot.project()));
+        let mut table = tables.next().ok_or_else(|| DataFusionError::Internal("no table events".to_owned()))?;
+        table.sources.extend(tables.flat_map(|other| other.sources));
         let schema = DFSchema::try_from(table.schema().as_ref().clone())?;
         let condition = sources::condition(condition, "where", self.session, &schema).map_err(external)?;
         let scan = provider_as_source(Session::scan_of(table, self.snapshot));

@@ -1,6 +1,7 @@
 //! One metric of an answer: each variant alone, then each against the control.
 
-use ::catalogue::definitions::Reference;
+use ::catalogue::definitions;
+use ::catalogue::versions::Reference;
 use serde::Serialize;
 use statistics::effect::{Alternative, Scale};
 use statistics::moments::{Moments, decimal_text};
@@ -74,7 +75,7 @@ pub struct Definition {
     pub aggregation: &'static str,
     /// The definition of the project that says what is measured: its name, version and content.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub defined: Option<Reference>,
+    pub defined: Option<Reference<definitions::Definition>>,
     /// The conversions that count; null: all.
     pub conversion: Option<String>,
     /// `value` or `count`, of a ratio or quantile.

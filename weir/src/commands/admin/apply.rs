@@ -9,9 +9,11 @@ use std::path::PathBuf;
 
 use aggregator::admin::experiments as changes;
 use anyhow::Context as _;
-use catalogue::definitions::{self, Definition, Version};
+use catalogue::definitions::Definition;
 use catalogue::experiments::{self, Assignment, Experiment, NewExperiment, NewVariant, Variant, VariantDetails};
+use catalogue::exposures::ExposureDefinition;
 use catalogue::metrics::{Metric, NewMetric};
+use catalogue::versions::{self, Version, Versioned};
 use catalogue::{
     Aggregation, Amount, AttributionMethod, Decimal, Denominator, Direction, ExperimentStatus, Policy, Project, Role, Trigger,
 };
@@ -24,7 +26,7 @@ use crate::commands::{print, printable};
 /// The arguments of `weir admin apply`.
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct Args {
-    /// A TOML file with [metrics.NAME] and [experiments.NAME], as the README shows it
+    /// A TOML file with [metrics.NAME], [exposures.NAME] and [experiments.NAME], as the README shows it
     file: PathBuf,
     /// Show what would be changed, and change nothing
     #[arg(long)]
@@ -41,6 +43,8 @@ struct File {
     internal: Option<String>,
     #[serde(default)]
     metrics: BTreeMap<String, Definition>,
+    #[serde(default)]
+    exposures: BTreeMap<String, ExposureDefinition>,
     #[serde(default)]
     experiments: BTreeMap<String, Entry>,
 }
@@ -60,6 +64,8 @@ struct Entry {
     #[serde(default, deserialize_with = "text")]
     attribution_method: Option<AttributionMethod>,
     currency: Option<String>,
+    /// What exposes users, a definition with its version or without; left out: as it is.
+    exposure: Option<String>,
     trigger: Option<Trigger>,
     policy: Option<Policy>,
     variants: BTreeMap<String, VariantEntry>,
@@ -132,7 +138,9 @@ fn text<'de, D: Deserializer<'de>, T: std::str::FromStr<Err = catalogue::Unknown
 enum Step {
     SetInternal(String),
     Define(String, Box<Definition>),
+    DefineExposure(String, Box<ExposureDefinition>),
     Create(Box<NewExperiment>),
+    SetExposure(String, (String, Option<i32>)),
     Describe(String, String),
     SetTrigger(String, Trigger),
     SetPolicy(String, Policy),
@@ -154,6 +162,10 @@ impl fmt::Display for Step {
         match self {
             Step::SetInternal(condition) => write!(out, "leave out own staff, for whom {} holds", printable(condition)),
             Step::Define(name, _) => write!(out, "define the metric {}", printable(name)),
+            Step::DefineExposure(name, _) => write!(out, "define the exposure {}", printable(name)),
+            Step::SetExposure(experiment, (name, _)) => {
+                write!(out, "have {} expose users to {}", printable(name), printable(experiment))
+            }
             Step::Create(new) => write!(out, "create the experiment {}", printable(&new.name)),
             Step::Describe(experiment, _) => write!(out, "describe {}", printable(experiment)),
             Step::SetTrigger(experiment, trigger) => {
@@ -207,9 +219,16 @@ pub(super) async fn run(args: Args, conn: &mut PgConnection) -> anyhow::Result<(
         policy.check().with_context(place)?;
         query::check_policy(policy).with_context(place)?;
     }
+    for (name, exposure) in &file.exposures {
+        exposure.check().with_context(|| format!("{place}: exposures.{name}"))?;
+    }
     let project = args.project.find(conn).await?;
-    let (versions, stored) = (definitions::list(conn, &project).await?, experiments::list(conn, &project).await?);
-    let mut steps = plan(&file, &versions, &stored).map_err(|fault| anyhow::anyhow!("{place}: {fault}"))?;
+    let stored = Stored {
+        metrics: versions::list(conn, &project).await?,
+        exposures: versions::list(conn, &project).await?,
+        experiments: experiments::list(conn, &project).await?,
+    };
+    let mut steps = plan(&file, &stored).map_err(|fault| anyhow::anyhow!("{place}: {fault}"))?;
     if let Some(condition) = &file.internal {
         query::check_exposure(condition).with_context(|| format!("{place}: internal"))?;
         if catalogue::project::internal(conn, project.id).await?.as_ref() != Some(condition) {
@@ -233,7 +252,11 @@ pub(super) async fn run(args: Args, conn: &mut PgConnection) -> anyhow::Result<(
 async fn make(step: &Step, conn: &mut PgConnection, project: &Project) -> anyhow::Result<()> {
     match step {
         Step::SetInternal(condition) => catalogue::project::set_internal(conn, project, Some(condition)).await?,
-        Step::Define(name, definition) => definitions::define(conn, project, name, definition).await.map(drop)?,
+        Step::Define(name, definition) => versions::define(conn, project, name, &**definition).await.map(drop)?,
+        Step::DefineExposure(name, definition) => versions::define(conn, project, name, &**definition).await.map(drop)?,
+        Step::SetExposure(name, (exposure, version)) => {
+            changes::set_exposure(conn, project, name, Some((exposure, *version))).await.map(drop)?;
+        }
         Step::Create(new) => changes::create(conn, project, new).await.map(drop)?,
         Step::Describe(name, text) => experiments::describe(conn, project, name, text).await.map(drop)?,
         Step::SetTrigger(name, trigger) => experiments::set_trigger(conn, project, name, Some(trigger)).await.map(drop)?,
@@ -256,27 +279,48 @@ async fn make(step: &Step, conn: &mut PgConnection, project: &Project) -> anyhow
     Ok(())
 }
 
+/// What is stored of a project.
+struct Stored {
+    metrics: Vec<Version<Definition>>,
+    exposures: Vec<Version<ExposureDefinition>>,
+    experiments: Vec<Experiment>,
+}
+
+/// The version that each definition has once the steps are made.
+type Newest<'a> = BTreeMap<&'a str, i32>;
+
+/// Adds the steps that define what is not stored as the file says it.
+fn define<'a, D: Versioned>(
+    asked: &'a BTreeMap<String, D>,
+    stored: &'a [Version<D>],
+    steps: &mut Vec<Step>,
+    step: impl Fn(String, Box<D>) -> Step,
+) -> Newest<'a> {
+    let mut newest: Newest<'a> = stored.iter().map(|version| (version.name.as_str(), version.version)).collect();
+    for (name, definition) in asked {
+        let known = stored.iter().rfind(|version| version.name == *name);
+        if known.is_none_or(|known| known.definition != *definition) {
+            newest.insert(name, known.map_or(1, |known| known.version + 1));
+            steps.push(step(name.clone(), Box::new(definition.clone())));
+        }
+    }
+    newest
+}
+
 /// Returns the steps that lead from what is stored to what the file says.
 ///
 /// # Errors
 /// A text that names the place, what was found and what is possible.
-fn plan(file: &File, versions: &[Version], stored: &[Experiment]) -> Result<Vec<Step>, String> {
+fn plan(file: &File, stored: &Stored) -> Result<Vec<Step>, String> {
     let mut steps = Vec::new();
-    // The version that a definition has once its step is made.
-    let mut newest: BTreeMap<&str, i32> = BTreeMap::new();
-    for version in versions {
-        newest.insert(&version.name, version.version);
-    }
-    for (name, definition) in &file.metrics {
-        let known = versions.iter().rfind(|version| version.name == *name);
-        if known.is_none_or(|known| known.definition != *definition) {
-            newest.insert(name, known.map_or(1, |known| known.version + 1));
-            steps.push(Step::Define(name.clone(), Box::new(definition.clone())));
-        }
-    }
+    let newest = define(&file.metrics, &stored.metrics, &mut steps, Step::Define);
+    let exposures = define(&file.exposures, &stored.exposures, &mut steps, Step::DefineExposure);
     for (name, entry) in &file.experiments {
         let place = format!("experiments.{name}");
-        match stored.iter().find(|stored| stored.name == *name) {
+        let known = stored.experiments.iter().find(|stored| stored.name == *name);
+        let exposure = entry.exposure_that_differs(known, &exposures, &place)?;
+        let exposure = exposure.map(|exposure| Step::SetExposure(name.clone(), exposure));
+        match known {
             None => {
                 steps.push(Step::Create(Box::new(entry.to_new(name, &newest, &place)?)));
                 let from = if entry.status == Some(ExperimentStatus::Running) {
@@ -284,16 +328,20 @@ fn plan(file: &File, versions: &[Version], stored: &[Experiment]) -> Result<Vec<
                 } else {
                     ExperimentStatus::Draft
                 };
+                steps.extend(exposure);
                 move_to(name, from, entry.status, &place, &mut steps)?;
             }
-            Some(stored) => entry.changes(stored, &newest, &place, &mut steps)?,
+            Some(stored) => {
+                steps.extend(exposure);
+                entry.changes(stored, &newest, &place, &mut steps)?;
+            }
         }
     }
     Ok(steps)
 }
 
 impl Entry {
-    fn to_new(&self, name: &str, newest: &BTreeMap<&str, i32>, place: &str) -> Result<NewExperiment, String> {
+    fn to_new(&self, name: &str, newest: &Newest<'_>, place: &str) -> Result<NewExperiment, String> {
         let text = |number: &Option<Number>| number.as_ref().map(|number| number.0.clone());
         let metrics = self.metrics.iter().flatten().map(|(name, entry)| entry.to_new(name, newest, place));
         Ok(NewExperiment {
@@ -314,13 +362,24 @@ impl Entry {
         })
     }
 
-    fn changes(
+    /// Returns what is to expose users, if the file says something else than is stored.
+    fn exposure_that_differs(
         &self,
-        stored: &Experiment,
-        newest: &BTreeMap<&str, i32>,
+        stored: Option<&Experiment>,
+        newest: &Newest<'_>,
         place: &str,
-        steps: &mut Vec<Step>,
-    ) -> Result<(), String> {
+    ) -> Result<Option<(String, Option<i32>)>, String> {
+        let Some(text) = &self.exposure else { return Ok(None) };
+        let (name, version) = metric::reference(text).map_err(|fault| format!("{place}.exposure: {fault}"))?;
+        let Some(newest) = newest.get(name.as_str()) else {
+            return Err(format!("{place}.exposure: there is no exposure definition {name:?}, and the file has none"));
+        };
+        let found = stored.and_then(|stored| stored.exposure.as_ref()).map(|found| (found.name.as_str(), found.version));
+        let is_same = found == Some((name.as_str(), version.unwrap_or(*newest)));
+        Ok((!is_same).then_some((name, version)))
+    }
+
+    fn changes(&self, stored: &Experiment, newest: &Newest<'_>, place: &str, steps: &mut Vec<Step>) -> Result<(), String> {
         self.check_fixed(stored, place)?;
         let name = &stored.name;
         if let Some(text) = self.description.as_ref().filter(|text| stored.description.as_ref() != Some(text)) {
@@ -444,7 +503,7 @@ impl VariantEntry {
 }
 
 impl MetricEntry {
-    fn to_new(&self, name: &str, newest: &BTreeMap<&str, i32>, place: &str) -> Result<NewMetric, String> {
+    fn to_new(&self, name: &str, newest: &Newest<'_>, place: &str) -> Result<NewMetric, String> {
         let text = |number: &Option<Number>| number.as_ref().map(|number| number.0.clone());
         let definition = self.definition.as_deref().map(metric::reference).transpose();
         let definition = definition.map_err(|fault| format!("{place}.metrics.{name}.definition: {fault}"))?;
@@ -474,7 +533,7 @@ impl MetricEntry {
 }
 
 /// Returns whether a metric is stored as the file says it; a definition without a version is the newest one.
-fn is_same(known: &Metric, new: &NewMetric, newest: &BTreeMap<&str, i32>) -> bool {
+fn is_same(known: &Metric, new: &NewMetric, newest: &Newest<'_>) -> bool {
     let number = |text: &Option<String>| text.clone().map(Number);
     let asked = new.definition.as_ref().map(|(name, version)| (name.as_str(), version.or(newest.get(name.as_str()).copied())));
     let found = known.definition.as_ref().map(|found| (found.name.as_str(), Some(found.version)));

@@ -63,6 +63,19 @@ pub(super) enum Command {
         #[command(flatten)]
         project: InProject,
     },
+    /// Say which events expose users, by a definition of `weir admin exposure`; stored events count by it, too
+    Exposure {
+        /// Name or id of the experiment
+        experiment: String,
+        /// The definition, and its version [default: the newest]
+        #[arg(value_name = "NAME[@VERSION]", value_parser = super::metric::reference, required_unless_present = "none")]
+        exposure: Option<(String, Option<i32>)>,
+        /// Impressions that name the experiment and a variant, as without a definition
+        #[arg(long, conflicts_with = "exposure")]
+        none: bool,
+        #[command(flatten)]
+        project: InProject,
+    },
     /// Begin the analysis of each user with the first of some events at or after the exposure, instead of the exposure itself
     Trigger {
         /// Name or id of the experiment
@@ -252,6 +265,13 @@ pub(super) async fn run(command: Command, conn: &mut PgConnection) -> anyhow::Re
             let changed = experiments::set_weights(conn, &project, &experiment, &variants, from, assignment(reassign)).await?;
             let recomputed = changed.recomputed.map(|differences| format!("{}\n", recompute::text(differences)));
             print(&format!("{}{}", render(&changed.experiment), recomputed.unwrap_or_default()))
+        }
+        Command::Exposure { experiment, exposure, none: _, project } => {
+            let project = project.find(conn).await?;
+            let exposure = exposure.as_ref().map(|(name, version)| (name.as_str(), *version));
+            let changed = experiments::set_exposure(conn, &project, &experiment, exposure).await?;
+            let recomputed = changed.recomputed.map_or("nothing changed".to_owned(), recompute::text);
+            print(&format!("{}{recomputed}\n", render(&changed.experiment)))
         }
         Command::Trigger { experiment, trigger, none: _, project } => {
             let project = project.find(conn).await?;
@@ -449,6 +469,10 @@ fn render(experiment: &Experiment) -> String {
         let (from, until) = (or(experiment.started_at, "ever"), or(experiment.ended_at, "now"));
         out.push_str(&format!("exposures count from {from} until {until}\n"));
     }
+    if let Some(exposure) = &experiment.exposure {
+        let (name, version) = (printable(&exposure.name), exposure.version);
+        out.push_str(&format!("users are exposed by {name}@{version}: {}\n", printable(&exposure.definition.to_string())));
+    }
     if let Some(trigger) = &experiment.trigger {
         out.push_str(&format!("a user's analysis begins with {}\n", printable(&trigger.to_string())));
     }
@@ -623,6 +647,7 @@ mod tests {
             conversion_window_days: 30,
             attribution_method: AttributionMethod::FirstExposure,
             currency: None,
+            exposure: None,
             trigger: None,
             policy: Policy::default(),
             frozen_at: None,

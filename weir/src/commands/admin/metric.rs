@@ -1,15 +1,15 @@
 //! `weir admin metric`: what is measured in an experiment.
 
-use anyhow::Context as _;
-use catalogue::definitions::{self, Definition, Version};
+use catalogue::definitions::Definition;
 use catalogue::experiments::{self, Experiment};
 use catalogue::metrics::{Metric, NewMetric};
+use catalogue::versions::{self, Version};
 use catalogue::{Aggregation, Amount, Decimal, Denominator, Direction, Role};
 use sqlx::PgConnection;
 
 use super::InProject;
 use crate::commands::text::{Side, table};
-use crate::commands::{ListFormat, print, print_list, printable};
+use crate::commands::{ListFormat, print, print_list, printable, text_or_file};
 
 /// What is done with metrics.
 #[derive(Clone, Debug, clap::Subcommand)]
@@ -139,21 +139,17 @@ pub(super) async fn run(command: Command, conn: &mut PgConnection) -> anyhow::Re
             print(&shown(&made))
         }
         Command::Define { name, definition, project } => {
-            let text = match definition.strip_prefix('@') {
-                Some(path) => std::fs::read_to_string(path).with_context(|| format!("the definition in {path:?}"))?,
-                None => definition,
-            };
-            let definition = Definition::parse(&text)?;
+            let definition = Definition::parse(&text_or_file(definition)?)?;
             query::check_definition(&definition)?;
             let project = project.find(conn).await?;
-            let defined = definitions::define(conn, &project, &name, &definition).await?;
+            let defined = versions::define(conn, &project, &name, &definition).await?;
             let Version { name, version, .. } = &defined.version;
             let what = if defined.is_new { "is made" } else { "is there already; nothing changed" };
             print(&format!("version {version} of {} {what}\n", printable(name)))
         }
         Command::Definitions { project, format } => {
             let project = project.find(conn).await?;
-            print_list(&definitions::list(conn, &project).await?, format, |list| render_definitions(list))
+            print_list(&versions::list(conn, &project).await?, format, |list| render_definitions(list))
         }
         Command::List { experiment, project, format } => {
             let project = project.find(conn).await?;
@@ -174,11 +170,11 @@ pub(super) fn reference(text: &str) -> Result<(String, Option<i32>), String> {
     Ok((name.to_owned(), Some(number)))
 }
 
-fn render_definitions(versions: &[Version]) -> String {
+fn render_definitions(versions: &[Version<Definition>]) -> String {
     if versions.is_empty() {
         return "no metric definitions\n".to_owned();
     }
-    let row = |version: &Version| {
+    let row = |version: &Version<Definition>| {
         let definition = &version.definition;
         let events = if definition.events.is_empty() { "any".to_owned() } else { definition.events.join(", ") };
         vec![
@@ -288,7 +284,7 @@ fn computed(metric: &Metric) -> String {
 
 #[cfg(test)]
 mod tests {
-    use catalogue::definitions::Reference;
+    use catalogue::versions::Reference;
 
     use super::*;
 

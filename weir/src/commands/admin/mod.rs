@@ -5,6 +5,7 @@ mod campaign;
 mod dead_letters;
 mod event_name;
 mod experiment;
+mod exposure;
 mod key;
 mod metric;
 mod project;
@@ -32,6 +33,9 @@ enum Command {
     /// Create, show, start and stop experiments
     #[command(subcommand)]
     Experiment(experiment::Command),
+    /// Define which events expose users, where these are no impressions
+    #[command(subcommand)]
+    Exposure(exposure::Command),
     /// Add, show and remove the metrics of an experiment
     #[command(subcommand)]
     Metric(metric::Command),
@@ -80,6 +84,7 @@ pub(crate) async fn run(args: Args, globals: &Globals) -> anyhow::Result<()> {
     match args.command {
         Command::Apply(args) => apply::run(args, &mut conn).await,
         Command::Experiment(command) => experiment::run(command, &mut conn).await,
+        Command::Exposure(command) => exposure::run(command, &mut conn).await,
         Command::Metric(command) => metric::run(command, &mut conn).await,
         Command::Project(command) => project::run(command, &mut conn).await,
         Command::Campaign(command) => campaign::run(command, &mut conn).await,

@@ -1,0 +1,120 @@
+//! Users who are exposed by other events than impressions: changed while there are rows, remembered, left out where they are too many.
+
+use catalogue::experiments::NewVariant;
+
+use super::*;
+use crate::admin::experiments::add_variant;
+
+const PARTICIPANTS: &str = "SELECT p.user_id, v.name, p.total_impressions, p.has_converted FROM user_experiment_participation p
+     JOIN variants v ON v.project_id = p.project_id AND v.id = p.variant_id WHERE p.project_id = $project ORDER BY 1";
+
+impl Case {
+    /// Two variants of one experiment, of whose events each user has one, and what follows.
+    async fn with_checkout(database: &TestDatabase) -> Case {
+        let mut case = Case::new(database).await;
+        for variant in ["control", "b"] {
+            case.store(vec![exposure(variant, &user(200), &at(0), "checkout", variant)]).await;
+        }
+        case
+    }
+
+    async fn participants(&mut self) -> Vec<String> {
+        let (first, last) = (user(0), user(100));
+        let found = self.rows(PARTICIPANTS).await;
+        found.into_iter().filter(|row| (first.as_str()..last.as_str()).contains(&&row[1..37])).collect()
+    }
+
+    async fn experiment(&mut self) -> Uuid {
+        let id = "SELECT id FROM experiments WHERE project_id = $1 AND name = 'checkout'";
+        sqlx::query_scalar(id).bind(self.project).fetch_one(&mut self.connection).await.expect("an experiment")
+    }
+}
+
+fn view(id: &str, who: u8, step: u8, variant: &str) -> Draft {
+    viewed(id, &user(who), &at(step), "pro", ("checkout", variant))
+}
+
+fn buy(id: &str, who: u8, step: u8) -> Draft {
+    conversion(id, &user(who), &at(step), "signup", "5")
+}
+
+fn row(who: u8, variant: &str, exposures: u8, has_converted: char) -> String {
+    format!("({},{variant},{exposures},{has_converted})", user(who))
+}
+
+/// Stored events count by a definition as soon as there is one, and impressions count again without it; in between both are remembered rightly.
+#[tokio::test]
+async fn a_definition_is_for_stored_events_too() {
+    let database = TestDatabase::create().await;
+    let mut case = Case::with_checkout(&database).await;
+    case.store(vec![
+        exposure("1", &user(1), &at(1), "checkout", "control"),
+        view("2", 2, 1, "b"),
+        buy("3", 1, 2),
+        buy("4", 2, 2),
+    ])
+    .await;
+    let by_impression = [row(1, "control", 1, 't')];
+    assert_eq!(case.participants().await, by_impression);
+    case.expose_by(&["checkout"]).await;
+    let mut expected = vec![row(2, "b", 1, 't')];
+    assert_eq!(case.participants().await, expected);
+
+    // Users who were read in the commit before, and those of this one.
+    case.store(vec![view("5", 2, 3, "control"), view("6", 3, 3, "control"), exposure("7", &user(3), &at(0), "checkout", "b")])
+        .await;
+    case.store(vec![buy("8", 3, 4), view("9", 3, 4, "other"), viewed("10", &user(4), &at(4), "free", ("checkout", "b"))]).await;
+    expected = vec![row(2, "b", 2, 't'), row(3, "control", 1, 't')];
+    assert_eq!(case.participants().await, expected);
+    assert_eq!(case.derived().await, case.expected().await);
+
+    // What names a variant that comes later is an exposure to it then, and an aggregator computes it.
+    let project = catalogue::find_project(&mut case.connection, &case.project.to_string()).await.expect("a project");
+    let new = NewVariant { name: "other".into(), ..NewVariant::default() };
+    add_variant(&mut case.connection, &project, "checkout", &new, None).await.expect("added");
+    recompute::catch_up_all(&mut case.connection).await.expect("recomputes");
+    expected[1] = row(3, "control", 2, 't');
+    assert_eq!(case.participants().await, expected);
+    assert_eq!(case.derived().await, case.expected().await);
+
+    let changed = set_exposure(&mut case.connection, &project, "checkout", None).await.expect("is set");
+    assert!(changed.experiment.exposure.is_none() && changed.recomputed.is_some());
+    let again = set_exposure(&mut case.connection, &project, "checkout", None).await.expect("is set");
+    assert!(again.recomputed.is_none(), "nothing changed");
+    case.store(vec![view("11", 5, 5, "b"), exposure("12", &user(5), &at(5), "checkout", "b")]).await;
+    assert_eq!(case.participants().await, [row(1, "control", 1, 't'), row(3, "b", 1, 't'), row(5, "b", 1, 'f')]);
+    assert_eq!(case.derived().await, case.expected().await);
+}
+
+/// A variant that nobody planned does not register itself where a definition says what exposes users: stored events would be exposures to it.
+#[tokio::test]
+async fn no_variant_registers_itself_beside_a_definition() {
+    let database = TestDatabase::create().await;
+    let mut case = Case::with_checkout(&database).await;
+    case.expose_by(&["checkout"]).await;
+    let stored = case.store(vec![exposure("1", &user(1), &at(1), "checkout", "c"), view("2", 2, 1, "c")]).await;
+    assert_eq!(stored.dead.iter().map(|letter| letter.code).collect::<Vec<_>>(), ["unknown_variant"]);
+    assert_eq!(case.participants().await, [""; 0]);
+}
+
+/// Events that may be exposures bound what is looked through of a user, whether they are or not: who has too many is left out, and is counted
+/// where an event exposed.
+#[tokio::test]
+async fn who_may_be_exposed_too_often_is_left_out() {
+    let database = TestDatabase::create().await;
+    let mut case = Case::with_checkout(&database).await;
+    case.limit_rows(5).await;
+    case.expose_by(&["checkout"]).await;
+    // Of each that exposes two rows count: the event that may, and that it does.
+    case.store(vec![view("1", 1, 1, "b"), viewed("2", &user(1), &at(1), "free", ("checkout", "b")), view("3", 2, 1, "b")]).await;
+    case.store(vec![view("4", 1, 2, "b")]).await;
+    assert_eq!(case.participants().await, [row(1, "b", 2, 'f'), row(2, "b", 1, 'f')], "five are not too many");
+    let stored = case.store(vec![viewed("5", &user(1), &at(3), "free", ("checkout", "b"))]).await;
+    assert_eq!(stored.followed.over_active, 1);
+    assert_eq!(case.participants().await, [row(2, "b", 1, 'f')]);
+    assert_eq!(case.over_active().await, case.expected_over_active().await);
+    let experiment = case.experiment().await;
+    assert_eq!(case.over_active().await, [format!("({},{{{experiment}}})", user(1))]);
+    let changed = recompute::recompute(&mut case.connection, case.project, experiment).await.expect("recomputes");
+    assert_eq!(changed, recompute::Differences::default());
+}
