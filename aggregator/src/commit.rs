@@ -18,6 +18,7 @@ pub(crate) mod copy;
 mod dead_letter;
 pub(crate) mod derive;
 mod event_names;
+mod exposed;
 mod facts;
 pub(crate) mod history;
 pub(crate) mod limit;

@@ -22,7 +22,8 @@ use uuid::Uuid;
 
 use crate::batch::Slice;
 use crate::commit::StagedRow;
-use crate::commit::history::{ExposuresOf, Histories, History, User, touched};
+use crate::commit::exposed::ExposuresOf;
+use crate::commit::history::{Histories, History, User, touched};
 use crate::config::Config;
 
 /// What is remembered, and within which bounds.

@@ -14,7 +14,8 @@ use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row};
 use uuid::Uuid;
 
-use crate::commit::history::{ExposuresOf, History, User, exposed_by_definition};
+use crate::commit::exposed::{ExposuresOf, exposed_by_definition};
+use crate::commit::history::{History, User};
 
 /// What `over_active_users` holds of a user.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -22,9 +22,13 @@ window = { length = "7d" }
 kind = "engagement"
 per_user = { at_least = 3 }
 
+[exposures.pages]
+any_of = [{ kind = "engagement", events = ["page"], where = { plan = ["pro", 1] }, variant = { property = "arm of {experiment}" } }]
+
 [experiments.player]
 description = "a larger button"
 status = "running"
+exposure = "pages"
 confidence_level = 0.9
 conversion_window_days = 7
 trigger = { kind = "engagement", events = ["play"], where = "device_type = 'mobile'" }
@@ -80,7 +84,7 @@ impl Team {
 async fn a_file_says_what_is_measured() {
     let team = Team::new().await;
     let dry = team.applies(FILE, &["--dry-run"]);
-    let expected = "would leave out own staff, for whom country = 'XX' holds\nwould define the metric minutes\nwould define the metric regulars\nwould create the experiment player\n";
+    let expected = "would leave out own staff, for whom country = 'XX' holds\nwould define the metric minutes\nwould define the metric regulars\nwould define the exposure pages\nwould create the experiment player\nwould have pages expose users to player\n";
     assert_eq!(dry, expected);
     assert_eq!(team.prints(&["admin", "experiment", "list"]), "no experiments\n", "a dry run changes nothing");
 
@@ -90,6 +94,7 @@ async fn a_file_says_what_is_measured() {
     for part in [
         "player: running",
         "a larger button",
+        "users are exposed by pages@1: engagement page where plan is pro or 1, variant in arm of {experiment}",
         "begins with an event of kind engagement named play where",
         "confidence 0.9,",
         "twice the size",
@@ -106,6 +111,7 @@ async fn a_file_says_what_is_measured() {
     let changed = FILE
         .replace(r#"length = "7d""#, r#"length = "14d""#)
         .replace("play\"]", "start\"]")
+        .replace("[\"page\"]", "[\"page\", \"screen\"]")
         .replace("risk_aware\",", "do_no_harm\", on_harm = \"stop\",")
         .replace("'XX'", "'YY'")
         .replace("running", "paused")
@@ -116,6 +122,8 @@ async fn a_file_says_what_is_measured() {
     let steps = "\
 leave out own staff, for whom country = 'YY' holds
 define the metric minutes
+define the exposure pages
+have pages expose users to player
 begin the analysis of player with an event of kind engagement named start where device_type = 'mobile'
 set the policy of player: it decides by do no harm, stops on harm, tells of big win: lift_low > 0.1
 add the variant small:10 to player
@@ -130,12 +138,30 @@ pause player
     assert_eq!(team.applies(&changed, &[]), steps);
     assert_eq!(team.applies(&changed, &["--dry-run"]), "nothing to change\n");
     let shown = team.prints(&["admin", "experiment", "show", "player"]);
-    assert!(shown.contains("minutes@2") && shown.contains("control:40 large:50 small:10"), "{shown}");
+    assert!(
+        shown.contains("exposed by pages@2: engagement page or screen")
+            && shown.contains("minutes@2")
+            && shown.contains("control:40 large:50 small:10"),
+        "{shown}"
+    );
     let internal = team.prints(&["admin", "project", "internal"]);
     assert_eq!(internal, "users are own staff for whose first exposure this holds: country = 'YY'\n");
     assert_eq!(team.prints(&["admin", "project", "internal", "--none"]), "nobody is own staff\n");
     let usual = team.prints(&["admin", "experiment", "policy", "player", "{}"]);
     assert!(!usual.contains("decides by"), "{usual}");
+    let listed = team.prints(&["admin", "exposure", "list"]);
+    assert_eq!(listed.lines().filter(|line| line.starts_with("pages")).count(), 2, "{listed}");
+    let none = team.prints(&["admin", "experiment", "exposure", "player", "--none"]);
+    assert!(!none.contains("exposed by"), "{none}");
+    let again = team.prints(&["admin", "experiment", "exposure", "player", "pages@1"]);
+    assert!(again.contains("exposed by pages@1"), "{again}");
+    assert_eq!(
+        team.prints(&["admin", "experiment", "exposure", "player", "pages"])
+            .lines()
+            .filter(|line| line.contains("pages@2"))
+            .count(),
+        1
+    );
     let archived = changed.replace("paused", "archived").replace("internal =", "#").replace("policy =", "#");
     assert_eq!(team.applies(&archived, &[]), "stop player\narchive player\n");
     let definitions = team.prints(&["admin", "metric", "definitions"]);
@@ -185,6 +211,11 @@ async fn what_cannot_be_is_refused_as_a_whole() {
         ("regulars@1", "regular"),
         r#"experiments.player.metrics.regulars.definition: there is no metric definition "regular""#,
     );
+    refused(
+        (r#"exposure = "pages""#, r#"exposure = "page""#),
+        r#"experiments.player.exposure: there is no exposure definition "page""#,
+    );
+    refused(("events = [\"page\"]", "events = []"), "exposures.pages: any_of[0].events: found 0");
     refused(("lift_low > 0.1", "uplift > 0.1"), "experiments.player.policy");
     refused(("risk_aware", "hope"), "unknown variant `hope`");
     refused(("country = 'XX'", "variant = 'large'"), "internal");

@@ -48,9 +48,27 @@ fn cases() -> Vec<Value> {
     cases["cases"].take().as_array().expect("cases").clone()
 }
 
-/// The events of one case. Users of different cases are different people.
-fn events(case: &Value) -> Vec<Value> {
-    let id = case["id"].as_str().expect("an id");
+/// Has views of pages expose users to an experiment: their property says the variant.
+fn expose_by_pages(folder: &Folder, experiment: &str) {
+    let definition = json!({"any_of": [{"kind": "engagement", "events": ["page"], "where": {"plan": ["pro", 1]},
+                                        "variant": {"property": "arm of {experiment}"}}]});
+    printed(folder, &["admin", "exposure", "define", "pages", &definition.to_string()]);
+    printed(folder, &["admin", "experiment", "exposure", experiment, "pages"]);
+}
+
+/// Makes the view of a page of an impression.
+fn as_page(impression: Value) -> Value {
+    let property = format!("arm of {}", impression["experiment"].as_str().expect("an experiment"));
+    let mut page = json!({"type": "engagement", "name": "page", "user_id": impression["user_id"], "timestamp": impression["timestamp"],
+                          "properties": {property: impression["variant"], "plan": 1}});
+    if let Some(country) = impression.get("country") {
+        page["country"] = country.clone();
+    }
+    page
+}
+
+/// The events of one case, whose experiment has this name. Users of different experiments are different people.
+fn events(case: &Value, id: &str) -> Vec<Value> {
     let user = |row: &Value| format!("{id} {}", row[0].as_str().expect("a user"));
     let exposures =
         case["input"]["exposures"].as_array().expect("exposures").iter().map(
@@ -64,8 +82,7 @@ fn events(case: &Value) -> Vec<Value> {
 }
 
 /// Compares the answer about one case with its published numbers.
-async fn check_case(up: &Up, case: &Value) {
-    let id = case["id"].as_str().expect("an id");
+async fn check_case(up: &Up, case: &Value, id: &str) {
     let settings = &case["input"]["settings"];
     let cap = settings.get("cap_percentile").map_or("off".to_owned(), Value::to_string);
     let population = if settings["multi_exposure"] == "first" { "first_exposure" } else { "exclude_multi" };
@@ -124,11 +141,15 @@ async fn raw_rows_with_published_numbers_give_these_numbers() {
     let cases = cases();
     assert!(cases.len() >= 3);
     let mut sent = 0;
-    for case in &cases {
-        let id = case["id"].as_str().expect("an id");
+    // Each twice: exposed by impressions, and by views of pages.
+    let named = |case: &Value| {
+        let id = case["id"].as_str().expect("an id").to_owned();
+        [(format!("{id}-pages"), true), (id, false)]
+    };
+    for (case, (id, by_pages)) in cases.iter().flat_map(|case| named(case).map(|named| (case, named))) {
         let settings = &case["input"]["settings"];
         let window = settings["window_days"].to_string();
-        let mut args = vec!["admin", "experiment", "create", id, "--conversion-window-days", &window, "--start"];
+        let mut args = vec!["admin", "experiment", "create", &id, "--conversion-window-days", &window, "--start"];
         args.extend(["--started-at", settings["started_at"].as_str().unwrap_or("2020-01-01T00:00:00Z")]);
         for variant in settings["variants"].as_array().expect("variants") {
             args.extend(["--variant", variant.as_str().expect("a name")]);
@@ -138,14 +159,19 @@ async fn raw_rows_with_published_numbers_give_these_numbers() {
             args.extend(["--metric", metric]);
         }
         printed(&folder, &args);
-        let events = events(case);
+        let mut events = events(case, &id);
+        if by_pages {
+            expose_by_pages(&folder, &id);
+            let paged = |event: Value| if event["type"] == "impression" { as_page(event) } else { event };
+            events = events.into_iter().map(paged).collect();
+        }
         // Last things first: what was first is a matter of time, not of arrival.
         import(&up, &events.iter().rev().cloned().collect::<Vec<_>>()).await;
         sent += events.len() as u64;
     }
     up.until_stored(sent).await;
-    for case in &cases {
-        check_case(&up, case).await;
+    for (case, (id, _)) in cases.iter().flat_map(|case| named(case).map(|named| (case, named))) {
+        check_case(&up, case, &id).await;
     }
     // The same question has the same answer, byte for byte, but for when it was computed.
     let url = format!("{}/v1/experiments/d-rows-001/results?series=daily", up.line("query"));
@@ -225,6 +251,22 @@ fn in_experiment(mut event: Value, experiment: &str) -> Value {
 async fn answers_that_follow_new_events_are_those_of_a_service_that_reads_everything() {
     let folder = Folder::new();
     let up = Up::start(&folder);
+    check_followed(&up, |event| event).await;
+}
+
+/// The same where users are exposed by views of pages.
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_that_follow_exposures_by_other_events_are_those_of_a_service_that_reads_everything() {
+    let folder = Folder::new();
+    let up = Up::start(&folder);
+    let started = ["--start", "--started-at", "2020-01-01T00:00:00Z"];
+    let create = ["admin", "experiment", "create", "followed", "--variant", "control", "--variant", "b"];
+    printed(&folder, &[&create[..], &started].concat());
+    expose_by_pages(&folder, "followed");
+    check_followed(&up, |event| if event["experiment"] == "followed" { as_page(event) } else { event }).await;
+}
+
+async fn check_followed(up: &Up, sent_as: impl Fn(Value) -> Value) {
     let questions = ["", "?dimension=country&series=daily", "?cuped=off&population=first_exposure&baseline=b"];
     let ask = async |query: &str, question: &str| {
         let url = format!("{query}/v1/experiments/followed/results{question}");
@@ -237,7 +279,7 @@ async fn answers_that_follow_new_events_are_those_of_a_service_that_reads_everyt
     let mut sent = 0;
     for (step, events) in steps().into_iter().enumerate() {
         sent += events.len() as u64;
-        import(&up, &events).await;
+        import(up, &events.into_iter().map(&sent_as).collect::<Vec<_>>()).await;
         up.until_stored(sent).await;
         let mut command = weir();
         command.args(["query", "--query", "127.0.0.1:0", "--until-stdin-closes", "--database-url", up.line("postgres")]);
