@@ -43,7 +43,7 @@ impl From<ReadError> for RecomputeError {
 
 /// Users that are recomputed in one transaction: bounds what it writes, which commits wait for when they sync the database's log.
 const USERS_AT_ONCE: usize = 500;
-/// Impressions and conversions of the listed users that are recomputed in one transaction, unless it is one user's: a commit with facts of
+/// Impressions and conversions of the listed users, and other events where these may expose, that are recomputed in one transaction, unless it is one user's: a commit with facts of
 /// one of them waits for its end.
 const LISTED_ROWS_AT_ONCE: i64 = 5_000;
 
@@ -169,6 +169,9 @@ pub(crate) async fn next_listed(
         "SELECT u.user_id,
                 (SELECT count(*) FROM (SELECT 1 FROM impressions i WHERE i.project_id = $1 AND i.user_id = u.user_id LIMIT $4) r)
                 + (SELECT count(*) FROM (SELECT 1 FROM conversions c WHERE c.project_id = $1 AND c.user_id = u.user_id LIMIT $4) r)
+                + CASE WHEN (SELECT to_jsonb(e) ->> 'exposure' IS NULL FROM experiments e WHERE e.project_id = $1 AND e.id = $2) THEN 0 ELSE
+                    (SELECT count(*) FROM (SELECT 1 FROM engagement_events g WHERE g.project_id = $1 AND g.user_id = u.user_id LIMIT $4) r)
+                    + (SELECT count(*) FROM (SELECT 1 FROM campaign_events g WHERE g.project_id = $1 AND g.user_id = u.user_id LIMIT $4) r) END
          FROM (SELECT user_id FROM users_behind WHERE project_id = $1 AND experiment_id = $2 ORDER BY user_id LIMIT $3) u
          ORDER BY u.user_id",
     )

@@ -61,26 +61,33 @@ pub async fn add_variant(
     new: &NewVariant,
     from: Option<Micros>,
 ) -> Result<Created, CatalogueError> {
-    let before = experiments::show(conn, project, name).await?;
-    if before.exposure.is_none() {
-        return add_variant_alone(conn, project, name, new, from).await;
+    if let Some(created) = add_variant_alone(conn, project, name, new, from, false).await? {
+        return Ok(created);
     }
-    behind::lock(conn, before.id).await?;
-    let outcome = add_variant_alone(conn, project, name, new, from).await;
-    behind::unlock(conn, before.id).await;
-    outcome
+    let experiment = experiments::show(conn, project, name).await?.id;
+    behind::lock(conn, experiment).await?;
+    let outcome = add_variant_alone(conn, project, name, new, from, true).await;
+    behind::unlock(conn, experiment).await;
+    // Nothing but the lock was missing.
+    outcome?.ok_or_else(|| CatalogueError::Database(sqlx::Error::RowNotFound))
 }
 
+/// Returns nothing, and changes nothing, if the experiment has a definition of what exposes users and is not locked for a recomputation: its
+/// mark could be lost.
 async fn add_variant_alone(
     conn: &mut PgConnection,
     project: &Project,
     name: &str,
     new: &NewVariant,
     from: Option<Micros>,
-) -> Result<Created, CatalogueError> {
+    is_locked: bool,
+) -> Result<Option<Created>, CatalogueError> {
     let mut change = Change::begin(conn, project).await?;
     let experiment = experiments::add_variant(&mut change, name, new, from).await?;
     if experiment.exposure.is_some() {
+        if !is_locked {
+            return Ok(None);
+        }
         // Stored events may be exposures to it: an aggregator computes them anew.
         behind::mark(change.connection(), project.id, experiment.id).await?;
     }
@@ -88,7 +95,7 @@ async fn add_variant_alone(
     let waiting = dead_letters::replay_for_variants(change.connection(), project.id, &experiment, &names).await?;
     let details = json!({ "id": experiment.id, "variant": new.name, "weight": new.weight, "dead_letters": waiting });
     change.commit("experiment.add_variant", &experiment.name, &details).await?;
-    Ok(Created { experiment, dead_letters: waiting })
+    Ok(Some(Created { experiment, dead_letters: waiting }))
 }
 
 /// Changes the weights of all variants, from `from` on, now if not said. Rows that are stored keep their meaning, but where users are assigned

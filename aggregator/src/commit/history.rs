@@ -2,14 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use events::{Details, Kind, Micros, Money};
+use events::{Kind, Micros, Money};
 use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row};
 use uuid::Uuid;
 
 use crate::commit::StagedRow;
 use crate::commit::derive::{Conversion, Derived, Exposure, Rules, derive};
-use crate::commit::exposed::{Candidate, ExposuresOf, exposed, read_candidates};
+use crate::commit::exposed::{self, ExposuresOf, LookedAt};
 use crate::commit::over_active::{self, Mark};
 use crate::database::Timestamp;
 
@@ -24,7 +24,7 @@ const IMPRESSIONS: &str = "
     CROSS JOIN LATERAL (
         SELECT i.experiment_id, i.variant_id, i.event_time, i.id, i.claimed_at FROM impressions i
         WHERE i.project_id = u.project_id AND i.user_id = u.user_id AND i.experiment_id IS NOT NULL
-          AND i.variant_id IS NOT NULL AND i.user_was_eligible IS NOT FALSE AND NOT i.is_bot AND i.experiment_id <> ALL ($4)
+          AND i.variant_id IS NOT NULL AND i.user_was_eligible IS NOT FALSE AND NOT i.is_bot
         LIMIT $3
     ) i";
 
@@ -49,13 +49,48 @@ pub(crate) struct Histories {
 /// What one user did.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct History {
-    /// By experiment, ascending: most users have one or two, and a list of these takes a fifth of a tree's memory.
+    /// Impressions that name a variant, by experiment, ascending: most users have one or two, and a list of these takes a fifth of a tree's
+    /// memory.
     exposures: Vec<(Uuid, Rows<Exposure>)>,
+    /// The same for experiments to which other events expose, by their definition.
+    defined: Vec<(Uuid, Defined)>,
     conversions: Rows<Conversion>,
-    /// Events that may be exposures by a definition, whether they are or not: those stored, and all. They bound what is looked through.
-    candidates: (usize, usize),
     /// That it had too many rows before this commit.
     mark: Option<Box<Mark>>,
+}
+
+/// Events that a definition is about.
+#[derive(Clone, Debug, Default)]
+struct Defined {
+    /// Those that expose. Nothing is kept of a user with too many that are looked at.
+    exposures: Rows<Exposure>,
+    /// How many are looked at, whether they expose or not: those stored, and all; up to one more than may be.
+    looked_at: (usize, usize),
+}
+
+impl Defined {
+    /// Looks at a stored event.
+    fn look_at_stored(&mut self, exposure: Option<Exposure>, rows_max: usize) {
+        self.look_at(exposure, rows_max);
+        self.settle(rows_max);
+    }
+
+    /// Looks at an event of this commit.
+    fn look_at(&mut self, exposure: Option<Exposure>, rows_max: usize) {
+        self.looked_at.1 = (self.looked_at.1 + 1).min(rows_max.saturating_add(1));
+        if self.looked_at.1 <= rows_max {
+            self.exposures.rows.extend(exposure);
+        }
+    }
+
+    /// What is looked at is stored now.
+    fn settle(&mut self, rows_max: usize) {
+        self.looked_at.0 = self.looked_at.1;
+        if self.looked_at.0 > rows_max {
+            self.exposures = Rows::default();
+        }
+        self.exposures.stored = self.exposures.rows.len();
+    }
 }
 
 /// Rows in two parts: those stored before, and then those of this commit.
@@ -98,7 +133,7 @@ pub(crate) fn affects_participation(row: &StagedRow<'_>, exposures_of: &Exposure
     match event.kind() {
         Kind::Impression if row.ids.experiment.is_some() => true,
         Kind::Conversion => true,
-        kind => exposures_of(event.project_id.0).is_candidate(kind, event.name.as_deref()),
+        kind => exposures_of(event.project_id.0).is_looked_at(kind, event.name.as_deref()),
     }
 }
 
@@ -161,16 +196,19 @@ impl Histories {
         if users.is_empty() {
             return Ok(());
         }
-        let places: BTreeMap<Uuid, Vec<usize>> =
-            users.iter().enumerate().fold(BTreeMap::new(), |mut places, (place, (project, _))| {
-                places.entry(*project).or_insert_with(Vec::new).push(place);
-                places
-            });
-        let defined: Vec<Uuid> = places.keys().flat_map(|project| exposures_of(*project).experiments()).collect();
+        let mut places: BTreeMap<Uuid, Vec<usize>> = BTreeMap::new();
+        for (place, (project, _)) in users.iter().enumerate() {
+            places.entry(*project).or_default().push(place);
+        }
         let (projects, users): (Vec<Uuid>, Vec<Uuid>) = users.into_iter().unzip();
-        for row in
-            sqlx::query(IMPRESSIONS).bind(&projects).bind(&users).bind(limit).bind(defined).fetch_all(&mut *connection).await?
-        {
+        for (project, places) in places {
+            let of_project: Vec<Uuid> = places.iter().map(|place| users[*place]).collect();
+            let look = |LookedAt { user, experiment, exposure }: LookedAt| {
+                histories[places[user]].defined(experiment).look_at_stored(exposure, rows_max);
+            };
+            exposed::read(connection, (project, &of_project), exposures_of(project), limit, look).await?;
+        }
+        for row in sqlx::query(IMPRESSIONS).bind(&projects).bind(&users).bind(limit).fetch_all(&mut *connection).await? {
             let exposure = Exposure {
                 event_time: time(&row, 3)?,
                 id: row.try_get(4)?,
@@ -179,22 +217,6 @@ impl Histories {
             };
             if let Some(history) = at(&mut histories, &row)? {
                 history.exposures_of(row.try_get(1)?).push_stored(exposure);
-            }
-        }
-        for (project, places) in places {
-            let of_project: Vec<Uuid> = places.iter().map(|place| users[*place]).collect();
-            let mut candidates = Vec::new();
-            read_candidates(connection, (project, &of_project), exposures_of(project), Some(limit), |candidate| {
-                candidates.push(candidate)
-            })
-            .await?;
-            for Candidate { user, row, exposes } in candidates {
-                let history = &mut *histories[places[user]];
-                history.candidates.0 += 1;
-                history.candidates.1 += 1;
-                for (experiment, variant) in exposes {
-                    history.exposures_of(experiment).push_stored(Exposure { variant, ..row });
-                }
             }
         }
         for row in sqlx::query(CONVERSIONS).bind(&projects).bind(&users).bind(limit).fetch_all(connection).await? {
@@ -220,32 +242,28 @@ impl Histories {
         for row in new.iter().filter(|row| affects_participation(row, exposures_of)) {
             let event = row.event();
             let history = self.users.entry(user_of(row)).or_default();
-            if event.kind() == Kind::Conversion {
-                history.conversions.rows.push(Conversion {
+            let exposure =
+                |variant| Exposure { event_time: event.event_time, id: event.event_id.0, claimed_at: event.claimed_at, variant };
+            if exposed::may_expose(row) {
+                for (experiment, variant) in exposed::looked_at(row, exposures_of(event.project_id.0)) {
+                    history.defined(experiment).look_at(variant.map(exposure), self.rows_max);
+                }
+            }
+            match (event.kind(), row.ids.experiment, row.ids.variant) {
+                (Kind::Conversion, experiment, _) => history.conversions.rows.push(Conversion {
                     id: event.event_id.0,
                     claimed_at: event.claimed_at,
                     event_time: event.event_time,
-                    experiment: row.ids.experiment,
+                    experiment,
                     is_bot: event.is_bot,
                     kind: event.name.clone().unwrap_or_default(),
                     value: event.value,
                     currency: event.currency.clone(),
-                });
-            }
-            let was_ineligible =
-                matches!(&event.details, Details::Impression(details) if details.user_was_eligible == Some(false));
-            if was_ineligible || event.is_bot {
-                continue;
-            }
-            let exposures = exposures_of(event.project_id.0);
-            history.candidates.1 += usize::from(exposures.is_candidate(event.kind(), event.name.as_deref()));
-            for (experiment, variant) in exposed(row, exposures) {
-                history.exposures_of(experiment).rows.push(Exposure {
-                    event_time: event.event_time,
-                    id: event.event_id.0,
-                    claimed_at: event.claimed_at,
-                    variant,
-                });
+                }),
+                (Kind::Impression, Some(experiment), Some(variant)) if exposed::may_expose(row) => {
+                    history.exposures_of(experiment).rows.push(exposure(variant));
+                }
+                _ => {}
             }
         }
     }
@@ -267,7 +285,8 @@ impl Histories {
 
     /// The rows that were added are stored now.
     pub(crate) fn settle(&mut self) {
-        self.users.values_mut().for_each(History::settle);
+        let rows_max = self.rows_max;
+        self.users.values_mut().for_each(|history| history.settle(rows_max));
     }
 }
 
@@ -281,9 +300,36 @@ impl IntoIterator for Histories {
 }
 
 impl History {
-    /// Returns the experiments that the user was exposed to.
+    /// Returns the experiments that the user may have been exposed to, each once.
     pub(crate) fn experiments(&self) -> impl Iterator<Item = Uuid> {
-        self.exposures.iter().map(|(experiment, _)| *experiment)
+        let defined = self.defined.iter().map(|(experiment, _)| *experiment);
+        let only_defined = defined.filter(|experiment| self.find_exposures(*experiment).is_none());
+        self.exposures.iter().map(|(experiment, _)| *experiment).chain(only_defined)
+    }
+
+    fn defined(&mut self, experiment: Uuid) -> &mut Defined {
+        let place = match self.defined.binary_search_by_key(&experiment, |(experiment, _)| *experiment) {
+            Ok(place) => place,
+            Err(place) => {
+                self.defined.insert(place, (experiment, Defined::default()));
+                place
+            }
+        };
+        &mut self.defined[place].1
+    }
+
+    /// Returns what exposed the user to an experiment by its rules, all or those stored before the commit: none of who has too many events
+    /// that are looked at.
+    fn shown(&self, experiment: Uuid, (rules, rows_max): (&Rules, usize), is_before: bool) -> &[Exposure] {
+        let rows = if rules.exposure.is_none() {
+            self.find_exposures(experiment)
+        } else {
+            let place = self.defined.binary_search_by_key(&experiment, |(experiment, _)| *experiment).ok();
+            let defined = place.and_then(|place| self.defined.get(place)).map(|(_, defined)| defined);
+            let looked_at = |defined: &&Defined| if is_before { defined.looked_at.0 } else { defined.looked_at.1 };
+            defined.filter(|defined| looked_at(defined) <= rows_max).map(|defined| &defined.exposures)
+        };
+        rows.map_or(&[], |rows| if is_before { &rows.rows[..rows.stored] } else { &rows.rows })
     }
 
     fn exposures_of(&mut self, experiment: Uuid) -> &mut Rows<Exposure> {
@@ -304,14 +350,12 @@ impl History {
 
     /// Returns the number of rows.
     pub(crate) fn rows(&self) -> usize {
-        let exposures: usize = self.exposures.iter().map(|(_, exposures)| exposures.rows.len()).sum();
-        exposures + self.conversions.rows.len() + self.candidates.1
+        self.exposures.iter().map(|(_, exposures)| exposures.rows.len()).sum::<usize>() + self.conversions.rows.len()
     }
 
     /// Returns the number of those stored before the commit.
     pub(crate) fn stored_rows(&self) -> usize {
-        let exposures: usize = self.exposures.iter().map(|(_, exposures)| exposures.stored).sum();
-        exposures + self.conversions.stored + self.candidates.0
+        self.exposures.iter().map(|(_, exposures)| exposures.stored).sum::<usize>() + self.conversions.stored
     }
 
     /// Returns the mark that it had before this commit.
@@ -334,11 +378,15 @@ impl History {
         }
     }
 
-    fn settle(&mut self) {
+    fn settle(&mut self, rows_max: usize) {
         self.exposures.iter_mut().for_each(|(_, exposures)| exposures.settle());
         self.exposures.shrink_to_fit();
+        self.defined.iter_mut().for_each(|(_, defined)| {
+            defined.settle(rows_max);
+            defined.exposures.rows.shrink_to_fit();
+        });
+        self.defined.shrink_to_fit();
         self.conversions.settle();
-        self.candidates.0 = self.candidates.1;
     }
 
     /// Returns the bytes that it takes outside of itself, about.
@@ -349,6 +397,7 @@ impl History {
         self.exposures.capacity() * size_of::<(Uuid, Rows<Exposure>)>()
             + ALLOCATION_BYTES
             + exposures
+            + self.defined.iter().map(|(_, defined)| size_of::<(Uuid, Defined)>() + defined.exposures.bytes()).sum::<usize>()
             + self.conversions.bytes()
             + self
                 .mark
@@ -359,22 +408,23 @@ impl History {
 
     /// Returns whether both are the same stored rows, in any order, and the same mark.
     pub(crate) fn is_same(&self, other: &History) -> bool {
+        let sorted = |exposures: &Rows<Exposure>| {
+            let mut rows = exposures.rows[..exposures.stored].to_vec();
+            rows.sort_unstable();
+            rows
+        };
         let exposures = |history: &History| {
-            let rows = |(experiment, exposures): &(Uuid, Rows<Exposure>)| {
-                let mut rows = exposures.rows[..exposures.stored].to_vec();
-                rows.sort_unstable();
-                (*experiment, rows)
-            };
-            history.exposures.iter().map(rows).collect::<Vec<_>>()
+            let exposures = history.exposures.iter().map(|(experiment, exposures)| (*experiment, sorted(exposures)));
+            let defined = history.defined.iter();
+            let defined = defined.map(|(experiment, defined)| (*experiment, defined.looked_at.0, sorted(&defined.exposures)));
+            (exposures.collect::<Vec<_>>(), defined.collect::<Vec<_>>())
         };
         let conversions = |history: &History| {
             let mut rows = history.conversions.rows[..history.conversions.stored].to_vec();
             rows.sort_unstable_by_key(Conversion::identity);
             rows
         };
-        (&self.mark, self.candidates.0) == (&other.mark, other.candidates.0)
-            && exposures(self) == exposures(other)
-            && conversions(self) == conversions(other)
+        self.mark == other.mark && exposures(self) == exposures(other) && conversions(self) == conversions(other)
     }
 
     /// Returns the conversions of this commit.
@@ -383,16 +433,14 @@ impl History {
     }
 
     /// Derives what the user had in an experiment before this commit.
-    pub(crate) fn before(&self, experiment: Uuid, rules: &Rules) -> Derived {
+    pub(crate) fn before(&self, experiment: Uuid, rules: &Rules, rows_max: usize) -> Derived {
         let conversions = &self.conversions.rows[..self.conversions.stored];
-        let exposures = self.find_exposures(experiment).map_or(&[][..], |exposures| &exposures.rows[..exposures.stored]);
-        derive(experiment, rules, exposures, conversions)
+        derive(experiment, rules, self.shown(experiment, (rules, rows_max), true), conversions)
     }
 
     /// Derives what the user has in an experiment with this commit.
-    pub(crate) fn after(&self, experiment: Uuid, rules: &Rules) -> Derived {
-        let exposures = self.find_exposures(experiment).map_or(&[][..], |exposures| &exposures.rows);
-        derive(experiment, rules, exposures, &self.conversions.rows)
+    pub(crate) fn after(&self, experiment: Uuid, rules: &Rules, rows_max: usize) -> Derived {
+        derive(experiment, rules, self.shown(experiment, (rules, rows_max), false), &self.conversions.rows)
     }
 }
 

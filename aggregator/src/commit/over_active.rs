@@ -14,7 +14,6 @@ use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row};
 use uuid::Uuid;
 
-use crate::commit::exposed::{ExposuresOf, exposed_by_definition};
 use crate::commit::history::{History, User};
 
 /// What `over_active_users` holds of a user.
@@ -33,9 +32,16 @@ pub(crate) async fn rows_max(connection: &mut PgConnection) -> Result<usize, sql
 }
 
 /// Sets how many raw rows a user may have. Returns whether that is new.
+///
+/// Experiments to which other events expose than impressions are computed anew: of whom the limit concerns there, no mark tells.
 pub(crate) async fn set_rows_max(connection: &mut PgConnection, rows_max: u32) -> Result<bool, sqlx::Error> {
-    let set = "UPDATE user_rows_limit SET rows_max = $1 WHERE rows_max <> $1";
-    Ok(sqlx::query(set).bind(i64::from(rows_max)).execute(connection).await?.rows_affected() > 0)
+    let set = "WITH changed AS (UPDATE user_rows_limit SET rows_max = $1 WHERE rows_max <> $1 RETURNING 1),
+                    behind AS (INSERT INTO experiments_behind (project_id, experiment_id, is_recomputed)
+                               SELECT e.project_id, e.id, false FROM experiments e
+                               WHERE to_jsonb(e) ->> 'exposure' IS NOT NULL AND e.frozen_at IS NULL AND EXISTS (SELECT FROM changed)
+                               ORDER BY 1, 2 ON CONFLICT DO NOTHING)
+               SELECT count(*) FROM changed";
+    Ok(sqlx::query_scalar::<_, i64>(set).bind(i64::from(rows_max)).fetch_one(connection).await? > 0)
 }
 
 /// Reads who of some users is marked.
@@ -113,32 +119,17 @@ impl Marks {
     }
 
     /// Writes them, after the rows of the commit. Returns who is marked now and was not before.
-    pub(crate) async fn write(
-        &mut self,
-        connection: &mut PgConnection,
-        rows_max: usize,
-        exposures_of: &ExposuresOf<'_>,
-    ) -> Result<&[User], sqlx::Error> {
+    pub(crate) async fn write(&mut self, connection: &mut PgConnection, rows_max: usize) -> Result<&[User], sqlx::Error> {
         let columns = |users: &[User]| -> (Vec<Uuid>, Vec<Uuid>) { users.iter().copied().unzip() };
         if !(self.marked.is_empty() && self.marked_again.is_empty()) {
             let (projects, users) = columns(&[self.marked.as_slice(), &self.marked_again].concat());
-            let of_project: BTreeSet<Uuid> = projects.iter().copied().collect();
-            let defined: Vec<Uuid> = of_project.iter().flat_map(|project| exposures_of(*project).experiments()).collect();
             // All of its rows are looked through once.
-            for project in of_project {
-                let users: Vec<Uuid> =
-                    projects.iter().zip(&users).filter(|(of, _)| **of == project).map(|(_, user)| *user).collect();
-                let exposed = exposed_by_definition(&mut *connection, (project, &users), exposures_of(project)).await?;
-                self.behind.extend(exposed.iter().filter(|(user, _)| self.marked_late.contains(user)));
-                self.exposed.extend(exposed);
-            }
             let rows = sqlx::query(
                 "INSERT INTO over_active_users (project_id, user_id, rows_max, experiments)
                  SELECT u.project_id, u.user_id, $3::bigint,
                         ARRAY (SELECT DISTINCT i.experiment_id FROM impressions i
                                WHERE i.project_id = u.project_id AND i.user_id = u.user_id AND i.experiment_id IS NOT NULL
                                  AND i.variant_id IS NOT NULL AND i.user_was_eligible IS NOT FALSE AND NOT i.is_bot
-                                 AND i.experiment_id <> ALL ($4)
                                ORDER BY 1)
                  FROM unnest($1::uuid[], $2::uuid[]) AS u (project_id, user_id)
                  ON CONFLICT (project_id, user_id) DO UPDATE SET rows_max = excluded.rows_max, experiments = excluded.experiments
@@ -147,7 +138,6 @@ impl Marks {
             .bind(projects)
             .bind(users)
             .bind(i64::try_from(rows_max).unwrap_or(i64::MAX))
-            .bind(defined)
             .fetch_all(&mut *connection)
             .await?;
             for row in rows {

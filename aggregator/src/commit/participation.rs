@@ -65,15 +65,19 @@ pub(crate) async fn update(
                     continue;
                 }
             };
-            let after = if verdict == Verdict::Passed { Derived::default() } else { history.after(experiment, rules) };
+            let after = if verdict == Verdict::Passed {
+                Derived::default()
+            } else {
+                history.after(experiment, rules, histories.rows_max)
+            };
             attributed.extend(after.attributions.keys());
-            changes.record(user, experiment, &history.before(experiment, rules), after);
+            changes.record(user, experiment, &history.before(experiment, rules, histories.rows_max), after);
         }
         let is_left = |conversion: &&Conversion| !attributed.contains(&conversion.identity());
         followed.unattributed += history.new_conversions().iter().filter(is_left).count() as u64;
     }
     changes.write(connection, new_rows).await?;
-    for (project, user) in marks.write(connection, histories.rows_max, &exposures_of).await? {
+    for (project, user) in marks.write(connection, histories.rows_max).await? {
         followed.over_active += 1;
         tracing::warn!(%project, %user, rows_max = histories.rows_max, "a user has more rows than take part in experiments, and is left out");
     }
@@ -168,13 +172,14 @@ pub(crate) async fn follow_users(
 ) -> Result<Differences, sqlx::Error> {
     let users: Vec<User> = users.iter().map(|user| (project, *user)).collect();
     let rows_max = over_active::rows_max(connection).await?;
-    // Of all experiments: how many rows a user has does not depend on the one that is computed.
-    let exposures = catalogue::rules::read_exposures(connection, project).await?;
+    // Of other experiments nothing is asked.
+    let exposures = catalogue::rules::exposures(std::iter::once((experiment, rules)));
     let histories = Histories::of_users(connection, users.iter().copied(), rows_max, &|_| &exposures).await?;
     let mut stored = read_derived(connection, experiment, &users).await?;
     let mut changes = Changes::default();
     for (user, history) in histories.iter() {
-        let after = if history.is_over_active(rows_max) { Derived::default() } else { history.after(experiment, rules) };
+        let after =
+            if history.is_over_active(rows_max) { Derived::default() } else { history.after(experiment, rules, rows_max) };
         changes.record(user, experiment, &stored.remove(&user).unwrap_or_default(), after);
     }
     changes.write(connection, NewRows::Upserted).await

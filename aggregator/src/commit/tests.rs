@@ -143,7 +143,12 @@ const ATTRIBUTION: &str = "
 /// Puts the definitions of an eligible impression and of who has too many rows, word for word, before a query.
 fn with_eligible(query: &str) -> String {
     format!(
-        "WITH shown AS (
+        "WITH looked_at AS (
+             SELECT user_id FROM (
+                 SELECT user_id FROM engagement_events WHERE project_id = $project AND event_type = 'viewed' AND is_bot = false
+                 UNION ALL SELECT user_id FROM conversions WHERE project_id = $project AND conversion_type = 'purchase' AND is_bot = false
+             ) l GROUP BY user_id HAVING count(*) <= (SELECT rows_max FROM user_rows_limit)
+         ), shown AS (
              SELECT i.user_id, i.experiment_id, i.variant_id, i.event_time, i.id, i.claimed_at
              FROM impressions i JOIN experiments e ON e.project_id = i.project_id AND e.id = i.experiment_id
              WHERE i.project_id = $project AND i.variant_id IS NOT NULL AND i.is_bot = false AND coalesce(i.user_was_eligible, true)
@@ -152,19 +157,17 @@ fn with_eligible(query: &str) -> String {
              SELECT g.user_id, e.id, v.id, g.event_time, g.id, g.claimed_at FROM engagement_events g, experiments e, variants v
              WHERE g.project_id = $project AND e.project_id = $project AND v.project_id = $project AND v.experiment_id = e.id
                AND e.exposure = 'viewed' AND g.is_bot = false AND g.event_type = 'viewed' AND g.metadata ->> 'plan' IN ('pro', '1')
-               AND v.name = g.metadata ->> ('arm of ' || e.name)
+               AND v.name = g.metadata ->> ('arm of ' || e.name) AND g.user_id IN (SELECT user_id FROM looked_at)
              UNION ALL
              SELECT c.user_id, c.experiment_id, c.variant_id, c.event_time, c.id, c.claimed_at
              FROM conversions c JOIN experiments e ON e.project_id = c.project_id AND e.id = c.experiment_id
              WHERE c.project_id = $project AND e.exposure = 'viewed' AND c.conversion_type = 'purchase' AND c.is_bot = false
-               AND c.variant_id IS NOT NULL
+               AND c.variant_id IS NOT NULL AND c.user_id IN (SELECT user_id FROM looked_at)
          ), counted AS (
-             SELECT user_id, experiment_id AS exposed FROM shown
+             SELECT user_id, experiment_id AS exposed FROM impressions
+             WHERE project_id = $project AND experiment_id IS NOT NULL AND variant_id IS NOT NULL AND is_bot = false
+               AND coalesce(user_was_eligible, true)
              UNION ALL SELECT user_id, NULL FROM conversions WHERE project_id = $project
-             UNION ALL SELECT user_id, NULL FROM engagement_events WHERE project_id = $project AND event_type = 'viewed' AND is_bot = false
-               AND EXISTS (SELECT FROM experiments WHERE project_id = $project AND exposure IS NOT NULL)
-             UNION ALL SELECT user_id, NULL FROM conversions WHERE project_id = $project AND conversion_type = 'purchase' AND is_bot = false
-               AND EXISTS (SELECT FROM experiments WHERE project_id = $project AND exposure IS NOT NULL)
          ), over_active AS (
              SELECT user_id, array_agg(DISTINCT exposed) FILTER (WHERE exposed IS NOT NULL) AS experiments FROM counted
              GROUP BY user_id HAVING count(*) > (SELECT rows_max FROM user_rows_limit)

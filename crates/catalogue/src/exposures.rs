@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 
 use events::Kind;
+use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::RawValue;
 use uuid::Uuid;
@@ -93,13 +94,17 @@ impl<'de> Deserialize<'de> for Accepted {
             Truth(bool),
         }
         let text = |scalar| match scalar {
-            Scalar::Text(text) => text,
-            Scalar::Whole(number) => number.to_string(),
-            Scalar::Truth(truth) => truth.to_string(),
+            Scalar::Text(text) => Ok(text),
+            Scalar::Whole(number) => {
+                let refused =
+                    || D::Error::custom(format!("found {number}; a whole number of up to {DIGITS_MAX} digits is compared"));
+                whole(&number.to_string()).ok_or_else(refused)
+            }
+            Scalar::Truth(truth) => Ok(truth.to_string()),
         };
         Ok(Accepted(match Written::deserialize(input)? {
-            Written::One(one) => vec![text(one)],
-            Written::Several(several) => several.into_iter().map(text).collect(),
+            Written::One(one) => vec![text(one)?],
+            Written::Several(several) => several.into_iter().map(text).collect::<Result<_, _>>()?,
         }))
     }
 }
@@ -259,8 +264,26 @@ pub struct Seen<'a> {
 #[derive(Clone, Debug, Default)]
 pub struct Exposures {
     of: BTreeMap<Uuid, Exposure>,
-    /// Names of events that may be exposures, by kind; of impressions all may, if that kind is there.
-    candidates: BTreeMap<Kind, BTreeSet<String>>,
+    /// Experiments that look at the same events are together.
+    groups: BTreeMap<(Kind, BTreeSet<String>), Vec<Uuid>>,
+}
+
+/// Events that some experiments look at.
+#[derive(Clone, Copy, Debug)]
+pub struct Group<'a> {
+    /// Their kind.
+    pub kind: Kind,
+    /// Their names; none of impressions, which are all looked at.
+    pub names: &'a BTreeSet<String>,
+    /// The experiments.
+    pub experiments: &'a [Uuid],
+}
+
+impl Group<'_> {
+    /// Returns whether it has an event of this kind and name.
+    pub fn has(&self, kind: Kind, name: Option<&str>) -> bool {
+        kind == self.kind && (kind == Kind::Impression || name.is_some_and(|name| self.names.contains(name)))
+    }
 }
 
 impl Exposure {
@@ -325,54 +348,32 @@ impl Exposures {
     pub fn new(experiments: impl Iterator<Item = (Uuid, Exposure)>) -> Self {
         let mut exposures = Exposures::default();
         for (experiment, exposure) in experiments {
-            for (kind, names) in exposure.candidates() {
-                exposures.candidates.entry(kind).or_default().extend(names);
+            for group in exposure.candidates() {
+                exposures.groups.entry(group).or_default().push(experiment);
             }
             exposures.of.insert(experiment, exposure);
         }
         exposures
     }
 
-    /// Returns whether no experiment has a definition.
-    pub fn is_empty(&self) -> bool {
-        self.of.is_empty()
+    /// Returns the events that experiments look at; each of these is in one group of a kind.
+    pub fn groups(&self) -> impl Iterator<Item = Group<'_>> {
+        self.groups.iter().map(|((kind, names), experiments)| Group { kind: *kind, names, experiments })
     }
 
-    /// Returns whether an experiment has a definition, so that its impressions alone expose nobody.
-    pub fn defines(&self, experiment: Uuid) -> bool {
-        self.of.contains_key(&experiment)
+    /// Returns whether any experiment looks at an event.
+    pub fn is_looked_at(&self, kind: Kind, name: Option<&str>) -> bool {
+        self.groups().any(|group| group.has(kind, name))
     }
 
-    /// Returns the experiments that have a definition.
-    pub fn experiments(&self) -> impl Iterator<Item = Uuid> {
-        self.of.keys().copied()
-    }
-
-    /// Returns the names of events that may be exposures, by kind.
-    pub fn candidates(&self) -> &BTreeMap<Kind, BTreeSet<String>> {
-        &self.candidates
-    }
-
-    /// Returns what exposes users to an experiment.
-    pub fn of(&self, experiment: Uuid) -> Option<&Exposure> {
-        self.of.get(&experiment)
-    }
-
-    /// Returns whether an event may be an exposure by its kind and name.
-    pub fn is_candidate(&self, kind: Kind, name: Option<&str>) -> bool {
-        self.candidates.get(&kind).is_some_and(|names| kind == Kind::Impression || name.is_some_and(|name| names.contains(name)))
-    }
-
-    /// Returns what an event exposes to: experiments, each with the variant.
-    pub fn by(&self, seen: &Seen<'_>) -> Vec<(Uuid, Uuid)> {
-        if !self.is_candidate(seen.kind, seen.name) {
-            return Vec::new();
-        }
+    /// Returns some experiments, each with the variant to which an event exposes, if it does.
+    pub fn by(&self, seen: &Seen<'_>, experiments: &[Uuid]) -> Vec<(Uuid, Option<Uuid>)> {
         let properties: Properties<'_> = seen.properties.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
-        let exposed = |(experiment, exposure): (&Uuid, &Exposure)| {
-            Some((*experiment, exposure.variant_of(*experiment, seen, &properties)?))
+        let exposed = |experiment: &Uuid| {
+            let variant = self.of.get(experiment).and_then(|exposure| exposure.variant_of(*experiment, seen, &properties));
+            (*experiment, variant)
         };
-        self.of.iter().filter_map(exposed).collect()
+        experiments.iter().map(exposed).collect()
     }
 }
 
@@ -452,6 +453,7 @@ mod tests {
         check(page(json!({"events": [" "]})), r#"any_of[0].events[0]: found " ", which is empty"#);
         check(page(json!({"where": {"a": []}})), "any_of[0].where.a: found 0; 1 to 100 values are accepted");
         check(page(json!({"where": {"a": 1.5}})), "a text, a whole number, true or false, or a list of these");
+        check(page(json!({"where": {"a": 1_000_000_000_000_000_u64}})), "a whole number of up to 15 digits is compared");
         check(page(json!({"where": {"a": "\0"}})), "any_of[0].where.a: found the character U+0000");
         check(page(json!({"variant": {"property": ""}})), "any_of[0].variant.property: ");
         check(page(json!({"variant": {"column": "x"}})), "unknown variant `column`, expected `property` or `constant`");
@@ -503,8 +505,7 @@ mod tests {
                 variant: named.map(|(_, variant)| uuid(variant)),
                 properties: Some(&text),
             };
-            let expected: Vec<(Uuid, Uuid)> = expected.map(|variant| (uuid(9), uuid(variant))).into_iter().collect();
-            assert_eq!(exposures.by(&seen), expected, "{seen:?}");
+            assert_eq!(exposures.by(&seen, &[uuid(9)]), [(uuid(9), expected.map(uuid))], "{seen:?}");
         };
         let feature = "$feature/checkout";
         check(Kind::Engagement, "page", None, json!({"plan": "pro", feature: "control"}), Some(1));
@@ -519,6 +520,8 @@ mod tests {
         check(Kind::Conversion, "order", Some((9, 2)), json!({}), Some(2));
         check(Kind::Conversion, "order", Some((8, 2)), json!({}), None);
         check(Kind::Impression, "", Some((9, 1)), json!({}), Some(1));
-        assert!(exposures.is_candidate(Kind::Impression, None) && !exposures.is_candidate(Kind::Engagement, Some("other")));
+        assert!(exposures.is_looked_at(Kind::Impression, None) && !exposures.is_looked_at(Kind::Engagement, Some("other")));
+        let groups: Vec<_> = exposures.groups().map(|group| (group.kind, group.names.len())).collect();
+        assert_eq!(groups, [(Kind::Impression, 0), (Kind::Conversion, 1), (Kind::Engagement, 2)]);
     }
 }

@@ -182,8 +182,8 @@ struct Names {
 }
 
 impl Names {
-    fn add(&mut self, id: Uuid, name: String, (is_registered, is_archived): (bool, bool), part: Option<(Uuid, String)>) {
-        if self.by_id.insert(id, name.clone()).is_none() && is_registered && !is_archived {
+    fn add(&mut self, id: Uuid, name: String, (counts, is_registered): (bool, bool), part: Option<(Uuid, String)>) {
+        if self.by_id.insert(id, name.clone()).is_none() && counts {
             self.registered += 1;
         }
         let entry = self.entries.entry(name).or_insert_with(|| Entry { id, parts: HashMap::new(), is_registered });
@@ -411,12 +411,12 @@ async fn load_names(
 ) -> Result<Option<Names>, sqlx::Error> {
     let statement = match family {
         Family::Experiments => {
-            "SELECT e.id, e.name, v.id, v.name, e.auto_registered AND to_jsonb(e) ->> 'exposure' IS NULL, e.status = 'archived'
-             FROM experiments e
+            "SELECT e.id, e.name, v.id, v.name, e.auto_registered AND e.status <> 'archived',
+                    e.auto_registered AND to_jsonb(e) ->> 'exposure' IS NULL FROM experiments e
              LEFT JOIN variants v ON v.project_id = e.project_id AND v.experiment_id = e.id WHERE e.project_id = $1 LIMIT $2"
         }
         Family::Campaigns => {
-            "SELECT c.id, c.name, p.id, p.name, c.auto_registered, c.status = 'archived' FROM campaigns c
+            "SELECT c.id, c.name, p.id, p.name, c.auto_registered AND c.status <> 'archived', c.auto_registered FROM campaigns c
              LEFT JOIN campaign_components p ON p.project_id = c.project_id AND p.campaign_id = c.id WHERE c.project_id = $1 LIMIT $2"
         }
     };

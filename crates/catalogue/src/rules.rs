@@ -33,15 +33,8 @@ pub struct Rules {
     pub exposure: Option<Exposure>,
 }
 
-/// Returns what exposes users to the experiments of a project that have a definition.
-/// # Errors
-/// As Postgres has them.
-pub async fn read_exposures(connection: &mut PgConnection, project: Uuid) -> Result<Exposures, sqlx::Error> {
-    Ok(exposures(read_all(connection, project).await?.iter().filter_map(|(id, rules)| Some((*id, rules.as_ref().ok()?)))))
-}
-
 /// Collects what exposes users to the experiments that have a definition.
-pub(crate) fn exposures<'a>(rules: impl Iterator<Item = (Uuid, &'a Rules)>) -> Exposures {
+pub fn exposures<'a>(rules: impl Iterator<Item = (Uuid, &'a Rules)>) -> Exposures {
     Exposures::new(rules.filter_map(|(experiment, rules)| Some((experiment, rules.exposure.clone()?))))
 }
 

@@ -215,6 +215,7 @@ async fn what_cannot_be_is_refused_as_a_whole() {
         (r#"exposure = "pages""#, r#"exposure = "page""#),
         r#"experiments.player.exposure: there is no exposure definition "page""#,
     );
+    refused((r#"exposure = "pages""#, r#"exposure = "pages@2""#), r#"there is no version 2 of "pages"; its newest is 1"#);
     refused(("events = [\"page\"]", "events = []"), "exposures.pages: any_of[0].events: found 0");
     refused(("lift_low > 0.1", "uplift > 0.1"), "experiments.player.policy");
     refused(("risk_aware", "hope"), "unknown variant `hope`");

@@ -1,12 +1,13 @@
-//! Users who are exposed by other events than impressions: changed while there are rows, remembered, left out where they are too many.
+//! Users who are exposed by other events than impressions: changed while there are rows, remembered, left out where there are too many.
 
 use catalogue::experiments::NewVariant;
 
 use super::*;
 use crate::admin::experiments::add_variant;
+use crate::commit::over_active::set_rows_max;
 
 const PARTICIPANTS: &str = "SELECT p.user_id, v.name, p.total_impressions, p.has_converted FROM user_experiment_participation p
-     JOIN variants v ON v.project_id = p.project_id AND v.id = p.variant_id WHERE p.project_id = $project ORDER BY 1";
+     JOIN variants v ON v.project_id = p.project_id AND v.id = p.variant_id WHERE p.project_id = $project ORDER BY 1, 3 DESC";
 
 impl Case {
     /// Two variants of one experiment, of whose events each user has one, and what follows.
@@ -97,24 +98,39 @@ async fn no_variant_registers_itself_beside_a_definition() {
     assert_eq!(case.participants().await, [""; 0]);
 }
 
-/// Events that may be exposures bound what is looked through of a user, whether they are or not: who has too many is left out, and is counted
-/// where an event exposed.
+/// Of a user with too many events that an experiment looks at, whether they expose or not, nothing counts there; in other experiments it takes
+/// part, and with another limit it does here.
 #[tokio::test]
-async fn who_may_be_exposed_too_often_is_left_out() {
+async fn who_has_too_many_events_that_are_looked_at_is_left_out_there() {
     let database = TestDatabase::create().await;
     let mut case = Case::with_checkout(&database).await;
-    case.limit_rows(5).await;
+    case.limit_rows(4).await;
     case.expose_by(&["checkout"]).await;
-    // Of each that exposes two rows count: the event that may, and that it does.
-    case.store(vec![view("1", 1, 1, "b"), viewed("2", &user(1), &at(1), "free", ("checkout", "b")), view("3", 2, 1, "b")]).await;
-    case.store(vec![view("4", 1, 2, "b")]).await;
-    assert_eq!(case.participants().await, [row(1, "b", 2, 'f'), row(2, "b", 1, 'f')], "five are not too many");
-    let stored = case.store(vec![viewed("5", &user(1), &at(3), "free", ("checkout", "b"))]).await;
-    assert_eq!(stored.followed.over_active, 1);
-    assert_eq!(case.participants().await, [row(2, "b", 1, 'f')]);
-    assert_eq!(case.over_active().await, case.expected_over_active().await);
-    let experiment = case.experiment().await;
-    assert_eq!(case.over_active().await, [format!("({},{{{experiment}}})", user(1))]);
-    let changed = recompute::recompute(&mut case.connection, case.project, experiment).await.expect("recomputes");
-    assert_eq!(changed, recompute::Differences::default());
+    let free = |id: &str, step: u8| viewed(id, &user(1), &at(step), "free", ("checkout", "b"));
+    case.store(vec![view("1", 1, 1, "b"), free("2", 1), view("3", 2, 1, "b"), exposure("4", &user(1), &at(1), "banner", "b")])
+        .await;
+    case.store(vec![view("5", 1, 2, "b"), free("6", 3)]).await;
+    let banner = row(1, "b", 1, 'f');
+    assert_eq!(case.participants().await, [row(1, "b", 2, 'f'), banner.clone(), row(2, "b", 1, 'f')], "four are not too many");
+    // Remembered, read again, and with what comes afterwards.
+    for (number, drafts) in
+        [vec![free("7", 3)], vec![view("8", 1, 3, "b"), buy("9", 1, 4)], vec![free("10", 4)]].into_iter().enumerate()
+    {
+        if number == 2 {
+            case.cache.memory = Default::default();
+        }
+        let stored = case.store(drafts).await;
+        assert_eq!(stored.followed.over_active, 0);
+        let bought = if number == 0 { 'f' } else { 't' };
+        assert_eq!(case.participants().await, [row(1, "b", 1, bought), row(2, "b", 1, 'f')]);
+        assert_eq!(case.derived().await, case.expected().await);
+        let experiment = case.experiment().await;
+        let changed = recompute::recompute(&mut case.connection, case.project, experiment).await.expect("recomputes");
+        assert_eq!(changed, recompute::Differences::default());
+    }
+    assert!(set_rows_max(&mut case.connection, 20).await.expect("is set"));
+    assert!(!set_rows_max(&mut case.connection, 20).await.expect("is set"));
+    recompute::catch_up_all(&mut case.connection).await.expect("recomputes");
+    assert_eq!(case.participants().await.len(), 3);
+    assert_eq!(case.derived().await, case.expected().await);
 }

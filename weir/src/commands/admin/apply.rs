@@ -374,8 +374,14 @@ impl Entry {
         let Some(newest) = newest.get(name.as_str()) else {
             return Err(format!("{place}.exposure: there is no exposure definition {name:?}, and the file has none"));
         };
+        if let Some(version) = version.filter(|version| !(1..=*newest).contains(version)) {
+            return Err(format!("{place}.exposure: there is no version {version} of {name:?}; its newest is {newest}"));
+        }
         let found = stored.and_then(|stored| stored.exposure.as_ref()).map(|found| (found.name.as_str(), found.version));
-        let is_same = found == Some((name.as_str(), version.unwrap_or(*newest)));
+        // What is frozen stays with the version that it has.
+        let is_kept = version.is_none() && stored.is_some_and(|stored| stored.frozen_at.is_some());
+        let asked = if is_kept { found.map_or(*newest, |(_, version)| version) } else { version.unwrap_or(*newest) };
+        let is_same = found == Some((name.as_str(), asked));
         Ok((!is_same).then_some((name, version)))
     }
 
