@@ -206,7 +206,7 @@ mod tests {
                 let experiment = variant.map(|_| EXPERIMENT);
                 let variant = variant.map(Uuid::from_u128);
                 let seen = Seen { kind: Kind::Engagement, name: Some(name), experiment, variant, properties: Some(properties) };
-                let known = exposures.by(&seen).first().map(|(_, variant)| ids.iter().position(|id| id == variant));
+                let known = exposures.by(&seen, &[EXPERIMENT])[0].1.map(|variant| ids.iter().position(|id| *id == variant));
                 // A variant of another experiment has no place, and is none that a commit counts.
                 let expected = known.flatten().map_or(-1, |place| place as i32);
                 let sql = format!(
