@@ -307,6 +307,16 @@ impl History {
         self.exposures.iter().map(|(experiment, _)| *experiment).chain(only_defined)
     }
 
+    /// Returns those to which other events than impressions have exposed the user.
+    pub(crate) fn exposed_by_definition(&self) -> impl Iterator<Item = Uuid> {
+        self.defined.iter().filter(|(_, defined)| !defined.exposures.rows.is_empty()).map(|(experiment, _)| *experiment)
+    }
+
+    /// Returns those to which the user was exposed, some twice.
+    pub(crate) fn exposed(&self) -> impl Iterator<Item = Uuid> {
+        self.exposures.iter().map(|(experiment, _)| *experiment).chain(self.exposed_by_definition())
+    }
+
     fn defined(&mut self, experiment: Uuid) -> &mut Defined {
         let place = match self.defined.binary_search_by_key(&experiment, |(experiment, _)| *experiment) {
             Ok(place) => place,
@@ -373,7 +383,7 @@ impl History {
     pub(crate) fn into_remembered(self, rows_max: usize) -> Option<History> {
         match &self.mark {
             None => (self.rows() <= rows_max).then_some(self),
-            Some(mark) if mark.rows_max < rows_max || self.experiments().any(|new| !mark.experiments.contains(&new)) => None,
+            Some(mark) if mark.rows_max < rows_max || self.exposed().any(|new| !mark.experiments.contains(&new)) => None,
             Some(_) => Some(History { mark: self.mark, ..History::default() }),
         }
     }

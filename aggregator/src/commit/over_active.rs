@@ -95,17 +95,20 @@ impl Marks {
             (None, false) => Verdict::TakesPart,
             (None, true) => {
                 self.marked.push(user);
+                self.exposed.extend(history.exposed_by_definition().map(|experiment| (user, experiment)));
                 if history.stored_rows() <= rows_max {
                     return Verdict::Passed;
                 }
                 self.marked_late.push(user);
+                self.behind.extend(history.exposed_by_definition().map(|experiment| (user, experiment)));
                 Verdict::LeftOut
             }
             (Some(mark), true) => {
                 if mark.rows_max < rows_max {
                     self.marked_again.push(user);
+                    self.exposed.extend(history.exposed_by_definition().map(|experiment| (user, experiment)));
                 }
-                let new = history.experiments().filter(|experiment| !mark.experiments.contains(experiment));
+                let new = history.exposed().filter(|experiment| !mark.experiments.contains(experiment));
                 self.exposed.extend(new.map(|experiment| (user, experiment)));
                 Verdict::LeftOut
             }
@@ -130,6 +133,8 @@ impl Marks {
                         ARRAY (SELECT DISTINCT i.experiment_id FROM impressions i
                                WHERE i.project_id = u.project_id AND i.user_id = u.user_id AND i.experiment_id IS NOT NULL
                                  AND i.variant_id IS NOT NULL AND i.user_was_eligible IS NOT FALSE AND NOT i.is_bot
+                                 AND NOT EXISTS (SELECT 1 FROM experiments e WHERE e.project_id = i.project_id AND e.id = i.experiment_id
+                                                   AND to_jsonb(e) ->> 'exposure' IS NOT NULL)
                                ORDER BY 1)
                  FROM unnest($1::uuid[], $2::uuid[]) AS u (project_id, user_id)
                  ON CONFLICT (project_id, user_id) DO UPDATE SET rows_max = excluded.rows_max, experiments = excluded.experiments

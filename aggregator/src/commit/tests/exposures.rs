@@ -134,3 +134,29 @@ async fn who_has_too_many_events_that_are_looked_at_is_left_out_there() {
     assert_eq!(case.participants().await.len(), 3);
     assert_eq!(case.derived().await, case.expected().await);
 }
+
+/// Who has too many rows, of impressions and conversions, takes part nowhere, and is counted where other events had exposed it, then or later, and
+/// not where only impressions did that expose nobody.
+#[tokio::test]
+async fn who_has_too_many_rows_is_counted_where_it_was_exposed() {
+    let database = TestDatabase::create().await;
+    let mut case = Case::with_checkout(&database).await;
+    case.store(vec![
+        exposure("control", &user(200), &at(0), "banner", "control"),
+        exposure("0", &user(200), &at(0), "banner", "b"),
+    ])
+    .await;
+    case.limit_rows(3).await;
+    case.expose_by(&["checkout", "banner"]).await;
+    case.store(vec![view("1", 1, 1, "b"), exposure("2", &user(1), &at(1), "banner", "b"), buy("3", 1, 2)]).await;
+    assert_eq!(case.participants().await, [row(1, "b", 1, 't')]);
+    let stored = case.store(vec![buy("4", 1, 3), buy("5", 1, 3)]).await;
+    assert_eq!((stored.followed.over_active, case.participants().await.len()), (1, 0));
+    let experiment = case.experiment().await;
+    assert_eq!(case.over_active().await, [format!("({},{{{experiment}}})", user(1))]);
+    case.store(vec![viewed("6", &user(1), &at(4), "pro", ("banner", "b"))]).await;
+    let counted = "SELECT cardinality(experiments) FROM over_active_users WHERE project_id = $project";
+    assert_eq!((case.rows(counted).await, case.participants().await.len()), (vec!["(2)".to_owned()], 0));
+    let changed = recompute::recompute(&mut case.connection, case.project, experiment).await.expect("recomputes");
+    assert_eq!(changed, recompute::Differences::default());
+}

@@ -4,7 +4,7 @@
 //! participation and attribution of their users are read, and replace what was known of them. After anything else (another
 //! catalogue, a recomputation, a log that was read again) everybody is read.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -107,8 +107,7 @@ impl CachedCohort {
                     let read = touched(snapshot, &ranges, query).await;
                     let (touched, left_out) = read.map_err(|error| engine::database_error(&error))?;
                     // A cohort only grows: without somebody it is another one.
-                    if !of.has_any(&left_out) {
-                        of.follow(session, snapshot, query, touched).await?;
+                    if !of.has_any(&left_out) && of.follow(session, snapshot, query, touched).await? {
                         metrics.cohort("followed");
                         of.version = now.clone();
                         return Ok(of.cohort.clone());
@@ -151,22 +150,27 @@ impl Loaded {
         users.iter().any(has)
     }
 
-    /// Reads users, and replaces what was known of them.
+    /// Reads users, and replaces what was known of them. Returns whether all who were known still take part; else nothing is replaced.
     async fn follow(
         &mut self,
         session: &Session,
         snapshot: &Arc<Snapshot>,
         query: &CohortQuery<'_>,
         users: Vec<Uuid>,
-    ) -> Result<(), ApiError> {
+    ) -> Result<bool, ApiError> {
         if users.is_empty() {
-            return Ok(());
+            return Ok(true);
         }
+        let known = users.iter().filter(|user| self.numbered().1.contains_key(user.as_bytes()));
+        let known: HashSet<[u8; 16]> = known.map(|user| user.into_bytes()).collect();
         let newer = cohort_reader::read(session, snapshot, query, &Scope::These(users)).await?;
+        if newer.users.keys.iter().filter(|key| known.contains(*key)).count() < known.len() {
+            return Ok(false);
+        }
         // From here on nothing waits, so that nobody finds a cohort half done.
         let (cohort, numbers) = self.numbered();
         Arc::make_mut(cohort).replace(newer, numbers);
-        Ok(())
+        Ok(true)
     }
 }
 
