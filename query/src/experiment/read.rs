@@ -88,8 +88,8 @@ pub async fn read(app: &App, project: Uuid, name: &str, request: &Request) -> Re
         condition: request.condition.clone(),
         is_explored: request.is_explored,
     };
-    let session = app.engine.session().map_err(engine::api_error)?;
     if let Some(condition) = &request.condition {
+        let session = app.engine.session().map_err(engine::api_error)?;
         sources::asked(condition, "where", &session)?;
     }
     let mut cached = app.cohorts.locked(key).await;
@@ -115,7 +115,7 @@ pub async fn read(app: &App, project: Uuid, name: &str, request: &Request) -> Re
         traits: &traits,
         bytes_max: app.limits.query_memory_bytes_max,
     };
-    let cohort = cached.refresh(&session, &snapshot, &query, &app.metrics).await?;
+    let cohort = cached.refresh(&app.engine, &snapshot, &query, &app.metrics).await?;
     let mut unknown_names = unknown_names(&snapshot, names_without_rows(&catalogue.metrics, &cohort)).await?;
     unknown_names.extend(unknown_covariates(&catalogue.metrics));
     let (as_of, version) = (snapshot.as_of().clone(), snapshot.version().clone());

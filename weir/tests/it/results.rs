@@ -233,6 +233,8 @@ fn steps() -> Vec<Vec<Value>> {
         // Users who have too many rows now and take part no longer: by what they bought, and by what they saw of another experiment.
         (0..ROWS_MAX).map(|minute| bought(60, "purchase", 1, "EUR", 3_000 + minute)).collect(),
         (0..ROWS_MAX).map(|minute| in_experiment(seen(61, arm(61), "DE", 3_000 + minute), "another")).collect(),
+        // And by what they saw of this one, of which too much is a bound of its own where other events expose.
+        (0..ROWS_MAX).map(|minute| seen(62, arm(62), "DE", 3_000 + minute)).collect(),
         (300..330).map(|user| bought(user, "purchase", 2, "EUR", 5_000)).collect(),
     ]
 }
@@ -240,7 +242,7 @@ fn steps() -> Vec<Vec<Value>> {
 /// How many rows of a user take part.
 const ROWS_MAX: i64 = 40;
 /// Of the steps, those after which everybody is read.
-const READ_AGAIN: usize = 2;
+const READ_AGAIN: usize = 3;
 
 fn in_experiment(mut event: Value, experiment: &str) -> Value {
     event["experiment"] = json!(experiment);

@@ -55,6 +55,8 @@ async fn a_definition_is_for_stored_events_too() {
         buy("4", 2, 2),
     ])
     .await;
+    let of_bot = |id: &str, who: u8| Draft { is_bot: true, ..view(id, who, 1, "b") };
+    case.store(vec![of_bot("13", 6)]).await;
     let by_impression = [row(1, "control", 1, 't')];
     assert_eq!(case.participants().await, by_impression);
     case.expose_by(&["checkout"]).await;
@@ -68,6 +70,10 @@ async fn a_definition_is_for_stored_events_too() {
     expected = vec![row(2, "b", 2, 't'), row(3, "control", 1, 't')];
     assert_eq!(case.participants().await, expected);
     assert_eq!(case.derived().await, case.expected().await);
+
+    // A bot's event exposes nobody, stored before the definition or after it.
+    case.store(vec![of_bot("14", 7), buy("15", 6, 2), buy("16", 7, 2)]).await;
+    assert_eq!(case.participants().await, expected);
 
     // What names a variant that comes later is an exposure to it then, and an aggregator computes it.
     let project = catalogue::find_project(&mut case.connection, &case.project.to_string()).await.expect("a project");

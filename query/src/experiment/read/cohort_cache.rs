@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use super::cohort_reader::{self, CohortQuery, Scope};
 use super::exposed;
-use crate::engine::{self, Session};
+use crate::engine::{self, Engine};
 use crate::experiment::read::cohort::Cohort;
 use crate::experiment::request::Dimensions;
 use crate::http::error::ApiError;
@@ -83,7 +83,7 @@ impl CachedCohort {
     /// [`ApiError`].
     pub(crate) async fn refresh(
         &mut self,
-        session: &Session,
+        engine: &Engine,
         snapshot: &Arc<Snapshot>,
         query: &CohortQuery<'_>,
         metrics: &Metrics,
@@ -107,7 +107,7 @@ impl CachedCohort {
                     let read = touched(snapshot, &ranges, query).await;
                     let (touched, left_out) = read.map_err(|error| engine::database_error(&error))?;
                     // A cohort only grows: without somebody it is another one.
-                    if !of.has_any(&left_out) && of.follow(session, snapshot, query, touched).await? {
+                    if !of.has_any(&left_out) && of.follow(engine, snapshot, query, touched).await? {
                         metrics.cohort("followed");
                         of.version = now.clone();
                         return Ok(of.cohort.clone());
@@ -118,7 +118,8 @@ impl CachedCohort {
         }
         // Two of them at one time are too many.
         self.loaded = None;
-        let cohort = Arc::new(cohort_reader::read(session, snapshot, query, &Scope::Everyone).await?);
+        let session = engine.session().map_err(engine::api_error)?;
+        let cohort = Arc::new(cohort_reader::read(&session, snapshot, query, &Scope::Everyone).await?);
         metrics.cohort("read");
         self.loaded = Some(Loaded {
             experiment: query.experiment,
@@ -153,7 +154,7 @@ impl Loaded {
     /// Reads users, and replaces what was known of them. Returns whether all who were known still take part; else nothing is replaced.
     async fn follow(
         &mut self,
-        session: &Session,
+        engine: &Engine,
         snapshot: &Arc<Snapshot>,
         query: &CohortQuery<'_>,
         users: Vec<Uuid>,
@@ -163,7 +164,9 @@ impl Loaded {
         }
         let known = users.iter().filter(|user| self.numbered().1.contains_key(user.as_bytes()));
         let known: HashSet<[u8; 16]> = known.map(|user| user.into_bytes()).collect();
-        let newer = cohort_reader::read(session, snapshot, query, &Scope::These(users)).await?;
+        // Each reading has one of its own, in which its tables have their names: everybody may be read after this.
+        let session = engine.session().map_err(engine::api_error)?;
+        let newer = cohort_reader::read(&session, snapshot, query, &Scope::These(users)).await?;
         if newer.users.keys.iter().filter(|key| known.contains(*key)).count() < known.len() {
             return Ok(false);
         }
