@@ -23,6 +23,7 @@ async fn killed_again_and_again_it_loses_and_repeats_nothing() {
         load.goes_on(kill).await;
         let postgres = folder.postmaster().expect("runs");
         up.kill();
+        load.aim_nowhere();
         // Each second time Postgres dies with it, as when the machine does.
         if kill % 2 == 1 {
             kill_process(postgres, Signal::KILL).expect("runs");

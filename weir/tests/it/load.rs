@@ -30,8 +30,8 @@ const DRAINED_MAX: Duration = Duration::from_secs(90);
 pub struct Load {
     /// How long a client waits between two batches.
     pause: Duration,
-    /// Where the collector is at present, and its key.
-    target: Arc<Mutex<(String, String)>>,
+    /// Where the collector is at present, and its key; none while it is nowhere.
+    target: Arc<Mutex<Option<(String, String)>>>,
     is_over: Arc<AtomicBool>,
     numbers: Arc<AtomicI64>,
     /// The number of each acknowledged event by its id.
@@ -61,7 +61,12 @@ impl Load {
 
     /// Says where to send, from now on.
     pub fn aim(&self, collector: &str, key: &str) {
-        *self.target.lock().expect("nobody panicked") = (collector.to_owned(), key.to_owned());
+        *self.target.lock().expect("nobody panicked") = Some((collector.to_owned(), key.to_owned()));
+    }
+
+    /// Says that the collector was killed: its port may soon be another service's, which would refuse what is sent to it.
+    pub fn aim_nowhere(&self) {
+        *self.target.lock().expect("nobody panicked") = None;
     }
 
     /// How many events are acknowledged.
@@ -104,7 +109,7 @@ impl Load {
 
     /// Returns whether all of a batch was acknowledged. A refusal for good is a fault.
     async fn post(&self, body: &Value) -> bool {
-        let (collector, key) = self.target.lock().expect("nobody panicked").clone();
+        let Some((collector, key)) = self.target.lock().expect("nobody panicked").clone() else { return false };
         match send(Method::POST, &format!("{collector}/v1/events"), &key, Some(body.clone())).await {
             Ok((200, answer)) => {
                 assert_eq!(answer["accepted"], json!(BATCH), "{answer}");

@@ -239,6 +239,7 @@ async fn each_service_is_killed_and_nothing_is_lost_or_repeated() {
     for kill in 0..number("WEIR_KILLS", 10) {
         load.goes_on(kill).await;
         collector.kill();
+        load.aim_nowhere();
         collector = deployment.collector();
         load.aim(&collector.url, KEY);
         load.goes_on(kill + 1).await;
