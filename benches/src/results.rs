@@ -2,7 +2,8 @@
 //!
 //! The rows are written by SQL as the aggregator would have: who was exposed and when, a quarter of them with a conversion
 //! after it, a tenth with one before it. Then the same question is asked while nothing is written, while events of some users come in
-//! between, and after changes of the catalogue, each of which has all users read again.
+//! between, and after changes of the catalogue, each of which has all users read again. Then the experiment gets metrics over other events,
+//! by definitions, and is asked about these.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -70,12 +71,12 @@ pub async fn run(options: &Options) -> anyhow::Result<String> {
     let mut page = Page::new("results", "Answers about one experiment", folder.path(), facts);
     let database = databases.create(None).await?;
     let mut connection = database.connect().await?;
-    let mut rows = Rows::write(&mut connection, options.users).await?;
+    let rows = Rows::write(&mut connection, options.users).await?;
     databases.settle().await?;
     let mut command = Command::new(&options.weir);
     command.args(["query", "--query", "127.0.0.1:0", "--database-url", &database.url, "--until-stdin-closes"]);
     let server = Server::start_program(&mut command, "query")?;
-    let mut client = Client::connect(&server.url).await?;
+    let client = Client::connect(&server.url).await?;
     page.say(&format!(
         "{} users, {} attributed conversions and {} before exposure, 3 metrics (rate, value per user, count per user), all defaults: \
          sequential analysis, CUPED, Holm, Bayes, health, attribution models. One answer at a time, over one connection, the program \
@@ -86,45 +87,29 @@ pub async fn run(options: &Options) -> anyhow::Result<String> {
         number(options.users as f64 / 4.0, 0),
         number(options.users as f64 / 10.0, 0),
     ));
-    let kinds = [
+    let usual = [
         ("same", "", Before::Nothing, options.answers),
         ("same, `series=daily`", "?series=daily", Before::Nothing, options.answers),
         ("followed, 20 events", "", Before::Events(10), options.answers),
         ("followed, 2,000 events", "", Before::Events(1_000), options.answers / 2),
         ("read", "", Before::CatalogueChange, options.answers.div_ceil(10)),
     ];
-    let mut table = vec![
-        ["", "answers", "p50", "p99", "longest", "catalogue", "cohort", "statistics", "query CPU ms", "Postgres CPU ms"]
-            .map(str::to_owned)
-            .to_vec(),
+    let defined = [
+        ("followed, 2,000 events", "", Before::Events(1_000), options.answers / 2),
+        ("read", "", Before::CatalogueChange, options.answers.div_ceil(10)),
     ];
-    for (name, question, before, answers) in kinds {
-        // What this kind needs is there before it is measured.
-        let first = client.ask(question).await?;
-        rows.check(&first)?;
-        let mut took = Histogram::default();
-        let mut parts: [Histogram; 3] = Default::default();
-        let mut cpu = (0.0, 0.0);
-        for _ in 0..answers {
-            rows.change(&mut connection, before).await?;
-            let used = (server.cpu_seconds(), databases.cpu_seconds());
-            let answer = client.ask(question).await?;
-            cpu = (cpu.0 + server.cpu_seconds() - used.0, cpu.1 + databases.cpu_seconds() - used.1);
-            rows.check(&answer)?;
-            took.record(answer.took);
-            for (part, found) in parts.iter_mut().zip(answer.parts) {
-                part.record(found);
-            }
-        }
-        let milliseconds = |took: std::time::Duration| number(took.as_secs_f64() * 1e3, 1);
-        let mut row = vec![name.to_owned(), answers.to_string()];
-        row.extend([took.quantile(0.5), took.quantile(0.99), took.max()].map(milliseconds));
-        row.extend(parts.iter().map(|part| milliseconds(part.quantile(0.5))));
-        row.extend([cpu.0, cpu.1].map(|seconds| number(seconds * 1e3 / f64::from(answers), 1)));
-        crate::progress(&row.join(" | "));
-        table.push(row);
-    }
-    page.table(&table);
+    let mut measured = Measured { client, rows, connection, server: &server, databases: &mut databases };
+    page.table(&measured.table(&usual).await?);
+    measured.rows.view(&mut measured.connection, options.users / 2).await?;
+    measured.databases.settle().await?;
+    page.say(&format!(
+        "The same experiment with {} metrics over {} page views instead, by definitions: how many, the sum of a property, how many values of another, \
+         the largest one, and whether there is one for which a condition holds.",
+        DEFINED.len(),
+        number(options.users as f64 / 2.0, 0),
+    ));
+    page.table(&measured.table(&defined).await?);
+    let Measured { client, connection, .. } = measured;
     page.say(&format!("Peak memory of the query service: {} MiB.", number(server.peak_memory_mib(), 0)));
     drop(client);
     server.stop()?;
@@ -132,6 +117,65 @@ pub async fn run(options: &Options) -> anyhow::Result<String> {
     databases.remove(database).await?;
     page.finish(options.save.as_deref())
 }
+
+/// A kind of answers: its name, the question, what happens before each, and how many.
+type Answers<'a> = (&'a str, &'a str, Before, u32);
+
+/// Whom to ask, and what it rests on.
+struct Measured<'a> {
+    client: Client,
+    rows: Rows,
+    connection: PgConnection,
+    server: &'a Server,
+    databases: &'a mut Databases,
+}
+
+impl Measured<'_> {
+    /// Asks for answers of some kinds, and returns the table of how long they took.
+    async fn table(&mut self, kinds: &[Answers<'_>]) -> anyhow::Result<Vec<Vec<String>>> {
+        let mut table = vec![
+            ["", "answers", "p50", "p99", "longest", "catalogue", "cohort", "statistics", "query CPU ms", "Postgres CPU ms"]
+                .map(str::to_owned)
+                .to_vec(),
+        ];
+        for (name, question, before, answers) in kinds.iter().copied() {
+            // What this kind needs is there before it is measured.
+            let first = self.client.ask(question).await?;
+            self.rows.check(&first)?;
+            let mut took = Histogram::default();
+            let mut parts: [Histogram; 3] = Default::default();
+            let mut cpu = (0.0, 0.0);
+            for _ in 0..answers {
+                self.rows.change(&mut self.connection, before).await?;
+                let used = (self.server.cpu_seconds(), self.databases.cpu_seconds());
+                let answer = self.client.ask(question).await?;
+                cpu = (cpu.0 + self.server.cpu_seconds() - used.0, cpu.1 + self.databases.cpu_seconds() - used.1);
+                self.rows.check(&answer)?;
+                took.record(answer.took);
+                for (part, found) in parts.iter_mut().zip(answer.parts) {
+                    part.record(found);
+                }
+            }
+            let milliseconds = |took: std::time::Duration| number(took.as_secs_f64() * 1e3, 1);
+            let mut row = vec![name.to_owned(), answers.to_string()];
+            row.extend([took.quantile(0.5), took.quantile(0.99), took.max()].map(milliseconds));
+            row.extend(parts.iter().map(|part| milliseconds(part.quantile(0.5))));
+            row.extend([cpu.0, cpu.1].map(|seconds| number(seconds * 1e3 / f64::from(answers), 1)));
+            crate::progress(&row.join(" | "));
+            table.push(row);
+        }
+        Ok(table)
+    }
+}
+
+/// Metrics over page views: what a definition has beside its events.
+const DEFINED: [(&str, &str); 5] = [
+    ("views", r#""per_user": "count""#),
+    ("seconds", r#""value": "properties.seconds", "per_user": "sum""#),
+    ("pages", r#""value": "properties.page", "per_user": "distinct""#),
+    ("longest", r#""value": "properties.seconds", "per_user": "max""#),
+    ("read", r#""where": "json_get_int(properties, 'seconds') > 30", "per_user": "exists""#),
+];
 
 /// What was written.
 struct Rows {
@@ -222,6 +266,41 @@ impl Rows {
             last = users - 1,
         );
         sqlx::raw_sql(AssertSqlSafe(sql)).execute(connection).await.context("conversions")?;
+        Ok(())
+    }
+
+    /// Stores a page view of each of the first users whose number is even, an hour after exposure, and has the experiment measure these.
+    async fn view(&mut self, connection: &mut PgConnection, users: u64) -> anyhow::Result<()> {
+        let offset = self.offset;
+        let moved = self.moved(users);
+        let defined = DEFINED.map(|(name, rest)| {
+            let definition = format!(r#"{{"kind": "engagement", "events": ["page_view"], {rest}}}"#).replace('\'', "''");
+            format!("('{name}', '{definition}')")
+        });
+        let sql = format!(
+            "BEGIN;
+             INSERT INTO engagement_events (project_id, id, user_id, claimed_at, event_time, received_at, untimed, is_bot, log_id, log_partition,
+                                            log_offset, event_type, metadata)
+             SELECT p.id, md5('viewed' || i)::uuid, md5('user' || 2 * i)::uuid, at, at, at, false, false, '{LOG}', 0, {offset} + i, 'page_view',
+                    jsonb_build_object('seconds', i % 60, 'page', 'page ' || i % 7)
+             FROM projects p, generate_series(0, {last}) i,
+                  LATERAL (SELECT timestamptz '2026-01-01 01:00' + 2 * i % 1000000 * interval '2 seconds' AS at) a;
+             DELETE FROM metrics;
+             INSERT INTO metric_definitions (project_id, name, version, definition)
+             SELECT p.id, d.name, 1, d.definition::jsonb FROM projects p, (VALUES {defined}) d (name, definition);
+             INSERT INTO metrics (project_id, experiment_id, name, aggregation, role, definition, definition_version)
+             SELECT project_id, '{EXPERIMENT}', name, 'defined', CASE name WHEN 'read' THEN 'primary' ELSE 'secondary' END, name, version
+             FROM metric_definitions;
+             UPDATE catalogue_versions SET version = version + 1;
+             {moved}
+             COMMIT;
+             VACUUM ANALYZE engagement_events",
+            defined = defined.join(", "),
+            last = users - 1,
+        );
+        for statement in sql.rsplit_once(';').into_iter().flat_map(|(first, last)| [first, last]) {
+            sqlx::raw_sql(AssertSqlSafe(statement.to_owned())).execute(&mut *connection).await.context("page views")?;
+        }
         Ok(())
     }
 

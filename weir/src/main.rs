@@ -38,7 +38,7 @@ const BLOCKING_MAX: Duration = Duration::from_millis(500);
 fn main() -> ExitCode {
     let cli = Cli::parse();
     if cli.command.is_service() {
-        memory::keep_together();
+        memory::keep_together(&cli.command);
     }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,

@@ -81,7 +81,7 @@ fn read(made: &Made) -> Read {
         for number in 0..*count {
             let user = users.len() as u32;
             let exposed = (random.bits() % DAYS as u64) as i64 * DAY_US + 1_000_000;
-            users.keys.push([0; 16]);
+            users.ids.push(u128::from(user).to_be_bytes());
             users.arms.push(arm as u32);
             users.exposed.push(exposed);
             users.is_mixed.push(made.mixed[arm] > 0 && number % made.mixed[arm] == 0);

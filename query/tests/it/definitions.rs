@@ -144,6 +144,44 @@ async fn windows_are_half_open_and_each_user_comes_to_what_is_asked() {
     assert!(three.get("currency").is_none(), "{three}");
 }
 
+/// Twelve definitions about the same events are read in two groups, and those with conditions apart: of events of other names a condition would
+/// divide by zero.
+#[tokio::test]
+async fn definitions_that_are_read_together_keep_what_is_theirs() {
+    let mut service = Service::start().await;
+    add_experiment(&mut service.rows, PROJECT, "many", "", &[("control", "1"), ("b", "1")]).await;
+    add_users(&mut service.rows, PROJECT, "many", "control", 0, 1).await;
+    add_users(&mut service.rows, PROJECT, "many", "b", 1, 1).await;
+    for (name, items, second) in [("visit", 4, HOUR), ("visit", 2, 2.0 * HOUR), ("leave", 0, 3.0 * HOUR), ("leave", 0, -HOUR)] {
+        let properties = format!("'{{\"items\": {items}}}'");
+        let more = [("metadata", properties.as_str())];
+        Event { more: &more, ..Event::new("engagement", name, 1, second) }.store(&mut service.rows).await;
+    }
+    let mut cases: Vec<(String, Value, f64)> = (1..=10)
+        .map(|least| {
+            let definition = json!({"kind": "engagement", "per_user": {"at_least": least}});
+            (format!("at least {least}"), definition, if least <= 3 { 1.0 } else { 0.0 })
+        })
+        .collect();
+    let visits = |per_user: &str, condition: &str| json!({"kind": "engagement", "events": ["visit"], "per_user": per_user, "where": condition});
+    let mut items = json!({"kind": "engagement", "events": ["visit"], "per_user": "sum"});
+    items["value"] = "items".into();
+    cases.push(("items".to_owned(), items, 6.0));
+    cases.push(("leaves".to_owned(), json!({"kind": "engagement", "events": ["leave"], "per_user": "count"}), 1.0));
+    cases.push(("halves".to_owned(), visits("count", "8 / json_get_int(properties, 'items') = 2"), 1.0));
+    cases.push(("quarters".to_owned(), visits("exists", "8 / json_get_int(properties, 'items') = 4"), 1.0));
+    let mut emptied = visits("count", "json_get_int(properties, 'items') = 0");
+    emptied["events"] = json!(["leave"]);
+    cases.push(("emptied".to_owned(), emptied, 1.0));
+    for (name, definition, _) in &cases {
+        define(&mut service, "many", name, definition.clone()).await;
+    }
+    let answer = service.get("/v1/experiments/many/results").await.ok();
+    for (name, _, expected) in &cases {
+        assert_eq!(value(&answer, name), *expected, "{name}");
+    }
+}
+
 /// Texts where numbers are wanted, values in another currency and bots count nowhere, and are said; a new version of a definition does not move what
 /// an experiment measures.
 #[tokio::test]

@@ -56,7 +56,7 @@ fn cohort(given: &Value) -> Cohort {
     for (at, user, arm) in exposures {
         let number = *numbers.entry(user).or_insert(users.len());
         if number == users.len() {
-            users.keys.push([0; 16]);
+            users.ids.push((number as u128).to_be_bytes());
             users.arms.push(arm);
             users.exposed.push(at);
             users.is_mixed.push(false);

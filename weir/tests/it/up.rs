@@ -43,7 +43,13 @@ async fn it_says_where_it_is_and_a_new_start_finds_all_again() {
         String::from_utf8_lossy(&environment).into_owned()
     };
     let settings = ["MALLOC_ARENA_MAX=", "MALLOC_MMAP_THRESHOLD_="];
-    assert!(settings.iter().all(|name| environment(up.pid()).contains(name)));
+    let has = |process, values: [&str; 2]| {
+        let found = environment(process);
+        settings.iter().zip(values).all(|(name, value)| found.split('\0').any(|one| one == format!("{name}{value}")))
+    };
+    assert!(has(up.pid(), ["2", "1048576"]));
+    let query = up.children("query");
+    assert!(!query.is_empty() && query.iter().all(|process| has(*process, ["2", "16777216"])), "{query:?}");
     let postgres = environment(folder.postmaster().expect("Postgres runs"));
     assert!(!settings.iter().any(|name| postgres.contains(name)));
 

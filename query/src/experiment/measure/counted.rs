@@ -1,7 +1,6 @@
 //! What a metric counts of each user: which rows, and what they come to.
 
 use std::borrow::Cow;
-use std::collections::BTreeSet;
 
 use ::catalogue::REFUND_TYPES;
 use ::catalogue::definitions::{Definition, PerUser};
@@ -89,15 +88,22 @@ pub struct CohortMetric {
     aggregation: Aggregation,
 }
 
-/// What the rows of one user come to, one by one in the order of time.
-#[derive(Clone, Debug, Default)]
-pub struct Progress {
+/// What some rows of one user come to.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Total {
     /// The sum, in millionths; of a share 1 or 0.
     pub amount: i128,
     /// What a ratio is over, in millionths.
     pub base: i128,
     /// Whether a conversion of the numerator counted.
     pub has_converted: bool,
+}
+
+/// How the rows of one user come to something, one by one in the order of time.
+#[derive(Clone, Debug, Default)]
+pub struct Progress {
+    /// What those so far come to.
+    pub total: Total,
     /// Of a definition.
     own: Tally,
     /// Of what a definition is over.
@@ -111,8 +117,8 @@ pub struct Progress {
 struct Tally {
     amount: i128,
     rows: u32,
-    /// Numbers of texts that came.
-    seen: BTreeSet<u32>,
+    /// Numbers of texts that came, ascending.
+    seen: Vec<u32>,
     /// The last day with a row, in days since 1970.
     day: Option<i64>,
 }
@@ -130,7 +136,9 @@ impl Tally {
             PerUser::Max => self.amount.max(value),
             PerUser::Last | PerUser::Exists => value,
             PerUser::Distinct => {
-                self.seen.insert(row.name);
+                if let Err(place) = self.seen.binary_search(&row.name) {
+                    self.seen.insert(place, row.name);
+                }
                 self.seen.len() as i128 * Moments::SCALE
             }
             PerUser::DistinctDays => {
@@ -199,8 +207,8 @@ impl Progress {
         if place == reached && !(needs_later && step.row.time <= at) {
             self.reached = (reached + 1, step.row.time);
         }
-        self.has_converted = self.reached.0 > definition.then.len();
-        self.amount = if self.has_converted { Moments::SCALE } else { 0 };
+        self.total.has_converted = self.reached.0 > definition.then.len();
+        self.total.amount = if self.total.has_converted { Moments::SCALE } else { 0 };
     }
 }
 
@@ -353,16 +361,20 @@ impl CohortMetric {
     /// # Errors
     /// [`Overflow`].
     pub fn advance(&self, progress: &mut Progress, step: Step<'_>) -> Result<bool, Overflow> {
-        let row = step.row;
-        if let Aggregation::Defined(defined) = &self.aggregation {
-            return self.advance_by(defined, progress, step);
+        match &self.aggregation {
+            Aggregation::Defined(defined) => self.advance_by(defined, progress, step),
+            _ => self.add_row(&mut progress.total, step.row),
         }
+    }
+
+    /// The same for a metric whose rows come to something each by itself.
+    fn add_row(&self, total: &mut Total, row: &Row) -> Result<bool, Overflow> {
         let Some((amount, base)) = self.of_row(row) else { return Ok(false) };
-        progress.amount = progress.amount.checked_add(amount).ok_or(Overflow)?;
-        progress.base = progress.base.checked_add(base).ok_or(Overflow)?;
-        progress.has_converted |= self.is_conversion(row);
+        total.amount = total.amount.checked_add(amount).ok_or(Overflow)?;
+        total.base = total.base.checked_add(base).ok_or(Overflow)?;
+        total.has_converted |= self.is_conversion(row);
         if matches!(self.aggregation, Aggregation::ConversionRate) {
-            progress.amount = if progress.has_converted { Moments::SCALE } else { 0 };
+            total.amount = if total.has_converted { Moments::SCALE } else { 0 };
         }
         Ok(true)
     }
@@ -380,12 +392,12 @@ impl CohortMetric {
         let Some(value) = self.value_of(part, row) else { return Ok(false) };
         if !is_over {
             progress.own.advance(definition.per_user, row, value)?;
-            progress.amount = progress.own.amount;
-            progress.has_converted = !matches!(definition.per_user, PerUser::AtLeast(_)) || progress.amount > 0;
+            progress.total.amount = progress.own.amount;
+            progress.total.has_converted = !matches!(definition.per_user, PerUser::AtLeast(_)) || progress.total.amount > 0;
         }
         if let Some(over) = over {
             progress.over.advance(over.per_user, row, if is_over { value } else { Moments::SCALE })?;
-            progress.base = progress.over.amount;
+            progress.total.base = progress.over.amount;
         }
         Ok(true)
     }
@@ -476,12 +488,36 @@ impl CohortMetric {
             && (self.window_us.0..=self.window_us.1).contains(&(row.time - exposed))
     }
 
-    fn entry<'c>(&self, user: usize, steps: impl Iterator<Item = Step<'c>>) -> Result<Option<UserSum>, Overflow> {
-        let (mut progress, mut is_touched) = (Progress::default(), false);
-        for step in steps {
-            is_touched |= self.advance(&mut progress, step)?;
+    /// Returns what the rows of a user come to that count; none without any.
+    fn entry(
+        &self,
+        cohort: &Cohort,
+        user: usize,
+        side: Side,
+        counts: impl Fn(&Row) -> bool,
+    ) -> Result<Option<UserSum>, Overflow> {
+        let (mut total, mut is_touched) = (Total::default(), false);
+        if let Aggregation::Defined(defined) = &self.aggregation {
+            let mut progress = Progress::default();
+            let mut advance = |step: Step<'_>| -> Result<(), Overflow> {
+                if counts(step.row) {
+                    is_touched |= self.advance_by(defined, &mut progress, step)?;
+                }
+                Ok(())
+            };
+            if defined.over.is_none() && defined.then.is_empty() {
+                let mut own = self.rows(cohort, side).of(user).iter();
+                own.try_for_each(|row| advance(Step { row, part: Part::Own }))?;
+            } else {
+                self.steps_of(cohort, user, side).try_for_each(advance)?;
+            }
+            total = progress.total;
+        } else {
+            for row in self.rows(cohort, side).of(user).iter().filter(|row| counts(row)) {
+                is_touched |= self.add_row(&mut total, row)?;
+            }
         }
-        let Progress { amount, base, has_converted, .. } = progress;
+        let Total { amount, base, has_converted } = total;
         Ok(is_touched.then_some(UserSum { user: user as u32, amount, base, has_converted }))
     }
 
@@ -491,7 +527,7 @@ impl CohortMetric {
     pub fn after(&self, cohort: &Cohort) -> Result<Vec<UserSum>, Overflow> {
         let entry = |user: usize| {
             let exposed = cohort.users.exposed[user];
-            self.entry(user, self.steps(cohort, user).filter(|step| self.is_in_window(step.row, exposed)))
+            self.entry(cohort, user, Side::After, |row| self.is_in_window(row, exposed))
         };
         // Everybody has impressions, conversions few.
         if matches!(self.aggregation, Aggregation::Ratio(_, Denominator::Impressions)) {
@@ -527,7 +563,7 @@ impl CohortMetric {
     /// [`Overflow`].
     pub fn before(&self, cohort: &Cohort) -> Result<Vec<UserSum>, Overflow> {
         let filled = self.filled_of(cohort, Side::Before);
-        let entry = |user: &u32| self.entry(*user as usize, self.steps_of(cohort, *user as usize, Side::Before)).transpose();
+        let entry = |user: &u32| self.entry(cohort, *user as usize, Side::Before, |_| true).transpose();
         gathered(filled.len(), filled.iter().filter_map(entry))
     }
 }

@@ -3,7 +3,7 @@
 //! Days are those of UTC, by the time of the event. A late event therefore changes the days since it happened, not the day
 //! on which it came.
 
-use crate::experiment::measure::counted::{CohortMetric, Progress, UserSum};
+use crate::experiment::measure::counted::{CohortMetric, Progress, Total, UserSum};
 use crate::experiment::measure::covariates::{Covariates, Cross};
 use crate::experiment::measure::groups::Groups;
 use crate::experiment::measure::sums::Sums;
@@ -155,14 +155,15 @@ pub fn sums(
         }
         let mut progress = Progress::default();
         for step in counted.steps(cohort, user as usize).filter(|step| counted.is_in_window(step.row, exposed)) {
-            let (from, base, had_converted) = (shown(progress.amount), progress.base, progress.has_converted);
+            let Total { amount, base, has_converted: had_converted } = progress.total;
+            let from = shown(amount);
             if !counted.advance(&mut progress, step)? {
                 continue;
             }
             // What was done before the exposure counts from then on.
             let change = &mut changes[days.place(step.row.time.max(exposed)) * width + cell];
-            let (to, next_base) = (shown(progress.amount), progress.base);
-            change.converters += i64::from(progress.has_converted) - i64::from(had_converted);
+            let (to, next_base) = (shown(progress.total.amount), progress.total.base);
+            change.converters += i64::from(progress.total.has_converted) - i64::from(had_converted);
             change.amount = change.amount.checked_add(to - from).ok_or(Overflow)?;
             replace(&mut change.squares, (from, from), (to, to))?;
             change.base = change.base.checked_add(next_base - base).ok_or(Overflow)?;

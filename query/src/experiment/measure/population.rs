@@ -150,6 +150,9 @@ impl<'a> Population<'a> {
     /// Compares the variants in the part of their users who saw others, too, by the variant that they saw first; none without users
     /// of several variants, or who saw several.
     pub fn exclusion(&self) -> Option<Exclusion> {
+        if self.mixed == 0 {
+            return None;
+        }
         let users = &self.cohort.users;
         let mut strata = vec![vec![Count { users: 0, converted: 0 }; self.arms]; self.strata.count()];
         for (user, arm) in users.arms.iter().enumerate() {

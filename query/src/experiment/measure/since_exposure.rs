@@ -84,7 +84,7 @@ fn entries(counted: &CohortMetric, population: &Population<'_>, first: i64, coun
         let exposed = cohort.users.exposed[user as usize];
         let mut progress = Progress::default();
         for step in counted.steps(cohort, user as usize).filter(|step| counted.is_in_window(step.row, exposed)) {
-            let (from, had_converted) = (progress.amount, progress.has_converted);
+            let before = progress.total;
             if !counted.advance(&mut progress, step)? {
                 continue;
             }
@@ -94,8 +94,8 @@ fn entries(counted: &CohortMetric, population: &Population<'_>, first: i64, coun
             if place == count && counted.window_us() > (first + count as i64) * DAY_US {
                 continue;
             }
-            let (day, amount) = (&mut days[place.min(count - 1)], progress.amount - from);
-            let has_converted = progress.has_converted && !had_converted;
+            let (day, amount) = (&mut days[place.min(count - 1)], progress.total.amount - before.amount);
+            let has_converted = progress.total.has_converted && !before.has_converted;
             match day.last_mut().filter(|entry| entry.user == user) {
                 Some(entry) => {
                     entry.amount = entry.amount.checked_add(amount).ok_or(Overflow)?;

@@ -226,7 +226,7 @@ pub(crate) mod tests {
         Cohort {
             sources: vec![Source { texts: names.clone(), after: after.clone(), before: before.clone() }, views],
             users: Users {
-                keys: users.iter().map(|_| [0; 16]).collect(),
+                ids: (0..users.len() as u128).map(u128::to_be_bytes).collect(),
                 arms: users.iter().map(|(arm, _)| *arm).collect(),
                 exposed: users.iter().map(|(_, time)| *time).collect(),
                 assigned: Vec::new(),

@@ -5,6 +5,9 @@
 //! the users whom new facts touched.
 
 use std::collections::HashMap;
+use std::hash::BuildHasher;
+
+use hashbrown::{DefaultHashBuilder, HashTable};
 
 use super::traits::{Trait, TraitQuery};
 
@@ -34,18 +37,10 @@ pub struct Cohort {
 }
 
 impl Cohort {
-    /// Puts users in the place of those with the same ids, and new ones after all others. `numbers` has the number of each
-    /// user of this cohort, and of the new ones afterwards.
-    pub fn replace(&mut self, newer: Cohort, numbers: &mut HashMap<[u8; 16], u32>) {
-        let places: Vec<u32> = newer
-            .users
-            .keys
-            .iter()
-            .map(|key| {
-                let next = numbers.len() as u32;
-                *numbers.entry(*key).or_insert(next)
-            })
-            .collect();
+    /// Puts users in the place of those with the same ids, and new ones after all others.
+    pub fn replace(&mut self, newer: Cohort) {
+        let ids = &mut self.users.ids;
+        let places: Vec<u32> = newer.users.ids.all().iter().map(|id| ids.find(id).unwrap_or_else(|| ids.push(*id))).collect();
         let of_name = merge(&mut self.names, newer.names);
         let of_currency = merge(&mut self.currencies, newer.currencies);
         self.after.number(&of_name.0, &of_currency.0);
@@ -120,15 +115,13 @@ impl Cohort {
 
     /// Returns about how many bytes it takes.
     pub fn bytes(&self) -> usize {
-        let of_trigger = if self.users.assigned.is_empty() { 0 } else { size_of::<i64>() + 1 };
-        let user = size_of::<[u8; 16]>() + 2 * size_of::<u32>() + 2 * size_of::<i64>() + of_trigger;
-        let rows = |rows: &Rows| rows.rows.len() * size_of::<Row>() + (rows.starts.len() + rows.filled.len()) * size_of::<u32>();
+        let rows = |rows: &Rows| rows.rows.capacity() * size_of::<Row>() + (rows.starts.len() + rows.filled.len()) * size_of::<u32>();
         let touches: usize = self.touches.values().map(|touches| 64 + size_of_val(touches.as_slice())).sum();
         let text = |text: &String| size_of::<String>() + text.len();
         let source = |source: &Source| rows(&source.after) + rows(&source.before) + source.texts.iter().map(text).sum::<usize>();
         let sources: usize = self.sources.iter().map(source).sum();
         let traits: usize = self.traits.iter().map(|(_, known)| known.bytes()).sum();
-        self.users.len() * user + rows(&self.after) + rows(&self.before) + sources + traits + touches
+        self.users.bytes() + rows(&self.after) + rows(&self.before) + sources + traits + touches
     }
 }
 
@@ -170,11 +163,56 @@ fn set<T>(column: &mut Vec<T>, place: usize, value: T) {
     }
 }
 
+/// The id of each user by number, and the number of each by id. The table has numbers alone, five bytes each: a map would have the ids
+/// once more.
+#[derive(Clone, Debug, Default)]
+pub struct UserIds {
+    ids: Vec<[u8; 16]>,
+    numbers: HashTable<u32>,
+    /// Of random keys: clients choose ids.
+    hasher: DefaultHashBuilder,
+}
+
+impl UserIds {
+    /// Adds a user who is not there yet, and returns the number.
+    pub fn push(&mut self, id: [u8; 16]) -> u32 {
+        let UserIds { ids, numbers, hasher } = self;
+        let number = ids.len() as u32;
+        ids.push(id);
+        numbers.insert_unique(hasher.hash_one(id), number, |number| hasher.hash_one(ids[*number as usize]));
+        number
+    }
+
+    /// Returns the number of a user.
+    pub fn find(&self, id: &[u8; 16]) -> Option<u32> {
+        self.numbers.find(self.hasher.hash_one(id), |number| self.ids[*number as usize] == *id).copied()
+    }
+
+    /// Returns all ids, in the order of numbers.
+    pub fn all(&self) -> &[[u8; 16]] {
+        &self.ids
+    }
+
+    fn bytes(&self) -> usize {
+        self.ids.len() * size_of::<[u8; 16]>() + self.numbers.allocation_size()
+    }
+}
+
+impl FromIterator<[u8; 16]> for UserIds {
+    fn from_iter<T: IntoIterator<Item = [u8; 16]>>(ids: T) -> Self {
+        let mut all = UserIds::default();
+        ids.into_iter().for_each(|id| {
+            all.push(id);
+        });
+        all
+    }
+}
+
 /// Users by number.
 #[derive(Clone, Debug, Default)]
 pub struct Users {
     /// The user's id.
-    pub keys: Vec<[u8; 16]>,
+    pub ids: UserIds,
     /// The variant of the first exposure.
     pub arms: Vec<u32>,
     /// From when on it counts what the user does, in microseconds since 1970: the first exposure, or the first trigger after it where that
@@ -199,6 +237,17 @@ impl Users {
     /// Returns whether there are none.
     pub fn is_empty(&self) -> bool {
         self.arms.is_empty()
+    }
+
+    /// Returns about how many bytes they take.
+    pub fn bytes(&self) -> usize {
+        let of_trigger = if self.assigned.is_empty() { 0 } else { size_of::<i64>() + 1 };
+        self.len() * (size_of::<u32>() + 2 * size_of::<i64>() + 1 + of_trigger) + self.ids.bytes()
+    }
+
+    /// Returns the times of all first exposures.
+    pub fn all_assigned(&self) -> impl Iterator<Item = i64> {
+        (0..self.len()).map(|user| self.assigned(user))
     }
 
     /// Returns the time of a user's first exposure.
@@ -228,7 +277,7 @@ impl Users {
             kept.iter().filter_map(|user| column.get(*user as usize)).copied().collect()
         }
         Users {
-            keys: those(&self.keys, kept),
+            ids: kept.iter().filter_map(|user| self.ids.all().get(*user as usize)).copied().collect(),
             arms: those(&self.arms, kept),
             exposed: those(&self.exposed, kept),
             assigned: those(&self.assigned, kept),
@@ -239,7 +288,6 @@ impl Users {
     }
 
     fn set(&mut self, place: usize, newer: &Users, user: usize) {
-        set(&mut self.keys, place, newer.keys[user]);
         set(&mut self.arms, place, newer.arms[user]);
         set(&mut self.exposed, place, newer.exposed[user]);
         if let (Some(assigned), Some(is_triggered)) = (newer.assigned.get(user), newer.is_triggered.get(user)) {
@@ -313,7 +361,7 @@ impl Rows {
     }
 
     /// Gives names and currencies other numbers.
-    fn number(&mut self, of_name: &[u32], of_currency: &[u32]) {
+    pub(super) fn number(&mut self, of_name: &[u32], of_currency: &[u32]) {
         let is_same = |numbers: &[u32]| numbers.iter().enumerate().all(|(place, number)| place == *number as usize);
         if is_same(of_name) && is_same(of_currency) {
             return;
@@ -329,8 +377,13 @@ impl Rows {
     fn replace(&mut self, users: usize, places: &[u32], newer: &Rows) {
         let mut changed: Vec<(u32, usize)> = places.iter().enumerate().map(|(user, place)| (*place, user)).collect();
         changed.sort_unstable();
-        let mut next = Rows { starts: Vec::with_capacity(users + 1), rows: Vec::with_capacity(self.rows.len()), filled: vec![] };
         let known = self.starts.len().saturating_sub(1);
+        let has_as_many =
+            |(place, user): &(u32, usize)| *place as usize >= known || self.of(*place as usize).len() == newer.of(*user).len();
+        if known > 0 && changed.iter().all(has_as_many) {
+            return self.overwrite(&changed, newer);
+        }
+        let mut next = Rows { starts: Vec::with_capacity(users + 1), rows: Vec::with_capacity(self.rows.len()), filled: vec![] };
         let mut done = 0;
         for (place, user) in changed {
             next.keep(self, done, (place as usize).min(known));
@@ -342,6 +395,21 @@ impl Rows {
         next.starts.push(next.rows.len() as u32);
         next.filled = filled(&next.starts);
         *self = next;
+    }
+
+    /// Does the same where nobody has more rows than before or fewer; of new users all come after those who are known.
+    fn overwrite(&mut self, changed: &[(u32, usize)], newer: &Rows) {
+        for (place, user) in changed {
+            let rows = newer.of(*user);
+            match self.starts.get(*place as usize + 1) {
+                Some(end) => self.rows[*end as usize - rows.len()..*end as usize].copy_from_slice(rows),
+                None => {
+                    self.rows.extend_from_slice(rows);
+                    self.starts.push(self.rows.len() as u32);
+                    self.filled.extend((!rows.is_empty()).then_some(*place));
+                }
+            }
+        }
     }
 
     /// Returns the rows of some users, under new numbers, up to a moment.
@@ -440,7 +508,7 @@ mod tests {
             after: rows(|known| &known.2),
             before: rows(|known| &known.3),
             users: Users {
-                keys: users.iter().map(|(id, _)| [*id; 16]).collect(),
+                ids: users.iter().map(|(id, _)| [*id; 16]).collect(),
                 arms: users.iter().map(|(_, known)| known.0).collect(),
                 exposed: users.iter().map(|(_, known)| known.1).collect(),
                 assigned: Vec::new(),
@@ -480,8 +548,13 @@ mod tests {
                 let users = &cohort.users;
                 let known = &cohort.traits[0].1;
                 let value = known.of(user).map(|value| &known.values[value as usize]);
-                let of_user =
-                    (users.keys[user][0], users.arms[user], users.exposed[user], users.is_mixed[user], users.impressions[user]);
+                let of_user = (
+                    users.ids.all()[user][0],
+                    users.arms[user],
+                    users.exposed[user],
+                    users.is_mixed[user],
+                    users.impressions[user],
+                );
                 let source = &cohort.sources[0];
                 let of_source = |rows: &Rows| {
                     let text = |row: &Row| (row.time, source.texts[row.name as usize].clone(), row.value);
@@ -536,12 +609,13 @@ mod tests {
             let list = |users: &std::collections::BTreeMap<u8, UserData>| users.clone().into_iter().collect::<Vec<_>>();
             let mut now = first.clone();
             let mut followed = cohort(&list(&first));
-            let mut numbers = followed.users.keys.iter().enumerate().map(|(user, key)| (*key, user as u32)).collect();
             for newer in [second, third] {
                 now.extend(newer.clone());
                 let mut in_any_order = list(&newer);
                 in_any_order.reverse();
-                followed.replace(cohort(&in_any_order), &mut numbers);
+                followed.replace(cohort(&in_any_order));
+                let ids = followed.users.ids.all();
+                prop_assert!((0..).zip(ids).all(|(number, id)| followed.users.ids.find(id) == Some(number)));
                 prop_assert_eq!(known(&followed), known(&cohort(&list(&now))));
                 let filled = (0..followed.users.len() as u32).filter(|user| !followed.after.of(*user as usize).is_empty());
                 prop_assert_eq!(followed.after.filled(), filled.collect::<Vec<_>>());

@@ -4,7 +4,7 @@
 //! participation and attribution of their users are read, and replace what was known of them. After anything else (another
 //! catalogue, a recomputation, a log that was read again) everybody is read.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -61,8 +61,6 @@ struct Loaded {
     window_days: (i32, i32),
     version: DataVersion,
     cohort: Arc<Cohort>,
-    /// The number of each user; made when it is first needed.
-    numbers: Option<HashMap<[u8; 16], u32>>,
 }
 
 /// How a cohort comes to be that of now.
@@ -104,10 +102,8 @@ impl CachedCohort {
                     return Ok(of.cohort.clone());
                 }
                 Refresh::NewFacts(ranges) => {
-                    let read = touched(snapshot, &ranges, query).await;
-                    let (touched, left_out) = read.map_err(|error| engine::database_error(&error))?;
-                    // A cohort only grows: without somebody it is another one.
-                    if !of.has_any(&left_out) && of.follow(engine, snapshot, query, touched).await? {
+                    let touched = touched(snapshot, &ranges, query).await.map_err(|error| engine::database_error(&error))?;
+                    if of.follow(engine, snapshot, query, touched).await? {
                         metrics.cohort("followed");
                         of.version = now.clone();
                         return Ok(of.cohort.clone());
@@ -127,52 +123,47 @@ impl CachedCohort {
             window_days: query.window_days,
             version: now.clone(),
             cohort: cohort.clone(),
-            numbers: None,
         });
         Ok(cohort)
     }
 
     fn bytes(&self) -> usize {
-        let bytes = |of: &Loaded| of.cohort.bytes() + of.numbers.as_ref().map_or(0, |numbers| numbers.capacity() * 24);
-        self.loaded.as_ref().map_or(0, bytes)
+        self.loaded.as_ref().map_or(0, |of| of.cohort.bytes())
     }
 }
 
 impl Loaded {
-    /// Returns the cohort, and the number of each of its users.
-    fn numbered(&mut self) -> (&mut Arc<Cohort>, &mut HashMap<[u8; 16], u32>) {
-        let number = |cohort: &Cohort| cohort.users.keys.iter().zip(0..).map(|(key, number)| (*key, number)).collect();
-        let numbers = self.numbers.get_or_insert_with(|| number(&self.cohort));
-        (&mut self.cohort, numbers)
+    fn has(&self, user: &Uuid) -> bool {
+        self.cohort.users.ids.find(user.as_bytes()).is_some()
     }
 
-    fn has_any(&mut self, users: &[Uuid]) -> bool {
-        let has = |user: &Uuid| self.numbered().1.contains_key(user.as_bytes());
-        users.iter().any(has)
-    }
-
-    /// Reads users, and replaces what was known of them. Returns whether all who were known still take part; else nothing is replaced.
+    /// Reads users, and replaces what was known of them. Returns whether all who were known still take part; else nothing is replaced: a
+    /// cohort only grows.
     async fn follow(
         &mut self,
         engine: &Engine,
         snapshot: &Arc<Snapshot>,
         query: &CohortQuery<'_>,
-        users: Vec<Uuid>,
+        touched: Touched,
     ) -> Result<bool, ApiError> {
+        if touched.left_out.iter().any(|user| self.has(user)) {
+            return Ok(false);
+        }
+        // Who was not exposed before, and is not now, has no part in it.
+        let users: Vec<Uuid> =
+            touched.exposed.into_iter().chain(touched.active.into_iter().filter(|user| self.has(user))).collect();
         if users.is_empty() {
             return Ok(true);
         }
-        let known = users.iter().filter(|user| self.numbered().1.contains_key(user.as_bytes()));
-        let known: HashSet<[u8; 16]> = known.map(|user| user.into_bytes()).collect();
+        let known: Vec<Uuid> = users.iter().copied().filter(|user| self.has(user)).collect();
         // Each reading has one of its own, in which its tables have their names: everybody may be read after this.
         let session = engine.session().map_err(engine::api_error)?;
         let newer = cohort_reader::read(&session, snapshot, query, &Scope::These(users)).await?;
-        if newer.users.keys.iter().filter(|key| known.contains(*key)).count() < known.len() {
+        if known.iter().any(|user| newer.users.ids.find(user.as_bytes()).is_none()) {
             return Ok(false);
         }
         // From here on nothing waits, so that nobody finds a cohort half done.
-        let (cohort, numbers) = self.numbered();
-        Arc::make_mut(cohort).replace(newer, numbers);
+        Arc::make_mut(&mut self.cohort).replace(newer);
         Ok(true)
     }
 }
@@ -202,19 +193,25 @@ fn needed(then: &DataVersion, now: &DataVersion, users: usize) -> Refresh {
     if records > RECORDS_MIN.max(users as u64 / USERS_PER_RECORD) { Refresh::Reload } else { Refresh::NewFacts(ranges) }
 }
 
-/// Returns the users of an experiment's exposures, of all conversions and of what definitions speak of at these offsets, and those who were exposed and have too many rows
-/// to take part: another experiment's exposure may have been the one too many.
-async fn touched(
-    snapshot: &Snapshot,
-    ranges: &[(Uuid, i32, i64, i64)],
-    query: &CohortQuery<'_>,
-) -> Result<(Vec<Uuid>, Vec<Uuid>), sqlx::Error> {
+/// Whom new facts concern.
+struct Touched {
+    /// Users of events that may expose to the experiment.
+    exposed: Vec<Uuid>,
+    /// Users of conversions and of what definitions speak of alone; most of them may have no part in the experiment.
+    active: Vec<Uuid>,
+    /// All who were exposed and have too many rows to take part: another experiment's exposure may have been the one too many.
+    left_out: Vec<Uuid>,
+}
+
+/// Finds out whom the facts at these offsets concern.
+async fn touched(snapshot: &Snapshot, ranges: &[(Uuid, i32, i64, i64)], query: &CohortQuery<'_>) -> Result<Touched, sqlx::Error> {
+    let mut touched = Touched { exposed: Vec::new(), active: Vec::new(), left_out: Vec::new() };
     let range = |(log_id, partition, from, to): &(Uuid, i32, i64, i64)| {
         format!("(log_id = '{log_id}' AND log_partition = {partition} AND log_offset >= {from} AND log_offset < {to})")
     };
     let exact: Vec<String> = ranges.iter().map(range).collect();
     if exact.is_empty() {
-        return Ok((Vec::new(), Vec::new()));
+        return Ok(touched);
     }
     // One range of all offsets, for the index.
     let first = ranges.iter().map(|(_, _, from, _)| *from).min().unwrap_or(0);
@@ -224,22 +221,26 @@ async fn touched(
         snapshot.project(),
         exact.join(" OR ")
     );
-    let experiment = query.experiment;
-    let exposing = exposed::sources(query)
-        .into_iter()
-        .map(|(kind, condition)| format!("SELECT user_id FROM {} r WHERE {condition} AND {stored}", FactTable::of(kind).name));
+    let exposing = exposed::sources(query).into_iter().map(|(kind, condition)| {
+        format!("SELECT user_id, true AS is_exposed FROM {} r WHERE {condition} AND {stored}", FactTable::of(kind).name)
+    });
     let mut tables: Vec<&str> = query.sources.iter().map(|source| FactTable::of(source.definition.kind).name).collect();
     tables.extend(query.trigger.map(|trigger| FactTable::of(trigger.kind).name));
     tables.push(FactTable::of(Kind::Conversion).name);
     tables.sort_unstable();
     tables.dedup();
-    let all = tables.iter().map(|table| format!("SELECT user_id FROM {table} WHERE {stored}"));
-    let users = exposing.chain(all).collect::<Vec<_>>().join(" UNION ");
+    let all = tables.iter().map(|table| format!("SELECT user_id, false FROM {table} WHERE {stored}"));
+    let events = exposing.chain(all).collect::<Vec<_>>().join(" UNION ALL ");
+    let users = format!("SELECT user_id, bool_or(is_exposed) FROM ({events}) e GROUP BY user_id");
     let left_out = "SELECT user_id FROM over_active_users WHERE project_id = $1 AND $2 = ANY (experiments)";
     let mut connection = snapshot.transaction().await;
-    let users = sqlx::query_scalar(AssertSqlSafe(users)).fetch_all(&mut **connection).await?;
-    let left_out = sqlx::query_scalar(left_out).bind(snapshot.project()).bind(experiment).fetch_all(&mut **connection).await?;
-    Ok((users, left_out))
+    let users: Vec<(Uuid, bool)> = sqlx::query_as(AssertSqlSafe(users)).fetch_all(&mut **connection).await?;
+    for (user, is_exposed) in users {
+        if is_exposed { &mut touched.exposed } else { &mut touched.active }.push(user);
+    }
+    let left_out = sqlx::query_scalar(left_out).bind(snapshot.project()).bind(query.experiment);
+    touched.left_out = left_out.fetch_all(&mut **connection).await?;
+    Ok(touched)
 }
 
 /// All cached cohorts.
@@ -373,7 +374,6 @@ mod tests {
                     window_days: (0, 0),
                     version: DataVersion::default(),
                     cohort,
-                    numbers: None,
                 }),
             }
         };

@@ -1,24 +1,25 @@
-//! Reads an [`Cohort`] from one snapshot: of everybody, or of the users whom new facts touched.
+//! Reads a [`Cohort`] from one snapshot: of everybody, or of the users whom new facts touched.
 //!
-//! DataFusion scans and joins: participation, the conversions attributed to it, the conversions shortly before it, and the
-//! property of the first exposure that users are split by.
+//! DataFusion scans: participation, the conversions attributed to it, the conversions shortly before it, and the property of the first
+//! exposure that users are split by. Whose rows these are is looked up here, batch by batch, in the numbers that the users have got:
+//! a join would build a table of all users for each of them.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use ::catalogue::Trigger;
 use ::catalogue::exposures::Exposure;
-use arrow::array::{Array, AsArray, Int32Array, RecordBatch, StringViewArray};
-use arrow::datatypes::{DataType, Decimal128Type, Field, Int32Type, Int64Type, Schema, TimestampMicrosecondType};
+use arrow::array::{Array, AsArray, RecordBatch, StringViewArray};
+use arrow::datatypes::{Decimal128Type, Int32Type, Int64Type, TimestampMicrosecondType};
 use datafusion::common::DataFusionError;
-use datafusion::datasource::MemTable;
-use futures_util::TryStreamExt;
+use datafusion::execution::SendableRecordBatchStream;
+use datafusion::physical_plan::stream::RecordBatchReceiverStream;
+use futures_util::{StreamExt, TryStreamExt};
 use uuid::Uuid;
 
 use super::cohort::{Cohort, DAY_US, Row, Rows, Touch, Touches, Users};
 use super::exposed;
 use super::sources::SourceQuery;
-use super::traits::TraitQuery;
+use super::traits::{FirstExposures, TraitQuery};
 use crate::engine::{self, Session};
 use crate::experiment::request::COVARIATE_DAYS;
 use crate::http::error::ApiError;
@@ -29,9 +30,19 @@ use crate::source::tables::{Column, Source, Table, USER_KEY};
 /// Users whose impressions are read by their ids; with more, all impressions of the experiment are.
 const IDS_MAX: usize = 2_000;
 
-/// The conversions of the users.
-const ATTRIBUTED: &str = "SELECT u.n, a.name, a.currency, a.value, a.time, a.confidence
-                          FROM attributed a JOIN users u ON a.user_key = u.user_key WHERE a.time IS NOT NULL";
+/// What has no currency comes before all that have one.
+pub(super) const NO_CURRENCY: &str = "";
+
+/// Batches that wait for the users, about half a MiB each.
+const BATCHES_AHEAD: usize = 32;
+
+/// The users; the last column is for what was true at the first exposure.
+const PARTICIPANTS: &str = "SELECT user_key, exposed, arm, is_mixed, impressions FROM participants WHERE arm >= 0";
+const PARTICIPANTS_WITH_FIRST: &str =
+    "SELECT user_key, exposed, arm, is_mixed, impressions, first_impression FROM participants WHERE arm >= 0";
+
+/// Conversions.
+const ATTRIBUTED: &str = "SELECT user_key, name, currency, value, time, confidence FROM attributed WHERE time IS NOT NULL";
 
 /// What is to be read.
 pub struct CohortQuery<'a> {
@@ -94,39 +105,52 @@ impl Reader<'_> {
     async fn cohort(&self) -> Result<Cohort, DataFusionError> {
         self.add(self.participants())?;
         self.add(self.attributed())?;
-        let mut cohort = Cohort { users: self.users().await?, ..Cohort::default() };
+        let participants = if self.query.traits.is_empty() { PARTICIPANTS } else { PARTICIPANTS_WITH_FIRST };
+        let (participants, attributed) = (self.start(participants).await?, read_on(self.start(ATTRIBUTED).await?));
+        let (users, exposed_by) = self.users(participants).await?;
+        let mut cohort = Cohort { users, ..Cohort::default() };
         if let Some(trigger) = self.query.trigger {
             self.triggered(trigger, &mut cohort.users).await?;
         }
-        let (mut names, mut currencies) = (Numbers::<String>::default(), Numbers::<Option<String>>::default());
-        let mut after = self.conversions(ATTRIBUTED, &mut names, &mut currencies).await?;
-        if let Some(sql) = self.later_sql(&cohort.users) {
+        let users = &cohort.users;
+        let before = match self.before_sql(users).filter(|_| self.query.has_before) {
+            Some(sql) => {
+                self.add(self.facts("earlier"))?;
+                Some(self.start(&sql).await?)
+            }
+            None => None,
+        };
+        let (mut names, mut currencies) = (Numbers::default(), Numbers::default());
+        let mut after = self.conversions(attributed, users, |_, _| true, &mut names, &mut currencies).await?;
+        if let Some(sql) = self.later_sql(users) {
             self.add(self.facts("later"))?;
-            after.extend(self.conversions(&sql, &mut names, &mut currencies).await?);
+            let (own, longest) = self.window_us();
+            let counts = |user, time| time > users.assigned(user) + own && time <= users.exposed[user] + longest;
+            let later = self.start(&sql).await?;
+            after.extend(self.conversions(later, users, counts, &mut names, &mut currencies).await?);
         }
-        let mut before = Vec::new();
-        if self.query.has_before
-            && let Some(sql) = self.before_sql(&cohort.users)
-        {
-            self.add(self.facts("earlier"))?;
-            before = self.conversions(&sql, &mut names, &mut currencies).await?;
-        }
-        for (place, source) in self.query.sources.iter().enumerate() {
-            cohort.sources.push(self.source(place, source, &cohort.users, &mut currencies).await?);
-        }
+        let before = match before {
+            Some(earlier) => {
+                let counts = |user, time| (-COVARIATE_DAYS * DAY_US..0).contains(&(time - users.assigned(user)));
+                self.conversions(earlier, users, counts, &mut names, &mut currencies).await?
+            }
+            None => Vec::new(),
+        };
+        let mut sources = self.sources(users, &mut currencies).await?;
         let ((names, name_places), (currencies, currency_places)) = (names.sorted(), currencies.sorted());
-        for source in &mut cohort.sources {
+        for source in &mut sources {
             let same: Vec<u32> = (0..).take(source.texts.len()).collect();
             source.number(&same, &currency_places);
         }
-        for (_, row) in after.iter_mut().chain(&mut before) {
-            row.name = name_places[row.name as usize];
-            row.currency = currency_places[row.currency as usize];
-        }
-        cohort.after = Rows::new(cohort.users.len(), after);
-        cohort.before = Rows::new(cohort.users.len(), before);
-        (cohort.names, cohort.currencies) = (names, currencies);
-        let traits = self.traits(cohort.users.len()).await?;
+        let rows = |rows| {
+            let mut rows = Rows::new(users.len(), rows);
+            rows.number(&name_places, &currency_places);
+            rows
+        };
+        (cohort.after, cohort.before) = (rows(after), rows(before));
+        cohort.currencies = currencies.into_iter().map(|code| Some(code).filter(|code| code != NO_CURRENCY)).collect();
+        (cohort.names, cohort.sources) = (names, sources);
+        let traits = self.traits(&cohort.users, &exposed_by).await?;
         cohort.traits = self.query.traits.iter().cloned().zip(traits).collect();
         cohort.touches = self.touches(&cohort).await?;
         Ok(cohort)
@@ -140,11 +164,11 @@ impl Reader<'_> {
     fn participants(&self) -> Table {
         let columns = [
             (USER_KEY.name, "f.user_id", Kind::Key),
-            ("arm", &self.arm(), Kind::Int),
+            ("arm", &exposed::named_arm(self.query), Kind::Int),
             ("exposed", "f.first_exposure_date", Kind::Time),
             ("is_mixed", "cardinality(f.variants_seen) > 1", Kind::Bool),
             ("impressions", "f.total_impressions::bigint", Kind::Long),
-            ("first_impression_id", "f.first_impression_id", Kind::Uuid),
+            ("first_impression", "f.first_impression_id", Kind::Key),
         ];
         self.table("participants", "user_experiment_participation", &self.of_experiment(), &columns)
     }
@@ -175,12 +199,6 @@ impl Reader<'_> {
         self.table(name, "conversions", &of_experiment, &columns)
     }
 
-    /// The place of a row's variant among those of the query; -1 for another one.
-    fn arm(&self) -> String {
-        let variants: Vec<String> = self.query.variants.iter().map(|id| format!("'{id}'")).collect();
-        format!("coalesce(array_position(ARRAY[{}]::uuid[], f.variant_id), 0) - 1", variants.join(", "))
-    }
-
     pub(super) fn of_experiment(&self) -> String {
         format!("r.experiment_id = '{}'", self.query.experiment)
     }
@@ -207,136 +225,121 @@ impl Reader<'_> {
         }
     }
 
-    /// The table of the users, and the column of it from when on it counts what they do.
-    pub(super) fn starts(&self) -> (&'static str, &'static str) {
-        if self.query.trigger.is_some() { ("starts", "u.started") } else { ("users", "u.exposed") }
+    /// The experiment's window, and the longest one of its metrics, in microseconds.
+    fn window_us(&self) -> (i64, i64) {
+        let (own, longest) = self.query.window_days;
+        (i64::from(own) * DAY_US, i64::from(longest) * DAY_US)
     }
 
     /// Conversions after the experiment's window, for metrics whose own one is longer, and for users whose windows begin later. Nothing is
     /// attributed there.
     fn later_sql(&self, users: &Users) -> Option<String> {
-        let (own, longest) = self.query.window_days;
-        let (first, last) = ((0..users.len()).map(|user| users.assigned(user)).min()?, users.exposed.iter().max()?);
-        let (table, started) = self.starts();
+        let (own, longest) = self.window_us();
+        let (first, last) = (users.all_assigned().min()?, users.exposed.iter().max()?);
         (longest > own || self.query.trigger.is_some()).then(|| {
             format!(
-                "SELECT u.n, e.name, e.currency, e.value, e.time, CAST(100 AS INT) AS confidence
-                 FROM later e JOIN {table} u ON e.user_key = u.user_key
-                 WHERE e.time >= {} AND e.time <= {}
-                   AND e.time > u.exposed + INTERVAL '{} hours' AND e.time <= {started} + INTERVAL '{} hours'",
-                time_literal(first + i64::from(own) * DAY_US),
-                time_literal(last + i64::from(longest) * DAY_US),
-                i64::from(own) * 24,
-                i64::from(longest) * 24,
+                "SELECT user_key, name, currency, value, time, CAST(100 AS INT) AS confidence FROM later WHERE time > {} AND time <= {}",
+                time_literal(first + own),
+                time_literal(last + longest),
             )
         })
     }
 
     /// None without users: there is no time before nothing.
     fn before_sql(&self, users: &Users) -> Option<String> {
-        let assigned = || (0..users.len()).map(|user| users.assigned(user));
-        let (first, last) = (assigned().min()?, assigned().max()?);
+        let (first, last) = (users.all_assigned().min()?, users.all_assigned().max()?);
         Some(format!(
-            "SELECT u.n, e.name, e.currency, e.value, e.time, CAST(100 AS INT) AS confidence
-             FROM earlier e JOIN users u ON e.user_key = u.user_key
-             WHERE e.time >= {} AND e.time < {}
-               AND e.time >= u.exposed - INTERVAL '{} hours' AND e.time < u.exposed",
+            "SELECT user_key, name, currency, value, time, CAST(100 AS INT) AS confidence FROM earlier WHERE time >= {} AND time < {}",
             time_literal(first - COVARIATE_DAYS * DAY_US),
             time_literal(last),
-            COVARIATE_DAYS * 24,
         ))
     }
 
-    /// Runs SQL to its end, within the memory of a query.
-    pub(super) async fn collect(&self, sql: &str) -> Result<Vec<RecordBatch>, DataFusionError> {
+    /// Starts to read what SQL asks for. Four such readings are under way at a time at most, and one connection has each: not more than
+    /// [`STREAMS_MAX`](engine::STREAMS_MAX), so that no answer waits for another one's.
+    pub(super) async fn start(&self, sql: &str) -> Result<SendableRecordBatchStream, DataFusionError> {
         let plan = self.session.state().create_logical_plan(sql).await?;
-        let mut stream = self.session.run(plan).await?;
-        let (mut batches, mut bytes): (Vec<RecordBatch>, usize) = (Vec::new(), 0);
-        while let Some(batch) = stream.try_next().await? {
-            bytes += batch.get_array_memory_size();
-            if bytes > self.query.bytes_max {
-                let message =
-                    format!("the users and conversions of the experiment take more than {} bytes", self.query.bytes_max);
-                return Err(DataFusionError::ResourcesExhausted(message));
-            }
-            batches.push(batch);
-        }
-        Ok(batches)
+        self.session.run(plan).await
     }
 
-    /// Reads the users, and leaves them behind as the table `users` for joins: id, number, first exposure and its impression.
-    async fn users(&self) -> Result<Users, DataFusionError> {
-        let impression = if !self.query.traits.is_empty() { ", first_impression_id" } else { "" };
-        let sql = format!("SELECT user_key, exposed{impression}, arm, is_mixed, impressions FROM participants WHERE arm >= 0");
-        let batches = self.collect(&sql).await?;
-        let kept = if !self.query.traits.is_empty() { 3 } else { 2 };
-        let mut users = Users::default();
-        let mut numbered = Vec::new();
-        let mut schema = None;
-        for batch in &batches {
-            let from = users.len();
-            let keys = batch.column(0).as_fixed_size_binary();
-            for key in keys.iter() {
-                users.keys.push(key.and_then(|key| key.try_into().ok()).unwrap_or_default());
+    /// Looks through rows whose first column is the user's id, batch by batch, with the number of each row's user: none of who takes no part.
+    /// `found` returns how many bytes it has kept of all of them.
+    pub(super) async fn of_users(
+        &self,
+        mut rows: SendableRecordBatchStream,
+        users: &Users,
+        mut found: impl FnMut(&RecordBatch, &[Option<u32>]) -> Result<usize, DataFusionError> + Send,
+    ) -> Result<(), DataFusionError> {
+        while let Some(batch) = rows.try_next().await? {
+            let ids = batch.column(0).as_fixed_size_binary().iter();
+            let number = |id: Option<&[u8]>| users.ids.find(id?.try_into().ok()?);
+            let bytes = found(&batch, &ids.map(number).collect::<Vec<_>>())?;
+            self.check_bytes(bytes)?;
+        }
+        Ok(())
+    }
+
+    fn check_bytes(&self, bytes: usize) -> Result<(), DataFusionError> {
+        if bytes <= self.query.bytes_max {
+            return Ok(());
+        }
+        let message = format!("the users and conversions of the experiment take more than {} bytes", self.query.bytes_max);
+        Err(DataFusionError::ResourcesExhausted(message))
+    }
+
+    /// Reads the users, and what exposed them.
+    async fn users(&self, mut participants: SendableRecordBatchStream) -> Result<(Users, FirstExposures), DataFusionError> {
+        let (mut users, mut exposed_by) = (Users::default(), FirstExposures::new());
+        while let Some(batch) = participants.try_next().await? {
+            for id in batch.column(0).as_fixed_size_binary().iter() {
+                users.ids.push(id.and_then(|id| id.try_into().ok()).unwrap_or_default());
             }
             users.exposed.extend(batch.column(1).as_primitive::<TimestampMicrosecondType>().values());
-            users.arms.extend(batch.column(kept).as_primitive::<Int32Type>().values().iter().map(|arm| *arm as u32));
-            let is_mixed = batch.column(kept + 1).as_boolean();
+            users.arms.extend(batch.column(2).as_primitive::<Int32Type>().values().iter().map(|arm| *arm as u32));
+            let is_mixed = batch.column(3).as_boolean();
             users.is_mixed.extend((0..batch.num_rows()).map(|row| is_mixed.value(row)));
-            users.impressions.extend(batch.column(kept + 2).as_primitive::<Int64Type>().values());
-            let to = i32::try_from(users.len())
-                .map_err(|_| DataFusionError::ResourcesExhausted("more than 2,147,483,647 users".to_owned()))?;
-            let numbers = Int32Array::from_iter_values(from as i32..to);
-            let mut columns = batch.columns()[..kept].to_vec();
-            columns.push(Arc::new(numbers));
-            let schema = schema.get_or_insert_with(|| {
-                let mut fields: Vec<_> = batch.schema().fields()[..kept].to_vec();
-                fields.push(Arc::new(Field::new("n", DataType::Int32, false)));
-                Arc::new(Schema::new(fields))
-            });
-            numbered.push(RecordBatch::try_new(schema.clone(), columns)?);
-        }
-        let schema = schema.unwrap_or_else(|| {
-            let field = |column: &Column, name: &str| Field::new(name, column.kind.data_type(), true);
-            let mut fields = vec![field(&USER_KEY, "user_key"), Field::new("exposed", Kind::Time.data_type(), true)];
-            if !self.query.traits.is_empty() {
-                fields.push(Field::new("first_impression_id", Kind::Uuid.data_type(), true));
+            users.impressions.extend(batch.column(4).as_primitive::<Int64Type>().values());
+            if let Some(first) = batch.columns().get(5) {
+                exposed_by.extend(first.as_fixed_size_binary().iter().map(|id| id.and_then(|id| id.try_into().ok())));
             }
-            fields.push(Field::new("n", DataType::Int32, false));
-            Arc::new(Schema::new(fields))
-        });
-        self.session.add("users", Arc::new(MemTable::try_new(schema, vec![numbered])?))?;
-        Ok(users)
+            if u32::try_from(users.len()).is_err() {
+                return Err(DataFusionError::ResourcesExhausted(format!("more than {} users", u32::MAX)));
+            }
+            self.check_bytes(users.bytes())?;
+        }
+        Ok((users, exposed_by))
     }
 
-    /// Reads conversions: number of the user, name, currency, value, time, confidence.
-    pub(super) async fn conversions(
+    /// Looks through conversions: id of the user, name, currency, value, time, confidence. Those are kept that count for their user's number
+    /// at their time.
+    async fn conversions(
         &self,
-        sql: &str,
-        names: &mut Numbers<String>,
-        currencies: &mut Numbers<Option<String>>,
+        conversions: SendableRecordBatchStream,
+        users: &Users,
+        counts: impl Fn(usize, i64) -> bool + Send + Sync,
+        names: &mut Numbers,
+        currencies: &mut Numbers,
     ) -> Result<Vec<(u32, Row)>, DataFusionError> {
         let mut rows = Vec::new();
-        for batch in self.collect(sql).await? {
-            let users = batch.column(0).as_primitive::<Int32Type>();
-            let (texts, codes) = (text_column(&batch, 1)?, text_column(&batch, 2)?);
+        let found = |batch: &RecordBatch, numbers: &[Option<u32>]| {
+            let (texts, codes) = (text_column(batch, 1)?, text_column(batch, 2)?);
             let values = batch.column(3).as_primitive::<Decimal128Type>();
             let times = batch.column(4).as_primitive::<TimestampMicrosecondType>();
             let confidences = batch.column(5).as_primitive::<Int32Type>();
-            for row in 0..batch.num_rows() {
-                let code = codes.is_valid(row).then(|| codes.value(row).to_owned());
-                rows.push((
-                    users.value(row) as u32,
-                    Row {
-                        time: times.value(row),
-                        value: values.is_valid(row).then(|| values.value(row)),
-                        name: names.of(texts.value(row)),
-                        currency: currencies.of(&code),
-                        confidence: u8::try_from(confidences.value(row)).unwrap_or(0),
-                    },
-                ));
+            for (row, user) in numbers.iter().enumerate() {
+                let Some(user) = user.filter(|user| counts(*user as usize, times.value(row))) else { continue };
+                let row = Row {
+                    time: times.value(row),
+                    value: values.is_valid(row).then(|| values.value(row)),
+                    name: names.of(texts.value(row)),
+                    currency: currencies.of(if codes.is_valid(row) { codes.value(row) } else { NO_CURRENCY }),
+                    confidence: u8::try_from(confidences.value(row)).unwrap_or(0),
+                };
+                rows.push((user, row));
             }
-        }
+            Ok(rows.len() * size_of::<(u32, Row)>())
+        };
+        self.of_users(conversions, users, found).await?;
         Ok(rows)
     }
 
@@ -347,7 +350,6 @@ impl Reader<'_> {
         if mixed.is_empty() {
             return Ok(Touches::new());
         }
-        let number_of: HashMap<[u8; 16], u32> = mixed.iter().map(|user| (cohort.users.keys[*user as usize], *user)).collect();
         let columns = |kind| {
             Ok(vec![
                 (USER_KEY.name, "f.user_id".to_owned(), Kind::Key),
@@ -360,7 +362,7 @@ impl Reader<'_> {
         let mut sql = "SELECT user_key, time, arm FROM touches WHERE arm >= 0".to_owned();
         if mixed.len() <= IDS_MAX {
             let ids: Vec<String> =
-                mixed.iter().map(|user| format!("'{}'", Uuid::from_bytes(cohort.users.keys[*user as usize]))).collect();
+                mixed.iter().map(|user| format!("'{}'", Uuid::from_bytes(cohort.users.ids.all()[*user as usize]))).collect();
             sql.push_str(&format!(" AND user_id IN ({})", ids.join(", ")));
         }
         let within = |(from, to): &(Option<i64>, Option<i64>)| {
@@ -372,27 +374,45 @@ impl Reader<'_> {
         let times: Vec<String> = self.query.assigning.iter().map(within).collect();
         sql.push_str(&format!(" AND ({})", if times.is_empty() { "false".to_owned() } else { times.join(" OR ") }));
         let mut touches = Touches::new();
-        for batch in self.collect(&sql).await? {
-            let keys = batch.column(0).as_fixed_size_binary();
+        let mut count = 0;
+        let found = |batch: &RecordBatch, numbers: &[Option<u32>]| {
             let times = batch.column(1).as_primitive::<TimestampMicrosecondType>();
             let arms = batch.column(2).as_primitive::<Int32Type>();
-            for row in 0..batch.num_rows() {
-                let user = <[u8; 16]>::try_from(keys.value(row)).ok().and_then(|key| number_of.get(&key));
+            for (row, user) in numbers.iter().enumerate() {
                 let counts = |user: &u32| {
                     let exposed = cohort.users.assigned(*user as usize);
                     let anew = self.query.reassigned.iter().find(|anew| exposed < **anew);
-                    times.is_valid(row) && anew.is_none_or(|anew| times.value(row) < *anew)
+                    mixed.binary_search(user).is_ok() && times.is_valid(row) && anew.is_none_or(|anew| times.value(row) < *anew)
                 };
                 if let Some(user) = user.filter(|user| counts(user)) {
-                    touches.entry(*user).or_default().push(Touch { time: times.value(row), arm: arms.value(row) as u32 });
+                    touches.entry(user).or_default().push(Touch { time: times.value(row), arm: arms.value(row) as u32 });
+                    count += 1;
                 }
             }
-        }
+            Ok(count * size_of::<Touch>())
+        };
+        self.of_users(self.start(&sql).await?, &cohort.users, found).await?;
         for touches in touches.values_mut() {
             touches.sort_unstable();
         }
         Ok(touches)
     }
+}
+
+/// Reads on while nobody looks: conversions come as soon as the users do, whose numbers they wait for.
+fn read_on(mut rows: SendableRecordBatchStream) -> SendableRecordBatchStream {
+    let mut reading = RecordBatchReceiverStream::builder(rows.schema(), BATCHES_AHEAD);
+    let sender = reading.tx();
+    reading.spawn(async move {
+        while let Some(batch) = rows.next().await {
+            // Whoever has looked through enough reads no more.
+            if sender.send(batch).await.is_err() {
+                break;
+            }
+        }
+        Ok(())
+    });
+    reading.build()
 }
 
 /// Returns the rows `r` of some users for which `condition` holds, by a look-up for each. OFFSET 0 keeps the planner from joining in another
@@ -417,29 +437,17 @@ pub(super) fn text_column(batch: &RecordBatch, column: usize) -> Result<&StringV
 
 /// Numbers for texts in the order in which they come; [`Numbers::sorted`] puts that right.
 #[derive(Default)]
-pub(super) struct Numbers<T> {
-    numbers: HashMap<T, u32>,
-}
+pub(super) struct Numbers(hashbrown::HashMap<String, u32>);
 
-impl<T: Clone + Eq + std::hash::Hash + Ord> Numbers<T> {
-    pub(super) fn of<Q>(&mut self, text: &Q) -> u32
-    where
-        T: std::borrow::Borrow<Q>,
-        Q: std::hash::Hash + Eq + ToOwned<Owned = T> + ?Sized,
-    {
-        match self.numbers.get(text) {
-            Some(number) => *number,
-            None => {
-                let number = self.numbers.len() as u32;
-                self.numbers.insert(text.to_owned(), number);
-                number
-            }
-        }
+impl Numbers {
+    pub(super) fn of(&mut self, text: &str) -> u32 {
+        let next = self.0.len() as u32;
+        *self.0.entry_ref(text).or_insert(next)
     }
 
     /// Returns the texts in their order, and for each number given out its place among them.
-    pub(super) fn sorted(self) -> (Vec<T>, Vec<u32>) {
-        let mut texts: Vec<(T, u32)> = self.numbers.into_iter().collect();
+    pub(super) fn sorted(self) -> (Vec<String>, Vec<u32>) {
+        let mut texts: Vec<(String, u32)> = self.0.into_iter().collect();
         texts.sort();
         let mut places = vec![0; texts.len()];
         for (place, (_, number)) in texts.iter().enumerate() {
@@ -455,7 +463,7 @@ mod tests {
 
     #[test]
     fn texts_get_numbers_in_their_order() {
-        let mut numbers = Numbers::<String>::default();
+        let mut numbers = Numbers::default();
         assert_eq!(["b", "a", "b", "c"].map(|text| numbers.of(text)), [0, 1, 0, 2]);
         let (texts, places) = numbers.sorted();
         assert_eq!((texts, places), (vec!["a".to_owned(), "b".to_owned(), "c".to_owned()], vec![1, 0, 2]));

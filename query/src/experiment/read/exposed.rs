@@ -55,14 +55,19 @@ fn text_of(property: &str) -> String {
     )
 }
 
+/// The place of the variant that a row `f` names among those of the query; -1 for another one.
+pub(super) fn named_arm(query: &CohortQuery<'_>) -> String {
+    let known = query.variants.iter().enumerate().map(|(place, id)| format!(" WHEN '{id}' THEN {place}"));
+    if query.variants.is_empty() {
+        return "-1".to_owned();
+    }
+    format!("CASE f.variant_id{} ELSE -1 END", known.collect::<String>())
+}
+
 /// The place of the variant that a row `f` of a kind exposes to among those of the query; -1 if it does not.
 pub(super) fn arm(query: &CohortQuery<'_>, kind: Kind) -> String {
     let place = |variant: &Uuid| query.variants.iter().position(|known| known == variant);
-    let named = || {
-        let known = query.variants.iter().enumerate().map(|(place, id)| format!("WHEN '{id}' THEN {place}"));
-        format!("CASE f.variant_id {} ELSE -1 END", known.collect::<Vec<_>>().join(" "))
-    };
-    let Some(exposure) = query.exposure else { return named() };
+    let Some(exposure) = query.exposure else { return named_arm(query) };
     let of_source = |source: &Source| {
         let mut conditions = vec![is_named(kind, "f", source.events.iter().map(String::as_str))];
         conditions.extend(
@@ -72,7 +77,9 @@ pub(super) fn arm(query: &CohortQuery<'_>, kind: Kind) -> String {
                 .map(|(property, accepted)| format!("{} IN ({})", text_of(property), texts(accepted.iter().map(String::as_str)))),
         );
         let (condition, arm) = match &source.variant {
-            VariantIn::Event => (format!("f.experiment_id = '{}' AND f.variant_id IS NOT NULL", query.experiment), named()),
+            VariantIn::Event => {
+                (format!("f.experiment_id = '{}' AND f.variant_id IS NOT NULL", query.experiment), named_arm(query))
+            }
             VariantIn::Constant(variant) => {
                 let place = variant.as_ref().and_then(place).map_or(-1, |place| place as i64);
                 (variant.is_some().to_string(), place.to_string())

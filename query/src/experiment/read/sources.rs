@@ -1,23 +1,22 @@
 //! Events that the definitions of metrics speak of: of any kind, with a condition and a value of each.
 
-use std::sync::Arc;
-
 use ::catalogue::Trigger;
 use ::catalogue::definitions::{AMOUNT, Definition, PerUser};
-use arrow::array::{ArrayRef, AsArray, FixedSizeBinaryBuilder, Int32Array, RecordBatch, TimestampMicrosecondArray};
-use arrow::datatypes::{DataType, Int32Type, TimestampMicrosecondType};
+use arrow::array::{Array, AsArray, RecordBatch};
+use arrow::datatypes::{DataType, Decimal128Type, TimestampMicrosecondType};
 use datafusion::common::tree_node::TreeNode;
 use datafusion::common::{DFSchema, DataFusionError, ScalarValue};
 use datafusion::dataframe::DataFrame;
-use datafusion::datasource::{MemTable, provider_as_source};
+use datafusion::datasource::provider_as_source;
+use datafusion::execution::SendableRecordBatchStream;
 use datafusion::logical_expr::{Expr, LogicalPlanBuilder, cast, try_cast};
 use datafusion::prelude::{col, in_list, lit};
 use events::Kind;
 use events::fact::{FACT_TABLES, FactTable};
 use uuid::Uuid;
 
-use super::cohort::{DAY_US, Rows, Source, Users};
-use super::cohort_reader::{Numbers, Reader, Scope, rows_of, time_literal};
+use super::cohort::{DAY_US, Row, Rows, Source, Users};
+use super::cohort_reader::{NO_CURRENCY, Numbers, Reader, Scope, rows_of, text_column, time_literal};
 use crate::config::Limits;
 use crate::engine::{self, Engine, Session};
 use crate::experiment::request::COVARIATE_DAYS;
@@ -201,114 +200,209 @@ pub(super) fn table(kind: Kind, scope: &Scope, project: Uuid) -> Option<Table> {
     Some(events)
 }
 
-impl Reader<'_> {
-    /// Reads the events of a definition: of its window, and of the days before the first exposure.
-    pub(super) async fn source(
-        &self,
-        place: usize,
-        query: &SourceQuery,
-        users: &Users,
-        currencies: &mut Numbers<Option<String>>,
-    ) -> Result<Source, DataFusionError> {
-        let mut texts = Numbers::<String>::default();
-        let assigned = (0..users.len()).map(|user| users.assigned(user)).min();
-        let (Some(first), Some(last)) = (assigned, users.exposed.iter().max()) else {
-            return Ok(Source::default());
-        };
-        let (table, started) = self.starts();
-        let name = format!("source_{place}");
-        let plan = self.events(&query.definition)?;
-        self.session.add(&name, plan.into_view())?;
-        let within = |(from, to): (i64, i64), starts: &[&str]| {
-            let window = |start: &&str| {
-                let (from, to) = (from / MINUTE_US, to / MINUTE_US);
-                format!("(e.time >= {start} + INTERVAL '{from} minutes' AND e.time < {start} + INTERVAL '{to} minutes')")
-            };
-            format!(
-                "SELECT u.n, e.name, e.currency, e.value, e.time, CAST(100 AS INT) AS confidence
-                 FROM {name} e JOIN {table} u ON e.user_key = u.user_key
-                 WHERE e.time >= {} AND e.time < {} AND ({})",
-                time_literal(first.saturating_add(from)),
-                time_literal(last.saturating_add(to)),
-                starts.iter().map(window).collect::<Vec<_>>().join(" OR "),
-            )
-        };
-        // Before its trigger came a user is one of those who have not begun, whose window is that of the exposure.
-        let starts: &[&str] = if self.query.trigger.is_some() { &[started, EXPOSED] } else { &[EXPOSED] };
-        let mut after = self.conversions(&within(query.window_us, starts), &mut texts, currencies).await?;
-        let mut before = Vec::new();
-        // What lies before the exposure is no history where the metric is about it.
-        if self.query.has_before && query.has_before && query.window_us.0 >= 0 {
-            let history = (-COVARIATE_DAYS * DAY_US, 0);
-            before = self.conversions(&within(history, &[EXPOSED]), &mut texts, currencies).await?;
-        }
-        let (texts, places) = texts.sorted();
-        for (_, row) in after.iter_mut().chain(&mut before) {
-            row.name = places[row.name as usize];
-        }
-        Ok(Source { texts, after: Rows::new(users.len(), after), before: Rows::new(users.len(), before) })
+/// Definitions whose events are read at once, at most: they are planned on an ordinary stack.
+const SOURCES_AT_ONCE: usize = 8;
+/// The columns of events that all definitions share, and those that each of them has.
+const SHARED: usize = 3;
+const OWN: usize = 3;
+
+/// The events of one definition while they are read.
+#[derive(Default)]
+struct Found {
+    texts: Numbers,
+    after: Vec<(u32, Row)>,
+    before: Vec<(u32, Row)>,
+}
+
+impl Found {
+    fn bytes(&self) -> usize {
+        (self.after.len() + self.before.len()) * size_of::<(u32, Row)>()
     }
 
-    /// Finds each user's first trigger at or after the exposure, and leaves the users behind as the table `starts`: id, number, first
-    /// exposure, and from when on it counts what they do.
-    pub(super) async fn triggered(&self, trigger: &Trigger, users: &mut Users) -> Result<(), DataFusionError> {
-        users.assigned.clone_from(&users.exposed);
-        users.is_triggered = vec![false; users.len()];
-        if let Some(first) = users.exposed.iter().min() {
-            let plan = self.events(&trigger.definition())?;
-            self.session.add("triggers", plan.into_view())?;
-            let sql = format!(
-                "SELECT u.n, min(e.time) AS time FROM triggers e JOIN users u ON e.user_key = u.user_key
-                 WHERE e.time >= {} AND e.time >= u.exposed GROUP BY u.n",
-                time_literal(*first)
-            );
-            for batch in self.collect(&sql).await? {
-                let numbers = batch.column(0).as_primitive::<Int32Type>();
-                let times = batch.column(1).as_primitive::<TimestampMicrosecondType>();
-                for row in 0..batch.num_rows() {
-                    let user = numbers.value(row) as usize;
-                    (users.exposed[user], users.is_triggered[user]) = (times.value(row), true);
+    fn into_source(self, users: usize) -> Source {
+        let (texts, places) = self.texts.sorted();
+        let rows = |mut rows: Vec<(u32, Row)>| {
+            rows.iter_mut().for_each(|(_, row)| row.name = places[row.name as usize]);
+            Rows::new(users, rows)
+        };
+        Source { after: rows(self.after), before: rows(self.before), texts }
+    }
+}
+
+impl Reader<'_> {
+    /// Reads the events of all definitions: of their windows, and of the days before the first exposure. Those of one kind of event are read
+    /// together, unless they have conditions about events of other names, of which a condition may fail.
+    pub(super) async fn sources(&self, users: &Users, currencies: &mut Numbers) -> Result<Vec<Source>, DataFusionError> {
+        let queries = self.query.sources;
+        if users.is_empty() {
+            return Ok(queries.iter().map(|_| Source::default()).collect());
+        }
+        let mut places: Vec<usize> = (0..queries.len()).collect();
+        let alike = |place: &usize| {
+            let definition = &queries[*place].definition;
+            (definition.kind.as_str(), definition.condition.as_ref().map(|_| &definition.events))
+        };
+        places.sort_by_key(alike);
+        let groups = places.chunk_by(|one, two| alike(one) == alike(two)).flat_map(|group| group.chunks(SOURCES_AT_ONCE));
+        let groups: Vec<Vec<&SourceQuery>> = groups.map(|group| group.iter().map(|place| &queries[*place]).collect()).collect();
+        let mut found = Vec::with_capacity(queries.len());
+        let mut next = None;
+        for (number, group) in groups.iter().enumerate() {
+            let rows = match next.take() {
+                Some(rows) => rows,
+                None => self.start_together(number, group, users).await?,
+            };
+            // While one is looked through the next one is read.
+            if let Some(following) = groups.get(number + 1) {
+                next = Some(self.start_together(number + 1, following, users).await?);
+            }
+            found.extend(self.look_through(rows, group, users, currencies).await?);
+        }
+        let mut sources: Vec<Source> = queries.iter().map(|_| Source::default()).collect();
+        places.into_iter().zip(found).for_each(|(place, source)| sources[place] = source);
+        Ok(sources)
+    }
+
+    /// The days before the first exposure, where what is done in them is compared with what is done after it: what lies there is no history
+    /// where the metric is about it.
+    fn history(&self, query: &SourceQuery) -> Option<(i64, i64)> {
+        let has_before = self.query.has_before && query.has_before && query.window_us.0 >= 0;
+        has_before.then_some((-COVARIATE_DAYS * DAY_US, 0))
+    }
+
+    /// Starts to read the events of some definitions.
+    async fn start_together(
+        &self,
+        number: usize,
+        asked: &[&SourceQuery],
+        users: &Users,
+    ) -> Result<SendableRecordBatchStream, DataFusionError> {
+        let windows = || asked.iter().flat_map(|query| self.history(query).into_iter().chain([query.window_us]));
+        let from = windows().map(|(from, _)| from).min().unwrap_or(0);
+        let to = windows().map(|(_, to)| to).max().unwrap_or(0);
+        let (first, last) = (users.all_assigned().min().unwrap_or(0), users.exposed.iter().max().copied().unwrap_or(0));
+        let name = format!("events_{number}");
+        let definitions: Vec<&Definition> = asked.iter().map(|query| &query.definition).collect();
+        self.session.add(&name, self.events(&definitions)?.into_view())?;
+        let sql = format!(
+            "SELECT * FROM {name} WHERE time >= {} AND time < {}",
+            time_literal(first.saturating_add(from)),
+            time_literal(last.saturating_add(to)),
+        );
+        self.start(&sql).await
+    }
+
+    async fn look_through(
+        &self,
+        rows: SendableRecordBatchStream,
+        asked: &[&SourceQuery],
+        users: &Users,
+        currencies: &mut Numbers,
+    ) -> Result<Vec<Source>, DataFusionError> {
+        let mut all: Vec<Found> = asked.iter().map(|_| Found::default()).collect();
+        let found = |batch: &RecordBatch, numbers: &[Option<u32>]| {
+            let times = batch.column(1).as_primitive::<TimestampMicrosecondType>();
+            let codes = text_column(batch, 2)?;
+            for (place, (found, query)) in all.iter_mut().zip(asked).enumerate() {
+                let own = SHARED + OWN * place;
+                let (is_one, values) = (batch.column(own).as_boolean(), batch.column(own + 1).as_primitive::<Decimal128Type>());
+                let (texts, history) = (text_column(batch, own + 2)?, self.history(query));
+                let has_currency = query.definition.has_amounts();
+                for (row, user) in numbers.iter().enumerate().filter(|(row, _)| is_one.is_valid(*row) && is_one.value(*row)) {
+                    let Some(user) = *user else { continue };
+                    let (begun, assigned) = (users.exposed[user as usize], users.assigned(user as usize));
+                    let time = times.value(row);
+                    let is_in = |(from, to): (i64, i64), start: i64| (from..to).contains(&(time - start));
+                    // Before its trigger came a user is one of those who have not begun, whose window is that of the exposure.
+                    let is_after = is_in(query.window_us, begun) || is_in(query.window_us, assigned);
+                    let is_before = history.is_some_and(|history| is_in(history, assigned));
+                    if !is_after && !is_before {
+                        continue;
+                    }
+                    let code = if has_currency && codes.is_valid(row) { codes.value(row) } else { NO_CURRENCY };
+                    let row = Row {
+                        time,
+                        value: values.is_valid(row).then(|| values.value(row)),
+                        name: found.texts.of(texts.value(row)),
+                        currency: currencies.of(code),
+                        confidence: 100,
+                    };
+                    found.after.extend(is_after.then_some((user, row)));
+                    found.before.extend(is_before.then_some((user, row)));
                 }
             }
-        }
-        let time = |times: &Vec<i64>| -> ArrayRef {
-            Arc::new(TimestampMicrosecondArray::from_iter_values(times.iter().copied()).with_timezone("UTC"))
+            Ok(all.iter().map(Found::bytes).sum())
         };
-        let mut keys = FixedSizeBinaryBuilder::with_capacity(users.len(), 16);
-        for key in &users.keys {
-            keys.append_value(key)?;
-        }
-        let columns: Vec<(&str, ArrayRef)> = vec![
-            ("user_key", Arc::new(keys.finish())),
-            ("n", Arc::new(Int32Array::from_iter_values(0..users.len() as i32))),
-            ("exposed", time(&users.assigned)),
-            ("started", time(&users.exposed)),
-        ];
-        let batch = RecordBatch::try_from_iter(columns)?;
-        self.session.add("starts", Arc::new(MemTable::try_new(batch.schema(), vec![vec![batch]])?))
+        self.of_users(rows, users, found).await?;
+        Ok(all.into_iter().map(|found| found.into_source(users.len())).collect())
     }
 
-    /// The events of a definition: user, time, and what of each is wanted.
-    fn events(&self, definition: &Definition) -> Result<DataFrame, DataFusionError> {
-        let external = |error: ApiError| DataFusionError::Plan(error.message);
-        let table = table(definition.kind, self.scope, self.snapshot.project());
+    /// Finds each user's first trigger at or after the exposure, from when on it counts what the user does.
+    pub(super) async fn triggered(&self, trigger: &Trigger, users: &mut Users) -> Result<(), DataFusionError> {
+        let Some(first) = users.exposed.iter().min() else { return Ok(()) };
+        let plan = self.events(&[&trigger.definition()])?;
+        self.session.add("triggers", plan.into_view())?;
+        let sql = format!("SELECT user_key, time FROM triggers WHERE time >= {}", time_literal(*first));
+        let mut triggered: Vec<Option<i64>> = vec![None; users.len()];
+        let found = |batch: &RecordBatch, numbers: &[Option<u32>]| {
+            let times = batch.column(1).as_primitive::<TimestampMicrosecondType>().values();
+            for (user, time) in numbers.iter().zip(times).filter_map(|(user, time)| Some(((*user)? as usize, *time))) {
+                let known = &mut triggered[user];
+                if time >= users.exposed[user] && known.is_none_or(|known| time < known) {
+                    *known = Some(time);
+                }
+            }
+            Ok(0)
+        };
+        self.of_users(self.start(&sql).await?, users, found).await?;
+        users.assigned.clone_from(&users.exposed);
+        users.is_triggered = triggered.iter().map(Option::is_some).collect();
+        for (exposed, triggered) in users.exposed.iter_mut().zip(triggered) {
+            *exposed = triggered.unwrap_or(*exposed);
+        }
+        Ok(())
+    }
+
+    /// The events of definitions of one kind: user, time and currency, and for each definition whether an event is one of its, the value, and the
+    /// text by which it is told apart.
+    fn events(&self, definitions: &[&Definition]) -> Result<DataFrame, DataFusionError> {
+        let table = definitions.first().and_then(|first| table(first.kind, self.scope, self.snapshot.project()));
         let table = table.ok_or_else(|| DataFusionError::Internal("no table events".to_owned()))?;
         let schema = DFSchema::try_from(table.schema().as_ref().clone())?;
-        let condition = of_definition(definition, "where", self.session, &schema).map_err(external)?;
-        let property = property(definition, "value").map_err(external)?;
         let scan = provider_as_source(Session::scan_of(table, self.snapshot));
-        let state = self.session.state();
         let source = LogicalPlanBuilder::scan("events", scan, None)?.build()?;
-        let mut events = DataFrame::new(state.clone(), source).filter(!col("is_bot"))?;
-        if !definition.events.is_empty() {
-            let names = definition.events.iter().map(|name| lit(name.as_str())).collect();
-            events = events.filter(in_list(col("event"), names, false))?;
+        let mut events = DataFrame::new(self.session.state().clone(), source).filter(!col("is_bot"))?;
+        // What is filtered Postgres is told, too.
+        if definitions.iter().all(|definition| !definition.events.is_empty()) {
+            let mut names: Vec<&str> = definitions.iter().flat_map(|definition| &definition.events).map(String::as_str).collect();
+            names.sort_unstable();
+            names.dedup();
+            events = events.filter(is_named(names))?;
         }
-        if let Some(condition) = condition {
-            events = events.filter(condition)?;
+        let has_amounts = definitions.iter().any(|definition| definition.has_amounts());
+        let currency = if has_amounts { col("currency") } else { null(DataType::Utf8View)? };
+        let mut columns =
+            vec![col("user_key"), col("event_time").alias("time"), cast(currency, DataType::Utf8View).alias("currency")];
+        for (place, definition) in definitions.iter().enumerate() {
+            let [is_one, value, text] = self.columns(definition, &schema)?;
+            if definitions.len() == 1 && definition.condition.is_some() {
+                events = events.filter(is_one.clone())?;
+            }
+            columns.extend([
+                is_one.alias(format!("is_one_{place}")),
+                value.alias(format!("value_{place}")),
+                text.alias(format!("text_{place}")),
+            ]);
         }
-        let null = |kind: DataType| ScalarValue::try_from(&kind).map(lit);
-        let decimal = DataType::Decimal128(20, 6);
+        events.select(columns)
+    }
+
+    /// Whether an event is one of a definition's, its value, and the text by which it is told apart.
+    fn columns(&self, definition: &Definition, schema: &DFSchema) -> Result<[Expr; OWN], DataFusionError> {
+        let external = |error: ApiError| DataFusionError::Plan(error.message);
+        let condition = of_definition(definition, "where", self.session, schema).map_err(external)?;
+        let property = property(definition, "value").map_err(external)?;
+        let (state, decimal) = (self.session.state(), DataType::Decimal128(20, 6));
         let value = match &property {
             Some(Property::Column(AMOUNT)) if definition.per_user.needs_number() => col(AMOUNT),
             Some(property) if definition.per_user.needs_number() => try_cast(property.expr(state)?, decimal),
@@ -318,20 +412,24 @@ impl Reader<'_> {
             Some(property) if definition.per_user == PerUser::Distinct => property.expr(state)?,
             _ => lit(""),
         };
-        let currency = if definition.has_amounts() { col("currency") } else { null(DataType::Utf8View)? };
-        let columns = vec![
-            col("user_key"),
-            col("event_time").alias("time"),
-            cast(told_apart, DataType::Utf8View).alias("name"),
-            cast(currency, DataType::Utf8View).alias("currency"),
-            value.alias("value"),
-        ];
-        let events = events.select(columns)?;
+        let mut is_one = match (condition, definition.events.as_slice()) {
+            // All that are read have these names.
+            (Some(condition), _) => condition,
+            (None, []) => lit(true),
+            (None, names) => is_named(names.iter().map(String::as_str)),
+        };
         // Who tells values apart has nothing to tell where there is none.
-        if definition.per_user == PerUser::Distinct { events.filter(col("name").is_not_null()) } else { Ok(events) }
+        if definition.per_user == PerUser::Distinct {
+            is_one = is_one.and(told_apart.clone().is_not_null());
+        }
+        Ok([is_one, value, cast(told_apart, DataType::Utf8View)])
     }
 }
 
-const MINUTE_US: i64 = 60_000_000;
-/// The first exposure, in the tables of users.
-const EXPOSED: &str = "u.exposed";
+fn is_named<'a>(names: impl IntoIterator<Item = &'a str>) -> Expr {
+    in_list(col("event"), names.into_iter().map(lit).collect(), false)
+}
+
+fn null(kind: DataType) -> Result<Expr, DataFusionError> {
+    ScalarValue::try_from(&kind).map(lit)
+}

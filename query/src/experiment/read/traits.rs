@@ -2,8 +2,8 @@
 //! condition held.
 
 use ::catalogue::exposures::Exposure;
-use arrow::array::{Array, AsArray};
-use arrow::datatypes::Int32Type;
+use arrow::array::{Array, AsArray, RecordBatch};
+use arrow::datatypes::TimestampMicrosecondType;
 use datafusion::common::{DFSchema, DataFusionError};
 use datafusion::dataframe::DataFrame;
 use datafusion::datasource::provider_as_source;
@@ -14,6 +14,7 @@ use events::fact::{FACT_TABLES, FactTable};
 use sqlx::AssertSqlSafe;
 use uuid::Uuid;
 
+use super::cohort::Users;
 use super::cohort_reader::{Numbers, Reader, text_column};
 use super::exposed::{self, Columns};
 use super::sources;
@@ -23,7 +24,7 @@ use crate::http::error::ApiError;
 use crate::source::copy::Kind as ColumnKind;
 use crate::source::property::Property;
 use crate::source::snapshot::Snapshot;
-use crate::source::tables::{self, Table, USER_KEY};
+use crate::source::tables::{self, Column, Table, USER_KEY};
 
 /// Values of a property that is searched, at most.
 pub const EXPLORED_VALUES_MAX: usize = 50;
@@ -189,25 +190,53 @@ fn value_column(place: usize) -> &'static str {
 /// Properties that are read at once, at most.
 pub const TRAITS_MAX: usize = 64;
 
+/// The id of an event, as [`USER_KEY`] is that of a user.
+const EVENT_KEY: Column = Column { name: "event_key", kind: ColumnKind::Key };
+
+/// The event that exposed each user first; none of who has none. Empty where nobody asks.
+pub(super) type FirstExposures = Vec<Option<[u8; 16]>>;
+
 impl Reader<'_> {
     /// Reads what users had at their first exposure.
-    pub(super) async fn traits(&self, users: usize) -> Result<Vec<Trait>, DataFusionError> {
+    pub(super) async fn traits(&self, users: &Users, exposed_by: &FirstExposures) -> Result<Vec<Trait>, DataFusionError> {
         let queries = self.query.traits;
         let of_values: Vec<usize> = (0..queries.len()).filter(|place| !queries[*place].properties().is_empty()).collect();
         let mut values = Vec::new();
         if !of_values.is_empty() {
             let asked: Vec<&TraitQuery> = of_values.iter().map(|place| &queries[*place]).collect();
             self.add(self.first_exposures(&asked)?)?;
-            values = self.values(&asked, users).await?;
+            values = self.values(&asked, users, exposed_by).await?;
         }
         let (mut found, mut values) = (Vec::with_capacity(queries.len()), values.into_iter());
         for (place, query) in queries.iter().enumerate() {
             found.push(match query {
-                TraitQuery::Condition(condition) => self.holds(place, condition, users).await?,
+                TraitQuery::Condition(condition) => self.holds(place, condition, users, exposed_by).await?,
                 _ => values.next().unwrap_or_default(),
             });
         }
         Ok(found)
+    }
+
+    /// Looks through events whose first columns are [`USER_KEY`], [`EVENT_KEY`] and the time; only those which are their users' first
+    /// exposures have a number.
+    async fn of_first_exposures(
+        &self,
+        sql: &str,
+        users: &Users,
+        exposed_by: &FirstExposures,
+        mut found: impl FnMut(&RecordBatch, &[Option<u32>]) -> Result<(), DataFusionError> + Send,
+    ) -> Result<(), DataFusionError> {
+        let of_users = |batch: &RecordBatch, numbers: &[Option<u32>]| {
+            let ids = batch.column(1).as_fixed_size_binary();
+            let times = batch.column(2).as_primitive::<TimestampMicrosecondType>();
+            let is_first = |row: usize, user: &u32| {
+                let (user, id) = (*user as usize, <[u8; 16]>::try_from(ids.value(row)).ok());
+                id.is_some() && exposed_by[user] == id && times.value(row) == users.assigned(user)
+            };
+            let first = numbers.iter().enumerate().map(|(row, user)| user.filter(|user| is_first(row, user)));
+            found(batch, &first.collect::<Vec<_>>()).map(|()| 0)
+        };
+        self.of_users(self.start(sql).await?, users, of_users).await
     }
 
     /// Events that may be exposures to one experiment, with the values of properties: of several that are crossed those of all, of which those that are not
@@ -242,7 +271,7 @@ impl Reader<'_> {
         let values = queries.iter().map(value).collect::<Result<Vec<String>, DataFusionError>>()?;
         let mut columns = vec![
             (USER_KEY.name, "f.user_id".to_owned(), ColumnKind::Key),
-            ("event_id", "f.id".to_owned(), ColumnKind::Uuid),
+            (EVENT_KEY.name, "f.id".to_owned(), EVENT_KEY.kind),
             ("time", "f.event_time".to_owned(), ColumnKind::Time),
         ];
         columns.extend(values.into_iter().enumerate().map(|(place, value)| (value_column(place), value, ColumnKind::Text)));
@@ -250,59 +279,67 @@ impl Reader<'_> {
     }
 
     /// Reads the values of each user's first exposure.
-    async fn values(&self, queries: &[&TraitQuery], users: usize) -> Result<Vec<Trait>, DataFusionError> {
-        let columns: Vec<String> = (0..queries.len()).map(|place| format!("e.{}", value_column(place))).collect();
-        let sql = format!(
-            "SELECT u.n, {} FROM first_exposures e
-             JOIN users u ON e.user_key = u.user_key AND e.event_id = u.first_impression_id AND e.time = u.exposed",
-            columns.join(", ")
-        );
-        let mut found: Vec<Found> = queries.iter().map(|query| Found::new(users, query.values_max())).collect();
-        for batch in self.collect(&sql).await? {
-            let numbers = batch.column(0).as_primitive::<Int32Type>();
-            for (place, found) in found.iter_mut().enumerate() {
-                let values = text_column(&batch, place + 1)?;
-                for row in (0..batch.num_rows()).filter(|row| values.is_valid(*row)) {
-                    found.note(numbers.value(row) as usize, values.value(row));
+    async fn values(
+        &self,
+        queries: &[&TraitQuery],
+        users: &Users,
+        exposed_by: &FirstExposures,
+    ) -> Result<Vec<Trait>, DataFusionError> {
+        let columns: Vec<&str> = (0..queries.len()).map(value_column).collect();
+        let sql = format!("SELECT user_key, event_key, time, {} FROM first_exposures", columns.join(", "));
+        let mut all: Vec<Found> = queries.iter().map(|query| Found::new(users.len(), query.values_max())).collect();
+        let found = |batch: &RecordBatch, numbers: &[Option<u32>]| {
+            for (place, found) in all.iter_mut().enumerate() {
+                let values = text_column(batch, place + 3)?;
+                for (row, user) in numbers.iter().enumerate().filter_map(|(row, user)| Some((row, (*user)?))) {
+                    if values.is_valid(row) {
+                        found.note(user as usize, values.value(row));
+                    }
                 }
             }
-        }
-        Ok(found.into_iter().map(Found::into_trait).collect())
+            Ok(())
+        };
+        self.of_first_exposures(&sql, users, exposed_by, found).await?;
+        Ok(all.into_iter().map(Found::into_trait).collect())
     }
 
     /// Finds the users for whose first exposure a condition holds.
-    async fn holds(&self, place: usize, condition: &str, users: usize) -> Result<Trait, DataFusionError> {
+    async fn holds(
+        &self,
+        place: usize,
+        condition: &str,
+        users: &Users,
+        exposed_by: &FirstExposures,
+    ) -> Result<Trait, DataFusionError> {
         let external = |error: ApiError| DataFusionError::Plan(error.message);
         let mut tables = exposed::sources(self.query)
             .into_iter()
             .filter_map(|(kind, _)| sources::table(kind, self.scope, self.snapshot.project()));
         let mut table = tables.next().ok_or_else(|| DataFusionError::Internal("no table events".to_owned()))?;
         table.sources.extend(tables.flat_map(|other| other.sources));
+        table.columns.push(EVENT_KEY);
+        table.sources.iter_mut().for_each(|source| source.expressions.push("f.id".to_owned()));
         let schema = DFSchema::try_from(table.schema().as_ref().clone())?;
         let condition = sources::condition(condition, "where", self.session, &schema).map_err(external)?;
         let scan = provider_as_source(Session::scan_of(table, self.snapshot));
         let source = LogicalPlanBuilder::scan("events", scan, None)?.build()?;
         let events = DataFrame::new(self.session.state().clone(), source).filter(condition)?;
-        let columns = vec![col("user_key"), col("event_id"), col("event_time").alias("time")];
+        let columns = vec![col(USER_KEY.name), col(EVENT_KEY.name), col("event_time")];
         let name = format!("condition_{place}");
         self.session.add(&name, events.select(columns)?.into_view())?;
-        let sql = format!(
-            "SELECT u.n FROM {name} e
-             JOIN users u ON e.user_key = u.user_key AND e.event_id = u.first_impression_id AND e.time = u.exposed"
-        );
-        let mut holds = vec![None; users];
-        for batch in self.collect(&sql).await? {
-            for number in batch.column(0).as_primitive::<Int32Type>().values() {
-                holds[*number as usize] = Some(0);
-            }
-        }
+        let mut holds = vec![None; users.len()];
+        let found = |_: &RecordBatch, numbers: &[Option<u32>]| {
+            numbers.iter().flatten().for_each(|user| holds[*user as usize] = Some(0));
+            Ok(())
+        };
+        self.of_first_exposures(&format!("SELECT * FROM {name}"), users, exposed_by, found).await?;
         Ok(Trait::new(holds, vec![Trait::HOLDS.to_owned()]))
     }
 }
 
 /// The values of one property while they are read.
 struct Found {
-    numbers: Numbers<String>,
+    numbers: Numbers,
     texts: Vec<String>,
     of: Vec<u32>,
     most: usize,
