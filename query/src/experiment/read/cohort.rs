@@ -115,7 +115,8 @@ impl Cohort {
 
     /// Returns about how many bytes it takes.
     pub fn bytes(&self) -> usize {
-        let rows = |rows: &Rows| rows.rows.capacity() * size_of::<Row>() + (rows.starts.len() + rows.filled.len()) * size_of::<u32>();
+        let rows =
+            |rows: &Rows| rows.rows.capacity() * size_of::<Row>() + (rows.starts.len() + rows.filled.len()) * size_of::<u32>();
         let touches: usize = self.touches.values().map(|touches| 64 + size_of_val(touches.as_slice())).sum();
         let text = |text: &String| size_of::<String>() + text.len();
         let source = |source: &Source| rows(&source.after) + rows(&source.before) + source.texts.iter().map(text).sum::<usize>();
