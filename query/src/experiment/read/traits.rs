@@ -224,7 +224,7 @@ impl Reader<'_> {
         sql: &str,
         users: &Users,
         exposed_by: &FirstExposures,
-        mut found: impl FnMut(&RecordBatch, &[Option<u32>]) -> Result<(), DataFusionError> + Send,
+        mut found: impl FnMut(&RecordBatch, &[Option<u32>]) -> Result<usize, DataFusionError> + Send,
     ) -> Result<(), DataFusionError> {
         let of_users = |batch: &RecordBatch, numbers: &[Option<u32>]| {
             let ids = batch.column(1).as_fixed_size_binary();
@@ -234,7 +234,7 @@ impl Reader<'_> {
                 id.is_some() && exposed_by[user] == id && times.value(row) == users.assigned(user)
             };
             let first = numbers.iter().enumerate().map(|(row, user)| user.filter(|user| is_first(row, user)));
-            found(batch, &first.collect::<Vec<_>>()).map(|()| 0)
+            found(batch, &first.collect::<Vec<_>>())
         };
         self.of_users(self.start(sql).await?, users, of_users).await
     }
@@ -297,7 +297,7 @@ impl Reader<'_> {
                     }
                 }
             }
-            Ok(())
+            Ok(all.iter().map(Found::bytes).sum())
         };
         self.of_first_exposures(&sql, users, exposed_by, found).await?;
         Ok(all.into_iter().map(Found::into_trait).collect())
@@ -330,7 +330,7 @@ impl Reader<'_> {
         let mut holds = vec![None; users.len()];
         let found = |_: &RecordBatch, numbers: &[Option<u32>]| {
             numbers.iter().flatten().for_each(|user| holds[*user as usize] = Some(0));
-            Ok(())
+            Ok(holds.len() * size_of::<Option<u32>>())
         };
         self.of_first_exposures(&format!("SELECT * FROM {name}"), users, exposed_by, found).await?;
         Ok(Trait::new(holds, vec![Trait::HOLDS.to_owned()]))
@@ -343,11 +343,18 @@ struct Found {
     texts: Vec<String>,
     of: Vec<u32>,
     most: usize,
+    /// Bytes of all texts.
+    text_bytes: usize,
 }
 
 impl Found {
     fn new(users: usize, most: usize) -> Self {
-        Found { numbers: Numbers::default(), texts: Vec::new(), of: vec![Trait::UNKNOWN; users], most }
+        Found { numbers: Numbers::default(), texts: Vec::new(), of: vec![Trait::UNKNOWN; users], most, text_bytes: 0 }
+    }
+
+    /// About: each text is there twice.
+    fn bytes(&self) -> usize {
+        self.of.len() * size_of::<u32>() + 2 * (self.text_bytes + self.texts.len() * size_of::<String>())
     }
 
     fn note(&mut self, user: usize, value: &str) {
@@ -357,6 +364,7 @@ impl Found {
         let number = self.numbers.of(value);
         if number as usize == self.texts.len() {
             self.texts.push(value.to_owned());
+            self.text_bytes += value.len();
         }
         let slot = &mut self.of[user];
         // One id may have come twice with different claimed times; then the least text stands, in any order of rows.
