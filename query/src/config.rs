@@ -99,7 +99,7 @@ pub struct Limits {
     /// Bytes of SQL answers that are not written yet, of all clients. One project's leave room for one more answer.
     pub answers_bytes_max: usize,
     /// Bytes of cached cohorts, the users and conversions of experiments that the next answer uses again: a million
-    /// users take about 64 MiB.
+    /// users take about 75 MiB, so that ten million fit.
     pub cohorts_bytes_max: usize,
     /// Rows of an answer; more are cut, and the answer says so.
     pub rows_max: usize,
@@ -137,7 +137,7 @@ impl Default for Limits {
             query_memory_bytes_max: 512 * 1_024 * 1_024,
             worker_memory_bytes_max: WORKER_MEMORY_BYTES_MAX,
             answers_bytes_max: 256 * 1_024 * 1_024,
-            cohorts_bytes_max: 512 * 1_024 * 1_024,
+            cohorts_bytes_max: 1_024 * 1_024 * 1_024,
             rows_max: 100_000,
             answer_bytes_max: 64 * 1_024 * 1_024,
             queries_running_max: 3,
