@@ -11,7 +11,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 
-use crate::support::{Event, OTHER_PROJECT, OTHER_TOKEN, PROJECT, Reply, Service, TOKEN, config, run};
+use crate::support::{Event, OTHER_PROJECT, OTHER_TOKEN, PROJECT, Reply, Service, TOKEN, add_experiment, add_users, config, run};
 
 const WAITING: &str = "weir_query_questions_waiting{kind=\"sql\"}";
 
@@ -122,4 +122,20 @@ async fn unread_answers_of_one_project_leave_room_for_those_of_others() {
     assert_eq!(answer["rows"][0][0].as_str().map(str::len), Some(15_700_000));
     let held = service.metric("weir_query_answers_in_flight_bytes").await;
     assert!(held > 40.0 * f64::from(1 << 20), "while the first project's wait to be read: {held}");
+}
+
+/// 100,000 users take 4.4 MB, whatever is asked of them. A small experiment beside them is answered.
+#[tokio::test]
+async fn a_cohort_that_takes_too_much_is_refused_and_its_neighbour_answered() {
+    let limits = Limits { query_memory_bytes_max: 3_500_000, ..Limits::default() };
+    let mut service = Service::start_with(limits).await;
+    for (experiment, from, users) in [("large", 0, 50_000), ("small", 200_000, 5)] {
+        add_experiment(&mut service.rows, PROJECT, experiment, "", &[("control", "1"), ("b", "1")]).await;
+        add_users(&mut service.rows, PROJECT, experiment, "control", from, users).await;
+        add_users(&mut service.rows, PROJECT, experiment, "b", from + users, users).await;
+    }
+    let refused = service.get("/v1/experiments/large/results").await.refused(422, "query_memory");
+    let message = refused["message"].as_str().expect("a message");
+    assert!(message.contains("the users and conversions of the experiment take more than 3500000 bytes"), "{message}");
+    assert_eq!(service.get("/v1/experiments/small/results").await.ok()["population"]["exposed_users"], 10);
 }
