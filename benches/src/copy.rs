@@ -269,7 +269,7 @@ async fn fill(log: &Log, plan: Plan, events: u64, project: Uuid) -> anyhow::Resu
     for number in 0..events {
         // A steady stream that ends now.
         let at = Micros(received_at.0 - (events - number) as i64 * 50);
-        let event = rules::admit(plan.draft(number, at), &request, EventId(Uuid::now_v7()))
+        let event = rules::admit(plan.draft(number, at), &request, || EventId(Uuid::now_v7()))
             .map_err(|rejections| anyhow::anyhow!("event {number} is refused: {rejections:?}"))?;
         batch.push(Record::encode(&event));
         weight += u128::from(plan.facts(number).weight);

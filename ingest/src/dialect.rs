@@ -418,7 +418,7 @@ mod tests {
                         let _ = (envelope.place(index), envelope.id(index), envelope.client_name(index, "value"));
                         let parsed = read(envelope.as_ref(), text, index, &[], route.dialect().is_strict());
                         let Ok(parsed) = parsed.map(|parsed| parsed.draft) else { continue };
-                        if let Ok(event) = rules::admit(parsed, &context, generated_id()) {
+                        if let Ok(event) = rules::admit(parsed, &context, generated_id) {
                             let record = String::from_utf8(events::Record::encode(&event).bytes().to_vec());
                             prop_assert!(!record.expect("JSON").contains("\\u0000"));
                             if let Some(metadata) = event.metadata {

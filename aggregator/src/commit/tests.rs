@@ -58,7 +58,7 @@ impl Case {
 
     fn record(&self, draft: Draft) -> Record {
         let request = RequestContext { project: ProjectId(self.project), ..request_context() };
-        Record::encode(&rules::admit(draft, &request, EventId(Uuid::new_v4())).expect("a valid event"))
+        Record::encode(&rules::admit(draft, &request, || EventId(Uuid::new_v4())).expect("a valid event"))
     }
 
     /// Puts records after each other in their log partitions, as a log would, and reads them as one batch.
@@ -454,7 +454,7 @@ async fn untimed_events_with_a_clients_id_are_stored_once() {
         let received_at = events::Micros(request_context().received_at.0 + seconds * events::Micros::SECOND);
         let request = RequestContext { project: ProjectId(case.project), received_at, ..request_context() };
         let draft = Draft { timestamp: Default::default(), ..conversion("order-7", &user(1), "", "purchase", "5") };
-        Record::encode(&rules::admit(draft, &request, generated_id()).expect("valid"))
+        Record::encode(&rules::admit(draft, &request, generated_id).expect("valid"))
     };
     // Twice in one batch, and once more in a later one.
     let records = [receive(&case, 0), receive(&case, 1)];
@@ -564,7 +564,7 @@ async fn rows_in_the_default_do_not_stop_their_month() {
         ..request_context()
     };
     let draft = conversion("early", &user(1), "2026-06-15T11:59:00Z", "purchase", "5");
-    let record = Record::encode(&rules::admit(draft, &skewed, generated_id()).expect("the skew explains it"));
+    let record = Record::encode(&rules::admit(draft, &skewed, generated_id).expect("the skew explains it"));
     let batch = case.batch([record]);
     case.commit(&batch).await.expect("commits");
     assert_eq!(case.rows("SELECT tableoid::regclass FROM conversions").await, ["(conversions_default)"]);
@@ -575,7 +575,7 @@ async fn rows_in_the_default_do_not_stop_their_month() {
         ..skewed
     };
     let draft = conversion("late", &user(1), "2026-06-19T00:00:00Z", "purchase", "5");
-    let record = Record::encode(&rules::admit(draft, &june, generated_id()).expect("valid"));
+    let record = Record::encode(&rules::admit(draft, &june, generated_id).expect("valid"));
     let batch = case.batch([record]);
     case.commit(&batch).await.expect("commits");
     let tables = case.rows("SELECT tableoid::regclass FROM conversions ORDER BY claimed_at").await;

@@ -187,7 +187,7 @@ impl Pipeline {
     }
 
     pub(crate) async fn append_at(&self, request: &RequestContext, drafts: impl IntoIterator<Item = Draft>) {
-        let encode = |draft| Record::encode(&rules::admit(draft, request, EventId(Uuid::new_v4())).expect("a valid event"));
+        let encode = |draft| Record::encode(&rules::admit(draft, request, || EventId(Uuid::new_v4())).expect("a valid event"));
         self.log.append(drafts.into_iter().map(encode).collect()).await.expect("memory takes all");
     }
 

@@ -28,16 +28,16 @@ impl JsonObject {
     pub fn parse(text: String, field: &str) -> Result<Self, Rejection> {
         let raw = RawValue::from_string(text)
             .map_err(|error| Rejection::new(Code::InvalidJson, field, format!("not valid JSON: {error}")))?;
-        if !raw.get().starts_with('{') {
-            return Err(Rejection::new(
-                Code::WrongType,
-                field,
-                "found a JSON value that is not an object; an object is accepted",
-            ));
-        }
-        let mut check = Check { text: raw.get(), at: 0, keys: 0, path: Vec::new() };
-        check.value(1).map_err(|(code, message)| Rejection::new(code, check.place(field), message))?;
+        check(&raw, field)?;
         Ok(JsonObject(raw))
+    }
+
+    /// Checks a value that was parsed as JSON before.
+    /// # Errors
+    /// Those of [`JsonObject::parse`].
+    pub fn of_value(value: &RawValue, field: &str) -> Result<Self, Rejection> {
+        check(value, field)?;
+        Ok(JsonObject(value.to_owned()))
     }
 
     /// Returns the text.
@@ -84,6 +84,15 @@ impl JsonObject {
         text.push('}');
         Ok(text)
     }
+}
+
+/// Checks that a value is an object within the limits.
+fn check(raw: &RawValue, field: &str) -> Result<(), Rejection> {
+    if !raw.get().starts_with('{') {
+        return Err(Rejection::new(Code::WrongType, field, "found a JSON value that is not an object; an object is accepted"));
+    }
+    let mut check = Check { text: raw.get(), at: 0, keys: 0, path: Vec::new() };
+    check.value(1).map_err(|(code, message)| Rejection::new(code, check.place(field), message))
 }
 
 /// Stands before the name of a client's property that has the name of an annotation of ours, such as `truncated`.

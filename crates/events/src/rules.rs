@@ -97,10 +97,10 @@ pub struct RequestContext {
 }
 
 /// Checks a draft against every rule and fixes its identity, times and texts.
-/// `generated_id` is a new UUIDv7, used when the client gave no id.
+/// `generated_id` makes a new UUIDv7, for an event to which the client gave no id.
 /// # Errors
 /// Every fault found, at least one, each with its field.
-pub fn admit(draft: Draft, request: &RequestContext, generated_id: EventId) -> Result<Event, Vec<Rejection>> {
+pub fn admit(draft: Draft, request: &RequestContext, generated_id: impl FnOnce() -> EventId) -> Result<Event, Vec<Rejection>> {
     admit_repaired(draft, request, generated_id).map(|(event, _)| event)
 }
 
@@ -110,7 +110,7 @@ pub fn admit(draft: Draft, request: &RequestContext, generated_id: EventId) -> R
 pub fn admit_repaired(
     draft: Draft,
     request: &RequestContext,
-    generated_id: EventId,
+    generated_id: impl FnOnce() -> EventId,
 ) -> Result<(Event, Vec<Repair>), Vec<Rejection>> {
     let mut check = Check::new(draft.repairs, request.dialect.is_strict());
     let kind = draft.details.kind();
@@ -140,7 +140,7 @@ pub fn admit_repaired(
     }
     let event = Event {
         project_id: request.project,
-        event_id: event_id.as_deref().map_or(generated_id, |text| identity::event_id(request.dialect, text)),
+        event_id: event_id.as_deref().map_or_else(generated_id, |text| identity::event_id(request.dialect, text)),
         id_from_client: event_id.is_some(),
         user_id: user.id,
         external_id: user.external_id,
@@ -198,6 +198,11 @@ fn annotated(
     Ok(metadata)
 }
 
+/// Returns whether a text has the character U+0000. Looks at all of it, since a processor compares many bytes at a time if it may not stop.
+fn has_nul(text: &str) -> bool {
+    text.bytes().fold(false, |found, byte| found | (byte == 0))
+}
+
 /// Fields that one event's metadata names as repaired.
 const REPAIRS_LISTED_MAX: usize = 32;
 
@@ -224,17 +229,19 @@ pub const PLACEHOLDER_IDS: [&str; 16] = [
 /// Returns whether a text is one of [`PLACEHOLDER_IDS`], white space alone, or a UUID of zeros or of ones only.
 pub fn is_placeholder_id(text: &str) -> bool {
     const LONGEST: usize = 36;
-    if text.len() > LONGEST {
-        return text.trim().is_empty();
+    let trimmed = match text.as_bytes() {
+        // Nearly all ids: looking for white space of any script takes longer than all the rest.
+        [first, .., last] if first.is_ascii_graphic() && last.is_ascii_graphic() => text,
+        _ => text.trim(),
+    };
+    if trimmed.is_empty() || text.len() > LONGEST {
+        return trimmed.is_empty();
     }
     let constant = |digit: u8| {
         let is_constant = text.bytes().all(|byte| byte.eq_ignore_ascii_case(&digit) || byte == b'-');
         is_constant && text.bytes().filter(|byte| *byte != b'-').count() == 32
     };
-    PLACEHOLDER_IDS.iter().any(|placeholder| placeholder.eq_ignore_ascii_case(text.trim()))
-        || constant(b'0')
-        || constant(b'f')
-        || text.trim().is_empty()
+    PLACEHOLDER_IDS.iter().any(|placeholder| placeholder.eq_ignore_ascii_case(trimmed)) || constant(b'0') || constant(b'f')
 }
 
 /// Returns what to add to a client's clock to get ours: `received_at - sent_at`, rounded to 5 minutes so that transit
@@ -311,7 +318,7 @@ impl Check {
     }
 
     fn text(&mut self, text: String, field: &str) -> Option<String> {
-        if text.contains('\0') {
+        if has_nul(&text) {
             return self.add(Code::NulByte, field, "contains the character U+0000, which cannot be stored");
         }
         Some(text)

@@ -35,7 +35,7 @@ pub fn generated_id() -> EventId {
 /// # Panics
 /// If it is rejected: the test needs a valid event.
 pub fn admitted(draft: Draft) -> Event {
-    rules::admit(draft, &request_context(), generated_id()).expect("a valid event")
+    rules::admit(draft, &request_context(), generated_id).expect("a valid event")
 }
 
 /// An exposure of `user` to `variant` of `experiment`; `at` is ISO 8601.

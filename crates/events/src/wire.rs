@@ -11,7 +11,9 @@
 //!
 //! A reader ignores members it does not know. A change that an old reader must not ignore raises `v`.
 
-use bytes::Bytes;
+mod encode;
+
+use bytes::{Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 
 use crate::bucket::Bucket;
@@ -23,6 +25,8 @@ use crate::time::Micros;
 pub const VERSION: u32 = 2;
 /// The version of events, which [`Record::encode`] writes.
 const EVENT: u32 = 1;
+/// How a record of that version begins.
+const EVENT_BEGINS: &[u8] = b"{\"v\":1,\"event\":";
 /// The version of rejected events, which [`Record::of_rejected`] writes.
 const REJECTED: u32 = 2;
 
@@ -70,12 +74,6 @@ pub struct Record {
 }
 
 #[derive(Serialize)]
-struct Written<'a> {
-    v: u32,
-    event: &'a Event,
-}
-
-#[derive(Serialize)]
 struct WrittenRejected<'a> {
     v: u32,
     rejected: &'a RejectedEvent,
@@ -96,19 +94,15 @@ struct Version {
 impl Record {
     /// Encodes an event, once and for ever: spool and replay reuse the bytes.
     pub fn encode(event: &Event) -> Self {
-        Self::written(event.user_id, &Written { v: EVENT, event })
+        Encoder::new(1).event(event)
     }
 
     /// Encodes an event that was refused.
     pub fn of_rejected(rejected: &RejectedEvent) -> Self {
-        Self::written(UserId(rejected.id.0), &WrittenRejected { v: REJECTED, rejected })
-    }
-
-    fn written(key: UserId, record: &impl Serialize) -> Self {
-        let mut bytes = Vec::with_capacity(512);
+        let record = WrittenRejected { v: REJECTED, rejected };
         // Serialising fails for maps with keys other than strings and for failing writers; there are neither.
-        serde_json::to_writer(&mut bytes, record).expect("a record is JSON, and a Vec takes every byte");
-        Record { key, bytes: bytes.into() }
+        let bytes = serde_json::to_vec(&record).expect("a record is JSON, and a Vec takes every byte");
+        Record { key: UserId(rejected.id.0), bytes: bytes.into() }
     }
 
     /// Takes the original bytes of a record, to append them again.
@@ -132,6 +126,44 @@ impl Record {
     /// Returns the bytes.
     pub fn bytes(&self) -> &Bytes {
         &self.bytes
+    }
+}
+
+/// Encodes the events of one request. Their records share memory, which is free when the last of them is.
+#[derive(Debug)]
+pub struct Encoder {
+    /// The record that is being written, which says how much memory it takes.
+    record: Vec<u8>,
+    memory: BytesMut,
+    /// How many records are still expected.
+    left: usize,
+}
+
+/// Bytes of most records: more than this the system's allocator gives less quickly.
+const RECORD_BYTES: usize = 1000;
+/// Bytes that an encoder takes at a time, unless fewer are expected, or a record is larger.
+const MEMORY_BYTES: usize = 64 * 1024;
+
+impl Encoder {
+    /// Begins, for about so many events.
+    pub fn new(events: usize) -> Self {
+        Encoder { record: Vec::with_capacity(RECORD_BYTES), memory: BytesMut::new(), left: events }
+    }
+
+    /// Encodes one event, once and for ever.
+    pub fn event(&mut self, event: &Event) -> Record {
+        self.record.clear();
+        self.record.extend_from_slice(EVENT_BEGINS);
+        encode::event(event, &mut self.record);
+        self.record.push(b'}');
+        let bytes = self.record.len();
+        if self.memory.capacity() < bytes {
+            // The others will be of about the same size.
+            self.memory = BytesMut::with_capacity(bytes.saturating_mul(self.left.max(1)).min(MEMORY_BYTES).max(bytes));
+        }
+        self.left = self.left.saturating_sub(1);
+        self.memory.extend_from_slice(&self.record);
+        Record { key: event.user_id, bytes: self.memory.split().freeze() }
     }
 }
 
@@ -189,6 +221,16 @@ mod tests {
             assert_eq!(decode(record.bytes()).expect("decodes"), event);
             assert_eq!(record.key(), event.user_id);
             assert_eq!(Record::from_bytes(record.bytes().clone()).expect("decodes"), record);
+        }
+    }
+
+    #[test]
+    fn records_of_one_encoder_are_those_of_single_ones() {
+        let events: Vec<_> = testing::one_of_each_kind().into_iter().cycle().take(1_000).collect();
+        for expected in [0, 1, 7, 1_000] {
+            let mut encoder = Encoder::new(expected);
+            let records: Vec<_> = events.iter().map(|event| encoder.event(event)).collect();
+            assert!(records.iter().zip(&events).all(|(record, event)| *record == Record::encode(event)), "{expected}");
         }
     }
 

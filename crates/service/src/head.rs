@@ -13,13 +13,33 @@ use hyper::{HeaderMap, Method, Uri};
 const PREFIX_MAX: usize = 16;
 const CONTENT_LENGTH: &[u8] = b"content-length:";
 
+/// The beginning of a line, in lowercase.
+#[derive(Clone, Copy, Debug, Default)]
+struct Prefix {
+    bytes: [u8; PREFIX_MAX],
+    length: usize,
+}
+
+impl Prefix {
+    fn add(&mut self, part: &[u8]) {
+        for (place, byte) in self.bytes[self.length..].iter_mut().zip(part) {
+            *place = byte.to_ascii_lowercase();
+            self.length += 1;
+        }
+    }
+
+    fn as_bytes(&self) -> &[u8] {
+        &self.bytes[..self.length]
+    }
+}
+
 /// Looks at the bytes of one head after another.
 #[derive(Debug, Default)]
 pub(crate) struct HeadScan {
-    /// The beginning of the present line, in lowercase.
-    line: Vec<u8>,
+    /// The beginning of the present line.
+    line: Prefix,
     /// The same of the request line.
-    request_line: Vec<u8>,
+    request_line: Prefix,
     /// Whether the last byte was a carriage return.
     has_return: bool,
     lines: usize,
@@ -32,7 +52,7 @@ impl HeadScan {
     /// Looks at what came next; what follows the head is passed over.
     pub(crate) fn feed(&mut self, mut bytes: &[u8]) {
         while !self.is_over
-            && let Some(end) = bytes.iter().position(|byte| *byte == b'\n')
+            && let Some(end) = memchr::memchr(b'\n', bytes)
         {
             self.add(&bytes[..end]);
             self.end_line();
@@ -45,22 +65,21 @@ impl HeadScan {
 
     /// Returns whether a byte of a head has come.
     pub(crate) fn has_begun(&self) -> bool {
-        self.lines > 0 || !self.line.is_empty()
+        self.lines > 0 || self.line.length > 0
     }
 
     fn add(&mut self, part: &[u8]) {
         let Some(last) = part.last() else { return };
         self.has_return = *last == b'\r';
-        let room = PREFIX_MAX - self.line.len();
-        self.line.extend(part.iter().take(room).map(u8::to_ascii_lowercase));
+        self.line.add(part);
     }
 
     fn end_line(&mut self) {
         if !self.has_return {
             self.fault = Some("a line of the request's head ends without a carriage return");
         }
-        let is_empty = self.line.is_empty() || self.line == b"\r";
-        if self.line.starts_with(CONTENT_LENGTH) {
+        let is_empty = matches!(self.line.as_bytes(), b"" | b"\r");
+        if self.line.as_bytes().starts_with(CONTENT_LENGTH) {
             self.lengths += 1;
             if self.lengths > 1 {
                 self.fault = Some("the header content-length stands twice");
@@ -69,10 +88,10 @@ impl HeadScan {
         // Empty lines before a request are passed over, as everywhere.
         self.is_over = is_empty && self.lines > 0;
         if self.lines == 0 && !is_empty {
-            self.request_line.clone_from(&self.line);
+            self.request_line = self.line;
         }
         self.lines += usize::from(!is_empty);
-        self.line.clear();
+        self.line = Prefix::default();
         self.has_return = false;
     }
 
@@ -80,8 +99,8 @@ impl HeadScan {
     pub(crate) fn fault(&self, method: &Method, target: &Uri) -> Option<&'static str> {
         let fault = self.fault?;
         let mut expected = format!("{method} {target}").to_ascii_lowercase().into_bytes();
-        expected.truncate(self.request_line.len());
-        (!expected.is_empty() && self.request_line.starts_with(&expected)).then_some(fault)
+        expected.truncate(self.request_line.length);
+        (!expected.is_empty() && self.request_line.as_bytes().starts_with(&expected)).then_some(fault)
     }
 }
 

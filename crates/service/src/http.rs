@@ -11,6 +11,8 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::header::{CONNECTION, HeaderValue};
@@ -25,7 +27,7 @@ use tokio::sync::Semaphore;
 
 use crate::head::{HeadScan, transfer_fault};
 use crate::meter::Counted;
-use crate::tasks::Stage;
+use crate::tasks::{Panicked, Stage};
 use crate::{BackOff, Health, Hosts, Meter, Stop, Tasks, admin};
 
 /// An answer, complete in memory.
@@ -238,7 +240,7 @@ where
     }
 
     /// Serves one connection to its end.
-    async fn connection(&self, stream: TcpStream, mut stop: Stop) {
+    async fn connection(&self, stream: TcpStream, stop: Stop) {
         // Answers are small and complete; waiting to fill a packet only delays them.
         let _ = stream.set_nodelay(true);
         let activity = Arc::new(Activity::new());
@@ -253,7 +255,7 @@ where
                         self.misdirected.increment(1);
                         admin::misdirected()
                     }
-                    None => self.respond(request).await,
+                    None => self.closing(self.health.caught_outside((self.answer)(request)).await),
                 };
                 activity.answer_begins();
                 Ok::<_, Infallible>(response)
@@ -271,29 +273,32 @@ where
             .half_close(limits.half_close)
             .serve_connection(watched, service);
         let mut connection = pin!(connection);
-        let mut look = activity.deadline(limits);
+        // Each byte that comes polls the connection. What else there is to wait for is polled when it has something to say, and only then.
+        let mut notices = FuturesUnordered::from_iter([notice(stop, activity.deadline(limits))]);
         loop {
-            tokio::select! {
+            let (stop, stage) = tokio::select! {
+                biased;
                 // An error is the client's going, or its breach of HTTP that hyper has answered; both are no news.
                 _ = connection.as_mut() => return,
-                stage = stop.next() => match stage {
-                    Stage::Open | Stage::Lingering => {}
-                    Stage::Closing => connection.as_mut().graceful_shutdown(),
-                    Stage::Aborted => return,
-                },
-                () = tokio::time::sleep_until(look.into()) => {
-                    look = activity.deadline(limits);
-                    if look <= Instant::now() {
-                        self.timed_out.increment(1);
-                        return;
-                    }
+                Some(notice) = notices.next() => notice,
+            };
+            let look = activity.deadline(limits);
+            match stage {
+                Some(Stage::Open | Stage::Lingering) => {}
+                Some(Stage::Closing) => connection.as_mut().graceful_shutdown(),
+                Some(Stage::Aborted) => return,
+                None if look <= Instant::now() => {
+                    self.timed_out.increment(1);
+                    return;
                 }
+                None => {}
             }
+            notices.push(notice(stop, look));
         }
     }
 
-    async fn respond(&self, request: Request<Incoming>) -> Response {
-        let answered = self.health.caught_outside((self.answer)(request)).await;
+    /// Returns what was answered, with what a stop adds to it. No function of its own awaits the answer: it would hold it twice.
+    fn closing(&self, answered: Result<Response, Panicked>) -> Response {
         let bug = |_| admin::text(StatusCode::INTERNAL_SERVER_ERROR, "text/plain; charset=utf-8", "internal error\n");
         let mut response = answered.unwrap_or_else(bug);
         if self.health.is_stopping() {
@@ -301,6 +306,12 @@ where
         }
         response
     }
+}
+
+/// Waits until a stop has come further, or until it is time to look at the connection: then there is no stage.
+async fn notice(mut stop: Stop, look: Instant) -> (Stop, Option<Stage>) {
+    let stage = tokio::time::timeout_at(look.into(), stop.next()).await.ok();
+    (stop, stage)
 }
 
 /// A connection's place in its address' share.

@@ -252,15 +252,15 @@ impl Health {
     /// Runs the work for one request. A panic in it is counted and logged, and costs this request alone.
     /// # Errors
     /// [`Panicked`], to be answered 500.
-    pub async fn caught<T>(&self, work: impl Future<Output = T>) -> Result<T, Panicked> {
+    pub fn caught<T>(&self, work: impl Future<Output = T>) -> impl Future<Output = Result<T, Panicked>> {
         #[cfg(feature = "fault-injection")]
         let work = self.faults.around("request", work);
-        self.caught_outside(work).await
+        self.caught_outside(work)
     }
 
-    /// The same for what surrounds the work for requests.
-    pub(crate) async fn caught_outside<T>(&self, work: impl Future<Output = T>) -> Result<T, Panicked> {
-        AssertUnwindSafe(work).catch_unwind().await.map_err(|panic| self.panicked(panic.as_ref()))
+    /// The same for what surrounds the work for requests. As an async function it would hold the work twice.
+    pub(crate) fn caught_outside<T>(&self, work: impl Future<Output = T>) -> impl Future<Output = Result<T, Panicked>> {
+        AssertUnwindSafe(work).catch_unwind().map(|done| done.map_err(|panic| self.panicked(panic.as_ref())))
     }
 
     /// Runs a step of a request that only computes; see [`Health::caught`].

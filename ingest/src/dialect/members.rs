@@ -110,7 +110,7 @@ impl<'a> Value<'a> {
     /// Reads an object with all the limits of `properties`.
     pub(super) fn object(&self, field: &str) -> Result<JsonObject, Rejection> {
         match self {
-            Value::Json(raw) if raw.get().starts_with('{') => JsonObject::parse(raw.get().to_owned(), field),
+            Value::Json(raw) if raw.get().starts_with('{') => JsonObject::of_value(raw, field),
             Value::Json(raw) => Err(wrong_type(raw, field, "an object")),
             Value::Parameter(text) => JsonObject::parse(text.to_string(), field),
         }

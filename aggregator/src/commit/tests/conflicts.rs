@@ -125,7 +125,7 @@ proptest! {
                     // A later receipt, as every retry has.
                     let received_at = Micros(request_context().received_at.0 + (sent.len() - later.len()) as i64 * Micros::SECOND);
                     let request = RequestContext { project: ProjectId(case.project), received_at, ..request_context() };
-                    batch.push(Record::encode(&rules::admit(one.draft(), &request, generated_id()).expect("a valid event")));
+                    batch.push(Record::encode(&rules::admit(one.draft(), &request, generated_id).expect("a valid event")));
                 }
                 let batch = case.batch(batch);
                 for decoded in &batch.events {

@@ -20,7 +20,7 @@ fn impression() -> Draft {
 
 /// The codes and fields of all faults of a draft, none if it is admitted.
 fn faults(draft: Draft, request: &RequestContext) -> Vec<(Code, String)> {
-    match admit(draft, request, generated_id()) {
+    match admit(draft, request, generated_id) {
         Ok(_) => Vec::new(),
         Err(faults) => faults.into_iter().map(|fault| (fault.code, fault.field)).collect(),
     }
@@ -77,7 +77,7 @@ fn times_at_the_edges_of_what_is_accepted() {
         let sent_at = sent_at.map(|text| Micros::parse(text).expect("a constant"));
         let request = RequestContext { backfill, sent_at, ..request_context() };
         let draft = Draft { timestamp: ClaimedTime::Text(text.into()), ..conversion() };
-        let found = admit(draft, &request, generated_id()).map_err(|faults| faults[0].code);
+        let found = admit(draft, &request, generated_id).map_err(|faults| faults[0].code);
         assert_eq!(found.map(|event| event.event_time.to_string()), expected.map(str::to_owned), "{text}");
     };
     check("2026-01-30T12:00:00Z", false, None, Ok("2026-01-30T12:00:00Z"));
@@ -104,7 +104,7 @@ fn times_at_the_edges_of_what_is_accepted() {
 #[test]
 fn messages_say_what_was_found_and_what_is_accepted() {
     let draft = Draft { timestamp: ClaimedTime::Text("2031-01-01T00:00:00Z".into()), ..conversion() };
-    let faults = admit(draft, &request_context(), generated_id()).expect_err("refused");
+    let faults = admit(draft, &request_context(), generated_id).expect_err("refused");
     assert_eq!(faults[0].message, "2031-01-01T00:00:00Z is 4 years after the event was received; at most 1 hour is accepted");
 }
 
@@ -122,7 +122,7 @@ fn nothing_before_the_retention_boundary_is_accepted() {
 #[test]
 fn missing_and_relative_times_are_untimed() {
     let at = |timestamp| {
-        let event = admit(Draft { timestamp, ..conversion() }, &request_context(), generated_id()).expect("admitted");
+        let event = admit(Draft { timestamp, ..conversion() }, &request_context(), generated_id).expect("admitted");
         assert_eq!((event.claimed_at, event.untimed), (request_context().received_at, true));
         event.event_time.to_string()
     };
@@ -135,7 +135,7 @@ fn the_unit_decides_between_user_and_device() {
     let check = |unit, user: Option<&str>, anonymous: Option<&str>, expected: (&str, Option<&str>, Option<&str>)| {
         let draft = Draft { user_id: user.map(Into::into), anonymous_id: anonymous.map(Into::into), ..conversion() };
         let request = RequestContext { unit, ..request_context() };
-        let event = admit(draft, &request, generated_id()).expect("admitted");
+        let event = admit(draft, &request, generated_id).expect("admitted");
         let (of, external_id, anonymous_id) = expected;
         assert_eq!(event.user_id, identity::user_id(request.project, of));
         assert_eq!((event.external_id.as_deref(), event.anonymous_id.as_deref()), (external_id, anonymous_id));
@@ -158,7 +158,7 @@ fn long_context_is_cut_at_a_character_and_listed() {
         country: Some("DE".into()),
         ..Default::default()
     };
-    let event = admit(Draft { context, ..conversion() }, &request_context(), generated_id()).expect("admitted");
+    let event = admit(Draft { context, ..conversion() }, &request_context(), generated_id).expect("admitted");
     assert_eq!(event.context.page_url.as_deref(), Some("é".repeat(1_024).as_str()));
     assert_eq!(event.context.referrer.as_deref(), Some("r".repeat(2_048).as_str()));
     assert_eq!(event.context.city.as_deref(), Some("é".repeat(256).as_str()));
@@ -172,7 +172,7 @@ fn cutting_the_context_leaves_the_properties_whole() {
     let properties = r#"{"truncated":"mine","library":{"name":"x","more":{"version":"1"}}}"#;
     let context = Context { user_agent: Some("x".repeat(600)), ..Default::default() };
     let properties = Some(JsonObject::parse(properties.to_owned(), "properties").expect("valid"));
-    let event = admit(Draft { context, properties, ..conversion() }, &request_context(), generated_id()).expect("admitted");
+    let event = admit(Draft { context, properties, ..conversion() }, &request_context(), generated_id).expect("admitted");
     let expected = r#"{"client_truncated":"mine","library":{"name":"x","more":{"version":"1"}},"truncated":["user_agent"]}"#;
     assert_eq!(event.metadata.expect("kept").get(), expected);
 }
@@ -199,7 +199,7 @@ fn repaired(draft: Draft) -> Result<(Vec<String>, Event), Vec<String>> {
         let from = repair.from.as_ref().map_or(String::new(), |from| format!("={from}"));
         format!("{} {}{from}", repair.reason.as_str(), repair.field)
     };
-    admit_repaired(draft, &request, generated_id())
+    admit_repaired(draft, &request, generated_id)
         .map(|(event, repairs)| (repairs.iter().map(shown).collect(), event))
         .map_err(|faults| faults.iter().map(|fault| format!("{} {}", fault.code.as_str(), fault.field)).collect())
 }
@@ -253,7 +253,7 @@ fn a_placeholder_is_no_id() {
         for dialect in [Dialect::Native, Dialect::Segment] {
             let draft = Draft { user_id: user.map(Into::into), anonymous_id: anonymous.map(Into::into), ..conversion() };
             let request = RequestContext { dialect, ..request_context() };
-            let found = admit_repaired(draft, &request, generated_id());
+            let found = admit_repaired(draft, &request, generated_id);
             let found = found.as_ref().map(|(event, repairs)| (event.external_id.as_deref().unwrap_or_default(), repairs.len()));
             assert_eq!(found.map_err(|faults| faults[0].code.as_str()), expected, "{user:?} {anonymous:?}");
         }
@@ -331,7 +331,7 @@ fn an_empty_optional_text_is_absent() {
         currency: empty(),
         ..conversion()
     };
-    let event = admit(draft, &request_context(), generated_id()).expect("admitted");
-    let plain = admit(conversion(), &request_context(), generated_id()).expect("admitted");
+    let event = admit(draft, &request_context(), generated_id).expect("admitted");
+    let plain = admit(conversion(), &request_context(), generated_id).expect("admitted");
     assert_eq!(event, plain);
 }

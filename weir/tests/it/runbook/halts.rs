@@ -147,7 +147,7 @@ pub(super) async fn records_of_a_newer_version(state: &str) -> Story {
     let project = stand.database.text("SELECT id::text FROM projects WHERE name = 'default'").await;
     let request = RequestContext { project: ProjectId(project.parse().expect("an id")), ..request_context() };
     let draft = conversion("of-a-newer-weir", "u-1", "2026-02-20T10:00:00Z", "buy", "1");
-    let record = Record::encode(&rules::admit(draft, &request, generated_id()).expect("a valid event"));
+    let record = Record::encode(&rules::admit(draft, &request, generated_id).expect("a valid event"));
     let newer = String::from_utf8_lossy(record.bytes()).replacen("{\"v\":1,", &newer_version(), 1);
     assert!(newer.starts_with(&newer_version()), "{newer}");
     let operator = Operator::of(&stand.deployment.broker.servers);
@@ -197,7 +197,7 @@ pub(super) async fn a_right_that_is_missing(state: &str) -> Story {
             rules::admit(
                 conversion(&format!("c-{n}"), "one", "2026-02-20T10:00:00Z", "buy", "1"),
                 &request_context(),
-                generated_id(),
+                generated_id,
             )
         };
         log.append(ids.map(|n| Record::encode(&event(n).expect("a valid event"))).collect()).await.expect("memory takes all");
