@@ -103,12 +103,7 @@ fn processed(app: &App, mut admitted: Admitted, body: Body) -> Result<Validated,
 
 /// Returns whether a body is processed in less time than others should wait.
 fn is_short(body: &[u8]) -> bool {
-    body.len() <= INLINE_BYTES_MAX && objects(body) <= INLINE_OBJECTS_MAX
-}
-
-/// Counts opening braces, in pieces whose counts fit a byte: so the processor compares many at a time.
-fn objects(body: &[u8]) -> usize {
-    body.chunks(255).map(|piece| usize::from(piece.iter().map(|byte| u8::from(*byte == b'{')).sum::<u8>())).sum()
+    body.len() <= INLINE_BYTES_MAX && memchr::memchr_iter(b'{', body).count() <= INLINE_OBJECTS_MAX
 }
 
 /// Runs a step that only computes: inline if it is short, else on a blocking thread when it is the project's turn, and then to its
@@ -235,9 +230,9 @@ fn validate(
                 identify_agent(app, admitted, header_agent, &mut parsed);
                 check_rules(parsed, &request, || ids.next(index), |field| envelope.client_name(index, field))
             })
-            .and_then(|(event, repairs)| {
-                let named = app.keys.names.admit(event, admitted.access.backfill, admitted.asked.is_dry);
-                named.map(|event| (event, repairs)).map_err(|fault| vec![named_as(fault, envelope.client_name(index, "name"))])
+            .and_then(|(event, repairs)| match app.keys.names.admit(&event, admitted.access.backfill, is_dry) {
+                Ok(()) => Ok((event, repairs)),
+                Err(fault) => Err(vec![named_as(fault, envelope.client_name(index, "name"))]),
             });
         let state = match admitted_event {
             Ok((event, repairs)) => {

@@ -58,13 +58,13 @@ impl Names {
     /// from then on, unless it is only looked at.
     /// # Errors
     /// A rejection of code `blocked_name` or `cardinality_limit`.
-    pub(crate) fn admit(&self, event: Event, is_server_key: bool, is_dry: bool) -> Result<Event, Rejection> {
+    pub(crate) fn admit(&self, event: &Event, is_server_key: bool, is_dry: bool) -> Result<(), Rejection> {
         // Other kinds have a fixed list of names, or none.
         let is_free = matches!(event.kind(), Kind::Conversion | Kind::Engagement);
-        let Some(name) = event.name.as_deref().filter(|_| is_free) else { return Ok(event) };
+        let Some(name) = event.name.as_deref().filter(|_| is_free) else { return Ok(()) };
         let is_known = |known: &Known| known.allowed.contains(name);
         if self.by_project.read().unwrap_or_else(PoisonError::into_inner).get(&event.project_id).is_some_and(is_known) {
-            return Ok(event);
+            return Ok(());
         }
         let mut projects = self.by_project.write().unwrap_or_else(PoisonError::into_inner);
         let known = projects.entry(event.project_id).or_default();
@@ -74,7 +74,7 @@ impl Names {
             return Err(Rejection::new(Code::BlockedName, "name", message));
         }
         if known.allowed.contains(name) {
-            return Ok(event); // since the first look
+            return Ok(()); // since the first look
         }
         if !known.takes_new {
             let message = format!("found the new name {:?}, but the project takes no new names of events", shown());
@@ -94,6 +94,6 @@ impl Names {
         if !is_dry {
             known.allowed.insert(name.into());
         }
-        Ok(event)
+        Ok(())
     }
 }

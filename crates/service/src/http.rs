@@ -246,8 +246,7 @@ where
         let activity = Arc::new(Activity::new());
         let service = service_fn(|request| {
             let activity = Arc::clone(&activity);
-            // hyper keeps the room of one for as long as the connection lasts, and an answer takes much.
-            Box::pin(async move {
+            async move {
                 activity.set(Doing::Answering);
                 let response = match activity.head_fault(&request).or_else(|| transfer_fault(request.headers())) {
                     Some(fault) => refuse(fault),
@@ -259,7 +258,7 @@ where
                 };
                 activity.answer_begins();
                 Ok::<_, Infallible>(response)
-            })
+            }
         });
         let limits = &self.limits;
         let watched = TokioIo::new(Watched { stream, activity: Arc::clone(&activity) });

@@ -4,7 +4,9 @@
 use std::io;
 use std::path::Path;
 use std::sync::atomic::Ordering;
+use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
+use std::thread::Scope;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -368,78 +370,116 @@ impl Drop for CloseAtEnd {
 
 impl Writer {
     /// Writes until the queue is closed and empty, or the disk is broken.
-    pub(super) fn run(mut self) {
-        let close = CloseAtEnd(Arc::clone(&self.queue));
-        loop {
-            let jobs = self.queue.take(self.context.group_wait);
-            if jobs.is_empty() {
-                break;
+    pub(super) fn run(self) {
+        let Writer { context, queue, mut partitions, background } = self;
+        let close = CloseAtEnd(Arc::clone(&queue));
+        let context = &context;
+        std::thread::scope(|scope| {
+            let helpers = partitions.len().min(SYNCS_AT_ONCE_MAX).saturating_sub(1);
+            // Without threads the writer flushes alone.
+            let flushers: Vec<_> = (0..helpers).map_while(|_| Flusher::start(scope, context).ok()).collect();
+            loop {
+                let jobs = queue.take(context.group_wait);
+                if jobs.is_empty() {
+                    break;
+                }
+                background.checkpoint(THREAD);
+                commit(context, &queue, &mut partitions, &flushers, jobs);
+                if let Some(reason) = partitions.iter().find_map(PartitionWriter::broken) {
+                    tracing::error!("the log stops: {reason}");
+                    // Nobody can have set it: only this thread does.
+                    let _ = queue.stopped.set(reason);
+                    break;
+                }
             }
-            self.background.checkpoint(THREAD);
-            self.commit(jobs);
-            if let Some(reason) = self.partitions.iter().find_map(PartitionWriter::broken) {
-                tracing::error!("the log stops: {reason}");
-                // Nobody can have set it: only this thread does.
-                let _ = self.queue.stopped.set(reason);
-                break;
-            }
-        }
+        });
         drop(close);
     }
+}
 
-    fn commit(&mut self, mut jobs: Vec<Job>) {
-        let Writer { context, queue, partitions, .. } = self;
-        for partition in partitions.iter_mut() {
-            partition.failure = None;
+/// Writes one group.
+fn commit(context: &Context, queue: &Queue, partitions: &mut Vec<PartitionWriter>, flushers: &[Flusher], mut jobs: Vec<Job>) {
+    for partition in partitions.iter_mut() {
+        partition.failure = None;
+    }
+    let mut held = context.counters.bytes.load(Ordering::Relaxed);
+    let mut answers = Vec::with_capacity(jobs.len());
+    for job in &mut jobs {
+        if held + job.need > context.bytes_max {
+            answers.push(Some(no_room(job.need, held, context.bytes_max)));
+            continue;
         }
-        let mut held = context.counters.bytes.load(Ordering::Relaxed);
-        let mut answers = Vec::with_capacity(jobs.len());
-        for job in &mut jobs {
-            if held + job.need > context.bytes_max {
-                answers.push(Some(no_room(job.need, held, context.bytes_max)));
-                continue;
-            }
-            held += job.need;
-            answers.push(None);
-            for (record, position) in job.records.iter().zip(&mut job.positions) {
-                position.offset = partitions[position.partition as usize].push(context, record.bytes());
-            }
+        held += job.need;
+        answers.push(None);
+        for (record, position) in job.records.iter().zip(&mut job.positions) {
+            position.offset = partitions[position.partition as usize].push(context, record.bytes());
         }
-        flush_all(context, partitions);
-        context.counters.groups.fetch_add(1, Ordering::Relaxed);
-        let failed = partitions.iter().any(|partition| partition.failure.is_some());
-        let mut permits = 0;
-        for (job, refused) in jobs.into_iter().zip(answers) {
-            permits += job.permits as usize;
-            let answer = match refused {
-                Some(error) => {
-                    context.counters.refused.fetch_add(1, Ordering::Relaxed);
-                    Err(error)
+    }
+    flush_all(context, partitions, flushers);
+    context.counters.groups.fetch_add(1, Ordering::Relaxed);
+    let failed = partitions.iter().any(|partition| partition.failure.is_some());
+    let mut permits = 0;
+    for (job, refused) in jobs.into_iter().zip(answers) {
+        permits += job.permits as usize;
+        let answer = match refused {
+            Some(error) => {
+                context.counters.refused.fetch_add(1, Ordering::Relaxed);
+                Err(error)
+            }
+            None if failed => outcome(job.positions, partitions),
+            None => Ok(job.positions),
+        };
+        // Who waited may have gone; the records stay.
+        let _ = job.answer.send(answer);
+    }
+    queue.room.add_permits(permits);
+}
+
+/// A thread that flushes the log partitions that are handed to it, and hands them back. It lasts as long as the writer: to begin one takes
+/// longer than most syncs.
+struct Flusher {
+    todo: Sender<Vec<PartitionWriter>>,
+    done: Receiver<Vec<PartitionWriter>>,
+}
+
+impl Flusher {
+    fn start<'scope>(scope: &'scope Scope<'scope, '_>, context: &'scope Context) -> io::Result<Self> {
+        let (todo, work) = mpsc::channel::<Vec<PartitionWriter>>();
+        let (give_back, done) = mpsc::channel();
+        let flush = move || {
+            for mut partitions in work {
+                partitions.iter_mut().for_each(|partition| partition.flush(context));
+                if give_back.send(partitions).is_err() {
+                    return;
                 }
-                None if failed => outcome(job.positions, partitions),
-                None => Ok(job.positions),
-            };
-            // Who waited may have gone; the records stay.
-            let _ = job.answer.send(answer);
-        }
-        queue.room.add_permits(permits);
+            }
+        };
+        std::thread::Builder::new().name("log-sync".to_owned()).spawn_scoped(scope, flush)?;
+        Ok(Flusher { todo, done })
     }
 }
 
 /// Flushes all log partitions, side by side: a disk takes several syncs in little more than the time of one.
-fn flush_all(context: &Context, partitions: &mut [PartitionWriter]) {
-    let mut touched: Vec<&mut PartitionWriter> = partitions.iter_mut().filter(|partition| !partition.buffer.is_empty()).collect();
-    let share = touched.len().div_ceil(SYNCS_AT_ONCE_MAX).max(1);
-    std::thread::scope(|scope| {
-        while touched.len() > share {
+/// # Panics
+/// If a flusher has panicked: then it is not known what the files hold.
+fn flush_all(context: &Context, partitions: &mut Vec<PartitionWriter>, flushers: &[Flusher]) {
+    const ENDED: &str = "a thread that flushes ended";
+    let (mut touched, mut all): (Vec<_>, Vec<_>) =
+        std::mem::take(partitions).into_iter().partition(|partition| !partition.buffer.is_empty());
+    let share = touched.len().div_ceil(flushers.len() + 1).max(1);
+    let mut busy = Vec::with_capacity(flushers.len());
+    for flusher in flushers {
+        if touched.len() > share {
             let others = touched.split_off(touched.len() - share);
-            let flush = move || others.into_iter().for_each(|partition| partition.flush(context));
-            // Without a thread they are flushed below.
-            let _ = std::thread::Builder::new().name("log-sync".to_owned()).spawn_scoped(scope, flush);
+            flusher.todo.send(others).map_err(|_| ENDED).expect(ENDED);
+            busy.push(flusher);
         }
-        touched.into_iter().for_each(|partition| partition.flush(context));
-    });
-    partitions.iter_mut().for_each(|partition| partition.flush(context));
+    }
+    touched.iter_mut().for_each(|partition| partition.flush(context));
+    all.append(&mut touched);
+    busy.into_iter().for_each(|flusher| all.append(&mut flusher.done.recv().expect(ENDED)));
+    all.sort_unstable_by_key(|partition| partition.shared.number);
+    *partitions = all;
 }
 
 /// Says what became of one append in a group in which something failed.
