@@ -414,22 +414,31 @@ fn appends_wait_for_memory_and_all_are_served() {
     });
 }
 
+/// Of the writer itself, and of a thread that syncs for it.
 #[test]
 fn a_panic_of_the_writer_leaves_nobody_waiting() {
-    runtime().block_on(async {
-        let disk = SimulatedDisk::new(1);
-        let log = open_one(&disk, 1 << 20).expect("opens");
-        log.append(vec![record(1, 0)]).await.expect("appends");
-        disk.set(|faults| faults.panic = true);
-        let error = log.append(vec![record(2, 0)]).await.expect_err("the writer is gone");
-        assert!(matches!(error, AppendError::Unknown(_)), "{error}");
-        let error = loop {
-            match log.append(vec![record(3, 0)]).await.expect_err("the writer is gone") {
-                AppendError::Unknown(_) => tokio::task::yield_now().await,
-                error => break error,
+    for name in ["log-writer", "log-sync"] {
+        runtime().block_on(async {
+            let disk = SimulatedDisk::new(1);
+            let log = EmbeddedLog::open_on(Arc::new(disk.clone()), folder(), Options::default()).expect("opens");
+            let batch = |from: u64| (from..from + 64).map(|user| record(user, 0)).collect::<Vec<_>>();
+            log.append(batch(0)).await.expect("appends");
+            disk.set(|faults| faults.panic_in = Some(name));
+            let error = log.append(batch(64)).await.expect_err("the writer is gone");
+            assert!(matches!(error, AppendError::Unknown(_)), "{name}: {error}");
+            let error = loop {
+                match log.append(batch(128)).await.expect_err("the writer is gone") {
+                    AppendError::Unknown(_) => tokio::task::yield_now().await,
+                    error => break error,
+                }
+            };
+            assert!(matches!(&error, AppendError::Stopped(reason) if reason.contains("panicked")), "{name}: {error}");
+            let mut records = 0;
+            for partition in 0..8 {
+                records += contents(&log, partition).await.records.len();
             }
-        };
-        assert!(matches!(&error, AppendError::Stopped(reason) if reason.contains("panicked")), "{error}");
-        assert_eq!(contents(&log, 0).await.records.len(), 1);
-    });
+            // What other threads synced meanwhile is there, and was acknowledged to nobody.
+            assert!((64..128).contains(&records), "{name}: {records}");
+        });
+    }
 }

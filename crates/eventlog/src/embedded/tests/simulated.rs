@@ -72,8 +72,8 @@ pub(super) struct Faults {
     pub(super) capacity: Option<u64>,
     /// Writes take a part of what they are given.
     pub(super) short_writes: bool,
-    /// The next write panics.
-    pub(super) panic: bool,
+    /// The next write of a thread of this name panics.
+    pub(super) panic_in: Option<&'static str>,
 }
 
 impl State {
@@ -369,7 +369,8 @@ impl DiskFile for SimulatedFile {
     fn write_at(&self, bytes: &[u8], at: u64) -> io::Result<usize> {
         let mut state = lock(&self.disk.state);
         state.check()?;
-        if std::mem::take(&mut state.faults.panic) {
+        if state.faults.panic_in.is_some_and(|name| std::thread::current().name() == Some(name)) {
+            state.faults.panic_in = None;
             drop(state);
             panic!("the disk was told to panic");
         }
