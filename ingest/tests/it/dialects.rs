@@ -1,6 +1,7 @@
 //! What clients of other collectors rely on, beyond single requests (those are in `testdata/requests`).
 
 use eventlog::AppendError;
+use events::Micros;
 use serde_json::{Value, json};
 
 use crate::support::{Answer, Service, gzip, send};
@@ -302,4 +303,32 @@ async fn statsigs_diagnostics_are_not_kept() {
     assert_eq!(service.log.events().iter().map(|event| event.name.as_deref()).collect::<Vec<_>>(), [Some("asked")]);
     assert_eq!(service.log.rejected(), []);
     assert_eq!(service.counter("weir_collector_events_received_total").await, 1);
+}
+
+/// Statsig's events have no ids, and its clients send what was not answered again as it was: that makes no new events. Equal ones in one
+/// request are several, and without a session, which all SDKs name, nobody could tell.
+#[tokio::test]
+async fn a_request_of_statsigs_that_comes_again_makes_no_new_events() {
+    let ids = async |body: &str| {
+        let service = Service::start().await;
+        for _ in 0..2 {
+            let headers = [("statsig-api-key", "secret-wk_test")];
+            let answer = send(service.address(), "POST", "/v1/log_event", &headers, body.as_bytes()).await;
+            assert_eq!(answer.status, 202, "{answer:?}");
+        }
+        service.log.events().iter().map(|event| (format!("{:?}", event.event_id), event.id_from_client)).collect::<Vec<_>>()
+    };
+    let time = Micros::now().0 / 1_000;
+    let event = format!(r#"{{"eventName":"buy","user":{{"userID":"u"}},"time":{time},"value":1}}"#);
+    let other = event.replace("\"u\"", "\"v\"");
+    let of_session = ids(&format!(r#"{{"statsigMetadata":{{"sessionID":"s"}},"events":[{event},{other},{event}]}}"#)).await;
+    let (first, again) = of_session.split_at(3);
+    assert_eq!(first, again);
+    assert!(first.iter().all(|(_, is_from_client)| *is_from_client), "{first:?}");
+    assert_eq!(first.iter().collect::<std::collections::HashSet<_>>().len(), 3, "{first:?}");
+    let of_another = ids(&format!(r#"{{"statsigMetadata":{{"sessionID":"t"}},"events":[{event}]}}"#)).await;
+    assert_ne!(of_another[0], first[0]);
+    let of_none = ids(&format!(r#"{{"events":[{event}]}}"#)).await;
+    assert_ne!(of_none[0].0, of_none[1].0);
+    assert!(of_none.iter().all(|(_, is_from_client)| !is_from_client), "{of_none:?}");
 }
