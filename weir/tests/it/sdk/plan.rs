@@ -1,7 +1,6 @@
 //! What each client is to tell of: the same users, exposures, orders and other events, and what must be stored of them.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use events::Micros;
 use serde_json::{Map, Value, json};
@@ -11,8 +10,7 @@ use crate::support::Database;
 
 use super::world::World;
 
-/// Where nothing happens to deliveries there are more users, so that batches fill and a client makes more than a thousand calls.
-const USERS_MANY: i64 = 400;
+/// Users where something happens to deliveries.
 const USERS: i64 = 24;
 
 /// What is told of a user.
@@ -86,12 +84,12 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    /// What happened an hour ago.
-    pub(super) fn of(world: World) -> Self {
+    /// What happened an hour ago. `many` is how many users there are where nothing happens to deliveries.
+    pub(super) fn of(world: World, many: i64) -> Self {
         let experiment = format!("sdk {world}");
         let begun = Micros::now();
         let first = (begun.0 - 3_600_000_000) / 1_000 * 1_000;
-        let users = if world == World::Right { USERS_MANY } else { USERS };
+        let users = if world == World::Right { many } else { USERS };
         let call = |n: i64, what: What| {
             let user = format!("{experiment} {n}");
             let at = Micros(first + (n * 4 + what as i64) * 1_003_000);
@@ -187,6 +185,3 @@ pub(super) fn counts<'a>(texts: impl Iterator<Item = (&'a str, &'a str)>) -> BTr
     }
     counts
 }
-
-/// The longest that a client may take, a slow machine and its back-off included.
-pub(super) const DELIVERED_MAX: Duration = Duration::from_secs(120);

@@ -4,20 +4,25 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use hyper::header::{
-    ACCESS_CONTROL_ALLOW_CREDENTIALS, ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_EXPOSE_HEADERS, CONNECTION, HOST, HeaderValue,
-    ORIGIN, RETRY_AFTER,
+    ACCESS_CONTROL_ALLOW_CREDENTIALS, ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_EXPOSE_HEADERS, CONNECTION, HOST, HeaderName,
+    HeaderValue, ORIGIN, RETRY_AFTER,
 };
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, Uri};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use serde_json::json;
 use tokio::net::TcpListener;
+use tokio::sync::OnceCell;
 use tokio::task::JoinSet;
+
+use crate::harness::send;
 
 /// What happens to the first [`FAULTS`] deliveries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -30,7 +35,8 @@ pub(super) enum World {
     CutBefore,
     /// The collector stores them, and their connections end before the answer.
     CutAfter,
-    /// Nothing, but the collector itself refuses for a while: the key is over its limit.
+    /// The collector itself refuses them: others have used up the limit of the key. A refusal takes as long on its way as it asks the client to
+    /// wait, so that a page whose clock runs ahead does not ask a hundred times meanwhile.
     OverLimit,
 }
 
@@ -50,6 +56,10 @@ impl fmt::Display for World {
         }
     }
 }
+
+/// Events per second of the key that is over its limit, and what others have sent with it: three seconds' worth, where two are allowed.
+pub(super) const LIMIT: usize = 20;
+pub(super) const OTHERS: usize = 3 * LIMIT;
 
 /// How many deliveries of a client meet what its world says.
 pub(super) const FAULTS: usize = 2;
@@ -96,16 +106,27 @@ struct Before {
     delivery: &'static [&'static str],
     client: Client<HttpConnector, Full<Bytes>>,
     seen: Arc<Mutex<Seen>>,
+    /// The key, where others use up its limit, which they do once.
+    limited: Option<String>,
+    used_up: OnceCell<()>,
 }
 
 impl Proxy {
-    /// Stands before a collector.
-    pub(super) async fn before(collector: &str, world: World, delivery: &'static [&'static str]) -> Self {
+    /// Stands before a collector, to which clients deliver with this key.
+    pub(super) async fn before(collector: &str, key: &str, world: World, delivery: &'static [&'static str]) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let url = format!("http://{}", listener.local_addr().expect("is bound"));
         let seen = Arc::new(Mutex::new(Seen::default()));
         let client = Client::builder(TokioExecutor::new()).build_http();
-        let before = Arc::new(Before { world, collector: collector.to_owned(), delivery, client, seen: Arc::clone(&seen) });
+        let before = Arc::new(Before {
+            world,
+            collector: collector.to_owned(),
+            delivery,
+            client,
+            seen: Arc::clone(&seen),
+            limited: (world == World::OverLimit).then(|| key.to_owned()),
+            used_up: OnceCell::new(),
+        });
         let mut connections = JoinSet::new();
         connections.spawn(async move {
             let mut connections = JoinSet::new();
@@ -146,14 +167,30 @@ impl Before {
             World::CutBefore if meets => return Err(Cut),
             _ => {}
         }
+        if let Some(key) = &self.limited {
+            self.used_up.get_or_init(|| self.use_up(key)).await;
+        }
         let answer = self.carry(head, body).await?;
-        let mut seen = self.seen.lock().expect("nobody panicked");
-        let accepted = answer.headers().get("x-events-accepted").and_then(|count| count.to_str().ok()?.parse::<usize>().ok());
-        seen.accepted += accepted.unwrap_or(0);
+        let number = |name: HeaderName| answer.headers().get(name)?.to_str().ok()?.parse::<u64>().ok();
+        {
+            let mut seen = self.seen.lock().expect("nobody panicked");
+            seen.accepted += number(HeaderName::from_static("x-events-accepted")).unwrap_or(0) as usize;
+            if !answer.status().is_success() {
+                seen.refused.push(answer.status().as_u16());
+            }
+        }
         if !answer.status().is_success() {
-            seen.refused.push(answer.status().as_u16());
+            tokio::time::sleep(Duration::from_secs(number(RETRY_AFTER).expect("a refusal says how long to wait"))).await;
         }
         if meets { Err(Cut) } else { Ok(answer) }
+    }
+
+    /// Sends what others do with a key.
+    async fn use_up(&self, key: &str) {
+        let event = json!({"type": "engagement", "name": "other", "user_id": "other"});
+        let url = format!("{}/v1/events", self.collector);
+        let sent = send(Method::POST, &url, key, Some(json!({"events": vec![event; OTHERS]}))).await;
+        assert!(matches!(sent, Ok((200, _))), "{sent:?}");
     }
 
     /// Carries a request to the collector and its answer back.
