@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use events::Micros;
 use hyper::Method;
 use serde_json::{Value, json};
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use uuid::Uuid;
 
@@ -19,7 +20,7 @@ use crate::browser::{PERSONS_AGENT, open_for, serve};
 use crate::harness::{Folder, Up, send, weir};
 use crate::support::{Database, program, run};
 
-use plan::{Call, Plan, Stored, What};
+use plan::{Call, Plan, Stored, USERS, USERS_MANY, What};
 use world::{FAULTS, LIMIT, OTHERS, Proxy, World};
 
 /// What runs a client's script.
@@ -214,7 +215,8 @@ async fn check(client: Client) {
     let key = limited_key(&up, &folder).await;
     let mut deliveries = JoinSet::new();
     for world in World::ALL {
-        let plan = Plan::of(world, if client.runs == Runs::Browser { 100 } else { 400 });
+        let is_many = world == World::Right && client.runs != Runs::Browser;
+        let plan = Plan::of(world, if is_many { USERS_MANY } else { USERS });
         let key = if world == World::OverLimit { &key } else { up.line("write_key") };
         let proxy = Proxy::before(up.line("collector"), key, world, client.delivery).await;
         let key = format!("{}{key}{}", client.key_around.0, client.key_around.1);
@@ -252,6 +254,9 @@ async fn check(client: Client) {
 
 /// How long a page is open by its own clock, which runs as fast as nothing happens: long enough for the back-off of all clients.
 const BROWSED: Duration = Duration::from_secs(60);
+
+/// A browser keeps a processor busy, since its clock does not let it wait.
+static BROWSERS: Semaphore = Semaphore::const_new(2);
 
 /// The longest that a client may take, its back-off and a busy machine included.
 const DELIVERED_MAX: Duration = Duration::from_secs(120);
@@ -315,6 +320,7 @@ impl Starts {
                     assert!(ended.status.success(), "{said}");
                 }
                 None => {
+                    let _turn = BROWSERS.acquire().await;
                     let profile = tempfile::tempdir().expect("a folder");
                     let shown = open_for(BROWSED, profile.path(), &serve(page), Some(PERSONS_AGENT)).await;
                     assert!(shown.contains("<title>done</title>"), "{}", &shown[..shown.floor_char_boundary(2_000)]);

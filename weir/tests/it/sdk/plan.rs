@@ -10,8 +10,10 @@ use crate::support::Database;
 
 use super::world::World;
 
-/// Users where something happens to deliveries.
-const USERS: i64 = 24;
+/// Users of most runs.
+pub(super) const USERS: i64 = 24;
+/// So many that batches fill, and a client makes more than a thousand calls.
+pub(super) const USERS_MANY: i64 = 334;
 
 /// What is told of a user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,12 +86,11 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    /// What happened an hour ago. `many` is how many users there are where nothing happens to deliveries.
-    pub(super) fn of(world: World, many: i64) -> Self {
+    /// What so many users did an hour ago.
+    pub(super) fn of(world: World, users: i64) -> Self {
         let experiment = format!("sdk {world}");
         let begun = Micros::now();
         let first = (begun.0 - 3_600_000_000) / 1_000 * 1_000;
-        let users = if world == World::Right { many } else { USERS };
         let call = |n: i64, what: What| {
             let user = format!("{experiment} {n}");
             let at = Micros(first + (n * 4 + what as i64) * 1_003_000);
@@ -155,7 +156,7 @@ pub(super) async fn stored(database: &mut Database) -> Vec<Stored> {
     for (table, what) in tables {
         let query = format!(
             "SELECT id, user_id, coalesce(external_id, user_id::text), (extract(epoch FROM event_time) * 1000000)::bigint, untimed, \
-             is_bot, coalesce({what}, '{table} without names'), metadata::text FROM {table} t"
+             is_bot, coalesce({what}, '{table} without names'), coalesce(metadata, '{{}}')::text FROM {table} t"
         );
         type Row = (Uuid, Uuid, String, i64, bool, bool, String, String);
         for (id, user_id, user, at, is_untimed, is_bot, what, metadata) in database.rows::<Row>(&query).await {
