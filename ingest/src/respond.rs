@@ -24,7 +24,7 @@ use uuid::Uuid;
 use crate::body::{BodyFault, Memory, Reserved};
 use crate::config::Limits;
 use crate::dialect::{self, Content, EnvelopeFault, Reply};
-use crate::route::Route;
+use crate::route::{Question, Route};
 
 const ACCEPTED: HeaderName = HeaderName::from_static("x-events-accepted");
 const REJECTED: HeaderName = HeaderName::from_static("x-events-rejected");
@@ -430,8 +430,8 @@ fn with_content(status: StatusCode, content: Content) -> Response {
 }
 
 /// Answers a question of an SDK.
-pub(crate) fn answered(json: &'static str) -> Response {
-    text(StatusCode::OK, "application/json", json)
+pub(crate) fn answered(question: Question) -> Response {
+    text(StatusCode::OK, question.content_type(), question.answer())
 }
 
 /// Answers a request that failed as a whole, at a route or at none.

@@ -1,7 +1,6 @@
 //! What clients of other collectors rely on, beyond single requests (those are in `testdata/requests`).
 
 use eventlog::AppendError;
-use events::Micros;
 use serde_json::{Value, json};
 
 use crate::support::{Answer, Service, gzip, send};
@@ -237,6 +236,15 @@ async fn questions_of_sdks_are_answered() {
         assert!(answer.json().is_object(), "{target}");
         assert_eq!(answer.header("access-control-allow-origin"), Some("https://shop.example"), "{target}");
     }
+    // What Segment's client in a page counts of itself is shared as its events are, and a script is one.
+    for (method, target, shared, content_type) in [
+        ("POST", "/v1/m", "*", "application/json"),
+        ("GET", "/array/phc_x/config.js", "https://shop.example", "text/javascript; charset=utf-8"),
+    ] {
+        let answer = send(service.address(), method, target, &[("Origin", "https://shop.example")], b"").await;
+        assert_eq!((answer.status, answer.header("content-type")), (200, Some(content_type)), "{target}");
+        assert_eq!(answer.header("access-control-allow-origin"), Some(shared), "{target}");
+    }
     assert_eq!(service.log.events().len(), 0);
 }
 
@@ -318,8 +326,7 @@ async fn a_request_of_statsigs_that_comes_again_makes_no_new_events() {
         }
         service.log.events().iter().map(|event| (format!("{:?}", event.event_id), event.id_from_client)).collect::<Vec<_>>()
     };
-    let time = Micros::now().0 / 1_000;
-    let event = format!(r#"{{"eventName":"buy","user":{{"userID":"u"}},"time":{time},"value":1}}"#);
+    let event = r#"{"eventName":"buy","user":{"userID":"u"},"time":1772366330867,"value":1}"#;
     let other = event.replace("\"u\"", "\"v\"");
     let of_session = ids(&format!(r#"{{"statsigMetadata":{{"sessionID":"s"}},"events":[{event},{other},{event}]}}"#)).await;
     let (first, again) = of_session.split_at(3);

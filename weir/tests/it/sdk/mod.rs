@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use events::Micros;
 use hyper::Method;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use uuid::Uuid;
@@ -76,6 +76,8 @@ struct Client {
     overload: u16,
     /// What it promises of the time of events that only say who a user is; none if it sends no such events.
     identifies: Option<Time>,
+    /// What it calls itself in an event's context, beside which and the properties nothing is stored of it; none if it adds properties of its own.
+    library: Option<&'static str>,
     /// The worlds in which it loses events by its own doing, and why. What it loses it sent once, and never again.
     loses: &'static [(World, &'static str)],
 }
@@ -93,6 +95,7 @@ const USUAL: Client = Client {
     key_around: ("", ""),
     overload: 503,
     identifies: None,
+    library: None,
     loses: &[],
 };
 
@@ -107,12 +110,13 @@ const SEGMENT: Client = Client { overload: 429, id: Id::Text("segment"), identif
 
 #[tokio::test(flavor = "multi_thread")]
 async fn segment_for_python() {
-    check(Client { script: "segment_python.py", ..SEGMENT }).await;
+    check(Client { script: "segment_python.py", library: Some("analytics-python"), ..SEGMENT }).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn segment_for_node() {
-    check(Client { script: "segment_node.mjs", runs: Runs::Node, ..SEGMENT }).await;
+    let client = Client { script: "segment_node.mjs", runs: Runs::Node, ..SEGMENT };
+    check(Client { library: Some("@segment/analytics-node"), ..client }).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -358,6 +362,7 @@ fn loss(client: Client, world: World) -> Option<&'static str> {
 fn check_world(client: Client, world: World, plan: &Plan, proxy: &Proxy, project: Uuid, found: Vec<Stored>) {
     let seen = proxy.seen.lock().expect("nobody panicked");
     let place = format!("{} {world}", client.script);
+    assert!(seen.unanswered.is_empty(), "{place}: {:?}", seen.unanswered);
     match world {
         World::Right => assert_eq!((seen.faults, &seen.refused[..]), (0, &[][..]), "{place}"),
         World::OverLimit => {
@@ -416,6 +421,12 @@ fn check_world(client: Client, world: World, plan: &Plan, proxy: &Proxy, project
         }
         assert!(!event.is_bot, "{place}: {event:?}");
         assert!(plan::holds(&event.metadata, &call.properties()), "{place}: {event:?} of {call:?}");
+        if let Some(library) = client.library {
+            assert_eq!(event.metadata["context"]["library"]["name"], library, "{place}: {event:?}");
+            let mut metadata = event.metadata.as_object().cloned().expect("it holds properties");
+            metadata.retain(|key, _| key != "context" && key != "_metadata");
+            assert_eq!(metadata, sent(plan, call), "{place}: {event:?} of {call:?}");
+        }
     }
 }
 
@@ -424,9 +435,21 @@ fn what(client: Client, plan: &Plan, call: &Call) -> String {
     match call.what {
         What::Identify => "identity identify".to_owned(),
         What::Exposure => format!("exposure {} {}", plan.experiment, call.variant()),
-        What::Order => format!("conversion {} {} EUR", client.order, call.value()),
+        What::Order => format!("conversion {} {} EUR", client.order, call.amount()),
         What::Other => format!("engagement {}", client.other),
     }
+}
+
+/// Returns the properties that Segment's clients are given for a call.
+fn sent(plan: &Plan, call: &Call) -> Map<String, Value> {
+    let mut properties = call.properties();
+    let names = match call.what {
+        What::Exposure => [("experiment_name", json!(plan.experiment)), ("variation_name", json!(call.variant()))],
+        What::Order => [("revenue", json!(call.amount())), ("currency", json!("EUR"))],
+        What::Identify | What::Other => return properties,
+    };
+    properties.extend(names.map(|(name, value)| (name.to_owned(), value)));
+    properties
 }
 
 /// Compares the answer about the plan's experiment with its arithmetic, which is the same for all clients.

@@ -45,9 +45,9 @@ impl Call {
         if self.n % 2 == 0 { "a" } else { "b" }
     }
 
-    /// A text of the value, as it is stored.
-    pub(super) fn value(&self) -> String {
-        format!("{}.25", self.n)
+    /// The value of an order, which a double holds exactly.
+    pub(super) fn amount(&self) -> f64 {
+        self.n as f64 + 0.25
     }
 
     /// What the client is given beside names and values.
@@ -69,7 +69,7 @@ impl Call {
             "time": self.at.to_string(),
             "millis": self.at.0 / 1_000,
             "variant": self.variant(),
-            "value": self.value().parse::<f64>().expect("a number"),
+            "value": self.amount(),
             "currency": "EUR",
             "properties": self.properties(),
         })

@@ -73,6 +73,8 @@ pub(super) struct Seen {
     pub(super) accepted: usize,
     /// The statuses with which the collector itself refused deliveries.
     pub(super) refused: Vec<u16>,
+    /// What the client asked for besides, and the collector has not.
+    pub(super) unanswered: Vec<String>,
     /// How often each delivery came, by its body.
     pub(super) deliveries: HashMap<Bytes, usize>,
 }
@@ -153,7 +155,12 @@ impl Before {
         let body = body.collect().await.map_err(|_| Cut)?.to_bytes();
         let is_delivery = head.method != Method::OPTIONS && self.delivery.iter().any(|begin| head.uri.path().starts_with(begin));
         if !is_delivery {
-            return self.carry(head, body).await;
+            let asked = format!("{} {}", head.method, head.uri);
+            let answer = self.carry(head, body).await?;
+            if answer.status().is_client_error() {
+                self.seen.lock().expect("nobody panicked").unanswered.push(format!("{asked}: {}", answer.status()));
+            }
+            return Ok(answer);
         }
         let meets = {
             let mut seen = self.seen.lock().expect("nobody panicked");

@@ -14,8 +14,9 @@ instances = {}
 for call in plan["calls"]:
     user = call["user"]
     if user not in instances:
+        # Features come from elsewhere, and this has none.
         plugin = GrowthBookTrackingPlugin(ingestor_host=host)
-        instances[user] = GrowthBook(api_host=host, client_key=key, attributes={"user_id": user}, plugins=[plugin])
+        instances[user] = GrowthBook(api_host="http://127.0.0.1:9", client_key=key, attributes={"user_id": user}, plugins=[plugin])
     client = instances[user]
     match call["call"]:
         case "exposure":
