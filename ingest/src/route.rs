@@ -87,10 +87,11 @@ impl Question {
     /// Returns the answer.
     pub(crate) fn answer(self) -> &'static str {
         match self {
+            // Nothing of surveys: where there are said to be none, the client in a page loads its script for them all the same.
             Question::PosthogFlags => {
                 "{\"flags\":{},\"featureFlags\":{},\"featureFlagPayloads\":{},\"errorsWhileComputingFlags\":false,\
                  \"config\":{},\"supportedCompression\":[\"gzip\",\"gzip-js\",\"base64\"],\"sessionRecording\":false,\
-                 \"surveys\":false,\"heatmaps\":false,\"capturePerformance\":false,\"siteApps\":[],\"editorParams\":{},\
+                 \"heatmaps\":false,\"capturePerformance\":false,\"siteApps\":[],\"editorParams\":{},\
                  \"toolbarParams\":{},\"isAuthenticated\":false}"
             }
             Question::PosthogDefinitions => "{\"flags\":[],\"group_type_mapping\":{},\"cohorts\":{}}",
