@@ -39,13 +39,13 @@ if [ "$purpose" != demo ]; then
     command -v mvn >/dev/null || need maven "fetching that broker's jars, 43 MB"
 fi
 if [ "$purpose" = test ]; then
-    python3 -c 'import ensurepip, venv' 2>/dev/null || need python3-venv "Segment's SDK, in an environment of its own"
+    python3 -c 'import ensurepip, venv' 2>/dev/null || need python3-venv "the SDKs for Python, in an environment of their own"
     python3 -c 'import yaml' 2>/dev/null || need python3-yaml "reading docker-compose.yml"
-    { command -v node && command -v npm; } >/dev/null || { need nodejs "Segment's SDK for Node"; need npm "the same"; }
+    { command -v node && command -v npm; } >/dev/null || { need nodejs "the SDKs for Node and for pages"; need npm "the same"; }
     perl -MFindBin -MIPC::Cmd -e 1 2>/dev/null || need perl "building OpenSSL, for \`make lint\` of Kafka over TLS"
     command -v openssl >/dev/null || need openssl "a proxy with TLS before a service"
     command -v shellcheck >/dev/null || need shellcheck "\`make lint\`"
-    command -v chromium >/dev/null || need chromium "the page with the pixel, in a real browser"
+    command -v chromium >/dev/null || need chromium "pages with the pixel and with SDKs, in a real browser"
     { command -v promtool && command -v prometheus; } >/dev/null || need prometheus "scraping the services' pages; not started as a service"
 fi
 [ -n "$missing" ] || exit 0

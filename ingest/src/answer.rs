@@ -54,7 +54,7 @@ async fn dispatch(app: &Arc<App>, scope: Scope, route: Option<Route>, request: R
         respond::snippet(request.headers().get(IF_NONE_MATCH))
     } else if let Route::Question(question) = route {
         body::discard(&mut request.into_body()).await;
-        respond::answered(question.answer())
+        respond::answered(question)
     } else {
         collect(app, route, request).await
     };

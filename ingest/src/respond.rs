@@ -24,7 +24,7 @@ use uuid::Uuid;
 use crate::body::{BodyFault, Memory, Reserved};
 use crate::config::Limits;
 use crate::dialect::{self, Content, EnvelopeFault, Reply};
-use crate::route::Route;
+use crate::route::{Question, Route};
 
 const ACCEPTED: HeaderName = HeaderName::from_static("x-events-accepted");
 const REJECTED: HeaderName = HeaderName::from_static("x-events-rejected");
@@ -337,7 +337,12 @@ impl ApiError {
                 error(too_large, "body_too_large", &message)
             }
             ApiError::Body(BodyFault::TooSlow) => {
-                error(StatusCode::REQUEST_TIMEOUT, "body_too_slow", "the body was not received in time")
+                let message = "the body was not received in time";
+                // Of the others' clients PostHog's for pages and RudderStack's drop what is answered 408.
+                match dialect {
+                    Dialect::Native | Dialect::Pixel => error(StatusCode::REQUEST_TIMEOUT, "body_too_slow", message),
+                    _ => later("body_too_slow", message, 1),
+                }
             }
             ApiError::Body(BodyFault::Broken) => {
                 error(StatusCode::BAD_REQUEST, "body_broken", "the connection broke before the body was complete")
@@ -430,8 +435,8 @@ fn with_content(status: StatusCode, content: Content) -> Response {
 }
 
 /// Answers a question of an SDK.
-pub(crate) fn answered(json: &'static str) -> Response {
-    text(StatusCode::OK, "application/json", json)
+pub(crate) fn answered(question: Question) -> Response {
+    text(StatusCode::OK, question.content_type(), question.answer())
 }
 
 /// Answers a request that failed as a whole, at a route or at none.
@@ -577,7 +582,7 @@ mod tests {
         check(ApiError::Envelope(EnvelopeFault::TooManyEvents(3)), [413, 200, 400, 413, 413, 400]);
         check(ApiError::Envelope(EnvelopeFault::Unreadable(String::new())), [400, 200, 400, 400, 400, 400]);
         check(ApiError::BadEncoding, [415, 200, 400, 415, 415, 400]);
-        check(ApiError::Body(BodyFault::TooSlow), [408, 408, 408, 408, 408, 408]);
+        check(ApiError::Body(BodyFault::TooSlow), [408, 408, 429, 503, 503, 503]);
         check(ApiError::Bug, [500, 500, 500, 500, 500, 500]);
     }
 

@@ -63,6 +63,10 @@ pub(crate) enum Question {
     PosthogLists,
     /// PostHog's recordings of sessions, which are not kept.
     PosthogRecording,
+    /// PostHog's settings as a script, which is empty: the client then asks for them as JSON.
+    PosthogScript,
+    /// What Segment's client in a page counts of itself, which is not kept.
+    SegmentCounts,
     /// Statsig's values for a user.
     StatsigValues,
     /// Statsig's rules.
@@ -72,13 +76,22 @@ pub(crate) enum Question {
 }
 
 impl Question {
-    /// Returns the answer, which is JSON.
+    /// Returns the content type of the answer.
+    pub(crate) fn content_type(self) -> &'static str {
+        match self {
+            Question::PosthogScript => "text/javascript; charset=utf-8",
+            _ => "application/json",
+        }
+    }
+
+    /// Returns the answer.
     pub(crate) fn answer(self) -> &'static str {
         match self {
+            // Nothing of surveys: where there are said to be none, the client in a page loads its script for them all the same.
             Question::PosthogFlags => {
                 "{\"flags\":{},\"featureFlags\":{},\"featureFlagPayloads\":{},\"errorsWhileComputingFlags\":false,\
                  \"config\":{},\"supportedCompression\":[\"gzip\",\"gzip-js\",\"base64\"],\"sessionRecording\":false,\
-                 \"surveys\":false,\"heatmaps\":false,\"capturePerformance\":false,\"siteApps\":[],\"editorParams\":{},\
+                 \"heatmaps\":false,\"capturePerformance\":false,\"siteApps\":[],\"editorParams\":{},\
                  \"toolbarParams\":{},\"isAuthenticated\":false}"
             }
             Question::PosthogDefinitions => "{\"flags\":[],\"group_type_mapping\":{},\"cohorts\":{}}",
@@ -88,7 +101,8 @@ impl Question {
                 "{\"feature_gates\":{},\"dynamic_configs\":{},\"layer_configs\":{},\"has_updates\":true,\"time\":0}"
             }
             Question::StatsigSpecs => "{\"has_updates\":false}",
-            Question::StatsigNothing => "{}",
+            Question::PosthogScript => "",
+            Question::StatsigNothing | Question::SegmentCounts => "{}",
         }
     }
 }
@@ -187,12 +201,11 @@ impl Route {
     pub(crate) fn dialect(self) -> Dialect {
         match self {
             Route::Pixel => Dialect::Pixel,
-            Route::Call(_) | Route::Batch | Route::CallImage(_) => Dialect::Segment,
+            Route::Call(_) | Route::Batch | Route::CallImage(_) | Route::Question(Question::SegmentCounts) => Dialect::Segment,
             Route::JitsuCall(_) | Route::JitsuBatch | Route::JitsuImage(_) => Dialect::Jitsu,
             Route::PosthogCapture | Route::PosthogEvents | Route::Question(Question::PosthogFlags) => Dialect::Posthog,
-            Route::Question(Question::PosthogDefinitions | Question::PosthogLists | Question::PosthogRecording) => {
-                Dialect::Posthog
-            }
+            Route::Question(Question::PosthogDefinitions | Question::PosthogLists) => Dialect::Posthog,
+            Route::Question(Question::PosthogRecording | Question::PosthogScript) => Dialect::Posthog,
             Route::SnowplowImage | Route::SnowplowEvents => Dialect::Snowplow,
             Route::Growthbook => Dialect::Growthbook,
             Route::Statsig | Route::Question(_) => Dialect::Statsig,
@@ -324,7 +337,8 @@ mod tests {
     #[test]
     fn answers_to_questions_are_json() {
         use Question::*;
-        let all = [PosthogFlags, PosthogDefinitions, PosthogLists, PosthogRecording, StatsigValues, StatsigSpecs, StatsigNothing];
+        let posthogs = [PosthogFlags, PosthogDefinitions, PosthogLists, PosthogRecording];
+        let all = posthogs.into_iter().chain([SegmentCounts, StatsigValues, StatsigSpecs, StatsigNothing]);
         for question in all {
             let answer: serde_json::Value = serde_json::from_str(question.answer()).expect("JSON");
             assert!(answer.is_object());

@@ -38,6 +38,7 @@ impl Dialect for Posthog {
                 Route::Question(Question::PosthogLists)
             }
             _ if path.starts_with("/array/") && path.ends_with("/config") => Route::Question(Question::PosthogFlags),
+            _ if path.starts_with("/array/") && path.ends_with("/config.js") => Route::Question(Question::PosthogScript),
             _ => return None,
         })
     }

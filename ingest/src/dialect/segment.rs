@@ -22,7 +22,7 @@ use super::vocabulary;
 use super::{Content, Dialect, Envelope, EnvelopeFault, Head, KeyInHead, ParsedEvent, Reply, Text, body};
 use crate::admit::{Admitted, Asked};
 use crate::respond::Outcome;
-use crate::route::Route;
+use crate::route::{Question, Route};
 use context::Context;
 
 /// The dialect of Segment's and RudderStack's SDKs.
@@ -32,6 +32,7 @@ impl Dialect for Segment {
     fn route(&self, path: &str, _query: &str) -> Option<Route> {
         Some(match path {
             "/v1/batch" | "/v1/b" | "/v1/import" | "/beacon/v1/batch" => Route::Batch,
+            "/v1/m" => Route::Question(Question::SegmentCounts),
             _ => match path.strip_prefix("/v1/pixel/").or_else(|| path.strip_prefix("/pixel/v1/")) {
                 Some(call) => Route::CallImage(Call::of_path(call)?),
                 None => Route::Call(Call::of_path(path.strip_prefix("/v1/")?)?),

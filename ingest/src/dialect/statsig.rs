@@ -1,9 +1,11 @@
 //! Statsig's dialect: `POST /v1/log_event` with its exposures and events.
 
 use std::borrow::Cow;
+use std::collections::HashMap;
 
 use events::{ClaimedTime, Code, ConversionDetails, Details, Draft, ImpressionDetails, Micros, Rejection};
 use serde_json::value::RawValue;
+use uuid::Uuid;
 
 use super::item::{Item, Properties};
 use super::members::{Value, is_number};
@@ -30,9 +32,13 @@ impl Dialect for Statsig {
         })
     }
 
+    /// The SDKs start with no key that does not begin with what kind of one it is.
     fn key(&self, head: &Head<'_>) -> KeyInHead {
         let in_header = || head.header("statsig-api-key").map(str::to_owned);
-        KeyInHead::settled(in_header().or_else(|| head.parameter("k")).or_else(|| head.bearer()))
+        let key = in_header().or_else(|| head.parameter("k")).or_else(|| head.bearer());
+        KeyInHead::settled(
+            key.map(|key| ["secret-", "client-"].iter().find_map(|kind| key.strip_prefix(kind)).unwrap_or(&key).to_owned()),
+        )
     }
 
     fn sent_at(&self, head: &Head<'_>) -> Option<Micros> {
@@ -51,8 +57,10 @@ impl Dialect for Statsig {
         let mut items = top.events.ok_or_else(|| body::no_list("events", "{\"events\":[..]}"))?;
         items.retain(|raw| !is_diagnostics(raw));
         let [metadata] = top.members;
-        let stable_id = metadata.and_then(|raw| Item::new(raw).ok()).and_then(|item| item.any_text("stableID"));
-        Ok(Box::new(Batch { items, stable_id }))
+        let metadata = metadata.and_then(|raw| Item::new(raw).ok());
+        let of_client = |key| metadata.as_ref().and_then(|item| item.any_text(key));
+        let ids = of_client("sessionID").map(|session| ids(&session, &items)).unwrap_or_default();
+        Ok(Box::new(Batch { items, ids, stable_id: of_client("stableID") }))
     }
 
     fn answer(&self, _asked: &Asked, outcome: &Outcome) -> Reply {
@@ -64,6 +72,8 @@ impl Dialect for Statsig {
 
 struct Batch<'a> {
     items: Vec<&'a RawValue>,
+    /// An id for each event; none where the client does not name its session.
+    ids: Vec<Uuid>,
     /// The device, as the client of a browser says it once for all its events.
     stable_id: Option<String>,
 }
@@ -82,7 +92,11 @@ impl Envelope for Batch<'_> {
     }
 
     fn parse(&self, index: usize, mended: Option<&RawValue>, conversions: &[String]) -> Result<ParsedEvent, Rejection> {
-        parse(mended.unwrap_or(self.items[index]), self.stable_id.as_deref(), conversions)
+        let mut parsed = parse(mended.unwrap_or(self.items[index]), self.stable_id.as_deref(), conversions)?;
+        if parsed.draft.timestamp != ClaimedTime::Missing {
+            parsed.draft.event_id = self.ids.get(index).map(Uuid::to_string);
+        }
+        Ok(parsed)
     }
 
     fn client_name(&self, _index: usize, field: &str) -> Option<Cow<'static, str>> {
@@ -95,6 +109,20 @@ impl Envelope for Batch<'_> {
             _ => return None,
         }))
     }
+}
+
+/// Returns an id for each event, since the client gives none and sends a request whose answer was lost again as it was: of its session, of the
+/// event's own bytes, which have its time in milliseconds, and of how many equal ones precede it.
+fn ids(session: &str, items: &[&RawValue]) -> Vec<Uuid> {
+    let session = Uuid::new_v5(&Uuid::NAMESPACE_OID, format!("weir:statsig:session:{session}").as_bytes());
+    let mut equal: HashMap<Uuid, u32> = HashMap::new();
+    let id = |raw: &&RawValue| {
+        let event = Uuid::new_v5(&session, raw.get().as_bytes());
+        let earlier = equal.entry(event).or_default();
+        *earlier += 1;
+        if *earlier == 1 { event } else { Uuid::new_v5(&event, &earlier.to_be_bytes()) }
+    };
+    items.iter().map(id).collect()
 }
 
 /// Returns whether an event says how long the client itself needed: it is nobody's, and none is kept.

@@ -236,6 +236,15 @@ async fn questions_of_sdks_are_answered() {
         assert!(answer.json().is_object(), "{target}");
         assert_eq!(answer.header("access-control-allow-origin"), Some("https://shop.example"), "{target}");
     }
+    // What Segment's client in a page counts of itself is shared as its events are, and a script is one.
+    for (method, target, shared, content_type) in [
+        ("POST", "/v1/m", "*", "application/json"),
+        ("GET", "/array/phc_x/config.js", "https://shop.example", "text/javascript; charset=utf-8"),
+    ] {
+        let answer = send(service.address(), method, target, &[("Origin", "https://shop.example")], b"").await;
+        assert_eq!((answer.status, answer.header("content-type")), (200, Some(content_type)), "{target}");
+        assert_eq!(answer.header("access-control-allow-origin"), Some(shared), "{target}");
+    }
     assert_eq!(service.log.events().len(), 0);
 }
 
@@ -302,4 +311,31 @@ async fn statsigs_diagnostics_are_not_kept() {
     assert_eq!(service.log.events().iter().map(|event| event.name.as_deref()).collect::<Vec<_>>(), [Some("asked")]);
     assert_eq!(service.log.rejected(), []);
     assert_eq!(service.counter("weir_collector_events_received_total").await, 1);
+}
+
+/// Statsig's events have no ids, and its clients send what was not answered again as it was: that makes no new events. Equal ones in one
+/// request are several, and without a session, which all SDKs name, nobody could tell.
+#[tokio::test]
+async fn a_request_of_statsigs_that_comes_again_makes_no_new_events() {
+    let ids = async |body: &str| {
+        let service = Service::start().await;
+        for _ in 0..2 {
+            let headers = [("statsig-api-key", "secret-wk_test")];
+            let answer = send(service.address(), "POST", "/v1/log_event", &headers, body.as_bytes()).await;
+            assert_eq!(answer.status, 202, "{answer:?}");
+        }
+        service.log.events().iter().map(|event| (format!("{:?}", event.event_id), event.id_from_client)).collect::<Vec<_>>()
+    };
+    let event = r#"{"eventName":"buy","user":{"userID":"u"},"time":1772366330867,"value":1}"#;
+    let other = event.replace("\"u\"", "\"v\"");
+    let of_session = ids(&format!(r#"{{"statsigMetadata":{{"sessionID":"s"}},"events":[{event},{other},{event}]}}"#)).await;
+    let (first, again) = of_session.split_at(3);
+    assert_eq!(first, again);
+    assert!(first.iter().all(|(_, is_from_client)| *is_from_client), "{first:?}");
+    assert_eq!(first.iter().collect::<std::collections::HashSet<_>>().len(), 3, "{first:?}");
+    let of_another = ids(&format!(r#"{{"statsigMetadata":{{"sessionID":"t"}},"events":[{event}]}}"#)).await;
+    assert_ne!(of_another[0], first[0]);
+    let of_none = ids(&format!(r#"{{"events":[{event}]}}"#)).await;
+    assert_ne!(of_none[0].0, of_none[1].0);
+    assert!(of_none.iter().all(|(_, is_from_client)| !is_from_client), "{of_none:?}");
 }

@@ -37,13 +37,18 @@ async fn open(url: &str, agent: Option<&str>) -> String {
 
 /// Opens a page in the browser of a profile, and returns the page as it is when all has been loaded.
 pub(crate) async fn open_in(profile: &Path, url: &str, agent: Option<&str>) -> String {
+    open_for(Duration::from_secs(5), profile, url, agent).await
+}
+
+/// The same, after a time by the page's own clock, which runs as fast as nothing happens.
+pub(crate) async fn open_for(time: Duration, profile: &Path, url: &str, agent: Option<&str>) -> String {
     let mut chromium = Command::new("chromium");
     chromium.args(["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]);
     chromium.args(["--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"]);
     chromium.arg(format!("--user-data-dir={}", profile.display()));
     chromium.args(agent.map(|agent| format!("--user-agent={agent}")));
-    chromium.args(["--virtual-time-budget=5000", "--dump-dom", url]);
-    let ended = run(chromium, Duration::from_secs(60)).await;
+    chromium.arg(format!("--virtual-time-budget={}", time.as_millis())).args(["--dump-dom", url]);
+    let ended = run(chromium, Duration::from_secs(90)).await;
     assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
     String::from_utf8_lossy(&ended.stdout).into_owned()
 }

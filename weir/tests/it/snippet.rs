@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use crate::browser::{PERSONS_AGENT, open_in, serve};
 use crate::harness::{Folder, Up};
-use crate::sdk::cache;
+use crate::sdk::install::cache;
 use crate::support::{Database, program, run};
 
 fn has_browser() -> bool {
