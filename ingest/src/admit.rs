@@ -14,6 +14,7 @@ use crate::body::{self, Body, BodyFault};
 use crate::collect::{App, compute};
 use crate::dialect::{self, Device, Dialect, Head, KeyInHead, Text};
 use crate::keys::{Access, Found};
+use crate::privacy::Signal;
 use crate::respond::ApiError;
 use crate::route::Route;
 
@@ -42,6 +43,8 @@ pub(crate) struct Admitted {
     pub(crate) user_agent: Option<String>,
     /// The page that shows a pixel, as far as its browser tells.
     pub(crate) page: Option<String>,
+    /// How its visitor objects to being followed, if so.
+    pub(crate) objection: Option<Signal>,
     /// The browser's device id, if it has one.
     pub(crate) cookie: Option<String>,
     /// The new device id for a browser that has none; empty where no cookie is set.
@@ -126,8 +129,9 @@ async fn admit_parts(
     let header = |name| head.headers.get(name).and_then(|value| value.to_str().ok());
     // Snowplow's trackers on servers ask for its image, too: their agent is not the visitor's.
     let user_agent = header(USER_AGENT).filter(|text| route == Route::Pixel || text.starts_with("Mozilla/"));
-    let is_anonymous = head.headers.contains_key("sp-anonymous");
-    let cookie_name = dialect.cookie().filter(|_| !is_anonymous);
+    let objection = app.privacy_signals.objection(&head.headers, route, query);
+    let is_anonymous = objection == Some(Signal::SpAnonymous);
+    let cookie_name = dialect.cookie().filter(|_| objection.is_none());
     let admitted = Admitted {
         asked: Asked { route, query: query.to_owned(), is_post: head.method == Method::POST, is_anonymous, is_dry: false },
         access,
@@ -137,6 +141,7 @@ async fn admit_parts(
             .is_some_and(|label| label.contains("ndjson") || label.contains("jsonl") || label.contains("json-l")),
         user_agent: user_agent.map(str::to_owned),
         page: header(REFERER).filter(|_| route.is_image()).map(str::to_owned),
+        objection,
         cookie: cookie_name.and_then(|name| header(COOKIE).and_then(|cookies| cookie(cookies, name))),
         fresh_cookie: if cookie_name.is_some() { uuid::Uuid::new_v4().to_string() } else { String::new() },
     };

@@ -11,7 +11,7 @@ use eventlog::AppendError;
 use events::identity::Dialect;
 use events::repair::Reason;
 use events::rules::{self, RequestContext};
-use events::{Code, Event, EventId, Micros, ProjectId, Record, RejectedEvent, Rejection, Repair};
+use events::{Code, Event, EventId, Micros, ProjectId, Record, RejectedEvent, Rejection, Repair, unlinked};
 use hyper::Request;
 use hyper::body::Incoming;
 use service::fair_queue::{FairQueue, Full};
@@ -19,6 +19,7 @@ use service::tasks::Panicked;
 use service::{AdminEndpoint, Health, Response, Threads};
 use uuid::Uuid;
 
+use crate::address;
 use crate::admit::{Admitted, Asked, admit, body_fault, rate_limited, take_bytes};
 use crate::body::{BodyFault, Memory, Reserved};
 use crate::bots::{Agent, Agents};
@@ -27,6 +28,7 @@ use crate::dialect::detect::detect;
 use crate::dialect::{self, Envelope, EnvelopeFault, ParsedEvent, Text};
 use crate::keys::Keys;
 use crate::metrics::Metrics;
+use crate::privacy::{self, PrivacySignals, Signal};
 use crate::refused::Refused;
 use crate::respond::{self, ApiError, Outcome, State};
 use crate::route::Route;
@@ -59,6 +61,7 @@ pub(crate) struct App {
     pub(crate) threads: Threads,
     pub(crate) agents: Agents,
     pub(crate) refused: Refused,
+    pub(crate) privacy_signals: PrivacySignals,
     /// The last append failed: logged once, until one succeeds.
     pub(crate) is_log_failing: AtomicBool,
 }
@@ -161,6 +164,9 @@ struct Validated {
     received: usize,
     duplicate: usize,
     bots: usize,
+    /// How the visitor objects, and how many of its events were dropped for that.
+    objection: Option<Signal>,
+    dropped: usize,
     /// The first fault of each rejected event.
     codes: Vec<Code>,
     /// The reasons of repairs; each once for each event.
@@ -181,6 +187,8 @@ impl Validated {
             received: 0,
             duplicate: 0,
             bots: 0,
+            objection: None,
+            dropped: 0,
             codes: Vec::new(),
             repairs: Vec::new(),
             each: None,
@@ -204,7 +212,7 @@ fn validate(
     let mut refused = Vec::new();
     let mut outcome = Outcome::new(admitted.access.backfill);
     let (mut bots, mut codes, mut repaired) = (0, Vec::new(), Vec::new());
-    let is_dry = admitted.asked.is_dry;
+    let (is_dry, objection) = (admitted.asked.is_dry, admitted.objection);
     let (mut bytes, mut record_bytes, mut has_new_names) = (text.as_str().len(), 0, false);
     let request = RequestContext {
         project: admitted.access.project,
@@ -219,11 +227,20 @@ fn validate(
     let mut ids = IdGenerator::new(admitted.received_at);
     let mut seen = HashSet::new();
     for index in 0..count {
-        let admitted_event = dialect::read(envelope, text, index, &admitted.access.conversions, dialect.is_strict())
+        let parsed = dialect::read(envelope, text, index, &admitted.access.conversions, dialect.is_strict());
+        if objection.is_some() && parsed.as_ref().is_ok_and(privacy::is_identity_alone) {
+            outcome.dropped += 1;
+            if let Some(id) = envelope.id(index) {
+                bytes += outcome.note(id, State::Dropped);
+            }
+            continue;
+        }
+        let admitted_event = parsed
             .map_err(|fault| vec![fault])
             .and_then(|mut parsed| {
+                address::take(&mut parsed.draft);
                 identify_agent(app, admitted, header_agent, &mut parsed);
-                check_rules(parsed, &request, ids.next(index), |field| envelope.client_name(index, field))
+                check_rules(parsed, &request, ids.next(index), objection, |field| envelope.client_name(index, field))
             })
             .and_then(|(event, repairs)| {
                 let named = app.keys.names.admit(event, admitted.access.backfill, admitted.asked.is_dry);
@@ -261,6 +278,12 @@ fn validate(
                 let state = faults.first().map(|fault| State::Rejected(fault.code, fault.field.clone()));
                 if let Some(fault) = faults.first().filter(|_| !dialect.is_strict() && !is_dry) {
                     let event = app.refused.has_room(request.project, request.received_at).then(|| envelope.text(index));
+                    // Of a visitor who objects neither the bytes are kept, nor the message, which may quote them.
+                    let withheld = Rejection::new(fault.code, fault.field.as_str(), "");
+                    let (fault, event) = match objection {
+                        None => (fault, event.as_deref().map(address::masked)),
+                        Some(_) => (&withheld, event.map(|_| Cow::Borrowed(""))),
+                    };
                     let rejected = RejectedEvent::new(
                         ids.next(index),
                         request.project,
@@ -301,9 +324,23 @@ fn validate(
         app.keys.read_soon();
     }
     take_bytes(app, &admitted.access, record_bytes).inspect_err(|_| app.metrics.deferred.increment(count as u64))?;
-    let duplicate = outcome.duplicate;
+    let (duplicate, dropped) = (outcome.duplicate, outcome.dropped);
     let each = outcome.tells_each().then(|| (admitted.asked.clone(), outcome));
-    Ok(Validated { records, refused, answer, received: count, duplicate, bots, codes, repairs: repaired, each, reserved })
+    let received = count;
+    Ok(Validated {
+        records,
+        refused,
+        answer,
+        received,
+        duplicate,
+        bots,
+        objection,
+        dropped,
+        codes,
+        repairs: repaired,
+        each,
+        reserved,
+    })
 }
 
 /// Gives a fault the name that the client has for its field.
@@ -320,11 +357,17 @@ fn check_rules(
     parsed: ParsedEvent,
     request: &RequestContext,
     generated_id: EventId,
+    objection: Option<Signal>,
     name: impl Fn(&str) -> Option<Cow<'static, str>>,
 ) -> Result<(Event, Vec<Repair>), Vec<Rejection>> {
     let ParsedEvent { draft, sent_at, is_clock_right, mut faults, .. } = parsed;
     let sent_at = sent_at.or(request.sent_at).filter(|_| !is_clock_right);
-    match rules::admit_repaired(draft, &RequestContext { sent_at, ..*request }, generated_id) {
+    let request = RequestContext { sent_at, ..*request };
+    let admitted = match objection {
+        None => rules::admit_repaired(draft, &request, generated_id),
+        Some(signal) => unlinked::admit(draft, &request, generated_id, signal.as_str()),
+    };
+    match admitted {
         Ok(admitted) if faults.is_empty() => Ok(admitted),
         Ok(_) => Err(faults),
         Err(more) => {
@@ -413,7 +456,8 @@ impl IdGenerator {
 /// those with ids of their own. Those without get new ids and would be counted twice; a client that must not count twice
 /// sends ids.
 async fn append(app: &App, validated: Validated) -> Result<Response, ApiError> {
-    let Validated { mut records, refused, answer, received, duplicate, bots, codes, repairs, each, reserved } = validated;
+    let Validated { mut records, refused, answer, received, duplicate, bots, objection, dropped, codes, repairs, each, reserved } =
+        validated;
     let appended = records.len();
     records.extend(refused);
     if !records.is_empty() {
@@ -448,6 +492,9 @@ async fn append(app: &App, validated: Validated) -> Result<Response, ApiError> {
     app.metrics.appended.increment(appended as u64);
     app.metrics.duplicate.increment(duplicate as u64);
     app.metrics.bots.increment(bots as u64);
+    if let Some(signal) = objection {
+        app.metrics.objected(signal, [appended, dropped, codes.len()]);
+    }
     codes.into_iter().for_each(|code| app.metrics.reject(code));
     repairs.into_iter().for_each(|reason| app.metrics.repair(reason));
     Ok(answer)
@@ -476,7 +523,7 @@ mod tests {
             let faults = faults.iter().map(|field| fault(*field)).collect();
             let parsed = ParsedEvent { faults, ..ParsedEvent::new(draft) };
             let request = events::testing::request_context();
-            let found = check_rules(parsed, &request, events::testing::generated_id(), |_| None).expect_err("refused");
+            let found = check_rules(parsed, &request, events::testing::generated_id(), None, |_| None).expect_err("refused");
             let found: Vec<_> = found.iter().map(|fault| format!("{} {}", fault.code.as_str(), fault.field)).collect();
             assert_eq!(found, expected);
         };

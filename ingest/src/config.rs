@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::privacy::PrivacySignals;
+
 /// Some 20,000 events in a second: more than a site or an app has, and less than what fills a disk in minutes.
 const KEY_BYTES_PER_SECOND_MAX: u32 = 8 * 1024 * 1024;
 
@@ -33,6 +35,9 @@ pub struct Config {
     /// Bytes of events that one write key may have stored in a second, on average; 0: any number. Server keys have no such limit
     #[arg(long, env = "WEIR_KEY_BYTES_PER_SECOND_MAX", value_name = "BYTES", default_value_t = KEY_BYTES_PER_SECOND_MAX)]
     pub key_bytes_per_second_max: u32,
+    /// Headers by which a browser objects to being followed: its events are kept as nobody's. gpc, dnt, both, or none
+    #[arg(long, env = "WEIR_PRIVACY_SIGNALS", value_name = "SIGNALS", default_value_t = PrivacySignals::default())]
+    pub privacy_signals: PrivacySignals,
     /// Postgres, which knows the keys.
     #[arg(skip)]
     pub database_url: String,
@@ -54,6 +59,7 @@ impl Default for Config {
             connections_per_address_max: 4_096,
             count_loopback: false,
             key_bytes_per_second_max: KEY_BYTES_PER_SECOND_MAX,
+            privacy_signals: PrivacySignals::default(),
             database_url: String::new(),
             data_dir: PathBuf::new(),
             limits: Limits::default(),

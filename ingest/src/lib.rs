@@ -8,6 +8,7 @@
 //! What it does not do: it never queries the database for a request whose key is known, never logs a key or a user's text,
 //! and keeps no state about events. Deduplication is the aggregator's.
 
+mod address;
 mod admit;
 mod answer;
 mod body;
@@ -19,6 +20,7 @@ mod keys;
 mod log_watch;
 mod metrics;
 mod names;
+mod privacy;
 mod refused;
 mod respond;
 mod route;
@@ -35,6 +37,7 @@ use service::{AdminEndpoint, Health, Hosts, Listener, Scope, Tasks, Threads};
 use sqlx::postgres::PgConnectOptions;
 
 pub use config::{Config, Limits, StartError};
+pub use privacy::PrivacySignals;
 
 use collect::App;
 
@@ -73,7 +76,7 @@ impl Collector {
             ..config.limits.of_connections()
         };
         let bytes_per_second = NonZeroU32::new(config.key_bytes_per_second_max);
-        let Config { collector, metrics: metrics_on, any_key, database_url, data_dir, limits, .. } = config;
+        let Config { collector, metrics: metrics_on, any_key, database_url, data_dir, limits, privacy_signals, .. } = config;
         // The parser of options takes every scheme, and text without one.
         if !["postgres://", "postgresql://"].iter().any(|scheme| database_url.starts_with(scheme)) {
             return Err(StartError::DatabaseUrl("it has another scheme, or none".to_owned()));
@@ -117,6 +120,7 @@ impl Collector {
             health: Arc::clone(tasks.health()),
             agents: bots::Agents::default(),
             refused: refused::Refused::default(),
+            privacy_signals,
             is_log_failing: AtomicBool::new(false),
         });
         tasks.spawn_until_stop("keys", {

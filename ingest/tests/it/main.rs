@@ -9,6 +9,7 @@ mod lifecycle;
 mod limits;
 mod names;
 mod outages;
+mod privacy;
 mod rejections;
 mod repairs;
 mod requests;
