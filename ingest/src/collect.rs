@@ -11,7 +11,7 @@ use eventlog::AppendError;
 use events::identity::Dialect;
 use events::repair::Reason;
 use events::rules::{self, RequestContext};
-use events::{Code, Event, EventId, Micros, ProjectId, Record, RejectedEvent, Rejection, Repair, unlinked};
+use events::{Code, Event, EventId, JsonObject, Micros, ProjectId, Record, RejectedEvent, Rejection, Repair, unlinked};
 use hyper::Request;
 use hyper::body::Incoming;
 use service::fair_queue::{FairQueue, Full};
@@ -22,10 +22,11 @@ use uuid::Uuid;
 use crate::address;
 use crate::admit::{Admitted, Asked, admit, body_fault, rate_limited, take_bytes};
 use crate::body::{BodyFault, Memory, Reserved};
-use crate::bots::{Agent, Agents};
+use crate::bots::{Agent, Agents, BotClass};
 use crate::config::Limits;
 use crate::dialect::detect::detect;
 use crate::dialect::{self, Envelope, EnvelopeFault, ParsedEvent, Text};
+use crate::geo::Geo;
 use crate::keys::Keys;
 use crate::metrics::Metrics;
 use crate::privacy::{self, PrivacySignals, Signal};
@@ -62,6 +63,7 @@ pub(crate) struct App {
     pub(crate) agents: Agents,
     pub(crate) refused: Refused,
     pub(crate) privacy_signals: PrivacySignals,
+    pub(crate) geo: Arc<Geo>,
     /// The last append failed: logged once, until one succeeds.
     pub(crate) is_log_failing: AtomicBool,
 }
@@ -163,7 +165,8 @@ struct Validated {
     answer: Response,
     received: usize,
     duplicate: usize,
-    bots: usize,
+    /// What kind of bot sent each event that one sent.
+    bots: Vec<BotClass>,
     /// How the visitor objects, and how many of its events were dropped for that.
     objection: Option<Signal>,
     dropped: usize,
@@ -186,7 +189,7 @@ impl Validated {
             answer,
             received: 0,
             duplicate: 0,
-            bots: 0,
+            bots: Vec::new(),
             objection: None,
             dropped: 0,
             codes: Vec::new(),
@@ -211,7 +214,7 @@ fn validate(
     let mut records = Vec::with_capacity(count);
     let mut refused = Vec::new();
     let mut outcome = Outcome::new(admitted.access.backfill);
-    let (mut bots, mut codes, mut repaired) = (0, Vec::new(), Vec::new());
+    let (mut bots, mut codes, mut repaired) = (Vec::new(), Vec::new(), Vec::new());
     let (is_dry, objection) = (admitted.asked.is_dry, admitted.objection);
     let (mut bytes, mut record_bytes, mut has_new_names) = (text.as_str().len(), 0, false);
     let request = RequestContext {
@@ -235,11 +238,15 @@ fn validate(
             }
             continue;
         }
+        let mut bot = None;
         let admitted_event = parsed
             .map_err(|fault| vec![fault])
             .and_then(|mut parsed| {
-                address::take(&mut parsed.draft);
-                identify_agent(app, admitted, header_agent, &mut parsed);
+                let address = address::take(&mut parsed.draft).or_else(|| parsed.address.take());
+                if let Some(origin) = &admitted.origin {
+                    app.geo.fill(origin, address.as_deref(), &mut parsed.draft.context);
+                }
+                bot = identify_agent(app, admitted, header_agent, &mut parsed);
                 check_rules(parsed, &request, ids.next(index), objection, |field| envelope.client_name(index, field))
             })
             .and_then(|(event, repairs)| {
@@ -253,7 +260,7 @@ fn validate(
                     || count == 1
                     || seen.insert((event.kind(), event.user_id, event.event_id, event.claimed_at));
                 if is_new {
-                    bots += usize::from(event.is_bot);
+                    bots.extend(bot);
                     let record = Record::encode(&event);
                     let look = app.keys.names.look(&event);
                     has_new_names |= look != Look::Known;
@@ -407,8 +414,9 @@ fn canonical_name(field: &str) -> &str {
     }
 }
 
-/// Fills user agent, device, bot flag and page from the headers, where the event does not have them.
-fn identify_agent(app: &App, admitted: &Admitted, header_agent: Option<Agent>, parsed: &mut ParsedEvent) {
+/// Fills user agent, device, bot flag and page from the headers, where the event does not have them. Returns what kind of bot sent it,
+/// which its metadata says then.
+fn identify_agent(app: &App, admitted: &Admitted, header_agent: Option<Agent>, parsed: &mut ParsedEvent) -> Option<BotClass> {
     let context = &mut parsed.draft.context;
     if context.page_url.is_none() {
         context.page_url = admitted.page.clone();
@@ -421,10 +429,22 @@ fn identify_agent(app: &App, admitted: &Admitted, header_agent: Option<Agent>, p
         }
     };
     let agent = agent.unwrap_or_default();
-    parsed.draft.is_bot = parsed.is_bot.unwrap_or(agent.is_bot);
     if context.device_type.is_none() {
         context.device_type = agent.device_type.map(str::to_owned);
     }
+    // Who says that it is one, or none, knows better.
+    let class = match parsed.is_bot {
+        Some(false) => None,
+        Some(true) => Some(agent.bot.unwrap_or(BotClass::Declared)),
+        None => agent.bot,
+    };
+    parsed.draft.is_bot = class.is_some();
+    if let Some(class) = class {
+        // It fails for no text; then the event goes on without the word.
+        let properties = parsed.draft.properties.take();
+        parsed.draft.properties = JsonObject::annotated(properties, "bot", &class.as_str()).ok();
+    }
+    class
 }
 
 /// Generates UUIDv7s for events without an id, ascending within a request.
@@ -491,7 +511,7 @@ async fn append(app: &App, validated: Validated) -> Result<Response, ApiError> {
     app.metrics.received.increment(received as u64);
     app.metrics.appended.increment(appended as u64);
     app.metrics.duplicate.increment(duplicate as u64);
-    app.metrics.bots.increment(bots as u64);
+    bots.into_iter().for_each(|class| app.metrics.bot(class));
     if let Some(signal) = objection {
         app.metrics.objected(signal, [appended, dropped, codes.len()]);
     }

@@ -77,7 +77,7 @@ pub(crate) trait Dialect: Sync {
     }
 
     /// Takes a body out of what it was wrapped in for the way, such as a form or base64, into at most so many bytes; none if it is as it
-    /// should be. What it returns may be gzip.
+    /// should be. What it returns may be compressed.
     /// # Errors
     /// [`EnvelopeFault`] if it cannot be unwrapped.
     fn unwrap(&self, _query: &str, _body: &Bytes, _bytes_max: usize) -> Result<Option<Vec<u8>>, EnvelopeFault> {
@@ -359,6 +359,7 @@ mod tests {
             page: None,
             cookie: None,
             objection: None,
+            origin: None,
             fresh_cookie: "6ba7b812-9dad-41d1-80b4-00c04fd430c8".to_owned(),
         }
     }

@@ -14,6 +14,7 @@ use metrics::{Counter, Gauge, Histogram, Label};
 use service::Meter;
 use service::fair_queue::{Bounds, FairQueue, Gauges};
 
+use crate::bots::BotClass;
 use crate::privacy::{ACTIONS, Signal};
 use crate::route::Route;
 
@@ -33,7 +34,9 @@ pub(crate) struct Metrics {
     rejected: Vec<Counter>,
     repaired: Vec<Counter>,
     pub(crate) deferred: Counter,
-    pub(crate) bots: Counter,
+    bots: Counter,
+    bot_classes: [Counter; BotClass::ALL.len()],
+    pub(crate) geo_readings_failed: Counter,
     /// By signal, then by action.
     privacy: [[Counter; ACTIONS.len()]; Signal::ALL.len()],
     requests: Vec<[OnceLock<Counter>; STATUSES.len()]>,
@@ -76,6 +79,7 @@ struct SpoolMetrics {
     refused: Counter,
 }
 
+const BOT_EVENTS: &str = "weir_collector_bot_events_total";
 const PRIVACY: &str = "weir_collector_privacy_total";
 const REQUESTS: &str = "weir_collector_requests_total";
 const DURATIONS: &str = "weir_collector_request_duration_seconds";
@@ -105,6 +109,7 @@ impl Metrics {
         let make = meter.as_ref();
         let codes: Vec<_> = Code::ALL.iter().map(|code| code.as_str()).collect();
 
+        make.describe_counter(BOT_EVENTS, "Appended events of bots, by what kind of bot it is.");
         make.describe_counter(
             PRIVACY,
             "Events of visitors who object, by how they say so: stored as nobody's (unlinked), an identity and no more (dropped), refused (withheld).",
@@ -151,6 +156,9 @@ impl Metrics {
             deferred: make
                 .counter("weir_collector_events_deferred_total", "Events of requests that the client was told to send again."),
             bots: make.counter("weir_collector_events_of_bots_total", "Appended events of bots."),
+            bot_classes: BotClass::ALL.map(|class| make.labelled_counter(BOT_EVENTS, vec![Label::new("class", class.as_str())])),
+            geo_readings_failed: make
+                .counter("weir_collector_geo_readings_failed_total", "Failed readings of the file of places, after the start."),
             privacy: Signal::ALL.map(|signal| {
                 ACTIONS.map(|action| {
                     let labels = vec![Label::new("signal", signal.as_str()), Label::new("action", action)];
@@ -200,6 +208,14 @@ impl Metrics {
     pub(crate) fn repair(&self, reason: Reason) {
         if let Some(at) = Reason::ALL.iter().position(|known| *known == reason) {
             self.repaired[at].increment(1);
+        }
+    }
+
+    /// Counts one appended event of a bot.
+    pub(crate) fn bot(&self, class: BotClass) {
+        self.bots.increment(1);
+        if let Some(at) = BotClass::ALL.iter().position(|known| *known == class) {
+            self.bot_classes[at].increment(1);
         }
     }
 

@@ -24,6 +24,7 @@ use uuid::Uuid;
 use crate::body::{BodyFault, Memory, Reserved};
 use crate::config::Limits;
 use crate::dialect::{self, Content, EnvelopeFault, Reply};
+use crate::encoding::Encoding;
 use crate::route::Route;
 
 const ACCEPTED: HeaderName = HeaderName::from_static("x-events-accepted");
@@ -255,7 +256,7 @@ pub(crate) enum ApiError {
     KeysUnavailable,
     /// The rate limit of the key is exceeded; seconds to wait.
     RateLimited(u64),
-    /// Another compression than gzip.
+    /// An encoding that is not accepted, or several.
     BadEncoding,
     /// The body cannot be received or inflated.
     Body(BodyFault),
@@ -335,7 +336,11 @@ impl ApiError {
             }
             ApiError::BadEncoding => {
                 let status = if is_dropped_on_400 { StatusCode::BAD_REQUEST } else { StatusCode::UNSUPPORTED_MEDIA_TYPE };
-                error(status, "unsupported_encoding", "unsupported Content-Encoding; gzip is accepted, or no compression")
+                error(
+                    status,
+                    "unsupported_encoding",
+                    "unsupported Content-Encoding; one of gzip, deflate, br and zstd is accepted, or none",
+                )
             }
             ApiError::Body(BodyFault::TooLarge) => {
                 let message = format!("the body is too large; at most {} bytes are accepted as sent", limits.body_bytes_max);
@@ -352,8 +357,14 @@ impl ApiError {
             ApiError::Body(BodyFault::Broken) => {
                 error(StatusCode::BAD_REQUEST, "body_broken", "the connection broke before the body was complete")
             }
-            ApiError::Body(BodyFault::BadGzip(reason)) => {
-                error(StatusCode::BAD_REQUEST, "bad_gzip", &format!("the body is not valid gzip: {reason}"))
+            ApiError::Body(BodyFault::BadEncoding(encoding, reason)) => {
+                let code = match encoding {
+                    Encoding::Gzip => "bad_gzip",
+                    Encoding::Zlib | Encoding::Deflate => "bad_deflate",
+                    Encoding::Brotli => "bad_br",
+                    Encoding::Zstd => "bad_zstd",
+                };
+                error(StatusCode::BAD_REQUEST, code, &format!("the body is not valid {}: {reason}", encoding.as_str()))
             }
             ApiError::Body(BodyFault::NoMemory) => {
                 later("overloaded", "the collector is overloaded; send the same events again later", 1)

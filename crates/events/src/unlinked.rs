@@ -12,6 +12,9 @@ use crate::rejection::{Code, Rejection};
 use crate::repair::Repair;
 use crate::rules::{self, RequestContext};
 
+/// What stands in `metadata.privacy` of such an event: how the browser said so.
+pub const SIGNALS: [&str; 3] = ["gpc", "dnt", "sp_anonymous"];
+
 /// Admits the event of a browser that objects by `signal`, by the same rules as any other, and takes out what says whose it is.
 ///
 /// Its user is made of its own identity ([`identity::unlinked_user`]); it has no session, and no region or city; an impression is not eligible.

@@ -3,10 +3,12 @@
 mod any_body;
 mod dialects;
 mod faults;
+mod geo;
 mod hostile;
 mod keys;
 mod lifecycle;
 mod limits;
+mod mmdb;
 mod names;
 mod outages;
 mod privacy;

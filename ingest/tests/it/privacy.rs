@@ -274,7 +274,7 @@ async fn no_address_is_appended() {
     check("/v1/events?key=wk_test", &[], native, (1, 0)).await;
     let pixel = format!("/v1/pixel.gif?key=wk_test&type=conversion&name=kept-as-it-is&user_id=u&ip={ADDRESS}");
     check(&pixel, &[], Value::Null, (1, 0)).await;
-    check(&format!("{pixel}&timestamp=1999-01-01"), &[], Value::Null, (0, 1)).await;
+    check(&format!("{pixel}&timestamp=1999-01-01T00:00:00Z"), &[], Value::Null, (0, 1)).await;
     // The call within an image's parameter, and what was no JSON and is kept as it was sent.
     let data = base64(&json!({ "userId": "u", "event": "kept-as-it-is", "context": { "ip": ADDRESS } }).to_string());
     check(&format!("/v1/pixel/track?writeKey=wk_test&data={data}"), &[], Value::Null, (1, 0)).await;
