@@ -440,7 +440,7 @@ fn identify_agent(app: &App, admitted: &Admitted, header_agent: Option<Agent>, p
     };
     parsed.draft.is_bot = class.is_some();
     if let Some(class) = class {
-        // It fails for no text; then the event goes on without the word.
+        // It fails for no object that was checked.
         let properties = parsed.draft.properties.take();
         parsed.draft.properties = JsonObject::annotated(properties, "bot", &class.as_str()).ok();
     }

@@ -72,6 +72,9 @@ pub(crate) fn of(bytes: &[u8], label: Option<Label>) -> Option<Encoding> {
             Some(Encoding::Brotli).filter(|_| !looks_like_text(bytes))
         }
         (Some(encoding), _) => Some(encoding),
+        // What has a mark, and does not show it, is JSON if it begins as such, whatever characters are in it.
+        (None, Some(Label(Encoding::Gzip | Encoding::Zstd))) if bytes.trim_ascii_start().starts_with(b"{") => None,
+        (None, Some(Label(Encoding::Gzip | Encoding::Zstd))) if bytes.trim_ascii_start().starts_with(b"[") => None,
         (None, Some(Label(encoding))) => Some(encoding).filter(|_| !looks_like_text(bytes)),
         (None, None) => None,
     }

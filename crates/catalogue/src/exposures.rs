@@ -513,6 +513,9 @@ mod tests {
         };
         let feature = "$feature/checkout";
         check(Kind::Engagement, "page", None, json!({"plan": "pro", feature: "control"}), Some(1));
+        // An event of a visitor who objects exposes nobody; a client's own word of that name says nothing.
+        check(Kind::Engagement, "page", None, json!({"plan": "pro", feature: "control", "privacy": "dnt"}), None);
+        check(Kind::Engagement, "page", None, json!({"plan": "pro", feature: "control", "privacy": "strict"}), Some(1));
         check(Kind::Engagement, "page", None, json!({"plan": 1, feature: 7}), Some(3));
         check(Kind::Engagement, "page", None, json!({"plan": "free", feature: "control"}), None);
         check(Kind::Engagement, "page", None, json!({"plan": "pro", feature: "unknown"}), None);

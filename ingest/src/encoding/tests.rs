@@ -125,6 +125,7 @@ fn what_was_encoded_is_found_and_decoded_as_it_was() {
             assert_eq!(of(text, given), None, "{name} {text:?}");
         }
     }
+    assert_eq!(of(b"{\"a\":\"\xff\"}", labelled(&["gzip"]).expect("accepted")), None);
     // Two frames, and one to be skipped between them.
     let frames = [zstd(b"{"), vec![0x50, 0x2a, 0x4d, 0x18, 2, 0, 0, 0, 9, 9], zstd(b"}")].concat();
     assert_eq!(decoded(Encoding::Zstd, &frames, 100, &memory).as_deref(), Ok(&b"{}"[..]));

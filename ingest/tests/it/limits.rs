@@ -78,8 +78,8 @@ async fn bytes_of_a_body_once_inflated() {
 #[tokio::test]
 async fn bytes_of_a_body_in_each_encoding() {
     let service = Service::with(|limits| limits.decoded_bytes_max = 100_000).await;
-    let encoders: [(&str, fn(&[u8]) -> Vec<u8>); 5] =
-        [("gzip", gzip), ("deflate", zlib), ("deflate", deflate), ("br", brotli), ("zstd", zstd)];
+    type Encoder = (&'static str, fn(&[u8]) -> Vec<u8>);
+    let encoders: [Encoder; 5] = [("gzip", gzip), ("deflate", zlib), ("deflate", deflate), ("br", brotli), ("zstd", zstd)];
     for (label, encode) in encoders {
         let post =
             async |target: &str, body: &[u8]| send(service.address(), "POST", target, &[("Content-Encoding", label)], body).await;

@@ -194,5 +194,8 @@ async fn who_objects_takes_part_in_no_experiment() {
     case.commit(&batch).await.expect("commits");
     case.store(vec![view("6", 2, 3, "b")]).await;
     assert_eq!(case.rows(everybody).await, [format!("({})", user(2))]);
-    assert_eq!(case.rows("SELECT conversion_id FROM conversion_attribution WHERE project_id = $project").await, Vec::<String>::new());
+    assert_eq!(
+        case.rows("SELECT conversion_id FROM conversion_attribution WHERE project_id = $project").await,
+        Vec::<String>::new()
+    );
 }
