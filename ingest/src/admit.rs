@@ -6,14 +6,18 @@ use std::time::{Duration, Instant};
 use events::Micros;
 use events::identity::hyphenated_uuid;
 use hyper::body::Incoming;
-use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE, COOKIE, EXPECT, HeaderMap, REFERER, USER_AGENT};
+use hyper::header::{CONTENT_TYPE, COOKIE, EXPECT, REFERER, USER_AGENT};
 use hyper::{Method, Request, http};
 use metrics::Counter;
+use service::Peer;
 
 use crate::body::{self, Body, BodyFault};
 use crate::collect::{App, compute};
 use crate::dialect::{self, Device, Dialect, Head, KeyInHead, Text};
+use crate::encoding::{self, Encoding, Label};
+use crate::geo::Origin;
 use crate::keys::{Access, Found};
+use crate::privacy::Signal;
 use crate::respond::ApiError;
 use crate::route::Route;
 
@@ -42,6 +46,10 @@ pub(crate) struct Admitted {
     pub(crate) user_agent: Option<String>,
     /// The page that shows a pixel, as far as its browser tells.
     pub(crate) page: Option<String>,
+    /// How its visitor objects to being followed, if so.
+    pub(crate) objection: Option<Signal>,
+    /// Where its visitor is, if anybody asks.
+    pub(crate) origin: Option<Origin>,
     /// The browser's device id, if it has one.
     pub(crate) cookie: Option<String>,
     /// The new device id for a browser that has none; empty where no cookie is set.
@@ -83,7 +91,7 @@ async fn admit_parts(
     if uri_bytes > app.limits.uri_bytes_max {
         return Err(ApiError::UriTooLong(uri_bytes));
     }
-    let is_gzip = is_gzip(&head.headers)?;
+    let label = encoding::label(&head.headers).map_err(|_| ApiError::BadEncoding)?;
     let dialect = dialect::of(route.dialect());
     let query = head.uri.query().unwrap_or_default();
     let keys = Head { headers: &head.headers, query };
@@ -101,22 +109,23 @@ async fn admit_parts(
         Some(access) => access,
         None => {
             if dialect.has_key_anywhere() {
-                body = unwrap_unauthenticated(app, dialect, query, body).await?;
+                body = unwrap_unauthenticated(app, dialect, query, body, label).await?;
             }
             let bytes_max = if dialect.has_key_anywhere() { usize::MAX } else { KEY_WITHIN };
-            let in_body = dialect.key_in_body(Text::new(&body.beginning(bytes_max)).as_str());
+            let beginning = body.beginning(bytes_max, label).map_err(|fault| body_fault(app, fault))?;
+            let in_body = dialect.key_in_body(Text::new(&beginning).as_str());
             let access = authenticate(app, in_body.or(key).as_deref(), received_at).await?;
             dialect.check(route, &keys).map_err(ApiError::BadHead)?;
             body = body.move_to(&app.memory).map_err(|fault| body_fault(app, fault))?;
             access
         }
     };
-    let is_labelled = is_gzip && looks_binary(&body.bytes);
-    if body.is_gzip() || is_labelled || dialect.has_key_anywhere() {
+    let encoding = body.encoding(label);
+    if encoding.is_some() || dialect.has_key_anywhere() {
         // A small body may inflate to a thousand times its size.
         let (before, query) = (body.bytes.len(), query.to_owned());
         let is_short = before <= 1024;
-        let step = move |app: &App| unwrap(app, dialect, &query, body, is_labelled);
+        let step = move |app: &App| unwrap(app, dialect, &query, body, encoding);
         body = compute(app, access.project, is_short, step).await?;
         if body.bytes.len() != before {
             app.metrics.decoded_bytes.record(body.bytes.len() as f64);
@@ -126,8 +135,11 @@ async fn admit_parts(
     let header = |name| head.headers.get(name).and_then(|value| value.to_str().ok());
     // Snowplow's trackers on servers ask for its image, too: their agent is not the visitor's.
     let user_agent = header(USER_AGENT).filter(|text| route == Route::Pixel || text.starts_with("Mozilla/"));
-    let is_anonymous = head.headers.contains_key("sp-anonymous");
-    let cookie_name = dialect.cookie().filter(|_| !is_anonymous);
+    let peer = head.extensions.get::<Peer>().map(|peer| peer.0);
+    let origin = app.geo.origin(&head.headers, peer, access.backfill);
+    let objection = app.privacy_signals.objection(&head.headers, route, query);
+    let is_anonymous = objection == Some(Signal::SpAnonymous);
+    let cookie_name = dialect.cookie().filter(|_| objection.is_none());
     let admitted = Admitted {
         asked: Asked { route, query: query.to_owned(), is_post: head.method == Method::POST, is_anonymous, is_dry: false },
         access,
@@ -137,6 +149,8 @@ async fn admit_parts(
             .is_some_and(|label| label.contains("ndjson") || label.contains("jsonl") || label.contains("json-l")),
         user_agent: user_agent.map(str::to_owned),
         page: header(REFERER).filter(|_| route.is_image()).map(str::to_owned),
+        objection,
+        origin,
         cookie: cookie_name.and_then(|name| header(COOKIE).and_then(|cookies| cookie(cookies, name))),
         fresh_cookie: if cookie_name.is_some() { uuid::Uuid::new_v4().to_string() } else { String::new() },
     };
@@ -149,44 +163,30 @@ async fn unwrap_unauthenticated(
     dialect: &'static dyn Dialect,
     query: &str,
     body: Body,
+    label: Option<Label>,
 ) -> Result<Body, ApiError> {
-    if body.bytes.len() <= 1024 && !body.is_gzip() {
-        return unwrap(app, dialect, query, body, false);
+    let encoding = body.encoding(label);
+    if body.bytes.len() <= 1024 && encoding.is_none() {
+        return unwrap(app, dialect, query, body, None);
     }
     let threads = app.threads.handle();
     let (app, query) = (Arc::clone(app), query.to_owned());
-    let done = threads.spawn_blocking(move || app.health.caught_here(|| unwrap(&app, dialect, &query, body, false)));
+    let done = threads.spawn_blocking(move || app.health.caught_here(|| unwrap(&app, dialect, &query, body, encoding)));
     done.await.unwrap_or(Err(service::tasks::Panicked)).unwrap_or(Err(ApiError::Bug))
 }
 
-/// Inflates a body, takes it out of its dialect's wrapping, and inflates what is in that.
-fn unwrap(app: &App, dialect: &dyn Dialect, query: &str, body: Body, is_labelled: bool) -> Result<Body, ApiError> {
-    let inflate = |body: Body| body.inflate(&app.limits).map_err(|fault| body_fault(app, fault));
-    let body = if body.is_gzip() || is_labelled { inflate(body)? } else { body };
+/// Decodes a body, takes it out of its dialect's wrapping, and decodes what is in that.
+fn unwrap(app: &App, dialect: &dyn Dialect, query: &str, body: Body, encoding: Option<Encoding>) -> Result<Body, ApiError> {
+    let decode = |body: Body, encoding: Option<Encoding>| match encoding {
+        Some(encoding) => body.decode(encoding, &app.limits).map_err(|fault| body_fault(app, fault)),
+        None => Ok(body),
+    };
+    let body = decode(body, encoding)?;
     let unwrapped = dialect.unwrap(query, &body.bytes, app.limits.decoded_bytes_max).map_err(ApiError::Envelope)?;
     let Some(bytes) = unwrapped else { return Ok(body) };
     let body = body.replaced(bytes).map_err(|fault| body_fault(app, fault))?;
-    if body.is_gzip() { inflate(body) } else { Ok(body) }
-}
-
-/// Returns whether the body is labelled as gzip.
-fn is_gzip(headers: &HeaderMap) -> Result<bool, ApiError> {
-    let mut is_gzip = false;
-    for label in headers.get_all(CONTENT_ENCODING) {
-        match label.as_bytes() {
-            b"" => {}
-            label if label.eq_ignore_ascii_case(b"identity") => {}
-            label if !is_gzip && (label.eq_ignore_ascii_case(b"gzip") || label.eq_ignore_ascii_case(b"x-gzip")) => is_gzip = true,
-            // Gzip in gzip too: no client sends that by accident.
-            _ => return Err(ApiError::BadEncoding),
-        }
-    }
-    Ok(is_gzip)
-}
-
-/// A body that is labelled gzip but is text was inflated by a proxy that left the header.
-fn looks_binary(bytes: &[u8]) -> bool {
-    !matches!(bytes.trim_ascii_start().first(), None | Some(b'{' | b'['))
+    let encoding = body.encoding(None);
+    decode(body, encoding)
 }
 
 async fn authenticate(app: &App, key: Option<&str>, now: Micros) -> Result<Arc<Access>, ApiError> {
@@ -245,29 +245,6 @@ fn cookie(header: &str, ours: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
-        let pair = |(name, value): &(&'static str, &'static str)| {
-            (http::HeaderName::from_static(name), http::HeaderValue::from_static(value))
-        };
-        pairs.iter().map(pair).collect()
-    }
-
-    #[test]
-    fn one_compression_is_accepted() {
-        let check = |values: &[&'static str], expected: Option<bool>| {
-            let pairs: Vec<_> = values.iter().map(|value| ("content-encoding", *value)).collect();
-            assert_eq!(is_gzip(&headers(&pairs)).ok(), expected, "{values:?}");
-        };
-        check(&[], Some(false));
-        check(&["identity"], Some(false));
-        check(&["GZIP"], Some(true));
-        check(&["x-gzip"], Some(true));
-        check(&["gzip, gzip"], None);
-        check(&["gzip", "gzip"], None);
-        check(&["br"], None);
-        check(&["zstd"], None);
-    }
 
     #[test]
     fn cookies_of_others_are_left_alone() {

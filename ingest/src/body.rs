@@ -1,17 +1,16 @@
 //! Bodies: received within a deadline, inflated up to a limit, and bounded in memory all together.
 
-use std::io::Read as _;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use flate2::read::MultiGzDecoder;
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::config::Limits;
+use crate::encoding::{self, Encoding, Label};
 
 /// Memory is reserved in steps of this many bytes.
 const STEP: usize = 1024;
@@ -30,8 +29,8 @@ pub(crate) enum BodyFault {
     TooSlow,
     /// The connection broke, or its framing did.
     Broken,
-    /// Labelled or marked as gzip, but not valid gzip.
-    BadGzip(String),
+    /// Labelled or marked as encoded so, but not valid.
+    BadEncoding(Encoding, String),
     /// All memory for bodies is in use.
     NoMemory,
 }
@@ -68,6 +67,11 @@ pub(crate) struct Reserved {
 }
 
 impl Reserved {
+    /// Begins another reservation in the same memory.
+    pub(crate) fn beside(&self) -> Reserved {
+        self.memory.reserve()
+    }
+
     /// Reserves more, up to a total. # Errors `NoMemory`, with what is reserved unchanged.
     pub(crate) fn grow_to(&mut self, bytes: usize) -> Result<(), BodyFault> {
         let held = self.permit.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
@@ -151,20 +155,24 @@ pub(crate) async fn discard(body: &mut Incoming) {
 }
 
 impl Body {
-    /// Returns whether the body is gzip by its first bytes; labels are wrong in both directions.
-    pub(crate) fn is_gzip(&self) -> bool {
-        self.bytes.starts_with(&[0x1f, 0x8b])
+    /// Returns how the body is encoded, if it is; labels are wrong in both directions.
+    pub(crate) fn encoding(&self, label: Option<Label>) -> Option<Encoding> {
+        encoding::of(&self.bytes, label)
     }
 
-    /// Returns the beginning of the body, inflated if it is gzip: so many bytes at most. A broken end is not its business.
-    pub(crate) fn beginning(&self, bytes_max: usize) -> Bytes {
-        if !self.is_gzip() {
-            return self.bytes.slice(..self.bytes.len().min(bytes_max));
+    /// Returns the beginning of the body, decoded: so many bytes at most. A broken end is not its business.
+    /// # Errors
+    /// `NoMemory`.
+    pub(crate) fn beginning(&self, bytes_max: usize, label: Option<Label>) -> Result<Bytes, BodyFault> {
+        let Some(encoding) = self.encoding(label) else {
+            return Ok(self.bytes.slice(..self.bytes.len().min(bytes_max)));
+        };
+        let mut out = Vec::new();
+        match encoding.decode(&self.bytes, bytes_max, &mut self.reserved.beside(), &mut out) {
+            Err(BodyFault::NoMemory) => Err(BodyFault::NoMemory),
+            // What came out before a fault stays in it.
+            _ => Ok(out.into()),
         }
-        let mut out = Vec::with_capacity(self.bytes.len().min(bytes_max));
-        // What came out before a fault stays in it.
-        let _ = MultiGzDecoder::new(self.bytes.as_ref()).take(bytes_max as u64).read_to_end(&mut out);
-        out.into()
     }
 
     /// Reserves the body's bytes in another memory, and gives back those of the former one.
@@ -176,23 +184,13 @@ impl Body {
         Ok(Body { bytes: self.bytes, reserved })
     }
 
-    /// Inflates the body, once. Output is counted while it is made, so that a bomb costs no more than the limit.
-    pub(crate) fn inflate(self, limits: &Limits) -> Result<Body, BodyFault> {
+    /// Decodes the body, once, into no more bytes than accepted.
+    /// # Errors
+    /// Those of [`Encoding::decode`].
+    pub(crate) fn decode(self, encoding: Encoding, limits: &Limits) -> Result<Body, BodyFault> {
         let Body { bytes, mut reserved } = self;
         let mut out = Vec::new();
-        let mut decoder = MultiGzDecoder::new(bytes.as_ref());
-        let mut chunk = [0; 16 * 1024];
-        loop {
-            let read = decoder.read(&mut chunk).map_err(|error| BodyFault::BadGzip(error.to_string()))?;
-            if read == 0 {
-                break;
-            }
-            if out.len() + read > limits.decoded_bytes_max {
-                return Err(BodyFault::DecodedTooLarge);
-            }
-            reserved.grow_to(bytes.len() + out.len() + read)?;
-            out.extend_from_slice(&chunk[..read]);
-        }
+        encoding.decode(&bytes, limits.decoded_bytes_max, &mut reserved, &mut out)?;
         Ok(Body { bytes: out.into(), reserved })
     }
 
@@ -227,11 +225,11 @@ mod tests {
         Body { bytes: bytes.into(), reserved: memory.reserve() }
     }
 
-    /// The length of a body once inflated, with a limit of 10,000 bytes and 64 KiB of memory.
+    /// The length of a body once inflated, with a limit of 10,000 bytes and 256 KiB of memory.
     fn check(bytes: Vec<u8>, expected: Result<usize, &str>) {
         let limits = Limits { decoded_bytes_max: 10_000, ..Limits::default() };
-        let memory = Memory::new(64 * 1024);
-        let found = body(bytes, &memory).inflate(&limits);
+        let memory = Memory::new(256 * 1024);
+        let found = body(bytes, &memory).decode(Encoding::Gzip, &limits);
         match (&found, expected) {
             (Ok(body), Ok(length)) => assert_eq!(body.bytes.len(), length),
             (Err(fault), Err(expected)) => assert!(format!("{fault:?}").starts_with(expected), "{fault:?}"),
@@ -248,14 +246,17 @@ mod tests {
         check(gzip(&[b' '; 10_001]), Err("DecodedTooLarge"));
         check(gzip(&vec![0; 100_000_000]), Err("DecodedTooLarge"));
         check([gzip(b"{"), gzip(b"}")].concat(), Ok(2));
-        check(gzip(b"{}")[..12].to_vec(), Err("BadGzip"));
-        check([0x1f, 0x8b, 0x09, 0x00].to_vec(), Err("BadGzip"));
+        check(gzip(b"{}")[..12].to_vec(), Err("BadEncoding(Gzip"));
+        check([0x1f, 0x8b, 0x09, 0x00].to_vec(), Err("BadEncoding(Gzip"));
     }
 
     #[test]
     fn a_beginning_is_no_longer_than_asked_for() {
         let memory = Memory::new(1 << 20);
-        let check = |bytes: Vec<u8>, expected: &[u8]| assert_eq!(body(bytes, &memory).beginning(4).as_ref(), expected);
+        let check = |bytes: Vec<u8>, expected: &[u8]| {
+            let found = body(bytes, &memory).beginning(4, None).expect("there is memory");
+            assert_eq!(found.as_ref(), expected);
+        };
         check(b"abcdef".to_vec(), b"abcd");
         check(b"ab".to_vec(), b"ab");
         check(gzip(b"abcdef"), b"abcd");

@@ -1,4 +1,4 @@
-//! Reads user agents: whether it is a bot, and the kind of device.
+//! Reads user agents: whether it is a bot, of which kind, and the kind of device.
 
 use std::collections::HashMap;
 use std::sync::{PoisonError, RwLock};
@@ -11,10 +11,42 @@ const BYTES_MAX: usize = 512;
 /// What is read from a user agent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Agent {
-    /// Crawlers, headless browsers and HTTP libraries.
-    pub(crate) is_bot: bool,
+    /// What kind of bot it is, if it is one.
+    pub(crate) bot: Option<BotClass>,
     /// `desktop`, `mobile`, `tablet` or `console`, where it can be told.
     pub(crate) device_type: Option<&'static str>,
+}
+
+/// What kind of bot it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum BotClass {
+    /// Reads pages for search engines and others.
+    Crawler,
+    /// A browser that a program drives.
+    Headless,
+    /// A client of HTTP of a programming language.
+    Library,
+    /// Looks whether a page is there, and how fast.
+    Monitor,
+    /// The client says so, and its agent does not.
+    Declared,
+}
+
+impl BotClass {
+    /// All of them, for counters.
+    pub(crate) const ALL: [BotClass; 5] =
+        [BotClass::Crawler, BotClass::Headless, BotClass::Library, BotClass::Monitor, BotClass::Declared];
+
+    /// Returns the word for it, in `metadata.bot` and in counters.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            BotClass::Crawler => "crawler",
+            BotClass::Headless => "headless",
+            BotClass::Library => "library",
+            BotClass::Monitor => "monitor",
+            BotClass::Declared => "declared",
+        }
+    }
 }
 
 /// A cache: reading a user agent costs more than the rest of an event.
@@ -41,20 +73,16 @@ impl Agents {
     }
 }
 
-/// What the list of known agents does not have, in lower case. A bare `bot` would name a brand of telephones too.
-const MORE_BOTS: [&str; 12] = [
-    "bot/",
-    "bot;",
-    "bot)",
-    "spider",
-    "crawler",
-    "headlesschrome",
-    "phantomjs",
-    "lighthouse",
-    "python-requests/",
-    "python-httpx/",
-    "aiohttp/",
-    "go-http-client/",
+/// What agents of bots have in them, in lower case, beyond the list of known ones; the first that is found says the class. A bare `bot`
+/// would name a brand of telephones too.
+const MORE_BOTS: [(BotClass, &[&str]); 4] = [
+    (
+        BotClass::Monitor,
+        &["uptimerobot", "pingdom", "statuscake", "site24x7", "datadogsynthetics", "newrelicpinger", "gtmetrix", "lighthouse"],
+    ),
+    (BotClass::Headless, &["headlesschrome", "phantomjs", "puppeteer", "playwright"]),
+    (BotClass::Library, &["python-requests/", "python-httpx/", "aiohttp/", "go-http-client/"]),
+    (BotClass::Crawler, &["bot/", "bot;", "bot)", "spider", "crawler"]),
 ];
 
 /// Models of tablets, and what apps on them say, in lower case.
@@ -66,7 +94,13 @@ fn read(text: &str) -> Agent {
     let category = known.as_ref().map_or("", |known| known.category);
     // The name that woothee gives to curl, wget and the clients of programming languages.
     let is_library = known.as_ref().is_some_and(|known| known.name == "HTTP Library");
-    let is_bot = category == "crawler" || is_library || MORE_BOTS.iter().any(|bot| lower.contains(bot));
+    let known_class = || match (is_library, category) {
+        (true, _) => Some(BotClass::Library),
+        (false, "crawler") => Some(BotClass::Crawler),
+        _ => None,
+    };
+    let named = MORE_BOTS.iter().find(|(_, words)| words.iter().any(|word| lower.contains(word))).map(|(class, _)| *class);
+    let bot = named.or_else(known_class);
     // A browser on a tablet with Android leaves `Mobile` out. Apps say nothing of the kind: of them only the model tells.
     let is_android_tablet = lower.starts_with("mozilla/") && lower.contains("android") && !lower.contains("mobile");
     let is_tablet = is_android_tablet || TABLETS.iter().any(|model| lower.contains(model));
@@ -77,7 +111,7 @@ fn read(text: &str) -> Agent {
         "appliance" => Some("console"),
         _ => None,
     };
-    Agent { is_bot, device_type: device_type.filter(|_| !is_bot) }
+    Agent { bot, device_type: device_type.filter(|_| bot.is_none()) }
 }
 
 #[cfg(test)]
@@ -86,40 +120,43 @@ mod tests {
 
     #[test]
     fn agents_are_told_apart() {
-        let check = |text: &str, is_bot: bool, device_type: Option<&str>| {
-            assert_eq!(Agents::default().read(text), Agent { is_bot, device_type: device_type.and_then(known) }, "{text}");
+        let check = |text: &str, bot: Option<BotClass>, device_type: Option<&str>| {
+            assert_eq!(Agents::default().read(text), Agent { bot, device_type: device_type.and_then(known) }, "{text}");
         };
         fn known(name: &str) -> Option<&'static str> {
             ["desktop", "mobile", "tablet", "console"].into_iter().find(|known| *known == name)
         }
         let chrome = "AppleWebKit/537.36 (KHTML, like Gecko) Chrome/126.0.0.0";
-        check(&format!("Mozilla/5.0 (Windows NT 10.0; Win64; x64) {chrome} Safari/537.36"), false, Some("desktop"));
-        check(&format!("Mozilla/5.0 (Linux; Android 14; Pixel 8) {chrome} Mobile Safari/537.36"), false, Some("mobile"));
-        check(&format!("Mozilla/5.0 (Linux; Android 14; SM-X900) {chrome} Safari/537.36"), false, Some("tablet"));
+        check(&format!("Mozilla/5.0 (Windows NT 10.0; Win64; x64) {chrome} Safari/537.36"), None, Some("desktop"));
+        check(&format!("Mozilla/5.0 (Linux; Android 14; Pixel 8) {chrome} Mobile Safari/537.36"), None, Some("mobile"));
+        check(&format!("Mozilla/5.0 (Linux; Android 14; SM-X900) {chrome} Safari/537.36"), None, Some("tablet"));
         let safari = "AppleWebKit/605.1.15 (KHTML, like Gecko) Version/17.5 Mobile/15E148 Safari/604.1";
-        check(&format!("Mozilla/5.0 (iPhone; CPU iPhone OS 17_5 like Mac OS X) {safari}"), false, Some("mobile"));
-        check(&format!("Mozilla/5.0 (iPad; CPU OS 17_5 like Mac OS X) {safari}"), false, Some("tablet"));
-        check("Mozilla/5.0 (compatible; Googlebot/2.1; +http://www.google.com/bot.html)", true, None);
-        check("Mozilla/5.0 (compatible; bingbot/2.0; +http://www.bing.com/bingbot.htm)", true, None);
+        check(&format!("Mozilla/5.0 (iPhone; CPU iPhone OS 17_5 like Mac OS X) {safari}"), None, Some("mobile"));
+        check(&format!("Mozilla/5.0 (iPad; CPU OS 17_5 like Mac OS X) {safari}"), None, Some("tablet"));
+        check("Mozilla/5.0 (compatible; Googlebot/2.1; +http://www.google.com/bot.html)", Some(BotClass::Crawler), None);
+        check("Mozilla/5.0 (compatible; bingbot/2.0; +http://www.bing.com/bingbot.htm)", Some(BotClass::Crawler), None);
         check(
             "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) HeadlessChrome/126.0 Safari/537.36",
-            true,
+            Some(BotClass::Headless),
             None,
         );
         check(
             "Mozilla/5.0 (Linux; Android 9; CUBOT X19) AppleWebKit/537.36 Chrome/80.0 Mobile Safari/537.36",
-            false,
+            None,
             Some("mobile"),
         );
         // Android's own client, and apps.
-        check("Dalvik/2.1.0 (Linux; U; Android 13; Pixel 6)", false, Some("mobile"));
-        check("Dalvik/1.6.0 (Linux; U; Android 4.4.2; SM-G900F Build/KOT49H)", false, Some("mobile"));
-        check("Dalvik/2.1.0 (Linux; U; Android 12; SM-T870 Build/SP2A)", false, Some("tablet"));
-        check("Dalvik/2.1.0 (Linux; U; Android 9; Lenovo Tab M10 Build/PPR1)", false, Some("tablet"));
-        check("curl/8.5.0", true, None);
-        check("python-requests/2.31.0", true, None);
-        check("", false, None);
-        check("MyShop/3.1 (server)", false, None);
+        check("Dalvik/2.1.0 (Linux; U; Android 13; Pixel 6)", None, Some("mobile"));
+        check("Dalvik/1.6.0 (Linux; U; Android 4.4.2; SM-G900F Build/KOT49H)", None, Some("mobile"));
+        check("Dalvik/2.1.0 (Linux; U; Android 12; SM-T870 Build/SP2A)", None, Some("tablet"));
+        check("Dalvik/2.1.0 (Linux; U; Android 9; Lenovo Tab M10 Build/PPR1)", None, Some("tablet"));
+        check("curl/8.5.0", Some(BotClass::Library), None);
+        check("python-requests/2.31.0", Some(BotClass::Library), None);
+        check("Mozilla/5.0+(compatible; UptimeRobot/2.0; http://www.uptimerobot.com/)", Some(BotClass::Monitor), None);
+        check("Pingdom.com_bot_version_1.4_(http://www.pingdom.com/)", Some(BotClass::Monitor), None);
+        check("Go-http-client/1.1", Some(BotClass::Library), None);
+        check("", None, None);
+        check("MyShop/3.1 (server)", None, None);
     }
 
     #[test]

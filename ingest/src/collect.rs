@@ -11,7 +11,7 @@ use events::identity::Dialect;
 use events::repair::Reason;
 use events::rules::{self, RequestContext};
 use events::wire::Encoder;
-use events::{Code, Event, EventId, Micros, ProjectId, Record, RejectedEvent, Rejection, Repair};
+use events::{Code, Event, EventId, JsonObject, Micros, ProjectId, Record, RejectedEvent, Rejection, Repair, unlinked};
 use hashbrown::HashSet;
 use hyper::Request;
 use hyper::body::Incoming;
@@ -20,14 +20,17 @@ use service::tasks::Panicked;
 use service::{AdminEndpoint, Health, Response, Threads};
 use uuid::Uuid;
 
+use crate::address;
 use crate::admit::{Admitted, Asked, admit, body_fault, rate_limited, take_bytes};
 use crate::body::{Body, BodyFault, Memory, Reserved};
-use crate::bots::{Agent, Agents};
+use crate::bots::{Agent, Agents, BotClass};
 use crate::config::Limits;
 use crate::dialect::detect::detect;
 use crate::dialect::{self, Envelope, EnvelopeFault, ParsedEvent, Text};
+use crate::geo::Geo;
 use crate::keys::Keys;
 use crate::metrics::Metrics;
+use crate::privacy::{self, PrivacySignals, Signal};
 use crate::refused::Refused;
 use crate::respond::{self, ApiError, Outcome, State};
 use crate::route::Route;
@@ -60,6 +63,8 @@ pub(crate) struct App {
     pub(crate) threads: Threads,
     pub(crate) agents: Agents,
     pub(crate) refused: Refused,
+    pub(crate) privacy_signals: PrivacySignals,
+    pub(crate) geo: Arc<Geo>,
     /// The last append failed: logged once, until one succeeds.
     pub(crate) is_log_failing: AtomicBool,
 }
@@ -164,7 +169,11 @@ struct Validated {
     answer: Response,
     received: usize,
     duplicate: usize,
-    bots: usize,
+    /// What kind of bot sent each event that one sent.
+    bots: Vec<BotClass>,
+    /// How the visitor objects, and how many of its events were dropped for that.
+    objection: Option<Signal>,
+    dropped: usize,
     /// The first fault of each rejected event.
     codes: Vec<Code>,
     /// The reasons of repairs; each once for each event.
@@ -184,7 +193,9 @@ impl Validated {
             answer,
             received: 0,
             duplicate: 0,
-            bots: 0,
+            bots: Vec::new(),
+            objection: None,
+            dropped: 0,
             codes: Vec::new(),
             repairs: Vec::new(),
             each: None,
@@ -207,8 +218,8 @@ fn validate(
     let mut records = Vec::with_capacity(count);
     let mut refused = Vec::new();
     let mut outcome = Outcome::new(admitted.access.backfill);
-    let (mut bots, mut codes, mut repaired) = (0, Vec::new(), Vec::new());
-    let is_dry = admitted.asked.is_dry;
+    let (mut bots, mut codes, mut repaired) = (Vec::new(), Vec::new(), Vec::new());
+    let (is_dry, objection) = (admitted.asked.is_dry, admitted.objection);
     let (mut bytes, mut record_bytes, mut has_new_names) = (text.as_str().len(), 0, false);
     let request = RequestContext {
         project: admitted.access.project,
@@ -224,11 +235,24 @@ fn validate(
     let mut encoder = Encoder::new(count);
     let mut seen = HashSet::with_capacity(if count == 1 { 0 } else { count });
     for index in 0..count {
-        let admitted_event = dialect::read(envelope, text, index, &admitted.access.conversions, dialect.is_strict())
+        let parsed = dialect::read(envelope, text, index, &admitted.access.conversions, dialect.is_strict());
+        if objection.is_some() && parsed.as_ref().is_ok_and(privacy::is_identity_alone) {
+            outcome.dropped += 1;
+            if let Some(id) = envelope.id(index) {
+                bytes += outcome.note(id, State::Dropped);
+            }
+            continue;
+        }
+        let mut bot = None;
+        let admitted_event = parsed
             .map_err(|fault| vec![fault])
             .and_then(|mut parsed| {
-                identify_agent(app, admitted, header_agent, &mut parsed);
-                check_rules(parsed, &request, || ids.next(index), |field| envelope.client_name(index, field))
+                let address = address::take(&mut parsed.draft).or_else(|| parsed.address.take());
+                if let Some(origin) = &admitted.origin {
+                    app.geo.fill(origin, address.as_deref(), &mut parsed.draft.context);
+                }
+                bot = identify_agent(app, admitted, header_agent, &mut parsed);
+                check_rules(parsed, &request, || ids.next(index), objection, |field| envelope.client_name(index, field))
             })
             .and_then(|(event, repairs)| match app.keys.names.admit(&event, admitted.access.backfill, is_dry) {
                 Ok(()) => Ok((event, repairs)),
@@ -241,7 +265,7 @@ fn validate(
                     || count == 1
                     || seen.insert((event.kind(), event.user_id, event.event_id, event.claimed_at));
                 if is_new {
-                    bots += usize::from(event.is_bot);
+                    bots.extend(bot);
                     let record = encoder.event(&event);
                     let look = app.keys.names.look(&event);
                     has_new_names |= look != Look::Known;
@@ -266,6 +290,12 @@ fn validate(
                 let state = faults.first().map(|fault| State::Rejected(fault.code, fault.field.clone()));
                 if let Some(fault) = faults.first().filter(|_| !dialect.is_strict() && !is_dry) {
                     let event = app.refused.has_room(request.project, request.received_at).then(|| envelope.text(index));
+                    // Of a visitor who objects neither the bytes are kept, nor the message, which may quote them.
+                    let withheld = Rejection::new(fault.code, fault.field.as_str(), "");
+                    let (fault, event) = match objection {
+                        None => (fault, event.as_deref().map(address::masked)),
+                        Some(_) => (&withheld, event.map(|_| Cow::Borrowed(""))),
+                    };
                     let rejected = RejectedEvent::new(
                         ids.next(index),
                         request.project,
@@ -306,9 +336,23 @@ fn validate(
         app.keys.read_soon();
     }
     take_bytes(app, &admitted.access, record_bytes).inspect_err(|_| app.metrics.deferred.increment(count as u64))?;
-    let duplicate = outcome.duplicate;
+    let (duplicate, dropped) = (outcome.duplicate, outcome.dropped);
     let each = outcome.tells_each().then(|| (admitted.asked.clone(), outcome));
-    Ok(Validated { records, refused, answer, received: count, duplicate, bots, codes, repairs: repaired, each, reserved })
+    let received = count;
+    Ok(Validated {
+        records,
+        refused,
+        answer,
+        received,
+        duplicate,
+        bots,
+        objection,
+        dropped,
+        codes,
+        repairs: repaired,
+        each,
+        reserved,
+    })
 }
 
 /// Gives a fault the name that the client has for its field.
@@ -325,11 +369,17 @@ fn check_rules(
     parsed: ParsedEvent,
     request: &RequestContext,
     generated_id: impl FnOnce() -> EventId,
+    objection: Option<Signal>,
     name: impl Fn(&str) -> Option<Cow<'static, str>>,
 ) -> Result<(Event, Vec<Repair>), Vec<Rejection>> {
     let ParsedEvent { draft, sent_at, is_clock_right, mut faults, .. } = parsed;
     let sent_at = sent_at.or(request.sent_at).filter(|_| !is_clock_right);
-    match rules::admit_repaired(draft, &RequestContext { sent_at, ..*request }, generated_id) {
+    let request = RequestContext { sent_at, ..*request };
+    let admitted = match objection {
+        None => rules::admit_repaired(draft, &request, generated_id),
+        Some(signal) => unlinked::admit(draft, &request, generated_id, signal.as_str()),
+    };
+    match admitted {
         Ok(admitted) if faults.is_empty() => Ok(admitted),
         Ok(_) => Err(faults),
         Err(more) => {
@@ -369,8 +419,9 @@ fn canonical_name(field: &str) -> &str {
     }
 }
 
-/// Fills user agent, device, bot flag and page from the headers, where the event does not have them.
-fn identify_agent(app: &App, admitted: &Admitted, header_agent: Option<Agent>, parsed: &mut ParsedEvent) {
+/// Fills user agent, device, bot flag and page from the headers, where the event does not have them. Returns what kind of bot sent it,
+/// which its metadata says then.
+fn identify_agent(app: &App, admitted: &Admitted, header_agent: Option<Agent>, parsed: &mut ParsedEvent) -> Option<BotClass> {
     let context = &mut parsed.draft.context;
     if context.page_url.is_none() {
         context.page_url = admitted.page.clone();
@@ -383,10 +434,22 @@ fn identify_agent(app: &App, admitted: &Admitted, header_agent: Option<Agent>, p
         }
     };
     let agent = agent.unwrap_or_default();
-    parsed.draft.is_bot = parsed.is_bot.unwrap_or(agent.is_bot);
     if context.device_type.is_none() {
         context.device_type = agent.device_type.map(str::to_owned);
     }
+    // Who says that it is one, or none, knows better.
+    let class = match parsed.is_bot {
+        Some(false) => None,
+        Some(true) => Some(agent.bot.unwrap_or(BotClass::Declared)),
+        None => agent.bot,
+    };
+    parsed.draft.is_bot = class.is_some();
+    if let Some(class) = class {
+        // It fails for no object that was checked.
+        let properties = parsed.draft.properties.take();
+        parsed.draft.properties = JsonObject::annotated(properties, "bot", &class.as_str()).ok();
+    }
+    class
 }
 
 /// Generates UUIDv7s for events without an id, ascending within a request.
@@ -418,7 +481,8 @@ impl IdGenerator {
 /// those with ids of their own. Those without get new ids and would be counted twice; a client that must not count twice
 /// sends ids.
 async fn append(app: &App, validated: Validated) -> Result<Response, ApiError> {
-    let Validated { mut records, refused, answer, received, duplicate, bots, codes, repairs, each, reserved } = validated;
+    let Validated { mut records, refused, answer, received, duplicate, bots, objection, dropped, codes, repairs, each, reserved } =
+        validated;
     let appended = records.len();
     records.extend(refused);
     if !records.is_empty() {
@@ -452,7 +516,10 @@ async fn append(app: &App, validated: Validated) -> Result<Response, ApiError> {
     app.metrics.received.increment(received as u64);
     app.metrics.appended.increment(appended as u64);
     app.metrics.duplicate.increment(duplicate as u64);
-    app.metrics.bots.increment(bots as u64);
+    bots.into_iter().for_each(|class| app.metrics.bot(class));
+    if let Some(signal) = objection {
+        app.metrics.objected(signal, [appended, dropped, codes.len()]);
+    }
     codes.into_iter().for_each(|code| app.metrics.reject(code));
     repairs.into_iter().for_each(|reason| app.metrics.repair(reason));
     Ok(answer)
@@ -481,7 +548,7 @@ mod tests {
             let faults = faults.iter().map(|field| fault(*field)).collect();
             let parsed = ParsedEvent { faults, ..ParsedEvent::new(draft) };
             let request = events::testing::request_context();
-            let found = check_rules(parsed, &request, events::testing::generated_id, |_| None).expect_err("refused");
+            let found = check_rules(parsed, &request, events::testing::generated_id, None, |_| None).expect_err("refused");
             let found: Vec<_> = found.iter().map(|fault| format!("{} {}", fault.code.as_str(), fault.field)).collect();
             assert_eq!(found, expected);
         };

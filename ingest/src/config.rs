@@ -4,6 +4,10 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use hyper::header::HeaderName;
+
+use crate::privacy::PrivacySignals;
+
 /// Some 20,000 events in a second: more than a site or an app has, and less than what fills a disk in minutes.
 const KEY_BYTES_PER_SECOND_MAX: u32 = 8 * 1024 * 1024;
 
@@ -33,6 +37,19 @@ pub struct Config {
     /// Bytes of events that one write key may have stored in a second, on average; 0: any number. Server keys have no such limit
     #[arg(long, env = "WEIR_KEY_BYTES_PER_SECOND_MAX", value_name = "BYTES", default_value_t = KEY_BYTES_PER_SECOND_MAX)]
     pub key_bytes_per_second_max: u32,
+    /// Headers by which a browser objects to being followed: its events are kept as nobody's. gpc, dnt, both, or none
+    #[arg(long, env = "WEIR_PRIVACY_SIGNALS", value_name = "SIGNALS", default_value_t = PrivacySignals::default())]
+    pub privacy_signals: PrivacySignals,
+    /// Header in which a proxy says the visitor's country, such as CF-IPCountry: two letters. Only where all requests come through that proxy
+    #[arg(long, env = "WEIR_COUNTRY_HEADER", value_name = "NAME")]
+    pub country_header: Option<HeaderName>,
+    /// Header to which proxies append the visitor's address, such as X-Forwarded-For: the last entry counts that is not on loopback or private.
+    /// Only where all requests come through such a proxy [default: the connection's address]
+    #[arg(long, env = "WEIR_ADDRESS_HEADER", value_name = "NAME")]
+    pub address_header: Option<HeaderName>,
+    /// File in MaxMind's format (GeoLite2-Country, GeoLite2-City) that says country, region and city of an address; read again when it changes
+    #[arg(long, env = "WEIR_GEO_FILE", value_name = "FILE")]
+    pub geo_file: Option<PathBuf>,
     /// Postgres, which knows the keys.
     #[arg(skip)]
     pub database_url: String,
@@ -54,6 +71,10 @@ impl Default for Config {
             connections_per_address_max: 4_096,
             count_loopback: false,
             key_bytes_per_second_max: KEY_BYTES_PER_SECOND_MAX,
+            privacy_signals: PrivacySignals::default(),
+            country_header: None,
+            address_header: None,
+            geo_file: None,
             database_url: String::new(),
             data_dir: PathBuf::new(),
             limits: Limits::default(),
@@ -106,6 +127,8 @@ pub struct Limits {
     /// How long an append may take before the client is told to try again. Longer than the log's own deadline, since
     /// what is stored after an error answer is stored twice after the retry, until deduplication.
     pub append_wait_max: Duration,
+    /// How often the file of places is looked at.
+    pub geo_look_every: Duration,
     /// How long requests are still taken after `/readyz` says that the collector stops.
     pub linger: Duration,
     /// How long [`crate::Collector::stop`] may take.
@@ -151,6 +174,7 @@ impl Default for Limits {
             body_rate_min: 1024,
             idle_max: Duration::from_secs(65),
             append_wait_max: Duration::from_secs(60),
+            geo_look_every: Duration::from_secs(5),
             linger: Duration::from_millis(250),
             stop_wait_max: Duration::from_secs(8),
         }
@@ -175,6 +199,14 @@ pub enum StartError {
         address: SocketAddr,
         /// What the system said.
         source: std::io::Error,
+    },
+    /// The file of places is missing or damaged.
+    #[error("--geo-file (WEIR_GEO_FILE) {} cannot be read: {reason}", path.display())]
+    GeoFile {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        reason: String,
     },
     /// The system gives no threads.
     #[error("no threads for large bodies: {0}")]

@@ -32,7 +32,7 @@ use events::{Code, Draft, Micros, Rejection, Repair};
 use hyper::header::{HeaderName, HeaderValue};
 use serde_json::value::RawValue;
 
-pub(crate) use head::{Head, KeyInHead};
+pub(crate) use head::{Head, KeyInHead, base64};
 pub(crate) use image::Device;
 pub(crate) use segment::Call;
 pub(crate) use text::Text;
@@ -77,7 +77,7 @@ pub(crate) trait Dialect: Sync {
     }
 
     /// Takes a body out of what it was wrapped in for the way, such as a form or base64, into at most so many bytes; none if it is as it
-    /// should be. What it returns may be gzip.
+    /// should be. What it returns may be compressed.
     /// # Errors
     /// [`EnvelopeFault`] if it cannot be unwrapped.
     fn unwrap(&self, _query: &str, _body: &Bytes, _bytes_max: usize) -> Result<Option<Vec<u8>>, EnvelopeFault> {
@@ -201,6 +201,8 @@ pub(crate) struct ParsedEvent {
     pub(crate) draft: Draft,
     /// The event's own `sent_at`, which takes precedence over the envelope's.
     pub(crate) sent_at: Option<Micros>,
+    /// The address of the visitor, where the client says it in a field of its own.
+    pub(crate) address: Option<String>,
     /// Whether the client says that it is a bot.
     pub(crate) is_bot: Option<bool>,
     /// Whether the client says that its clock needs no correction.
@@ -212,7 +214,7 @@ pub(crate) struct ParsedEvent {
 impl ParsedEvent {
     /// Begins with a draft.
     pub(crate) fn new(draft: Draft) -> Self {
-        ParsedEvent { draft, sent_at: None, is_bot: None, is_clock_right: false, faults: Vec::new() }
+        ParsedEvent { draft, sent_at: None, address: None, is_bot: None, is_clock_right: false, faults: Vec::new() }
     }
 }
 
@@ -356,6 +358,8 @@ mod tests {
             user_agent: None,
             page: None,
             cookie: None,
+            objection: None,
+            origin: None,
             fresh_cookie: "6ba7b812-9dad-41d1-80b4-00c04fd430c8".to_owned(),
         }
     }

@@ -8,6 +8,7 @@
 //! What it does not do: it never queries the database for a request whose key is known, never logs a key or a user's text,
 //! and keeps no state about events. Deduplication is the aggregator's.
 
+mod address;
 mod admit;
 mod answer;
 mod body;
@@ -15,10 +16,13 @@ mod bots;
 mod collect;
 mod config;
 mod dialect;
+mod encoding;
+mod geo;
 mod keys;
 mod log_watch;
 mod metrics;
 mod names;
+mod privacy;
 mod refused;
 mod respond;
 mod route;
@@ -35,6 +39,7 @@ use service::{AdminEndpoint, Health, Hosts, Listener, Scope, Tasks, Threads};
 use sqlx::postgres::PgConnectOptions;
 
 pub use config::{Config, Limits, StartError};
+pub use privacy::PrivacySignals;
 
 use collect::App;
 
@@ -70,10 +75,13 @@ impl Collector {
             connections_per_address_max: config.connections_per_address_max as usize,
             counts_loopback: config.count_loopback,
             hosts: hosts.clone(),
+            tells_peer: config.geo_file.is_some(),
             ..config.limits.of_connections()
         };
         let bytes_per_second = NonZeroU32::new(config.key_bytes_per_second_max);
-        let Config { collector, metrics: metrics_on, any_key, database_url, data_dir, limits, .. } = config;
+        let Config { collector, metrics: metrics_on, any_key, database_url, data_dir, limits, privacy_signals, .. } = config;
+        let Config { country_header, address_header, geo_file: file, .. } = config;
+        let geo = Arc::new(geo::Geo::new(geo::Sources { country_header, address_header, file }).await?);
         // The parser of options takes every scheme, and text without one.
         if !["postgres://", "postgresql://"].iter().any(|scheme| database_url.starts_with(scheme)) {
             return Err(StartError::DatabaseUrl("it has another scheme, or none".to_owned()));
@@ -117,8 +125,14 @@ impl Collector {
             health: Arc::clone(tasks.health()),
             agents: bots::Agents::default(),
             refused: refused::Refused::default(),
+            privacy_signals,
+            geo: Arc::clone(&geo),
             is_log_failing: AtomicBool::new(false),
         });
+        if geo.has_file() {
+            let (limits, failed) = (limits.clone(), metrics.geo_readings_failed.clone());
+            tasks.spawn_until_stop("geo", move || Arc::clone(&geo).follow(limits.clone(), failed.clone()));
+        }
         tasks.spawn_until_stop("keys", {
             let keys = Arc::clone(&keys);
             move || keys::refresh(Arc::clone(&keys), options.clone(), Arc::clone(&metrics))

@@ -2,7 +2,7 @@
 //! only its own. No key, id or user agent is ever a label.
 //!
 //! For all requests together, `events_received_total` = `events_appended_total` + `events_duplicate_total` + the sum of
-//! `events_rejected_total`; what the client was told to send again is in `events_deferred_total` and in none of these.
+//! `events_rejected_total` + what `privacy_total` calls dropped; what the client was told to send again is in `events_deferred_total` and in none of these.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -14,6 +14,8 @@ use metrics::{Counter, Gauge, Histogram, Label};
 use service::Meter;
 use service::fair_queue::{Bounds, FairQueue, Gauges};
 
+use crate::bots::BotClass;
+use crate::privacy::{ACTIONS, Signal};
 use crate::route::Route;
 
 const SECONDS: [f64; 14] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0];
@@ -32,7 +34,11 @@ pub(crate) struct Metrics {
     rejected: Vec<Counter>,
     repaired: Vec<Counter>,
     pub(crate) deferred: Counter,
-    pub(crate) bots: Counter,
+    bots: Counter,
+    bot_classes: [Counter; BotClass::ALL.len()],
+    pub(crate) geo_readings_failed: Counter,
+    /// By signal, then by action.
+    privacy: [[Counter; ACTIONS.len()]; Signal::ALL.len()],
     requests: Vec<[OnceLock<Counter>; STATUSES.len()]>,
     durations: Vec<Histogram>,
     pub(crate) in_flight: Gauge,
@@ -73,6 +79,8 @@ struct SpoolMetrics {
     refused: Counter,
 }
 
+const BOT_EVENTS: &str = "weir_collector_bot_events_total";
+const PRIVACY: &str = "weir_collector_privacy_total";
 const REQUESTS: &str = "weir_collector_requests_total";
 const DURATIONS: &str = "weir_collector_request_duration_seconds";
 
@@ -101,6 +109,11 @@ impl Metrics {
         let make = meter.as_ref();
         let codes: Vec<_> = Code::ALL.iter().map(|code| code.as_str()).collect();
 
+        make.describe_counter(BOT_EVENTS, "Appended events of bots, by what kind of bot it is.");
+        make.describe_counter(
+            PRIVACY,
+            "Events of visitors who object, by how they say so: stored as nobody's (unlinked), an identity and no more (dropped), refused (withheld).",
+        );
         make.describe_counter(REQUESTS, "Answers by route and status.");
         make.describe_histogram(DURATIONS, "Time from a request's head to its answer, by route.");
         let durations = Route::NAMES.map(|route| make.labelled_histogram(DURATIONS, vec![Label::new("route", route)]));
@@ -143,6 +156,15 @@ impl Metrics {
             deferred: make
                 .counter("weir_collector_events_deferred_total", "Events of requests that the client was told to send again."),
             bots: make.counter("weir_collector_events_of_bots_total", "Appended events of bots."),
+            bot_classes: BotClass::ALL.map(|class| make.labelled_counter(BOT_EVENTS, vec![Label::new("class", class.as_str())])),
+            geo_readings_failed: make
+                .counter("weir_collector_geo_readings_failed_total", "Failed readings of the file of places, after the start."),
+            privacy: Signal::ALL.map(|signal| {
+                ACTIONS.map(|action| {
+                    let labels = vec![Label::new("signal", signal.as_str()), Label::new("action", action)];
+                    make.labelled_counter(PRIVACY, labels)
+                })
+            }),
             requests: Route::NAMES.iter().map(|_| Default::default()).collect(),
             durations: durations.into(),
             in_flight: make.gauge("weir_collector_requests_in_flight", "Requests being worked on."),
@@ -187,6 +209,20 @@ impl Metrics {
         if let Some(at) = Reason::ALL.iter().position(|known| *known == reason) {
             self.repaired[at].increment(1);
         }
+    }
+
+    /// Counts one appended event of a bot.
+    pub(crate) fn bot(&self, class: BotClass) {
+        self.bots.increment(1);
+        if let Some(at) = BotClass::ALL.iter().position(|known| *known == class) {
+            self.bot_classes[at].increment(1);
+        }
+    }
+
+    /// Counts events of visitors who object, by action.
+    pub(crate) fn objected(&self, signal: Signal, events: [usize; ACTIONS.len()]) {
+        let Some(at) = Signal::ALL.iter().position(|known| *known == signal) else { return };
+        self.privacy[at].iter().zip(events).for_each(|(counter, events)| counter.increment(events as u64));
     }
 
     /// Counts one answer.

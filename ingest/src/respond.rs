@@ -24,6 +24,7 @@ use uuid::Uuid;
 use crate::body::{BodyFault, Memory, Reserved};
 use crate::config::Limits;
 use crate::dialect::{self, Content, EnvelopeFault, Reply};
+use crate::encoding::Encoding;
 use crate::route::{Question, Route};
 
 const ACCEPTED: HeaderName = HeaderName::from_static("x-events-accepted");
@@ -50,6 +51,8 @@ pub(crate) struct Outcome {
     pub(crate) accepted: usize,
     /// Duplicates within the request.
     pub(crate) duplicate: usize,
+    /// Events that were dropped, since their visitor objects to being followed and they say nothing but who it is.
+    pub(crate) dropped: usize,
     /// Accepted events that were repaired.
     pub(crate) repaired: usize,
     /// The faults of the rejected events, in the request's order.
@@ -72,6 +75,8 @@ pub(crate) enum State {
     Repaired,
     /// A repetition within the request.
     Duplicate,
+    /// Not kept, since its visitor objects to being followed: it is not to be sent again.
+    Dropped,
     /// Refused: its first fault and the field at fault.
     Rejected(Code, String),
     /// Not stored now: the client is to send it again.
@@ -84,6 +89,7 @@ impl State {
         let (result, details) = match self {
             State::Accepted => ("ok", None),
             State::Duplicate => ("ok", Some("duplicate")),
+            State::Dropped => ("ok", Some("not_kept")),
             State::Repaired => ("warning", Some("repaired")),
             State::Rejected(code, _) => ("drop", Some(code.as_str())),
             State::Retry => ("retry", Some("not_persisted")),
@@ -155,7 +161,7 @@ impl Outcome {
 
     /// Returns the outcome of the same events if none of them could be stored.
     pub(crate) fn into_retry(mut self) -> Self {
-        for (_, state) in self.states.iter_mut().filter(|(_, state)| !matches!(state, State::Rejected(..))) {
+        for (_, state) in self.states.iter_mut().filter(|(_, state)| !matches!(state, State::Rejected(..) | State::Dropped)) {
             *state = State::Retry;
         }
         Outcome { accepted: 0, duplicate: 0, repaired: 0, cookie: None, ..self }
@@ -164,18 +170,23 @@ impl Outcome {
     /// Answers with the counts and the rejections, as native clients read them.
     pub(crate) fn counts(&self) -> Reply {
         let results = self.tells_each().then(|| self.states.iter().map(|(_, state)| state.result()).collect());
-        Reply::json(&Answer { accepted: self.accepted, duplicate: self.duplicate, rejected: &self.rejected, results })
+        let Outcome { accepted, duplicate, dropped, rejected, .. } = self;
+        Reply::json(&Answer { accepted: *accepted, duplicate: *duplicate, dropped: *dropped, rejected, results })
     }
 
     /// Answers with each fault and each repair of events that were checked and not stored.
     pub(crate) fn checked(&self, dialect: Dialect) -> Reply {
-        Reply::json(&serde_json::json!({
+        let mut answer = serde_json::json!({
             "dialect": dialect.as_str(),
             "accepted": self.accepted,
             "duplicate": self.duplicate,
             "rejected": self.rejected,
             "repaired": self.told,
-        }))
+        });
+        if self.dropped > 0 {
+            answer["dropped"] = self.dropped.into();
+        }
+        Reply::json(&answer)
     }
 
     /// Answers that all is well, under a dialect's name for it; the rejections are for people.
@@ -245,7 +256,7 @@ pub(crate) enum ApiError {
     KeysUnavailable,
     /// The rate limit of the key is exceeded; seconds to wait.
     RateLimited(u64),
-    /// Another compression than gzip.
+    /// An encoding that is not accepted, or several.
     BadEncoding,
     /// The body cannot be received or inflated.
     Body(BodyFault),
@@ -325,7 +336,11 @@ impl ApiError {
             }
             ApiError::BadEncoding => {
                 let status = if is_dropped_on_400 { StatusCode::BAD_REQUEST } else { StatusCode::UNSUPPORTED_MEDIA_TYPE };
-                error(status, "unsupported_encoding", "unsupported Content-Encoding; gzip is accepted, or no compression")
+                error(
+                    status,
+                    "unsupported_encoding",
+                    "unsupported Content-Encoding; one of gzip, deflate, br and zstd is accepted, or none",
+                )
             }
             ApiError::Body(BodyFault::TooLarge) => {
                 let message = format!("the body is too large; at most {} bytes are accepted as sent", limits.body_bytes_max);
@@ -347,8 +362,14 @@ impl ApiError {
             ApiError::Body(BodyFault::Broken) => {
                 error(StatusCode::BAD_REQUEST, "body_broken", "the connection broke before the body was complete")
             }
-            ApiError::Body(BodyFault::BadGzip(reason)) => {
-                error(StatusCode::BAD_REQUEST, "bad_gzip", &format!("the body is not valid gzip: {reason}"))
+            ApiError::Body(BodyFault::BadEncoding(encoding, reason)) => {
+                let code = match encoding {
+                    Encoding::Gzip => "bad_gzip",
+                    Encoding::Zlib | Encoding::Deflate => "bad_deflate",
+                    Encoding::Brotli => "bad_br",
+                    Encoding::Zstd => "bad_zstd",
+                };
+                error(StatusCode::BAD_REQUEST, code, &format!("the body is not valid {}: {reason}", encoding.as_str()))
             }
             ApiError::Body(BodyFault::NoMemory) => {
                 later("overloaded", "the collector is overloaded; send the same events again later", 1)
@@ -372,10 +393,17 @@ impl ApiError {
 struct Answer<'a> {
     accepted: usize,
     duplicate: usize,
+    /// Of a visitor who objects.
+    #[serde(skip_serializing_if = "is_zero")]
+    dropped: usize,
     rejected: &'a [Rejected],
     /// What became of each event, in the request's order, where the client asked for it.
     #[serde(skip_serializing_if = "Option::is_none")]
     results: Option<Vec<EventResult>>,
+}
+
+fn is_zero(count: &usize) -> bool {
+    *count == 0
 }
 
 /// What became of one event.

@@ -7,6 +7,7 @@ export interface Options {
   /**
    * Whether the visitor has agreed. Without it: yes, unless the browser says no (Global Privacy Control, Do Not Track). What the visitor said
    * once, by `consent()`, comes before both. Without consent nothing is written and nothing is sent; the last 100 events wait in the page's memory.
+   * With it, requests say so (`consent=true`), since the browser goes on objecting in their headers.
    */
   consent?: boolean;
   /** The domain of the cookie `weir_id`, such as `example.com`, if pixels on other hosts of it shall see the same visitor. */

@@ -86,7 +86,9 @@ export const create = ({ url, key, consent, cookieDomain }) => {
     }
     return batch;
   };
-  const address = `${url.replace(/\/+$/, "")}/v1/events?key=${encodeURIComponent(key)}`;
+  // Who agreed is told apart from who was not asked: the browser objects in either's headers.
+  const address = () =>
+    `${url.replace(/\/+$/, "")}/v1/events?key=${encodeURIComponent(key)}` + (consent || get("consent") === "1" ? "&consent=true" : "");
   const bodyOf = (batch) => `{"sent_at":"${new Date().toISOString()}","events":[${batch.map(([, text]) => text)}]}`;
 
   const flush = async () => {
@@ -97,7 +99,7 @@ export const create = ({ url, key, consent, cookieDomain }) => {
     try {
       // A text needs no preflight.
       const body = bodyOf(batch);
-      const answer = await fetch(address, { method: "POST", body, keepalive: body.length < BATCH_BYTES / 3 });
+      const answer = await fetch(address(), { method: "POST", body, keepalive: body.length < BATCH_BYTES / 3 });
       if (answer.status >= 500 || answer.status === 429 || answer.status === 408) throw answer.headers.get("Retry-After");
       batch.forEach(([name]) => remove(name));
       failures = 0;
@@ -114,7 +116,7 @@ export const create = ({ url, key, consent, cookieDomain }) => {
   // The answer to a beacon is not seen: what it carries is sent again with the next page, and stored once.
   const leave = () => {
     const batch = allowed ? next() : [];
-    if (batch.length) attempt(() => navigator.sendBeacon(address, bodyOf(batch)));
+    if (batch.length) attempt(() => navigator.sendBeacon(address(), bodyOf(batch)));
   };
   document.addEventListener("visibilitychange", () => document.visibilityState === "hidden" && leave());
   addEventListener("online", () => later(0));

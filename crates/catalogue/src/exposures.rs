@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 
 use events::Kind;
+use events::unlinked::SIGNALS;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::RawValue;
@@ -369,9 +370,12 @@ impl Exposures {
     /// Returns some experiments, each with the variant to which an event exposes, if it does.
     pub fn by(&self, seen: &Seen<'_>, experiments: &[Uuid]) -> Vec<(Uuid, Option<Uuid>)> {
         let properties: Properties<'_> = seen.properties.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
+        // An event of nobody exposes nobody.
+        let signal = properties.get("privacy").and_then(|raw| text_of(raw.get()));
+        let is_unlinked = signal.is_some_and(|signal| SIGNALS.contains(&signal.as_ref()));
         let exposed = |experiment: &Uuid| {
             let variant = self.of.get(experiment).and_then(|exposure| exposure.variant_of(*experiment, seen, &properties));
-            (*experiment, variant)
+            (*experiment, variant.filter(|_| !is_unlinked))
         };
         experiments.iter().map(exposed).collect()
     }
@@ -509,6 +513,9 @@ mod tests {
         };
         let feature = "$feature/checkout";
         check(Kind::Engagement, "page", None, json!({"plan": "pro", feature: "control"}), Some(1));
+        // An event of a visitor who objects exposes nobody; a client's own word of that name says nothing.
+        check(Kind::Engagement, "page", None, json!({"plan": "pro", feature: "control", "privacy": "dnt"}), None);
+        check(Kind::Engagement, "page", None, json!({"plan": "pro", feature: "control", "privacy": "strict"}), Some(1));
         check(Kind::Engagement, "page", None, json!({"plan": 1, feature: 7}), Some(3));
         check(Kind::Engagement, "page", None, json!({"plan": "free", feature: "control"}), None);
         check(Kind::Engagement, "page", None, json!({"plan": "pro", feature: "unknown"}), None);

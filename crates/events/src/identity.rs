@@ -2,7 +2,7 @@
 
 use uuid::Uuid;
 
-use crate::event::{EventId, ProjectId, UserId};
+use crate::event::{EventId, Kind, ProjectId, UserId};
 
 /// The protocol a client speaks. Ids that are no UUIDs are only unique within one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -93,6 +93,16 @@ pub fn user_id(project: ProjectId, text: &str) -> UserId {
     )
 }
 
+/// UUIDv5 of the OID namespace and `weir:unlinked`: the namespace of users who are one event each.
+const UNLINKED: Uuid = Uuid::from_u128(0x7ef2c87c_09ac_5e6b_bca7_8ff57f9a45c3);
+
+/// Returns the user of an event that nobody may link to a person: UUIDv5 of `{project_id}:{kind}:{event_id}` in a namespace of its own. So
+/// each event stands alone, and a retry of it has the same user.
+pub fn unlinked_user(project: ProjectId, kind: Kind, event: EventId) -> UserId {
+    let name = format!("{}:{}:{}", project.0.hyphenated(), kind.as_str(), event.0.hyphenated());
+    UserId(Uuid::new_v5(&UNLINKED, name.as_bytes()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -103,6 +113,7 @@ mod tests {
             let name = format!("weir:event:{}", dialect.as_str());
             assert_eq!(dialect.namespace(), Uuid::new_v5(&Uuid::NAMESPACE_OID, name.as_bytes()), "{name}");
         }
+        assert_eq!(UNLINKED, Uuid::new_v5(&Uuid::NAMESPACE_OID, b"weir:unlinked"));
     }
 
     #[test]
@@ -121,5 +132,22 @@ mod tests {
         assert_ne!(user_id(one, "alice"), user_id(two, "alice"));
         let name = b"weir:user:00000000-0000-0000-0000-000000000001:alice";
         assert_eq!(user_id(one, "alice").0, Uuid::new_v5(&Uuid::NAMESPACE_OID, name));
+    }
+
+    #[test]
+    fn an_unlinked_event_is_its_own_user() {
+        let [one, two] = [ProjectId(Uuid::from_u128(1)), ProjectId(Uuid::from_u128(2))];
+        let id = event_id(Dialect::Native, "e");
+        let user = unlinked_user(one, Kind::Impression, id);
+        assert_eq!(user, unlinked_user(one, Kind::Impression, id));
+        let others = [
+            unlinked_user(two, Kind::Impression, id),
+            unlinked_user(one, Kind::Conversion, id),
+            unlinked_user(one, Kind::Impression, event_id(Dialect::Native, "f")),
+            user_id(one, "e"),
+        ];
+        assert!(!others.contains(&user));
+        let name = format!("00000000-0000-0000-0000-000000000001:impression:{id}");
+        assert_eq!(user.0, Uuid::new_v5(&Uuid::new_v5(&Uuid::NAMESPACE_OID, b"weir:unlinked"), name.as_bytes()));
     }
 }

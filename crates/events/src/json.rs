@@ -1,5 +1,6 @@
 //! Clients' own JSON: kept as text, byte for byte, and checked against what Postgres and every reader can hold.
 
+mod prune;
 mod walk;
 
 use std::borrow::Cow;
@@ -12,6 +13,7 @@ use serde_json::value::RawValue;
 use crate::rejection::{Code, Rejection};
 use crate::rules::limits;
 
+pub use prune::{Fate, Place, scalar, scalars};
 pub use walk::{mend_texts, null_not_numbers, places};
 
 /// A JSON object as text.

@@ -25,6 +25,7 @@ pub mod rules;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 mod time;
+pub mod unlinked;
 pub mod wire;
 
 pub use bucket::{BUCKETS, Bucket};

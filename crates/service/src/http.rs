@@ -63,6 +63,8 @@ pub struct Limits {
     pub answer_wait_max: Duration,
     /// Which hosts requests may name; others are refused.
     pub hosts: Hosts,
+    /// Whether requests carry the address of the other end, a [`Peer`], among their extensions. It costs an allocation for each.
+    pub tells_peer: bool,
     /// Whether a client that has shut down its side after the request still gets its answer. Else its going ends the request.
     pub half_close: bool,
 }
@@ -87,10 +89,15 @@ impl Default for Limits {
             idle_max: Duration::from_secs(65),
             answer_wait_max: Duration::from_secs(10),
             hosts: Hosts::default(),
+            tells_peer: false,
             half_close: true,
         }
     }
 }
+
+/// The other end of a request's connection: the client, or the last proxy before this process.
+#[derive(Clone, Copy, Debug)]
+pub struct Peer(pub SocketAddr);
 
 /// An address that is listened on.
 pub struct Listener {
@@ -214,7 +221,7 @@ where
                         let _share = Share { server: &*server, address: share };
                         let _counted = Counted::new(&server.open);
                         // After a panic, which is counted, the connection is closed.
-                        let _ = server.health.caught_outside(server.connection(stream, stop)).await;
+                        let _ = server.health.caught_outside(server.connection(stream, peer, stop)).await;
                     });
                 }
                 Err(error) => {
@@ -240,12 +247,15 @@ where
     }
 
     /// Serves one connection to its end.
-    async fn connection(&self, stream: TcpStream, stop: Stop) {
+    async fn connection(&self, stream: TcpStream, peer: SocketAddr, stop: Stop) {
         // Answers are small and complete; waiting to fill a packet only delays them.
         let _ = stream.set_nodelay(true);
         let activity = Arc::new(Activity::new());
-        let service = service_fn(|request| {
+        let service = service_fn(|mut request: Request<Incoming>| {
             let activity = Arc::clone(&activity);
+            if self.limits.tells_peer {
+                request.extensions_mut().insert(Peer(peer));
+            }
             async move {
                 activity.set(Doing::Answering);
                 let response = match activity.head_fault(&request).or_else(|| transfer_fault(request.headers())) {

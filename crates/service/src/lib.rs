@@ -27,7 +27,7 @@ pub use backoff::BackOff;
 #[cfg(feature = "fault-injection")]
 pub use fault::checkpoint;
 pub use hosts::Hosts;
-pub use http::{Limits, Listener, Response};
+pub use http::{Limits, Listener, Peer, Response};
 pub use meter::Meter;
 pub use tasks::{Cause, Failure, Health, Stop, Tasks};
 pub use threads::Threads;

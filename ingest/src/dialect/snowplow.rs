@@ -239,7 +239,7 @@ fn parse(item: &Item<'_>, device: Device<'_>, conversions: &[String]) -> Result<
         }
         metadata.json("contexts", &(list + "]"));
     }
-    let mut parsed = ParsedEvent::new(draft);
+    let mut parsed = ParsedEvent { address: text("ip"), ..ParsedEvent::new(draft) };
     match metadata.finish("") {
         Ok(metadata) => parsed.draft.properties = metadata,
         Err(fault) => parsed.faults.push(fault),

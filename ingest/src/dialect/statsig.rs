@@ -148,6 +148,7 @@ fn parse(raw: &RawValue, stable_id: Option<&str>, conversions: &[String]) -> Res
     let draft = &mut parsed.draft;
     draft.repairs = repairs;
     let user = item.raw("user").and_then(|raw| Item::new(raw).ok()).unwrap_or(Item(Vec::new()));
+    parsed.address = user.any_text("ip");
     let ids = user.raw("customIDs").and_then(|raw| Item::new(raw).ok());
     match user.id("userID") {
         Ok(id) => draft.user_id = id,

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::mmdb::database;
 use crate::support::Service;
 
 const EVENT: &str = r#"{"type":"impression","user_id":"u"}"#;
@@ -24,10 +25,13 @@ impl Service {
 
 #[tokio::test]
 async fn a_panic_in_any_task_is_counted_told_and_healed() {
-    let service = Service::start().await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let places = folder.path().join("places.mmdb");
+    std::fs::write(&places, database(&[])).expect("written");
+    let service = Service::start_with_keys(folder, |config| config.geo_file = Some(places)).await;
     service.readyz(200, "ready").await;
     let tasks = service.collector.health().names();
-    assert_eq!(tasks, ["keys", "listener", "log", "metrics"]);
+    assert_eq!(tasks, ["geo", "keys", "listener", "log", "metrics"]);
     for task in &tasks {
         service.collector.health().inject_panic(task);
         service.readyz(503, &format!("task {task} panicked: injected into {task}")).await;

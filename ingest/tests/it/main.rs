@@ -3,12 +3,15 @@
 mod any_body;
 mod dialects;
 mod faults;
+mod geo;
 mod hostile;
 mod keys;
 mod lifecycle;
 mod limits;
+mod mmdb;
 mod names;
 mod outages;
+mod privacy;
 mod rejections;
 mod repairs;
 mod requests;

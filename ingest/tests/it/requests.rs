@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
-use crate::support::{Service, gzip, send};
+use crate::support::{Answer, Service, gzip, send};
 
 #[tokio::test]
 async fn every_recorded_request_is_answered_as_recorded() {
@@ -31,14 +31,27 @@ async fn every_recorded_request_is_answered_as_recorded() {
     assert!(failed.is_empty(), "{}", failed.join("\n"));
 }
 
-/// Sends the request of a case and returns the case with what came of it.
-async fn run(case: &Value) -> Value {
-    let service = Service::start().await;
-    let request = &case["request"];
+/// All recorded requests by their names, in order.
+pub(crate) fn recorded() -> Vec<(String, Value)> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/requests");
+    let read = |entry: std::io::Result<std::fs::DirEntry>| {
+        let path = entry.expect("a file").path();
+        let text = std::fs::read_to_string(&path).expect("readable");
+        let name = path.file_stem().expect("a name").to_string_lossy().into_owned();
+        (name, serde_json::from_str(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display())))
+    };
+    let mut found: Vec<(String, Value)> = std::fs::read_dir(folder).expect("the folder").map(read).collect();
+    found.sort_by(|one, other| one.0.cmp(&other.0));
+    found
+}
+
+/// Sends a recorded request, with headers of its own besides.
+pub(crate) async fn send_recorded(service: &Service, request: &Value, more: &[(&str, &str)]) -> Answer {
     let text = |value: &Value| value.as_str().map(str::to_owned).unwrap_or_default();
     let headers: Vec<(String, String)> =
         request["headers"].as_object().into_iter().flatten().map(|(name, value)| (name.clone(), text(value))).collect();
-    let headers: Vec<(&str, &str)> = headers.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    let headers = headers.iter().map(|(name, value)| (name.as_str(), value.as_str())).chain(more.iter().copied());
+    let headers: Vec<(&str, &str)> = headers.collect();
     let mut body = match &request["body"] {
         Value::Null => Vec::new(),
         Value::String(text) => text.clone().into_bytes(),
@@ -50,12 +63,19 @@ async fn run(case: &Value) -> Value {
     if request["gzip"] == true {
         body = gzip(&body);
     }
-    let answer = send(service.address(), &text(&request["method"]), &text(&request["target"]), &headers, &body).await;
+    send(service.address(), &text(&request["method"]), &text(&request["target"]), &headers, &body).await
+}
+
+/// Sends the request of a case and returns the case with what came of it.
+async fn run(case: &Value) -> Value {
+    let service = Service::start().await;
+    let request = &case["request"];
+    let answer = send_recorded(&service, request, &[]).await;
 
     let kept = |name: &str| {
         name.starts_with("x-")
             || matches!(name, "retry-after" | "allow" | "content-type" | "cache-control")
-            || (name.starts_with("access-control-allow-") && headers.iter().any(|(sent, _)| *sent == "Origin"))
+            || (name.starts_with("access-control-allow-") && request["headers"].get("Origin").is_some())
     };
     let headers: Map<String, Value> =
         answer.headers.iter().filter(|(name, _)| kept(name)).map(|(name, value)| (name.clone(), json!(value))).collect();
@@ -84,6 +104,10 @@ fn shown(event: &events::Event) -> Value {
     }
     if !event.id_from_client {
         members.insert("event_id".to_owned(), json!("generated"));
+        // Who is nobody is made of it.
+        if event.user_id == events::identity::unlinked_user(event.project_id, event.kind(), event.event_id) {
+            members.insert("user_id".to_owned(), json!("generated"));
+        }
     }
     if event.untimed {
         members.remove("claimed_at");

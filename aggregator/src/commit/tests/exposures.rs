@@ -166,3 +166,36 @@ async fn who_has_too_many_rows_is_counted_where_it_was_exposed() {
     let changed = recompute::recompute(&mut case.connection, case.project, experiment).await.expect("recomputes");
     assert_eq!(changed, recompute::Differences::default());
 }
+
+/// Events of visitors who object take part in nothing: each is a user of its own, whom neither its impression nor any other event exposes.
+#[tokio::test]
+async fn who_objects_takes_part_in_no_experiment() {
+    let database = TestDatabase::create().await;
+    let mut case = Case::with_checkout(&database).await;
+    let unlinked = |case: &mut Case, draft: Draft| {
+        let request = RequestContext { project: ProjectId(case.project), ..request_context() };
+        let event = events::unlinked::admit(draft, &request, || EventId(Uuid::new_v4()), "gpc").expect("a valid event").0;
+        Record::encode(&event)
+    };
+    let everybody = "SELECT user_id FROM user_experiment_participation WHERE project_id = $project ORDER BY 1";
+    let before = case.rows(everybody).await;
+    let records = vec![
+        unlinked(&mut case, exposure("1", &user(1), &at(1), "checkout", "control")),
+        unlinked(&mut case, view("2", 1, 1, "b")),
+        unlinked(&mut case, buy("3", 1, 2)),
+    ];
+    let batch = case.batch(records);
+    assert_eq!(case.commit(&batch).await.expect("commits").inserted.values().sum::<u64>(), 3);
+    assert_eq!(case.rows(everybody).await, before);
+    // Nor by a definition, of what is stored and of what comes. The users of the two variants were exposed by impressions.
+    case.expose_by(&["checkout"]).await;
+    let records = vec![unlinked(&mut case, view("4", 1, 3, "b")), unlinked(&mut case, buy("5", 1, 4))];
+    let batch = case.batch(records);
+    case.commit(&batch).await.expect("commits");
+    case.store(vec![view("6", 2, 3, "b")]).await;
+    assert_eq!(case.rows(everybody).await, [format!("({})", user(2))]);
+    assert_eq!(
+        case.rows("SELECT conversion_id FROM conversion_attribution WHERE project_id = $project").await,
+        Vec::<String>::new()
+    );
+}

@@ -7,8 +7,9 @@ use bytes::Bytes;
 use crate::dialect::EnvelopeFault;
 use crate::dialect::head::base64;
 use crate::dialect::query::parameter;
+use crate::encoding;
 
-/// Takes a body out of its wrapping; none if it has none. What it returns may be gzip.
+/// Takes a body out of its wrapping; none if it has none. What it returns may be compressed.
 /// Source: the order in which PostHog's own capture service tries.
 pub(super) fn unwrap(query: &str, body: &Bytes, bytes_max: usize) -> Result<Option<Vec<u8>>, EnvelopeFault> {
     let fault = |what: &str| EnvelopeFault::Unreadable(format!("the body is not valid {what}"));
@@ -30,20 +31,20 @@ pub(super) fn unwrap(query: &str, body: &Bytes, bytes_max: usize) -> Result<Opti
     if matches!(hint.as_deref(), Some("lz64" | "lz-string")) {
         return super::lz::decompress(text, bytes_max).map(Some);
     }
-    let decoded = base64(text).ok_or_else(|| fault("JSON, gzip or base64"))?;
+    let decoded = base64(text).ok_or_else(|| fault("JSON, compressed JSON or base64"))?;
     if is_plain(&decoded) {
         return Ok(Some(decoded));
     }
-    Err(fault("JSON or gzip within base64"))
+    Err(fault("JSON, compressed or not, within base64"))
 }
 
 fn is_form(text: &str) -> bool {
     text.starts_with("data=") || (text.starts_with("compression=") && text.contains("&data="))
 }
 
-/// JSON, gzip, or nothing at all.
+/// JSON, compressed or not, or nothing at all.
 fn is_plain(data: &[u8]) -> bool {
-    data.starts_with(&[0x1f, 0x8b]) || matches!(data.trim_ascii_start().first(), None | Some(b'{' | b'[' | 0xef))
+    encoding::sniffed(data).is_some() || matches!(data.trim_ascii_start().first(), None | Some(b'{' | b'[' | 0xef))
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use ::catalogue::exposures::{Exposure, Source, VariantIn};
 use datafusion::common::DataFusionError;
 use events::Kind;
 use events::fact::FactTable;
+use events::unlinked::SIGNALS;
 use uuid::Uuid;
 
 use super::cohort_reader::{CohortQuery, Reader};
@@ -99,7 +100,9 @@ pub(super) fn arm(query: &CohortQuery<'_>, kind: Kind) -> String {
         format!("WHEN {} THEN {arm}", conditions.join(" AND "))
     };
     let sources: Vec<String> = exposure.sources.iter().filter(|source| source.kind == kind).map(of_source).collect();
-    format!("CASE {} ELSE -1 END", sources.join(" "))
+    // An event of nobody exposes nobody.
+    let unlinked = format!("WHEN {} IN ({}) THEN -1", text_of("privacy"), texts(SIGNALS.into_iter()));
+    format!("CASE {unlinked} {} ELSE -1 END", sources.join(" "))
 }
 
 impl Reader<'_> {
