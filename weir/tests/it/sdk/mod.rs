@@ -99,8 +99,9 @@ const USUAL: Client = Client {
     loses: &[],
 };
 
-/// Why the plugins of GrowthBook and the client of Jitsu lose what was not taken: they have no queue, and send a request once, whatever the answer. Where
-/// the collector took it, and only its answer was lost, they do no harm: nothing comes twice.
+/// Why the plugins of GrowthBook and the client of Jitsu lose what was not taken: they have no queue of what failed. Where the collector took a
+/// request, and only its answer was lost, they do no harm: nothing comes twice. That is as well with GrowthBook, whose events have neither id
+/// nor time, so that a repetition could not be told.
 const ONCE: &str = "it sends a request once, whatever the answer";
 /// Events that are refused or lost on their way, with an answer or without.
 const LOST_ONCE: [(World, &str); 4] =
