@@ -3,7 +3,7 @@
 CARGO_PROFILE = --profile demo
 TARGET = $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help demo test test-release test-kafka chaos abuse soak deny lint format
+.PHONY: help demo test test-release test-kafka chaos outage abuse soak deny lint format
 
 help:
 	@echo "make demo    build, start everything on this machine, send simulated traffic, show a result"
@@ -12,6 +12,7 @@ help:
 	@echo "make test-release   the tests of what stores each event once, optimised as it is sold, without debug assertions"
 	@echo "make test-kafka   the tests over Kafka once more, with three brokers"
 	@echo "make chaos   30 kills of each service, 30 restarts of Kafka, and five minutes without it, and without Postgres"
+	@echo "make outage  ten minutes without Kafka at 20,000 events a second, and SIGTERM under load 20 times"
 	@echo "make abuse   attacks of ten seconds each, and what a good client beside them notices"
 	@echo "make soak    the same for an hour, with kills of Postgres and of the query service, and a look for leaks"
 	@echo "make lint    check format and lints, as CI does, also without Kafka and with Kafka over TLS"
@@ -41,7 +42,12 @@ test-kafka:
 chaos:
 	deploy/install.sh test
 	WEIR_KILLS=30 WEIR_RESTARTS=30 WEIR_FLAPS=30 WEIR_OUTAGE_SECONDS=300 deploy/kafka.sh run \
-		cargo test --locked $(CARGO_PROFILE) --workspace -- --nocapture services:: kills:: outages::
+		cargo test --locked $(CARGO_PROFILE) --workspace -- --nocapture services:: kills:: outages:: hardest_01 hardest_02
+
+outage:
+	deploy/install.sh test
+	WEIR_OUTAGE_SECONDS=600 WEIR_OUTAGE_RATE=20000 WEIR_KILLS=20 deploy/kafka.sh run \
+		cargo test --locked $(CARGO_PROFILE) --workspace -- --nocapture --test-threads 1 hardest::hardest_minutes hardest::hardest_07
 
 abuse:
 	deploy/install.sh test

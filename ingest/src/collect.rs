@@ -102,8 +102,9 @@ fn processed(app: &App, mut admitted: Admitted, body: Body) -> Result<Validated,
         None => (first, &text),
     };
     let decoded = decoded.map_err(ApiError::Envelope)?;
+    let unsettled = Unsettled::new(&app.metrics, if admitted.asked.is_dry { 0 } else { decoded.len() });
     count(app, &admitted, decoded.len())?;
-    validate(app, &admitted, decoded.as_ref(), text, reserved)
+    validate(app, &admitted, decoded.as_ref(), text, reserved, unsettled)
 }
 
 /// Returns whether a body is processed in less time than others should wait.
@@ -155,10 +156,34 @@ fn decode<'a>(app: &App, admitted: &'a Admitted, text: &'a Text<'a>) -> Result<B
 fn count(app: &App, admitted: &Admitted, events: usize) -> Result<(), ApiError> {
     app.metrics.batch_events.record(events as f64);
     let Some(limiter) = &admitted.access.events else { return Ok(()) };
-    limiter.take(events, Instant::now()).map_err(|wait| {
-        app.metrics.deferred.increment(events as u64);
-        rate_limited(&app.metrics.over_rate, wait)
-    })
+    limiter.take(events, Instant::now()).map_err(|wait| rate_limited(&app.metrics.over_rate, wait))
+}
+
+/// The events of a request of which it is not known yet what becomes of them. If that never comes to be known, since the request is refused,
+/// meets a bug, or its client goes, they count as deferred: the client has to send them again.
+struct Unsettled {
+    metrics: Arc<Metrics>,
+    events: usize,
+}
+
+impl Unsettled {
+    fn new(metrics: &Arc<Metrics>, events: usize) -> Self {
+        Unsettled { metrics: Arc::clone(metrics), events }
+    }
+
+    /// So many of them were told apart, and are counted as what they are.
+    fn settle(&mut self, events: usize) {
+        let settled = events.min(self.events);
+        self.events -= settled;
+        self.metrics.received.increment(settled as u64);
+    }
+}
+
+impl Drop for Unsettled {
+    fn drop(&mut self) {
+        self.metrics.deferred.increment(self.events as u64);
+        self.metrics.received.increment(self.events as u64);
+    }
 }
 
 /// Events that may be appended, what became of the others, and the answer if the append succeeds.
@@ -167,7 +192,7 @@ struct Validated {
     /// Records of the events that were refused, where nobody reads that in the answer.
     refused: Vec<Record>,
     answer: Response,
-    received: usize,
+    unsettled: Unsettled,
     duplicate: usize,
     /// What kind of bot sent each event that one sent.
     bots: Vec<BotClass>,
@@ -186,12 +211,12 @@ struct Validated {
 
 impl Validated {
     /// Nothing is appended, and nothing counted.
-    fn of_check(answer: Response, reserved: Reserved) -> Self {
+    fn of_check(answer: Response, reserved: Reserved, unsettled: Unsettled) -> Self {
         Validated {
             records: Vec::new(),
             refused: Vec::new(),
             answer,
-            received: 0,
+            unsettled,
             duplicate: 0,
             bots: Vec::new(),
             objection: None,
@@ -212,6 +237,7 @@ fn validate(
     envelope: &dyn Envelope,
     text: &Text<'_>,
     mut reserved: Reserved,
+    unsettled: Unsettled,
 ) -> Result<Validated, ApiError> {
     let count = envelope.len();
     let dialect = admitted.asked.route.dialect();
@@ -329,21 +355,20 @@ fn validate(
     };
     let answer = respond::outcome(dialect, reply, &outcome, &app.answers).map_err(|fault| body_fault(app, fault))?;
     if is_dry {
-        return Ok(Validated::of_check(answer, reserved));
+        return Ok(Validated::of_check(answer, reserved, unsettled));
     }
     // What is new may have been made since the last reading, or have used up the room for more.
     if has_new_names {
         app.keys.read_soon();
     }
-    take_bytes(app, &admitted.access, record_bytes).inspect_err(|_| app.metrics.deferred.increment(count as u64))?;
+    take_bytes(app, &admitted.access, record_bytes)?;
     let (duplicate, dropped) = (outcome.duplicate, outcome.dropped);
     let each = outcome.tells_each().then(|| (admitted.asked.clone(), outcome));
-    let received = count;
     Ok(Validated {
         records,
         refused,
         answer,
-        received,
+        unsettled,
         duplicate,
         bots,
         objection,
@@ -481,8 +506,20 @@ impl IdGenerator {
 /// those with ids of their own. Those without get new ids and would be counted twice; a client that must not count twice
 /// sends ids.
 async fn append(app: &App, validated: Validated) -> Result<Response, ApiError> {
-    let Validated { mut records, refused, answer, received, duplicate, bots, objection, dropped, codes, repairs, each, reserved } =
-        validated;
+    let Validated {
+        mut records,
+        refused,
+        answer,
+        mut unsettled,
+        duplicate,
+        bots,
+        objection,
+        dropped,
+        codes,
+        repairs,
+        each,
+        reserved,
+    } = validated;
     let appended = records.len();
     records.extend(refused);
     if !records.is_empty() {
@@ -498,7 +535,6 @@ async fn append(app: &App, validated: Validated) -> Result<Response, ApiError> {
         };
         if let Some((kind, reason)) = failed {
             app.metrics.append_failed[kind].increment(1);
-            app.metrics.deferred.increment(received as u64);
             if !app.is_log_failing.swap(true, Ordering::Relaxed) {
                 tracing::warn!(reason, "the log does not take events; clients are told to send them again");
             }
@@ -506,14 +542,18 @@ async fn append(app: &App, validated: Validated) -> Result<Response, ApiError> {
             let outcome = outcome.into_retry();
             let dialect = asked.route.dialect();
             let reply = dialect::of(dialect).retry(&asked, &outcome).ok_or(ApiError::Log)?;
-            return respond::outcome(dialect, reply, &outcome, &app.answers).map_err(|fault| body_fault(app, fault));
+            let answer = respond::outcome(dialect, reply, &outcome, &app.answers).map_err(|fault| body_fault(app, fault))?;
+            // These do not come again.
+            unsettled.settle(codes.len());
+            codes.into_iter().for_each(|code| app.metrics.reject(code));
+            return Ok(answer);
         }
         if app.is_log_failing.swap(false, Ordering::Relaxed) {
             tracing::info!("the log takes events again");
         }
     }
     drop(reserved);
-    app.metrics.received.increment(received as u64);
+    unsettled.settle(usize::MAX);
     app.metrics.appended.increment(appended as u64);
     app.metrics.duplicate.increment(duplicate as u64);
     bots.into_iter().for_each(|class| app.metrics.bot(class));

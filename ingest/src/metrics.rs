@@ -2,7 +2,7 @@
 //! only its own. No key, id or user agent is ever a label.
 //!
 //! For all requests together, `events_received_total` = `events_appended_total` + `events_duplicate_total` + the sum of
-//! `events_rejected_total` + what `privacy_total` calls dropped; what the client was told to send again is in `events_deferred_total` and in none of these.
+//! `events_rejected_total` + what `privacy_total` calls dropped + `events_deferred_total`, which are those that the client has to send again.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -138,7 +138,10 @@ impl Metrics {
         );
 
         Metrics {
-            received: make.counter("weir_collector_events_received_total", "Events of requests that were processed."),
+            received: make.counter(
+                "weir_collector_events_received_total",
+                "Events of requests that could be read; each is counted as one of appended, duplicate, rejected or deferred too.",
+            ),
             appended: make.counter("weir_collector_events_appended_total", "Events that are durable in the log."),
             duplicate: make.counter("weir_collector_events_duplicate_total", "Events that repeat another one of their request."),
             rejected: make.counters(

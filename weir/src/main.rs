@@ -39,6 +39,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     if cli.command.is_service() {
         memory::keep_together(&cli.command);
+        service::descriptors::raise();
     }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,

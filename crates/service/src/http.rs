@@ -22,13 +22,14 @@ use hyper::{Request, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use metrics::{Counter, Gauge};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{timeout, timeout_at};
 
 use crate::head::{HeadScan, transfer_fault};
 use crate::meter::Counted;
 use crate::tasks::{Panicked, Stage};
-use crate::{BackOff, Health, Hosts, Meter, Stop, Tasks, admin};
+use crate::{BackOff, Health, Hosts, Meter, Stop, Tasks, admin, descriptors, farewell};
 
 /// An answer, complete in memory.
 pub type Response = hyper::Response<Full<Bytes>>;
@@ -41,6 +42,17 @@ pub const ANSWER_BYTES_MIN: u64 = 512 * 1024;
 /// Bytes of a body that are taken from the system at a time: with hundreds of large bodies at once, whoever comes next waits for one piece of
 /// each. What hyper takes by itself is seven times as much.
 const PIECE_BYTES_MAX: usize = 64 * 1024;
+
+/// Connections that wait to be taken, as far as the system lets them (`net.core.somaxconn`, mostly 4,096). Of a burst that is larger some clients
+/// are not heard for a second, and others believe that they are connected and are not; the usual 128 is less than one page's visitors.
+const NOT_TAKEN_MAX: u32 = 16_384;
+/// After the last connection that was taken at a stop, so long none has to come; and how long that may go on.
+const QUIET: Duration = Duration::from_millis(20);
+const LAST_ONES_MAX: Duration = Duration::from_millis(500);
+/// How often a connection is looked at once it shall end: bytes that were there already have been read by then.
+const LAST_LOOKS: Duration = Duration::from_millis(50);
+/// How long the rest of a request's head may take from then on.
+const LAST_HEAD_MAX: Duration = Duration::from_secs(2);
 
 /// What clients may take of one address.
 #[derive(Clone, Debug)]
@@ -110,7 +122,11 @@ impl Listener {
     /// # Errors
     /// The address is taken, or not of this machine.
     pub async fn bind(address: SocketAddr) -> io::Result<Self> {
-        let socket = TcpListener::bind(address).await?;
+        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        // A process that is started again finds its port, though connections of the former one are not forgotten yet.
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        let socket = socket.listen(NOT_TAKEN_MAX)?;
         Ok(Listener { address: socket.local_addr()?, socket })
     }
 
@@ -146,9 +162,14 @@ impl Listener {
         A: Fn(Request<Incoming>) -> F + Send + Sync + 'static,
         F: Future<Output = Response> + Send + 'static,
     {
+        let connections_max = descriptors::for_connections(limits.connections_max);
+        if connections_max < limits.connections_max {
+            let (address, set) = (self.address, limits.connections_max);
+            tracing::warn!(%address, connections_max, set, "fewer connections than it is set to, since the process may open too few files");
+        }
         let server = Arc::new(Server {
             address: self.address,
-            permits: Arc::new(Semaphore::new(limits.connections_max)),
+            permits: Arc::new(Semaphore::new(connections_max)),
             by_address: Mutex::default(),
             limits,
             answer,
@@ -205,24 +226,12 @@ where
             };
             let accepted = tokio::select! {
                 accepted = accepted => accepted,
-                () = stop.requested() => return,
+                () = stop.requested() => break,
             };
             match accepted {
                 Ok(((stream, peer), permit)) => {
                     back_off.reset();
-                    self.accepted.increment(1);
-                    let Some(share) = self.share(peer.ip()) else {
-                        self.over_share.increment(1);
-                        continue; // closed, before anything of it was read
-                    };
-                    let (server, stop) = (Arc::clone(&self), stop.clone());
-                    tokio::spawn(async move {
-                        let _permit = permit;
-                        let _share = Share { server: &*server, address: share };
-                        let _counted = Counted::new(&server.open);
-                        // After a panic, which is counted, the connection is closed.
-                        let _ = server.health.caught_outside(server.connection(stream, peer, stop)).await;
-                    });
+                    Arc::clone(&self).begin(stream, peer, permit, stop.clone());
                 }
                 Err(error) => {
                     tracing::warn!(%error, "a connection could not be taken");
@@ -230,6 +239,37 @@ where
                 }
             }
         }
+        self.take_the_last(&socket, &stop).await;
+    }
+
+    /// Takes what clients believe to be connections when a stop comes: the listener's end would reset them.
+    async fn take_the_last(self: Arc<Self>, socket: &TcpListener, stop: &Stop) {
+        if let Err(error) = farewell::take_no_more(socket) {
+            tracing::debug!(%error, "connections that begin while the listener is closed may be reset");
+        }
+        let until = tokio::time::Instant::now() + LAST_ONES_MAX;
+        // Where as many are open as may be, one of them has to end first.
+        while let Ok(Ok(permit)) = timeout_at(until, Arc::clone(&self.permits).acquire_owned()).await
+            && let Ok(Ok((stream, peer))) = timeout(QUIET, socket.accept()).await
+        {
+            Arc::clone(&self).begin(stream, peer, permit, stop.clone());
+        }
+    }
+
+    /// Serves a connection in a task of its own, if its address may have one more.
+    fn begin(self: Arc<Self>, stream: TcpStream, peer: SocketAddr, permit: OwnedSemaphorePermit, stop: Stop) {
+        self.accepted.increment(1);
+        let Some(share) = self.share(peer.ip()) else {
+            self.over_share.increment(1);
+            return; // closed, before anything of it was read
+        };
+        tokio::spawn(async move {
+            let _permit = permit;
+            let _share = Share { server: &*self, address: share };
+            let _counted = Counted::new(&self.open);
+            // After a panic, which is counted, the connection is closed.
+            let _ = self.health.caught_outside(self.connection(stream, peer, stop)).await;
+        });
     }
 
     /// Counts a connection of an address, if it is one that is counted. None: it has its share already.
@@ -247,7 +287,14 @@ where
     }
 
     /// Serves one connection to its end.
-    async fn connection(&self, stream: TcpStream, peer: SocketAddr, stop: Stop) {
+    async fn connection(&self, mut stream: TcpStream, peer: SocketAddr, stop: Stop) {
+        if self.serve_requests(&mut stream, peer, stop).await {
+            farewell::until_client_ends(&mut stream).await;
+        }
+    }
+
+    /// Serves the requests of a connection. Returns whether it has ended in good order, our side of it shut down.
+    async fn serve_requests(&self, stream: &mut TcpStream, peer: SocketAddr, stop: Stop) -> bool {
         // Answers are small and complete; waiting to fill a packet only delays them.
         let _ = stream.set_nodelay(true);
         let activity = Arc::new(Activity::new());
@@ -282,27 +329,36 @@ where
             .half_close(limits.half_close)
             .serve_connection(watched, service);
         let mut connection = pin!(connection);
+        let mut closing = stop.is_requested().then(Instant::now);
         // Each byte that comes polls the connection. What else there is to wait for is polled when it has something to say, and only then.
-        let mut notices = FuturesUnordered::from_iter([notice(stop, activity.deadline(limits))]);
+        let mut notices = FuturesUnordered::new();
+        notices.push(notice(stop, activity.deadline(limits), closing));
         loop {
             let (stop, stage) = tokio::select! {
                 biased;
                 // An error is the client's going, or its breach of HTTP that hyper has answered; both are no news.
-                _ = connection.as_mut() => return,
+                _ = connection.as_mut() => return true,
                 Some(notice) = notices.next() => notice,
             };
             let look = activity.deadline(limits);
-            match stage {
-                Some(Stage::Open | Stage::Lingering) => {}
-                Some(Stage::Closing) => connection.as_mut().graceful_shutdown(),
-                Some(Stage::Aborted) => return,
-                None if look <= Instant::now() => {
+            match (stage, closing) {
+                (Some(Stage::Open | Stage::Lingering), _) => {}
+                (Some(Stage::Closing), _) => closing = Some(Instant::now()),
+                (Some(Stage::Aborted), _) => return false,
+                (None, _) if look <= Instant::now() => {
                     self.timed_out.increment(1);
-                    return;
+                    return false;
                 }
-                None => {}
+                // A request of which something has come is answered, and its answer is the last one; hyper would drop it.
+                (None, Some(since)) if activity.is_head_coming() => {
+                    if since.elapsed() > LAST_HEAD_MAX {
+                        return false;
+                    }
+                }
+                (None, Some(_)) => connection.as_mut().graceful_shutdown(),
+                (None, None) => {}
             }
-            notices.push(notice(stop, look));
+            notices.push(notice(stop, look, closing));
         }
     }
 
@@ -317,8 +373,10 @@ where
     }
 }
 
-/// Waits until a stop has come further, or until it is time to look at the connection: then there is no stage.
-async fn notice(mut stop: Stop, look: Instant) -> (Stop, Option<Stage>) {
+/// Waits until a stop has come further, or until it is time to look at the connection: then there is no stage. One that is closing is looked at
+/// often.
+async fn notice(mut stop: Stop, look: Instant, closing: Option<Instant>) -> (Stop, Option<Stage>) {
+    let look = closing.map_or(look, |_| look.min(Instant::now() + LAST_LOOKS));
     let stage = tokio::time::timeout_at(look.into(), stop.next()).await.ok();
     (stop, stage)
 }
@@ -406,6 +464,11 @@ impl Activity {
         self.word.load(Ordering::Relaxed) & 3
     }
 
+    /// Returns whether a part of a request's head has come, and not all of it.
+    fn is_head_coming(&self) -> bool {
+        self.doing() == Doing::Reading as u64 && self.head.lock().unwrap_or_else(PoisonError::into_inner).has_begun()
+    }
+
     /// An answer is there, complete in memory, and is written from now on.
     fn answer_begins(&self) {
         self.written.store(0, Ordering::Relaxed);
@@ -452,15 +515,15 @@ impl Activity {
 }
 
 /// A stream that tells when bytes come and go.
-struct Watched {
-    stream: TcpStream,
+struct Watched<'a> {
+    stream: &'a mut TcpStream,
     activity: Arc<Activity>,
 }
 
-impl AsyncRead for Watched {
+impl AsyncRead for Watched<'_> {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
-        let polled = Pin::new(&mut self.stream).poll_read(context, buffer);
+        let polled = Pin::new(&mut *self.stream).poll_read(context, buffer);
         if buffer.filled().len() > before {
             self.activity.read(&buffer.filled()[before..]);
         }
@@ -468,9 +531,9 @@ impl AsyncRead for Watched {
     }
 }
 
-impl AsyncWrite for Watched {
+impl AsyncWrite for Watched<'_> {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let polled = Pin::new(&mut self.stream).poll_write(context, bytes);
+        let polled = Pin::new(&mut *self.stream).poll_write(context, bytes);
         if let Poll::Ready(Ok(written)) = polled {
             self.activity.wrote(written);
         }
@@ -482,7 +545,7 @@ impl AsyncWrite for Watched {
         context: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let polled = Pin::new(&mut self.stream).poll_write_vectored(context, slices);
+        let polled = Pin::new(&mut *self.stream).poll_write_vectored(context, slices);
         if let Poll::Ready(Ok(written)) = polled {
             self.activity.wrote(written);
         }
@@ -494,7 +557,7 @@ impl AsyncWrite for Watched {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let polled = Pin::new(&mut self.stream).poll_flush(context);
+        let polled = Pin::new(&mut *self.stream).poll_flush(context);
         if polled.is_ready() {
             self.activity.flushed();
         }
@@ -502,6 +565,6 @@ impl AsyncWrite for Watched {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
+        Pin::new(&mut *self.stream).poll_shutdown(context)
     }
 }

@@ -1,6 +1,6 @@
 //! What every service needs beside its own work: a listener ([`http`]) that knows which hosts a request may name ([`hosts`]), an admin
 //! endpoint for probes and Prometheus ([`admin`]), numbers of its own ([`meter`]), tasks that do not end unseen ([`tasks`]), waits
-//! between attempts ([`backoff`]), a client ([`client`]), turns at what is scarce ([`fair_queue`]), and threads for what computes ([`threads`]), which give way to
+//! between attempts ([`backoff`]), a client ([`client`]), as many file descriptors as there may be ([`descriptors`]), turns at what is scarce ([`fair_queue`]), and threads for what computes ([`threads`]), which give way to
 //! what serves ([`priority`]).
 //!
 //! A service makes a [`Meter`] and [`Tasks`], binds a [`Listener`], spawns what it does, and hands requests for `/livez`, `/readyz`
@@ -10,7 +10,9 @@
 pub mod admin;
 pub mod backoff;
 pub mod client;
+pub mod descriptors;
 pub mod fair_queue;
+mod farewell;
 #[cfg(feature = "fault-injection")]
 mod fault;
 mod head;

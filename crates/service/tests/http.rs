@@ -127,6 +127,58 @@ async fn a_stop_finishes_what_is_in_flight() {
     TcpStream::connect(address).await.expect_err("nobody listens");
 }
 
+/// Whoever has sent a request before the stop gets its answer: on a connection that nobody has taken yet, on one that was just taken, on one that
+/// was kept; and nobody's connection is reset.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stop_answers_what_was_sent_before_it_and_resets_nobody() {
+    const REQUEST: &[u8] = b"GET /other HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    for round in 0..8 {
+        let service = start(Limits::default(), Scope::All).await;
+        let address = service.address;
+        let (mut idle, mut kept) = (Vec::new(), Vec::new());
+        for number in 0..20 {
+            let mut stream = TcpStream::connect(address).await.expect("connects");
+            stream.write_all(REQUEST).await.expect("written");
+            let read = stream.read(&mut [0; 512]).await.expect("an answer");
+            assert!(read > 0);
+            if number % 2 == 0 { idle.push(stream) } else { kept.push(stream) }
+        }
+        let mut halves = Vec::new();
+        for stream in &mut kept {
+            stream.write_all(REQUEST).await.expect("written");
+        }
+        // Half a head before the stop, the rest of it after.
+        for _ in 0..10 {
+            let mut stream = TcpStream::connect(address).await.expect("connects");
+            stream.write_all(&REQUEST[..10]).await.expect("written");
+            halves.push(stream);
+        }
+        let mut fresh = Vec::new();
+        for _ in 0..100 {
+            let mut stream = TcpStream::connect(address).await.expect("connects");
+            stream.write_all(REQUEST).await.expect("written");
+            fresh.push(stream);
+        }
+        let stopped = tokio::spawn(service.tasks.stop(Duration::ZERO, Duration::from_secs(20)));
+        for stream in &mut halves {
+            stream.write_all(&REQUEST[10..]).await.expect("written");
+        }
+        for mut stream in kept.into_iter().chain(halves).chain(fresh) {
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await.unwrap_or_else(|error| panic!("round {round}: {error}"));
+            check(&answer, 200, &["done\n"]);
+        }
+        for mut stream in idle {
+            // Sent when it may be too late: no answer, but an end.
+            let _ = stream.write_all(REQUEST).await;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await.unwrap_or_else(|error| panic!("round {round}: {error}"));
+            assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 200"), "{answer}");
+        }
+        assert!(stopped.await.expect("no panic"), "all had ended by itself");
+    }
+}
+
 #[tokio::test]
 async fn what_is_too_slow_or_too_much_is_closed_or_waits() {
     let short = Duration::from_millis(500);

@@ -8,6 +8,7 @@ use flate2::write::GzEncoder;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
+use crate::senders::{SENDERS, Sender};
 use crate::support::{Service, WRITE, raw, send};
 
 const EVENT: &str = r#"{"type":"impression","user_id":"u"}"#;
@@ -268,4 +269,56 @@ async fn until_room(service: &Service) {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     panic!("the memory is not given back");
+}
+
+/// Names that mean something to programs are data, in every dialect, as they were sent.
+#[tokio::test]
+async fn names_that_programs_give_a_meaning_are_data() {
+    let properties = r#""__proto__":{"polluted":true},"constructor":{"prototype":1},"$where":"1","a.b":2,"toString":3,"'; DROP TABLE keys;--":4,"<img onerror=x>":"=cmd"#;
+    let properties = format!("{properties}\"");
+    let expected: serde_json::Value = serde_json::from_str(&format!("{{{properties}}}")).expect("JSON");
+    for sender in &SENDERS {
+        let service = Service::start().await;
+        let body = sender.body(&[sender.event(1, "__proto__", &properties), sender.event(2, "u", "")]);
+        assert_eq!(sender.counts(&sender.send(&service, body.as_bytes()).await), (2, 0), "{}", sender.name);
+        let events = service.log.events();
+        assert_eq!(events[0].external_id.as_deref(), Some("__proto__"), "{}", sender.name);
+        let found: serde_json::Value =
+            serde_json::from_str(events[0].metadata.as_ref().expect("they are kept").get()).expect("JSON");
+        for (name, value) in expected.as_object().expect("an object") {
+            assert_eq!(&found[name], value, "{}: {name}", sender.name);
+        }
+    }
+}
+
+/// JSON that costs parsers their stack, their memory or the square of its length is refused in the time of its length, and the next one is served.
+#[tokio::test]
+async fn json_made_to_hurt_parsers_hurts_nobody() {
+    let levels = |open: &str, close: &str| format!("{}1{}", open.repeat(100_000), close.repeat(100_000));
+    let key = format!(r#""{}":1"#, "k".repeat(9_000_000));
+    let keys = (0..700_000).map(|n| format!(r#""{n:x}":1"#)).collect::<Vec<_>>().join(",");
+    for (what, properties) in [
+        ("arrays in arrays", format!(r#""a":{}"#, levels("[", "]"))),
+        ("objects in objects", format!(r#""a":{}"#, levels(r#"{"a":"#, "}"))),
+        ("a key of 9 MB", key),
+        ("700,000 keys", keys),
+        ("a number of a million digits", format!(r#""a":{}"#, "7".repeat(1_000_000))),
+        ("a million escapes", format!(r#""a":"{}""#, r"\u0061".repeat(1_000_000))),
+    ] {
+        for name in ["native", "segment", "posthog", "statsig"] {
+            let sender = Sender::of(name);
+            let service = Service::start().await;
+            let body = sender.body(&[sender.event(1, "u", &properties), sender.event(2, "other", "")]);
+            let begun = Instant::now();
+            let answer = sender.send(&service, &crate::support::gzip(body.as_bytes())).await;
+            // Where the key is looked for in a body's beginning it may lie too far behind.
+            if answer.status != 401 {
+                assert_eq!(sender.counts(&answer), (1, 1), "{name}, {what}");
+                let users: Vec<_> = service.log.events().into_iter().filter_map(|event| event.external_id).collect();
+                assert_eq!(users, ["other"], "{name}, {what}");
+            }
+            assert!(begun.elapsed() < Duration::from_secs(30), "{name}, {what}: {:?}", begun.elapsed());
+            assert_eq!(service.post(EVENT).await.native().0, 1, "{name}, {what}");
+        }
+    }
 }

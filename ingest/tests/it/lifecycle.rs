@@ -41,7 +41,7 @@ async fn a_log_that_fails_is_said_to_everybody() {
     assert_eq!(service.post(EVENT).await.native().0, 1);
     assert_eq!(service.get("/readyz").await.status, 200);
     assert_eq!(service.counter("weir_collector_events_deferred_total").await, 9);
-    assert_eq!(service.counter("weir_collector_events_received_total").await, 1);
+    assert_eq!(service.counter("weir_collector_events_received_total").await, 10);
     assert_eq!(service.counter("weir_collector_append_failures_total{kind=\"unknown\"}").await, 3);
     assert_eq!(service.counter("weir_collector_requests_total{route=\"events\",status=\"503\"}").await, 3);
 }

@@ -117,6 +117,17 @@ impl Service {
         Self::start_in(folder, NOWHERE, change).await
     }
 
+    /// Starts one to which no event is too old for its rows to be there.
+    pub(crate) async fn without_horizon() -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("keys.json");
+        write_keys(&file);
+        let mut keys: serde_json::Value = serde_json::from_slice(&std::fs::read(&file).expect("readable")).expect("JSON");
+        keys["horizon"] = serde_json::Value::Null;
+        std::fs::write(&file, keys.to_string()).expect("written");
+        Self::start_in(folder, NOWHERE, |_| ()).await
+    }
+
     /// Starts one that knows the keys above, over a log of its own, which [`Service::log`] then is not.
     pub(crate) async fn start_over(log: Arc<dyn Append>) -> Self {
         let folder = tempfile::tempdir().expect("a folder");

@@ -5,7 +5,12 @@ mod apply;
 mod browser;
 #[cfg(feature = "kafka")]
 mod compose;
+#[cfg(feature = "kafka")]
+#[allow(dead_code, unreachable_pub)] // A tool box: not each test file uses each tool.
+mod flood;
 mod golden_funnels;
+#[cfg(feature = "kafka")]
+mod hardest;
 #[allow(dead_code, unreachable_pub)] // A tool box: not each test file uses each tool.
 mod harness;
 mod import;
@@ -16,8 +21,12 @@ mod life;
 mod load;
 mod outages;
 mod panics;
+#[cfg(feature = "kafka")]
+mod peers;
 mod prometheus;
 mod query_limits;
+#[allow(dead_code, unreachable_pub)] // As above.
+mod raw;
 mod results;
 #[cfg(feature = "kafka")]
 mod rolling;

@@ -171,6 +171,11 @@ impl Deployment {
     }
 
     pub(crate) fn service(&self, name: &str, arguments: &[&str]) -> Service {
+        self.service_with(name, arguments, |_| {})
+    }
+
+    /// The same, with variables of the test.
+    pub(crate) fn service_with(&self, name: &str, arguments: &[&str], change: impl FnOnce(&mut Command)) -> Service {
         let log = self.folder.path().join(format!("{name}.log"));
         let log = File::options().create(true).append(true).open(log).expect("a file");
         let mut command = weir();
@@ -179,6 +184,7 @@ impl Deployment {
         if arguments[0] != "query" {
             command.args(["--kafka", &self.broker.servers, "--topic", TOPIC]);
         }
+        change(&mut command);
         let mut child = command.stdout(Stdio::piped()).stderr(log).spawn().expect("weir starts");
         let stdout = child.stdout.take().expect("was piped");
         let mut service = Service { child, url: String::new() };
@@ -196,9 +202,19 @@ impl Deployment {
 
     /// One of several, with a data folder of its own.
     pub(crate) fn collector_in(&self, folder: &str) -> Service {
+        self.collector_of(folder, |_| {})
+    }
+
+    /// One with variables of the test.
+    pub(crate) fn collector_with(&self, change: impl FnOnce(&mut Command)) -> Service {
+        self.collector_of("collector", change)
+    }
+
+    fn collector_of(&self, folder: &str, change: impl FnOnce(&mut Command)) -> Service {
         let data = self.folder.path().join(folder);
         std::fs::create_dir_all(&data).expect("a folder");
-        self.service(folder, &["collector", "--collector", "127.0.0.1:0", "--data", data.to_str().expect("text")])
+        let arguments = ["collector", "--collector", "127.0.0.1:0", "--data", data.to_str().expect("text")];
+        self.service_with(folder, &arguments, change)
     }
 
     pub(crate) fn aggregator(&self, name: &str) -> Service {

@@ -77,6 +77,9 @@ pub const PARTITIONS_DEFAULT: u32 = 8;
 const PARTITION_BYTES_MIN: u64 = 2 * 4096;
 /// Free room on the disk below which the log is not ready.
 const FREE_BYTES_MIN: u64 = 1024 * 1024;
+/// How long after an append that the disk did not take the log is not ready, unless one succeeds: whoever asks whether to send appends must come to
+/// try another one.
+const FAILING_FOR: Duration = Duration::from_secs(5);
 
 /// How to open a log.
 #[derive(Clone, Debug)]
@@ -334,12 +337,17 @@ impl Append for EmbeddedLog {
         if held + need > shared.bytes_max {
             return Err(writer::no_room(need, held, shared.bytes_max));
         }
+        // A disk may have room and take nothing all the same: it is broken, or its owner's quota is used up.
+        let failing = shared.partitions.iter().find_map(|partition| {
+            let (at, reason) = lock(&partition.failing).clone()?;
+            (at.elapsed() < FAILING_FOR).then_some(reason)
+        });
         match shared.disk.free_bytes(&shared.folder) {
             Ok(free) if free < FREE_BYTES_MIN => Err(AppendError::Unavailable(format!(
                 "{}: {free} bytes are free on the disk; at least {FREE_BYTES_MIN} are needed",
                 shared.folder.display()
             ))),
-            Ok(_) => Ok(()),
+            Ok(_) => failing.map_or(Ok(()), |reason| Err(AppendError::Unavailable(reason))),
             Err(error) => Err(AppendError::Unavailable(format!("{}: {error}", shared.folder.display()))),
         }
     }

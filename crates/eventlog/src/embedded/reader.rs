@@ -6,6 +6,7 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use tokio::sync::watch;
 
@@ -78,6 +79,8 @@ pub(super) struct Partition {
     /// The durable end.
     pub(super) end: watch::Sender<Offset>,
     pub(super) files: Mutex<Files>,
+    /// When a group of appends failed here, and why, if none has succeeded since.
+    pub(super) failing: Mutex<Option<(Instant, String)>>,
 }
 
 /// A file and the part of it that answers a read.

@@ -168,7 +168,7 @@ fn open_partition(disk: &dyn Disk, folder: &Path, number: u32, counters: &Counte
     listed.push(Listed { base: active.base, bytes: active.readable.load(Ordering::Acquire) });
     counters.bytes.fetch_add(listed.iter().map(|file| file.bytes).sum(), Ordering::Relaxed);
     let files = Mutex::new(Files { listed, active: Arc::new(active), recent: None });
-    Ok(Partition { number, folder: folder.to_owned(), end: watch::Sender::new(end), files })
+    Ok(Partition { number, folder: folder.to_owned(), end: watch::Sender::new(end), files, failing: Mutex::default() })
 }
 
 /// Where a log partition goes on.

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::thread::Scope;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use events::Record;
@@ -251,6 +251,7 @@ impl PartitionWriter {
         self.durable_at += bytes;
         self.durable_end = self.next;
         lock(&self.file.index).take_over(&mut self.marks);
+        lock(&self.shared.failing).take();
         // The bytes before the end: who sees the end may read them.
         self.file.readable.store(self.durable_at, Ordering::Release);
         self.shared.end.send_replace(self.durable_end);
@@ -417,7 +418,15 @@ fn commit(context: &Context, queue: &Queue, partitions: &mut Vec<PartitionWriter
     }
     flush_all(context, partitions, flushers);
     context.counters.groups.fetch_add(1, Ordering::Relaxed);
-    let failed = partitions.iter().any(|partition| partition.failure.is_some());
+    let mut failed = false;
+    for (partition, failure) in partitions.iter().filter_map(|partition| Some((partition, partition.failure.as_ref()?))) {
+        failed = true;
+        // After a sync that failed once a new file is there, and takes what comes next.
+        if matches!(failure, AppendError::Unknown(_)) && !partition.file_is_spent {
+            continue;
+        }
+        *lock(&partition.shared.failing) = Some((Instant::now(), failure.to_string()));
+    }
     let mut permits = 0;
     for (job, refused) in jobs.into_iter().zip(answers) {
         permits += job.permits as usize;

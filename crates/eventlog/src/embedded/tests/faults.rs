@@ -311,6 +311,8 @@ fn a_full_disk_refuses_whole_appends_and_recovers() {
                     let unready = log.ready().expect_err("full").to_string();
                     assert!(unready.contains("bytes are free on the disk"), "{unready}");
                     disk.set(|faults| faults.capacity = Some(10_000_000));
+                }
+                if number == 31 {
                     log.ready().expect("there is room again");
                 }
                 let end = log.offsets(0).await.expect("offsets").end;
@@ -336,6 +338,29 @@ fn a_full_disk_refuses_whole_appends_and_recovers() {
             ledger.check(&log, "after the cut").await;
             assert_eq!(log.stats().torn_tails, 0, "what was refused was cut off durably");
         }
+    });
+}
+
+/// Syncs fail as on a full disk, while the disk says that it has room: the log is not ready, says why, and is ready again with the first append that
+/// it takes.
+#[test]
+fn a_disk_that_has_room_and_takes_nothing_is_not_ready() {
+    runtime().block_on(async {
+        let disk = SimulatedDisk::new(1);
+        let log = open_one(&disk, 4096).expect("opens");
+        let mut ledger = Ledger::default();
+        ledger.append(&log, vec![record(0, 50)]).await.expect("appends");
+        log.ready().expect("is ready");
+        disk.set(|faults| (faults.failing_syncs, faults.syncs_fail_as_full) = (u64::MAX, true));
+        for number in 1..5 {
+            ledger.append(&log, vec![record(number, 50)]).await.expect_err("nothing is durable");
+            let unready = log.ready().expect_err("it takes nothing").to_string();
+            assert!(unready.contains("No space left on device"), "{unready}");
+        }
+        disk.set(|faults| faults.failing_syncs = 0);
+        ledger.append(&log, vec![record(5, 50)]).await.expect("appends");
+        log.ready().expect("is ready again");
+        ledger.check(&log, "after the failures").await;
     });
 }
 

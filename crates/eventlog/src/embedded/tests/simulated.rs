@@ -66,6 +66,8 @@ pub(super) struct Faults {
     pub(super) power_fails_after_syncs: Option<u64>,
     /// So many syncs of files fail, from the next one on.
     pub(super) failing_syncs: u64,
+    /// They fail as if the disk were full, though it says that it has room.
+    pub(super) syncs_fail_as_full: bool,
     /// So many syncs of folders fail, from the next one on; the names may be durable all the same.
     pub(super) failing_folder_syncs: u64,
     /// Bytes that fit.
@@ -413,7 +415,8 @@ impl DiskFile for SimulatedFile {
         if state.faults.failing_syncs > 0 {
             state.faults.failing_syncs -= 1;
             state.settle(self.inode);
-            return Err(io::Error::from_raw_os_error(5));
+            let errno = if state.faults.syncs_fail_as_full { 28 } else { 5 };
+            return Err(io::Error::from_raw_os_error(errno));
         }
         let inode = &mut state.inodes[self.inode];
         let length = inode.seen.len();
