@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+use bytes::Bytes;
 use catalogue::names::Look;
 use eventlog::AppendError;
 use events::identity::Dialect;
@@ -13,7 +14,7 @@ use events::repair::Reason;
 use events::rules::{self, RequestContext};
 use events::{Code, Event, EventId, Micros, ProjectId, Record, RejectedEvent, Rejection, Repair};
 use hyper::Request;
-use hyper::body::Incoming;
+use hyper::body::Body as HttpBody;
 use service::fair_queue::{FairQueue, Full};
 use service::tasks::Panicked;
 use service::{AdminEndpoint, Health, Response, Threads};
@@ -64,37 +65,41 @@ pub(crate) struct App {
 }
 
 /// Takes the events of one request. A 200 means that every event it calls accepted is durable.
-pub(crate) async fn collect(app: &Arc<App>, route: Route, request: Request<Incoming>) -> Response {
+pub(crate) async fn collect<B: HttpBody<Data = Bytes> + Unpin>(app: &Arc<App>, route: Route, request: Request<B>) -> Response {
     let answered = async {
         let (admitted, body) = admit(app, route, request).await?;
-        let is_short = is_short(&body.bytes);
-        let validated = compute(app, admitted.access.project, is_short, move |app| {
+        let (is_short, project) = (is_short(&body.bytes), admitted.access.project);
+        let step = move |app: &App| {
             let (bytes, reserved) = body.into_parts();
-            let text = Text::new(&bytes);
-            let mut admitted = admitted;
-            if admitted.asked.route == Route::Validate {
-                admitted.asked.route = route_of_checked(&admitted.asked.query, &text).map_err(ApiError::Envelope)?;
-                admitted.asked.is_dry = true;
-            }
-            let first = decode(app, &admitted, &text);
-            let is_unreadable = match &first {
-                Ok(decoded) => decoded.has_unreadable(),
-                Err(fault) => matches!(fault, EnvelopeFault::Unreadable(_)),
-            };
-            // JSON has no number that is none; a body with one is read again without, and its events are told apart.
-            let mended = if is_unreadable { text.null_not_numbers() } else { None };
-            let (decoded, text) = match &mended {
-                Some(mended) => (decode(app, &admitted, mended), mended),
-                None => (first, &text),
-            };
-            let decoded = decoded.map_err(ApiError::Envelope)?;
-            count(app, &admitted, decoded.len())?;
-            validate(app, &admitted, decoded.as_ref(), text, reserved)
-        })
-        .await?;
+            process(app, admitted, &bytes, reserved)
+        };
+        let validated = compute(app, project, is_short, step).await?;
         append(app, validated).await
     };
     answered.await.unwrap_or_else(|error| respond::error(Some(route), &error, &app.limits))
+}
+
+/// Takes a body apart and checks each of its events.
+pub(crate) fn process(app: &App, mut admitted: Admitted, bytes: &[u8], reserved: Reserved) -> Result<Validated, ApiError> {
+    let text = Text::new(bytes);
+    if admitted.asked.route == Route::Validate {
+        admitted.asked.route = route_of_checked(&admitted.asked.query, &text).map_err(ApiError::Envelope)?;
+        admitted.asked.is_dry = true;
+    }
+    let first = decode(app, &admitted, &text);
+    let is_unreadable = match &first {
+        Ok(decoded) => decoded.has_unreadable(),
+        Err(fault) => matches!(fault, EnvelopeFault::Unreadable(_)),
+    };
+    // JSON has no number that is none; a body with one is read again without, and its events are told apart.
+    let mended = if is_unreadable { text.null_not_numbers() } else { None };
+    let (decoded, text) = match &mended {
+        Some(mended) => (decode(app, &admitted, mended), mended),
+        None => (first, &text),
+    };
+    let decoded = decoded.map_err(ApiError::Envelope)?;
+    count(app, &admitted, decoded.len())?;
+    validate(app, &admitted, decoded.as_ref(), text, reserved)
 }
 
 /// Returns whether a body is processed in less time than others should wait.
@@ -138,7 +143,7 @@ fn route_of_checked(query: &str, text: &Text<'_>) -> Result<Route, EnvelopeFault
 }
 
 /// Splits the body into its events.
-fn decode<'a>(app: &App, admitted: &'a Admitted, text: &'a Text<'a>) -> Result<Box<dyn Envelope + 'a>, EnvelopeFault> {
+pub(crate) fn decode<'a>(app: &App, admitted: &'a Admitted, text: &'a Text<'a>) -> Result<Box<dyn Envelope + 'a>, EnvelopeFault> {
     dialect::of(admitted.asked.route.dialect()).parse(admitted, text, app.limits.events_max)
 }
 
@@ -153,22 +158,22 @@ fn count(app: &App, admitted: &Admitted, events: usize) -> Result<(), ApiError> 
 }
 
 /// Events that may be appended, what became of the others, and the answer if the append succeeds.
-struct Validated {
-    records: Vec<Record>,
+pub(crate) struct Validated {
+    pub(crate) records: Vec<Record>,
     /// Records of the events that were refused, where nobody reads that in the answer.
-    refused: Vec<Record>,
-    answer: Response,
-    received: usize,
-    duplicate: usize,
-    bots: usize,
+    pub(crate) refused: Vec<Record>,
+    pub(crate) answer: Response,
+    pub(crate) received: usize,
+    pub(crate) duplicate: usize,
+    pub(crate) bots: usize,
     /// The first fault of each rejected event.
-    codes: Vec<Code>,
+    pub(crate) codes: Vec<Code>,
     /// The reasons of repairs; each once for each event.
-    repairs: Vec<Reason>,
+    pub(crate) repairs: Vec<Reason>,
     /// What became of each event, where the answer says so of each.
-    each: Option<(Asked, Outcome)>,
+    pub(crate) each: Option<(Asked, Outcome)>,
     /// Memory of the body and of the records made of it.
-    reserved: Reserved,
+    pub(crate) reserved: Reserved,
 }
 
 impl Validated {

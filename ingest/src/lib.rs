@@ -15,6 +15,8 @@ mod bots;
 mod collect;
 mod config;
 mod dialect;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod keys;
 mod log_watch;
 mod metrics;
