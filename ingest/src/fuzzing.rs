@@ -20,7 +20,7 @@ use crate::route::Route;
 pub use door::Door;
 pub use mutate::Mutator;
 use request::Input;
-pub use seeds::{Corpus, corpus, dictionary, seeds};
+pub use seeds::{corpus, dictionary, seeds};
 
 /// What is fuzzed by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use eventlog::memory::MemoryLog;
 use eventlog::Read as _;
+use eventlog::memory::MemoryLog;
 use events::rules::Unit;
 use events::{Micros, ProjectId};
 use service::{AdminEndpoint, Tasks, Threads};
@@ -82,7 +82,8 @@ impl Door {
 
     /// Forgets what earlier requests left behind: names of events, and how many were refused.
     pub(super) fn forget(&self) {
-        let names = catalogue::event_names::ProjectNames { allowed: Vec::new(), blocked: vec!["blocked".to_owned()], takes_new: true };
+        let names =
+            catalogue::event_names::ProjectNames { allowed: Vec::new(), blocked: vec!["blocked".to_owned()], takes_new: true };
         self.app.keys.names.replace(PROJECT, names, None);
         self.app.refused.forget();
     }

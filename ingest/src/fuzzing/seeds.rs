@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -11,15 +11,51 @@ use serde_json::Value;
 
 use super::{Target, folder};
 
-/// The inputs of earlier runs, one in each line, in base64.
-pub type Corpus = Vec<Vec<u8>>;
-
 /// What parsers stumble over, as JSON has it and as queries have it.
 const ODD: [&str; 44] = [
-    "\"", "\\", "\\u0000", "\\ud83c", "\\udf89", "\\\\u0000", "{", "}", "[", "]", ",", ":", "{}", "[]", "null", "true", "NaN",
-    "-Infinity", "1e400", "1e-400", "-0", "0x1", "9007199254740993", "18446744073709551616", "183.60000000000002", "0.1234567",
-    "100000000000000", "undefined", "[object Object]", "00000000-0000-0000-0000-000000000000", "2026-03-01T11:59:58.123456Z",
-    "0001-01-01T00:00:00Z", "1772366312535", "EUR", "\u{0}", "\u{e9}", "\u{661}", "%00", "%ff", "&", "=", "\n", "client_",
+    "\"",
+    "\\",
+    "\\u0000",
+    "\\ud83c",
+    "\\udf89",
+    "\\\\u0000",
+    "{",
+    "}",
+    "[",
+    "]",
+    ",",
+    ":",
+    "{}",
+    "[]",
+    "null",
+    "true",
+    "NaN",
+    "-Infinity",
+    "1e400",
+    "1e-400",
+    "-0",
+    "0x1",
+    "9007199254740993",
+    "18446744073709551616",
+    "183.60000000000002",
+    "0.1234567",
+    "100000000000000",
+    "undefined",
+    "[object Object]",
+    "00000000-0000-0000-0000-000000000000",
+    "2026-03-01T11:59:58.123456Z",
+    "0001-01-01T00:00:00Z",
+    "1772366312535",
+    "EUR",
+    "\u{0}",
+    "\u{e9}",
+    "\u{661}",
+    "%00",
+    "%ff",
+    "&",
+    "=",
+    "\n",
+    "client_",
     "repaired_from",
 ];
 
@@ -29,7 +65,7 @@ const ODD: [&str; 44] = [
 pub fn seeds() -> Vec<Vec<u8>> {
     let mut files: Vec<PathBuf> = list(&folder().join("testdata/requests"));
     files.sort();
-    let mut inputs: Vec<_> = files.iter().map(recorded).collect();
+    let mut inputs: Vec<_> = files.iter().map(|file| recorded(file)).collect();
     let cases = fs::read_to_string(folder().join("testdata/cases.http")).expect("the odd cases");
     // As editors write requests down: `###` begins the next, and says what it is about.
     let case = |text: &str| text.split_once('\n').map(|(_, input)| input.trim_end().as_bytes().to_vec());
@@ -38,7 +74,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
 }
 
 /// Writes a recorded request as an input. What is recorded as gzip is left as it is before: no other bytes of it are gzip.
-fn recorded(file: &PathBuf) -> Vec<u8> {
+fn recorded(file: &Path) -> Vec<u8> {
     let case: Value = serde_json::from_str(&fs::read_to_string(file).expect("readable")).expect("JSON");
     let request = &case["request"];
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
@@ -59,10 +95,10 @@ fn recorded(file: &PathBuf) -> Vec<u8> {
     input.into_bytes()
 }
 
-/// Returns the corpus of a target; empty if there is none yet.
+/// Returns the inputs that earlier runs of a target kept; none if there was no run yet.
 /// # Panics
 /// If it is not base64.
-pub fn corpus(target: Target) -> Corpus {
+pub fn corpus(target: Target) -> Vec<Vec<u8>> {
     let file = folder().join("fuzz/corpus").join(target.as_str());
     let text = fs::read_to_string(file).unwrap_or_default();
     text.lines().map(|line| STANDARD.decode(line).expect("a line of base64")).collect()
@@ -83,6 +119,6 @@ pub fn dictionary() -> String {
     lines
 }
 
-fn list(folder: &PathBuf) -> Vec<PathBuf> {
+fn list(folder: &Path) -> Vec<PathBuf> {
     fs::read_dir(folder).expect("the folder").map(|entry| entry.expect("a file").path()).collect()
 }

@@ -23,6 +23,8 @@ const PROJECT_EVENTS: usize = 2_000;
 /// Events that are given to the log at once, and that may wait in it.
 const CHUNK: usize = 2_000;
 const WAITING_MAX: i64 = 40_000;
+/// How often a long run says how far it is, in events.
+const SHOWN_EVERY: usize = 50_000;
 /// How long the aggregator may take for the next event.
 const STALL_MAX: Duration = Duration::from_secs(120);
 /// Where each accepted event is, but for those that name what is not registered.
@@ -120,6 +122,10 @@ fn what_the_door_accepts_postgres_accepts() {
             let appended = (survivors.accepted + survivors.refused) as i64;
             wait(&mut database, appended, WAITING_MAX).await;
         });
+        let before = survivors.accepted % SHOWN_EVERY;
+        if wanted > SHOWN_EVERY && before < CHUNK {
+            println!("{} events accepted", survivors.accepted);
+        }
     }
     let Survivors { requests, accepted, refused, repairs, .. } = survivors;
     runtime.block_on(async {
