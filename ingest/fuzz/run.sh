@@ -1,6 +1,6 @@
 #!/bin/sh
-# Fuzzes one target: run.sh PROGRAM TARGET SECONDS. What reaches something new is kept in corpus/TARGET, one input in each line, in base64:
-# the fewest that reach everything, the small ones first. An input that finds a fault is named, and the run fails. 0 seconds: inputs of
+# Fuzzes one target: run.sh PROGRAM TARGET SECONDS. What reaches something new is kept in corpus/TARGET, one input in each line, as gzip in
+# base64: the fewest that reach everything, the small ones first. An input that finds a fault is named, and the run fails. 0 seconds: inputs of
 # earlier runs are kept, nothing is fuzzed.
 set -eu
 program=$1 name=$2 seconds=$3
@@ -21,7 +21,7 @@ cd "$work/merged"
 # Their names are digests.
 # shellcheck disable=SC2012
 ls -rS | while read -r file; do
-	base64 -w 0 "$file"
+	gzip -9n <"$file" | base64 -w 0
 	echo
 done | awk -v max="$kept_max" '{ bytes += length($0) + 1 } bytes <= max' | LC_ALL=C sort >"$kept"
 echo "$name: $(wc -l <"$kept") of $(find . -type f | wc -l) inputs kept"

@@ -18,7 +18,7 @@ use hyper::Method;
 
 use crate::route::Route;
 pub use door::Door;
-pub use mutate::Mutator;
+pub use mutate::{Changes, Mutator, Random};
 use request::Input;
 pub use seeds::{corpus, dictionary, seeds};
 

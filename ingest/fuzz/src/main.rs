@@ -7,14 +7,18 @@ use std::cell::LazyCell;
 use std::fs;
 use std::path::Path;
 
-use ingest::fuzzing::{check, corpus, dictionary, seeds, Door, Target};
-use libfuzzer_sys::{fuzz_target, Corpus};
+use ingest::fuzzing::{check, corpus, dictionary, seeds, Changes, Door, Random, Target};
+use libfuzzer_sys::{fuzz_mutator, fuzz_target, fuzzer_mutate, Corpus};
 
 thread_local! {
     static DOOR: LazyCell<(Door, Target)> = LazyCell::new(|| {
         let name = std::env::var("WEIR_FUZZ_TARGET").expect("WEIR_FUZZ_TARGET names a target");
         (Door::new(), Target::of_name(&name).unwrap_or_else(|| panic!("{name} is none of {:?}", Target::ALL)))
     });
+}
+
+thread_local! {
+    static CHANGES: LazyCell<Changes> = LazyCell::new(Changes::new);
 }
 
 /// Writes the inputs to begin with.
@@ -41,3 +45,18 @@ fuzz_target!(
         }
     }
 );
+
+fuzz_mutator!(|data: &mut [u8], size: usize, max_size: usize, seed: u32| {
+    let mut random = Random::new(u64::from(seed));
+    // What libFuzzer does by itself breaks most bodies, and finds what nobody thought of.
+    if random.below(3) == 0 {
+        return fuzzer_mutate(data, size, max_size);
+    }
+    let mut input = data[..size].to_vec();
+    for _ in 0..=random.below(3) {
+        CHANGES.with(|changes| changes.change(&mut input, &mut random));
+    }
+    input.truncate(max_size);
+    data[..input.len()].copy_from_slice(&input);
+    input.len()
+});

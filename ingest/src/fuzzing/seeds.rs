@@ -3,10 +3,12 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use flate2::read::GzDecoder;
 use serde_json::Value;
 
 use super::{Target, folder};
@@ -97,11 +99,17 @@ fn recorded(file: &Path) -> Vec<u8> {
 
 /// Returns the inputs that earlier runs of a target kept; none if there was no run yet.
 /// # Panics
-/// If it is not base64.
+/// If a line is not gzip in base64.
 pub fn corpus(target: Target) -> Vec<Vec<u8>> {
     let file = folder().join("fuzz/corpus").join(target.as_str());
     let text = fs::read_to_string(file).unwrap_or_default();
-    text.lines().map(|line| STANDARD.decode(line).expect("a line of base64")).collect()
+    let input = |line: &str| {
+        let mut input = Vec::new();
+        let gzip = STANDARD.decode(line).expect("a line of base64");
+        GzDecoder::new(gzip.as_slice()).read_to_end(&mut input).expect("gzip in it");
+        input
+    };
+    text.lines().map(input).collect()
 }
 
 /// Returns the words that the seeds consist of, and odd ones, as libFuzzer reads a dictionary.
