@@ -3,7 +3,7 @@
 CARGO_PROFILE = --profile demo
 TARGET = $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help demo test test-release test-kafka chaos outage abuse soak deny lint format
+.PHONY: help demo test test-release test-kafka chaos outage abuse soak fuzz fuzz-postgres deny lint format
 
 help:
 	@echo "make demo    build, start everything on this machine, send simulated traffic, show a result"
@@ -15,6 +15,9 @@ help:
 	@echo "make outage  ten minutes without Kafka at 20,000 events a second, and SIGTERM under load 20 times"
 	@echo "make abuse   attacks of ten seconds each, and what a good client beside them notices"
 	@echo "make soak    the same for an hour, with kills of Postgres and of the query service, and a look for leaks"
+	@echo "make fuzz    the collector under libFuzzer, ten minutes for each target; what is worth keeping goes to ingest/fuzz/corpus"
+	@echo "             (FUZZ_SECONDS=60 makes it shorter, FUZZ_TARGETS='native pixel' names targets)"
+	@echo "make fuzz-postgres   a million events that survive odd requests, stored for real"
 	@echo "make lint    check format and lints, as CI does, also without Kafka and with Kafka over TLS"
 	@echo "make deny    licences, sources, duplicates and known faults of what Weir rests on"
 	@echo "make format  format the sources"
@@ -59,6 +62,18 @@ soak:
 	cargo build --locked $(CARGO_PROFILE) --workspace
 	"$(TARGET)/demo/benches" abuse --weir "$(TARGET)/demo/weir" --minutes 60
 
+# Of Rust it needs nothing but the stable release; libFuzzer is built from source with a C++ compiler.
+FUZZ_TARGETS = request native segment posthog-v0 posthog-v1 snowplow-get snowplow-tp2 growthbook statsig jitsu pixel
+
+fuzz:
+	deploy/install.sh test
+	program=$$(CARGO_TARGET_DIR="$(abspath $(TARGET))" ingest/fuzz/build.sh) && for target in $(FUZZ_TARGETS); do \
+		ingest/fuzz/run.sh "$$program" $$target $(or $(FUZZ_SECONDS),600) || exit 1; done
+
+fuzz-postgres:
+	deploy/install.sh test
+	WEIR_FUZZ_EVENTS=1000000 deploy/kafka.sh run cargo test --locked $(CARGO_PROFILE) --workspace -- --nocapture survivors::
+
 # cargo-deny is built once, in a minute or two, where it is missing. The known faults are in a database on GitHub.
 deny: export PATH := $(PATH):$(abspath $(TARGET))/tools/bin
 deny:
@@ -69,7 +84,7 @@ deny:
 
 lint:
 	cargo fmt --all --check
-	shellcheck --external-sources benches/*.sh deploy/*.sh weir/tests/releases/*.sh .ci/run
+	shellcheck --external-sources benches/*.sh deploy/*.sh ingest/fuzz/*.sh weir/tests/releases/*.sh .ci/run
 	promtool check rules deploy/alerts.yml
 	cargo clippy --locked $(CARGO_PROFILE) --workspace --all-targets -- --deny warnings
 	cargo clippy --locked $(CARGO_PROFILE) --workspace --all-targets --no-default-features -- --deny warnings

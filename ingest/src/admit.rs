@@ -3,9 +3,10 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use events::Micros;
 use events::identity::hyphenated_uuid;
-use hyper::body::Incoming;
+use hyper::body::Body as HttpBody;
 use hyper::header::{CONTENT_TYPE, COOKIE, EXPECT, REFERER, USER_AGENT};
 use hyper::{Method, Request, http};
 use metrics::Counter;
@@ -34,6 +35,7 @@ pub(crate) struct Asked {
 }
 
 /// A request with a valid key, within its rate limit.
+#[derive(Clone)]
 pub(crate) struct Admitted {
     pub(crate) asked: Asked,
     pub(crate) access: Arc<Access>,
@@ -68,7 +70,11 @@ const KEY_WITHIN: usize = 64 * 1024;
 
 /// Checks the key of a request, then its rate limit, then receives the body. No body is inflated before its key is checked. Where a
 /// dialect may have the key in the body, the body comes first, into a small memory of its own, and its beginning is looked at.
-pub(crate) async fn admit(app: &Arc<App>, route: Route, request: Request<Incoming>) -> Result<(Admitted, Body), ApiError> {
+pub(crate) async fn admit<B: HttpBody<Data = Bytes> + Unpin>(
+    app: &Arc<App>,
+    route: Route,
+    request: Request<B>,
+) -> Result<(Admitted, Body), ApiError> {
     let (head, mut body) = request.into_parts();
     let admitted = admit_parts(app, route, &head, &mut body).await;
     if let Err(error) = &admitted {
@@ -80,11 +86,11 @@ pub(crate) async fn admit(app: &Arc<App>, route: Route, request: Request<Incomin
     admitted
 }
 
-async fn admit_parts(
+async fn admit_parts<B: HttpBody<Data = Bytes> + Unpin>(
     app: &Arc<App>,
     route: Route,
     head: &http::request::Parts,
-    body: &mut Incoming,
+    body: &mut B,
 ) -> Result<(Admitted, Body), ApiError> {
     let received_at = (app.clock)();
     let uri_bytes = head.uri.path_and_query().map_or(0, |target| target.as_str().len());

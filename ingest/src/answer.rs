@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use hyper::body::Incoming;
+use bytes::Bytes;
+use hyper::body::Body as HttpBody;
 use hyper::header::{ACCESS_CONTROL_REQUEST_HEADERS, IF_NONE_MATCH, ORIGIN};
 use hyper::{Method, Request};
 use service::{Response, Scope};
@@ -14,7 +15,7 @@ use crate::respond::{self, ApiError};
 use crate::route::Route;
 
 /// Answers one request. A panic in it ends this request alone.
-pub(crate) async fn answer(app: Arc<App>, scope: Scope, request: Request<Incoming>) -> Response {
+pub(crate) async fn answer<B: HttpBody<Data = Bytes> + Unpin>(app: Arc<App>, scope: Scope, request: Request<B>) -> Response {
     let start = Instant::now();
     let _counted = service::meter::Counted::new(&app.metrics.in_flight);
     let route = Route::of(request.uri().path(), request.uri().query().unwrap_or_default()).filter(|route| match scope {
@@ -30,7 +31,12 @@ pub(crate) async fn answer(app: Arc<App>, scope: Scope, request: Request<Incomin
     response
 }
 
-async fn dispatch(app: &Arc<App>, scope: Scope, route: Option<Route>, request: Request<Incoming>) -> Response {
+async fn dispatch<B: HttpBody<Data = Bytes> + Unpin>(
+    app: &Arc<App>,
+    scope: Scope,
+    route: Option<Route>,
+    request: Request<B>,
+) -> Response {
     if route == Some(Route::Metrics) {
         app.metrics.in_flight_bytes.set(app.memory.used() as f64);
         app.metrics.unauthenticated_bytes.set(app.unauthenticated.used() as f64);
@@ -77,7 +83,7 @@ mod tests {
         fn room<A, B, C, F: Future>(_: impl Fn(A, B, C) -> F) -> usize {
             size_of::<F>()
         }
-        let bytes = room(answer);
+        let bytes = room(answer::<hyper::body::Incoming>);
         assert!(bytes <= 8_192, "{bytes}");
     }
 }

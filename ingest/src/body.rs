@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt as _;
-use hyper::body::Incoming;
+use hyper::body::Body as HttpBody;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout, timeout_at};
 
@@ -97,9 +97,13 @@ pub(crate) struct Body {
 }
 
 /// Receives a body as it is sent.
-pub(crate) async fn receive(body: &mut Incoming, limits: &Limits, memory: &Memory) -> Result<Body, BodyFault> {
+pub(crate) async fn receive<B: HttpBody<Data = Bytes> + Unpin>(
+    body: &mut B,
+    limits: &Limits,
+    memory: &Memory,
+) -> Result<Body, BodyFault> {
     let mut reserved = memory.reserve();
-    let declared = hyper::body::Body::size_hint(body).exact();
+    let declared = body.size_hint().exact();
     if declared.is_some_and(|declared| declared > limits.body_bytes_max as u64) {
         return Err(BodyFault::TooLarge);
     }
@@ -142,7 +146,7 @@ pub(crate) async fn receive(body: &mut Incoming, limits: &Limits, memory: &Memor
 }
 
 /// Reads and drops what a client still sends.
-pub(crate) async fn discard(body: &mut Incoming) {
+pub(crate) async fn discard<B: HttpBody<Data = Bytes> + Unpin>(body: &mut B) {
     let reading = async {
         let mut read = 0;
         while read < DISCARD_BYTES_MAX {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+use bytes::Bytes;
 use catalogue::names::Look;
 use eventlog::AppendError;
 use events::identity::Dialect;
@@ -14,7 +15,7 @@ use events::wire::Encoder;
 use events::{Code, Event, EventId, JsonObject, Micros, ProjectId, Record, RejectedEvent, Rejection, Repair, unlinked};
 use hashbrown::HashSet;
 use hyper::Request;
-use hyper::body::Incoming;
+use hyper::body::Body as HttpBody;
 use service::fair_queue::{FairQueue, Full};
 use service::tasks::Panicked;
 use service::{AdminEndpoint, Health, Response, Threads};
@@ -22,7 +23,7 @@ use uuid::Uuid;
 
 use crate::address;
 use crate::admit::{Admitted, Asked, admit, body_fault, rate_limited, take_bytes};
-use crate::body::{Body, BodyFault, Memory, Reserved};
+use crate::body::{BodyFault, Memory, Reserved};
 use crate::bots::{Agent, Agents, BotClass};
 use crate::config::Limits;
 use crate::dialect::detect::detect;
@@ -70,22 +71,29 @@ pub(crate) struct App {
 }
 
 /// Takes the events of one request. A 200 means that every event it calls accepted is durable.
-pub(crate) async fn collect(app: &Arc<App>, route: Route, request: Request<Incoming>) -> Response {
+pub(crate) async fn collect<B: HttpBody<Data = Bytes> + Unpin>(app: &Arc<App>, route: Route, request: Request<B>) -> Response {
     taken(app, route, request).await.unwrap_or_else(|error| respond::error(Some(route), &error, &app.limits))
 }
 
-/// The steps. The second is [`processed`], which only computes.
-async fn taken(app: &Arc<App>, route: Route, request: Request<Incoming>) -> Result<Response, ApiError> {
+/// The steps. The second is [`process`], which only computes.
+async fn taken<B: HttpBody<Data = Bytes> + Unpin>(
+    app: &Arc<App>,
+    route: Route,
+    request: Request<B>,
+) -> Result<Response, ApiError> {
     let (admitted, body) = admit(app, route, request).await?;
     let (project, is_short) = (admitted.access.project, is_short(&body.bytes));
-    let validated = compute(app, project, is_short, move |app| processed(app, admitted, body)).await?;
+    let step = move |app: &App| {
+        let (bytes, reserved) = body.into_parts();
+        process(app, admitted, &bytes, reserved)
+    };
+    let validated = compute(app, project, is_short, step).await?;
     append(app, validated).await
 }
 
-/// Decodes a body and validates its events.
-fn processed(app: &App, mut admitted: Admitted, body: Body) -> Result<Validated, ApiError> {
-    let (bytes, reserved) = body.into_parts();
-    let text = Text::new(&bytes);
+/// Takes a body apart and checks each of its events.
+pub(crate) fn process(app: &App, mut admitted: Admitted, bytes: &[u8], reserved: Reserved) -> Result<Validated, ApiError> {
+    let text = Text::new(bytes);
     if admitted.asked.route == Route::Validate {
         admitted.asked.route = route_of_checked(&admitted.asked.query, &text).map_err(ApiError::Envelope)?;
         admitted.asked.is_dry = true;
@@ -148,7 +156,7 @@ fn route_of_checked(query: &str, text: &Text<'_>) -> Result<Route, EnvelopeFault
 }
 
 /// Splits the body into its events.
-fn decode<'a>(app: &App, admitted: &'a Admitted, text: &'a Text<'a>) -> Result<Box<dyn Envelope + 'a>, EnvelopeFault> {
+pub(crate) fn decode<'a>(app: &App, admitted: &'a Admitted, text: &'a Text<'a>) -> Result<Box<dyn Envelope + 'a>, EnvelopeFault> {
     dialect::of(admitted.asked.route.dialect()).parse(admitted, text, app.limits.events_max)
 }
 
@@ -187,29 +195,35 @@ impl Drop for Unsettled {
 }
 
 /// Events that may be appended, what became of the others, and the answer if the append succeeds.
-struct Validated {
-    records: Vec<Record>,
+pub(crate) struct Validated {
+    pub(crate) records: Vec<Record>,
     /// Records of the events that were refused, where nobody reads that in the answer.
-    refused: Vec<Record>,
-    answer: Response,
+    pub(crate) refused: Vec<Record>,
+    pub(crate) answer: Response,
     unsettled: Unsettled,
-    duplicate: usize,
+    pub(crate) duplicate: usize,
     /// What kind of bot sent each event that one sent.
-    bots: Vec<BotClass>,
+    pub(crate) bots: Vec<BotClass>,
     /// How the visitor objects, and how many of its events were dropped for that.
     objection: Option<Signal>,
-    dropped: usize,
+    pub(crate) dropped: usize,
     /// The first fault of each rejected event.
-    codes: Vec<Code>,
+    pub(crate) codes: Vec<Code>,
     /// The reasons of repairs; each once for each event.
-    repairs: Vec<Reason>,
+    pub(crate) repairs: Vec<Reason>,
     /// What became of each event, where the answer says so of each.
-    each: Option<(Asked, Outcome)>,
+    pub(crate) each: Option<(Asked, Outcome)>,
     /// Memory of the body and of the records made of it.
-    reserved: Reserved,
+    pub(crate) reserved: Reserved,
 }
 
 impl Validated {
+    /// Returns how many events the request has.
+    #[cfg(feature = "fuzzing")]
+    pub(crate) fn received(&self) -> usize {
+        self.unsettled.events
+    }
+
     /// Nothing is appended, and nothing counted.
     fn of_check(answer: Response, reserved: Reserved, unsettled: Unsettled) -> Self {
         Validated {

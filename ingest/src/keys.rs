@@ -141,6 +141,16 @@ impl Keys {
         self.snapshot.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Takes keys over as a reading from Postgres would; every other key has what `default` allows, if any key is taken.
+    #[cfg(feature = "fuzzing")]
+    pub(crate) fn take_over<const N: usize>(&self, known: [(&str, Access); N], default: Access, horizon: Micros) {
+        let mut snapshot = Snapshot { default: Some(Arc::new(default)), horizon: Some(horizon), ..Snapshot::default() };
+        for (key, access) in known {
+            snapshot.insert(digest(key), Some(Arc::new(access)));
+        }
+        self.replace(snapshot);
+    }
+
     fn replace(&self, snapshot: Snapshot) {
         *self.snapshot.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(snapshot));
     }

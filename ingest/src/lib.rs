@@ -17,6 +17,8 @@ mod collect;
 mod config;
 mod dialect;
 mod encoding;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod geo;
 mod keys;
 mod log_watch;

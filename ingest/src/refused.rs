@@ -26,6 +26,12 @@ impl Refused {
         *count = count.saturating_add(1);
         *count <= KEPT_MAX
     }
+
+    /// Begins anew.
+    #[cfg(feature = "fuzzing")]
+    pub(crate) fn forget(&self) {
+        *self.kept.lock().unwrap_or_else(PoisonError::into_inner) = (0, HashMap::new());
+    }
 }
 
 #[cfg(test)]

@@ -179,16 +179,19 @@ fn annotated(
     if repairs.is_empty() {
         return Ok(metadata);
     }
-    let mut fields: Vec<&str> = Vec::new();
+    // Postgres holds no U+0000, in these copies neither; a client's own key may be in a field's place.
+    let kept = |text: &str| text.replace('\0', "\u{fffd}");
+    let mut fields: Vec<String> = Vec::new();
     let mut from = serde_json::Map::new();
     for repair in repairs {
-        if fields.len() < REPAIRS_LISTED_MAX && !fields.contains(&repair.field.as_str()) {
-            fields.push(&repair.field);
+        let field = kept(&repair.field);
+        if fields.len() < REPAIRS_LISTED_MAX && !fields.contains(&field) {
             if let Some(text) = &repair.from {
-                // Postgres holds no U+0000, in this copy neither.
-                let kept = text[..text.floor_char_boundary(limits::CONTEXT_BYTES_MAX)].replace('\0', "\u{fffd}");
-                from.insert(repair.field.clone(), kept.into());
+                let mut text = kept(&text[..text.floor_char_boundary(limits::CONTEXT_BYTES_MAX)]);
+                text.truncate(text.floor_char_boundary(limits::CONTEXT_BYTES_MAX));
+                from.insert(field.clone(), text.into());
             }
+            fields.push(field);
         }
     }
     metadata = Some(JsonObject::annotated(metadata, "repaired", &fields)?);

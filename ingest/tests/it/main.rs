@@ -1,6 +1,7 @@
 //! Tests of the collector from the outside: bytes in at its socket, records out of its log.
 
 mod any_body;
+mod corpus;
 mod dialects;
 mod faults;
 mod geo;

@@ -38,5 +38,6 @@ mod services;
 mod snippet;
 #[allow(dead_code, unreachable_pub)] // As above.
 mod support;
+mod survivors;
 mod up;
 mod upgrade;

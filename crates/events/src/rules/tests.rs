@@ -297,6 +297,20 @@ fn what_was_repaired_is_in_the_metadata() {
     );
 }
 
+/// A key of the client's may be in a field's place, and Postgres holds no U+0000 there either.
+#[test]
+fn what_is_said_of_repairs_can_be_stored() {
+    let repairs = vec![
+        Repair::new(Reason::NulByte, "properties.k\0"),
+        Repair::taken(Reason::Timestamp, "t\0", "\0".repeat(limits::CONTEXT_BYTES_MAX)),
+    ];
+    let (_, event) = repaired(Draft { repairs, ..conversion() }).expect("kept");
+    let metadata: serde_json::Value = serde_json::from_str(event.metadata.expect("says so").get()).expect("JSON");
+    assert_eq!(metadata["repaired"], serde_json::json!(["properties.k\u{fffd}", "t\u{fffd}"]));
+    let from = metadata["repaired_from"]["t\u{fffd}"].as_str().expect("a text");
+    assert_eq!(from, "\u{fffd}".repeat(limits::CONTEXT_BYTES_MAX / 3));
+}
+
 /// A repair of a name would name something else; a session and details say nothing about what happened.
 #[test]
 fn names_are_refused_and_details_left_out() {
