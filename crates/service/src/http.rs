@@ -338,13 +338,9 @@ where
                     }
                     // A request of which something has come is answered, and its answer is the last one; hyper would drop it.
                     match closing {
-                        Some(since) if activity.is_head_coming() => {
-                            if since.elapsed() > LAST_HEAD_MAX {
-                                return false;
-                            }
-                        }
-                        Some(_) => connection.as_mut().graceful_shutdown(),
-                        None => {}
+                        Some(since) if activity.is_head_coming() && since.elapsed() > LAST_HEAD_MAX => return false,
+                        Some(_) if !activity.is_head_coming() => connection.as_mut().graceful_shutdown(),
+                        Some(_) | None => {}
                     }
                 }
             }
