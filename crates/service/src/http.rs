@@ -350,13 +350,9 @@ where
                     return false;
                 }
                 // A request of which something has come is answered, and its answer is the last one; hyper would drop it.
-                (None, Some(since)) if activity.is_head_coming() => {
-                    if since.elapsed() > LAST_HEAD_MAX {
-                        return false;
-                    }
-                }
-                (None, Some(_)) => connection.as_mut().graceful_shutdown(),
-                (None, None) => {}
+                (None, Some(since)) if activity.is_head_coming() && since.elapsed() > LAST_HEAD_MAX => return false,
+                (None, Some(_)) if !activity.is_head_coming() => connection.as_mut().graceful_shutdown(),
+                (None, _) => {}
             }
             notices.push(notice(stop, look, closing));
         }

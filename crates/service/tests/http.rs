@@ -179,6 +179,55 @@ async fn a_stop_answers_what_was_sent_before_it_and_resets_nobody() {
     }
 }
 
+/// Where as many connections are open as may be, the next one waits to be taken; a stop takes it as soon as one has ended, instead of resetting it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stop_takes_whoever_waits_for_a_place() {
+    let service = start(Limits { connections_max: 1, ..Limits::default() }, Scope::All).await;
+    let address = service.address;
+    let asked = async |path: &str| {
+        let mut stream = TcpStream::connect(address).await.expect("connects");
+        let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.expect("written");
+        stream
+    };
+    let (first, mut next) = (asked("/slow").await, asked("/other").await);
+    let answered = tokio::spawn(async move {
+        let (mut first, mut answer) = (first, String::new());
+        first.read_to_string(&mut answer).await.expect("an answer");
+        answer
+    });
+    let stopped = tokio::spawn(service.tasks.stop(Duration::ZERO, Duration::from_secs(20)));
+    // The handler may not wait for it yet.
+    while !answered.is_finished() {
+        service.go_on.notify_waiters();
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    check(&answered.await.expect("no panic"), 200, &["done\n"]);
+    let mut answer = String::new();
+    next.read_to_string(&mut answer).await.expect("no reset");
+    check(&answer, 200, &["done\n"]);
+    assert!(stopped.await.expect("no panic"), "all had ended by itself");
+}
+
+/// Whoever sends while we close an idle connection meets an end in order, not a reset: what he sends is read and dropped for a while.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_that_crosses_the_end_of_its_connection_is_not_reset() {
+    const REQUEST: &[u8] = b"GET /other HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    let service = start(Limits::default(), Scope::All).await;
+    let mut idle = TcpStream::connect(service.address).await.expect("connects");
+    idle.write_all(REQUEST).await.expect("written");
+    assert!(idle.read(&mut [0; 512]).await.expect("an answer") > 0);
+    let stopped = tokio::spawn(service.tasks.stop(Duration::ZERO, Duration::from_secs(20)));
+    assert_eq!(idle.peek(&mut [0; 1]).await.expect("an end"), 0);
+    // Over loopback a reset would be there before the first write returns.
+    for _ in 0..3 {
+        idle.write_all(REQUEST).await.expect("no reset");
+    }
+    assert_eq!(idle.read(&mut [0; 512]).await.expect("no reset"), 0);
+    drop(idle);
+    assert!(stopped.await.expect("no panic"), "all had ended by itself");
+}
+
 #[tokio::test]
 async fn what_is_too_slow_or_too_much_is_closed_or_waits() {
     let short = Duration::from_millis(500);
