@@ -12,7 +12,8 @@ use events::Micros;
 use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
 
-/// Rows without ids that are told apart in one file. Each takes 10 to 21 bytes of memory, and while the table grows half of that more.
+/// Rows without ids that are told apart in one file. Each takes 10 to 21 bytes of memory, half of that more while the
+/// table grows, and 20 to 39 bytes more if it is repeated.
 const DISTINCT_ROWS_MAX: usize = 100_000_000;
 /// Objects within objects that are compared member by member; deeper ones as they are written.
 const DEPTH_MAX: usize = 32;
