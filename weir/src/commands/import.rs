@@ -245,11 +245,20 @@ async fn import(
     drop(batches);
     let read = reader.await.context("the file's reader").and_then(|read| read);
     show.end();
-    let ended = ended.and(read).and_then(|()| source.check_unchanged());
     let name = || super::printable(&source.path.display().to_string()).into_owned();
+    let rows = show::grouped(ledger.settled());
+    if let (Ok(()), Err(error)) = (&ended, read) {
+        // It is the file that has to be mended, so running the same command again helps nobody.
+        if ledger.settled() == 0 {
+            ledger.finish()?;
+            return Err(error.context(name()));
+        }
+        ledger.save()?;
+        return Err(error.context(format!("{}: the file cannot be read on; {rows} rows before are done", name())));
+    }
+    let ended = ended.and_then(|()| source.check_unchanged());
     if let Err(error) = ended {
         ledger.save()?;
-        let rows = show::grouped(ledger.settled());
         return Err(error.context(format!("{}: {rows} rows are done; run the same command again to continue after them", name())));
     }
     ledger.finish()?;

@@ -94,7 +94,8 @@ pub(super) fn is_same(one: &str, other: &str) -> bool {
 /// If two columns have the same name then; the error names both.
 pub(super) fn of_columns(written: &[String]) -> anyhow::Result<Vec<String>> {
     let mut seen = std::collections::HashMap::new();
-    for name in written {
+    // Spreadsheets leave columns without a name at the end.
+    for name in written.iter().filter(|name| !name.trim().is_empty()) {
         let Some(other) = seen.insert(name.trim().to_lowercase(), name) else { continue };
         if other == name {
             bail!("the header names {name:?} twice; rename one of the columns");
@@ -132,6 +133,7 @@ mod tests {
         let columns = |names: &[&str]| of_columns(&names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>());
         let found = columns(&["Timestamp", " user_id ", "EVENT_ID", " Plan ", "Weir_Rejected"]).expect("names");
         assert_eq!(found, ["timestamp", "user_id", "event_id", "Plan", "weir_rejected"]);
+        assert_eq!(columns(&["a", "", " "]).expect("names"), ["a", "", ""]);
         let error = columns(&["Timestamp", "x", " timestamp"]).expect_err("one name").to_string();
         assert!(error.contains("\"Timestamp\" and \" timestamp\""), "{error}");
         let error = columns(&["plan", "Plan"]).expect_err("one name").to_string();

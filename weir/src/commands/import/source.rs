@@ -368,6 +368,17 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn a_quote_that_is_not_closed_takes_no_memory() {
+        let mut text = b"id,a\n1,x\n2,\"open\n".to_vec();
+        text.resize(20 * 1024 * 1024, b'x');
+        let (source, _folder) = source("open.csv", &text);
+        let mut rows = source.read().expect("begins").rows;
+        assert_eq!(rows.next().expect("a row").expect("can be read").number, 1);
+        let error = format!("{:#}", rows.next().expect("a row").expect_err("too long"));
+        assert!(error.contains("begins in line 3") && error.contains("more than 16777216 bytes; is a quote opened"), "{error}");
+    }
+
+    #[test]
     fn what_is_no_table_is_told() {
         let check = |name: &str, bytes: &[u8], expected: &str| {
             let folder = tempfile::tempdir().expect("a folder");

@@ -25,8 +25,8 @@ use anyhow::bail;
 use arrow::array::cast::AsArray;
 use arrow::array::{Array, ArrayRef, ArrowPrimitiveType, downcast_integer_array};
 use arrow::datatypes::{
-    DataType, Date32Type, Date64Type, Decimal32Type, Decimal64Type, Decimal128Type, Decimal256Type, DecimalType, Fields,
-    Float16Type, Float32Type, Float64Type, Schema, Time32MillisecondType, Time32SecondType, Time64MicrosecondType,
+    ArrowNativeType, DataType, Date32Type, Date64Type, Decimal32Type, Decimal64Type, Decimal128Type, Decimal256Type, DecimalType,
+    Fields, Float16Type, Float32Type, Float64Type, Schema, Time32MillisecondType, Time32SecondType, Time64MicrosecondType,
     Time64NanosecondType, TimeUnit, TimestampMicrosecondType, TimestampMillisecondType, TimestampNanosecondType,
     TimestampSecondType,
 };
@@ -166,7 +166,7 @@ impl Shape {
             (_, DataType::Dictionary(..)) => {
                 let dictionary = array.as_any_dictionary();
                 let keys = dictionary.keys();
-                let key = downcast_integer_array!(keys => usize::try_from(keys.value(row)).ok(), _ => None);
+                let key = downcast_integer_array!(keys => keys.value(row).to_usize(), _ => None);
                 match key.filter(|key| *key < dictionary.values().len()) {
                     Some(key) => self.write(out, dictionary.values(), key),
                     None => fails(out, "a key of its dictionary is out of range"),
