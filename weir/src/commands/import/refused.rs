@@ -132,6 +132,7 @@ impl Csv {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::commands::import::source::tests::source;
 
     fn csv(before: &str, header: &str, delimiter: u8, columns: &[&str]) -> Refused {
         let columns: Vec<String> = columns.iter().map(|name| (*name).to_owned()).collect();
@@ -159,6 +160,21 @@ mod tests {
         assert_eq!(refused.head(), b"id,value,weir_rejected\r\n");
         check(&refused, b"1,row 3: old,\"19,90\"", b"1,\"19,90\",\"row 7: code: why \"\"x\"\" \"\r\n");
         check(&refused, b"1,\"row 3: old\"", b"1,\"row 7: code: why \"\"x\"\" \"\r\n");
+    }
+
+    #[test]
+    fn refused_rows_are_read_again_in_their_encoding() {
+        for encoding in
+            [Encoding::Utf8 { has_mark: true }, Encoding::Utf16 { is_little: true }, Encoding::Utf16 { is_little: false }]
+        {
+            let columns = ["id".to_owned(), "name".to_owned()];
+            let refused = Form::Csv(Csv::new(Vec::new(), b"id;name", b';', b"\n", &columns)).in_encoding(encoding);
+            let row = refused.row(7, &Fault::new("code", "why; \"x\""), "1;\"Zoë;😀\"".as_bytes());
+            let (source, _folder) = source("x.csv.weir-rejected", &[refused.head(), row].concat());
+            let rows: Vec<_> = source.read().expect("begins").rows.map(|row| row.expect("can be read").cells).collect();
+            let cell = |name: &str, text: &str| (name.to_owned(), Cell::Text(text.to_owned()));
+            assert_eq!(rows, [Ok(vec![cell("id", "1"), cell("name", "Zoë;😀")])], "{encoding:?}");
+        }
     }
 
     #[test]

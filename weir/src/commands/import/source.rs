@@ -364,6 +364,7 @@ pub(super) mod tests {
         check("excel.csv", b"\xef\xbb\xbfsep=;\r\nid;\"a,b,c\"\r\n1;\"19,90\"\r\n", &["1 id=1 a,b,c=19,90"]);
         check("quoted.csv", b"\"a,b\"\t\"c,d\"\n1\t2\n", &["1 a,b=1 c,d=2"]);
         check("case.csv", b"Timestamp, user_id , Plan\n1,2,3\n", &["1 timestamp=1 user_id=2 Plan=3"]);
+        check("refused.CSV.gz.weir-rejected.weir-rejected", b"id;Weir_Rejected\n1;row 1: why\n", &["1 id=1"]);
         check("refused.csv.weir-rejected", b"id,weir_rejected\n1,row 1: why\n", &["1 id=1"]);
     }
 
