@@ -1,9 +1,10 @@
 //! `weir import`: history from files, as a client of the collector.
 //!
 //! A file is read once for its checksum, then row by row; batches of rows go to the collector, some at a time, each until it is
-//! acknowledged. A row without an id gets UUIDv5 of the file's checksum and the row's number, so that sending it again is
-//! never a second event. `FILE.weir-progress` says up to which row all is settled; an import that was interrupted goes on
-//! there. Rows that are refused are named in `FILE.weir-rejected`, and the import goes on.
+//! acknowledged. A row without an id gets UUIDv5 of what it says and its number among equal rows of the file, so that sending it
+//! again is never a second event, also from a file that was corrected, has grown, or was saved in another format.
+//! `FILE.weir-progress` says up to which row all is settled; an import that was interrupted goes on there. Rows that are refused are
+//! kept in `FILE.weir-rejected` with their reasons, to be corrected there and imported from there, and the import goes on.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -19,23 +20,30 @@ use super::text::{Side, full_table};
 use crate::cli::Globals;
 use crate::signals::EndSignals;
 
+mod content;
+mod decimal;
+mod names;
 mod pace;
 mod progress;
+mod refused;
 mod send;
 mod shape;
 mod show;
 mod source;
 
+use content::Repeats;
 use pace::Pace;
 use progress::{Counts, Ledger};
 use send::{Batch, Destination};
 use shape::{Dialect, Plan};
-use source::Source;
+use source::{REFUSED, Row, Rows, Source};
 
 /// Rows of a request; the collector's own limit.
 const BATCH_ROWS_MAX: usize = 2_500;
 /// Bytes of a request, below the collector's limit of 2 MiB.
 const BATCH_BYTES_MAX: usize = 1_500_000;
+/// Bytes of rows, as their file has them, of a request: what is refused is written from there.
+const BATCH_HELD_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// How often the progress is saved. What was sent later is sent again after a kill, and is known by its ids.
 const SAVE_EVERY: Duration = Duration::from_millis(500);
 /// How the process ends when all is imported but rows that were refused.
@@ -44,11 +52,15 @@ const SOME_REJECTED: u8 = 3;
 /// The arguments of `weir import`.
 #[derive(Clone, Debug, clap::Args)]
 #[command(
-    after_help = "Ends with 0 when every row is accepted, with 3 when all is imported but rows that FILE.weir-rejected names, \
-                        with 1 when it is not complete; run the same command again to continue."
+    after_help = "Ends with 0 when every row is accepted, with 3 when all is imported but the rows that FILE.weir-rejected \
+                        holds (correct them there and import that file), with 1 when it is not complete; run the same command again to continue."
 )]
 pub(crate) struct Args {
-    /// NDJSON (.ndjson, .jsonl, .json), CSV (.csv, .tsv), both also with .gz, or Parquet
+    /// NDJSON or an array (.ndjson, .jsonl, .json), CSV (.csv, .tsv), both also with .gz, Parquet, or FILE.weir-rejected of these
+    ///
+    /// Texts are UTF-8, or UTF-16 with a byte-order mark. Names of columns may have capital letters and spaces around them.
+    /// Delimiters are commas, semicolons, tabs or bars, found in the header, or what a first line sep=; says. Rows without an id get one
+    /// that follows from what they say, so importing a corrected or grown file again stores what is new.
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
     /// A JSON object that says where fields come from: {"user_id": "uid", "timestamp": "context.time", "type": {"value": "conversion"}}
@@ -57,6 +69,9 @@ pub(crate) struct Args {
     /// Format of the events in the rows
     #[arg(long, value_enum, default_value_t)]
     dialect: Dialect,
+    /// Amounts (value) are written with decimal commas: 19,90 or 1.234,56; what may mean two amounts is refused
+    #[arg(long)]
+    decimal_comma: bool,
     /// The collector; without it the one of weir.json
     #[arg(long, value_name = "URL", env = "WEIR_COLLECTOR")]
     collector: Option<String>,
@@ -146,7 +161,8 @@ fn table(done: &[Imported]) -> String {
         .collect();
     let mut text = full_table(&columns, &rows);
     for imported in done.iter().filter(|imported| imported.counts.rejected > 0) {
-        text.push_str(&format!("rejected rows, with their reasons: {}.weir-rejected\n", super::printable(&imported.name)));
+        let name = super::printable(&imported.name);
+        text.push_str(&format!("rejected rows, with their reasons, to be corrected and imported: {name}{REFUSED}\n"));
     }
     text
 }
@@ -163,17 +179,25 @@ async fn import(
     let begun = Instant::now();
     let source = tokio::task::spawn_blocking({
         let file = file.to_owned();
-        move || Source::open(&file)
+        move || {
+            let source = Source::open(&file)?;
+            let reading = source.read()?;
+            anyhow::Ok((source, reading))
+        }
     });
-    let source = Arc::new(source.await.context("the file's reader")??);
-    let plan = Plan::new(args.dialect, map, &source)?;
-    let mut ledger = Ledger::open(&source, &plan, destination, args.restart)?;
+    let (source, reading) = source.await.context("the file's reader")??;
+    let source = Arc::new(source);
+    let plan = Plan::new(args.dialect, map, args.decimal_comma, &source)?;
+    if let Some(columns) = &reading.columns {
+        plan.check_columns(columns).with_context(|| source.path.display().to_string())?;
+    }
+    let mut ledger = Ledger::open(&source, reading.form, &plan, destination, args.restart)?;
     let settled_before = ledger.settled();
     let mut show = show::Show::new(&source, settled_before);
     let (sender, mut batches) = mpsc::channel(2);
     let reader = tokio::task::spawn_blocking({
-        let (source, after) = (Arc::clone(&source), ledger.last_row());
-        move || read(&source, &plan, after, &sender)
+        let (source, rows, after) = (Arc::clone(&source), reading.rows, ledger.last_row());
+        move || read(&source, rows, &plan, after, &sender)
     });
 
     let mut sending: JoinSet<anyhow::Result<(u64, send::Delivered)>> = JoinSet::new();
@@ -221,11 +245,20 @@ async fn import(
     drop(batches);
     let read = reader.await.context("the file's reader").and_then(|read| read);
     show.end();
-    let ended = ended.and(read).and_then(|()| source.check_unchanged());
     let name = || super::printable(&source.path.display().to_string()).into_owned();
+    let rows = show::grouped(ledger.settled());
+    if let (Ok(()), Err(error)) = (&ended, read) {
+        // It is the file that has to be mended, so running the same command again helps nobody.
+        if ledger.settled() == 0 {
+            ledger.finish()?;
+            return Err(error.context(name()));
+        }
+        ledger.save()?;
+        return Err(error.context(format!("{}: the file cannot be read on; {rows} rows before are done", name())));
+    }
+    let ended = ended.and_then(|()| source.check_unchanged());
     if let Err(error) = ended {
         ledger.save()?;
-        let rows = show::grouped(ledger.settled());
         return Err(error.context(format!("{}: {rows} rows are done; run the same command again to continue after them", name())));
     }
     ledger.finish()?;
@@ -242,17 +275,22 @@ async fn next_batch(batches: &mut mpsc::Receiver<Batch>, pace: &mut Pace) -> Opt
 }
 
 /// Reads rows into batches, those up to `after` left out. Blocks; ends early when nobody takes them any more.
-fn read(source: &Source, plan: &Plan, after: u64, batches: &mpsc::Sender<Batch>) -> anyhow::Result<()> {
+fn read(source: &Source, rows: Rows, plan: &Plan, after: u64, batches: &mpsc::Sender<Batch>) -> anyhow::Result<()> {
     let mut batch = Batch::default();
-    let fault = || source.path.display().to_string();
-    for row in source.rows()? {
-        let row = row.with_context(fault)?;
-        if row.number <= after {
+    let mut repeats = Repeats::default();
+    for row in rows {
+        let Row { number, cells, raw } = row?;
+        let event = match cells {
+            // A row that is settled is counted all the same: others may be equal to it.
+            Ok(cells) => plan.event(cells, &mut repeats)?,
+            Err(fault) => Err(fault),
+        };
+        if number <= after {
             continue;
         }
-        let number = row.number;
-        batch.add(number, plan.event(row), source.bytes_read());
-        let is_full = batch.rows() >= BATCH_ROWS_MAX || batch.bytes() >= BATCH_BYTES_MAX;
+        batch.add(number, raw, event, source.bytes_read());
+        let is_full =
+            batch.rows() >= BATCH_ROWS_MAX || batch.bytes() >= BATCH_BYTES_MAX || batch.held_bytes() >= BATCH_HELD_BYTES_MAX;
         if is_full && batches.blocking_send(std::mem::take(&mut batch)).is_err() {
             return Ok(());
         }

@@ -181,10 +181,12 @@ async fn rows_of_all_kinds_and_formats_arrive() {
     assert!(ended.out.contains("events.ndjson.weir-rejected"), "{}", ended.out);
     let rejected = std::fs::read_to_string(beside(&file, ".weir-rejected")).expect("is there");
     let rejected: Vec<Value> = rejected.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
-    let named: Vec<_> =
-        rejected.iter().map(|line| (line["row"].as_u64().unwrap_or(0), line["code"].as_str().unwrap_or(""))).collect();
-    assert_eq!(named, [(11, "invalid_json"), (2_601, "missing_timestamp"), (2_701, "unknown_type")]);
-    assert!(rejected.iter().all(|line| line["message"].as_str().is_some_and(|message| message.len() > 10)), "{rejected:?}");
+    let reasons = rejected.iter().map(|line| line["weir_rejected"].as_str().unwrap_or(""));
+    let expected = ["row 11: invalid_json: ", "row 2601: missing_timestamp: ", "row 2701: unknown_type: "];
+    assert!(reasons.clone().zip(expected).all(|(reason, expected)| reason.starts_with(expected)), "{rejected:?}");
+    assert_eq!(reasons.count(), 3);
+    assert_eq!(rejected[0]["line"], "{\"type\":", "what is no JSON is kept as a text");
+    assert_eq!((&rejected[1]["name"], &rejected[2]["type"]), (&json!("visit"), &json!("nonsense")), "rows are kept");
     database.until("SELECT count(*) FROM engagement_events", 2_996, IMPORT_MAX).await;
     assert_eq!(database.number("SELECT count(*) FROM engagement_events WHERE external_id = '2999'").await, 1);
 
@@ -255,7 +257,8 @@ async fn rows_of_all_kinds_and_formats_arrive() {
     let ended = import(&folder, &file, &["--dialect", "segment"]).await;
     ended.expect(3, &["4", "3", "0", "1"]);
     let rejected = std::fs::read_to_string(beside(&file, ".weir-rejected")).expect("is there");
-    assert!(rejected.starts_with("{\"row\":3,") || rejected.contains("\"row\":3"), "{rejected}");
+    assert!(rejected.starts_with("{\"type\":\"dance\"") || rejected.contains("\"type\":\"dance\""), "{rejected}");
+    assert!(rejected.contains("\"weir_rejected\":\"row 3: ") && rejected.lines().count() == 1, "{rejected}");
     database.until("SELECT count(*) FROM conversions WHERE conversion_type = 'Order Completed'", 1, IMPORT_MAX).await;
     database.until("SELECT count(*) FROM identity_events", 1, IMPORT_MAX).await;
     import(&folder, &file, &["--dialect", "segment"]).await.expect(3, &["4", "3", "0", "1"]);
@@ -286,4 +289,140 @@ async fn what_cannot_be_imported_is_told() {
     check(&file, &["--map", &map.display().to_string()], "\"user_id\": found 7").await;
     // What was not complete goes on.
     import(&folder, &file, &[]).await.expect(0, &["10", "10", "0", "0"]);
+}
+
+/// Conversions that are stored, and the sum of their values in hundredths.
+const STORED: &str = "SELECT count(*) FROM conversions";
+const HUNDREDTHS: &str = "SELECT coalesce(sum(conversion_value * 100), 0)::bigint FROM conversions";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_corrected_grown_or_converted_file_brings_only_what_is_new() {
+    let folder = Folder::new();
+    let up = Up::start(&folder);
+    let mut database = Database::connect(up.line("postgres")).await;
+    let at = days_ago(2);
+    let header = "type,user_id,timestamp,name,value,currency,note\r\n";
+    let good = format!("conversion,u1,{at},purchase,5.00,EUR,\"a, b\"\r\n");
+    let bad = format!("conversion,\"u2\",{at},purchase,\"19,90\",EUR,\"zwei\nZeilen\"\r\n");
+    let file = write(&folder, "orders.csv", &format!("{header}{good}{bad}"));
+    import(&folder, &file, &[]).await.expect(3, &["2", "1", "0", "1"]);
+
+    // The refused row stands there as it was written, with its reason; corrected there and imported, it is stored.
+    let rejected = beside(&file, ".weir-rejected");
+    let text = std::fs::read_to_string(&rejected).expect("is there");
+    let start = format!("type,user_id,timestamp,name,value,currency,note,weir_rejected\r\n{},\"row 2: ", bad.trim_end());
+    assert!(text.starts_with(&start) && text.ends_with("\"\r\n"), "{text}");
+    std::fs::write(&rejected, text.replace("\"19,90\"", "19.90")).expect("written");
+    import(&folder, &rejected, &[]).await.expect(0, &["1", "1", "0", "0"]);
+    database.until(STORED, 2, IMPORT_MAX).await;
+    assert_eq!(database.number(HUNDREDTHS).await, 500 + 1990);
+
+    // The whole file corrected; then one row more, twice the same; then saved otherwise: nothing is stored twice.
+    let corrected = bad.replace("\"19,90\"", "19.90");
+    std::fs::write(&file, format!("{header}{good}{corrected}")).expect("written");
+    import(&folder, &file, &[]).await.expect(0, &["2", "2", "0", "0"]);
+    std::fs::write(&file, format!("{header}{good}{corrected}{good}{good}")).expect("written");
+    import(&folder, &file, &[]).await.expect(0, &["4", "4", "0", "0"]);
+    database.until(STORED, 4, IMPORT_MAX).await;
+    let semicolons = format!(
+        "sep=;\nnote;Value; USER_ID ;type;timestamp;name;currency\na, b;5;u1;conversion;{at};purchase;EUR\n\
+         \"zwei\nZeilen\";19,90;u2;conversion;{at};purchase;EUR\na, b;5,000;u1;conversion;{at};purchase;EUR\n"
+    );
+    let utf16: Vec<u8> =
+        std::iter::once(0xfeff).chain(semicolons.encode_utf16()).flat_map(|unit: u16| unit.to_le_bytes()).collect();
+    let other = folder.path().join("saved.csv");
+    std::fs::write(&other, utf16).expect("written");
+    import(&folder, &other, &["--decimal-comma"]).await.expect(0, &["3", "3", "0", "0"]);
+    let row = |user: &str, value: Value, note: &str| {
+        json!({"type": "conversion", "user_id": user, "timestamp": at, "name": "purchase", "value": value, "currency": "EUR",
+               "note": note})
+    };
+    let array = json!([row("u1", json!(5), "a, b"), row("u2", json!("19.9"), "zwei\nZeilen"), 7, row("u1", json!(5.0), "a, b")]);
+    let array_file = write(&folder, "orders.json", &serde_json::to_string_pretty(&array).expect("JSON"));
+    import(&folder, &array_file, &[]).await.expect(3, &["4", "3", "0", "1"]);
+    let kept = std::fs::read_to_string(beside(&array_file, ".weir-rejected")).expect("is there");
+    assert!(kept.contains("row 3: invalid_json") && kept.contains("\"line\":\"7\""), "{kept}");
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    std::io::Write::write_all(&mut gzip, format!("\u{feff}{header}{corrected}{good}").as_bytes()).expect("written");
+    let zipped = folder.path().join("again.csv.gz");
+    std::fs::write(&zipped, gzip.finish().expect("written")).expect("written");
+    import(&folder, &zipped, &[]).await.expect(0, &["2", "2", "0", "0"]);
+
+    // What is new arrives after all of these, so the others would have, too.
+    std::fs::write(&file, format!("{header}conversion,u3,{at},purchase,1,EUR,\n")).expect("written");
+    import(&folder, &file, &[]).await.expect(0, &["1", "1", "0", "0"]);
+    database.until("SELECT count(*) FROM conversions WHERE external_id = 'u3'", 1, IMPORT_MAX).await;
+    assert_eq!((database.number(STORED).await, database.number(HUNDREDTHS).await), (5, 3 * 500 + 1990 + 100));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn equal_rows_are_counted_over_an_interruption() {
+    const ROWS: u64 = 40_000;
+    let folder = Folder::new();
+    let up = Up::start(&folder);
+    let at = days_ago(2);
+    // Each row four times, far apart; and now and then one that is refused.
+    let mut text = "type,user_id,timestamp,name,value,currency\n".to_owned();
+    for row in 0..ROWS {
+        let value = if row % 4_000 == 3_999 { "\"1,5\"".to_owned() } else { (row % (ROWS / 4)).to_string() };
+        writeln!(text, "conversion,u,{at},purchase,{value},EUR").expect("a text");
+    }
+    let file = write(&folder, "repeats.csv", &text);
+    let mut command = importing(&folder, &file, &["--rate", "15000", "--in-flight", "3"]);
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("starts");
+    let noted = || -> Option<u64> {
+        let noted: Value = serde_json::from_slice(&std::fs::read(beside(&file, ".weir-progress")).ok()?).ok()?;
+        noted["last_row"].as_u64()
+    };
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while noted().unwrap_or(0) < ROWS / 4 {
+        assert!(Instant::now() < deadline && child.try_wait().expect("a child").is_none(), "it was over, or nothing is noted");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    child.kill().expect("it runs");
+    child.wait().expect("a child of ours");
+    assert!(noted().is_some_and(|row| row < ROWS), "it was over before");
+    let ended = import(&folder, &file, &[]).await;
+    ended.expect(3, &["40,000", "39,990", "0", "10"]);
+    assert!(ended.said.contains("continues after "), "{}", ended.said);
+    let rejected = std::fs::read_to_string(beside(&file, ".weir-rejected")).expect("is there");
+    let rows: Vec<&str> = rejected.lines().collect();
+    assert_eq!((rows.len(), rows[0]), (11, "type,user_id,timestamp,name,value,currency,weir_rejected"));
+    for (place, row) in rows.iter().skip(1).enumerate() {
+        let number = (place + 1) * 4_000;
+        assert!(row.contains(&format!(",\"1,5\",EUR,\"row {number}: ")), "{row}");
+    }
+    let mut database = Database::connect(up.line("postgres")).await;
+    database.until(STORED, 39_990, IMPORT_MAX).await;
+    // The whole file once more says nothing new.
+    import(&folder, &file, &["--restart"]).await.expect(3, &["40,000", "39,990", "0", "10"]);
+    let last = write(&folder, "last.csv", &conversions(1, 1));
+    import(&folder, &last, &[]).await.expect(0, &["1", "1", "0", "0"]);
+    database.until("SELECT count(*) FROM conversions WHERE external_id = 'user-1'", 1, IMPORT_MAX).await;
+    assert_eq!(database.number(STORED).await, 39_991);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_file_seems_to_be_is_said_once() {
+    let folder = Folder::new();
+    let _up = Up::start(&folder);
+    let at = days_ago(1);
+    let check = async |name: &str, bytes: &[u8], args: &[&str], expected: &[&str]| {
+        let file = folder.path().join(name);
+        std::fs::write(&file, bytes).expect("written");
+        let ended = import(&folder, &file, args).await;
+        assert_eq!(ended.code, Some(1), "{name}: {}{}", ended.out, ended.said);
+        assert!(expected.iter().all(|part| ended.said.contains(part)), "{name}: {}", ended.said);
+        assert!(!ended.said.contains("run the same command again"), "{name}: {}", ended.said);
+        assert!(!beside(&file, ".weir-rejected").exists() && !beside(&file, ".weir-progress").exists(), "{name}");
+    };
+    let header = "type,user_id,timestamp,name\n";
+    let latin = [format!("{header}engagement,M").as_bytes(), b"\xfcller", format!(",{at},visit\n").as_bytes()].concat();
+    check("latin.csv", &latin, &[], &["not UTF-8", "byte 40 (0xfc, in line 2)", "iconv -f WINDOWS-1252 -t UTF-8"]).await;
+    check("book.csv", b"PK\x03\x04 and so on", &[], &["Excel", "CSV UTF-8"]).await;
+    check("table.json", format!("{header}engagement,u,{at},visit\n").as_bytes(), &[], &["no JSON", "seems to be CSV"]).await;
+    check("same.csv", b"timestamp,user_id, Timestamp\n", &[], &["\"timestamp\" and \" Timestamp\""]).await;
+    check("timeless.csv", b"type,user_id,when\nengagement,u,now\n", &[], &["missing_timestamp", "\"when\"", "--map"]).await;
+    let cut = format!("[{{\"type\":\"engagement\",\"user_id\":\"u\",\"name\":\"visit\",\"timestamp\":\"{at}\"}},\n{{\"type\"");
+    check("cut.json", cut.as_bytes(), &[], &["element 2", "line 2", "not whole"]).await;
 }

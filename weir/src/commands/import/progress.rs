@@ -7,13 +7,14 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
-use serde_json::json;
 
+use super::refused::Refused;
 use super::send::{Delivered, Destination};
 use super::shape::Plan;
-use super::source::Source;
+use super::source::{REFUSED, Source};
 
-const VERSION: u32 = 1;
+/// 1 had other ids, and other rejected rows.
+const VERSION: u32 = 2;
 
 /// What became of the rows that are settled.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,12 +53,13 @@ pub(super) struct Ledger {
     /// Batches that were answered before an earlier one.
     early: BTreeMap<u64, Delivered>,
     next: u64,
-    rejected: Rejected,
+    rejected: RejectedRows,
+    form: Refused,
     file_bytes: u64,
 }
 
-/// `FILE.weir-rejected`, made with its first line.
-struct Rejected {
+/// `FILE.weir-rejected`, made with its first row.
+struct RejectedRows {
     file: PathBuf,
     out: Option<BufWriter<File>>,
 }
@@ -73,7 +75,13 @@ impl Ledger {
     /// Takes up what an earlier import of the same file has settled, or starts over.
     /// # Errors
     /// If the files beside the imported one cannot be read or written.
-    pub(super) fn open(source: &Source, plan: &Plan, destination: &Destination, restart: bool) -> anyhow::Result<Self> {
+    pub(super) fn open(
+        source: &Source,
+        form: Refused,
+        plan: &Plan,
+        destination: &Destination,
+        restart: bool,
+    ) -> anyhow::Result<Self> {
         let file = beside(&source.path, ".weir-progress");
         let fresh = Saved {
             v: VERSION,
@@ -103,9 +111,9 @@ impl Ledger {
             }
             None => fresh,
         };
-        let mut rejected = Rejected { file: beside(&source.path, ".weir-rejected"), out: None };
+        let mut rejected = RejectedRows { file: beside(&source.path, REFUSED), out: None };
         rejected.begin(saved.rejected_bytes)?;
-        let mut ledger = Ledger { file, saved, is_saved: false, early: BTreeMap::new(), next: 0, rejected, file_bytes: 0 };
+        let mut ledger = Ledger { file, saved, is_saved: false, early: BTreeMap::new(), next: 0, rejected, form, file_bytes: 0 };
         // Also tells at once whether there is room and leave for it.
         ledger.save()?;
         Ok(ledger)
@@ -137,9 +145,12 @@ impl Ledger {
         self.early.insert(number, delivered);
         while let Some(delivered) = self.early.remove(&self.next) {
             self.next += 1;
-            for (row, fault) in &delivered.rejected {
-                let line = json!({ "row": row, "code": fault.code, "message": fault.message }).to_string();
-                self.saved.rejected_bytes += self.rejected.write(&line)?;
+            if self.saved.rejected_bytes == 0 && !delivered.rejected.is_empty() {
+                self.saved.rejected_bytes += self.rejected.write(&self.form.head())?;
+            }
+            for (row, rejected) in &delivered.rejected {
+                let text = self.form.row(*row, &rejected.fault, &rejected.raw);
+                self.saved.rejected_bytes += self.rejected.write(&text)?;
             }
             let counts = &mut self.saved.counts;
             counts.accepted += delivered.accepted;
@@ -194,7 +205,7 @@ fn read(file: &Path) -> anyhow::Result<Option<Saved>> {
     }
 }
 
-impl Rejected {
+impl RejectedRows {
     /// Keeps the first bytes of an earlier run; none means that the file is of another import.
     fn begin(&mut self, bytes: u64) -> anyhow::Result<()> {
         let begin = || -> std::io::Result<()> {
@@ -224,15 +235,15 @@ impl Rejected {
         Ok(self.out.insert(BufWriter::new(out)))
     }
 
-    /// Writes a line; returns its bytes.
-    fn write(&mut self, line: &str) -> anyhow::Result<u64> {
+    /// Writes bytes at the end; returns their number.
+    fn write(&mut self, bytes: &[u8]) -> anyhow::Result<u64> {
         if self.out.is_none() {
             self.open()?;
         }
         if let Some(out) = &mut self.out {
-            writeln!(out, "{line}").with_context(|| self.file.display().to_string())?;
+            out.write_all(bytes).with_context(|| self.file.display().to_string())?;
         }
-        Ok(line.len() as u64 + 1)
+        Ok(bytes.len() as u64)
     }
 
     fn sync(&mut self) -> anyhow::Result<()> {
@@ -244,12 +255,14 @@ impl Rejected {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::commands::import::send::Rejected;
     use crate::commands::import::shape::Dialect;
     use crate::commands::import::source::Fault;
     use crate::commands::import::source::tests::source;
 
     fn delivered(accepted: u64, rejected: &[u64], last_row: u64) -> Delivered {
-        let rejected = rejected.iter().map(|row| (*row, Fault::new("code", "why"))).collect();
+        let rejected =
+            rejected.iter().map(|row| (*row, Rejected { fault: Fault::new("code", "why"), raw: b"{}".to_vec() })).collect();
         Delivered { accepted, duplicate: 0, rejected, last_row, file_bytes: last_row }
     }
 
@@ -257,8 +270,9 @@ mod tests {
     fn rows_are_settled_in_order_and_taken_up_once() {
         let (source, folder) = source("events.ndjson", b"{}\n");
         let open = |dialect, target: &str, restart| {
-            let plan = Plan::new(dialect, &[], &source).expect("a plan");
-            Ledger::open(&source, &plan, &Destination::closed(target), restart).expect("opens")
+            let plan = Plan::new(dialect, &[], false, &source).expect("a plan");
+            Ledger::open(&source, source.read().expect("begins").form, &plan, &Destination::closed(target), restart)
+                .expect("opens")
         };
         let rejected = folder.path().join("events.ndjson.weir-rejected");
         let lines = || std::fs::read_to_string(&rejected).map_or(0, |text| text.lines().count());

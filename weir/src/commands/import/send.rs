@@ -24,28 +24,46 @@ const ANSWER_MAX: Duration = Duration::from_secs(75);
 const RETRY_WAIT_MIN: Duration = Duration::from_millis(200);
 const RETRY_WAIT_MAX: Duration = Duration::from_secs(10);
 
+/// A row on its way.
+#[derive(Debug)]
+struct Sent {
+    row: u64,
+    event: Vec<u8>,
+    /// The row as its file has it.
+    raw: Vec<u8>,
+}
+
+/// A row that was refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Rejected {
+    pub(super) fault: Fault,
+    /// The row as its file has it.
+    pub(super) raw: Vec<u8>,
+}
+
 /// Rows on their way.
 #[derive(Debug, Default)]
 pub(super) struct Batch {
-    /// Number and event of each row.
-    events: Vec<(u64, Vec<u8>)>,
+    events: Vec<Sent>,
     /// Rows that cannot be sent.
-    rejected: Vec<(u64, Fault)>,
+    rejected: Vec<(u64, Rejected)>,
     bytes: usize,
+    held_bytes: usize,
     last_row: u64,
     /// Bytes of the file up to here, about.
     file_bytes: u64,
 }
 
 impl Batch {
-    /// Adds a row. `file_bytes`: how much of the file was read.
-    pub(super) fn add(&mut self, row: u64, event: Result<Vec<u8>, Fault>, file_bytes: u64) {
+    /// Adds a row. `raw`: as the file has it; `file_bytes`: how much of the file was read.
+    pub(super) fn add(&mut self, row: u64, raw: Vec<u8>, event: Result<Vec<u8>, Fault>, file_bytes: u64) {
+        self.held_bytes += raw.len();
         match event {
             Ok(event) => {
                 self.bytes += event.len() + 1;
-                self.events.push((row, event));
+                self.events.push(Sent { row, event, raw });
             }
-            Err(fault) => self.rejected.push((row, fault)),
+            Err(fault) => self.rejected.push((row, Rejected { fault, raw })),
         }
         self.last_row = row;
         self.file_bytes = file_bytes;
@@ -60,6 +78,11 @@ impl Batch {
     pub(super) fn bytes(&self) -> usize {
         self.bytes
     }
+
+    /// Returns the bytes of the rows as their file has them.
+    pub(super) fn held_bytes(&self) -> usize {
+        self.held_bytes
+    }
 }
 
 /// What became of a batch.
@@ -69,7 +92,7 @@ pub(super) struct Delivered {
     /// Duplicates within a request.
     pub(super) duplicate: u64,
     /// By row.
-    pub(super) rejected: BTreeMap<u64, Fault>,
+    pub(super) rejected: BTreeMap<u64, Rejected>,
     pub(super) last_row: u64,
     pub(super) file_bytes: u64,
 }
@@ -90,11 +113,11 @@ struct Answer {
     #[serde(default)]
     duplicate: u64,
     #[serde(default)]
-    rejected: Vec<Rejected>,
+    rejected: Vec<Refusal>,
 }
 
 #[derive(Deserialize)]
-struct Rejected {
+struct Refusal {
     index: usize,
     code: String,
     #[serde(default)]
@@ -182,9 +205,12 @@ impl Destination {
                 continue;
             }
             match self.insist(&events, patience).await? {
-                Ok(answer) => self.count(&events, answer, &mut delivered)?,
+                Ok(answer) => self.count(events, answer, &mut delivered)?,
                 Err(reason) if events.len() == 1 => {
-                    delivered.rejected.insert(events[0].0, Fault::new("too_large", reason));
+                    let rejected = events
+                        .into_iter()
+                        .map(|Sent { row, raw, .. }| (row, Rejected { fault: Fault::new("too_large", &reason), raw }));
+                    delivered.rejected.extend(rejected);
                 }
                 Err(_) => {
                     // The first half goes first, since one user's events keep their order.
@@ -198,7 +224,7 @@ impl Destination {
     }
 
     /// Sends one request until there is an answer; the inner error says that it is too large.
-    async fn insist(&self, events: &[(u64, Vec<u8>)], patience: Duration) -> anyhow::Result<Result<Answer, String>> {
+    async fn insist(&self, events: &[Sent], patience: Duration) -> anyhow::Result<Result<Answer, String>> {
         let body = self.body(events);
         let begun = Instant::now();
         let mut back_off = BackOff::new(RETRY_WAIT_MIN, RETRY_WAIT_MAX);
@@ -217,13 +243,13 @@ impl Destination {
         }
     }
 
-    fn body(&self, events: &[(u64, Vec<u8>)]) -> Bytes {
+    fn body(&self, events: &[Sent]) -> Bytes {
         let between: &[u8] = if self.dialect == Dialect::Segment { b"," } else { b"\n" };
-        let mut body = Vec::with_capacity(events.iter().map(|(_, event)| event.len() + 1).sum::<usize>() + 16);
+        let mut body = Vec::with_capacity(events.iter().map(|sent| sent.event.len() + 1).sum::<usize>() + 16);
         if self.dialect == Dialect::Segment {
             body.extend_from_slice(br#"{"batch":["#);
         }
-        for (place, (_, event)) in events.iter().enumerate() {
+        for (place, Sent { event, .. }) in events.iter().enumerate() {
             if place > 0 {
                 body.extend_from_slice(between);
             }
@@ -267,18 +293,20 @@ impl Destination {
     }
 
     /// Adds an answer to what is known; each row has one outcome.
-    fn count(&self, events: &[(u64, Vec<u8>)], answer: Answer, delivered: &mut Delivered) -> anyhow::Result<()> {
+    fn count(&self, mut events: Vec<Sent>, answer: Answer, delivered: &mut Delivered) -> anyhow::Result<()> {
+        let sent = events.len() as u64;
         let mut rejected = BTreeMap::new();
-        for Rejected { index, code, message } in answer.rejected {
-            let Some((row, _)) = events.get(index) else {
+        for Refusal { index, code, message } in answer.rejected {
+            let Some(Sent { row, raw, .. }) = events.get_mut(index) else {
                 bail!("{}: event {index} of {} was rejected; is this a collector?", self.collector, events.len());
             };
             // The first fault of an event is the one that others may follow from.
             // Of a public key's many rejected events the collector explains the first ones only.
             let message = message.as_deref().map_or("the reason is written out for server keys only", without_place);
-            rejected.entry(*row).or_insert(Fault { code, message: message.to_owned() });
+            rejected
+                .entry(*row)
+                .or_insert_with(|| Rejected { fault: Fault { code, message: message.to_owned() }, raw: std::mem::take(raw) });
         }
-        let sent = events.len() as u64;
         let left = sent.saturating_sub(rejected.len() as u64 + answer.duplicate);
         let accepted = answer.accepted.unwrap_or(left);
         if accepted + answer.duplicate + rejected.len() as u64 != sent {
@@ -312,11 +340,11 @@ mod tests {
 
     #[test]
     fn each_row_has_one_outcome() {
-        let events: Vec<(u64, Vec<u8>)> = (5..9).map(|row| (row, Vec::new())).collect();
+        let events = || (5..9).map(|row| Sent { row, event: Vec::new(), raw: Vec::new() }).collect::<Vec<_>>();
         let check = |answer: &str, expected: Option<(u64, u64, &[u64])>| {
             let answer = serde_json::from_str(answer).expect("an answer");
             let mut delivered = Delivered::default();
-            let counted = Destination::closed("a").count(&events, answer, &mut delivered);
+            let counted = Destination::closed("a").count(events(), answer, &mut delivered);
             let rejected: Vec<u64> = delivered.rejected.keys().copied().collect();
             let found = counted.is_ok().then_some((delivered.accepted, delivered.duplicate, rejected.as_slice()));
             assert_eq!(found, expected);

@@ -7,7 +7,9 @@ use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
-use super::source::{Cell, Fault, Format, Row, Source, name_of};
+use super::content::{Compared, Repeats, content};
+use super::source::{Cell, Fault, Format, Source, name_of};
+use super::{decimal, names};
 
 /// What the rows of a file are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -58,6 +60,7 @@ pub(super) fn read_map(text: &[u8]) -> anyhow::Result<Vec<Mapped>> {
 pub(super) struct Plan {
     dialect: Dialect,
     fields: Vec<Mapped>,
+    decimal_comma: bool,
     /// Of the ids of rows that have none.
     namespace: Uuid,
 }
@@ -66,10 +69,10 @@ impl Plan {
     /// Makes the plan of a file.
     /// # Errors
     /// If the file cannot be of this dialect.
-    pub(super) fn new(dialect: Dialect, map: &[Mapped], source: &Source) -> anyhow::Result<Self> {
-        if dialect == Dialect::Segment && (source.format != Format::Lines || !map.is_empty()) {
+    pub(super) fn new(dialect: Dialect, map: &[Mapped], decimal_comma: bool, source: &Source) -> anyhow::Result<Self> {
+        if dialect == Dialect::Segment && (source.format != Format::Lines || !map.is_empty() || decimal_comma) {
             let (name, format) = (source.path.display(), name_of(source.format));
-            bail!("{name}: {format}; Segment's calls are accepted as NDJSON, without --map");
+            bail!("{name}: {format}; Segment's calls are accepted as NDJSON, without --map and --decimal-comma");
         }
         let columns = |names: &[&str]| From::Columns(names.iter().map(|name| (*name).to_owned()).collect());
         let constant = |text: &str| From::Constant(format!("\"{text}\""));
@@ -92,76 +95,157 @@ impl Plan {
                 fields.push((field.to_owned(), from));
             }
         }
-        Ok(Plan { dialect, fields, namespace: namespace(&source.sha256) })
+        Ok(Plan { dialect, fields, decimal_comma, namespace: namespace(dialect, map) })
+    }
+
+    /// Checks that the columns of a file can give a time, without which each of its rows would be refused.
+    /// # Errors
+    /// What the columns are, and what is accepted.
+    pub(super) fn check_columns(&self, columns: &[String]) -> anyhow::Result<()> {
+        let has =
+            |name: &str| columns.iter().any(|column| names::is_same(column, name) || names::is_same(column, first_part(name)));
+        let is_there = |(field, from): &Mapped| {
+            field == "timestamp"
+                && match from {
+                    From::Constant(_) => true,
+                    From::Columns(columns) => columns.iter().any(|column| has(column)),
+                }
+        };
+        if self.dialect == Dialect::Segment || has("timestamp") || self.fields.iter().any(is_there) {
+            return Ok(());
+        }
+        bail!(
+            "missing_timestamp: no column says when a row happened; found the columns {columns:?}; accepted is a column timestamp, or \
+             one that --map names, such as {{\"timestamp\": \"created_at\"}}"
+        )
     }
 
     /// Returns a digest of how rows become events, to tell whether an earlier import did the same.
     pub(super) fn digest(&self) -> String {
         let mut hash = Sha256::new();
-        hash.update(format!("{:?} {:?}", self.dialect, self.fields));
+        hash.update(format!("{:?} {:?} {}", self.dialect, self.fields, self.decimal_comma));
         hex::encode(hash.finalize())
     }
 
-    /// Makes one event, on one line.
+    /// Makes one event, on one line. A row without an id is counted among its equals, so each row of a file comes here once and in
+    /// the order of the file, also one that is not sent again.
     /// # Errors
-    /// Why the row cannot become one. What the collector would refuse anyway is left to it.
-    pub(super) fn event(&self, row: Row) -> Result<Vec<u8>, Fault> {
-        let cells = row.cells?;
-        let id = || Uuid::new_v5(&self.namespace, row.number.to_string().as_bytes()).to_string();
+    /// If no more rows can be counted. The inner one: why the row cannot become an event; what the collector would refuse anyway is
+    /// left to it.
+    pub(super) fn event(&self, mut cells: Vec<(String, Cell)>, repeats: &mut Repeats) -> anyhow::Result<Result<Vec<u8>, Fault>> {
+        let fields = if self.dialect == Dialect::Segment {
+            let is_there = |(name, cell): &(String, Cell)| !(name == "messageId" && is_null(cell));
+            cells.into_iter().filter(is_there).map(|(name, cell)| (name, json_of(&cell))).collect()
+        } else {
+            names::forgive(&mut cells);
+            match self.fields(&cells) {
+                Ok(fields) => fields,
+                Err(fault) => return Ok(Err(fault)),
+            }
+        };
+        let id_name = if self.dialect == Dialect::Segment { "messageId" } else { "event_id" };
         let mut out = Object(Vec::with_capacity(512));
-        if self.dialect == Dialect::Segment {
-            if !cells.iter().any(|(name, cell)| name == "messageId" && !is_null(cell)) {
-                out.member("messageId", &quoted(&id()));
-            }
-            for (name, cell) in cells.iter().filter(|(name, cell)| !(name == "messageId" && is_null(cell))) {
-                out.member(name, &json_of(cell));
-            }
-            return Ok(out.finish());
+        let id = if fields.iter().any(|(name, _)| name == id_name) { None } else { Some(self.id(&fields, repeats)?) };
+        if let (Some(id), Dialect::Segment) = (&id, self.dialect) {
+            out.member(id_name, &quoted(id));
         }
-        let mut has_id = false;
-        let mut has_time = false;
+        for (name, json) in &fields {
+            out.member(name, json);
+        }
+        if let (Some(id), false) = (&id, self.dialect == Dialect::Segment) {
+            out.member(id_name, &quoted(id));
+        }
+        Ok(Ok(out.finish()))
+    }
+
+    /// Returns an event's fields, in JSON.
+    fn fields(&self, cells: &[(String, Cell)]) -> Result<Vec<(String, String)>, Fault> {
+        let mut fields: Vec<(String, String)> = Vec::with_capacity(cells.len() + self.fields.len());
         let mut used: Vec<&str> = Vec::new();
-        let mut add = |field: &str, value: &str| {
-            if value != "null" {
-                has_id |= field == "event_id";
-                has_time |= field == "timestamp";
-                out.member(field, value);
+        let mut add = |field: &str, json: String| {
+            if json != "null" {
+                fields.push((field.to_owned(), json));
             }
         };
         for (field, from) in &self.fields {
             match from {
-                From::Constant(json) => add(field, json),
+                From::Constant(json) => add(field, json.clone()),
                 From::Columns(columns) => {
-                    let found = columns.iter().find_map(|column| find(&cells, column));
+                    let found = columns.iter().find_map(|column| find(cells, column));
                     if let Some((column, cell)) = found {
                         used.extend(column);
-                        add(field, &typed(field, &cell));
+                        add(field, self.typed(field, &cell)?);
                     }
                 }
             }
         }
-        for (name, cell) in &cells {
+        for (name, cell) in cells {
             let is_mapped = self.fields.iter().any(|(field, _)| field == name);
             if !is_mapped && !used.contains(&name.as_str()) {
-                add(name, &typed(name, cell));
+                add(name, self.typed(name, cell)?);
             }
         }
-        if !has_time {
+        if !fields.iter().any(|(name, _)| name == "timestamp") {
             // Elsewhere it would be the time of receipt, which is never when history happened.
             let message =
                 "timestamp: missing; an imported row says when it happened, in this field or in a column that --map names";
             return Err(Fault::new("missing_timestamp", message));
         }
-        if !has_id {
-            out.member("event_id", &quoted(&id()));
+        Ok(fields)
+    }
+
+    /// Returns the id of a row that has none: UUIDv5 of what it says and of how many equal rows came before it.
+    fn id(&self, fields: &[(String, String)], repeats: &mut Repeats) -> anyhow::Result<String> {
+        let is_segment = self.dialect == Dialect::Segment;
+        let compared = |name: &str| match kind_of(name) {
+            _ if is_segment => Compared::ByNumbers,
+            Kind::Text => Compared::Exactly,
+            _ if matches!(name, "timestamp" | "sent_at" | "original_exposure_date") => Compared::ByTime,
+            _ => Compared::ByValue,
+        };
+        let content = content(fields.iter().map(|(name, json)| (name.as_str(), json.as_str(), compared(name))));
+        let number = repeats.number(&content)?;
+        Ok(Uuid::new_v5(&self.namespace, format!("{}:{number}", hex::encode(content)).as_bytes()).to_string())
+    }
+
+    /// Writes a value as its field expects it.
+    fn typed(&self, field: &str, cell: &Cell) -> Result<String, Fault> {
+        let is_amount = matches!(field, "value" | "conversion_value");
+        if !(self.decimal_comma && is_amount) {
+            return Ok(typed(field, cell));
         }
-        Ok(out.finish())
+        let text = match cell {
+            Cell::Text(text) => Some(text.clone()),
+            Cell::Json(json) => serde_json::from_str::<String>(json).ok().filter(|text| !text.is_empty()),
+        };
+        match text {
+            Some(text) => {
+                let with_point =
+                    decimal::with_point(&text).map_err(|why| Fault::new("not_decimal", format!("{field}: {why}")))?;
+                Ok(quoted(&with_point))
+            }
+            // A number of JSON has its own way of writing decimals.
+            None => Ok(typed(field, cell)),
+        }
     }
 }
 
-/// Returns the namespace of the ids of a file's rows: UUIDv5(OID namespace, `weir:import:{SHA-256 of the file, hexadecimal}`).
-fn namespace(sha256: &[u8]) -> Uuid {
-    Uuid::new_v5(&Uuid::NAMESPACE_OID, format!("weir:import:{}", hex::encode(sha256)).as_bytes())
+/// Returns what stands before the first point.
+fn first_part(name: &str) -> &str {
+    name.split('.').next().unwrap_or(name)
+}
+
+/// Returns the namespace of the ids of rows that have none: UUIDv5(OID namespace, `weir:import:{dialect}:{map}`), the map in JSON with
+/// its fields in order: the same rows mean something else under another one.
+fn namespace(dialect: Dialect, map: &[Mapped]) -> Uuid {
+    let dialect = dialect.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned());
+    let member = |(field, from): &Mapped| match from {
+        From::Columns(columns) => format!("{}:{}", quoted(field), quoted(&columns.join(" "))),
+        From::Constant(json) => format!("{}:{{\"value\":{json}}}", quoted(field)),
+    };
+    let mut members: Vec<String> = map.iter().map(member).collect();
+    members.sort_unstable();
+    Uuid::new_v5(&Uuid::NAMESPACE_OID, format!("weir:import:{dialect}:{{{}}}", members.join(",")).as_bytes())
 }
 
 /// A JSON object on its way.
@@ -202,7 +286,8 @@ fn json_of(cell: &Cell) -> String {
 
 /// Finds a column that has a value, and its own name; or what a name with points leads to.
 fn find<'a>(cells: &'a [(String, Cell)], column: &str) -> Option<(Option<&'a str>, Cell)> {
-    if let Some((name, cell)) = cells.iter().find(|(name, _)| name == column) {
+    let exact = cells.iter().find(|(name, _)| name == column);
+    if let Some((name, cell)) = exact.or_else(|| cells.iter().find(|(name, _)| names::is_same(name, column))) {
         return (!is_null(cell)).then(|| (Some(name.as_str()), cell.clone()));
     }
     let (first, rest) = column.split_once('.')?;
@@ -280,26 +365,35 @@ mod tests {
     use super::*;
     use crate::commands::import::source::tests::source;
 
-    fn row(cells: &[(&str, &str)]) -> Row {
+    fn cells(cells: &[(&str, &str)]) -> Vec<(String, Cell)> {
         let cell = |text: &str| match text.strip_prefix('=') {
             Some(text) => Cell::Text(text.to_owned()),
             None => Cell::Json(text.to_owned()),
         };
-        Row { number: 7, cells: Ok(cells.iter().map(|(name, value)| ((*name).to_owned(), cell(value))).collect()) }
+        cells.iter().map(|(name, value)| ((*name).to_owned(), cell(value))).collect()
     }
 
     fn plan(dialect: Dialect, map: &str) -> Plan {
         let (source, _folder) = source("events.ndjson", b"{}\n");
-        Plan::new(dialect, &read_map(map.as_bytes()).expect("a map"), &source).expect("a plan")
+        Plan::new(dialect, &read_map(map.as_bytes()).expect("a map"), false, &source).expect("a plan")
     }
 
     /// Cells are JSON, or texts of a CSV file after `=`.
-    fn check(plan: &Plan, cells: &[(&str, &str)], expected: &str) {
-        let found = match plan.event(row(cells)) {
+    fn check(plan: &Plan, row: &[(&str, &str)], expected: &str) {
+        assert_eq!(event(plan, row, &mut Repeats::default()), expected, "{row:?}");
+    }
+
+    fn event(plan: &Plan, row: &[(&str, &str)], repeats: &mut Repeats) -> String {
+        match plan.event(cells(row), repeats).expect("room") {
             Ok(event) => String::from_utf8(event).expect("text"),
             Err(fault) => fault.code,
-        };
-        assert_eq!(found, expected, "{cells:?}");
+        }
+    }
+
+    /// The id of a row that has none, the first of its kind.
+    fn id(plan: &Plan, row: &[(&str, &str)]) -> String {
+        let event = event(plan, row, &mut Repeats::default());
+        serde_json::from_str::<Value>(&event).expect("JSON")["event_id"].as_str().expect("an id").to_owned()
     }
 
     #[test]
@@ -353,16 +447,73 @@ mod tests {
     }
 
     #[test]
-    fn ids_follow_from_the_file_and_the_row() {
-        // SHA-256 of "{}\n", and the two UUIDv5 by another implementation (Python's uuid).
-        let id = "4dcd9bbc-5a53-56b3-992e-5e7ab7d4616c";
-        check(
-            &plan(Dialect::Native, "{}"),
-            &[("timestamp", "=t"), ("event_id", "null")],
-            &format!(r#"{{"timestamp":"t","event_id":"{id}"}}"#),
-        );
-        check(&plan(Dialect::Segment, "{}"), &[("type", "\"track\"")], &format!(r#"{{"messageId":"{id}","type":"track"}}"#));
-        check(&plan(Dialect::Segment, "{}"), &[("messageId", "\"m\""), ("userId", "null")], r#"{"messageId":"m","userId":null}"#);
+    fn ids_follow_from_what_a_row_says_and_its_number_among_equals() {
+        let native = plan(Dialect::Native, "{}");
+        let row: &[(&str, &str)] =
+            &[("timestamp", "=2026-03-01 12:00:00"), ("user_id", "=7"), ("value", "=19.90"), ("event_id", "null")];
+        // By another implementation (Python's hashlib and uuid).
+        let (first, second) = ("0b98eda9-2155-51f3-99ac-31b6707f2d36", "377ae338-bea7-5aad-b591-618e8f0b6c9d");
+        let mut repeats = Repeats::default();
+        let ids = [0, 1].map(|_| {
+            let event: Value = serde_json::from_str(&event(&native, row, &mut repeats)).expect("JSON");
+            event["event_id"].as_str().expect("an id").to_owned()
+        });
+        assert_eq!(ids, [first, second]);
+        // The same, as another file and format may write it.
+        let same: &[&[(&str, &str)]] = &[
+            &[("value", "19.9"), (" User_Id", "7"), ("TIMESTAMP", "\"2026-03-01T13:00:00.000+01:00\"")],
+            &[("user_id", "\"7\""), ("timestamp", "=2026-03-01T12:00:00Z"), ("value", "=19.900"), ("plan", "\"\"")],
+        ];
+        for same in same {
+            assert_eq!(id(&native, same), first, "{same:?}");
+        }
+        let others: &[&[(&str, &str)]] = &[
+            &[("timestamp", "=2026-03-01 12:00:00"), ("user_id", "=7"), ("value", "=19.91")],
+            &[("timestamp", "=2026-03-01 12:00:00"), ("user_id", "=07"), ("value", "=19.90")],
+            &[("timestamp", "=2026-03-01 12:00:01"), ("user_id", "=7"), ("value", "=19.90")],
+        ];
+        for other in others {
+            assert_ne!(id(&native, other), first, "{other:?}");
+        }
+        assert_ne!(id(&plan(Dialect::Conversions, "{}"), row), first, "of another dialect");
+        assert_ne!(id(&plan(Dialect::Native, r#"{"name": "what"}"#), row), first, "by another map");
+        // Rows that have ids are not counted, and ids of calls are Segment's.
+        let segment = plan(Dialect::Segment, "{}");
+        let call = event(&segment, &[("type", "\"track\"")], &mut repeats);
+        assert!(call.starts_with("{\"messageId\":\"") && call.ends_with(",\"type\":\"track\"}"), "{call}");
+        check(&segment, &[("messageId", "\"m\""), ("userId", "null")], r#"{"messageId":"m","userId":null}"#);
+    }
+
+    #[test]
+    fn decimal_commas_are_read_in_amounts_only() {
+        let (source, _folder) = source("events.ndjson", b"{}\n");
+        let map = read_map(br#"{"event_id": {"value": "e"}}"#).expect("a map");
+        let plan = Plan::new(Dialect::Native, &map, true, &source).expect("a plan");
+        let check = |name: &str, value: &str, expected: &str| {
+            let expected = format!(r#"{{"event_id":"e","timestamp":"t","{name}":{expected}}}"#);
+            check(&plan, &[("timestamp", "=t"), (name, value)], &expected);
+        };
+        check("value", "=1.234,56", "\"1234.56\"");
+        check("conversion_value", "\"19,90\"", "\"19.90\"");
+        check("value", "19.90", "19.90");
+        check("plan", "=1,5", "\"1,5\"");
+        super::tests::check(&plan, &[("timestamp", "=t"), ("value", "=19.90")], "not_decimal");
+    }
+
+    #[test]
+    fn a_table_without_a_time_is_told_at_once() {
+        let check = |dialect: Dialect, map: &str, columns: &[&str], expected: bool| {
+            let columns: Vec<String> = columns.iter().map(|name| (*name).to_owned()).collect();
+            let found = plan(dialect, map).check_columns(&columns);
+            assert_eq!(found.is_ok(), expected, "{columns:?} {found:?}");
+        };
+        check(Dialect::Native, "{}", &["timestamp"], true);
+        check(Dialect::Native, "{}", &["created_at", "user_id"], false);
+        check(Dialect::Native, r#"{"timestamp": "When"}"#, &["when"], true);
+        check(Dialect::Native, r#"{"timestamp": "a.b"}"#, &["a"], true);
+        check(Dialect::Native, r#"{"timestamp": {"value": "2026-03-01T00:00:00Z"}}"#, &["a"], true);
+        check(Dialect::Impressions, "{}", &["impression_at"], true);
+        check(Dialect::Conversions, "{}", &["impression_at"], false);
     }
 
     #[test]

@@ -1,7 +1,7 @@
-//! Reads a file row by row: lines of JSON, CSV, or Parquet. What a row says is given on as it stands.
+//! Reads a file row by row: JSON, CSV, or Parquet. What a row says is given on as it stands.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read, Seek};
+use std::io::{BufReader, Read, Seek};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,9 +9,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use anyhow::{Context, bail};
 use sha2::{Digest as _, Sha256};
 
+use super::refused::{Form, Refused};
+
+mod array;
 mod columns;
 mod lines;
 mod table;
+mod text;
+
+pub(super) use lines::object;
+pub(super) use text::Encoding;
 
 /// One value of a row.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,10 +32,21 @@ pub(super) enum Cell {
 /// One row of a file.
 #[derive(Debug)]
 pub(super) struct Row {
-    /// Counted from 1: the line of a file of lines, else the record after the header.
+    /// Counted from 1: the line of a file of lines, the element of an array, else the record after the header.
     pub(super) number: u64,
     /// Names and values in the file's order, or why it cannot be read.
     pub(super) cells: Result<Vec<(String, Cell)>, Fault>,
+    /// The row as it was written, in UTF-8 where that is possible; one of Parquet is JSON.
+    pub(super) raw: Vec<u8>,
+}
+
+/// A file that is read.
+pub(super) struct Reading {
+    pub(super) rows: Rows,
+    /// How refused rows are written.
+    pub(super) form: Refused,
+    /// The names of its columns, where all rows have the same.
+    pub(super) columns: Option<Vec<String>>,
 }
 
 /// Why a row was not sent.
@@ -52,7 +70,7 @@ pub(super) type Rows = Box<dyn Iterator<Item = anyhow::Result<Row>> + Send>;
 /// What a file is, by its name and its first bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Format {
-    /// One JSON object in each line.
+    /// JSON objects: one in each line, or in an array.
     Lines,
     /// A header, then records.
     Csv,
@@ -70,6 +88,8 @@ pub(super) struct Source {
     is_gzip: bool,
     /// Its name says that tabs stand between fields.
     has_tabs: bool,
+    /// Its name says JSON, and not lines of it.
+    is_json: bool,
     /// Held until the end, so that no second import of the file runs beside this one.
     file: File,
     modified: Option<std::time::SystemTime>,
@@ -97,8 +117,11 @@ impl Source {
             bail!("{name}: another import of this file runs");
         }
         let mut begin = Vec::new();
-        (&file).take(4).read_to_end(&mut begin).with_context(|| name.to_string())?;
+        (&file).take(16).read_to_end(&mut begin).with_context(|| name.to_string())?;
         let is_gzip = begin.starts_with(&[0x1f, 0x8b]);
+        if let Some(found) = text::known(&begin) {
+            bail!("{name}: {found}");
+        }
         let format = format(path, &begin)?;
         if is_gzip && format == Format::Parquet {
             bail!("{name}: a Parquet file in gzip cannot be read; decompress it first");
@@ -114,7 +137,7 @@ impl Source {
             hash.update(&buffer[..filled]);
         }
         let read = Arc::default();
-        let has_tabs = plain_name(path).ends_with(".tsv");
+        let (has_tabs, is_json) = (plain_name(path).ends_with(".tsv"), plain_name(path).ends_with(".json"));
         let (bytes, modified) = (metadata.len(), metadata.modified().ok());
         Ok(Source {
             path: path.to_owned(),
@@ -123,30 +146,35 @@ impl Source {
             sha256: hash.finalize().into(),
             is_gzip,
             has_tabs,
+            is_json,
             file,
             modified,
             read,
         })
     }
 
-    /// Begins to read the rows.
-    pub(super) fn rows(&self) -> anyhow::Result<Rows> {
-        let name = || self.path.display().to_string();
-        let mut file = self.file.try_clone().with_context(name)?;
-        file.rewind().with_context(name)?;
+    /// Begins to read the rows; the begin of the file is read at once. Blocks.
+    /// # Errors
+    /// If it cannot be read, or is something else than its name says; the error says what it seems to be.
+    pub(super) fn read(&self) -> anyhow::Result<Reading> {
+        self.begin().with_context(|| self.path.display().to_string())
+    }
+
+    fn begin(&self) -> anyhow::Result<Reading> {
+        let mut file = self.file.try_clone()?;
+        file.rewind()?;
         if self.format == Format::Parquet {
-            return columns::rows(file, Arc::clone(&self.read)).with_context(name);
+            return columns::open(file, Arc::clone(&self.read));
         }
-        let counted = Counted { file, read: Arc::clone(&self.read) };
-        let bytes: Box<dyn BufRead + Send> = if self.is_gzip {
-            Box::new(BufReader::with_capacity(BUFFER_BYTES, flate2::read::MultiGzDecoder::new(counted)))
-        } else {
-            Box::new(BufReader::with_capacity(BUFFER_BYTES, counted))
-        };
-        match self.format {
-            Format::Csv => table::rows(bytes, self.has_tabs).with_context(name),
-            Format::Lines | Format::Parquet => Ok(lines::rows(bytes)),
+        let counted = BufReader::with_capacity(BUFFER_BYTES, Counted { file, read: Arc::clone(&self.read) });
+        let bytes: Box<dyn Read + Send> =
+            if self.is_gzip { Box::new(flate2::bufread::MultiGzDecoder::new(counted)) } else { Box::new(counted) };
+        let text = text::open(bytes)?;
+        if self.format == Format::Csv {
+            return table::open(text, self.has_tabs);
         }
+        let form = Form::Lines.in_encoding(text.encoding);
+        Ok(Reading { rows: lines::rows(text, self.is_json)?, form, columns: None })
     }
 
     /// Returns how many of the file's bytes were read so far.
@@ -180,24 +208,39 @@ impl Read for Counted {
 
 /// Tells what a file is: its first bytes decide for Parquet, its name for the others.
 fn format(path: &Path, begin: &[u8]) -> anyhow::Result<Format> {
-    if begin == b"PAR1" {
+    if begin.starts_with(b"PAR1") {
         return Ok(Format::Parquet);
+    }
+    // Refused rows of Parquet are written as JSON, whatever that file is called.
+    if is_refused(path) && (begin.starts_with(b"{\"") || plain_name(path).ends_with(".parquet")) {
+        return Ok(Format::Lines);
     }
     match plain_name(path).rsplit_once('.').map(|(_, extension)| extension) {
         Some("csv" | "tsv") => Ok(Format::Csv),
         Some("ndjson" | "jsonl" | "json") => Ok(Format::Lines),
         _ => bail!(
-            "{}: its name does not tell what it is; .ndjson, .jsonl, .json (one object in each line), .csv, .tsv and Parquet files \
-             are accepted, the first five also in gzip, with .gz at the end",
+            "{}: its name does not tell what it is; .ndjson, .jsonl, .json (one object in each line, or an array of them), .csv, .tsv \
+             and Parquet files are accepted, the first five also in gzip, with .gz at the end, and what is left of them in .weir-rejected",
             path.display()
         ),
     }
 }
 
-/// Returns a file's name in small letters, without `.gz`.
+/// What the name of a file of refused rows ends with.
+pub(super) const REFUSED: &str = ".weir-rejected";
+
+fn is_refused(path: &Path) -> bool {
+    path.as_os_str().to_string_lossy().to_ascii_lowercase().ends_with(REFUSED)
+}
+
+/// Returns a file's name in small letters, without `.gz`; of refused rows the name of the file that they are of.
 fn plain_name(path: &Path) -> String {
     let name = path.file_name().map(|name| name.to_string_lossy().to_ascii_lowercase()).unwrap_or_default();
-    name.strip_suffix(".gz").unwrap_or(&name).to_owned()
+    let mut name = name.as_str();
+    while let Some(rest) = name.strip_suffix(REFUSED) {
+        name = rest;
+    }
+    name.strip_suffix(".gz").unwrap_or(name).to_owned()
 }
 
 /// Takes a JSON object apart; nothing if it is none.
@@ -248,7 +291,7 @@ pub(super) mod tests {
             };
             format!("{}{cells}", row.number)
         };
-        source.rows().expect("it can be read").map(show).collect()
+        source.read().expect("it can be read").rows.map(show).collect()
     }
 
     /// A file of this name and contents, open, and the folder it lies in.
@@ -271,8 +314,8 @@ pub(super) mod tests {
         let expected = [
             "1 a:1 b:{\"c\":[1.50]}",
             "4 a:null",
-            "5 invalid_json: expected a JSON object in the line; found: invalid type: sequence, expected an object",
-            "6 invalid_json: expected a JSON object in the line; found: EOF while parsing a value",
+            "5 invalid_json: expected a JSON object; found: invalid type: sequence, expected an object",
+            "6 invalid_json: expected a JSON object; found: EOF while parsing a value",
             "7 bad_utf8: the line is not UTF-8 at byte 6",
             "8 last:18446744073709551616",
         ];
@@ -281,6 +324,18 @@ pub(super) mod tests {
         check("events.json.gz", &gzip(text), &expected);
         check("empty.ndjson", b"", &[]);
         check("mark.ndjson", b"\xef\xbb\xbf{\"a\":1}\n", &["1 a:1"]);
+        check(
+            "array.json",
+            b"\xef\xbb\xbf [\n {\"a\":1,\n\"b\":2}\n, 7]\n",
+            &["1 a:1 b:2", "2 invalid_json: expected a JSON object; found: invalid type: integer `7`, expected an object"],
+        );
+        check("array.json.gz", &gzip(b"[{\"a\":1}]"), &["1 a:1"]);
+        check("array.ndjson", b"[{\"a\":1},\n{\"a\":2}]", &["1 a:1", "2 a:2"]);
+        check("pretty.ndjson", b"{\n\"a\":1\n}\n{\n\"a\":2}", &["1 a:1", "2 a:2"]);
+        check("x.parquet.weir-rejected", b"{\"a\":1,\"weir_rejected\":\"why\"}\n", &["1 a:1"]);
+        check("x.csv.weir-rejected", b"{\"a\":1,\"weir_rejected\":\"why\"}\n", &["1 a:1"]);
+        let lines = b"{\"weir_rejected\":\"why\",\"line\":\"{\\\"a\\\":1}\"}\n{\"line\":1,\"weir_rejected\":2}\n{\"line\":2}\n";
+        check("x.ndjson.weir-rejected", lines, &["1 a:1", "2 line:1", "3 line:2"]);
     }
 
     #[test]
@@ -288,7 +343,7 @@ pub(super) mod tests {
         let mut text = b"{\"a\":\"".to_vec();
         text.resize(3 * 1024 * 1024, b'x');
         text.extend_from_slice(b"\n{\"a\":1}\n");
-        check("long.ndjson", &text, &["1 too_large: the line has more than 1048576 bytes", "2 a:1"]);
+        check("long.ndjson", &text, &["1 too_large: the line has more than 1048576 bytes; its first 1000 are kept", "2 a:1"]);
     }
 
     #[test]
@@ -306,6 +361,22 @@ pub(super) mod tests {
         check("marks.csv", b"\xef\xbb\xbfid;a,b;c\n1;x;2\n", &["1 id=1 a,b=x c=2"]);
         check("tabs.tsv", b"id\ta,b\n1\tx\n", &["1 id=1 a,b=x"]);
         check("headeronly.csv", b"id,a\n", &[]);
+        check("excel.csv", b"\xef\xbb\xbfsep=;\r\nid;\"a,b,c\"\r\n1;\"19,90\"\r\n", &["1 id=1 a,b,c=19,90"]);
+        check("quoted.csv", b"\"a,b\"\t\"c,d\"\n1\t2\n", &["1 a,b=1 c,d=2"]);
+        check("case.csv", b"Timestamp, user_id , Plan\n1,2,3\n", &["1 timestamp=1 user_id=2 Plan=3"]);
+        check("refused.CSV.gz.weir-rejected.weir-rejected", b"id;Weir_Rejected\n1;row 1: why\n", &["1 id=1"]);
+        check("refused.csv.weir-rejected", b"id,weir_rejected\n1,row 1: why\n", &["1 id=1"]);
+    }
+
+    #[test]
+    fn a_quote_that_is_not_closed_takes_no_memory() {
+        let mut text = b"id,a\n1,x\n2,\"open\n".to_vec();
+        text.resize(20 * 1024 * 1024, b'x');
+        let (source, _folder) = source("open.csv", &text);
+        let mut rows = source.read().expect("begins").rows;
+        assert_eq!(rows.next().expect("a row").expect("can be read").number, 1);
+        let error = format!("{:#}", rows.next().expect("a row").expect_err("too long"));
+        assert!(error.contains("begins in line 3") && error.contains("more than 16777216 bytes; is a quote opened"), "{error}");
     }
 
     #[test]
@@ -314,7 +385,7 @@ pub(super) mod tests {
             let folder = tempfile::tempdir().expect("a folder");
             let path = folder.path().join(name);
             std::fs::write(&path, bytes).expect("written");
-            let found = Source::open(&path).and_then(|source| source.rows().map(drop)).expect_err("refused");
+            let found = Source::open(&path).and_then(|source| source.read().map(drop)).expect_err("refused");
             let found = format!("{found:#}");
             assert!(found.contains(name) && found.contains(expected), "{found}");
         };
@@ -322,6 +393,32 @@ pub(super) mod tests {
         check("twice.csv", b"id,a,id\n", "the header names \"id\" twice");
         check("nothing.csv", b"", "the file is empty; a header with the names of the columns is expected");
         check("broken.parquet", b"PAR1....", "Parquet");
+        check("same.csv", b"Timestamp,x, timestamp\n", "\"Timestamp\" and \" timestamp\", which are one name");
+        check("book.csv", b"PK\x03\x04....", "Excel");
+        check("json.csv", b"{\"a\":1}\n", "seems to be JSON");
+        check("table.ndjson", b"a,b\n1,2\n", "it begins with \"a,b\"; it seems to be CSV");
+        check("wide.csv", b"i\0d\0,\0a\0\n\0", "UTF-16LE without a byte-order mark");
+    }
+
+    #[test]
+    fn utf16_and_older_encodings() {
+        let utf16 = |text: &str, is_little: bool| -> Vec<u8> {
+            let units = std::iter::once(0xfeff).chain(text.encode_utf16());
+            units.flat_map(|unit: u16| if is_little { unit.to_le_bytes() } else { unit.to_be_bytes() }).collect()
+        };
+        for is_little in [true, false] {
+            check("wide.csv", &utf16("id\tname\r\n1\tZoë, 😀\r\n", is_little), &["1 id=1 name=Zoë, 😀"]);
+            check("wide.ndjson.gz", &gzip(&utf16("{\"a\":\"ä\"}\n", is_little)), &["1 a:\"ä\""]);
+            check("wide.json", &utf16("[{\"a\":1}]", is_little), &["1 a:1"]);
+        }
+        let older = |name: &str, bytes: &[u8], expected: &str| {
+            let (source, _folder) = source(name, bytes);
+            let error = source.read().expect("begins").rows.find_map(Result::err).expect("refused").to_string();
+            assert!(error.contains(expected) && error.contains("iconv -f WINDOWS-1252 -t UTF-8"), "{error}");
+        };
+        older("old.csv", b"id,name\n1,x\n2,M\xfcller\n", "byte 15 (0xfc, in line 3)");
+        older("old.ndjson", b"{}\n{\"a\":\"\xe9\"}\n", "byte 9 (0xe9, in line 2)");
+        older("old.json", b"[{},\n{\"a\":\"\xe9\"}]", "byte 11 (0xe9, in line 2)");
     }
 
     #[test]

@@ -1,32 +1,76 @@
-//! Parquet: batches of columns, written as JSON row by row.
+//! Parquet: batches of columns, taken apart row by row.
 
 use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::Context;
-use arrow::json::LineDelimitedWriter;
-use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
+use arrow::array::RecordBatch;
+use arrow::datatypes::{DataType, Schema, SchemaRef, TimeUnit};
+use parquet::arrow::arrow_reader::{
+    ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder,
+};
+use parquet::basic::Type as Physical;
+use serde_json::value::RawValue;
 
-use super::{Row, Rows, lines};
+use super::lines::object;
+use super::{Cell, Encoding, Fault, Form, Reading, Row};
+use crate::commands::import::names::{self, REASON};
+
+mod value;
+
+use value::Shape;
 
 /// Rows that are decoded at once.
 const BATCH_ROWS: usize = 1_000;
 
 /// Reads rows. `read` rises with the rows, in proportion to the file's bytes.
-pub(super) fn rows(file: File, read: Arc<AtomicU64>) -> anyhow::Result<Rows> {
+/// # Errors
+/// If the file cannot be read, or has a column of a type that cannot.
+pub(super) fn open(file: File, read: Arc<AtomicU64>) -> anyhow::Result<Reading> {
     let bytes = file.metadata()?.len();
-    let builder = ParquetRecordBatchReaderBuilder::try_new(file).context("the Parquet file cannot be read")?;
+    let unreadable = || "the Parquet file cannot be read";
+    let found = ArrowReaderMetadata::load(&file, ArrowReaderOptions::new()).with_context(unreadable)?;
+    let options = ArrowReaderOptions::new().with_schema(of_wide_times(&found));
+    let metadata = ArrowReaderMetadata::try_new(Arc::clone(found.metadata()), options).with_context(unreadable)?;
+    let shapes = value::shapes(metadata.schema(), metadata.parquet_schema())?;
+    let written: Vec<String> = metadata.schema().fields().iter().map(|field| field.name().clone()).collect();
+    let names = names::of_columns(&written)?;
+    let columns = names.iter().filter(|name| *name != REASON).cloned().collect();
+    let builder = ParquetRecordBatchReaderBuilder::new_with_metadata(file, metadata);
     let rows = u64::try_from(builder.metadata().file_metadata().num_rows()).unwrap_or_default();
-    let reader = builder.with_batch_size(BATCH_ROWS).build().context("the Parquet file cannot be read")?;
+    let reader = builder.with_batch_size(BATCH_ROWS).build().with_context(unreadable)?;
     read.store(if rows == 0 { bytes } else { 0 }, Ordering::Relaxed);
-    Ok(Box::new(Columns { reader, ready: Vec::new().into_iter(), number: 0, rows, bytes, read }))
+    let rows = Columns { reader, names, shapes, batch: None, place: 0, number: 0, rows, bytes, read };
+    let form = Form::Lines.in_encoding(Encoding::Utf8 { has_mark: false });
+    Ok(Reading { rows: Box::new(rows), form, columns: Some(columns) })
+}
+
+/// Returns the schema in which times of 96 bits are microseconds: as nanoseconds, their years end with 2262.
+fn of_wide_times(found: &ArrowReaderMetadata) -> SchemaRef {
+    let parquet = found.parquet_schema();
+    let roots = |physical: Physical| {
+        let is = move |leaf: &usize| parquet.column(*leaf).physical_type() == physical;
+        (0..parquet.num_columns()).filter(is).map(|leaf| parquet.get_column_root_idx(leaf)).collect::<Vec<_>>()
+    };
+    let wide = roots(Physical::INT96);
+    let fields = found.schema().fields().iter().enumerate().map(|(place, field)| match field.data_type() {
+        DataType::Timestamp(TimeUnit::Nanosecond, zone) if wide.contains(&place) => {
+            let data_type = DataType::Timestamp(TimeUnit::Microsecond, zone.clone());
+            Arc::new(field.as_ref().clone().with_data_type(data_type))
+        }
+        _ => Arc::clone(field),
+    });
+    Arc::new(Schema::new_with_metadata(fields.collect::<Vec<_>>(), found.schema().metadata().clone()))
 }
 
 struct Columns {
     reader: ParquetRecordBatchReader,
-    /// Lines of the batch that is decoded.
-    ready: std::vec::IntoIter<Vec<u8>>,
+    names: Vec<String>,
+    shapes: Vec<Shape>,
+    /// The rows that are decoded, and the next one of them.
+    batch: Option<RecordBatch>,
+    place: usize,
     number: u64,
     rows: u64,
     bytes: u64,
@@ -38,78 +82,52 @@ impl Iterator for Columns {
 
     fn next(&mut self) -> Option<Self::Item> {
         loop {
-            if let Some(line) = self.ready.next() {
+            if let Some(batch) = &self.batch
+                && self.place < batch.num_rows()
+            {
+                let row = self.row(batch, self.place);
+                self.place += 1;
                 self.number += 1;
-                return Some(Ok(Row { number: self.number, cells: lines::cells(&line) }));
+                return Some(Ok(row));
             }
             let batch = match self.reader.next()? {
                 Ok(batch) => batch,
-                Err(error) => return Some(Err(error.into())),
+                Err(error) => return Some(Err(anyhow::Error::new(error).context("the Parquet file cannot be read on"))),
             };
-            let mut writer = LineDelimitedWriter::new(Vec::new());
-            let written = writer.write(&batch).and_then(|()| writer.finish());
-            if let Err(error) = written {
-                return Some(Err(anyhow::Error::new(error).context("a row cannot be written as JSON")));
-            }
-            let text = writer.into_inner();
-            let lines: Vec<Vec<u8>> =
-                text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).map(<[u8]>::to_vec).collect();
-            let done = u128::from(self.number + lines.len() as u64) * u128::from(self.bytes) / u128::from(self.rows.max(1));
+            let done = u128::from(self.number + batch.num_rows() as u64) * u128::from(self.bytes) / u128::from(self.rows.max(1));
             self.read.store(done as u64, Ordering::Relaxed); // at most `bytes`
-            self.ready = lines.into_iter();
+            self.batch = Some(batch);
+            self.place = 0;
         }
+    }
+}
+
+impl Columns {
+    /// Returns a row's values; a column without one is left out.
+    fn row(&self, batch: &RecordBatch, place: usize) -> Row {
+        let mut cells = Vec::with_capacity(self.names.len());
+        let mut fault = None;
+        for ((name, shape), column) in self.names.iter().zip(&self.shapes).zip(batch.columns()) {
+            if name == REASON {
+                continue;
+            }
+            let mut json = String::new();
+            if let Err(why) = shape.write(&mut json, column, place) {
+                let message = format!("column {name} ({}): {why}", column.data_type());
+                fault.get_or_insert_with(|| Fault::new("unreadable_value", message));
+                // A list or a struct may be written in part.
+                if serde_json::from_str::<&RawValue>(&json).is_err() {
+                    "null".clone_into(&mut json);
+                }
+            }
+            if json != "null" {
+                cells.push((name.clone(), Cell::Json(json)));
+            }
+        }
+        let raw = object(&cells).into_bytes();
+        Row { number: self.number + 1, cells: fault.map_or(Ok(cells), Err), raw }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::Arc;
-
-    use arrow::array::{
-        ArrayRef, BooleanArray, Decimal128Array, Int64Array, RecordBatch, StringArray, StructArray, TimestampMicrosecondArray,
-    };
-    use arrow::datatypes::{DataType, Field, Fields};
-    use parquet::arrow::ArrowWriter;
-    use parquet::basic::Compression;
-    use parquet::file::properties::WriterProperties;
-
-    use super::super::Source;
-    use super::super::tests::read;
-
-    #[test]
-    fn columns_are_rows() {
-        let inner: Fields = vec![Field::new("sku", DataType::Utf8, true)].into();
-        let columns: Vec<(&str, ArrayRef)> = vec![
-            ("user_id", Arc::new(Int64Array::from(vec![Some(7), None]))),
-            ("name", Arc::new(StringArray::from(vec!["purchase \"x\"\n", "visit"]))),
-            (
-                "value",
-                Arc::new(Decimal128Array::from(vec![Some(1990), Some(-5)]).with_precision_and_scale(20, 2).expect("a decimal")),
-            ),
-            ("timestamp", Arc::new(TimestampMicrosecondArray::from(vec![1_772_366_400_123_456, 0]).with_timezone("UTC"))),
-            ("is_bot", Arc::new(BooleanArray::from(vec![true, false]))),
-            (
-                "properties",
-                Arc::new(StructArray::new(inner, vec![Arc::new(StringArray::from(vec![Some("a"), None])) as ArrayRef], None)),
-            ),
-        ];
-        let batch = RecordBatch::try_from_iter(columns).expect("columns of one length");
-        let folder = tempfile::tempdir().expect("a folder");
-        for compression in [Compression::UNCOMPRESSED, Compression::SNAPPY, Compression::ZSTD(Default::default())] {
-            let path = folder.path().join("events.parquet");
-            let file = std::fs::File::create(&path).expect("a file");
-            let properties = WriterProperties::builder().set_compression(compression).build();
-            let mut writer = ArrowWriter::try_new(file, batch.schema(), Some(properties)).expect("a writer");
-            writer.write(&batch).expect("written");
-            writer.close().expect("written");
-            let source = Source::open(&path).expect("opens");
-            let expected = [
-                "1 user_id:7 name:\"purchase \\\"x\\\"\\n\" value:19.90 timestamp:\"2026-03-01T12:00:00.123456Z\" is_bot:true \
-                 properties:{\"sku\":\"a\"}",
-                "2 name:\"visit\" value:-0.05 timestamp:\"1970-01-01T00:00:00Z\" is_bot:false properties:{}",
-            ];
-            assert_eq!(read(&source), expected, "{compression}");
-            assert_eq!(source.bytes_read(), source.bytes);
-        }
-    }
-}
+mod tests;
