@@ -120,6 +120,8 @@ pub struct Passed {
     pub refused: Vec<Record>,
     /// The first fault of each refused event.
     pub codes: Vec<events::Code>,
+    /// How many were dropped, since they say nothing but who a visitor is who objects to that.
+    pub dropped: usize,
     /// The reasons of repairs, each once for each event.
     pub repairs: Vec<Reason>,
 }
