@@ -124,7 +124,7 @@ fn what_the_door_accepts_postgres_accepts() {
         });
         let before = survivors.accepted % SHOWN_EVERY;
         if wanted > SHOWN_EVERY && before < CHUNK {
-            println!("{} events accepted", survivors.accepted);
+            eprintln!("{} events accepted", survivors.accepted);
         }
     }
     let Survivors { requests, accepted, refused, repairs, .. } = survivors;
@@ -132,7 +132,7 @@ fn what_the_door_accepts_postgres_accepts() {
         wait(&mut database, (accepted + refused) as i64, 0).await;
         let letters: Vec<(String, i64, String)> =
             database.rows("SELECT code, count(*), max(reason) FROM dead_letters GROUP BY code ORDER BY code").await;
-        println!("{requests} requests: {accepted} accepted, {refused} rejected; repairs {repairs:?}; dead letters {letters:?}");
+        eprintln!("{requests} requests: {accepted} accepted, {refused} rejected; repairs {repairs:?}; dead letters {letters:?}");
         // Only what names an experiment or a campaign that does not register itself may be missing.
         assert!(letters.iter().all(|(code, ..)| code.starts_with("unknown_")), "{letters:?}");
         let unknown: i64 = letters.iter().map(|(_, count, _)| count).sum();
