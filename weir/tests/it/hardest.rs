@@ -108,7 +108,13 @@ async fn hardest_02_a_collector_killed_while_it_spools_loses_and_repeats_nothing
         return;
     }
     let deployment = Deployment::start().await;
-    let mut collector = deployment.collector();
+    // Nobody is refused for being fast.
+    let begin = || {
+        deployment.collector_with(|command| {
+            command.env("WEIR_KEY_BYTES_PER_SECOND_MAX", "0");
+        })
+    };
+    let mut collector = begin();
     collector.until_ready().await;
     let flood = Flood::start(KEY, Shape { pace: Duration::from_millis(5), ..STEADY });
     flood.aim(Some(address(&collector.url)));
@@ -119,7 +125,7 @@ async fn hardest_02_a_collector_killed_while_it_spools_loses_and_repeats_nothing
         tokio::time::sleep(Duration::from_millis(u64::from(kill * 137 % 311))).await;
         flood.aim(None);
         collector.kill();
-        collector = deployment.collector();
+        collector = begin();
         assert!(collector.metric("weir_collector_spool_records").await > 0.0, "what was spooled is not there after kill {kill}");
         flood.aim(Some(address(&collector.url)));
     }
@@ -129,7 +135,7 @@ async fn hardest_02_a_collector_killed_while_it_spools_loses_and_repeats_nothing
     flood.goes_on(300).await;
     flood.aim(None);
     collector.kill();
-    collector = deployment.collector();
+    collector = begin();
     flood.aim(Some(address(&collector.url)));
     flood.goes_on(300).await;
     let aggregator = deployment.aggregator("aggregator");
@@ -482,7 +488,13 @@ async fn hardest_06_a_low_limit_of_open_files_is_raised_or_kept_to() {
 #[tokio::test(flavor = "multi_thread")]
 async fn hardest_07_a_stop_under_full_load_resets_nobody_and_loses_nothing() {
     let folder = Folder::new();
-    let mut up = Up::start(&folder);
+    // Nobody is refused for being fast.
+    let begin = || {
+        Up::start_with(&folder, |command| {
+            command.env("WEIR_KEY_BYTES_PER_SECOND_MAX", "0");
+        })
+    };
+    let mut up = begin();
     let key = up.line("write_key").to_owned();
     let busy = Flood::start(&key, Shape { clients: 24, users: 5, batch: 20, pace: Duration::from_millis(4) });
     let resting = Flood::start(&key, Shape { clients: 40, users: 1, batch: 1, pace: Duration::from_millis(700) });
@@ -497,7 +509,7 @@ async fn hardest_07_a_stop_under_full_load_resets_nobody_and_loses_nothing() {
         eprintln!("stop {stop}: ended after {:?}, {} events acknowledged", begun.elapsed(), busy.count() + resting.count());
         busy.aim(None);
         resting.aim(None);
-        up = Up::start(&folder);
+        up = begin();
     }
     let to = address(up.line("collector"));
     busy.aim(Some(to));
