@@ -5,19 +5,19 @@
 set -eu
 program=$1 name=$2 seconds=$3
 kept=$(cd "$(dirname "$0")" && pwd)/corpus/$name
-work=${program%/*/*/*}/work/$name
+folder=${program%/*/*/*}/runs/$name
 # Bytes of a corpus.
 kept_max=130000
 
-export WEIR_FUZZ_TARGET="$name" WEIR_FUZZ_FOLDER="$work"
-rm -rf "$work/seeds" "$work/merged"
-mkdir -p "$work/found" "$work/merged" "$work/findings" "$work/seeds"
+export WEIR_FUZZ_TARGET="$name" WEIR_FUZZ_FOLDER="$folder"
+rm -rf "$folder/seeds" "$folder/merged"
+mkdir -p "$folder/found" "$folder/merged" "$folder/findings" "$folder/seeds"
 if [ "$seconds" -gt 0 ]; then
 	"$program" -max_total_time="$seconds" -max_len=8192 -timeout=20 -rss_limit_mb=2048 -print_final_stats=1 \
-		-dict="$work/words" -artifact_prefix="$work/findings/" "$work/found" "$work/seeds"
+		-dict="$folder/words" -artifact_prefix="$folder/findings/" "$folder/found" "$folder/seeds"
 fi
-"$program" -set_cover_merge=1 -use_counters=0 -max_len=8192 -artifact_prefix="$work/findings/" "$work/merged" "$work/seeds" "$work/found"
-cd "$work/merged"
+"$program" -set_cover_merge=1 -use_counters=0 -max_len=8192 -artifact_prefix="$folder/findings/" "$folder/merged" "$folder/seeds" "$folder/found"
+cd "$folder/merged"
 # Their names are digests.
 # shellcheck disable=SC2012
 ls -rS | while read -r file; do

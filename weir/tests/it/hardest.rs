@@ -166,23 +166,34 @@ async fn failing_sync(folder: &Path) -> Option<PathBuf> {
     Some(library)
 }
 
-/// Collector's test 3: Kafka is away, and the disk of the spool fails each sync for a while, once as full and once as broken. Clients are told to
-/// come again, and nothing is acknowledged by halves; `/readyz` says so; when the disk works again, so does the collector, by itself. A disk that is
-/// really full is in `services.rs`.
-#[tokio::test(flavor = "multi_thread")]
-async fn hardest_03_syncs_that_fail_refuse_and_live_traffic_resumes_by_itself() {
-    if is_skipped("hardest_03_syncs_that_fail_refuse_and_live_traffic_resumes_by_itself") {
-        return;
+/// Starts a collector whose syncs fail with the error whose number stands in a file, while the file is there. None, said aloud, without a broker or
+/// a C compiler.
+async fn with_failing_syncs(test: &str) -> Option<(Deployment, Service, PathBuf)> {
+    if is_skipped(test) {
+        return None;
     }
     let deployment = Deployment::start().await;
     let Some(library) = failing_sync(deployment.folder.path()).await else {
-        eprintln!("skipped: hardest_03_syncs_that_fail_refuse_and_live_traffic_resumes_by_itself needs cc");
-        return;
+        eprintln!("skipped: {test} needs cc");
+        return None;
     };
     let switch = deployment.folder.path().join("failing-sync");
     let collector = deployment.collector_with(|command| {
         command.env("LD_PRELOAD", &library).env("FAILING_SYNC", &switch);
     });
+    Some((deployment, collector, switch))
+}
+
+/// Collector's test 3: Kafka is away, and the disk of the spool fails each sync for a while, once as full and once as broken. Clients are told to
+/// come again, and nothing is acknowledged by halves; `/readyz` says so; when the disk works again, so does the collector, by itself. A disk that is
+/// really full is in `services.rs`.
+#[tokio::test(flavor = "multi_thread")]
+async fn hardest_03_syncs_that_fail_refuse_and_live_traffic_resumes_by_itself() {
+    let Some((deployment, collector, switch)) =
+        with_failing_syncs("hardest_03_syncs_that_fail_refuse_and_live_traffic_resumes_by_itself").await
+    else {
+        return;
+    };
     let aggregator = deployment.aggregator("aggregator");
     collector.until_ready().await;
     let flood = Flood::start(KEY, STEADY);
@@ -227,18 +238,11 @@ async fn hardest_03_syncs_that_fail_refuse_and_live_traffic_resumes_by_itself() 
 /// comes again.
 #[tokio::test(flavor = "multi_thread")]
 async fn hardest_05_a_first_copy_that_lands_late_and_a_refused_batch_are_stored_once() {
-    if is_skipped("hardest_05_a_first_copy_that_lands_late_and_a_refused_batch_are_stored_once") {
-        return;
-    }
-    let deployment = Deployment::start().await;
-    let Some(library) = failing_sync(deployment.folder.path()).await else {
-        eprintln!("skipped: hardest_05_a_first_copy_that_lands_late_and_a_refused_batch_are_stored_once needs cc");
+    let Some((deployment, collector, switch)) =
+        with_failing_syncs("hardest_05_a_first_copy_that_lands_late_and_a_refused_batch_are_stored_once").await
+    else {
         return;
     };
-    let switch = deployment.folder.path().join("failing-sync");
-    let collector = deployment.collector_with(|command| {
-        command.env("LD_PRELOAD", &library).env("FAILING_SYNC", &switch);
-    });
     let aggregator = deployment.aggregator("aggregator");
     collector.until_ready().await;
     let batch = |name: &str| {
