@@ -31,7 +31,8 @@
 //! # Operations
 //!
 //! - **Append** (`writer.rs`): jobs queue; one thread takes all there are, gives offsets, writes and syncs the touched files
-//!   side by side, moves the ends, answers. The next group is what queued meanwhile, so the size of a group follows the load.
+//!   side by side, moves the ends, answers. The next group is what queued meanwhile, so the size of a group follows the load;
+//!   where that is much, it waits up to 3 ms for more.
 //! - **Rotation**: a file that would grow beyond [`Options::file_bytes_max`] is synced and closed, and the next one made.
 //! - **Errors**: a failed sync or write answers [`AppendError::Unknown`], and a new file continues before the first record that was not
 //!   synced; a second failure in a row stops the log. A full disk or quota answers [`AppendError::Unavailable`], after the file was cut
@@ -91,8 +92,6 @@ pub struct Options {
     pub file_bytes_max: u64,
     /// Bytes of all files together. The headers of new files, 44 bytes each, may come on top.
     pub bytes_max: u64,
-    /// How long to wait for more appends before a group is written. Zero: not at all, a group is what queued during the last one.
-    pub group_wait: Duration,
     /// Bytes of records that are on their way to the disk; further appends wait.
     pub in_flight_bytes_max: u32,
     /// Where the log's thread is watched: with those of the log that this one is a part of, if it is.
@@ -105,7 +104,6 @@ impl Default for Options {
             partitions: None,
             file_bytes_max: 64 * 1024 * 1024,
             bytes_max: 8 * 1024 * 1024 * 1024,
-            group_wait: Duration::ZERO,
             in_flight_bytes_max: 64 * 1024 * 1024,
             background: Background::default(),
         }
@@ -236,7 +234,6 @@ impl EmbeddedLog {
                 // it, nothing could ever be appended again, so they may take half of the room at most.
                 file_bytes_max: options.file_bytes_max.min(options.bytes_max / files_min / 2),
                 bytes_max: options.bytes_max,
-                group_wait: options.group_wait,
             },
             queue: Arc::clone(&queue),
             partitions: opened.partitions.iter().map(|partition| PartitionWriter::new(Arc::clone(partition))).collect(),

@@ -1,5 +1,7 @@
 //! The promises that the real file system keeps for the log.
 
+use futures_util::FutureExt as _;
+
 use super::*;
 
 async fn fresh() -> (Arc<EmbeddedLog>, tempfile::TempDir) {
@@ -46,10 +48,10 @@ async fn a_second_opener_is_refused_until_the_first_is_gone() {
 #[test]
 fn what_the_last_handle_left_in_the_queue_is_written() {
     let folder = tempfile::tempdir().expect("a folder");
-    let log = open(folder.path(), Options { group_wait: Duration::from_millis(50), ..small() }).expect("opens");
+    let log = open(folder.path(), small()).expect("opens");
     runtime().block_on(async {
-        let append = tokio::time::timeout(Duration::from_millis(5), log.append(vec![record(1, 0)]));
-        assert!(append.await.is_err(), "it waits for its group");
+        // Whoever appends goes before the answer, and before the record is written in all likelihood.
+        let _ = log.append(vec![record(1, 0)]).now_or_never();
         drop(log);
     });
     let log = open(folder.path(), small()).expect("opens");
