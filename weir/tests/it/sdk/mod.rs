@@ -82,6 +82,12 @@ struct Client {
     loses: &'static [(World, &'static str)],
 }
 
+impl std::fmt::Display for Client {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(out, "{}{}{}", self.script, if self.mode.is_some() { " " } else { "" }, self.mode.unwrap_or_default())
+    }
+}
+
 /// What most promise.
 const USUAL: Client = Client {
     script: "",
@@ -181,7 +187,14 @@ async fn statsig_for_node() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn segment_in_a_browser() {
-    check(Client { script: "segment_browser.mjs", runs: Runs::Browser, delivery: &["/v1/i", "/v1/t"], ..SEGMENT }).await;
+    let client = Client { script: "segment_browser.mjs", mode: Some("standard"), runs: Runs::Browser, ..SEGMENT };
+    check(Client { delivery: &["/v1/i", "/v1/t"], ..client }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn segment_in_a_browser_in_batches() {
+    let client = Client { script: "segment_browser.mjs", mode: Some("batching"), runs: Runs::Browser, ..SEGMENT };
+    check(Client { delivery: &["/v1/b"], ..client }).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -194,7 +207,13 @@ async fn posthog_in_a_browser() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn snowplow_in_a_browser() {
-    check(Client { script: "snowplow_browser.mjs", runs: Runs::Browser, ..SNOWPLOW }).await;
+    check(Client { script: "snowplow_browser.mjs", mode: Some("post"), runs: Runs::Browser, ..SNOWPLOW }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn snowplow_in_a_browser_by_get() {
+    let client = Client { script: "snowplow_browser.mjs", mode: Some("get"), runs: Runs::Browser, ..SNOWPLOW };
+    check(Client { delivery: &["/i"], ..client }).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -212,7 +231,7 @@ async fn growthbook_in_a_browser() {
 /// Lets a client deliver in all worlds at the same time.
 async fn check(client: Client) {
     let Some(starts) = starts(client).await else {
-        eprintln!("skipped: {}: what it runs in, or its package from the registry, cannot be had here", client.script);
+        eprintln!("skipped: {client}: what it runs in, or its package from the registry, cannot be had here");
         return;
     };
     let folder = Folder::new();
@@ -227,11 +246,11 @@ async fn check(client: Client) {
         let key = format!("{}{key}{}", client.key_around.0, client.key_around.1);
         let file = folder.path().join(format!("{world}.json"));
         std::fs::write(&file, plan.to_json().to_string()).expect("writes");
-        let delivery = starts.deliver(&proxy.url, &key, &file);
+        let delivery = starts.deliver(client.mode, &proxy.url, &key, &file);
         deliveries.spawn(async move {
             let begun = Instant::now();
             delivery.await;
-            eprintln!("{} {world}: {:.1} s", client.script, begun.elapsed().as_secs_f64());
+            eprintln!("{client} {world}: {:.1} s", begun.elapsed().as_secs_f64());
             (world, plan, proxy)
         });
     }
@@ -278,9 +297,7 @@ enum Starts {
 async fn starts(client: Client) -> Option<Starts> {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/sdk/clients").join(client.script);
     match client.runs {
-        Runs::Python => {
-            Some(Starts::Program(install::python().await?, [script].into_iter().chain(client.mode.map(Into::into)).collect()))
-        }
+        Runs::Python => Some(Starts::Program(install::python().await?, vec![script])),
         Runs::Node => {
             let (node, folder) = install::node().await?;
             Some(Starts::Program(node, vec![script, folder]))
@@ -303,16 +320,16 @@ async fn starts(client: Client) -> Option<Starts> {
 
 impl Starts {
     /// Lets the script make the calls of a plan; it has ended well when all of them are delivered, or given up.
-    fn deliver(&self, url: &str, key: &str, plan: &Path) -> impl Future<Output = ()> + Send + use<> {
+    fn deliver(&self, mode: Option<&str>, url: &str, key: &str, plan: &Path) -> impl Future<Output = ()> + Send + use<> {
         let (command, page) = match self {
             Starts::Program(program, arguments) => {
                 let mut command = Command::new(program);
-                command.args(arguments).args([url, key]).arg(plan);
+                command.args(arguments).args(mode).args([url, key]).arg(plan);
                 (Some(command), String::new())
             }
             Starts::Page(script) => {
                 let plan = std::fs::read_to_string(plan).expect("a plan");
-                let given = json!({"url": url, "key": key});
+                let given = json!({"mode": mode, "url": url, "key": key});
                 let script = format!("const given = {given}; given.plan = {plan};</script><script>{script}");
                 (None, format!("<!doctype html><meta charset=utf-8><title>wait</title><body><script>{script}</script>"))
             }
@@ -362,7 +379,7 @@ fn loss(client: Client, world: World) -> Option<&'static str> {
 /// Compares what is stored of a plan with it.
 fn check_world(client: Client, world: World, plan: &Plan, proxy: &Proxy, project: Uuid, found: Vec<Stored>) {
     let seen = proxy.seen.lock().expect("nobody panicked");
-    let place = format!("{} {world}", client.script);
+    let place = format!("{client} {world}");
     assert!(seen.unanswered.is_empty(), "{place}: {:?}", seen.unanswered);
     match world {
         World::Right => assert_eq!((seen.faults, &seen.refused[..]), (0, &[][..]), "{place}"),

@@ -75,7 +75,7 @@ pub(super) struct Seen {
     pub(super) refused: Vec<u16>,
     /// What the client asked for besides, and the collector has not.
     pub(super) unanswered: Vec<String>,
-    /// How often each delivery came, by its body.
+    /// How often each delivery came, by its body, or by its address where it has none.
     pub(super) deliveries: HashMap<Bytes, usize>,
 }
 
@@ -164,7 +164,8 @@ impl Before {
         }
         let meets = {
             let mut seen = self.seen.lock().expect("nobody panicked");
-            *seen.deliveries.entry(body.clone()).or_default() += 1;
+            let delivery = if body.is_empty() { Bytes::from(head.uri.to_string()) } else { body.clone() };
+            *seen.deliveries.entry(delivery).or_default() += 1;
             let meets = !matches!(self.world, World::Right | World::OverLimit) && seen.faults < FAULTS;
             seen.faults += usize::from(meets);
             meets

@@ -1,9 +1,10 @@
-// Makes the calls of a plan by Segment's client for pages, each event in a request of its own, as it does by default.
+// Makes the calls of a plan by Segment's client for pages: each event in a request of its own, as it does by default, or in batches.
 
 import { AnalyticsBrowser } from "@segment/analytics-next";
 
-const { url, key, plan } = given;
-const destination = { apiHost: `${new URL(url).host}/v1`, protocol: "http" };
+const { mode, url, key, plan } = given;
+const deliveryStrategy = { strategy: mode, config: { size: 10, timeout: 500 } };
+const destination = { apiHost: `${new URL(url).host}/v1`, protocol: "http", deliveryStrategy };
 const analytics = AnalyticsBrowser.load(
   { writeKey: key, cdnSettings: { integrations: { "Segment.io": { apiKey: key } } } },
   { integrations: { "Segment.io": destination } },

@@ -2,8 +2,8 @@
 
 import { flushBuffer, newTracker, setUserId, trackSelfDescribingEvent, trackStructEvent } from "@snowplow/browser-tracker";
 
-const { url, key, plan } = given;
-newTracker("plan", url, { appId: key, bufferSize: 20 });
+const { mode, url, key, plan } = given;
+newTracker("plan", url, { appId: key, eventMethod: mode, bufferSize: mode === "post" ? 20 : 1 });
 const track = (name, data, timestamp) =>
   trackSelfDescribingEvent({ event: { schema: `iglu:com.acme/${name}/jsonschema/1-0-0`, data }, timestamp });
 for (const call of plan.calls) {
