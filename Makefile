@@ -34,9 +34,10 @@ test:
 	deploy/install.sh test
 	deploy/kafka.sh run cargo test --locked $(CARGO_PROFILE) --workspace --no-fail-fast
 
+# RELEASED=.. for some of them.
 test-release:
 	deploy/install.sh test
-	deploy/kafka.sh run cargo test --locked --profile test-release --package events --package eventlog --package ingest --package aggregator --no-fail-fast
+	deploy/kafka.sh run cargo test --locked --profile test-release $(foreach name,$(or $(RELEASED),events eventlog ingest aggregator),--package $(name)) --no-fail-fast
 
 test-kafka:
 	deploy/install.sh test
