@@ -10,7 +10,14 @@ const ZEROS: [u32; 65] = [
     0x1d7f6, 0x1e140, 0x1e2f0, 0x1e950, 0x1fbf0,
 ];
 
-/// Returns a text with its decimal digits of other scripts in ASCII; none if it has no such digit.
+/// Marks of the direction of writing, which formatters of right-to-left languages set around numbers and dates.
+/// Source: Unicode 14.0, property Bidi_Control.
+const DIRECTIONS: [char; 12] = [
+    '\u{61c}', '\u{200e}', '\u{200f}', '\u{202a}', '\u{202b}', '\u{202c}', '\u{202d}', '\u{202e}', '\u{2066}', '\u{2067}',
+    '\u{2068}', '\u{2069}',
+];
+
+/// Returns a text with its decimal digits of other scripts in ASCII, and without marks of direction; none if it has neither.
 pub fn to_ascii(text: &str) -> Option<String> {
     if text.is_ascii() {
         return None;
@@ -21,7 +28,12 @@ pub fn to_ascii(text: &str) -> Option<String> {
         let zero = ZEROS[..ZEROS.partition_point(|zero| *zero <= code)].last()?;
         char::from_digit(code - zero, 10).filter(|_| code - zero < 10)
     };
-    let ascii = text.chars().map(|letter| digit(letter).inspect(|_| found = true).unwrap_or(letter)).collect();
+    let mut ascii = String::with_capacity(text.len());
+    for letter in text.chars() {
+        let new = if DIRECTIONS.contains(&letter) { None } else { Some(digit(letter).unwrap_or(letter)) };
+        found |= new != Some(letter);
+        ascii.extend(new);
+    }
     found.then_some(ascii)
 }
 
@@ -39,6 +51,8 @@ mod tests {
         check("२०२६", Some("2026"));
         check("２０２６/", Some("2026/"));
         check("𝟐𝟘𝟮", Some("202"));
+        check("\u{200f}٢٥\u{61c}/2", Some("25/2"));
+        check("\u{2066}7\u{2069}é", Some("7é"));
         assert!(ZEROS.is_sorted());
         for zero in ZEROS {
             for value in 0..10 {

@@ -44,7 +44,7 @@ macro_rules! reasons {
 reasons! {
     /// An empty array where an object belongs: PHP writes one for an empty map.
     EmptyArray = "empty_array",
-    /// A time in digits of another script.
+    /// A time in digits of another script, or between marks of direction.
     Digits = "digits",
     /// A text that is no time: the event is untimed.
     Timestamp = "timestamp",
@@ -52,7 +52,7 @@ reasons! {
     Value = "value",
     /// A currency that is no code of three letters: currency and value are unknown.
     Currency = "currency",
-    /// `NaN` or `Infinity` outside a text, which JSON does not have: read as null.
+    /// `NaN`, `Infinity`, `inf` or `undefined` outside a text, which JSON does not have: read as null.
     NotANumber = "not_a_number",
     /// Half of a surrogate pair in free text: replaced by U+FFFD.
     Unicode = "unicode",

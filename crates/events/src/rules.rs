@@ -403,17 +403,23 @@ impl Check {
     fn times(&mut self, timestamp: ClaimedTime, request: &RequestContext) -> Option<Times> {
         const FIELD: &str = "timestamp";
         let received_at = request.received_at;
+        let age_max = if request.backfill { limits::BACKFILL_AGE_MAX } else { limits::AGE_MAX };
+        let is_accepted = |time: Micros| (-limits::AHEAD_MAX..=age_max).contains(&(received_at.0 - time.0));
         let (claimed_at, event_time) = match timestamp {
             ClaimedTime::Missing => (None, received_at),
             ClaimedTime::BeforeReceipt(micros) => (None, Micros(received_at.0.saturating_sub(micros))),
             ClaimedTime::Text(text) => match self.claimed_at(text)? {
-                Some(claimed_at) => (Some(claimed_at), Micros(claimed_at.0 + skew(received_at, request.sent_at, claimed_at))),
+                Some(claimed_at) => {
+                    let corrected = Micros(claimed_at.0 + skew(received_at, request.sent_at, claimed_at));
+                    // A clock by which an event that may be would be one that may not be is not the one by which it has its time.
+                    let is_corrected = is_accepted(corrected) || !is_accepted(claimed_at);
+                    (Some(claimed_at), if is_corrected { corrected } else { claimed_at })
+                }
                 None => (None, received_at),
             },
         };
         let times = Times { claimed_at: claimed_at.unwrap_or(received_at), event_time, untimed: claimed_at.is_none() };
         let age = received_at.0 - times.event_time.0;
-        let age_max = if request.backfill { limits::BACKFILL_AGE_MAX } else { limits::AGE_MAX };
         if age > age_max {
             let hint = if request.backfill { "" } else { ", or 10 years with a server key" };
             let message = format!(

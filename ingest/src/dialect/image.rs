@@ -3,8 +3,9 @@
 use std::borrow::Cow;
 
 use events::repair::Reason;
+use events::rules::is_placeholder_id;
 use events::rules::limits::{EVENT_BYTES_MAX, KEYS_MAX};
-use events::{Code, Rejection, Repair};
+use events::{Code, Draft, Rejection, Repair};
 use serde_json::value::RawValue;
 
 use super::members::{Member, Value};
@@ -76,6 +77,21 @@ pub(crate) struct Device<'a> {
     pub(crate) fresh: &'a str,
 }
 
+impl Device<'_> {
+    /// Gives an event that names no device this one: of its cookie, or a new one if it names no user either. What stands in its place and is
+    /// no id is noted.
+    pub(super) fn fill(self, draft: &mut Draft) {
+        let is_id = |id: &Option<String>| id.as_deref().is_some_and(|id| !is_placeholder_id(id));
+        if is_id(&draft.anonymous_id) {
+            return;
+        }
+        let fresh = Some(self.fresh).filter(|id| !id.is_empty() && !is_id(&draft.user_id));
+        let Some(device) = self.known.or(fresh) else { return };
+        let placeholder = draft.anonymous_id.replace(device.to_owned()).filter(|id| !id.is_empty());
+        draft.repairs.extend(placeholder.map(|from| Repair::taken(Reason::PlaceholderId, "anonymous_id", from)));
+    }
+}
+
 /// One event, still as parameters.
 pub(crate) struct Hit<'a> {
     /// The query and the form.
@@ -134,9 +150,10 @@ impl<'a> Hit<'a> {
         Ok(&self.members)
     }
 
-    /// Returns whether one of some parameters has a value.
+    /// Returns whether one of some parameters has an id.
     pub(super) fn names(&self, keys: &[&str]) -> bool {
-        self.members.iter().any(|member| keys.contains(&member.key.as_ref()) && !member.value.is_absent())
+        let is_id = |value: &Value<'_>| matches!(value, Value::Parameter(text) if !is_placeholder_id(text));
+        self.members.iter().any(|member| keys.contains(&member.key.as_ref()) && is_id(&member.value))
     }
 
     /// Returns the query and the form as they were sent, but for the key.

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use events::json::{mend_texts, null_not_numbers, places};
+use events::rules::is_placeholder_id;
 use events::rules::limits::KEYS_MAX;
 use events::{ClaimedTime, Code, Micros, Money, MoneyError, Rejection, Repair, digits, money, repair::Reason};
 use serde_json::value::RawValue;
@@ -57,6 +58,11 @@ impl<'a> Item<'a> {
     /// A text with something in it, or the digits of a number; anything else is as good as none.
     pub(super) fn any_text(&self, key: &str) -> Option<String> {
         self.get(key).and_then(|value| value.text_or_number(key).ok()).filter(|text| !text.is_empty())
+    }
+
+    /// Returns whether a member is an id that is one.
+    pub(super) fn names(&self, key: &str) -> bool {
+        self.any_text(key).is_some_and(|id| !is_placeholder_id(&id))
     }
 
     /// An id. Some clients write an empty one, or a bare `false`, where there is none.

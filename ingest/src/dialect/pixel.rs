@@ -83,11 +83,7 @@ impl Reader for Native {
             let Some(Member { value: Value::Parameter(text), .. }) = given else { continue };
             parsed.draft.repairs.push(Repair::taken(Reason::Detail, fault.field, text.to_string()));
         }
-        if parsed.draft.anonymous_id.as_ref().is_none_or(String::is_empty) {
-            // An event with a user keeps the device of the cookie, but gets no new one.
-            let device = hit.device.known.or(self.needs_cookie(hit).then_some(hit.device.fresh));
-            parsed.draft.anonymous_id = device.map(str::to_owned);
-        }
+        hit.device.fill(&mut parsed.draft);
         Ok(parsed)
     }
 
@@ -123,6 +119,11 @@ mod tests {
         check("type=impression&user_id=u", None, (Some("u"), None, false));
         check("type=impression&user_id=u", Some("known"), (Some("u"), Some("known"), false));
         check("type=impression&anonymous_id=a", Some("known"), (None, Some("a"), false));
+        // What is no id names nobody; the rules leave it out.
+        check("type=impression&user_id=undefined", None, (Some("undefined"), Some("fresh"), true));
+        check("type=impression&anonymous_id=null", None, (None, Some("fresh"), true));
+        check("type=impression&user_id=u&anonymous_id=null", Some("known"), (Some("u"), Some("known"), false));
+        check("type=impression&user_id=u&anonymous_id=null", None, (Some("u"), Some("null"), false));
     }
 
     #[test]

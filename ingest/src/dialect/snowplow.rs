@@ -138,7 +138,7 @@ impl Envelope for Batch<'_> {
 fn batch<'a>(text: &'a str, device: Device<'a>, events_max: usize) -> Result<Batch<'a>, EnvelopeFault> {
     let items = body::object(text, &["data"], [], events_max)?.events;
     let items = items.ok_or_else(|| body::no_list("data", "{\"schema\":\"..\",\"data\":[..]}"))?;
-    let names_nobody = |raw: &&&RawValue| Item::new(raw).is_ok_and(|item| USERS.iter().all(|key| item.any_text(key).is_none()));
+    let names_nobody = |raw: &&&RawValue| Item::new(raw).is_ok_and(|item| !USERS.iter().any(|key| item.names(key)));
     let needs_cookie = device.known.is_none() && items.iter().any(|raw| names_nobody(&raw));
     Ok(Batch { items, device, needs_cookie })
 }
@@ -196,13 +196,10 @@ fn parse(item: &Item<'_>, device: Device<'_>, conversions: &[String]) -> Result<
     draft.event_id = text("eid");
     draft.user_id = text("uid");
     // What the client sends of the network's user stands for the cookie.
-    let device = ["duid", "tnuid", "nuid"].iter().find_map(|key| text(key)).or_else(|| {
-        device
-            .known
-            .map(str::to_owned)
-            .or_else(|| Some(device.fresh.to_owned()).filter(|id| draft.user_id.is_none() && !id.is_empty()))
-    });
-    draft.anonymous_id = device;
+    let [_, devices @ ..] = USERS;
+    let named = devices.iter().find(|key| item.names(key)).or(devices.iter().find(|key| item.get(key).is_some()));
+    draft.anonymous_id = named.and_then(|key| text(key));
+    device.fill(&mut draft);
     draft.timestamp = time(&text("ttm").or_else(|| text("dtm")));
     draft.session_id = text("sid");
     let context = &mut draft.context;
@@ -396,6 +393,18 @@ mod tests {
             draft(r#"{"e":"se","se_ca":"x","se_ac":"Experiment Viewed","se_la":"checkout","se_pr":"b","uid":"u","duid":"d"}"#);
         assert_eq!((draft.experiment.as_deref(), draft.variant.as_deref()), (Some("checkout"), Some("b")));
         assert_eq!((draft.user_id.as_deref(), draft.anonymous_id.as_deref()), (Some("u"), Some("d")));
+    }
+
+    #[test]
+    fn what_is_no_id_names_nobody() {
+        let check = |ids: &str, expected: (Option<&str>, Option<&str>)| {
+            let draft = draft(&format!(r#"{{"e":"pv",{ids}}}"#));
+            assert_eq!((draft.user_id.as_deref(), draft.anonymous_id.as_deref()), expected, "{ids}");
+        };
+        check(r#""uid":"undefined""#, (Some("undefined"), Some("fresh")));
+        check(r#""uid":"u","duid":"undefined""#, (Some("u"), Some("undefined")));
+        check(r#""duid":"null","nuid":"n""#, (None, Some("n")));
+        check(r#""duid":"null""#, (None, Some("fresh")));
     }
 
     #[test]

@@ -150,7 +150,7 @@ async fn bytes_that_are_no_utf8_are_mended_in_free_text() {
 async fn what_is_no_number_is_null_in_its_event_alone() {
     let calls = [
         r#"{"type":"track","event":"first","userId":"a"}"#.to_owned(),
-        r#"{"type":"track","event":"second","userId":"a","properties":{"score":NaN,"list":[1,-Infinity],"text":"NaN, Infinity"}}"#.to_owned(),
+        r#"{"type":"track","event":"second","userId":"a","properties":{"score":NaN,"list":[1,-Infinity,undefined,-nan],"text":"NaN, Infinity"}}"#.to_owned(),
         r#"{"type":"track","event":"third","userId":NaN,"anonymousId":"d"}"#.to_owned(),
     ];
     let service = Service::start().await;
@@ -159,8 +159,10 @@ async fn what_is_no_number_is_null_in_its_event_alone() {
     let events = service.log.events();
     assert_eq!(metadata(&events[0]), json!({}));
     let second = metadata(&events[1]);
-    assert_eq!((&second["score"], &second["list"], &second["text"]), (&Value::Null, &json!([1, null]), &json!("NaN, Infinity")));
-    assert_eq!(second["repaired"], json!(["properties.score", "properties.list[1]"]));
+    let list = json!([1, null, null, null]);
+    assert_eq!((&second["score"], &second["list"], &second["text"]), (&Value::Null, &list, &json!("NaN, Infinity")));
+    let places = ["properties.score", "properties.list[1]", "properties.list[2]", "properties.list[3]"];
+    assert_eq!(second["repaired"], json!(places));
     assert_eq!(events[2].external_id.as_deref(), Some("d"));
     assert_eq!(service.counter("weir_collector_events_repaired_total{reason=\"not_a_number\"}").await, 2);
 
@@ -179,7 +181,7 @@ async fn what_is_no_number_is_null_in_its_event_alone() {
         assert_eq!(metadata(&events[0]), json!({ "x": null, "repaired": ["properties.x"] }));
         assert_eq!(metadata(&events[1]), json!({ "x": 1 }));
     }
-    let answer = service.post(r#"{"events":[{"type":"engagement","name":"n","user_id":"u","x":Nan}]}"#).await;
+    let answer = service.post(r#"{"events":[{"type":"engagement","name":"n","user_id":"u","x":Nano}]}"#).await;
     assert_eq!(answer.status, 400);
 }
 

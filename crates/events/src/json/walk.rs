@@ -163,8 +163,20 @@ fn mend_text(text: &str) -> Option<(String, Reason)> {
     })
 }
 
-/// Writes null for `NaN`, `Infinity` and `-Infinity` outside texts, as Python and others write them for want of a JSON number. Returns
-/// the new text and where each null begins, ascending; none if there is nothing of the kind. The text need not be valid.
+/// What programs write for want of a JSON value, in lower case: Python, C and those who print by it, JavaScript. A number may have a sign.
+const NOT_NUMBERS: [&str; 4] = ["nan", "infinity", "inf", "undefined"];
+
+/// Returns the length of one of [`NOT_NUMBERS`] at the beginning of a text, if a value could end after it.
+fn not_a_number(bytes: &[u8]) -> Option<usize> {
+    let sign = usize::from(matches!(bytes.first(), Some(b'-' | b'+')));
+    let is_at =
+        |word: &&&str| bytes.get(sign..sign + word.len()).is_some_and(|found| found.eq_ignore_ascii_case(word.as_bytes()));
+    let length = sign + NOT_NUMBERS.iter().find(is_at)?.len();
+    matches!(bytes.get(length), None | Some(b',' | b']' | b'}' | b' ' | b'\t'..=b'\r')).then_some(length)
+}
+
+/// Writes null for `NaN`, `Infinity`, `inf` and `undefined` outside texts. Returns the new text and where each null begins, ascending; none if there
+/// is nothing of the kind. The text need not be valid.
 pub fn null_not_numbers(text: &str) -> Option<(String, Vec<usize>)> {
     let bytes = text.as_bytes();
     let (mut out, mut copied, mut nulls) = (String::new(), 0, Vec::new());
@@ -178,15 +190,12 @@ pub fn null_not_numbers(text: &str) -> Option<(String, Vec<usize>)> {
                 before = b'"';
                 continue;
             }
-            b'N' | b'I' | b'-' if matches!(before, b':' | b'[' | b',') => {
-                let word = ["NaN", "Infinity", "-Infinity"].into_iter().find(|word| bytes[at..].starts_with(word.as_bytes()));
-                let ends =
-                    |after: Option<&u8>| after.is_none_or(|after| matches!(after, b',' | b']' | b'}' | b' ' | b'\t'..=b'\r'));
-                if let Some(word) = word.filter(|word| ends(bytes.get(at + word.len()))) {
+            b'N' | b'n' | b'I' | b'i' | b'U' | b'u' | b'-' | b'+' if matches!(before, b':' | b'[' | b',') => {
+                if let Some(length) = not_a_number(&bytes[at..]) {
                     out.push_str(&text[copied..at]);
                     nulls.push(out.len());
                     out.push_str("null");
-                    at += word.len();
+                    at += length;
                     copied = at;
                     before = b'l';
                     continue;
@@ -243,7 +252,11 @@ mod tests {
             assert_eq!(found, expected, "{text}");
         };
         check(r#"{"a":"NaN","b":"x, Infinity","c":["\"",1]}"#, None);
-        check(r#"{"a":NaNa,"b":-1,"c":Infinit}"#, None);
+        check(r#"{"a":NaNa,"b":-1,"c":Infinit,"d":null,"e":+,"f":undefined_}"#, None);
+        check(
+            r#"{"a":[nan,-nan,inf,+INF],"b":undefined}"#,
+            Some((r#"{"a":[null,null,null,null],"b":null}"#, &["a[0]", "a[1]", "a[2]", "a[3]", "b"])),
+        );
         check(r#"{"a":NaN}"#, Some((r#"{"a":null}"#, &["a"])));
         check(
             r#"{"a":[-Infinity, Infinity ,{"b": NaN}],"c":"\\\"NaN"}"#,

@@ -32,9 +32,8 @@ impl Reader for Parameters {
         let raw = written(hit, &mut repairs)?;
         let mut parsed = parse(&Batch::of_one(self.call), &raw, conversions)?;
         parsed.draft.repairs.append(&mut repairs);
-        if self.has_cookie && parsed.draft.anonymous_id.is_none() {
-            let device = hit.device.known.or(parsed.draft.user_id.is_none().then_some(hit.device.fresh));
-            parsed.draft.anonymous_id = device.map(str::to_owned);
+        if self.has_cookie {
+            hit.device.fill(&mut parsed.draft);
         }
         Ok(parsed)
     }
@@ -42,7 +41,7 @@ impl Reader for Parameters {
     fn names_somebody(&self, hit: &Hit<'_>) -> bool {
         let raw = written(hit, &mut Vec::new());
         let item = raw.as_deref().ok().and_then(|raw| Item::new(raw).ok());
-        !self.has_cookie || item.is_none_or(|item| ["userId", "anonymousId"].iter().any(|key| item.any_text(key).is_some()))
+        !self.has_cookie || item.is_none_or(|item| ["userId", "anonymousId"].iter().any(|key| item.names(key)))
     }
 
     fn client_name(&self, hit: &Hit<'_>, field: &str) -> Option<Cow<'static, str>> {
