@@ -125,10 +125,11 @@ pub(crate) async fn run(config: Config, metrics: Arc<Metrics>) {
     }
 }
 
-/// When it was looked for a month that is due, and under which policy.
+/// When it was looked for a month that is due, under which policy, and whether one has to stay.
 #[derive(Debug, Default)]
 pub(crate) struct Looks {
-    last: Option<(Instant, Option<u32>)>,
+    last: Option<(Instant, String)>,
+    is_held: bool,
 }
 
 /// Moves each month on its way as far as it goes, and begins with the oldest one that is due, if nobody else is at it. After an error the
@@ -147,9 +148,10 @@ pub(crate) async fn round(
     for moving in on_their_way(connection).await? {
         is_stuck |= !advance(connection, moving, folder, now).await?;
     }
-    let kept = due::months_kept(connection).await?;
-    let is_time = looks.last.is_none_or(|(at, policy)| policy != kept || at.elapsed() >= LOOK_EVERY);
-    if is_time {
+    // Whoever says again what is kept has it looked at once.
+    let policy: String = sqlx::query_scalar("SELECT changed_at::text FROM retention").fetch_one(&mut *connection).await?;
+    if looks.last.as_ref().is_none_or(|(at, known)| *known != policy || at.elapsed() >= LOOK_EVERY) {
+        looks.is_held = false;
         loop {
             let look = due::look(connection, now).await?;
             let held = match &look {
@@ -157,26 +159,22 @@ pub(crate) async fn round(
                 _ => None,
             };
             note_held(connection, held).await?;
-            is_stuck |= held_is_some(&look);
+            looks.is_held = matches!(look, Look::Held(..));
             let Look::Due(month) = look else { break };
             let Some(moving) = begin(connection, month, folder).await? else {
-                is_stuck = true;
+                looks.is_held = true;
                 break;
             };
             is_stuck |= !advance(connection, moving, folder, now).await?;
         }
-        looks.last = Some((Instant::now(), kept));
+        looks.last = Some((Instant::now(), policy));
     }
     let away: i64 =
         sqlx::query_scalar("SELECT jsonb_array_length(months_away)::bigint FROM horizon").fetch_one(&mut *connection).await?;
     metrics.months_away.set(away as f64);
-    metrics.months_stuck.set(if is_stuck { 1.0 } else { 0.0 });
+    metrics.months_stuck.set(if is_stuck || looks.is_held { 1.0 } else { 0.0 });
     unlock(connection).await?;
     Ok(())
-}
-
-fn held_is_some(look: &Look) -> bool {
-    matches!(look, Look::Held(..))
 }
 
 /// Takes the lock of those who move months; false if somebody has it. It ends with the connection.
@@ -309,16 +307,22 @@ async fn detach(connection: &mut PgConnection, moving: &Moving, now: Micros) -> 
         file::check(&filed.path, &filed.sha256).await?;
     }
     let tables = of_month(connection, month).await?;
-    let frozen: Frozen = match due::touched(connection, month, &tables, now).await? {
-        Touched::Free(frozen) => frozen,
-        Touched::Held(why) => return Ok(Step::Stays(why)),
-    };
-    Ok(match tables::detach(connection, month, &tables, &frozen).await? {
-        AtOnce::Done => Step::Done(Detached),
-        AtOnce::Busy => Step::Stays(BUSY.to_owned()),
-        AtOnce::Moved => Step::Stays("the catalogue has changed meanwhile; it is tried again".to_owned()),
-    })
+    for _ in 0..CATALOGUE_TRIES {
+        let frozen: Frozen = match due::touched(connection, month, &tables, now).await? {
+            Touched::Free(frozen) => frozen,
+            Touched::Held(why) => return Ok(Step::Stays(why)),
+        };
+        match tables::detach(connection, month, &tables, &frozen).await? {
+            AtOnce::Done => return Ok(Step::Done(Detached)),
+            AtOnce::Busy => return Ok(Step::Stays(BUSY.to_owned())),
+            AtOnce::Moved => {}
+        }
+    }
+    Ok(Step::Stays("the catalogue keeps changing while its experiments are looked at; it is tried again".to_owned()))
 }
+
+/// How often the experiments of a month are looked at that are changed meanwhile.
+const CATALOGUE_TRIES: u32 = 5;
 
 const BUSY: &str = "its locks are taken, by a query that takes long or by an idle transaction; it is tried again";
 

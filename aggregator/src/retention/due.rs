@@ -28,7 +28,7 @@ pub(super) enum Look {
 }
 
 /// Returns how many whole months before the present one are kept; none: all.
-pub(super) async fn months_kept(connection: &mut PgConnection) -> Result<Option<u32>, sqlx::Error> {
+async fn months_kept(connection: &mut PgConnection) -> Result<Option<u32>, sqlx::Error> {
     let kept: Option<i32> = sqlx::query_scalar("SELECT months_kept FROM retention").fetch_one(connection).await?;
     Ok(kept.and_then(|kept| u32::try_from(kept).ok()))
 }
