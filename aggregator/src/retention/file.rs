@@ -5,9 +5,10 @@
 //! `.partial`, and whoever writes it again removes what it finds of such.
 
 use std::ffi::OsStr;
-use std::fs::{self, File};
+use std::fs::{self, DirBuilder, File};
 use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -274,7 +275,8 @@ struct Writer {
 impl Writer {
     fn create(path: PathBuf, fact_table: &FactTable) -> Result<Self, ArchiveError> {
         let folder = folder_of(&path);
-        fs::create_dir_all(folder).map_err(of_file(folder))?;
+        // As private as the database that the rows come from.
+        DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(of_file(folder))?;
         let mut beginning = path.clone().into_os_string();
         beginning.push(".");
         remove_partial(folder, &beginning).map_err(of_file(folder))?;
@@ -286,7 +288,7 @@ impl Writer {
         let schema = parse_message_type(&message(fact_table)).map_err(&of_parquet)?;
         let zstd = ZstdLevel::try_new(3).map_err(&of_parquet)?;
         let properties = WriterProperties::builder().set_compression(Compression::ZSTD(zstd)).build();
-        let file = File::create(&partial).map_err(of_file(&partial))?;
+        let file = File::options().write(true).create_new(true).mode(0o600).open(&partial).map_err(of_file(&partial))?;
         let writer = SerializedFileWriter::new(file, Arc::new(schema), Arc::new(properties)).map_err(&of_parquet)?;
         Ok(Writer { path, partial, writer })
     }

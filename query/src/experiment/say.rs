@@ -121,8 +121,8 @@ struct Definitions<'a> {
 fn definitions_hash(read: &Read, metrics: &[Metric], settings: &Settings) -> Result<String, ApiError> {
     let definitions = Definitions {
         method_version: METHOD_VERSION,
-        // As the catalogue has it: what follows from the rows is no part of it.
-        experiment: read.catalogue.experiment.clone(),
+        // As the catalogue has it: what follows from the rows is no part of it, and neither is where they are kept.
+        experiment: Experiment { frozen_at: None, ..read.catalogue.experiment.clone() },
         variants: read
             .catalogue
             .variants
