@@ -525,6 +525,8 @@ async fn a_long_query_holds_up_no_writer() {
     let mut reader = case.database.connect().await;
     sqlx::raw_sql("BEGIN; SELECT count(*) FROM impressions").execute(&mut reader).await.expect("reads");
     let mut writer = case.database.connect().await;
+    // Far beyond what it may wait, on a busy machine too.
+    sqlx::raw_sql("SET lock_timeout = '5s'").execute(&mut writer).await.expect("set");
     let mut commits = 0;
     let mut detaching = Box::pin(case.step());
     let outcome = loop {
