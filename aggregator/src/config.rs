@@ -1,6 +1,7 @@
 //! Settings of the aggregator.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// Settings of the aggregator. The flags' variables are named in `--help`.
@@ -39,6 +40,11 @@ pub struct Config {
     #[arg(long, env = "WEIR_USER_ROWS_MAX", value_name = "ROWS", value_parser = clap::value_parser!(u32).range(1..))]
     pub user_rows_max: Option<u32>,
 
+    /// Folder for the files of months that are archived, once `weir admin month keep` says how many are kept; several aggregators need
+    /// one that they share
+    #[arg(long, env = "WEIR_ARCHIVE", value_name = "DIR")]
+    pub archive: Option<PathBuf>,
+
     /// Begin with another log than the one this database was fed from; what the old one still held is given up
     #[arg(long, env = "WEIR_ADOPT_LOG")]
     pub adopt_log: bool,
@@ -46,6 +52,10 @@ pub struct Config {
     /// How often a commit is tried that fails for a reason which is no record's and does not pass by itself.
     #[arg(skip = Config::COMMIT_TRIES_MAX)]
     pub commit_tries_max: u32,
+
+    /// How often it is looked for months that are on their way into the archive or back.
+    #[arg(skip = Config::RETENTION_ROUND)]
+    pub retention_round: Duration,
 
     /// Hosts that requests may name beside this machine's own; see [`service::Hosts`].
     #[arg(skip)]
@@ -64,6 +74,7 @@ impl Config {
     pub const KNOWN_USERS_BYTES_MAX: usize = 128 * 1024 * 1024;
 
     const COMMIT_TRIES_MAX: u32 = 100;
+    const RETENTION_ROUND: Duration = Duration::from_secs(60);
 
     /// Settings with the defaults of the flags.
     pub fn new(aggregator: SocketAddr, database_url: String) -> Self {
@@ -75,8 +86,10 @@ impl Config {
             dead_letters_in_row_max: 1_000,
             known_users_bytes_max: Config::KNOWN_USERS_BYTES_MAX,
             user_rows_max: None,
+            archive: None,
             adopt_log: false,
             commit_tries_max: Config::COMMIT_TRIES_MAX,
+            retention_round: Config::RETENTION_ROUND,
             allow_hosts: Vec::new(),
             database_url,
         }

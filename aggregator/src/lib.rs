@@ -14,6 +14,7 @@ mod maintain;
 mod metrics;
 mod partitions;
 pub mod recompute;
+mod retention;
 mod run;
 mod status;
 
@@ -31,7 +32,7 @@ use crate::metrics::Metrics;
 use crate::status::Status;
 
 /// The schemas that events are stored in.
-pub const SCHEMA: catalogue::schema::Supported = catalogue::schema::Supported { service: "aggregator", oldest: 10, newest: 15 };
+pub const SCHEMA: catalogue::schema::Supported = catalogue::schema::Supported { service: "aggregator", oldest: 10, newest: 19 };
 
 /// How long a stop may take: draining, the last commit, giving the leases back.
 const STOP_MAX: Duration = Duration::from_secs(6);
@@ -120,6 +121,10 @@ impl Aggregator {
         tasks.spawn("maintenance", {
             let config = config.clone();
             move |stop| maintain::run(config.clone(), Arc::clone(&append), stop)
+        });
+        tasks.spawn_until_stop("retention", {
+            let (config, metrics) = (config.clone(), Arc::clone(&metrics));
+            move || retention::run(config.clone(), Arc::clone(&metrics))
         });
         tasks.spawn_until_stop("recomputations", {
             let status = Arc::clone(&status);

@@ -36,6 +36,10 @@ pub(crate) struct Metrics {
     pub fenced: Counter,
     /// Experiments whose participation and attribution are not up to date.
     pub experiments_behind: Gauge,
+    /// Months whose rows are in the archive alone.
+    pub months_away: Gauge,
+    /// 1 while a month that should leave or come back does not.
+    pub months_stuck: Gauge,
     users_known: Counter,
     users_read: Counter,
     users_compared: Counter,
@@ -69,6 +73,12 @@ impl Metrics {
             experiments_behind: meter.gauge(
                 "weir_aggregator_experiments_behind",
                 "Experiments whose participation and attribution wait for a recomputation",
+            ),
+            months_away: meter
+                .gauge("weir_aggregator_months_away", "Months whose rows no query sees: they are archived, or on their way"),
+            months_stuck: meter.gauge(
+                "weir_aggregator_months_stuck",
+                "1 while a month that is due cannot leave, or one on its way does not go on; `weir admin month list` says why",
             ),
             users_known: meter.counter("weir_aggregator_users_known_total", "Users of batches whose rows were remembered"),
             users_read: meter.counter("weir_aggregator_users_read_total", "Users of batches whose rows were read from Postgres"),

@@ -4,35 +4,81 @@
 //! So a row that went into the default never stops its month from being made later.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::time::Duration;
 
-use chrono::{DateTime, Datelike, Months as CalendarMonths, NaiveDate, Utc};
+use chrono::{DateTime, Datelike, Months as CalendarMonths, NaiveDate, NaiveTime, Utc};
 use events::fact::FactTable;
 use events::rules::limits;
 use events::{Event, Kind, Micros};
 use sqlx::{AssertSqlSafe, PgConnection};
 
-/// One for all makers of table partitions.
-const LOCK: i64 = 0x7765_6972_6d6f_6e74; // "weirmont"
+/// One for all makers of table partitions, and for whoever moves the retention boundary or attaches a month again.
+pub(crate) const LOCK: i64 = 0x7765_6972_6d6f_6e74; // "weirmont"
 const ATTEMPTS: u32 = 25;
+/// Raised where a month lies before the retention boundary.
+const BEFORE_HORIZON: &str = "WEIR1";
 
 /// A calendar month, UTC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Month(NaiveDate);
 
 impl Month {
-    fn of(time: Micros) -> Option<Self> {
+    /// Returns the month of a time; none of a time beyond the calendar.
+    pub(crate) fn of(time: Micros) -> Option<Self> {
         let date = DateTime::<Utc>::from_timestamp_micros(time.0)?.date_naive();
         date.with_day(1).map(Month)
     }
 
-    fn table(self, fact_table: &str) -> String {
+    /// Returns the month of a text such as `2026-01`.
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        let (year, month) = text.split_once('-')?;
+        let is_number = |text: &str, length| text.len() == length && text.bytes().all(|byte| byte.is_ascii_digit());
+        if !is_number(year, 4) || !is_number(month, 2) {
+            return None;
+        }
+        NaiveDate::from_ymd_opt(year.parse().ok()?, month.parse().ok()?, 1).map(Month)
+    }
+
+    /// Returns the month of a fact table's table partition; none of its default.
+    pub(crate) fn of_table(fact_table: &str, table: &str) -> Option<Self> {
+        Month::parse(&table.strip_prefix(fact_table)?.strip_prefix('_')?.replace('_', "-"))
+    }
+
+    /// Returns the name of a fact table's table partition.
+    pub(crate) fn table(self, fact_table: &str) -> String {
         format!("{fact_table}_{:04}_{:02}", self.0.year(), self.0.month())
     }
 
-    fn bounds(self) -> (String, String) {
-        let next = self.0.checked_add_months(CalendarMonths::new(1)).unwrap_or(NaiveDate::MAX);
-        (format!("{} 00:00:00+00", self.0), format!("{next} 00:00:00+00"))
+    /// Returns its first moment and that of the next one, as Postgres reads times.
+    pub(crate) fn bounds(self) -> (String, String) {
+        (format!("{} 00:00:00+00", self.0), format!("{} 00:00:00+00", self.plus(1).0))
+    }
+
+    /// Returns its first day, as Postgres reads dates.
+    pub(crate) fn date(self) -> String {
+        self.0.to_string()
+    }
+
+    /// Returns the month so many months later.
+    pub(crate) fn plus(self, months: u32) -> Self {
+        Month(self.0.checked_add_months(CalendarMonths::new(months)).unwrap_or(NaiveDate::MAX))
+    }
+
+    /// Returns the month so many months earlier.
+    pub(crate) fn minus(self, months: u32) -> Self {
+        Month(self.0.checked_sub_months(CalendarMonths::new(months)).unwrap_or(NaiveDate::MIN))
+    }
+
+    /// Returns its first moment.
+    pub(crate) fn start(self) -> Micros {
+        Micros(self.0.and_time(NaiveTime::MIN).and_utc().timestamp_micros())
+    }
+}
+
+impl fmt::Display for Month {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{:04}-{:02}", self.0.year(), self.0.month())
     }
 }
 
@@ -84,7 +130,7 @@ pub(crate) async fn make_usual_months(connection: &mut PgConnection) -> Result<(
     Ok(())
 }
 
-async fn make_month(connection: &mut PgConnection, kind: Kind, month: Month) -> Result<(), sqlx::Error> {
+pub(crate) async fn make_month(connection: &mut PgConnection, kind: Kind, month: Month) -> Result<(), sqlx::Error> {
     let fact_table = FactTable::of(kind).name;
     let table = month.table(fact_table);
     let exists: bool = sqlx::query_scalar("SELECT to_regclass($1) IS NOT NULL").bind(&table).fetch_one(&mut *connection).await?;
@@ -102,6 +148,11 @@ async fn make_table(connection: &mut PgConnection, fact_table: &str, table: &str
         "BEGIN;
          SET LOCAL lock_timeout = '200ms';
          SELECT pg_advisory_xact_lock({LOCK});
+         DO $weir$ BEGIN
+             IF EXISTS (SELECT FROM horizon WHERE until > '{from}') THEN
+                 RAISE EXCEPTION 'before the retention boundary' USING ERRCODE = '{BEFORE_HORIZON}';
+             END IF;
+         END $weir$;
          CREATE TABLE IF NOT EXISTS {table} (LIKE {fact_table} INCLUDING ALL);
          LOCK TABLE {fact_table}_default IN ACCESS EXCLUSIVE MODE;
          WITH moved AS (
@@ -118,6 +169,8 @@ async fn make_table(connection: &mut PgConnection, fact_table: &str, table: &str
         sqlx::raw_sql("ROLLBACK").execute(&mut *connection).await?;
         let code = error.as_database_error().and_then(|error| error.code()).unwrap_or_default().into_owned();
         match code.as_str() {
+            // A month that has left is not made again: its rows of now become dead letters.
+            BEFORE_HORIZON => return Ok(true),
             "55P03" | "40P01" | "23514" => tokio::time::sleep(Duration::from_millis(u64::from(attempt) * 10)).await,
             // Another worker made it: it is attached, so it cannot be attached again.
             "42809" | "42P17" | "42P07" => return Ok(true),
@@ -125,4 +178,26 @@ async fn make_table(connection: &mut PgConnection, fact_table: &str, table: &str
         }
     }
     Ok(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn months_have_names_and_bounds() {
+        let month = Month::parse("2026-12").expect("a month");
+        assert_eq!(month.to_string(), "2026-12");
+        assert_eq!(month.table("conversions"), "conversions_2026_12");
+        assert_eq!(month.bounds(), ("2026-12-01 00:00:00+00".to_owned(), "2027-01-01 00:00:00+00".to_owned()));
+        assert_eq!(Month::of(month.start()), Some(month));
+        assert_eq!(Month::of(Micros(month.start().0 - 1)), Some(month.minus(1)));
+        assert_eq!(Month::of_table("conversions", "conversions_2026_12"), Some(month));
+        for text in ["2026-13", "2026-1", "26-01", "2026", "2026-01-01", "+026-01", ""] {
+            assert_eq!(Month::parse(text), None, "{text}");
+        }
+        for table in ["conversions_default", "conversions", "impressions_2026_12", "conversions_2026_12_old"] {
+            assert_eq!(Month::of_table("conversions", table), None, "{table}");
+        }
+    }
 }

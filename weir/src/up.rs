@@ -201,6 +201,7 @@ impl Services {
         let collector_address = self.collector.insert(collector).address();
 
         let Flags(mut config) = args.aggregator;
+        config.archive.get_or_insert_with(|| folder.path().join("archive"));
         config.database_url.clone_from(&database_url);
         config.allow_hosts.clone_from(&args.hosts.allow_hosts);
         // One for each worker, and one for its leases and its page.

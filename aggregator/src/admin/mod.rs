@@ -8,6 +8,7 @@
 pub mod campaigns;
 pub mod dead_letters;
 pub mod experiments;
+pub mod months;
 pub mod rejected;
 
 use catalogue::CatalogueError;

@@ -50,8 +50,8 @@ pub use timestamp::Timestamp;
 pub use trigger::Trigger;
 pub use vocabulary::{
     Aggregation, Amount, AttributionMethod, CampaignStatus, CampaignType, ComponentType, DeadLetterStatus, DeliveryStatus,
-    Denominator, Direction, EventNameStatus, ExperimentStatus, KeyKind, NoticeKind, Period, PhaseState, REFUND_TYPES, Role,
-    UnknownText, WebhookFormat,
+    Denominator, Direction, EventNameStatus, ExperimentStatus, KeyKind, MonthState, NoticeKind, Period, PhaseState, REFUND_TYPES,
+    Role, UnknownText, WebhookFormat,
 };
 
 /// Writes a time as people and programs read it.

@@ -18,6 +18,11 @@ impl Timestamp {
     pub fn to_bytes(self) -> [u8; 8] {
         self.0.0.saturating_sub(Timestamp::EPOCH_2000).to_be_bytes()
     }
+
+    /// Returns the time of such bytes.
+    pub fn from_bytes(bytes: [u8; 8]) -> Self {
+        Timestamp(Micros(i64::from_be_bytes(bytes).saturating_add(Timestamp::EPOCH_2000)))
+    }
 }
 
 impl Type<Postgres> for Timestamp {
@@ -42,6 +47,6 @@ impl Encode<'_, Postgres> for Timestamp {
 impl Decode<'_, Postgres> for Timestamp {
     fn decode(value: PgValueRef<'_>) -> Result<Self, BoxDynError> {
         let bytes: [u8; 8] = value.as_bytes()?.try_into()?;
-        Ok(Timestamp(Micros(i64::from_be_bytes(bytes).saturating_add(Timestamp::EPOCH_2000))))
+        Ok(Timestamp::from_bytes(bytes))
     }
 }

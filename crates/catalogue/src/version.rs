@@ -4,8 +4,8 @@
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-/// Returns the advisory lock of a project's catalogue: the first 8 bytes of its id.
-fn key(project: Uuid) -> i64 {
+/// Returns the advisory lock of a project's catalogue: the first 8 bytes of its id. For a transaction that takes it within other statements.
+pub fn key(project: Uuid) -> i64 {
     (project.as_u128() >> 64) as i64
 }
 

@@ -43,6 +43,7 @@ pub const COLUMNS: &[(&str, &str, &[&str])] = &[
     ("webhooks", "format", WebhookFormat::TEXTS),
     ("deliveries", "status", DeliveryStatus::TEXTS),
     ("event_names", "status", EventNameStatus::TEXTS),
+    ("months", "state", MonthState::TEXTS),
 ];
 
 /// The kinds of events that have names.
@@ -307,6 +308,24 @@ text_enum! {
         Replayed = "replayed",
         /// Somebody decided that it is not needed.
         Discarded = "discarded",
+    }
+}
+
+text_enum! {
+    /// How far a month of the fact tables is on its way into the archive or back.
+    MonthState {
+        /// No row is stored in it any more.
+        Closed = "closed",
+        /// Its files are written, and were compared with its rows.
+        Archived = "archived",
+        /// No query sees its rows.
+        Detached = "detached",
+        /// Its rows are in its files alone.
+        Dropped = "dropped",
+        /// Its rows are being read from its files.
+        Restoring = "restoring",
+        /// All its rows are back.
+        Restored = "restored",
     }
 }
 

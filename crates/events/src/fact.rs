@@ -139,6 +139,12 @@ impl FactTable {
     pub fn columns(&self) -> impl Iterator<Item = &'static Column> + Clone + use<> {
         COMMON.iter().chain(self.own)
     }
+
+    /// Returns its columns, in their order, with the ids that they have in files for ever: those that all fact tables have from 1 on, its
+    /// own from 1,001 on.
+    pub fn numbered_columns(&self) -> impl Iterator<Item = (i32, &'static Column)> + use<> {
+        (1..).zip(&COMMON).chain((1_001..).zip(self.own))
+    }
 }
 
 /// The fact tables by name: the order in which every transaction takes their rows' locks.

@@ -47,9 +47,9 @@ fn last_day(experiment: &Defined) -> Option<i64> {
     experiment.experiment.ended_us.map(|ended| ended.saturating_add(window_us).div_euclid(DAY_US))
 }
 
-/// Returns whether an experiment is evaluated: it was started, and late events may still change what it found.
+/// Returns whether an experiment is evaluated: it was started, and late events may still change what it found. Frozen, it is as it was recorded.
 pub(super) fn is_evaluated(experiment: &Defined, over: Over) -> bool {
-    let is_started = !experiment.experiment.phases.is_empty();
+    let is_started = !experiment.experiment.phases.is_empty() && experiment.experiment.frozen_at.is_none();
     is_started && last_day(experiment).is_none_or(|last| last + SETTLES_DAYS >= over.days)
 }
 
@@ -118,6 +118,9 @@ mod tests {
         assert!(is_evaluated(&experiment(Some(6)), Over::by(38 * DAY_US)));
         assert!(!is_evaluated(&experiment(Some(6)), Over::by(39 * DAY_US)));
         assert!(is_evaluated(&experiment(None), Over::by(390 * DAY_US)));
+        let mut frozen = experiment(None);
+        frozen.experiment.frozen_at = Some("2026-03-01T00:00:00Z".to_owned());
+        assert!(!is_evaluated(&frozen, over));
         let draft = Defined { experiment: Experiment::default(), ..experiment(None) };
         assert!(!is_evaluated(&draft, over) && !has_hours(&draft));
     }

@@ -34,6 +34,7 @@ pub fn say(read: &Read, measured: &Measured<'_>, tested: Tested<'_>, request: &R
     let analysis = tested.plan.analysis;
     let mut warnings = left_out(measured);
     warnings.extend_from_slice(&read.unknown_names);
+    warnings.extend(frozen(&measured.experiment, &read.as_of.months_away));
     let mut status = status(&measured.experiment, &measured.variants, &measured.counts, analysis, &mut warnings);
     if status == "ok" && request.counted != (None, None) {
         status = "descriptive";
@@ -120,8 +121,8 @@ struct Definitions<'a> {
 fn definitions_hash(read: &Read, metrics: &[Metric], settings: &Settings) -> Result<String, ApiError> {
     let definitions = Definitions {
         method_version: METHOD_VERSION,
-        // As the catalogue has it: what follows from the rows is no part of it.
-        experiment: read.catalogue.experiment.clone(),
+        // As the catalogue has it: what follows from the rows is no part of it, and neither is where they are kept.
+        experiment: Experiment { frozen_at: None, ..read.catalogue.experiment.clone() },
         variants: read
             .catalogue
             .variants
@@ -200,6 +201,20 @@ fn of_strata(measured: &Measured<'_>) -> impl Iterator<Item = Warning> {
     )
 }
 
+/// Warns of months with events of the experiment that are archived, and says which numbers lack them.
+fn frozen(experiment: &Experiment, months_away: &[String]) -> Option<Warning> {
+    experiment.frozen_at.as_ref()?;
+    let mut message = "months with events of this experiment were detached; its results are as of then".to_owned();
+    if !months_away.is_empty() {
+        message.push_str(&format!(
+            ". Exposures and attributed conversions are complete; what is read from events, that is adjustments by what users did before, \
+             dimensions, triggers and metrics that are defined over events, lacks {}, until `weir admin month restore` brings it back",
+            months_away.join(", ")
+        ));
+    }
+    Some(Warning::new("experiment_frozen", message))
+}
+
 /// Returns the status of the whole answer, and warns of what limits all of its numbers.
 fn status(
     experiment: &Experiment,
@@ -208,10 +223,6 @@ fn status(
     analysis: Analysis,
     warnings: &mut Vec<Warning>,
 ) -> &'static str {
-    if experiment.frozen_at.is_some() {
-        let message = "months with events of this experiment were detached; its results are as of then";
-        warnings.push(Warning::new("experiment_frozen", message));
-    }
     if let Some(since) = &experiment.behind_since {
         let message = format!(
             "participation and attribution of this experiment are being recomputed since {since}, after a change of its rules; until that is \

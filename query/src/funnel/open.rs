@@ -36,16 +36,27 @@ pub(super) struct Read {
     names: Names,
     /// Names of events with the place in the request that asks for them.
     asked: Vec<(String, String)>,
+    away: Option<Warning>,
 }
 
 impl Read {
-    /// Returns what to say of names that no event has.
+    /// Returns what to say of names that no event has, and of months that were not read.
     pub(super) fn warnings(&self, rows: &Rows) -> Vec<Warning> {
         let is_missing = |bit: usize| rows.found & (1 << bit) == 0;
         let missing = self.selection.looked_for.iter().enumerate().filter(|(bit, _)| is_missing(*bit)).map(|(_, name)| name);
         let places = |missing: &String| self.asked.iter().filter(move |(_, name)| name == missing).collect::<Vec<_>>();
-        missing.flat_map(places).map(|(place, name)| self.names.warn(place, name)).collect()
+        let unknown = missing.flat_map(places).map(|(place, name)| self.names.warn(place, name));
+        unknown.chain(self.away.clone()).collect()
     }
+}
+
+/// Warns of months with events that are asked for and were not read.
+fn away(months: &[&str]) -> Option<Warning> {
+    let message = format!(
+        "events of {} are archived and not in this answer; `weir admin month restore` brings a month back",
+        months.join(", ")
+    );
+    (!months.is_empty()).then(|| Warning::new("months_away", message))
 }
 
 /// Begins to read what is asked for. The selection says what else is wanted of the events.
@@ -65,6 +76,7 @@ pub(super) async fn open(
     let events = tables::table("events").ok_or_else(ApiError::internal)?.with_user_key();
     let scan = Session::scan_of(events, snapshot);
     let (session, limits) = (session.clone(), engine.limits().clone());
+    let away = away(&snapshot.as_of().months_away_from(selection.from));
     on_large_stack(async move {
         let schema = DFSchema::try_from(scan.schema().as_ref().clone()).map_err(engine::api_error)?;
         let conditions = |matches: &[(String, Matches)]| {
@@ -82,7 +94,7 @@ pub(super) async fn open(
         let source = LogicalPlanBuilder::scan("events", provider_as_source(scan), None).and_then(LogicalPlanBuilder::build);
         let plan = source.and_then(|source| selection.plan(source, session.state()));
         let stream = session.run(plan.map_err(engine::planning_error)?).await.map_err(engine::planning_error)?;
-        Ok(Opened { stream, read: Read { selection, names, asked } })
+        Ok(Opened { stream, read: Read { selection, names, asked, away } })
     })
     .await?
 }

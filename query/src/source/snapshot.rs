@@ -5,10 +5,12 @@
 //! however many connections they are read.
 
 use std::collections::BTreeMap;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use catalogue::schema::SchemaError;
-use chrono::{DateTime, SecondsFormat, Utc};
+use chrono::{DateTime, Months, NaiveDate, NaiveTime, SecondsFormat, Utc};
+use events::fact::FACT_TABLES;
 use serde::{Deserialize, Serialize};
 use sqlx::pool::PoolConnection;
 use sqlx::{AssertSqlSafe, PgConnection, PgPool, Postgres, Row, Transaction};
@@ -31,6 +33,26 @@ pub struct AsOf {
     /// The time of the project's newest event, each counted up to its receipt at most: a client's clock moves it no further.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub event_time: Option<String>,
+    /// Months with events of the project that are archived, such as `2026-01`, ascending: none of these events was read.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub months_away: Vec<String>,
+}
+
+impl AsOf {
+    /// Returns the months with events from `from` on, in microseconds since 1970, of which none was read.
+    pub fn months_away_from(&self, from: Option<i64>) -> Vec<&str> {
+        let ends_later = |month: &&str| match (from, month_end(month)) {
+            (Some(from), Some(end)) => end > from,
+            _ => true,
+        };
+        self.months_away.iter().map(String::as_str).filter(ends_later).collect()
+    }
+}
+
+/// Returns when a month such as `2026-01` is over, in microseconds since 1970.
+fn month_end(month: &str) -> Option<i64> {
+    let first = NaiveDate::parse_from_str(&format!("{month}-01"), "%Y-%m-%d").ok()?;
+    Some(first.checked_add_months(Months::new(1))?.and_time(NaiveTime::MIN).and_utc().timestamp_micros())
 }
 
 /// How far a log partition was stored, and how often something of it was written.
@@ -67,6 +89,12 @@ pub struct Snapshot {
 
 const BEGIN: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
 
+/// Keeps months from being attached and detached, and nobody from anything else.
+static LOCK_FACTS: LazyLock<String> = LazyLock::new(|| {
+    let tables: Vec<String> = FACT_TABLES.iter().map(|table| format!("ONLY {}", table.name)).collect();
+    format!("LOCK TABLE {} IN ACCESS SHARE MODE", tables.join(", "))
+});
+
 impl Snapshot {
     /// Takes a snapshot for one project. Postgres ends each statement in it after `time_limit`. Dropped halfway it is still taken, and
     /// then given up: sqlx would leave the transaction open whose BEGIN was not answered yet.
@@ -79,14 +107,19 @@ impl Snapshot {
     }
 
     async fn taken(pool: PgPool, project: Uuid, time_limit: Duration) -> Result<Self, SchemaError> {
-        // Few statements: where all processors are busy, each is a wait for one.
-        let mut transaction = pool.begin_with(AssertSqlSafe(format!("{BEGIN}; {}", limits(time_limit)))).await?;
-        // In this snapshot, which the first statement takes: what it holds was written under that schema.
-        let (as_of, version) = match positions(&mut transaction, project).await {
-            Ok(found) => found,
+        // Few statements: where all processors are busy, each is a wait for one. The locks come before the snapshot, which the first
+        // query takes: whether a month is attached is seen without it, and stays what it is until the end.
+        let begin = format!("{BEGIN}; {}; {}", limits(time_limit), LOCK_FACTS.as_str());
+        let taken = async {
+            let mut transaction = pool.begin_with(AssertSqlSafe(begin)).await?;
+            // In this snapshot: what it holds was written under that schema.
+            let (as_of, version) = positions(&mut transaction, project).await?;
+            Ok((transaction, as_of, version))
+        };
+        let (transaction, as_of, version) = match taken.await {
+            Ok(taken) => taken,
             Err(error) => {
                 // What another schema lacks fails, too.
-                drop(transaction);
                 SCHEMA.check_database(&mut *pool.acquire().await?).await?;
                 return Err(error);
             }
@@ -173,11 +206,15 @@ impl Drop for SnapshotConnection {
 /// Reads how far the logs are stored, and checks the schema.
 async fn positions(connection: &mut PgConnection, project: Uuid) -> Result<(AsOf, DataVersion), SchemaError> {
     let rows = sqlx::query(
-        "SELECT o.schema, o.catalogue, c.log_id, c.log_partition, c.next_offset, c.change_seq, coalesce(p.records, 0) AS records,
+        "SELECT o.schema, o.catalogue, o.months_away, c.log_id, c.log_partition, c.next_offset, c.change_seq, coalesce(p.records, 0) AS records,
                 floor(extract(epoch FROM p.event_time) * 1000000)::bigint AS event_us,
                 c.log_id = (SELECT log_id FROM logs ORDER BY last_used_at DESC, log_id LIMIT 1) AS is_present
          FROM (SELECT (SELECT max(version) FROM _sqlx_migrations WHERE success) AS schema,
-                      (SELECT version FROM catalogue_versions WHERE project_id = $1) AS catalogue) o
+                      (SELECT version FROM catalogue_versions WHERE project_id = $1) AS catalogue,
+                      -- Before schema 19 there is no such column, and no such month.
+                      (SELECT array_agg(m ->> 'month' ORDER BY m ->> 'month')
+                       FROM horizon h, jsonb_array_elements(to_jsonb(h) -> 'months_away') m
+                       WHERE m -> 'projects' ? $1::text) AS months_away) o
          LEFT JOIN checkpoints c ON true
          LEFT JOIN project_progress p ON p.project_id = $1 AND p.log_id = c.log_id AND p.log_partition = c.log_partition",
     )
@@ -189,6 +226,7 @@ async fn positions(connection: &mut PgConnection, project: Uuid) -> Result<(AsOf
     for row in rows {
         SCHEMA.check(row.try_get::<Option<i64>, _>("schema")?.unwrap_or(0))?;
         version.catalogue = row.try_get::<Option<i64>, _>("catalogue")?.unwrap_or(0);
+        as_of.months_away = row.try_get::<Option<Vec<String>>, _>("months_away")?.unwrap_or_default();
         // Without any log there is one row without its columns.
         let Some(log_id) = row.try_get::<Option<Uuid>, _>("log_id")? else { continue };
         let partition: i32 = row.try_get("log_partition")?;
@@ -209,5 +247,23 @@ pub fn time_text(us: i64) -> String {
     match DateTime::<Utc>::from_timestamp_micros(us) {
         Some(time) => time.to_rfc3339_opts(SecondsFormat::AutoSi, true),
         None => format!("{us} microseconds"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn months_count_that_end_after_what_is_asked_for() {
+        let as_of = AsOf { months_away: vec!["2025-11".to_owned(), "2025-12".to_owned()], ..AsOf::default() };
+        let check = |from: Option<&str>, expected: &[&str]| {
+            let from = from.map(|text| DateTime::parse_from_rfc3339(text).expect("a time").timestamp_micros());
+            assert_eq!(as_of.months_away_from(from), expected, "{from:?}");
+        };
+        check(None, &["2025-11", "2025-12"]);
+        check(Some("2025-11-30T23:59:59.999999Z"), &["2025-11", "2025-12"]);
+        check(Some("2025-12-01T00:00:00Z"), &["2025-12"]);
+        check(Some("2026-01-01T00:00:00Z"), &[]);
     }
 }

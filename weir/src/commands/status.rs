@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use aggregator::admin::dead_letters;
+use aggregator::admin::{dead_letters, months};
 use serde_json::{Map, Value, json};
 use sqlx::PgConnection;
 
@@ -13,6 +13,9 @@ use super::{ListFormat, print_list};
 use crate::cli::Globals;
 use crate::client::Client;
 use crate::data::WeirJson;
+
+/// The first schema in which months leave.
+const RETENTION_SCHEMA: i64 = 19;
 
 /// How long a health page may take.
 const PROBE_MAX: Duration = Duration::from_secs(3);
@@ -110,6 +113,10 @@ async fn database(globals: &Globals, lags: &Map<String, Value>) -> anyhow::Resul
         "logs": logs(&mut conn, lags).await?,
         "dead_letters": dead_letters::counts(&mut conn, &dead_letters::Filter::default()).await?,
         "tables": tables(&mut conn).await?,
+        "retention": match schema {
+            Some(RETENTION_SCHEMA..) => serde_json::to_value(months::list(&mut conn).await?)?,
+            _ => Value::Null,
+        },
     }))
 }
 
@@ -205,6 +212,27 @@ fn render(status: &Value) -> String {
     ];
     out.push('\n');
     out.push_str(&table(&columns, &rows));
+    out.push_str(&retention(database.get("retention").unwrap_or(&Value::Null)));
+    out
+}
+
+/// Writes what is kept, once that is not all, and what of it does not go on.
+fn retention(found: &Value) -> String {
+    let text = |value: &Value, member: &str| text_of(value, member).map(|text| printable(text).into_owned());
+    let mut out = String::new();
+    if let Some(kept) = found.get("months_kept").and_then(Value::as_u64) {
+        out.push_str(&format!(
+            "\n{kept} whole months before the present one are kept; `weir admin month list` shows which have left\n"
+        ));
+    }
+    if let (Some(month), Some(why)) = (text(found, "/held_month"), text(found, "/held_by")) {
+        out.push_str(&format!("month {month} is due and stays: {why}\n"));
+    }
+    for month in elements(found, "/months") {
+        if let (Some(name), Some(state), Some(why)) = (text(month, "/month"), text(month, "/state"), text(month, "/problem")) {
+            out.push_str(&format!("month {name} is {state} and does not go on: {why}\n"));
+        }
+    }
     out
 }
 
@@ -283,7 +311,8 @@ fn table_row(table: &Value) -> Vec<String> {
     ]
 }
 
-fn bytes(bytes: f64) -> String {
+/// Writes a number of bytes.
+pub(super) fn bytes(bytes: f64) -> String {
     match bytes {
         b if b < 1024.0 * 1024.0 => format!("{:.0} KiB", b / 1024.0),
         b if b < 1024.0 * 1024.0 * 1024.0 => format!("{:.1} MiB", b / 1024.0 / 1024.0),

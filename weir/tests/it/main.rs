@@ -28,6 +28,7 @@ mod query_limits;
 #[allow(dead_code, unreachable_pub)] // As above.
 mod raw;
 mod results;
+mod retention;
 #[cfg(feature = "kafka")]
 mod rolling;
 #[cfg(feature = "kafka")]

@@ -16,7 +16,7 @@ const ALERTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/alerts.yml"
 /// How the names of gauges and histograms end: in Prometheus' base units, in what is counted, ..
 const UNITS: [&str; 9] = ["seconds", "bytes", "records", "events", "keys", "files", "connections", "fds", "threads"];
 /// .. or in a state: what is in it is counted, or 1 stands for yes.
-const STATES: [&str; 8] = ["ready", "halted", "behind", "state", "running", "waiting", "busy", "in_flight"];
+const STATES: [&str; 10] = ["ready", "halted", "behind", "state", "running", "waiting", "busy", "in_flight", "away", "stuck"];
 
 /// Checks a page by the rules for names, and that each of its metrics is described, and returns how many they are.
 fn check_names(job: &str, page: &str) -> usize {

@@ -8,6 +8,7 @@ mod experiment;
 mod exposure;
 mod key;
 mod metric;
+mod month;
 mod project;
 mod recompute;
 mod rejected;
@@ -39,6 +40,9 @@ enum Command {
     /// Add, show and remove the metrics of an experiment
     #[command(subcommand)]
     Metric(metric::Command),
+    /// Say how many months of events are kept; show those that are archived, and bring one back
+    #[command(subcommand)]
+    Month(month::Command),
     /// Say what concerns all experiments of a project
     #[command(subcommand)]
     Project(project::Command),
@@ -86,6 +90,7 @@ pub(crate) async fn run(args: Args, globals: &Globals) -> anyhow::Result<()> {
         Command::Experiment(command) => experiment::run(command, &mut conn).await,
         Command::Exposure(command) => exposure::run(command, &mut conn).await,
         Command::Metric(command) => metric::run(command, &mut conn).await,
+        Command::Month(command) => month::run(command, &mut conn).await,
         Command::Project(command) => project::run(command, &mut conn).await,
         Command::Campaign(command) => campaign::run(command, &mut conn).await,
         Command::EventName(command) => event_name::run(command, &mut conn).await,
