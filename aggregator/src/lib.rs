@@ -8,6 +8,7 @@ mod batch;
 mod commit;
 mod config;
 mod database;
+mod fill;
 mod lag;
 mod lease;
 mod maintain;
@@ -31,7 +32,7 @@ use crate::metrics::Metrics;
 use crate::status::Status;
 
 /// The schemas that events are stored in.
-pub const SCHEMA: catalogue::schema::Supported = catalogue::schema::Supported { service: "aggregator", oldest: 10, newest: 15 };
+pub const SCHEMA: catalogue::schema::Supported = catalogue::schema::Supported { service: "aggregator", oldest: 10, newest: 16 };
 
 /// How long a stop may take: draining, the last commit, giving the leases back.
 const STOP_MAX: Duration = Duration::from_secs(6);
@@ -120,6 +121,10 @@ impl Aggregator {
         tasks.spawn("maintenance", {
             let config = config.clone();
             move |stop| maintain::run(config.clone(), Arc::clone(&append), stop)
+        });
+        tasks.spawn_until_stop("rollups", {
+            let config = config.clone();
+            move || fill::run(config.clone())
         });
         tasks.spawn_until_stop("recomputations", {
             let status = Arc::clone(&status);

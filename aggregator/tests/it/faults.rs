@@ -26,7 +26,10 @@ async fn a_panic_in_any_task_is_counted_told_and_healed() {
     ready("HTTP/1.1 200").await;
 
     let tasks = aggregator.health().names();
-    assert_eq!(tasks, ["lag", "leases", "listener", "log", "maintenance", "metrics", "recomputations", "worker-0", "worker-1"]);
+    assert_eq!(
+        tasks,
+        ["lag", "leases", "listener", "log", "maintenance", "metrics", "recomputations", "rollups", "worker-0", "worker-1"]
+    );
     for task in &tasks {
         aggregator.health().inject_panic(task);
         let found = ready(&format!("task {task} panicked: injected into {task}")).await;
