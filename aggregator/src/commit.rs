@@ -7,7 +7,7 @@
 //! 1. every checkpoint moves, by comparison: another owner of a log partition shows here, and nothing is committed;
 //! 2. the catalogue's versions and the horizon are read under the projects' shared locks: if names moved, all starts over;
 //! 3. new facts are stored, ordered by key, so that two workers never wait for each other in a circle;
-//! 4. participation and attribution of the touched users are recomputed; 5. daily sums and what is known of each project's progress grow;
+//! 4. participation and attribution of the touched users are recomputed; 5. rollups and what is known of each project's progress grow;
 //! 6. what the collector refused is kept, and dead letters are stored, among them records whose identity is stored with other content; 7. commit.
 
 mod bisect;
@@ -27,7 +27,7 @@ pub(crate) mod over_active;
 pub(crate) mod participation;
 mod progress;
 mod rejected;
-mod rollups;
+pub(crate) mod rollups;
 #[cfg(test)]
 mod tests;
 
@@ -274,7 +274,7 @@ fn resolve_with<'a>(
 static BEGIN: LazyLock<String> =
     LazyLock::new(|| format!("BEGIN ISOLATION LEVEL READ COMMITTED; {}; {}", schema::SHARE_LOCK, schema::VERSION));
 
-async fn begin(connection: &mut PgConnection) -> Result<(), CommitError> {
+pub(crate) async fn begin(connection: &mut PgConnection) -> Result<(), CommitError> {
     let begun = sqlx::raw_sql(sqlx::AssertSqlSafe(BEGIN.as_str())).fetch_all(&mut *connection).await?;
     let version: Option<i64> = begun.last().map(|row| row.try_get(0)).transpose()?.flatten();
     if let Err(unsupported) = crate::SCHEMA.check(version.unwrap_or(0)) {
@@ -359,7 +359,7 @@ async fn attempt(
         }
         Err(error) => return Err(error.into()),
     };
-    rollups::add(connection, log_id, &new).await?;
+    rollups::add(connection, &cache.catalogue, log_id, &new).await?;
     progress::add(connection, log_id, batch, &new).await?;
     let conflicts = match not_stored.is_empty() {
         true => conflicts::Conflicts::default(),

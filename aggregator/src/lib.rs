@@ -8,6 +8,7 @@ mod batch;
 mod commit;
 mod config;
 mod database;
+mod fill;
 mod lag;
 mod lease;
 mod maintain;
@@ -32,7 +33,7 @@ use crate::metrics::Metrics;
 use crate::status::Status;
 
 /// The schemas that events are stored in.
-pub const SCHEMA: catalogue::schema::Supported = catalogue::schema::Supported { service: "aggregator", oldest: 10, newest: 19 };
+pub const SCHEMA: catalogue::schema::Supported = catalogue::schema::Supported { service: "aggregator", oldest: 10, newest: 17 };
 
 /// How long a stop may take: draining, the last commit, giving the leases back.
 const STOP_MAX: Duration = Duration::from_secs(6);
@@ -125,6 +126,10 @@ impl Aggregator {
         tasks.spawn_until_stop("retention", {
             let (config, metrics) = (config.clone(), Arc::clone(&metrics));
             move || retention::run(config.clone(), Arc::clone(&metrics))
+        });
+        tasks.spawn_until_stop("rollups", {
+            let config = config.clone();
+            move || fill::run(config.clone())
         });
         tasks.spawn_until_stop("recomputations", {
             let status = Arc::clone(&status);

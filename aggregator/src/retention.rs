@@ -46,7 +46,7 @@ use crate::partitions::Month;
 const LOCK: i64 = 0x7765_6972_6d6f_7665; // "weirmove"
 
 /// The first schema with the tables of this module.
-const SCHEMA_OLDEST: i64 = 19;
+const SCHEMA_OLDEST: i64 = 17;
 
 /// How often it is looked whether another month is due: that may read all rows of the oldest.
 const LOOK_EVERY: Duration = Duration::from_secs(3_600);

@@ -46,7 +46,7 @@ pub use privacy::PrivacySignals;
 use collect::App;
 
 /// The schemas whose keys, projects, names of events and horizon the collector reads. Beside another one it goes on with what it knows.
-pub const SCHEMA: catalogue::schema::Supported = catalogue::schema::Supported { service: "collector", oldest: 5, newest: 19 };
+pub const SCHEMA: catalogue::schema::Supported = catalogue::schema::Supported { service: "collector", oldest: 5, newest: 17 };
 
 /// Where the metrics are if the public address is not on loopback and nobody said where.
 const METRICS_USUAL: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8090);

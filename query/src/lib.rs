@@ -52,7 +52,7 @@ use worker::Workers;
 
 /// The schemas that answers are made from.
 pub const SCHEMA: catalogue::schema::Supported =
-    catalogue::schema::Supported { service: "query service", oldest: 15, newest: 19 };
+    catalogue::schema::Supported { service: "query service", oldest: 15, newest: 17 };
 /// Where the metrics are if the public address is not on loopback and nobody said where.
 const METRICS_USUAL: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8091);
 

@@ -66,7 +66,7 @@ async fn store(
     let places = facts::insert(connection, &kinds(rows)).await?;
     let (new, _) = facts::split(rows, &places);
     participation::update(connection, &cache.catalogue, &mut histories, &new, NewRows::Upserted).await?;
-    rollups::add(connection, log_id, &new).await?;
+    rollups::add(connection, &cache.catalogue, log_id, &new).await?;
     event_names::add(connection, &cache.event_names, &new).await?;
     // What would be checked at the commit.
     sqlx::raw_sql("SET CONSTRAINTS ALL IMMEDIATE").execute(connection).await?;

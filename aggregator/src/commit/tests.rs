@@ -8,6 +8,7 @@ mod memory;
 mod over_active;
 mod refused;
 mod rejected;
+mod rollups;
 
 use std::collections::BTreeMap;
 

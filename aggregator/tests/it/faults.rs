@@ -28,7 +28,19 @@ async fn a_panic_in_any_task_is_counted_told_and_healed() {
     let tasks = aggregator.health().names();
     assert_eq!(
         tasks,
-        ["lag", "leases", "listener", "log", "maintenance", "metrics", "recomputations", "retention", "worker-0", "worker-1"]
+        [
+            "lag",
+            "leases",
+            "listener",
+            "log",
+            "maintenance",
+            "metrics",
+            "recomputations",
+            "retention",
+            "rollups",
+            "worker-0",
+            "worker-1"
+        ]
     );
     for task in &tasks {
         aggregator.health().inject_panic(task);

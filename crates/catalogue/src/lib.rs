@@ -4,6 +4,7 @@
 //! - [`vocabulary`] has every text that the schema knows; a text that it does not know is an error, never a default.
 //! - [`experiments`], [`metrics`], [`definitions`], [`exposures`], [`campaigns`], [`event_names`], [`keys`], [`webhooks`] and [`project`] hold what is stored and
 //!   what can be made; [`versions`] keeps definitions.
+//! - [`rollups`] are sums that are kept as events are stored: the declarations, and what they make of an event.
 //! - [`names`] resolves the names in events to ids and registers new ones; [`rules`] says what of an experiment decides about
 //!   participation and attribution.
 //! - [`schema`] says which schema the database has, and which ones a service works with.
@@ -29,6 +30,7 @@ pub mod metrics;
 pub mod names;
 pub mod policy;
 pub mod project;
+pub mod rollups;
 pub mod rules;
 pub mod schema;
 mod timestamp;

@@ -16,6 +16,7 @@ use uuid::Uuid;
 use crate::campaigns::COMPONENTS_MAX;
 use crate::experiments::VARIANTS_MAX;
 use crate::exposures::Exposures;
+use crate::rollups;
 use crate::rules::{self, Rules};
 
 /// What an event's names stand for.
@@ -268,6 +269,7 @@ struct Project {
     rules: HashMap<Uuid, Rules>,
     /// Of experiments to which other events expose than impressions that name them.
     exposures: Exposures,
+    rollups: Vec<rollups::Active>,
     /// Experiments whose rules this version cannot read.
     unsupported: HashSet<Uuid>,
     /// Experiments whose rows are not up to date.
@@ -332,6 +334,11 @@ impl Catalogue {
     pub fn exposures(&self, project: Uuid) -> &Exposures {
         static NONE: LazyLock<Exposures> = LazyLock::new(Exposures::default);
         self.project(project).map_or(&NONE, |project| &project.exposures)
+    }
+
+    /// Returns the rollups of a project that commits add to.
+    pub fn rollups(&self, project: Uuid) -> &[rollups::Active] {
+        self.project(project).map_or(&[], |project| &project.rollups)
     }
 
     /// Returns how a commit treats the rows of an experiment.
@@ -399,7 +406,8 @@ async fn load(connection: &mut PgConnection, project: Uuid) -> Result<Option<Pro
     let (version, auto_register) = (row.try_get("version")?, row.try_get("auto_register")?);
     let names = KnownNames { auto_register, experiments, campaigns };
     let exposures = rules::exposures(rules.iter().map(|(experiment, rules)| (*experiment, rules)));
-    Ok(Some(Project { version, names, rules, exposures, unsupported, behind }))
+    let rollups = rollups::active(connection, project).await?;
+    Ok(Some(Project { version, names, rules, exposures, rollups, unsupported, behind }))
 }
 
 /// None if they are more than `parts_max`.

@@ -29,6 +29,36 @@ pub trait Versioned: Serialize + DeserializeOwned + Clone + PartialEq + Send + S
     /// # Errors
     /// [`CatalogueError::Invalid`], which names the place.
     fn check(&self) -> Result<(), CatalogueError>;
+
+    /// Checks a name further than all names are.
+    /// # Errors
+    /// [`CatalogueError::Invalid`].
+    fn check_name(_name: &str) -> Result<(), CatalogueError> {
+        Ok(())
+    }
+
+    /// Returns whether what [`Versioned::made`] made for a version is still there.
+    /// # Errors
+    /// As Postgres has them.
+    fn is_kept(
+        _change: &mut Change<'_>,
+        _name: &str,
+        _version: i32,
+    ) -> impl Future<Output = Result<bool, CatalogueError>> + Send {
+        async { Ok(true) }
+    }
+
+    /// Makes what a new version needs beside itself, as part of the change that makes the version.
+    /// # Errors
+    /// As Postgres has them; then nothing is made.
+    fn made(
+        &self,
+        _change: &mut Change<'_>,
+        _name: &str,
+        _version: i32,
+    ) -> impl Future<Output = Result<(), CatalogueError>> + Send {
+        async { Ok(()) }
+    }
 }
 
 /// One version of a definition.
@@ -81,10 +111,13 @@ pub async fn define<D: Versioned>(
             format!("found {name:?}; a version follows an @, so that a name holds none"),
         ));
     }
+    D::check_name(name)?;
     definition.check()?;
     let mut change = Change::begin(connection, project).await?;
     let newest = read::<D>(change.connection(), project.id, Some(name)).await?.pop();
-    if let Some(version) = newest.as_ref().filter(|newest| newest.definition == *definition) {
+    if let Some(version) = newest.as_ref().filter(|newest| newest.definition == *definition)
+        && D::is_kept(&mut change, name, version.version).await?
+    {
         return Ok(Defined { version: version.clone(), is_new: false });
     }
     let next = newest.map_or(1, |newest| newest.version + 1);
@@ -95,6 +128,7 @@ pub async fn define<D: Versioned>(
     );
     let row = sqlx::query(AssertSqlSafe(insert)).bind(project.id).bind(name).bind(next).bind(text);
     let created_at = row.fetch_one(change.connection()).await?.try_get::<Timestamp, _>("created_at")?.0;
+    definition.made(&mut change, name, next).await?;
     let version = Version { name: name.to_owned(), version: next, definition: definition.clone(), created_at };
     change.commit(D::ACTION, name, &json!({ "version": next, "definition": definition })).await?;
     Ok(Defined { version, is_new: true })

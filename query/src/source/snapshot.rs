@@ -211,7 +211,7 @@ async fn positions(connection: &mut PgConnection, project: Uuid) -> Result<(AsOf
                 c.log_id = (SELECT log_id FROM logs ORDER BY last_used_at DESC, log_id LIMIT 1) AS is_present
          FROM (SELECT (SELECT max(version) FROM _sqlx_migrations WHERE success) AS schema,
                       (SELECT version FROM catalogue_versions WHERE project_id = $1) AS catalogue,
-                      -- Before schema 19 there is no such column, and no such month.
+                      -- Before schema 17 there is no such column, and no such month.
                       (SELECT array_agg(m ->> 'month' ORDER BY m ->> 'month')
                        FROM horizon h, jsonb_array_elements(to_jsonb(h) -> 'months_away') m
                        WHERE m -> 'projects' ? $1::text) AS months_away) o

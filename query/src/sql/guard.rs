@@ -15,7 +15,7 @@ use datafusion::sql::sqlparser::tokenizer::{Token, TokenWithSpan, Tokenizer};
 
 use crate::config::Limits;
 use crate::http::error::ApiError;
-use crate::source::tables;
+use crate::source::{rollups, tables};
 
 /// A statement that may be planned.
 #[derive(Debug)]
@@ -24,6 +24,8 @@ pub struct Guarded {
     pub statement: Statement,
     /// How many times it reads one of our tables.
     pub relations: usize,
+    /// Whether some of them are rollups.
+    pub reads_rollups: bool,
 }
 
 /// Reads one statement and checks it.
@@ -42,12 +44,12 @@ pub fn statement(sql: &str, limits: &Limits) -> Result<Guarded, ApiError> {
     if !statements.is_empty() {
         return Err(refused("there are several statements; exactly one is accepted"));
     }
-    let relations = check(&statement, false, limits)?;
+    let Checked { relations, reads_rollups } = check(&statement, false, limits)?;
     if relations > limits.sql_relations_max {
         let message = format!("{relations} tables are read; at most {} are accepted", limits.sql_relations_max);
         return Err(too_large(message));
     }
-    Ok(Guarded { statement, relations })
+    Ok(Guarded { statement, relations, reads_rollups })
 }
 
 /// Checks the size of a text of SQL on its tokens, before it is parsed.
@@ -290,7 +292,13 @@ fn too_large(message: String) -> ApiError {
 }
 
 /// Lets through a query, or EXPLAIN of one, over our tables, and counts the tables.
-fn check(statement: &Statement, is_explained: bool, limits: &Limits) -> Result<usize, ApiError> {
+/// What a statement reads.
+struct Checked {
+    relations: usize,
+    reads_rollups: bool,
+}
+
+fn check(statement: &Statement, is_explained: bool, limits: &Limits) -> Result<Checked, ApiError> {
     match statement {
         Statement::Statement(statement) => match &**statement {
             SqlStatement::Query(query) => check_query(query, limits),
@@ -301,7 +309,7 @@ fn check(statement: &Statement, is_explained: bool, limits: &Limits) -> Result<u
     }
 }
 
-fn check_query(query: &Query, limits: &Limits) -> Result<usize, ApiError> {
+fn check_query(query: &Query, limits: &Limits) -> Result<Checked, ApiError> {
     let mut reads = Reads::default();
     let _ = query.visit(&mut reads);
     if let Some(fault) = reads.fault {
@@ -319,7 +327,7 @@ fn check_query(query: &Query, limits: &Limits) -> Result<usize, ApiError> {
             "CUBE, ROLLUP and GROUPING SETS make more than the {max} grouping sets that are accepted"
         )));
     }
-    Ok(reads.total)
+    Ok(Checked { relations: reads.total, reads_rollups: reads.reads_rollups })
 }
 
 /// Returns how many grouping sets a GROUP BY makes; 1 for a plain one.
@@ -350,6 +358,7 @@ fn grouping_sets(group_by: &GroupByExpr) -> usize {
 #[derive(Default)]
 struct Reads {
     total: usize,
+    reads_rollups: bool,
     /// What each name of WITH reads. Of two with one name the greater counts.
     names: BTreeMap<String, usize>,
     /// The queries that are being walked, innermost last.
@@ -447,9 +456,18 @@ impl Visitor for Reads {
                 let reads = match self.names.get(&name) {
                     Some(reads) => *reads,
                     None if tables::table(&name).is_some() => 1,
+                    // Which there are is known only in the snapshot.
+                    None if name.starts_with(rollups::PREFIX) => {
+                        self.reads_rollups = true;
+                        1
+                    }
                     None => {
                         let known: Vec<&str> = tables::TABLES.iter().map(|table| table.name).collect();
-                        return self.fail(format!("there is no table {name:?}; there are: {}", known.join(", ")));
+                        return self.fail(format!(
+                            "there is no table {name:?}; there are: {}, and {}NAME of each rollup",
+                            known.join(", "),
+                            rollups::PREFIX
+                        ));
                     }
                 };
                 if let Some(open) = self.open.last_mut() {
@@ -497,6 +515,7 @@ mod tests {
         check("EXPLAIN ANALYZE SELECT 1", Ok(0));
         check("SELECT u FROM unnest([1, 2]) t(u)", Ok(0));
         check("VALUES (1), (2)", Ok(0));
+        check("SELECT * FROM rollup_daily r JOIN rollup_daily_states s ON r.day = s.day", Ok(2));
     }
 
     #[test]

@@ -10,6 +10,7 @@ use futures_util::StreamExt;
 use crate::config::Limits;
 use crate::engine::{self, Engine, Session, on_large_stack};
 use crate::http::error::ApiError;
+use crate::source::rollups;
 use crate::source::snapshot::{AsOf, Snapshot};
 use crate::sql::formats::{Format, Writer};
 use crate::sql::guard::{self, Guarded};
@@ -55,6 +56,11 @@ pub async fn check(sql: String, limits: &Limits) -> Result<Guarded, ApiError> {
 /// [`ApiError`]; what was running is stopped.
 pub async fn answer(engine: &Engine, snapshot: Arc<Snapshot>, guarded: Guarded, format: Format) -> Result<Rows, ApiError> {
     let session = engine.session_of_tables(&snapshot, guarded.relations).map_err(engine::api_error)?;
+    if guarded.reads_rollups {
+        for table in rollups::tables(&snapshot).await.map_err(engine::api_error)? {
+            session.add(table.name, Session::scan_of(table, &snapshot)).map_err(engine::api_error)?;
+        }
+    }
     let stream = plan(Arc::new(session), guarded).await?;
     write(stream, engine.limits(), format, snapshot.as_of().clone()).await
 }

@@ -4,7 +4,9 @@ use std::process::Output;
 
 use migrations::testing::TestDatabase;
 
-use crate::harness::{Folder, weir};
+use serde_json::json;
+
+use crate::harness::{Folder, Up, weir};
 
 const FILE: &str = r#"
 internal = "country = 'XX'"
@@ -186,6 +188,10 @@ async fn what_cannot_be_is_refused_as_a_whole() {
         assert!(!output.status.success() && error.contains(expected), "{change:?}: {error}");
     };
     refused(
+        ("[experiments.player]", "[rollups.daily]\nkeys = [\"Day\"]\nmeasures = { n = \"count\" }\n\n[experiments.player]"),
+        "rollups.daily: keys[0]: found the name \"Day\"; lower-case letters",
+    );
+    refused(
         ("confidence_level = 0.9", "confidence_level = 0.95"),
         "experiments.player.confidence_level: found 0.95; the experiment keeps 0.9",
     );
@@ -224,4 +230,83 @@ async fn what_cannot_be_is_refused_as_a_whole() {
     refused(("per_user = \"sum\"", "per_user = \"median\""), "unknown variant `median`");
     refused(("kind = \"engagement\"\nevents", "kinds = \"engagement\"\nevents"), "unknown field `kinds`");
     assert_eq!(audited().await, before, "nothing was changed");
+}
+
+/// A rollup of a file: what was stored before it and what comes after are in it, as plain SQL over the events has it, and it is read like a table.
+#[tokio::test]
+async fn a_rollup_holds_all_events() {
+    const ROLLUPS: &str = r#"
+[rollups.orders]
+description = "orders by day and plan"
+kind = "conversion"
+unique = ["order_id"]
+keys = ["day", "plan", "currency"]
+measures = { orders = "count", revenue = { sum = "value" }, buyers = { distinct = "user_id" } }
+
+[rollups.lessons]
+kind = "engagement"
+events = ["lesson"]
+per = { keys = ["lesson"], measures = { xp = { max = "xp" }, done_at = { min = "event_time", where = { done = true } } } }
+keys = ["user_id"]
+measures = { xp = { sum = "xp" }, done = { count = "done_at" } }
+"#;
+    let folder = Folder::new();
+    let up = Up::start(&folder);
+    let now = events::Micros::now().to_string();
+    let order = |id: u32, user: &str, order: &str, value: &str| {
+        json!({"type": "conversion", "name": "order", "event_id": format!("00000000-0000-4000-8000-{id:012}"), "user_id": user,
+               "timestamp": now, "value": value, "currency": "EUR", "properties": {"order_id": order, "plan": "pro"}})
+    };
+    let lesson = |lesson: u32, xp: u32, done: bool| {
+        json!({"type": "engagement", "name": "lesson", "user_id": "ana", "timestamp": now,
+               "properties": {"lesson": lesson, "xp": xp, "done": done}})
+    };
+    up.accepted(vec![order(1, "ana", "o1", "19.90"), order(2, "ana", "o1", "19.90"), lesson(1, 10, false)]).await;
+    up.until_stored(3).await;
+    let path = folder.path().join("rollups.toml");
+    std::fs::write(&path, ROLLUPS).expect("written");
+    let admin = |arguments: &[&str]| {
+        let output = weir().arg("--data").arg(folder.path()).arg("admin").args(arguments).output().expect("runs");
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).expect("UTF-8")
+    };
+    let path = path.to_str().expect("UTF-8");
+    assert_eq!(admin(&["apply", path]), "keep the rollup lessons\nkeep the rollup orders\n");
+    assert_eq!(admin(&["apply", path]), "nothing to change\n");
+    up.accepted(vec![order(3, "bob", "o2", "0.10"), lesson(1, 30, true), lesson(2, 5, true)]).await;
+    up.until_stored(6).await;
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(40);
+    while admin(&["rollup", "list"]).contains("records left") {
+        assert!(std::time::Instant::now() < deadline, "the rollups are not filled");
+        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+    }
+    let check = async |sql: &str, expected: serde_json::Value| {
+        assert_eq!(json!(up.sql(sql).await.expect(sql)), expected, "{sql}");
+    };
+    let sums = "SELECT plan, currency, CAST(orders AS BIGINT), revenue, CAST(buyers AS BIGINT) FROM rollup_orders";
+    check(sums, json!([["pro", "EUR", 2, "20.000000", 2]])).await;
+    check("SELECT CAST(xp AS BIGINT), CAST(done AS BIGINT) FROM rollup_lessons", json!([[35, 2]])).await;
+    check("SELECT lesson, CAST(xp AS BIGINT) FROM rollup_lessons_states ORDER BY lesson", json!([["1", 30], ["2", 5]])).await;
+    let missing = up.sql("SELECT * FROM rollup_nothing").await.expect_err("is refused");
+    assert!(missing.starts_with("400") && missing.contains("rollup_nothing"), "{missing}");
+    assert_eq!(admin(&["rollup", "remove", "orders"]), "orders is removed\n");
+    assert_eq!(admin(&["apply", path]), "keep the rollup orders\n");
+}
+
+/// What the README shows of rollups is accepted as it stands there.
+#[tokio::test]
+async fn the_rollups_of_the_readme_are_accepted() {
+    let readme = include_str!("../../../README.md");
+    let begin = readme.find("[rollups.").expect("an example");
+    let example = readme[begin..].split("```").next().unwrap_or_default();
+    let team = Team::new().await;
+    let kept =
+        ["active_days", "affiliates", "ai_cost", "gems", "progress", "referrals"].map(|name| format!("keep the rollup {name}\n"));
+    assert_eq!(team.applies(example, &[]), kept.concat());
+    assert_eq!(team.applies(example, &[]), "nothing to change\n");
+    let listed = team.prints(&["admin", "rollup", "list"]);
+    assert!(
+        listed.contains("attempts, completed_at, xp of each user_id, level_id, gate_id: lessons, xp by user_id, completed_on"),
+        "{listed}"
+    );
 }

@@ -1,4 +1,4 @@
-//! `weir admin apply`: metric definitions and experiments as a file says them, so that a team keeps them in a repository.
+//! `weir admin apply`: metric definitions, rollups and experiments as a file says them, so that a team keeps them in a repository.
 //!
 //! The file and what is stored give a list of steps ([`plan`]), which are shown, and made one after the other; each is one of the changes
 //! that other commands make. A file that was applied gives none. What the file does not name stays as it is.
@@ -13,6 +13,7 @@ use catalogue::definitions::Definition;
 use catalogue::experiments::{self, Assignment, Experiment, NewExperiment, NewVariant, Variant, VariantDetails};
 use catalogue::exposures::ExposureDefinition;
 use catalogue::metrics::{Metric, NewMetric};
+use catalogue::rollups::{self, Rollup};
 use catalogue::versions::{self, Version, Versioned};
 use catalogue::{
     Aggregation, Amount, AttributionMethod, Decimal, Denominator, Direction, ExperimentStatus, Policy, Project, Role, Trigger,
@@ -26,7 +27,7 @@ use crate::commands::{print, printable};
 /// The arguments of `weir admin apply`.
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct Args {
-    /// A TOML file with [metrics.NAME], [exposures.NAME] and [experiments.NAME], as the README shows it
+    /// A TOML file with [metrics.NAME], [exposures.NAME], [rollups.NAME] and [experiments.NAME], as the README shows it
     file: PathBuf,
     /// Show what would be changed, and change nothing
     #[arg(long)]
@@ -45,6 +46,8 @@ struct File {
     metrics: BTreeMap<String, Definition>,
     #[serde(default)]
     exposures: BTreeMap<String, ExposureDefinition>,
+    #[serde(default)]
+    rollups: BTreeMap<String, Rollup>,
     #[serde(default)]
     experiments: BTreeMap<String, Entry>,
 }
@@ -139,6 +142,7 @@ enum Step {
     SetInternal(String),
     Define(String, Box<Definition>),
     DefineExposure(String, Box<ExposureDefinition>),
+    DefineRollup(String, Box<Rollup>),
     Create(Box<NewExperiment>),
     SetExposure(String, (String, Option<i32>)),
     Describe(String, String),
@@ -163,6 +167,7 @@ impl fmt::Display for Step {
             Step::SetInternal(condition) => write!(out, "leave out own staff, for whom {} holds", printable(condition)),
             Step::Define(name, _) => write!(out, "define the metric {}", printable(name)),
             Step::DefineExposure(name, _) => write!(out, "define the exposure {}", printable(name)),
+            Step::DefineRollup(name, _) => write!(out, "keep the rollup {}", printable(name)),
             Step::SetExposure(experiment, (name, _)) => {
                 write!(out, "have {} expose users to {}", printable(name), printable(experiment))
             }
@@ -222,10 +227,14 @@ pub(super) async fn run(args: Args, conn: &mut PgConnection) -> anyhow::Result<(
     for (name, exposure) in &file.exposures {
         exposure.check().with_context(|| format!("{place}: exposures.{name}"))?;
     }
+    for (name, rollup) in &file.rollups {
+        rollup.check().with_context(|| format!("{place}: rollups.{name}"))?;
+    }
     let project = args.project.find(conn).await?;
     let stored = Stored {
         metrics: versions::list(conn, &project).await?,
         exposures: versions::list(conn, &project).await?,
+        rollups: kept_rollups(conn, &project).await?,
         experiments: experiments::list(conn, &project).await?,
     };
     let mut steps = plan(&file, &stored).map_err(|fault| anyhow::anyhow!("{place}: {fault}"))?;
@@ -249,11 +258,20 @@ pub(super) async fn run(args: Args, conn: &mut PgConnection) -> anyhow::Result<(
     Ok(())
 }
 
+/// Returns the versions of rollups that were not removed: a file makes the others anew.
+async fn kept_rollups(conn: &mut PgConnection, project: &Project) -> anyhow::Result<Vec<Version<Rollup>>> {
+    let kept = rollups::kept(conn, project.id).await?;
+    let mut versions: Vec<Version<Rollup>> = versions::list(conn, project).await?;
+    versions.retain(|version| kept.iter().any(|kept| kept.name == version.name));
+    Ok(versions)
+}
+
 async fn make(step: &Step, conn: &mut PgConnection, project: &Project) -> anyhow::Result<()> {
     match step {
         Step::SetInternal(condition) => catalogue::project::set_internal(conn, project, Some(condition)).await?,
         Step::Define(name, definition) => versions::define(conn, project, name, &**definition).await.map(drop)?,
         Step::DefineExposure(name, definition) => versions::define(conn, project, name, &**definition).await.map(drop)?,
+        Step::DefineRollup(name, rollup) => versions::define(conn, project, name, &**rollup).await.map(drop)?,
         Step::SetExposure(name, (exposure, version)) => {
             changes::set_exposure(conn, project, name, Some((exposure, *version))).await.map(drop)?;
         }
@@ -283,6 +301,7 @@ async fn make(step: &Step, conn: &mut PgConnection, project: &Project) -> anyhow
 struct Stored {
     metrics: Vec<Version<Definition>>,
     exposures: Vec<Version<ExposureDefinition>>,
+    rollups: Vec<Version<Rollup>>,
     experiments: Vec<Experiment>,
 }
 
@@ -315,6 +334,7 @@ fn plan(file: &File, stored: &Stored) -> Result<Vec<Step>, String> {
     let mut steps = Vec::new();
     let newest = define(&file.metrics, &stored.metrics, &mut steps, Step::Define);
     let exposures = define(&file.exposures, &stored.exposures, &mut steps, Step::DefineExposure);
+    define(&file.rollups, &stored.rollups, &mut steps, Step::DefineRollup);
     for (name, entry) in &file.experiments {
         let place = format!("experiments.{name}");
         let known = stored.experiments.iter().find(|stored| stored.name == *name);

@@ -12,6 +12,7 @@ mod month;
 mod project;
 mod recompute;
 mod rejected;
+mod rollup;
 mod webhook;
 
 use catalogue::{Project, find_project};
@@ -29,7 +30,7 @@ pub(crate) struct Args {
 
 #[derive(Clone, Debug, clap::Subcommand)]
 enum Command {
-    /// Make metric definitions and experiments as a file says them, or show what would be changed
+    /// Make metric definitions, rollups and experiments as a file says them, or show what would be changed
     Apply(apply::Args),
     /// Create, show, start and stop experiments
     #[command(subcommand)]
@@ -43,6 +44,9 @@ enum Command {
     /// Say how many months of events are kept; show those that are archived, and bring one back
     #[command(subcommand)]
     Month(month::Command),
+    /// Define sums that are kept as events are stored
+    #[command(subcommand)]
+    Rollup(rollup::Command),
     /// Say what concerns all experiments of a project
     #[command(subcommand)]
     Project(project::Command),
@@ -89,6 +93,7 @@ pub(crate) async fn run(args: Args, globals: &Globals) -> anyhow::Result<()> {
         Command::Apply(args) => apply::run(args, &mut conn).await,
         Command::Experiment(command) => experiment::run(command, &mut conn).await,
         Command::Exposure(command) => exposure::run(command, &mut conn).await,
+        Command::Rollup(command) => rollup::run(command, &mut conn).await,
         Command::Metric(command) => metric::run(command, &mut conn).await,
         Command::Month(command) => month::run(command, &mut conn).await,
         Command::Project(command) => project::run(command, &mut conn).await,
