@@ -11,7 +11,8 @@ help:
 	@echo "make test    build and run all tests"
 	@echo "make test-release   the tests of what stores each event once, optimised as it is sold, without debug assertions"
 	@echo "make test-kafka   the tests over Kafka once more, with three brokers"
-	@echo "make chaos   30 kills of each service, 30 restarts of Kafka, and five minutes without it, and without Postgres"
+	@echo "make chaos   each fault with a name, under load, and a judge: kills, power cuts, cut commits, full disks, jumps of the clock"
+	@echo "             (SCENARIOS='C1 P2' names some, \`benches chaos --list\` all)"
 	@echo "make outage  ten minutes without Kafka at 20,000 events a second, and SIGTERM under load 20 times"
 	@echo "make abuse   attacks of ten seconds each, and what a good client beside them notices"
 	@echo "make soak    the same for an hour, with kills of Postgres and of the query service, and a look for leaks"
@@ -45,8 +46,8 @@ test-kafka:
 
 chaos:
 	deploy/install.sh test
-	WEIR_KILLS=30 WEIR_RESTARTS=30 WEIR_FLAPS=30 WEIR_OUTAGE_SECONDS=300 deploy/kafka.sh run \
-		cargo test --locked $(CARGO_PROFILE) --workspace -- --nocapture services:: kills:: outages:: hardest_01 hardest_02
+	cargo build --locked $(CARGO_PROFILE) --workspace
+	"$(TARGET)/demo/benches" chaos $(SCENARIOS)
 
 outage:
 	deploy/install.sh test

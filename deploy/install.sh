@@ -45,6 +45,7 @@ if [ "$purpose" = test ]; then
     perl -MFindBin -MIPC::Cmd -e 1 2>/dev/null || need perl "building OpenSSL, for \`make lint\` of Kafka over TLS"
     command -v openssl >/dev/null || need openssl "a proxy with TLS before a service"
     command -v shellcheck >/dev/null || need shellcheck "\`make lint\`"
+    command -v strace >/dev/null || need strace "system calls that fail, and deaths inside of them"
     command -v chromium >/dev/null || need chromium "pages with the pixel and with SDKs, in a real browser"
     { command -v promtool && command -v prometheus; } >/dev/null || need prometheus "scraping the services' pages; not started as a service"
 fi

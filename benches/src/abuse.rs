@@ -18,13 +18,12 @@ use tokio::task::JoinSet;
 
 use crate::Histogram;
 use crate::report::{Page, number};
+use crate::up::{Memory, Resources, Up};
 use attacks::{ATTACKS, Attack};
 use client::{Client, Waited};
-use up::{Resources, Up};
 
 mod attacks;
 mod client;
-mod up;
 
 /// How soon all must be as before.
 const RECOVERY_MAX: Duration = Duration::from_secs(10);
@@ -258,19 +257,6 @@ impl Observed {
             }
         }
         harm.into_iter().map(|what| format!("{}: {what}", self.attack.name)).collect()
-    }
-}
-
-/// The most memory that was resident, MiB.
-#[derive(Clone, Copy, Default)]
-struct Memory {
-    collector: u64,
-    query: u64,
-}
-
-impl Memory {
-    fn most(self, other: Memory) -> Memory {
-        Memory { collector: self.collector.max(other.collector), query: self.query.max(other.query) }
     }
 }
 

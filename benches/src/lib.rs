@@ -12,6 +12,7 @@
 //! - [`copy`] compares the aggregator with COPY of the same rows into the same tables, and over Kafka with a bare loop.
 //! - [`results`] asks the query service about an experiment, and says where the time goes.
 //! - [`abuse`] attacks the whole of it, and watches a client that does nothing wrong.
+//! - [`chaos`] breaks it on purpose, in ways with names, and judges what became of the events.
 //! - [`pipeline`] runs all of it in one go, and watches how soon an accepted event can be queried.
 //!
 //! Nothing imports this crate.
@@ -22,6 +23,7 @@ mod bare_kafka_loop;
 #[cfg(feature = "kafka")]
 pub mod bare_kafka_server;
 pub mod bare_server;
+pub mod chaos;
 mod child;
 pub mod copy;
 mod database;
@@ -34,6 +36,7 @@ pub mod pipeline;
 mod report;
 pub mod results;
 pub mod serve;
+mod up;
 
 pub use histogram::Histogram;
 pub use payload::{Mix, Plan};

@@ -5,7 +5,7 @@ use std::io::Write as _;
 use anyhow::Context as _;
 #[cfg(feature = "kafka")]
 use benches::bare_kafka_server;
-use benches::{abuse, bare_server, copy, door, load, pipeline, results, serve};
+use benches::{abuse, bare_server, chaos, copy, door, load, pipeline, results, serve};
 use clap::Parser;
 use tokio::net::TcpListener;
 
@@ -31,6 +31,8 @@ enum Command {
     Results(results::Options),
     /// Attack `weir up` in many ways, and measure a good client beside each
     Abuse(abuse::Options),
+    /// Break Weir on purpose while clients send, and judge by invariants what became of their events
+    Chaos(chaos::Options),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -64,6 +66,7 @@ fn main() -> anyhow::Result<()> {
             Command::Pipeline(options) => say(&pipeline::run(&options).await?),
             Command::Results(options) => say(&results::run(&options).await?),
             Command::Abuse(options) => say(&abuse::run(&options).await?),
+            Command::Chaos(options) => chaos::run(&options).await,
         }
     })
 }

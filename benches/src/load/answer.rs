@@ -22,6 +22,8 @@ pub(crate) enum Outcome {
 pub(crate) struct Rejected {
     pub index: usize,
     pub code: String,
+    #[serde(default)]
+    pub field: String,
 }
 
 #[derive(Deserialize)]

@@ -99,6 +99,11 @@ impl Connection {
 
     /// Sends a body and reads the answer to it.
     pub(crate) async fn send(&mut self, body: Bytes) -> Outcome {
+        self.send_of(body, self.target.events).await
+    }
+
+    /// The same, of a body with another number of events than the target's.
+    pub(crate) async fn send_of(&mut self, body: Bytes, events: usize) -> Outcome {
         // The server may have closed it since the last request, as it may at any time.
         if let Some(sender) = &mut self.open
             && sender.ready().await.is_err()
@@ -116,10 +121,12 @@ impl Connection {
             None => Ok(Err("not connected".to_owned())),
         };
         match answer {
-            Ok(Ok((StatusCode::OK, _, body))) if *body == *self.target.accepted => Outcome::Accepted { rejected: Vec::new() },
+            Ok(Ok((StatusCode::OK, _, body))) if events == self.target.events && *body == *self.target.accepted => {
+                Outcome::Accepted { rejected: Vec::new() }
+            }
             Ok(Ok((status, retry_after, body))) => {
                 let retry_after = retry_after.as_ref().and_then(|value| value.to_str().ok());
-                Outcome::of(status, retry_after, &body, self.target.events)
+                Outcome::of(status, retry_after, &body, events)
             }
             Ok(Err(trouble)) => self.lose(trouble),
             Err(_) => self.lose("no answer in time".to_owned()),

@@ -15,11 +15,10 @@ mod hardest;
 mod harness;
 mod import;
 mod journey;
-mod kills;
 mod life;
+#[cfg(feature = "kafka")]
 #[allow(unreachable_pub)] // As above.
 mod load;
-mod outages;
 mod panics;
 #[cfg(feature = "kafka")]
 mod peers;

@@ -1,17 +1,15 @@
-//! The `weir up` that is attacked.
+//! A `weir up` that is attacked, killed or starved, as a child of this process.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use rustix::process::{Pid, Signal, kill_process};
 use sqlx::PgConnection;
-
-use super::Memory;
 
 /// How long it may take to end, its Postgres included.
 const END_MAX: Duration = Duration::from_secs(30);
@@ -19,57 +17,101 @@ const END_MAX: Duration = Duration::from_secs(30);
 const SAMPLE_EVERY: Duration = Duration::from_millis(100);
 
 /// A running `weir up`, which ends in good order with this value.
-pub(super) struct Up {
+pub(crate) struct Up {
     child: Child,
     lines: BTreeMap<String, String>,
 }
 
-impl Up {
-    /// Starts it on free ports and waits until it is ready.
-    pub(super) fn start(weir: &Path, folder: &Path) -> anyhow::Result<Self> {
-        let log = fs::File::create(folder.join("stderr"))?;
-        let mut command = Command::new(weir);
-        command.args(["up", "--collector", "127.0.0.1:0", "--query", "127.0.0.1:0", "--aggregator", "127.0.0.1:0", "--data"]);
-        command.arg(folder.join("data")).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
-        let mut child = command.spawn().with_context(|| format!("starting {}", weir.display()))?;
-        let output = child.stdout.take().context("was piped")?;
-        let mut up = Up { child, lines: BTreeMap::new() };
-        for line in BufReader::new(output).lines() {
+/// One that has begun to start, and prints its lines when it is ready.
+pub(crate) struct Starting {
+    up: Up,
+    output: ChildStdout,
+    log: PathBuf,
+}
+
+impl Starting {
+    /// Waits until it is ready. Blocks.
+    /// # Errors
+    /// It ended before that; its last words are in the error.
+    pub(crate) fn ready(mut self) -> anyhow::Result<Up> {
+        for line in BufReader::new(self.output).lines() {
             let line = line?;
             match line.trim_end().split_once(' ') {
-                Some((name, value)) => up.lines.insert(name.to_owned(), value.to_owned()),
-                None => return Ok(up),
+                Some((name, value)) => self.up.lines.insert(name.to_owned(), value.to_owned()),
+                None => return Ok(self.up),
             };
         }
-        bail!("it did not start: {}", fs::read_to_string(folder.join("stderr")).unwrap_or_default())
+        let log = fs::read_to_string(&self.log).unwrap_or_default();
+        let last: Vec<&str> = log.lines().rev().take(8).collect();
+        let status = self.up.child.wait()?;
+        bail!("it did not start, {status}: {}", last.into_iter().rev().collect::<Vec<_>>().join("\n"))
+    }
+
+    /// Kills it, wherever it stands.
+    pub(crate) fn kill(self) -> anyhow::Result<()> {
+        self.up.kill_hard()
+    }
+}
+
+impl Up {
+    /// Starts it on free ports, its data in a folder of `folder`, and waits until it is ready.
+    pub(crate) fn start(weir: &Path, folder: &Path) -> anyhow::Result<Self> {
+        Self::spawn(Command::new(weir), &folder.join("data"), &folder.join("stderr"), &[])?.ready()
+    }
+
+    /// Begins a start. `program` is `weir`, or what runs it; its stderr is added to `log`.
+    pub(crate) fn spawn(mut program: Command, data: &Path, log: &Path, arguments: &[&str]) -> anyhow::Result<Starting> {
+        let file = fs::File::options().create(true).append(true).open(log)?;
+        program.args(["up", "--collector", "127.0.0.1:0", "--query", "127.0.0.1:0", "--aggregator", "127.0.0.1:0", "--data"]);
+        program.arg(data).args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(file);
+        let mut child = program.spawn().with_context(|| format!("starting {program:?}"))?;
+        let output = child.stdout.take().context("was piped")?;
+        Ok(Starting { up: Up { child, lines: BTreeMap::new() }, output, log: log.to_owned() })
+    }
+
+    /// Kills it, as a power cut or the kernel would; its Postgres stays.
+    pub(crate) fn kill_hard(mut self) -> anyhow::Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
+    }
+
+    /// Returns its process id.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Returns how it ended, if it has.
+    pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().ok().flatten()
     }
 
     /// Returns the value of one of the lines that it prints.
-    pub(super) fn line(&self, name: &str) -> anyhow::Result<&str> {
+    pub(crate) fn line(&self, name: &str) -> anyhow::Result<&str> {
         Ok(self.lines.get(name).with_context(|| format!("it printed no line {name}"))?)
     }
 
     /// Returns the host and port of a service.
-    pub(super) fn address(&self, service: &str) -> anyhow::Result<String> {
+    pub(crate) fn address(&self, service: &str) -> anyhow::Result<String> {
         Ok(self.line(service)?.trim_start_matches("http://").to_owned())
     }
 
     /// Returns who looks at its memory from another thread.
-    pub(super) fn sampler(&self) -> MemorySampler {
+    pub(crate) fn sampler(&self) -> MemorySampler {
         MemorySampler { up: self.child.id() }
     }
 
     /// Kills a child, as the kernel does that needs memory: `postgres` or `query`.
     /// # Errors
     /// It does not run.
-    pub(super) fn kill(&self, name: &str) -> anyhow::Result<()> {
+    pub(crate) fn kill(&self, name: &str) -> anyhow::Result<()> {
         let child = children(self.child.id()).into_iter().find(|pid| command_of(*pid).contains(name));
         let pid = child.and_then(|pid| Pid::from_raw(pid.cast_signed())).with_context(|| format!("no {name} runs"))?;
         kill_process(pid, Signal::KILL).with_context(|| format!("killing {name}"))
     }
 
     /// Returns what is held after some seconds without load.
-    pub(super) async fn resources(&self, database: &mut PgConnection) -> anyhow::Result<Resources> {
+    pub(crate) async fn resources(&self, database: &mut PgConnection) -> anyhow::Result<Resources> {
         tokio::time::sleep(Duration::from_secs(15)).await;
         let connections =
             "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()";
@@ -87,7 +129,7 @@ impl Up {
     /// Ends it in good order.
     /// # Errors
     /// It does not end, or not well.
-    pub(super) fn end(mut self) -> anyhow::Result<()> {
+    pub(crate) fn end(mut self) -> anyhow::Result<()> {
         self.ask_to_end();
         let status = self.child.try_wait()?.context("it has not ended within 30 s")?;
         if !status.success() {
@@ -108,8 +150,21 @@ impl Up {
     }
 }
 
+/// The most memory that was resident, MiB.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Memory {
+    pub collector: u64,
+    pub query: u64,
+}
+
+impl Memory {
+    pub(crate) fn most(self, other: Memory) -> Memory {
+        Memory { collector: self.collector.max(other.collector), query: self.query.max(other.query) }
+    }
+}
+
 /// What the services hold while nothing is asked of them.
-pub(super) struct Resources {
+pub(crate) struct Resources {
     processes: u64,
     files: u64,
     threads: u64,
@@ -119,7 +174,7 @@ pub(super) struct Resources {
 
 impl Resources {
     /// Names what has grown by more than what a moment explains.
-    pub(super) fn leaks_since(&self, before: &Resources) -> Vec<String> {
+    pub(crate) fn leaks_since(&self, before: &Resources) -> Vec<String> {
         let compared = [
             ("processes", before.processes, self.processes, 0),
             ("file descriptors", before.files, self.files, 20),
@@ -162,13 +217,13 @@ fn command_of(pid: u32) -> String {
 }
 
 /// Looks at memory. Reading of processes takes a processor for milliseconds.
-pub(super) struct MemorySampler {
+pub(crate) struct MemorySampler {
     up: u32,
 }
 
 impl MemorySampler {
     /// Looks again and again until `end`, and returns the most that was resident.
-    pub(super) fn most_until(&self, end: Instant) -> Memory {
+    pub(crate) fn most_until(&self, end: Instant) -> Memory {
         let mut most = Memory::default();
         while Instant::now() < end {
             let query = query_processes(self.up).into_iter().map(resident_mib).sum();
