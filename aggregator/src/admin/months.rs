@@ -1,6 +1,7 @@
 //! Months of the fact tables: how many are kept, where each is, and their way back from the archive.
 
 use std::path::Path;
+use std::time::Duration;
 
 use catalogue::MonthState::{self, Archived, Closed, Detached, Dropped, Restored, Restoring};
 use catalogue::audit::audit;
@@ -9,6 +10,7 @@ use events::Micros;
 use serde::Serialize;
 use serde_json::json;
 use sqlx::{PgConnection, Row};
+use tokio::time::Instant;
 
 use super::iso;
 use crate::partitions::Month;
@@ -34,7 +36,7 @@ pub enum MonthError {
         why: &'static str,
     },
     /// Another process moves months.
-    #[error("another process moves months now, an aggregator or a command; try again when it is done")]
+    #[error("another process has been moving months for 30 s, an aggregator or a command; try again when it is done")]
     Busy,
     /// It stays as it is for a reason that passes.
     #[error("month {month} stays as it is: {why}")]
@@ -208,6 +210,17 @@ fn parse(month: &str) -> Result<Month, MonthError> {
     Month::parse(month).ok_or_else(|| MonthError::NoMonth(month.to_owned()))
 }
 
+/// How long a command waits for who moves months: an aggregator's look takes moments, the moving of a month may take minutes.
+const LOCK_WAIT_MAX: Duration = Duration::from_secs(30);
+const LOCK_POLL: Duration = Duration::from_millis(200);
+
 async fn locked(conn: &mut PgConnection) -> Result<(), MonthError> {
-    if retention::try_lock(conn).await? { Ok(()) } else { Err(MonthError::Busy) }
+    let began = Instant::now();
+    while !retention::try_lock(conn).await? {
+        if began.elapsed() >= LOCK_WAIT_MAX {
+            return Err(MonthError::Busy);
+        }
+        tokio::time::sleep(LOCK_POLL).await;
+    }
+    Ok(())
 }

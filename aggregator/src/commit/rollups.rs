@@ -4,7 +4,7 @@
 //! sums has one writer: the owner of its log partition, or whoever fills in what was stored before. States have two while a rollup is
 //! being filled; each locks the states of its events, in the order of their keys, before it adds the difference that it makes.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
 use catalogue::Catalogue;
@@ -13,6 +13,7 @@ use catalogue::rollups::seen::Seen;
 use catalogue::rollups::shape::{Contribution, Folded, Shape, StateKey};
 use catalogue::rollups::tables::Statements;
 use catalogue::rollups::{Active, By, Rollup};
+use hashbrown::HashMap;
 use sqlx::{AssertSqlSafe, PgConnection, Row};
 use uuid::Uuid;
 

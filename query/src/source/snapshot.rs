@@ -92,8 +92,12 @@ const BEGIN: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
 /// Keeps months from being attached and detached, and nobody from anything else.
 static LOCK_FACTS: LazyLock<String> = LazyLock::new(|| {
     let tables: Vec<String> = FACT_TABLES.iter().map(|table| format!("ONLY {}", table.name)).collect();
-    format!("LOCK TABLE {} IN ACCESS SHARE MODE", tables.join(", "))
+    let lock = format!("LOCK TABLE {} IN ACCESS SHARE MODE", tables.join(", "));
+    format!("SET LOCAL lock_timeout = '{LOCK_WAIT_MAX}'; {lock}; SET LOCAL lock_timeout = 0")
 });
+/// Whoever moves months has their tables for a fifth of a second. Whoever has them for longer changes them by hand, and a question that nobody
+/// waits for any more must not wait for that.
+const LOCK_WAIT_MAX: &str = "5s";
 
 impl Snapshot {
     /// Takes a snapshot for one project. Postgres ends each statement in it after `time_limit`. Dropped halfway it is still taken, and
@@ -107,19 +111,20 @@ impl Snapshot {
     }
 
     async fn taken(pool: PgPool, project: Uuid, time_limit: Duration) -> Result<Self, SchemaError> {
-        // Few statements: where all processors are busy, each is a wait for one. The locks come before the snapshot, which the first
-        // query takes: whether a month is attached is seen without it, and stays what it is until the end.
-        let begin = format!("{BEGIN}; {}; {}", limits(time_limit), LOCK_FACTS.as_str());
+        // Few statements: where all processors are busy, each is a wait for one.
+        let mut transaction = pool.begin_with(AssertSqlSafe(format!("{BEGIN}; {}", limits(time_limit)))).await?;
         let taken = async {
-            let mut transaction = pool.begin_with(AssertSqlSafe(begin)).await?;
+            // Before the snapshot, which the first query takes: whether a month is attached is seen without it, and stays what it is until the
+            // end.
+            sqlx::raw_sql(AssertSqlSafe(LOCK_FACTS.as_str())).execute(&mut *transaction).await?;
             // In this snapshot: what it holds was written under that schema.
-            let (as_of, version) = positions(&mut transaction, project).await?;
-            Ok((transaction, as_of, version))
+            positions(&mut transaction, project).await
         };
-        let (transaction, as_of, version) = match taken.await {
-            Ok(taken) => taken,
+        let (as_of, version) = match taken.await {
+            Ok(found) => found,
             Err(error) => {
                 // What another schema lacks fails, too.
+                drop(transaction);
                 SCHEMA.check_database(&mut *pool.acquire().await?).await?;
                 return Err(error);
             }
