@@ -11,6 +11,7 @@ use serde::Serialize;
 use serde_json::json;
 use sqlx::{PgConnection, Row};
 use tokio::time::Instant;
+use uuid::Uuid;
 
 use super::iso;
 use crate::partitions::Month;
@@ -204,6 +205,15 @@ pub async fn release(conn: &mut PgConnection, month: &str) -> Result<(), MonthEr
     retention::unlock(conn).await?;
     let why = "it is not restored, so there is nothing to release";
     if released == 1 { Ok(()) } else { Err(MonthError::WrongState { month: month.to_string(), why }) }
+}
+
+/// Returns the months with events of a project that no query sees now, such as `2026-01`, ascending.
+/// # Errors
+/// Those of Postgres.
+pub async fn away(conn: &mut PgConnection, project: Uuid) -> Result<Vec<String>, sqlx::Error> {
+    let query =
+        "SELECT m ->> 'month' FROM horizon, jsonb_array_elements(months_away) m WHERE m -> 'projects' ? $1::text ORDER BY 1";
+    sqlx::query_scalar(query).bind(project.to_string()).fetch_all(conn).await
 }
 
 fn parse(month: &str) -> Result<Month, MonthError> {

@@ -232,6 +232,9 @@ async fn a_month_is_archived_dropped_and_restored_under_load() {
     assert!(String::from_utf8_lossy(&refused.stderr).contains("experiment_frozen"), "{refused:?}");
     let listed = world.admin(&["month", "list"]).await;
     assert!(listed.contains(month) && listed.contains("dropped"), "{listed}");
+    let rollup = r#"{"kind": "conversion", "keys": ["day"], "measures": {"orders": "count"}}"#;
+    let said = world.admin(&["rollup", "define", "orders", rollup]).await;
+    assert!(said.contains(&format!("It has no events of the months that are archived: {month}. ")), "{said}");
 
     // After: all of it is what it was.
     let said = world.admin(&["month", "restore", month]).await;

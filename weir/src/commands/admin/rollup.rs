@@ -1,5 +1,6 @@
 //! `weir admin rollup`: sums that are kept as events are stored, and read as the SQL table `rollup_NAME`.
 
+use aggregator::admin::months;
 use catalogue::rollups::{self, Kept, Rollup};
 use catalogue::versions;
 use serde::Serialize;
@@ -69,7 +70,16 @@ pub(super) async fn run(command: Command, conn: &mut PgConnection) -> anyhow::Re
             let project = project.find(conn).await?;
             let defined = versions::define(conn, &project, &name, &rollup).await?;
             let what = if defined.is_new { "is made" } else { "is there already; nothing changed" };
-            print(&format!("version {} of {} {what}\n", defined.version.version, printable(&defined.version.name)))
+            let mut said = format!("version {} of {} {what}\n", defined.version.version, printable(&defined.version.name));
+            let away = months::away(conn, project.id).await?;
+            if defined.is_new && !away.is_empty() {
+                said.push_str(&format!(
+                    "It has no events of the months that are archived: {}. `weir admin month restore` brings one back; a rollup that is removed \
+                     and defined again after that has them\n",
+                    away.join(", ")
+                ));
+            }
+            print(&said)
         }
         Command::List { project, format } => {
             let project = project.find(conn).await?;
