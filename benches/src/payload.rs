@@ -98,23 +98,23 @@ impl Plan {
             _ => Details::Engagement,
         };
         let user = user.to_string();
-        let only = |of: Kind, text: &str| (kind == of).then(|| text.to_owned());
+        let only = |of: Kind, text: &str| (kind == of).then(|| text.into());
         Draft {
-            event_id: Some(id.to_string()),
-            session_id: Some(format!("s-{}", &user[24..])),
-            user_id: Some(user),
-            timestamp: ClaimedTime::Text(at.to_string()),
+            event_id: Some(id.to_string().into()),
+            session_id: Some(format!("s-{}", &user[24..]).into()),
+            user_id: Some(user.into()),
+            timestamp: ClaimedTime::Text(at.to_string().into()),
             name: only(Kind::Conversion, "purchase").or(only(Kind::Engagement, "product_viewed")),
             experiment: only(Kind::Impression, EXPERIMENT),
             variant: only(Kind::Impression, variant),
             value: only(Kind::Conversion, &amount(weight)),
             currency: only(Kind::Conversion, "EUR"),
             context: Context {
-                page_url: Some(format!("{PAGE}{product}")),
-                referrer: Some(REFERRER.to_owned()),
-                language: Some("de-DE".to_owned()),
-                country: Some("DE".to_owned()),
-                device_type: Some("mobile".to_owned()),
+                page_url: Some(format!("{PAGE}{product}").into()),
+                referrer: Some(REFERRER.into()),
+                language: Some("de-DE".into()),
+                country: Some("DE".into()),
+                device_type: Some("mobile".into()),
                 ..Context::default()
             },
             // It is an object, by what stands here.
@@ -200,22 +200,22 @@ mod tests {
                 assert!((380..440).contains(&text.len()), "{} bytes", text.len());
                 let json: Value = serde_json::from_slice(&text).expect("valid JSON");
                 let draft = plan.draft(number, at);
-                let check = |member: &str, of_draft: &Option<String>| {
-                    assert_eq!(json.get(member).and_then(Value::as_str), of_draft.as_deref(), "{member}");
+                let check = |member: &str, of_draft: Option<&str>| {
+                    assert_eq!(json.get(member).and_then(Value::as_str), of_draft, "{member}");
                 };
-                check("event_id", &draft.event_id);
-                check("user_id", &draft.user_id);
-                check("session_id", &draft.session_id);
-                check("name", &draft.name);
-                check("experiment", &draft.experiment);
-                check("variant", &draft.variant);
-                check("value", &draft.value);
-                check("currency", &draft.currency);
-                check("page_url", &draft.context.page_url);
-                check("referrer", &draft.context.referrer);
-                check("device_type", &draft.context.device_type);
-                check("type", &Some(draft.details.kind().as_str().to_owned()));
-                assert_eq!(draft.timestamp, ClaimedTime::Text(json["timestamp"].as_str().expect("a text").to_owned()));
+                check("event_id", draft.event_id.as_deref());
+                check("user_id", draft.user_id.as_deref());
+                check("session_id", draft.session_id.as_deref());
+                check("name", draft.name.as_deref());
+                check("experiment", draft.experiment.as_deref());
+                check("variant", draft.variant.as_deref());
+                check("value", draft.value.as_deref());
+                check("currency", draft.currency.as_deref());
+                check("page_url", draft.context.page_url.as_deref());
+                check("referrer", draft.context.referrer.as_deref());
+                check("device_type", draft.context.device_type.as_deref());
+                check("type", Some(draft.details.kind().as_str()));
+                assert_eq!(draft.timestamp, ClaimedTime::Text(json["timestamp"].as_str().expect("a text").into()));
                 assert_eq!(draft.properties.expect("is there").get(), json["properties"].to_string());
             }
         }

@@ -1,5 +1,6 @@
 //! Addresses of visitors: taken out of all that is stored.
 
+use compact_str::CompactString;
 use std::borrow::Cow;
 
 use base64::Engine as _;
@@ -20,7 +21,7 @@ fn is_key(key: &str) -> bool {
 const REMOVED: &str = "removed";
 
 /// Takes addresses out of an event, at any depth of its free properties and details, and returns the first one, as it was written.
-pub(crate) fn take(draft: &mut Draft) -> Option<String> {
+pub(crate) fn take(draft: &mut Draft) -> Option<CompactString> {
     let mut found = None;
     take_from(&mut draft.properties, &mut found);
     match &mut draft.details {
@@ -51,14 +52,14 @@ fn may_have(json: &str) -> bool {
     })
 }
 
-fn take_from(object: &mut Option<JsonObject>, found: &mut Option<String>) {
+fn take_from(object: &mut Option<JsonObject>, found: &mut Option<CompactString>) {
     let Some(before) = object.as_ref().filter(|object| may_have(object.get())) else { return };
     let fate = &mut |place: Place<'_>, raw: &serde_json::value::RawValue| {
         if !is_key(place.key) {
             return Fate::Keep;
         }
         if found.is_none() {
-            *found = scalar(raw).map(Cow::into_owned);
+            *found = scalar(raw).map(CompactString::from);
         }
         Fate::Drop
     };

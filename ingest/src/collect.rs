@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use catalogue::names::Look;
+use compact_str::CompactString;
 use eventlog::AppendError;
 use events::identity::Dialect;
 use events::repair::Reason;
@@ -463,18 +464,18 @@ fn canonical_name(field: &str) -> &str {
 fn identify_agent(app: &App, admitted: &Admitted, header_agent: Option<Agent>, parsed: &mut ParsedEvent) -> Option<BotClass> {
     let context = &mut parsed.draft.context;
     if context.page_url.is_none() {
-        context.page_url = admitted.page.clone();
+        context.page_url = admitted.page.as_deref().map(CompactString::from);
     }
     let agent = match context.user_agent.as_deref() {
         Some(text) => Some(app.agents.read(text)),
         None => {
-            context.user_agent = admitted.user_agent.clone();
+            context.user_agent = admitted.user_agent.as_deref().map(CompactString::from);
             header_agent
         }
     };
     let agent = agent.unwrap_or_default();
     if context.device_type.is_none() {
-        context.device_type = agent.device_type.map(str::to_owned);
+        context.device_type = agent.device_type.map(CompactString::const_new);
     }
     // Who says that it is one, or none, knows better.
     let class = match parsed.is_bot {
@@ -608,7 +609,7 @@ mod tests {
         };
         check(draft(), &[], &["missing_user user_id", "missing_field name"]);
         check(draft(), &["anonymous_id", "conversion_type"], &["wrong_type anonymous_id", "wrong_type conversion_type"]);
-        let draft = Draft { user_id: Some("u".to_owned()), value: Some("x".to_owned()), ..draft() };
+        let draft = Draft { user_id: Some("u".into()), value: Some("x".into()), ..draft() };
         check(draft, &["name"], &["wrong_type name", "bad_value value"]);
     }
 }

@@ -21,6 +21,7 @@ mod statsig;
 mod text;
 pub(crate) mod vocabulary;
 
+use compact_str::CompactString;
 use std::borrow::Cow;
 
 use bytes::Bytes;
@@ -202,7 +203,7 @@ pub(crate) struct ParsedEvent {
     /// The event's own `sent_at`, which takes precedence over the envelope's.
     pub(crate) sent_at: Option<Micros>,
     /// The address of the visitor, where the client says it in a field of its own.
-    pub(crate) address: Option<String>,
+    pub(crate) address: Option<CompactString>,
     /// Whether the client says that it is a bot.
     pub(crate) is_bot: Option<bool>,
     /// Whether the client says that its clock needs no correction.

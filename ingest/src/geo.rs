@@ -1,5 +1,6 @@
 //! Where visitors are: by a header of a proxy, or by their address in a file. The address goes no further.
 
+use compact_str::CompactString;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -35,7 +36,7 @@ pub(crate) struct Geo {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Origin {
     /// By the header.
-    country: Option<String>,
+    country: Option<CompactString>,
     /// Of the other end, or the one that a proxy has written down.
     address: Option<IpAddr>,
     /// Whose events it brings.
@@ -109,7 +110,7 @@ impl Geo {
         let region = found.subdivisions.first().and_then(|region| region.names.english);
         for (field, name) in [(&mut context.region, region), (&mut context.city, found.city.names.english)] {
             if field.is_none() {
-                *field = name.map(str::to_owned);
+                *field = name.map(CompactString::from);
             }
         }
     }
@@ -184,10 +185,10 @@ fn sender(agent: &str) -> Sender {
 }
 
 /// Reads a country: two letters, but for those that stand for none.
-fn country(text: &str) -> Option<String> {
+fn country(text: &str) -> Option<CompactString> {
     let code = text.trim().to_ascii_uppercase();
     let is_code = code.len() == 2 && code.bytes().all(|byte| byte.is_ascii_uppercase()) && code != "XX";
-    is_code.then_some(code)
+    is_code.then(|| code.into())
 }
 
 /// Returns the last address of a list that proxies have appended to, leaving out their own, which are on loopback or in private networks.

@@ -73,13 +73,13 @@ pub(crate) async fn read_derived(
     for row in attributions.bind(&projects).bind(&ids).bind(experiment).fetch_all(connection).await? {
         let attribution = Attribution {
             conversion_time: time(&row, 4)?,
-            kind: row.try_get(5)?,
+            kind: row.try_get::<&str, _>(5)?.into(),
             variant: row.try_get(6)?,
             method: row.try_get(7)?,
             confidence: row.try_get(8)?,
             hours: row.try_get(9)?,
             value: money(&row, 10)?,
-            currency: row.try_get(11)?,
+            currency: row.try_get::<Option<&str>, _>(11)?.map(Into::into),
         };
         let of_user = stored.entry((row.try_get(0)?, row.try_get(1)?)).or_default();
         of_user.attributions.insert((row.try_get(2)?, time(&row, 3)?), attribution);

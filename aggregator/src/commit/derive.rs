@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use catalogue::REFUND_TYPES;
 pub(crate) use catalogue::{AttributionMethod, Rules};
+use compact_str::CompactString;
 use events::{Micros, Money};
 use uuid::Uuid;
 
@@ -27,9 +28,9 @@ pub(crate) struct Conversion {
     /// None: it may count for every experiment of its project.
     pub experiment: Option<Uuid>,
     pub is_bot: bool,
-    pub kind: String,
+    pub kind: CompactString,
     pub value: Option<Money>,
-    pub currency: Option<String>,
+    pub currency: Option<CompactString>,
 }
 
 impl Conversion {
@@ -61,14 +62,14 @@ pub(crate) struct Participation {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Attribution {
     pub conversion_time: Micros,
-    pub kind: String,
+    pub kind: CompactString,
     pub variant: Uuid,
     pub method: AttributionMethod,
     /// Share of the credited variant among the impressions up to the conversion, in hundredths.
     pub confidence: i32,
     pub hours: i32,
     pub value: Option<Money>,
-    pub currency: Option<String>,
+    pub currency: Option<CompactString>,
 }
 
 /// A conversion's identity within its project: id and `claimed_at`.

@@ -3,6 +3,7 @@
 use std::collections::{BTreeSet, HashSet};
 
 use catalogue::event_names::NAMED;
+use compact_str::CompactString;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
@@ -12,7 +13,7 @@ use crate::commit::StagedRow;
 const KNOWN_MAX: usize = 100_000;
 
 /// A name of a project's events of a kind.
-pub(crate) type Name = (Uuid, &'static str, String);
+pub(crate) type Name = (Uuid, &'static str, CompactString);
 
 /// Stores the names of these events that are not known to be stored, and returns them. The last tables that a commit writes, keys
 /// ascending.

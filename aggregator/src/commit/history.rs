@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use compact_str::CompactString;
 use events::{Kind, Micros, Money};
 use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row};
@@ -226,9 +227,9 @@ impl Histories {
                 id: row.try_get(3)?,
                 claimed_at: time(&row, 4)?,
                 is_bot: row.try_get(5)?,
-                kind: row.try_get(6)?,
+                kind: row.try_get::<&str, _>(6)?.into(),
                 value: money(&row, 7)?,
-                currency: row.try_get(8)?,
+                currency: row.try_get::<Option<&str>, _>(8)?.map(CompactString::from),
             };
             if let Some(history) = at(&mut histories, &row)? {
                 history.conversions.push_stored(conversion);
@@ -402,7 +403,7 @@ impl History {
     /// Returns the bytes that it takes outside of itself, about.
     pub(crate) fn heap_bytes(&self) -> usize {
         let exposures: usize = self.exposures.iter().map(|(_, exposures)| exposures.bytes()).sum();
-        let text = |text: &String| text.capacity() + ALLOCATION_BYTES;
+        let text = |text: &CompactString| if text.is_heap_allocated() { text.capacity() + ALLOCATION_BYTES } else { 0 };
         let texts = |conversion: &Conversion| text(&conversion.kind) + conversion.currency.as_ref().map_or(0, text);
         self.exposures.capacity() * size_of::<(Uuid, Rows<Exposure>)>()
             + ALLOCATION_BYTES

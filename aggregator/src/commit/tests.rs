@@ -277,8 +277,8 @@ fn any_event() -> impl Strategy<Value = Draft> {
         } else {
             let value = if choice == 5 { "-19.90" } else { "10.5" };
             let draft = conversion(&id, &who, &when, if choice == 6 { "refund" } else { "purchase" }, value);
-            let variant = (named && choice == 7).then(|| variant.to_owned());
-            Draft { experiment: named.then(|| experiment.to_owned()), variant, is_bot: choice == 8, ..draft }
+            let variant = (named && choice == 7).then(|| variant.into());
+            Draft { experiment: named.then(|| experiment.into()), variant, is_bot: choice == 8, ..draft }
         }
     })
 }
@@ -503,7 +503,7 @@ async fn nobody_blocks_anothers_events_by_sending_their_ids_first() {
             |n| Draft { timestamp: timestamp.clone(), ..conversion(&format!("order-{n}"), &user(who), "", "purchase", "5") };
         (0..50).map(order).collect()
     };
-    for timestamp in [ClaimedTime::Missing, ClaimedTime::Text(at(1))] {
+    for timestamp in [ClaimedTime::Missing, ClaimedTime::Text(at(1).into())] {
         // Both users in one batch, then each again by itself: only the repetitions are passed over.
         let first = case.store([orders(1, timestamp.clone()), orders(2, timestamp.clone())].concat()).await;
         assert_eq!((first.inserted.values().sum::<u64>(), first.duplicates), (100, 0));

@@ -52,12 +52,12 @@ async fn so_many_names_register_themselves_and_no_more() {
     };
     let components = |range: std::ops::Range<usize>| {
         let draft = |n| Draft {
-            event_id: Some(format!("c-{n}")),
-            user_id: Some(format!("u-{n}")),
-            timestamp: ClaimedTime::Text(TIME.to_owned()),
-            name: Some("click".to_owned()),
-            campaign: Some("spring".to_owned()),
-            component: Some(format!("c{n:04}")),
+            event_id: Some(format!("c-{n}").into()),
+            user_id: Some(format!("u-{n}").into()),
+            timestamp: ClaimedTime::Text(TIME.into()),
+            name: Some("click".into()),
+            campaign: Some("spring".into()),
+            component: Some(format!("c{n:04}").into()),
             ..Draft::new(Details::CampaignEvent)
         };
         range.map(draft).collect::<Vec<_>>()

@@ -81,12 +81,12 @@ impl Family {
     }
 
     /// The names of an experiment and its variant, or of a campaign and its component, that an event carries.
-    fn names(self, event: &Event) -> Option<(&String, Option<&String>)> {
+    fn names(self, event: &Event) -> Option<(&str, Option<&str>)> {
         let (name, part) = match self {
             Family::Experiments => (&event.experiment, &event.variant),
             Family::Campaigns => (&event.campaign, &event.component),
         };
-        Some((name.as_ref()?, part.as_ref()))
+        Some((name.as_deref()?, part.as_deref()))
     }
 
     /// What the family's things are, and what their parts are.

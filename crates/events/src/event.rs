@@ -1,5 +1,6 @@
 //! What an event is.
 
+use compact_str::CompactString;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -75,40 +76,40 @@ impl Kind {
 #[allow(missing_docs)] // The names say it, and they are the API's.
 pub struct Context {
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub page_url: Option<String>,
+    pub page_url: Option<CompactString>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub referrer: Option<String>,
+    pub referrer: Option<CompactString>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub user_agent: Option<String>,
+    pub user_agent: Option<CompactString>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub language: Option<String>,
+    pub language: Option<CompactString>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub time_zone: Option<String>,
+    pub time_zone: Option<CompactString>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub screen: Option<String>,
+    pub screen: Option<CompactString>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub viewport: Option<String>,
+    pub viewport: Option<CompactString>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub connection: Option<String>,
+    pub connection: Option<CompactString>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub utm_source: Option<String>,
+    pub utm_source: Option<CompactString>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub utm_medium: Option<String>,
+    pub utm_medium: Option<CompactString>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub utm_campaign: Option<String>,
+    pub utm_campaign: Option<CompactString>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub country: Option<String>,
+    pub country: Option<CompactString>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub region: Option<String>,
+    pub region: Option<CompactString>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub city: Option<String>,
+    pub city: Option<CompactString>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub device_type: Option<String>,
+    pub device_type: Option<CompactString>,
 }
 
 impl Context {
     /// Returns every field with its API name, in the order of the columns.
-    pub fn fields_mut(&mut self) -> [(&'static str, &mut Option<String>); 15] {
+    pub fn fields_mut(&mut self) -> [(&'static str, &mut Option<CompactString>); 15] {
         [
             ("page_url", &mut self.page_url),
             ("referrer", &mut self.referrer),
@@ -201,7 +202,7 @@ pub struct ConversionDetails {
     pub is_first_conversion_for_experiment: Option<bool>,
     /// The client's claim.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub conversion_attribution_source: Option<String>,
+    pub conversion_attribution_source: Option<CompactString>,
     /// The client's claim, 0 or more.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub conversion_window_days: Option<i32>,
@@ -213,13 +214,13 @@ pub struct ConversionDetails {
     pub conversion_eligibility_verified: Option<bool>,
     /// Where the traffic came from.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub source: Option<String>,
+    pub source: Option<CompactString>,
     /// By which medium.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub medium: Option<String>,
+    pub medium: Option<CompactString>,
     /// Who referred the user.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub referrer_source: Option<String>,
+    pub referrer_source: Option<CompactString>,
     /// What was bought, signed, finished.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub details: Option<JsonObject>,
@@ -234,10 +235,10 @@ pub struct ConversionDetails {
 pub struct IdentityDetails {
     /// The id that the user had before, of an alias.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub previous_id: Option<String>,
+    pub previous_id: Option<CompactString>,
     /// The group that the user belongs to.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub group_id: Option<String>,
+    pub group_id: Option<CompactString>,
 }
 
 /// When the client says that it happened.
@@ -247,7 +248,7 @@ pub enum ClaimedTime {
     #[default]
     Missing,
     /// An absolute time, to be parsed by [`Micros::parse`].
-    Text(String),
+    Text(CompactString),
     /// Microseconds before receipt. It depends on when the event was received, so it counts as `untimed` too.
     BeforeReceipt(i64),
 }
@@ -256,31 +257,31 @@ pub enum ClaimedTime {
 #[derive(Clone, Debug)]
 pub struct Draft {
     /// The client's id of the event.
-    pub event_id: Option<String>,
+    pub event_id: Option<CompactString>,
     /// The client's id of the logged-in user.
-    pub user_id: Option<String>,
+    pub user_id: Option<CompactString>,
     /// The client's id of the device or browser.
-    pub anonymous_id: Option<String>,
+    pub anonymous_id: Option<CompactString>,
     /// When it happened.
     pub timestamp: ClaimedTime,
     /// Whether the client, or its user agent, is a bot.
     pub is_bot: bool,
     /// The session, as the client counts them.
-    pub session_id: Option<String>,
+    pub session_id: Option<CompactString>,
     /// What it is called; for campaign events its type.
-    pub name: Option<String>,
+    pub name: Option<CompactString>,
     /// Name or id.
-    pub experiment: Option<String>,
+    pub experiment: Option<CompactString>,
     /// Name or id.
-    pub variant: Option<String>,
+    pub variant: Option<CompactString>,
     /// Name or id.
-    pub campaign: Option<String>,
+    pub campaign: Option<CompactString>,
     /// Name or id.
-    pub component: Option<String>,
+    pub component: Option<CompactString>,
     /// A decimal, as the client wrote it.
-    pub value: Option<String>,
+    pub value: Option<CompactString>,
     /// ISO 4217.
-    pub currency: Option<String>,
+    pub currency: Option<CompactString>,
     /// Page, device, place.
     pub context: Context,
     /// The kind, and what only it carries.
@@ -334,10 +335,10 @@ pub struct Event {
     pub user_id: UserId,
     /// The text that `user_id` was made of, where it differs from it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub external_id: Option<String>,
+    pub external_id: Option<CompactString>,
     /// The other id of the client, or its anonymous id where that is the only one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub anonymous_id: Option<String>,
+    pub anonymous_id: Option<CompactString>,
     /// When the client says it happened; the first receipt if it does not say. Identity and table partition use it.
     pub claimed_at: Micros,
     /// When it happened by our clock: `claimed_at` and the client's skew. Analysis uses it.
@@ -358,28 +359,28 @@ pub struct Event {
     pub is_bot: bool,
     /// The session, as the client counts them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub session_id: Option<String>,
+    pub session_id: Option<CompactString>,
     /// What it is called. Impressions have no name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub name: Option<String>,
+    pub name: Option<CompactString>,
     /// Name or id, to be resolved against the catalogue.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub experiment: Option<String>,
+    pub experiment: Option<CompactString>,
     /// Name or id; only with an experiment.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub variant: Option<String>,
+    pub variant: Option<CompactString>,
     /// Name or id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub campaign: Option<String>,
+    pub campaign: Option<CompactString>,
     /// Name or id; only with a campaign.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub component: Option<String>,
+    pub component: Option<CompactString>,
     /// What it was worth; negative for refunds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub value: Option<Money>,
     /// ISO 4217, upper case.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub currency: Option<String>,
+    pub currency: Option<CompactString>,
     /// Page, device, place.
     #[serde(default)]
     pub context: Context,

@@ -3,6 +3,7 @@
 //! The schema's DDL is held against these by a test, the aggregator's COPY and staging table are made of them, and so are the
 //! columns of the SQL table `events`. Adding a column is adding a line here and in `migrations`.
 
+use compact_str::CompactString;
 use uuid::Uuid;
 
 use crate::event::{ConversionDetails, Details, Event, IdentityDetails, ImpressionDetails, Kind};
@@ -84,7 +85,7 @@ pub enum Value<'a> {
 }
 
 impl<'a> Value<'a> {
-    fn text(text: &'a Option<String>) -> Self {
+    fn text(text: &'a Option<CompactString>) -> Self {
         text.as_deref().map_or(Value::Null, Value::Text)
     }
 

@@ -8,6 +8,7 @@ use crate::money::{Money, MoneyError};
 use crate::rejection::{Code, Rejection};
 use crate::repair::{Reason, Repair};
 use crate::time::Micros;
+use compact_str::CompactString;
 
 /// Each limit with its unit and its reason.
 pub mod limits {
@@ -264,8 +265,8 @@ pub fn skew(received_at: Micros, sent_at: Option<Micros>, claimed_at: Micros) ->
 
 struct User {
     id: crate::event::UserId,
-    external_id: Option<String>,
-    anonymous_id: Option<String>,
+    external_id: Option<CompactString>,
+    anonymous_id: Option<CompactString>,
 }
 
 struct Times {
@@ -300,7 +301,7 @@ impl Check {
     }
 
     /// Checks a name or an id. It is never truncated or trimmed: then it would name something else.
-    fn name(&mut self, text: Option<String>, field: &str) -> Option<String> {
+    fn name(&mut self, text: Option<CompactString>, field: &str) -> Option<CompactString> {
         let text = text?;
         if text.is_empty() {
             return self.add(Code::Empty, field, "empty; leave the field out, or send at least one character");
@@ -316,11 +317,11 @@ impl Check {
     }
 
     /// The same of a field that may be left out: an empty text is as good as none.
-    fn optional_name(&mut self, text: Option<String>, field: &str) -> Option<String> {
+    fn optional_name(&mut self, text: Option<CompactString>, field: &str) -> Option<CompactString> {
         self.name(text.filter(|text| !text.is_empty()), field)
     }
 
-    fn text(&mut self, text: String, field: &str) -> Option<String> {
+    fn text(&mut self, text: CompactString, field: &str) -> Option<CompactString> {
         if has_nul(&text) {
             return self.add(Code::NulByte, field, "contains the character U+0000, which cannot be stored");
         }
@@ -328,7 +329,7 @@ impl Check {
     }
 
     /// Leaves out an id that is none.
-    fn id(&mut self, text: Option<String>, field: &str) -> Option<String> {
+    fn id(&mut self, text: Option<CompactString>, field: &str) -> Option<CompactString> {
         let text = text.filter(|text| !text.is_empty())?;
         if is_placeholder_id(&text) {
             self.repairs.push(Repair::taken(Reason::PlaceholderId, field, text));
@@ -337,7 +338,7 @@ impl Check {
         self.name(Some(text), field)
     }
 
-    fn event_id(&mut self, text: Option<String>) -> Option<String> {
+    fn event_id(&mut self, text: Option<CompactString>) -> Option<CompactString> {
         if let Some(zeros) = text.as_ref().filter(|text| !text.is_empty() && text.bytes().all(|byte| matches!(byte, b'0' | b'-')))
         {
             self.repairs.push(Repair::taken(Reason::PlaceholderId, "event_id", zeros.clone()));
@@ -347,7 +348,7 @@ impl Check {
     }
 
     /// A session says nothing about what happened, so that one that cannot be stored is no reason to refuse an event that can be repaired.
-    fn session(&mut self, text: Option<String>) -> Option<String> {
+    fn session(&mut self, text: Option<CompactString>) -> Option<CompactString> {
         let text = text.filter(|text| !text.is_empty())?;
         let is_mended = self.mended.is_some() && text.contains(char::REPLACEMENT_CHARACTER);
         if !self.is_strict && (is_mended || text.len() > limits::NAME_BYTES_MAX || text.contains('\0')) {
@@ -357,7 +358,12 @@ impl Check {
         self.name(Some(text), "session_id")
     }
 
-    fn user(&mut self, user_id: Option<String>, anonymous_id: Option<String>, request: &RequestContext) -> Option<User> {
+    fn user(
+        &mut self,
+        user_id: Option<CompactString>,
+        anonymous_id: Option<CompactString>,
+        request: &RequestContext,
+    ) -> Option<User> {
         let faults_before = self.faults.len();
         let user_id = self.id(user_id, "user_id");
         let anonymous_id = self.id(anonymous_id, "anonymous_id");
@@ -380,7 +386,7 @@ impl Check {
     }
 
     /// Reads when an event happened. On a route that repairs, a text that is no time leaves the event untimed.
-    fn claimed_at(&mut self, text: String) -> Option<Option<Micros>> {
+    fn claimed_at(&mut self, text: CompactString) -> Option<Option<Micros>> {
         let error = match Micros::parse(&text) {
             Ok(claimed_at) => return Some(Some(claimed_at)),
             Err(error) => error,
@@ -450,7 +456,11 @@ impl Check {
 
     /// Reads an amount and its currency. On a route that repairs, an amount that cannot be read without guessing is unknown, and so is one
     /// whose currency is.
-    fn amount(&mut self, value: Option<String>, currency: Option<String>) -> (Option<Money>, Option<String>) {
+    fn amount(
+        &mut self,
+        value: Option<CompactString>,
+        currency: Option<CompactString>,
+    ) -> (Option<Money>, Option<CompactString>) {
         let is_code = |text: &&str| text.len() == 3 && text.bytes().all(|byte| byte.is_ascii_alphabetic());
         let given = currency.as_deref().and_then(|text| self.trimmed(text));
         let code = given.filter(is_code).map(str::to_ascii_uppercase);
@@ -468,11 +478,11 @@ impl Check {
                 }
                 (None, None)
             }
-            (_, code) => (self.money(value), code),
+            (_, code) => (self.money(value), code.map(CompactString::from)),
         }
     }
 
-    fn money(&mut self, value: Option<String>) -> Option<Money> {
+    fn money(&mut self, value: Option<CompactString>) -> Option<Money> {
         let text = value?;
         let error = match self.trimmed(&text)?.parse() {
             Ok(value) => return Some(value),
@@ -542,7 +552,7 @@ impl Check {
                 truncated.push(field);
             }
             if !self.is_strict && text.contains('\0') {
-                text = text.replace('\0', "\u{fffd}");
+                text = text.replace('\0', "\u{fffd}").into();
                 self.repairs.push(Repair::new(Reason::NulByte, field));
             }
             *value = self.text(text, field);

@@ -1,5 +1,6 @@
 //! Events of browsers that object to being followed: kept as events that nobody can link to a person, or to each other.
 
+use compact_str::{CompactString, ToCompactString};
 use std::collections::HashSet;
 
 use serde_json::value::RawValue;
@@ -29,9 +30,9 @@ pub fn admit(
     signal: &str,
 ) -> Result<(Event, Vec<Repair>), Vec<Rejection>> {
     let own = [draft.user_id.take(), draft.anonymous_id.take(), draft.session_id.take()];
-    let mut ids = Ids(own.into_iter().flatten().filter(|id| !id.is_empty()).collect());
+    let mut ids = Ids(own.into_iter().flatten().filter(|id| !id.is_empty()).map(String::from).collect());
     // The rules ask for a user; the one that it gets follows from what they make of the event's id.
-    draft.user_id = Some(Uuid::NAMESPACE_OID.to_string());
+    draft.user_id = Some(Uuid::NAMESPACE_OID.to_compact_string());
     let (mut event, repairs) = rules::admit_repaired(draft, request, generated_id)?;
     event.user_id = identity::unlinked_user(event.project_id, event.kind(), event.event_id);
     event.external_id = None;
@@ -178,8 +179,8 @@ impl Ids {
         Some(site).filter(|site| is_address && site.len() > "https://".len() && !self.are_in(site))
     }
 
-    fn clear_text(&self, text: &mut Option<String>) {
-        *text = text.take().and_then(|text| self.cleared(&text));
+    fn clear_text(&self, text: &mut Option<CompactString>) {
+        *text = text.take().and_then(|text| self.cleared(&text)).map(CompactString::from);
     }
 
     fn clear_object(&self, object: &mut Option<JsonObject>) {
@@ -230,11 +231,11 @@ mod tests {
     fn with_properties(properties: &str) -> Draft {
         let properties = JsonObject::parse(properties.to_owned(), "").expect("an object");
         Draft {
-            user_id: Some("ada".to_owned()),
-            anonymous_id: Some("device-7".to_owned()),
-            session_id: Some("session-9".to_owned()),
-            event_id: Some("e".to_owned()),
-            name: Some("n".to_owned()),
+            user_id: Some("ada".into()),
+            anonymous_id: Some("device-7".into()),
+            session_id: Some("session-9".into()),
+            event_id: Some("e".into()),
+            name: Some("n".into()),
             properties: Some(properties),
             ..Draft::new(Details::Engagement)
         }
@@ -274,24 +275,24 @@ mod tests {
         let again = unlinked(Draft { user_id: None, anonymous_id: None, ..with_properties("{}") });
         assert_eq!((one.user_id, one.event_id, one.kind()), (again.user_id, again.event_id, Kind::Engagement));
         assert_eq!(one.user_id, identity::unlinked_user(one.project_id, one.kind(), one.event_id));
-        let other = unlinked(Draft { event_id: Some("f".to_owned()), ..with_properties("{}") });
+        let other = unlinked(Draft { event_id: Some("f".into()), ..with_properties("{}") });
         assert_ne!(one.user_id, other.user_id);
         assert_eq!((&one.external_id, &one.anonymous_id, &one.session_id), (&None, &None, &None));
         // Nobody is missing, and no id is too long or none.
-        for user in [None, Some("undefined".to_owned()), Some("x".repeat(1_000))] {
-            assert_eq!(unlinked(Draft { user_id: user, ..with_properties("{}") }).user_id, one.user_id);
+        for user in [None, Some("undefined".into()), Some("x".repeat(1_000))] {
+            assert_eq!(unlinked(Draft { user_id: user.map(CompactString::from), ..with_properties("{}") }).user_id, one.user_id);
         }
     }
 
     #[test]
     fn places_pages_and_details_say_nothing_of_the_user() {
         let mut draft = testing::exposure("e", "ada-lovelace", "2026-03-01T11:00:00Z", "x", "b");
-        draft.context.page_url = Some("https://shop.example/a/ada-lovelace/b?uid=1".to_owned());
-        draft.context.referrer = Some("https://search.example/?q=secret#top".to_owned());
-        draft.context.utm_source = Some("mail-to-ada-lovelace".to_owned());
-        draft.context.country = Some("DE".to_owned());
-        draft.context.region = Some("Berlin".to_owned());
-        draft.context.city = Some("Berlin".to_owned());
+        draft.context.page_url = Some("https://shop.example/a/ada-lovelace/b?uid=1".into());
+        draft.context.referrer = Some("https://search.example/?q=secret#top".into());
+        draft.context.utm_source = Some("mail-to-ada-lovelace".into());
+        draft.context.country = Some("DE".into());
+        draft.context.region = Some("Berlin".into());
+        draft.context.city = Some("Berlin".into());
         let object = || JsonObject::parse(r#"{"age":7}"#.to_owned(), "").ok();
         draft.details =
             Details::Impression(ImpressionDetails { user_context: object(), bounce: Some(true), ..Default::default() });
@@ -306,11 +307,11 @@ mod tests {
 
         let details = ConversionDetails {
             details: JsonObject::parse(r#"{"customerId":"c-12345","sku":"s","note":"for c-12345"}"#.to_owned(), "").ok(),
-            referrer_source: Some("https://a.example/?x=1".to_owned()),
+            referrer_source: Some("https://a.example/?x=1".into()),
             ..ConversionDetails::default()
         };
         let draft =
-            Draft { name: Some("buy".to_owned()), timestamp: ClaimedTime::Missing, ..Draft::new(Details::Conversion(details)) };
+            Draft { name: Some("buy".into()), timestamp: ClaimedTime::Missing, ..Draft::new(Details::Conversion(details)) };
         let Details::Conversion(found) = unlinked(draft).details else { panic!("a conversion") };
         assert_eq!(found.details.expect("a rest").get(), r#"{"sku":"s"}"#);
         assert_eq!(found.referrer_source.as_deref(), Some("https://a.example/"));

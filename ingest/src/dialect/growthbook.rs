@@ -141,7 +141,7 @@ fn object(item: &Item<'_>, key: &'static str, repairs: &mut Vec<Repair>) -> Opti
     let value = item.get(key)?;
     let text = match value {
         Value::Json(raw) if raw.get().starts_with('{') => raw.get().to_owned(),
-        _ => value.text(key).ok().filter(|text| !text.is_empty())?,
+        _ => value.text(key).ok().filter(|text| !text.is_empty())?.into(),
     };
     let raw = nested(text, key, repairs)?;
     if raw.get().starts_with('{') {

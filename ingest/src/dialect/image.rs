@@ -1,5 +1,6 @@
 //! Images: one event in the parameters of a query, or of a form. Several dialects have one.
 
+use compact_str::CompactString;
 use std::borrow::Cow;
 
 use events::repair::Reason;
@@ -81,13 +82,13 @@ impl Device<'_> {
     /// Gives an event that names no device this one: of its cookie, or a new one if it names no user either. What stands in its place and is
     /// no id is noted.
     pub(super) fn fill(self, draft: &mut Draft) {
-        let is_id = |id: &Option<String>| id.as_deref().is_some_and(|id| !is_placeholder_id(id));
+        let is_id = |id: &Option<CompactString>| id.as_deref().is_some_and(|id| !is_placeholder_id(id));
         if is_id(&draft.anonymous_id) {
             return;
         }
         let fresh = Some(self.fresh).filter(|id| !id.is_empty() && !is_id(&draft.user_id));
         let Some(device) = self.known.or(fresh) else { return };
-        let placeholder = draft.anonymous_id.replace(device.to_owned()).filter(|id| !id.is_empty());
+        let placeholder = draft.anonymous_id.replace(device.into()).filter(|id| !id.is_empty());
         draft.repairs.extend(placeholder.map(|from| Repair::taken(Reason::PlaceholderId, "anonymous_id", from)));
     }
 }

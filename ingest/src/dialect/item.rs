@@ -1,5 +1,6 @@
 //! The objects of SDKs' events: lenient readings of single members, shared by the dialects.
 
+use compact_str::CompactString;
 use std::borrow::Cow;
 
 use events::json::{mend_texts, null_not_numbers, places};
@@ -51,12 +52,12 @@ impl<'a> Item<'a> {
         }
     }
 
-    pub(super) fn text(&self, key: &str) -> Result<Option<String>, Rejection> {
+    pub(super) fn text(&self, key: &str) -> Result<Option<CompactString>, Rejection> {
         self.get(key).map(|value| value.text(key)).transpose()
     }
 
     /// A text with something in it, or the digits of a number; anything else is as good as none.
-    pub(super) fn any_text(&self, key: &str) -> Option<String> {
+    pub(super) fn any_text(&self, key: &str) -> Option<CompactString> {
         self.get(key).and_then(|value| value.text_or_number(key).ok()).filter(|text| !text.is_empty())
     }
 
@@ -66,9 +67,9 @@ impl<'a> Item<'a> {
     }
 
     /// An id. Some clients write an empty one, or a bare `false`, where there is none.
-    pub(super) fn id(&self, key: &str) -> Result<Option<String>, Rejection> {
+    pub(super) fn id(&self, key: &str) -> Result<Option<CompactString>, Rejection> {
         match self.get(key) {
-            Some(Value::Json(raw)) if matches!(raw.get(), "true" | "false") => Ok(Some(raw.get().to_owned())),
+            Some(Value::Json(raw)) if matches!(raw.get(), "true" | "false") => Ok(Some(raw.get().into())),
             Some(value) => Ok(Some(value.text_or_number(key)?).filter(|id| !id.is_empty())),
             None => Ok(None),
         }
@@ -78,8 +79,8 @@ impl<'a> Item<'a> {
     /// then say what becomes of it.
     pub(super) fn claimed_time(&self, keys: &[&str]) -> ClaimedTime {
         let texts = keys.iter().filter_map(|key| self.get(key)).map(written);
-        let texts: Vec<String> = texts.filter(|text| !text.trim().is_empty()).collect();
-        let is_time = |text: &&String| {
+        let texts: Vec<CompactString> = texts.filter(|text| !text.trim().is_empty()).collect();
+        let is_time = |text: &&CompactString| {
             Micros::parse(text).is_ok() || digits::to_ascii(text).is_some_and(|text| Micros::parse(&text).is_ok())
         };
         match texts.iter().find(is_time).or(texts.first()) {
@@ -142,10 +143,10 @@ pub(super) fn is_empty_array(raw: &RawValue) -> bool {
 }
 
 /// Returns a text, or another value as it is written.
-fn written(value: &Value<'_>) -> String {
+fn written(value: &Value<'_>) -> CompactString {
     match value {
-        Value::Json(raw) => value.text("").unwrap_or_else(|_| raw.get().to_owned()),
-        Value::Parameter(text) => text.to_string(),
+        Value::Json(raw) => value.text("").unwrap_or_else(|_| raw.get().into()),
+        Value::Parameter(text) => text.as_ref().into(),
     }
 }
 
@@ -179,7 +180,7 @@ impl<'a> Properties<'a> {
     }
 
     /// The first of several keys whose value is a string with something in it, with that value.
-    pub(super) fn string<'k>(&self, keys: &[&'k str]) -> Option<(&'k str, String)> {
+    pub(super) fn string<'k>(&self, keys: &[&'k str]) -> Option<(&'k str, CompactString)> {
         keys.iter().find_map(|key| {
             let text = self.get(key).and_then(|raw| Value::Json(raw).text(key).ok())?;
             (!text.is_empty()).then_some((*key, text))
@@ -187,7 +188,7 @@ impl<'a> Properties<'a> {
     }
 
     /// The first of several whose value is such a string, or a number.
-    pub(super) fn text<'k>(&self, keys: &[&'k str]) -> Option<(&'k str, String)> {
+    pub(super) fn text<'k>(&self, keys: &[&'k str]) -> Option<(&'k str, CompactString)> {
         keys.iter().find_map(|key| {
             let text = self.get(key).and_then(|raw| Value::Json(raw).text_or_number(key).ok())?;
             (!text.is_empty()).then_some((*key, text))
@@ -195,11 +196,11 @@ impl<'a> Properties<'a> {
     }
 
     /// The first of several that says an amount of money: a number, else a text that is one.
-    pub(super) fn amount<'k>(&self, keys: &[&'k str]) -> Option<(&'k str, String)> {
+    pub(super) fn amount<'k>(&self, keys: &[&'k str]) -> Option<(&'k str, CompactString)> {
         keys.iter().find_map(|key| {
             let raw = self.get(key)?;
             if is_number(raw) {
-                return Some((*key, money::of_json_number(raw.get()).into_owned()));
+                return Some((*key, money::of_json_number(raw.get()).into()));
             }
             let text = Value::Json(raw).text(key).ok()?;
             let is_decimal = !matches!(text.trim().parse::<Money>(), Err(MoneyError::NotADecimal));
@@ -208,10 +209,10 @@ impl<'a> Properties<'a> {
     }
 
     /// The first of several that is there, as it is written: an amount that cannot be read.
-    pub(super) fn unreadable<'k>(&self, keys: &[&'k str]) -> Option<(&'k str, String)> {
+    pub(super) fn unreadable<'k>(&self, keys: &[&'k str]) -> Option<(&'k str, CompactString)> {
         keys.iter().find_map(|key| {
             let text = written(&Value::Json(self.get(key)?));
-            (!text.trim().is_empty()).then_some((*key, cut(&text).to_owned()))
+            (!text.trim().is_empty()).then_some((*key, cut(&text).into()))
         })
     }
 }

@@ -1,5 +1,6 @@
 //! The members of a JSON object as they are written, and the typed reading of one value.
 
+use compact_str::CompactString;
 use std::borrow::Cow;
 
 use events::json::{Key, Members};
@@ -46,18 +47,18 @@ impl<'a> Value<'a> {
     }
 
     /// Reads a text.
-    pub(super) fn text(&self, field: &str) -> Result<String, Rejection> {
+    pub(super) fn text(&self, field: &str) -> Result<CompactString, Rejection> {
         match self {
             Value::Json(raw) if raw.get().starts_with('"') => string(raw, field),
             Value::Json(raw) => Err(wrong_type(raw, field, "a string")),
-            Value::Parameter(text) => Ok(text.to_string()),
+            Value::Parameter(text) => Ok(text.as_ref().into()),
         }
     }
 
     /// Reads a text, or the digits of a number as they stand: ids that some clients keep as numbers.
-    pub(super) fn text_or_number(&self, field: &str) -> Result<String, Rejection> {
+    pub(super) fn text_or_number(&self, field: &str) -> Result<CompactString, Rejection> {
         match self {
-            Value::Json(raw) if is_number(raw) => Ok(raw.get().to_owned()),
+            Value::Json(raw) if is_number(raw) => Ok(raw.get().into()),
             _ => self.text(field).map_err(|mut fault| {
                 fault.message = fault.message.replace("a string is accepted", "a string or a number is accepted");
                 fault
@@ -66,12 +67,12 @@ impl<'a> Value<'a> {
     }
 
     /// Reads a decimal: that of a number, which is a double, or the digits of a string as they are.
-    pub(super) fn decimal(&self, field: &str) -> Result<String, Rejection> {
+    pub(super) fn decimal(&self, field: &str) -> Result<CompactString, Rejection> {
         match self {
-            Value::Json(raw) if is_number(raw) => Ok(money::of_json_number(raw.get()).into_owned()),
+            Value::Json(raw) if is_number(raw) => Ok(money::of_json_number(raw.get()).into()),
             Value::Json(raw) if raw.get().starts_with('"') => string(raw, field),
             Value::Json(raw) => Err(wrong_type(raw, field, "a number, or a string such as \"19.90\",")),
-            Value::Parameter(text) => Ok(text.to_string()),
+            Value::Parameter(text) => Ok(text.as_ref().into()),
         }
     }
 
@@ -128,12 +129,12 @@ impl<'a> Value<'a> {
             .map_err(|error| Rejection::new(Code::BadTimestamp, field, format!("found {:?}; {error}", cut(&text))))
     }
 
-    fn time_text(&self, field: &str) -> Result<String, Rejection> {
+    fn time_text(&self, field: &str) -> Result<CompactString, Rejection> {
         match self {
             Value::Json(raw) if raw.get().starts_with('"') => string(raw, field),
             // A number could be seconds or milliseconds, and has no time zone.
             Value::Json(raw) => Err(wrong_type(raw, field, "ISO 8601 in a string, such as \"2026-03-01T12:30:00.25Z\",")),
-            Value::Parameter(text) => Ok(text.to_string()),
+            Value::Parameter(text) => Ok(text.as_ref().into()),
         }
     }
 
@@ -160,10 +161,10 @@ pub(super) fn write_string(text: &str, out: &mut String) {
 }
 
 /// Reads a JSON string. # Errors `bad_unicode`, the only fault that a valid JSON string can have.
-pub(super) fn string(raw: &RawValue, field: &str) -> Result<String, Rejection> {
+pub(super) fn string(raw: &RawValue, field: &str) -> Result<CompactString, Rejection> {
     let text = raw.get();
     if !text.contains('\\') {
-        return Ok(text[1..text.len() - 1].to_owned());
+        return Ok(text[1..text.len() - 1].into());
     }
     serde_json::from_str(text).map_err(|_| Rejection::new(Code::BadUnicode, field, "a \\u escape is half of a surrogate pair"))
 }

@@ -5,6 +5,7 @@ mod lz;
 mod unwrap;
 mod v1;
 
+use compact_str::{CompactString, format_compact};
 use std::borrow::Cow;
 use std::fmt;
 
@@ -141,7 +142,7 @@ impl Envelope for Batch<'_> {
         if !self.is_v1 {
             return None;
         }
-        Item::new(self.items[index]).ok()?.any_text("uuid")
+        Item::new(self.items[index]).ok()?.any_text("uuid").map(String::from)
     }
 }
 
@@ -195,7 +196,7 @@ fn api_key(beginning: &str) -> Option<String> {
                     "api_key" | "token" | "$token" => {
                         let key = Value::Json(map.next_value()?).text("").ok().filter(|key| !key.is_empty());
                         if self.found.is_none() {
-                            *self.found = key;
+                            *self.found = key.map(String::from);
                         }
                     }
                     "batch" | "properties" if self.found.is_none() => {
@@ -239,7 +240,7 @@ fn parse(raw: &RawValue, is_v1: bool, conversions: &[String]) -> Result<ParsedEv
         v1::check_options(&item)?;
     }
     let mut faults = Vec::new();
-    let mut note = |found: Result<Option<String>, Rejection>| {
+    let mut note = |found: Result<Option<CompactString>, Rejection>| {
         found.unwrap_or_else(|fault| {
             faults.push(fault);
             None
@@ -315,9 +316,9 @@ fn parse(raw: &RawValue, is_v1: bool, conversions: &[String]) -> Result<ParsedEv
     Ok(ParsedEvent { faults, is_clock_right, ..ParsedEvent::new(draft) })
 }
 
-fn identity(name: &str, previous_id: Option<String>, group_id: Option<String>) -> Draft {
+fn identity(name: &str, previous_id: Option<CompactString>, group_id: Option<CompactString>) -> Draft {
     let details = Details::Identity(IdentityDetails { previous_id, group_id });
-    Draft { name: Some(name.to_owned()), ..Draft::new(details) }
+    Draft { name: Some(name.into()), ..Draft::new(details) }
 }
 
 /// An event's properties; what was taken into a column is not written again.
@@ -332,21 +333,21 @@ impl<'a> Rest<'a> {
     }
 
     /// Takes the first of several that is a text with something in it, or a number.
-    fn take(&mut self, keys: &[&'static str]) -> Option<String> {
+    fn take(&mut self, keys: &[&'static str]) -> Option<CompactString> {
         let (key, text) = self.properties.text(keys)?;
         self.taken.push(key);
         Some(text)
     }
 
     /// A text that is a time, which stays where it is.
-    fn time(&self, key: &str) -> Option<String> {
+    fn time(&self, key: &str) -> Option<CompactString> {
         let (_, text) = self.properties.string(&[key])?;
         Micros::parse(&text).is_ok().then_some(text)
     }
 
-    fn pair(&mut self, width: &'static str, height: &'static str) -> Option<String> {
+    fn pair(&mut self, width: &'static str, height: &'static str) -> Option<CompactString> {
         let digits = |key| self.properties.get(key).filter(|raw| is_number(raw)).map(RawValue::get);
-        let pair = format!("{}x{}", digits(width)?, digits(height)?);
+        let pair = format_compact!("{}x{}", digits(width)?, digits(height)?);
         self.taken.extend([width, height]);
         Some(pair)
     }

@@ -6,6 +6,7 @@
 mod context;
 pub(super) mod image;
 
+use compact_str::CompactString;
 use std::borrow::Cow;
 use std::fmt;
 
@@ -227,7 +228,8 @@ pub(crate) fn write_key(beginning: &str) -> Option<String> {
         fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<(), M::Error> {
             while let Some(Key(key)) = map.next_key::<Key<'de>>()? {
                 if key == "writeKey" {
-                    *self.0 = Value::Json(map.next_value()?).text("writeKey").ok().filter(|key| !key.is_empty());
+                    *self.0 =
+                        Value::Json(map.next_value()?).text("writeKey").ok().filter(|key| !key.is_empty()).map(String::from);
                 } else {
                     map.next_value::<IgnoredAny>()?;
                 }
@@ -255,7 +257,7 @@ pub(super) fn parse(batch: &Batch<'_>, raw: &RawValue, conversions: &[String]) -
         None => call_of(&item)?,
     };
     let mut faults = Vec::new();
-    let mut note = |found: Result<Option<String>, Rejection>| {
+    let mut note = |found: Result<Option<CompactString>, Rejection>| {
         found.unwrap_or_else(|fault| {
             faults.push(fault);
             None
@@ -267,13 +269,13 @@ pub(super) fn parse(batch: &Batch<'_>, raw: &RawValue, conversions: &[String]) -
     let properties = item.object(call.properties(), &mut repairs)?;
     let mut draft = match call {
         Call::Track => vocabulary::interpret(name.as_deref(), &properties, conversions)?.0,
-        Call::Page | Call::Screen => Draft { name: Some(call.as_str().to_owned()), ..Draft::new(Details::Engagement) },
+        Call::Page | Call::Screen => Draft { name: Some(call.as_str().into()), ..Draft::new(Details::Engagement) },
         Call::Identify | Call::Alias | Call::Group => {
             let details = IdentityDetails {
                 previous_id: note(item.id("previousId")).filter(|_| call == Call::Alias),
                 group_id: note(item.id("groupId")).filter(|_| call == Call::Group),
             };
-            Draft { name: Some(call.as_str().to_owned()), ..Draft::new(Details::Identity(details)) }
+            Draft { name: Some(call.as_str().into()), ..Draft::new(Details::Identity(details)) }
         }
     };
     draft.event_id = note(item.id("messageId"));
@@ -474,7 +476,7 @@ mod tests {
             "location":{"city":"c"},"device":{"type":"ios"},"network":{"wifi":true,"carrier":"k"},"locale2":[]}}"#;
         let draft = parsed(call, &[]).draft;
         let context = &draft.context;
-        let text = |field: &Option<String>| field.clone().unwrap_or_default();
+        let text = |field: &Option<CompactString>| field.clone().unwrap_or_default();
         let found =
             [&context.page_url, &context.user_agent, &context.screen, &context.utm_campaign, &context.city, &context.connection];
         assert_eq!(found.map(text), ["u", "ua", "1x2", "n", "c", "wifi"]);

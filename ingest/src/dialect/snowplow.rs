@@ -2,6 +2,7 @@
 
 mod schema;
 
+use compact_str::{CompactString, ToCompactString};
 use std::borrow::Cow;
 
 use events::{ClaimedTime, Code, ConversionDetails, Details, Draft, ImpressionDetails, Micros, Rejection, Repair};
@@ -171,7 +172,7 @@ fn parse(item: &Item<'_>, device: Device<'_>, conversions: &[String]) -> Result<
         "pp" => engagement("page_ping"),
         "se" => structured(item, conversions),
         "tr" => Draft {
-            name: Some("transaction".to_owned()),
+            name: Some("transaction".into()),
             value: text("tr_tt"),
             currency: text("tr_cu"),
             ..Draft::new(Details::Conversion(ConversionDetails::default()))
@@ -213,7 +214,7 @@ fn parse(item: &Item<'_>, device: Device<'_>, conversions: &[String]) -> Result<
     let url = context.page_url.clone().unwrap_or_default();
     let in_url = |name: &str| {
         let query = url.split_once('?')?.1.split('#').next()?;
-        super::query::parameter(query, name).map(Cow::into_owned)
+        super::query::parameter(query, name).map(CompactString::from)
     };
     context.utm_source = in_url("utm_source");
     context.utm_medium = in_url("utm_medium");
@@ -266,15 +267,15 @@ fn add(metadata: &mut Metadata, described: Option<&schema::Entity>, key: &str, v
 }
 
 fn engagement(name: &str) -> Draft {
-    Draft { name: Some(name.to_owned()), ..Draft::new(Details::Engagement) }
+    Draft { name: Some(name.into()), ..Draft::new(Details::Engagement) }
 }
 
 /// Reads milliseconds since 1970.
-fn time(millis: &Option<String>) -> ClaimedTime {
+fn time(millis: &Option<CompactString>) -> ClaimedTime {
     let Some(text) = millis else { return ClaimedTime::Missing };
     let at = text.parse::<i64>().ok().and_then(|millis| millis.checked_mul(1_000)).map(Micros);
     match at.filter(|at| (Micros::MIN..=Micros::MAX).contains(at)) {
-        Some(at) => ClaimedTime::Text(at.to_string()),
+        Some(at) => ClaimedTime::Text(at.to_compact_string()),
         None => ClaimedTime::Text(text.clone()),
     }
 }
@@ -300,7 +301,7 @@ fn self_describing(event: &schema::Entity, contexts: &[schema::Entity], conversi
     let name = event.name();
     let data = Properties::new("ue_pr", &event.data)?;
     if name == "snowplow_ecommerce_action" {
-        let action = data.string(&["type"]).map_or(name.to_owned(), |(_, action)| action);
+        let action = data.string(&["type"]).map_or(name.into(), |(_, action)| action);
         let transaction = contexts.iter().find(|entity| entity.name() == "transaction" && action == "transaction");
         return Ok(match transaction {
             Some(entity) => {
@@ -324,8 +325,8 @@ fn self_describing(event: &schema::Entity, contexts: &[schema::Entity], conversi
 /// Reads JSON in a parameter, or in base64 in another one. What cannot be read is noted, and stays out of the event.
 fn encoded(item: &Item<'_>, plain: &'static str, in_base64: &'static str, repairs: &mut Vec<Repair>) -> Option<Box<RawValue>> {
     let (key, text) = match (item.any_text(plain), item.any_text(in_base64)) {
-        (Some(text), _) => (plain, text),
-        (None, Some(text)) => (in_base64, base64(&text).and_then(|bytes| String::from_utf8(bytes).ok()).unwrap_or(text)),
+        (Some(text), _) => (plain, text.into()),
+        (None, Some(text)) => (in_base64, base64(&text).and_then(|bytes| String::from_utf8(bytes).ok()).unwrap_or(text.into())),
         (None, None) => return None,
     };
     nested(text, key, repairs)

@@ -1,5 +1,6 @@
 //! Statsig's dialect: `POST /v1/log_event` with its exposures and events.
 
+use compact_str::{CompactString, ToCompactString};
 use std::borrow::Cow;
 use std::collections::HashMap;
 
@@ -75,7 +76,7 @@ struct Batch<'a> {
     /// An id for each event; none where the client does not name its session.
     ids: Vec<Uuid>,
     /// The device, as the client of a browser says it once for all its events.
-    stable_id: Option<String>,
+    stable_id: Option<CompactString>,
 }
 
 impl Envelope for Batch<'_> {
@@ -94,7 +95,7 @@ impl Envelope for Batch<'_> {
     fn parse(&self, index: usize, mended: Option<&RawValue>, conversions: &[String]) -> Result<ParsedEvent, Rejection> {
         let mut parsed = parse(mended.unwrap_or(self.items[index]), self.stable_id.as_deref(), conversions)?;
         if parsed.draft.timestamp != ClaimedTime::Missing {
-            parsed.draft.event_id = self.ids.get(index).map(Uuid::to_string);
+            parsed.draft.event_id = self.ids.get(index).map(Uuid::to_compact_string);
         }
         Ok(parsed)
     }
@@ -155,12 +156,12 @@ fn parse(raw: &RawValue, stable_id: Option<&str>, conversions: &[String]) -> Res
         Err(fault) => parsed.faults.push(Rejection { field: "user.userID".to_owned(), ..fault }),
     }
     let stable = ids.as_ref().and_then(|ids| ids.any_text("stableID").or_else(|| ids.any_text("stableid")));
-    draft.anonymous_id = stable.or_else(|| stable_id.map(str::to_owned));
+    draft.anonymous_id = stable.or_else(|| stable_id.map(CompactString::from));
     draft.timestamp = match item.get("time") {
         Some(Value::Json(raw)) if is_number(raw) => {
             let micros = raw.get().parse::<f64>().unwrap_or(f64::NAN) * 1_000.0;
             let is_time = micros >= Micros::MIN.0 as f64 && micros <= Micros::MAX.0 as f64;
-            ClaimedTime::Text(if is_time { Micros(micros as i64).to_string() } else { raw.get().to_owned() })
+            ClaimedTime::Text(if is_time { Micros(micros as i64).to_compact_string() } else { raw.get().into() })
         }
         Some(_) => item.claimed_time(&["time"]),
         None => ClaimedTime::Missing,
@@ -196,7 +197,7 @@ fn event(name: &str, item: &Item<'_>, properties: &Properties<'_>, conversions: 
             if let Some((_, value)) = own.amount(&["value"]) {
                 let currency = properties.string(vocabulary::CURRENCIES).map(|(_, currency)| currency);
                 let details = Details::Conversion(ConversionDetails::default());
-                draft = Draft { name: Some(name.to_owned()), value: Some(value), currency, ..Draft::new(details) };
+                draft = Draft { name: Some(name.into()), value: Some(value), currency, ..Draft::new(details) };
             }
         }
     }

@@ -1,6 +1,7 @@
 //! What becomes of an SDK's events: which are exposures, which are orders, and where each keeps experiment, variant, value and
 //! currency. The table of the README is written from here.
 
+use compact_str::CompactString;
 use events::{Code, ConversionDetails, Details, Draft, ImpressionDetails, Rejection};
 
 use super::item::Properties;
@@ -34,12 +35,12 @@ impl Variant {
         }
     }
 
-    fn of(&self, properties: &Properties<'_>) -> Option<(&'static str, String)> {
+    fn of(&self, properties: &Properties<'_>) -> Option<(&'static str, CompactString)> {
         match self {
             Variant::Text(keys) => properties.string(keys),
             Variant::TextOrNumber(keys) => properties.text(keys),
             Variant::TextOrBoolean(keys) => keys.iter().find_map(|key| match properties.get(key)?.get() {
-                flag @ ("true" | "false") => Some((*key, flag.to_owned())),
+                flag @ ("true" | "false") => Some((*key, flag.into())),
                 _ => properties.string(&[*key]),
             }),
         }
@@ -141,7 +142,7 @@ pub(super) fn interpret(
 ) -> Result<(Draft, Origins), Rejection> {
     let event = name.unwrap_or_default();
     let mut origins = Origins::default();
-    let mut noted = |found: Option<(&'static str, String)>, origin: fn(&mut Origins) -> &mut Option<&'static str>| {
+    let mut noted = |found: Option<(&'static str, CompactString)>, origin: fn(&mut Origins) -> &mut Option<&'static str>| {
         let (key, text) = found?;
         *origin(&mut origins) = Some(key);
         Some(text)
@@ -159,7 +160,7 @@ pub(super) fn interpret(
             let details = Details::Impression(ImpressionDetails::default());
             return Ok((Draft { experiment, variant, ..Draft::new(details) }, origins));
         }
-        return Ok((Draft { name: Some(event.to_owned()), ..Draft::new(Details::Engagement) }, Origins::default()));
+        return Ok((Draft { name: Some(event.into()), ..Draft::new(Details::Engagement) }, Origins::default()));
     }
     let counts = ORDERS.contains(&event) || conversions.iter().any(|conversion| conversion == event);
     let is_word = |text: &str| !text.chars().any(char::is_numeric);
@@ -173,7 +174,7 @@ pub(super) fn interpret(
         })
         .or_else(|| if counts { properties.unreadable(TOTALS) } else { None });
     let value = noted(value, |origins| &mut origins.value);
-    let name = name.map(str::to_owned);
+    let name = name.map(CompactString::from);
     if !counts && value.is_none() {
         return Ok((Draft { name, ..Draft::new(Details::Engagement) }, origins));
     }

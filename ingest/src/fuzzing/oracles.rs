@@ -135,8 +135,8 @@ fn check_event(record: &Record) {
     check_texts(&mut event.clone(), text);
     check_times(&event, text);
     check_objects(&event);
-    let is_code = |code: &String| code.len() == 3 && code.bytes().all(|byte| byte.is_ascii_uppercase());
-    assert!(event.currency.as_ref().is_none_or(is_code), "{text}");
+    let is_code = |code: &str| code.len() == 3 && code.bytes().all(|byte| byte.is_ascii_uppercase());
+    assert!(event.currency.as_deref().is_none_or(is_code), "{text}");
     assert!(event.value.is_none_or(|value| value.millionths().abs() < 10_i128.pow(20)), "{text}");
 }
 

@@ -294,7 +294,7 @@ async fn jitsus_image_makes_one_visitor_where_the_page_wants_it() {
     assert_eq!(known.header("set-cookie"), None);
     let events = service.log.events();
     let devices: Vec<_> = events.iter().map(|event| event.anonymous_id.clone()).collect();
-    assert_eq!(devices, vec![Some(cookie["__eventn_id=".len()..].to_owned()); 3]);
+    assert_eq!(devices, vec![Some(cookie["__eventn_id=".len()..].into()); 3]);
     assert_eq!(events[0].user_id, events[1].user_id);
     for target in ["/api/px/page?writekey=wk_test", "/pixel/v1/page?writeKey=wk_test", "/v1/pixel/page?writeKey=wk_test"] {
         let answer = send(service.address(), "GET", target, &headers, b"").await;

@@ -39,8 +39,9 @@ impl Service {
         let answer = send(self.address(), "POST", &target, headers, event.to_string().as_bytes()).await;
         assert_eq!(answer.native().0, 1, "{answer:?}");
         let context = self.log.events().pop().expect("one").context;
-        let text = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
-        format!("{} {} {}", text(context.country), text(context.region), text(context.city))
+        let [country, region, city] =
+            [&context.country, &context.region, &context.city].map(|text| text.as_deref().unwrap_or("-"));
+        format!("{country} {region} {city}")
     }
 }
 

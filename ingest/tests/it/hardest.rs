@@ -97,7 +97,7 @@ async fn hardest_04_one_poisonous_event_among_2500_harms_no_other_in_any_dialect
             assert_eq!(sender.counts(&answer), (BATCH as u64 - u64::from(code.is_some()), u64::from(code.is_some())), "{what}");
 
             let users: Vec<String> =
-                service.log.events().iter().map(|event| event.external_id.clone().expect("each has a user")).collect();
+                service.log.events().iter().map(|event| event.external_id.clone().expect("each has a user").into()).collect();
             let mut expected: Vec<String> = (0..BATCH).map(|n| format!("user-{n}")).collect();
             match code {
                 None if !is_repetition => expected[AT] = "poison".to_owned(),
@@ -144,7 +144,8 @@ async fn hardest_04_many_kinds_of_poison_in_one_batch_are_told_apart() {
         let service = Service::start().await;
         let answer = sender.send(&service, sender.body(&events).as_bytes()).await;
         assert_eq!(sender.counts(&answer).1, codes.len() as u64, "{}", sender.name);
-        let users: BTreeSet<String> = service.log.events().into_iter().filter_map(|event| event.external_id).collect();
+        let users: BTreeSet<String> =
+            service.log.events().into_iter().filter_map(|event| event.external_id).map(String::from).collect();
         assert_eq!(users, expected, "{}", sender.name);
         codes.reverse();
         if sender.is_strict {

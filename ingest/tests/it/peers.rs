@@ -21,7 +21,7 @@ fn ten(sender: &Sender, bad: Option<String>) -> Vec<u8> {
 }
 
 fn users(service: &Service) -> Vec<String> {
-    service.log.events().into_iter().filter_map(|event| event.external_id).collect()
+    service.log.events().into_iter().filter_map(|event| event.external_id).map(String::from).collect()
 }
 
 /// A peer answered 400, and five of the ten were in its topic.

@@ -91,7 +91,7 @@ async fn ids_of(case: &Value) -> (BTreeSet<String>, Vec<Event>, Answer) {
     let answer = send_recorded(&service, request, &[]).await;
     let events = service.log.events();
     for event in &events {
-        found.extend([&event.external_id, &event.anonymous_id, &event.session_id].into_iter().flatten().cloned());
+        found.extend([&event.external_id, &event.anonymous_id, &event.session_id].into_iter().flatten().map(ToString::to_string));
         found.insert(event.user_id.to_string());
         let metadata =
             event.metadata.as_ref().map_or(Value::Null, |metadata| serde_json::from_str(metadata.get()).expect("JSON"));

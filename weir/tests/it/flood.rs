@@ -182,7 +182,8 @@ impl Told {
                         .metadata
                         .as_ref()
                         .and_then(|object| object.get().strip_prefix("{\"n\":")?.strip_suffix('}')?.parse().ok());
-                    let (user, number): (String, u64) = (event.external_id.expect("it has a user"), number.expect("its number"));
+                    let (user, number): (String, u64) =
+                        (event.external_id.expect("it has a user").into(), number.expect("its number"));
                     let expected = next.entry(user.clone()).or_default();
                     assert!(
                         number <= *expected,

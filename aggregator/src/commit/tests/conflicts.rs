@@ -39,19 +39,19 @@ impl Sent {
                 conversion(&id, &who, "", name, if self.content == 1 { "6" } else { "5.00" })
             }
             _ => Draft {
-                event_id: Some(id),
-                user_id: Some(who),
-                name: Some("click".to_owned()),
-                campaign: Some(experiment.to_owned()),
-                component: Some(variant.to_owned()),
+                event_id: Some(id.into()),
+                user_id: Some(who.into()),
+                name: Some("click".into()),
+                campaign: Some(experiment.into()),
+                component: Some(variant.into()),
                 ..Draft::new(Details::CampaignEvent)
             },
         };
         let draft = match self.content {
-            2 if self.kind == Kind::Conversion => Draft { currency: Some("USD".to_owned()), ..draft },
+            2 if self.kind == Kind::Conversion => Draft { currency: Some("USD".into()), ..draft },
             _ => draft,
         };
-        let timestamp = self.step.map_or(ClaimedTime::Missing, |step| ClaimedTime::Text(at(step)));
+        let timestamp = self.step.map_or(ClaimedTime::Missing, |step| ClaimedTime::Text(at(step).into()));
         Draft { timestamp, ..draft }
     }
 

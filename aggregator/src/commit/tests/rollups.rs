@@ -29,11 +29,11 @@ fn any_report() -> impl Strategy<Value = Draft> {
             0..3 => conversion("", "", "", if flag { "a" } else { "b" }, if amount % 2 == 0 { "5" } else { "-2.5" }),
             _ => Draft { name: Some(if choice % 2 == 0 { "a" } else { "b" }.into()), ..Draft::new(Details::Engagement) },
         };
-        draft.event_id = Some(Uuid::from_u128(u128::from(id)).to_string());
-        draft.user_id = Some(user(who));
-        draft.timestamp = ClaimedTime::Text(at(step));
+        draft.event_id = Some(Uuid::from_u128(u128::from(id)).to_string().into());
+        draft.user_id = Some(user(who).into());
+        draft.timestamp = ClaimedTime::Text(at(step).into());
         draft.is_bot = choice == 9;
-        draft.context.time_zone = ZONES.get(zone).map(|zone| (*zone).to_owned());
+        draft.context.time_zone = ZONES.get(zone).map(|zone| (*zone).into());
         draft.properties = Some(JsonObject::parse(properties.to_string(), "properties").expect("an object"));
         draft
     })
@@ -306,9 +306,9 @@ proptest! {
 /// An event of one user with properties.
 fn event(name: &str, id: u128, when: u8, properties: serde_json::Value) -> Draft {
     Draft {
-        event_id: Some(Uuid::from_u128(id).to_string()),
-        user_id: Some(user(1)),
-        timestamp: ClaimedTime::Text(at(when)),
+        event_id: Some(Uuid::from_u128(id).to_string().into()),
+        user_id: Some(user(1).into()),
+        timestamp: ClaimedTime::Text(at(when).into()),
         name: Some(name.into()),
         properties: Some(JsonObject::parse(properties.to_string(), "properties").expect("an object")),
         ..Draft::new(Details::Engagement)
@@ -370,12 +370,12 @@ async fn what_the_catalogue_says_is_looked_up() {
     }));
     case.define("owners", &owners).await;
     let of_campaign = |id: u128, who: u8, campaign: &str, name: &str, value: Option<&str>| Draft {
-        event_id: Some(Uuid::from_u128(id).to_string()),
-        user_id: Some(user(who)),
-        timestamp: ClaimedTime::Text(at(3)),
+        event_id: Some(Uuid::from_u128(id).to_string().into()),
+        user_id: Some(user(who).into()),
+        timestamp: ClaimedTime::Text(at(3).into()),
         name: Some(name.into()),
         campaign: Some(campaign.into()),
-        value: value.map(str::to_owned),
+        value: value.map(Into::into),
         currency: value.map(|_| "USD".into()),
         ..Draft::new(Details::CampaignEvent)
     };

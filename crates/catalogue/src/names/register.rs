@@ -36,8 +36,8 @@ impl Catalogue {
     fn wanted<'a>(&self, events: impl Iterator<Item = &'a Event>) -> BTreeMap<Uuid, Wanted> {
         let mut wanted: BTreeMap<Uuid, Wanted> = BTreeMap::new();
         // Things, and parts of each thing, that this batch adds to those that there are.
-        let mut things: BTreeMap<(Uuid, Family), BTreeSet<&String>> = BTreeMap::new();
-        let mut parts: BTreeMap<(Uuid, Family, &String), BTreeSet<&String>> = BTreeMap::new();
+        let mut things: BTreeMap<(Uuid, Family), BTreeSet<&str>> = BTreeMap::new();
+        let mut parts: BTreeMap<(Uuid, Family, &str), BTreeSet<&str>> = BTreeMap::new();
         for event in events {
             let Some(project) = self.project(event.project_id.0).filter(|project| project.names.auto_register) else { continue };
             if self.resolve(event).is_ok() {
@@ -55,7 +55,7 @@ impl Catalogue {
                     }
                     new.insert(name);
                 }
-                let part = part.filter(|part| {
+                let part = part.filter(|&part| {
                     if found.is_some_and(|found| !found.is_open_to_parts(family) || found.part(part).is_some()) {
                         return false;
                     }
@@ -68,7 +68,7 @@ impl Catalogue {
                     has_room
                 });
                 if found.is_none() || part.is_some() {
-                    let names = (family, name.clone(), part.cloned());
+                    let names = (family, name.to_owned(), part.map(str::to_owned));
                     *wanted.entry(id).or_default().entry(names).or_default() |= event.from_server_key;
                 }
             }

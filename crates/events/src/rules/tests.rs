@@ -35,12 +35,12 @@ fn refused(draft: Draft, expected: &[(Code, &str)]) {
 fn each_rule_names_its_field() {
     refused(conversion(), &[]);
     refused(Draft { user_id: None, ..conversion() }, &[(Code::MissingUser, "user_id")]);
-    refused(Draft { user_id: Some(String::new()), ..conversion() }, &[(Code::MissingUser, "user_id")]);
+    refused(Draft { user_id: Some(String::new().into()), ..conversion() }, &[(Code::MissingUser, "user_id")]);
     refused(Draft { user_id: Some("a\0".into()), ..conversion() }, &[(Code::NulByte, "user_id")]);
-    refused(Draft { event_id: Some(String::new()), ..conversion() }, &[]);
-    refused(Draft { name: Some(String::new()), ..conversion() }, &[(Code::Empty, "name")]);
-    refused(Draft { name: Some("x".repeat(512)), ..conversion() }, &[]);
-    refused(Draft { name: Some("x".repeat(513)), ..conversion() }, &[(Code::TooLong, "name")]);
+    refused(Draft { event_id: Some(String::new().into()), ..conversion() }, &[]);
+    refused(Draft { name: Some(String::new().into()), ..conversion() }, &[(Code::Empty, "name")]);
+    refused(Draft { name: Some("x".repeat(512).into()), ..conversion() }, &[]);
+    refused(Draft { name: Some("x".repeat(513).into()), ..conversion() }, &[(Code::TooLong, "name")]);
     refused(Draft { name: None, ..conversion() }, &[(Code::MissingField, "name")]);
     refused(Draft { value: Some("1.0000001".into()), ..conversion() }, &[(Code::TooPrecise, "value")]);
     refused(Draft { value: Some("free".into()), ..conversion() }, &[(Code::BadValue, "value")]);
@@ -157,9 +157,9 @@ fn the_unit_decides_between_user_and_device() {
 #[test]
 fn long_context_is_cut_at_a_character_and_listed() {
     let context = Context {
-        page_url: Some("é".repeat(1_025)),
-        referrer: Some("r".repeat(2_048)),
-        city: Some("é".repeat(300)),
+        page_url: Some("é".repeat(1_025).into()),
+        referrer: Some("r".repeat(2_048).into()),
+        city: Some("é".repeat(300).into()),
         country: Some("DE".into()),
         ..Default::default()
     };
@@ -175,7 +175,7 @@ fn long_context_is_cut_at_a_character_and_listed() {
 #[test]
 fn cutting_the_context_leaves_the_properties_whole() {
     let properties = r#"{"truncated":"mine","library":{"name":"x","more":{"version":"1"}}}"#;
-    let context = Context { user_agent: Some("x".repeat(600)), ..Default::default() };
+    let context = Context { user_agent: Some("x".repeat(600).into()), ..Default::default() };
     let properties = Some(JsonObject::parse(properties.to_owned(), "properties").expect("valid"));
     let event = admit(Draft { context, properties, ..conversion() }, &request_context(), generated_id).expect("admitted");
     let expected = r#"{"client_truncated":"mine","library":{"name":"x","more":{"version":"1"}},"truncated":["user_agent"]}"#;
@@ -340,7 +340,7 @@ fn names_are_refused_and_details_left_out() {
 
 #[test]
 fn an_empty_optional_text_is_absent() {
-    let empty = || Some(String::new());
+    let empty = || Some(CompactString::default());
     let draft = Draft {
         session_id: empty(),
         experiment: empty(),

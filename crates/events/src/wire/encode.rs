@@ -1,5 +1,6 @@
 //! Writes events as the log has them: what serde would write of an [`Event`], without asking each field how it wants to be written.
 
+use compact_str::CompactString;
 use uuid::Uuid;
 
 use crate::event::{Context, Details, Event};
@@ -105,7 +106,7 @@ impl<'a> Object<'a> {
         self.out.extend_from_slice(b"\":");
     }
 
-    fn text(&mut self, name: &str, text: &Option<String>) {
+    fn text(&mut self, name: &str, text: &Option<CompactString>) {
         if let Some(text) = text {
             self.key(name);
             string(text, self.out);
@@ -191,7 +192,7 @@ mod tests {
         #[test]
         fn texts_are_escaped_as_serde_escapes_them(texts in prop::collection::vec(prop::option::of("\\PC{0,40}|[\u{0}-\u{2f}\\\\\"é]{0,40}"), 24)) {
             let mut event = testing::admitted(testing::exposure("i", "u", "2026-03-01T11:59:58Z", "e", "v"));
-            let mut texts = texts.into_iter();
+            let mut texts = texts.into_iter().map(|text| text.map(CompactString::from));
             for (_, field) in event.context.fields_mut() {
                 *field = texts.next().flatten();
             }

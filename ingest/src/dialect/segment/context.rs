@@ -1,5 +1,6 @@
 //! The `context` of Segment's calls: page, device, location.
 
+use compact_str::{CompactString, format_compact};
 use events::{Draft, Rejection};
 use serde_json::value::RawValue;
 
@@ -40,16 +41,21 @@ impl<'a> Context<'a> {
     }
 
     /// Takes a member out if it is a text; else it stays where it is.
-    pub(super) fn take_text(&mut self, group: &str, key: &str) -> Option<String> {
+    pub(super) fn take_text(&mut self, group: &str, key: &str) -> Option<CompactString> {
         self.take_if(group, key, |value| value.text(key).ok())
     }
 
     /// The same of a text, or of the digits of a number.
-    pub(super) fn take_text_or_number(&mut self, group: &str, key: &str) -> Option<String> {
+    pub(super) fn take_text_or_number(&mut self, group: &str, key: &str) -> Option<CompactString> {
         self.take_if(group, key, |value| value.text_or_number(key).ok())
     }
 
-    fn take_if(&mut self, group: &str, key: &str, read: impl FnOnce(&Value<'a>) -> Option<String>) -> Option<String> {
+    fn take_if(
+        &mut self,
+        group: &str,
+        key: &str,
+        read: impl FnOnce(&Value<'a>) -> Option<CompactString>,
+    ) -> Option<CompactString> {
         let peek = if group.is_empty() {
             self.members.iter().find(|(member, _)| member.key == key).map(|(member, _)| member)
         } else {
@@ -82,7 +88,7 @@ impl<'a> Context<'a> {
                 Value::Json(raw) if is_number(raw) => Some(raw.get()),
                 _ => None,
             };
-            Some(format!("{}x{}", digits(width)?, digits(height)?))
+            Some(format_compact!("{}x{}", digits(width)?, digits(height)?))
         };
         context.screen = pair(self, "width", "height");
         context.viewport = pair(self, "innerWidth", "innerHeight");
@@ -96,7 +102,7 @@ impl<'a> Context<'a> {
         for kind in ["wifi", "cellular", "bluetooth"] {
             let flag = self.take("network", kind);
             if context.connection.is_none() && flag.is_some_and(|value| value.boolean(kind).unwrap_or(false)) {
-                context.connection = Some(kind.to_owned());
+                context.connection = Some(kind.into());
             }
         }
     }

@@ -95,7 +95,7 @@ fn name_of(bytes: &[u8]) -> (String, u64) {
     let event = events::wire::decode(bytes).expect("a record of ours");
     let number = event.metadata.as_ref().map(|object| object.get().to_owned()).expect("it has properties");
     let number = number.split([':', ',']).nth(1).and_then(|digits| digits.parse().ok()).expect("its first member is a number");
-    (event.external_id.expect("its user has a name"), number)
+    (event.external_id.expect("its user has a name").into(), number)
 }
 
 /// What clients did: for each user, the numbers sent and those acknowledged, in order.
