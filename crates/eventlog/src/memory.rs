@@ -60,10 +60,7 @@ impl MemoryLog {
     pub fn with_id(log_id: Uuid, partitions: u32) -> Self {
         assert!(partitions > 0 && BUCKETS.is_multiple_of(partitions), "{partitions} does not divide {BUCKETS}");
         let partition = |_| Partition { kept: Mutex::default(), end: watch::Sender::new(0) };
-        MemoryLog {
-            identity: LogIdentity { log_id, partitions },
-            partitions: (0..partitions).map(partition).collect(),
-        }
+        MemoryLog { identity: LogIdentity { log_id, partitions }, partitions: (0..partitions).map(partition).collect() }
     }
 
     /// Returns the offsets that can be read, at once.
