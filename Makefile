@@ -3,7 +3,7 @@
 CARGO_PROFILE = --profile demo
 TARGET = $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help demo test test-release test-kafka chaos outage abuse soak fuzz fuzz-postgres deny lint format
+.PHONY: help demo test test-release test-kafka simulation chaos outage abuse soak fuzz fuzz-postgres deny lint format
 
 help:
 	@echo "make demo    build, start everything on this machine, send simulated traffic, show a result"
@@ -11,6 +11,7 @@ help:
 	@echo "make test    build and run all tests"
 	@echo "make test-release   the tests of what stores each event once, optimised as it is sold, without debug assertions"
 	@echo "make test-kafka   the tests over Kafka once more, with three brokers"
+	@echo "make simulation   20,000 simulated worlds, each from a seed of its own (SEEDS=200000 FIRST_SEED=1 says how many and which)"
 	@echo "make chaos   each fault with a name, under load, and a judge: kills, power cuts, cut commits, full disks, jumps of the clock"
 	@echo "             (SCENARIOS='C1 P2' names some, \`benches chaos --list\` all)"
 	@echo "make outage  ten minutes without Kafka at 20,000 events a second, and SIGTERM under load 20 times"
@@ -43,6 +44,11 @@ test-release:
 test-kafka:
 	deploy/install.sh test
 	WEIR_KAFKA_BROKERS=3 deploy/kafka.sh run cargo test --locked $(CARGO_PROFILE) --workspace --no-fail-fast -- kafka:: services:: journey::
+
+simulation:
+	deploy/install.sh test
+	WEIR_SIMULATION_SEEDS=$(or $(SEEDS),20000) WEIR_SIMULATION_FIRST_SEED=$(or $(FIRST_SEED),1) \
+		cargo test --locked $(CARGO_PROFILE) --workspace -- --nocapture simulation::whatever_goes_wrong
 
 chaos:
 	deploy/install.sh test

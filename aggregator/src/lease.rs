@@ -10,12 +10,12 @@
 //! are seen to live and rounded up. Who holds more, since another one has joined, stops to read the rest, and gives it back
 //! a moment later. Beside a schema that it does not know a process holds none.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use catalogue::schema;
+use catalogue::schema::UnsupportedSchema;
 use eventlog::{LogIdentity, Read};
 use service::{BackOff, Stop, Tasks};
 use sqlx::{Connection, PgConnection, Row};
@@ -23,9 +23,9 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 use uuid::Uuid;
 
-use crate::config::Config;
+use crate::StartError;
 use crate::status::Status;
-use crate::{SCHEMA, StartError, database};
+use crate::store::{Lease, Leases, Store};
 
 /// How often a process reads the leases of all.
 const TICK_INTERVAL: Duration = Duration::from_secs(1);
@@ -90,49 +90,23 @@ pub(crate) async fn register_log(connection: &mut PgConnection, log: LogIdentity
     Ok(())
 }
 
-/// Starts the task that renews and takes leases until a stop and until every worker has dropped its receiver; then it gives them
-/// back. Restarted after a panic, it goes on as the same owner.
-pub(crate) fn spawn(tasks: &Tasks, config: &Config, log: &dyn Read, status: Arc<Status>) -> watch::Receiver<Held> {
+/// Starts the task that renews and takes leases for `owner` until a stop and until every worker has dropped its receiver; then it gives
+/// them back. Restarted after a panic, it goes on as the same owner.
+pub(crate) fn spawn(
+    tasks: &Tasks,
+    owner: Uuid,
+    store: Arc<dyn Store>,
+    log: &dyn Read,
+    status: Arc<Status>,
+) -> watch::Receiver<Held> {
     let (sender, receiver) = watch::channel(Held::new());
-    let (owner, held) = (Uuid::new_v4(), Arc::new(sender));
-    let (url, identity, exclusive) = (config.database_url.clone(), log.identity(), log.is_exclusive());
+    let held = Arc::new(sender);
+    let (partitions, exclusive) = (log.identity().partitions as usize, log.is_exclusive());
     tasks.spawn("leases", move |stop| {
-        let manager = LeaseManager {
-            owner,
-            url: url.clone(),
-            log_id: identity.log_id,
-            partitions: identity.partitions as usize,
-            exclusive,
-            held: Arc::clone(&held),
-            ticks: 0,
-            releasing: BTreeSet::new(),
-            observed: HashMap::new(),
-            peers: HashMap::new(),
-            status: Arc::clone(&status),
-        };
-        manager.run(stop)
+        let (store, held, status) = (Arc::clone(&store), Arc::clone(&held), Arc::clone(&status));
+        LeaseManager::new(owner, store, partitions, exclusive, held, status).run(stop)
     });
     receiver
-}
-
-/// Registers the backend of a worker's connection in the lease, before its first transaction under that lease.
-/// Returns false if the lease is no longer held under this epoch.
-pub(crate) async fn register_writer(
-    connection: &mut PgConnection,
-    log_id: Uuid,
-    partition: u32,
-    epoch: i64,
-) -> Result<bool, sqlx::Error> {
-    let registered = sqlx::query(
-        "UPDATE leases SET writer_pid = a.pid, writer_start = a.backend_start
-         FROM pg_stat_activity a WHERE a.pid = pg_backend_pid() AND log_id = $1 AND log_partition = $2 AND epoch = $3",
-    )
-    .bind(log_id)
-    .bind(partition as i32)
-    .bind(epoch)
-    .execute(connection)
-    .await?;
-    Ok(registered.rows_affected() == 1)
 }
 
 /// Another owner's lease as it was last seen to change.
@@ -152,24 +126,38 @@ struct Peer {
     has_moved: bool,
 }
 
-struct LeaseManager {
+/// The leases of one process, its share of them.
+pub(crate) struct LeaseManager {
     owner: Uuid,
-    url: String,
-    log_id: Uuid,
+    store: Arc<dyn Store>,
     partitions: usize,
     exclusive: bool,
     held: Arc<watch::Sender<Held>>,
     ticks: u32,
     /// Log partitions that are no longer read; the next tick gives their leases back.
     releasing: BTreeSet<u32>,
-    observed: HashMap<u32, Observed>,
-    peers: HashMap<Uuid, Peer>,
+    observed: BTreeMap<u32, Observed>,
+    peers: BTreeMap<Uuid, Peer>,
     status: Arc<Status>,
 }
 
 impl LeaseManager {
-    async fn run(mut self, mut stop: Stop) {
-        let mut connection: Option<PgConnection> = None;
+    /// Makes one that has seen nothing yet. `partitions` is the log's number; `exclusive` says that no other process can read it.
+    pub(crate) fn new(
+        owner: Uuid,
+        store: Arc<dyn Store>,
+        partitions: usize,
+        exclusive: bool,
+        held: Arc<watch::Sender<Held>>,
+        status: Arc<Status>,
+    ) -> Self {
+        let (releasing, observed, peers) = (BTreeSet::new(), BTreeMap::new(), BTreeMap::new());
+        LeaseManager { owner, store, partitions, exclusive, held, ticks: 0, releasing, observed, peers, status }
+    }
+
+    /// Renews and takes leases; see [`spawn`].
+    pub(crate) async fn run(mut self, mut stop: Stop) {
+        let mut connection: Option<Box<dyn Leases>> = None;
         let mut back_off = BackOff::new(PAUSES.0, PAUSES.1);
         loop {
             let outcome = {
@@ -205,74 +193,66 @@ impl LeaseManager {
             };
             let draining = stop.is_requested();
             let workers_ended = tokio::select! {
-                () = tokio::time::sleep(pause) => false,
-                () = stop.requested(), if !draining => false,
+                biased;
                 () = self.held.closed(), if draining => true,
+                () = stop.requested(), if !draining => false,
+                () = tokio::time::sleep(pause) => false,
             };
             if workers_ended {
                 if let Some(mut open) = connection {
-                    self.release_all(&mut open).await;
+                    self.release_all(open.as_mut()).await;
                 }
                 return;
             }
         }
     }
 
-    async fn renew(&mut self, connection: Option<PgConnection>) -> Result<PgConnection, sqlx::Error> {
+    async fn renew(&mut self, connection: Option<Box<dyn Leases>>) -> Result<Box<dyn Leases>, sqlx::Error> {
         let mut open = match connection {
             Some(open) => open,
-            None => self.connect().await?,
+            None => self.store.leases(self.owner).await?,
         };
-        self.tick(&mut open).await?;
+        self.tick(open.as_mut()).await?;
         Ok(open)
     }
 
-    /// A heartbeat never waits long: whoever holds a lease's row longer than this is not one of us.
-    async fn connect(&self) -> Result<PgConnection, sqlx::Error> {
-        let mut connection = database::connect(&self.url, "leases").await?;
-        sqlx::raw_sql("SET lock_timeout = '6s'").execute(&mut connection).await?;
-        Ok(connection)
-    }
-
-    async fn tick(&mut self, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
-        let unsupported = SCHEMA.check(schema::version(connection).await?).err();
-        self.status.schema(unsupported.map(|unsupported| unsupported.to_string()));
+    async fn tick(&mut self, leases: &mut dyn Leases) -> Result<(), sqlx::Error> {
+        let unsupported = leases.unsupported_schema().await?;
+        self.status.schema(unsupported.as_ref().map(UnsupportedSchema::to_string));
         let share = if unsupported.is_some() {
             // It holds nothing then, and takes no share: an upgraded process takes over at once.
             self.ticks = 0;
             if !self.held.borrow().is_empty() {
-                self.leave(connection).await?;
+                leases.remove(&[self.owner]).await?;
             }
             0
         } else {
             if self.ticks.is_multiple_of(TICKS_PER_HEARTBEAT) {
-                self.heartbeat(connection).await?;
+                leases.heartbeat().await?;
             }
             self.ticks = self.ticks.wrapping_add(1);
-            self.share(connection).await?
+            self.share(leases).await?
         };
         let releasing = std::mem::take(&mut self.releasing);
-        self.release(connection, &releasing).await?;
+        if !releasing.is_empty() {
+            leases.release(&releasing).await?;
+        }
 
         let mut held = Held::new();
-        let leases = "SELECT log_partition, owner, epoch, counter FROM leases WHERE log_id = $1 ORDER BY log_partition";
         let mut free = Vec::new();
-        for row in sqlx::query(leases).bind(self.log_id).fetch_all(&mut *connection).await? {
-            let partition = row.try_get::<i32, _>(0)? as u32;
-            let owner: Option<Uuid> = row.try_get(1)?;
-            let (epoch, counter): (i64, i64) = (row.try_get(2)?, row.try_get(3)?);
-            if owner == Some(self.owner) {
-                held.insert(partition, epoch);
-            } else if self.may_take(partition, owner, epoch, counter) {
-                free.push((partition, owner, epoch, counter));
+        for lease in leases.leases().await? {
+            if lease.owner == Some(self.owner) {
+                held.insert(lease.partition, lease.epoch);
+            } else if self.may_take(lease) {
+                free.push(lease);
             }
         }
-        for (partition, owner, epoch, counter) in free {
+        for lease in free {
             if held.len() < share
-                && let Some(epoch) = self.take(connection, partition, owner, epoch, counter).await?
+                && let Some(epoch) = leases.take(lease).await?
             {
-                self.observed.remove(&partition);
-                held.insert(partition, epoch);
+                self.observed.remove(&lease.partition);
+                held.insert(lease.partition, epoch);
             }
         }
         while held.len() > share
@@ -289,37 +269,14 @@ impl LeaseManager {
         Ok(())
     }
 
-    async fn heartbeat(&self, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
-        sqlx::query("UPDATE leases SET counter = counter + 1 WHERE log_id = $1 AND owner = $2")
-            .bind(self.log_id)
-            .bind(self.owner)
-            .execute(&mut *connection)
-            .await?;
-        sqlx::query(
-            "INSERT INTO aggregators AS a (log_id, owner) VALUES ($1, $2)
-             ON CONFLICT (log_id, owner) DO UPDATE SET counter = a.counter + 1",
-        )
-        .bind(self.log_id)
-        .bind(self.owner)
-        .execute(connection)
-        .await?;
-        Ok(())
-    }
-
     /// Returns how many log partitions this process may hold.
-    async fn share(&mut self, connection: &mut PgConnection) -> Result<usize, sqlx::Error> {
+    async fn share(&mut self, leases: &mut dyn Leases) -> Result<usize, sqlx::Error> {
         if self.exclusive {
             return Ok(self.partitions);
         }
         let now = Instant::now();
-        let rows = sqlx::query("SELECT owner, counter FROM aggregators WHERE log_id = $1 AND owner <> $2")
-            .bind(self.log_id)
-            .bind(self.owner)
-            .fetch_all(&mut *connection)
-            .await?;
-        let mut listed = HashMap::with_capacity(rows.len());
-        for row in rows {
-            let (owner, counter): (Uuid, i64) = (row.try_get(0)?, row.try_get(1)?);
+        let mut listed = BTreeMap::new();
+        for (owner, counter) in leases.peers().await? {
             let seen = match self.peers.remove(&owner) {
                 Some(seen) if seen.counter == counter => seen,
                 Some(_) => Peer { counter, since: now, has_moved: true },
@@ -331,15 +288,14 @@ impl LeaseManager {
         let gone: Vec<Uuid> =
             self.peers.iter().filter(|(_, peer)| now - peer.since >= PEER_REMOVED_AFTER).map(|(owner, _)| *owner).collect();
         if !gone.is_empty() {
-            // Should it live after all, its next heartbeat brings it back.
-            let remove = "DELETE FROM aggregators WHERE log_id = $1 AND owner = ANY ($2)";
-            sqlx::query(remove).bind(self.log_id).bind(&gone).execute(connection).await?;
+            leases.remove(&gone).await?;
         }
         let living = self.peers.values().filter(|peer| peer.has_moved && now - peer.since < LEASE_TIMEOUT).count();
         Ok(self.partitions.div_ceil(living + 1))
     }
 
-    fn may_take(&mut self, partition: u32, owner: Option<Uuid>, epoch: i64, counter: i64) -> bool {
+    fn may_take(&mut self, lease: Lease) -> bool {
+        let Lease { partition, owner, epoch, counter } = lease;
         let Some(owner) = owner.filter(|_| !self.exclusive) else { return true };
         let now = Instant::now();
         let seen = self.observed.entry(partition).or_insert(Observed { owner, epoch, counter, since: now });
@@ -349,71 +305,11 @@ impl LeaseManager {
         now - seen.since >= LEASE_TIMEOUT
     }
 
-    /// Takes a lease as it was seen, and returns its new epoch; none if it has changed meanwhile.
-    async fn take(
-        &self,
-        connection: &mut PgConnection,
-        partition: u32,
-        owner: Option<Uuid>,
-        epoch: i64,
-        counter: i64,
-    ) -> Result<Option<i64>, sqlx::Error> {
-        if owner.is_some() {
-            // Nothing less frees the locks of a client that is frozen inside a transaction.
-            sqlx::query(
-                "SELECT pg_terminate_backend(a.pid, 5000) FROM leases l
-                 JOIN pg_stat_activity a ON a.pid = l.writer_pid AND a.backend_start = l.writer_start
-                 WHERE l.log_id = $1 AND l.log_partition = $2 AND l.epoch = $3 AND l.counter = $4",
-            )
-            .bind(self.log_id)
-            .bind(partition as i32)
-            .bind(epoch)
-            .bind(counter)
-            .execute(&mut *connection)
-            .await?;
-        }
-        let taken = sqlx::query(
-            "WITH taken AS (
-                 UPDATE leases SET owner = $3, epoch = epoch + 1, counter = counter + 1, writer_pid = NULL, writer_start = NULL
-                 WHERE log_id = $1 AND log_partition = $2 AND owner IS NOT DISTINCT FROM $4 AND epoch = $5 AND counter = $6
-                 RETURNING log_id, log_partition, epoch
-             )
-             UPDATE checkpoints c SET epoch = t.epoch FROM taken t
-             WHERE c.log_id = t.log_id AND c.log_partition = t.log_partition RETURNING c.epoch",
-        )
-        .bind(self.log_id)
-        .bind(partition as i32)
-        .bind(self.owner)
-        .bind(owner)
-        .bind(epoch)
-        .bind(counter)
-        .fetch_optional(connection)
-        .await?;
-        taken.map(|row| row.try_get(0)).transpose()
-    }
-
-    async fn release(&self, connection: &mut PgConnection, partitions: &BTreeSet<u32>) -> Result<(), sqlx::Error> {
-        if partitions.is_empty() {
-            return Ok(());
-        }
-        let partitions: Vec<i32> = partitions.iter().map(|partition| *partition as i32).collect();
-        let statement = "UPDATE leases SET owner = NULL, writer_pid = NULL, writer_start = NULL
-                    WHERE log_id = $1 AND owner = $2 AND log_partition = ANY ($3)";
-        sqlx::query(statement).bind(self.log_id).bind(self.owner).bind(partitions).execute(connection).await?;
-        Ok(())
-    }
-
-    /// Is no longer among the processes that share the log.
-    async fn leave(&self, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
-        let remove = "DELETE FROM aggregators WHERE log_id = $1 AND owner = $2";
-        sqlx::query(remove).bind(self.log_id).bind(self.owner).execute(connection).await?;
-        Ok(())
-    }
-
-    async fn release_all(&self, connection: &mut PgConnection) {
+    async fn release_all(&self, leases: &mut dyn Leases) {
         let released = async {
-            self.release(connection, &(0..self.partitions as u32).collect()).await?;
-            self.leave(connection).await
+            leases.release(&(0..self.partitions as u32).collect()).await?;
+            // Is no longer among the processes that share the log.
+            leases.remove(&[self.owner]).await
         };
         if let Err(error) = released.await {
             tracing::warn!(%error, "leases were not given back; others take them after {} s", LEASE_TIMEOUT.as_secs());

@@ -17,7 +17,10 @@ mod partitions;
 pub mod recompute;
 mod retention;
 mod run;
+#[cfg(test)]
+mod simulation;
 mod status;
+mod store;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -26,11 +29,14 @@ use std::time::Duration;
 use eventlog::{Append, Read};
 use service::{AdminEndpoint, Cause, Health, Hosts, Limits, Listener, Scope, Tasks};
 use tokio::sync::Mutex;
+use uuid::Uuid;
 
 pub use config::Config;
 
 use crate::metrics::Metrics;
 use crate::status::Status;
+use crate::store::Store;
+use crate::store::postgres::Postgres;
 
 /// The schemas that events are stored in.
 pub const SCHEMA: catalogue::schema::Supported = catalogue::schema::Supported { service: "aggregator", oldest: 10, newest: 17 };
@@ -105,12 +111,20 @@ impl Aggregator {
         let metrics = Arc::new(Metrics::new(Arc::clone(&meter)));
         let status = Arc::new(Status::default());
         let tasks = Tasks::new(&meter);
-        let held = lease::spawn(&tasks, &config, read.as_ref(), Arc::clone(&status));
+        let store: Arc<dyn Store> = Arc::new(Postgres::new(config.database_url.clone(), read.identity().log_id));
+        let held = lease::spawn(&tasks, Uuid::new_v4(), Arc::clone(&store), read.as_ref(), Arc::clone(&status));
         let stored = Arc::new(lag::Stored::default());
+        let shared = run::Shared {
+            config: config.clone(),
+            log: Arc::clone(&read),
+            store,
+            held: held.clone(),
+            stored: Arc::clone(&stored),
+            metrics: Arc::clone(&metrics),
+            status: Arc::clone(&status),
+        };
         for number in 0..config.workers {
-            let (log, stored) = (Arc::clone(&read), Arc::clone(&stored));
-            let (metrics, status) = (Arc::clone(&metrics), Arc::clone(&status));
-            let worker = run::Worker::new(number, config.clone(), log, held.clone(), stored, metrics, status);
+            let worker = run::Worker::new(number, shared.clone());
             tasks.spawn(format!("worker-{number}"), move |stop| worker.clone().run(stop));
         }
         log_watch(&tasks, read.as_ref());

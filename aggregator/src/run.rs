@@ -11,20 +11,20 @@ use eventlog::{Offset, Read, ReadBound, ReadError};
 use events::{Micros, wire};
 use futures_util::future::select_all;
 use service::{BackOff, Stop};
-use sqlx::PgConnection;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::batch::{Batch, DeadLetter, ID_CONFLICT};
-use crate::commit::limit::{Tallies, Tally, TooMany};
-use crate::commit::{self, CommitError, Stored, WorkerCache};
+use crate::commit::checkpoint::Checkpoint;
+use crate::commit::limit::{Tallies, TooMany};
+use crate::commit::{CommitError, Stored};
 use crate::config::Config;
-use crate::database::Fault;
+use crate::database::{self, Fault};
 use crate::lag;
-use crate::lease::{self, Held};
+use crate::lease::Held;
 use crate::metrics::Metrics;
 use crate::status::{Halt, Status};
-use crate::{commit::checkpoint, commit::copy, database};
+use crate::store::{Store, Writer};
 
 use halted::{COMMIT_REFUSED, LOG_DIFFERS, LOG_VERSION_UNKNOWN, Looks, TOO_MANY_DEAD_LETTERS, halt_of};
 use suspects::{Failed, Suspects};
@@ -37,19 +37,29 @@ const STEADY: Duration = Duration::from_secs(30);
 const UNREADABLE_PAUSE: Duration = Duration::from_secs(1);
 /// How long an end waits for what the log still holds.
 const DRAINING_READ_MAX: Duration = Duration::from_secs(2);
+/// Decoding more bytes keeps a processor for milliseconds, on a thread of its own: requests must not wait behind it. Less takes no longer
+/// than handing it to a thread.
+const INLINE_BYTES_MAX: usize = 64 * 1024;
 /// How often it is looked whether an operator settled the dead letters of a halted log partition.
 const SETTLED_POLL: Duration = Duration::from_secs(5);
+
+/// What the workers of a process share.
+#[derive(Clone)]
+pub(crate) struct Shared {
+    pub config: Config,
+    pub log: Arc<dyn Read>,
+    pub store: Arc<dyn Store>,
+    pub held: watch::Receiver<Held>,
+    pub stored: Arc<lag::Stored>,
+    pub metrics: Arc<Metrics>,
+    pub status: Arc<Status>,
+}
 
 /// One worker: a connection of its own, and every n-th of the log partitions that this process holds.
 #[derive(Clone)]
 pub(crate) struct Worker {
     number: u32,
-    config: Config,
-    log: Arc<dyn Read>,
-    held: watch::Receiver<Held>,
-    stored: Arc<lag::Stored>,
-    metrics: Arc<Metrics>,
-    status: Arc<Status>,
+    shared: Shared,
     /// Where reading ends, since a dead letter there would be one too many.
     ceilings: BTreeMap<u32, TooMany>,
     suspects: Suspects,
@@ -67,17 +77,8 @@ type Positions = BTreeMap<u32, Position>;
 
 impl Worker {
     /// Makes one that has read nothing yet.
-    pub(crate) fn new(
-        number: u32,
-        config: Config,
-        log: Arc<dyn Read>,
-        held: watch::Receiver<Held>,
-        stored: Arc<lag::Stored>,
-        metrics: Arc<Metrics>,
-        status: Arc<Status>,
-    ) -> Self {
-        let (ceilings, suspects, looks) = (BTreeMap::new(), Suspects::default(), Looks::default());
-        Worker { number, config, log, held, stored, metrics, status, ceilings, suspects, looks }
+    pub(crate) fn new(number: u32, shared: Shared) -> Self {
+        Worker { number, shared, ceilings: BTreeMap::new(), suspects: Suspects::default(), looks: Looks::default() }
     }
 
     /// Works until a stop, and then until the log's end. After any error the connection is closed, and everything that
@@ -104,8 +105,9 @@ impl Worker {
                 continue; // it rests by itself, and the others go on
             }
             tokio::select! {
-                () = back_off.wait() => {}
+                biased;
                 () = stop.requested() => {}
+                () = back_off.wait() => {}
             }
         }
     }
@@ -114,16 +116,16 @@ impl Worker {
     fn fail(&mut self, error: &CommitError) -> Failed {
         let mut failed = Failed::default();
         match error {
-            CommitError::NotOwner { .. } => self.metrics.fenced.increment(1),
-            CommitError::Unknown(_) => self.metrics.unknown_commits.increment(1),
+            CommitError::NotOwner { .. } => self.shared.metrics.fenced.increment(1),
+            CommitError::Unknown(_) => self.shared.metrics.unknown_commits.increment(1),
             // The lease manager sees it, too, and gives the leases back.
-            CommitError::Schema(unsupported) => self.status.schema(Some(unsupported.to_string())),
+            CommitError::Schema(unsupported) => self.shared.status.schema(Some(unsupported.to_string())),
             CommitError::TooManyDeadLetters(found) => {
                 self.ceilings.insert(found.partition, found.clone());
             }
             CommitError::Postgres(fault) if database::fault(fault) == Fault::Circumstances => {}
             CommitError::Postgres(_) | CommitError::Staging { .. } => {
-                let tries = self.config.commit_tries_max;
+                let tries = self.shared.config.commit_tries_max;
                 failed = self.suspects.failed(tries);
                 if let Some(partition) = failed.halts {
                     let text = format!(
@@ -139,10 +141,7 @@ impl Worker {
     }
 
     async fn work(&mut self, stop: &mut Stop) -> Result<(), CommitError> {
-        let log_id = self.log.identity().log_id;
-        let mut connection = database::connect(&self.config.database_url, "writer").await?;
-        copy::make_table(&mut connection).await?;
-        let mut cache = WorkerCache::default();
+        let mut writer = self.shared.store.writer().await?;
         let mut positions = Positions::new();
         let mut tallies = Tallies::new();
         let mut ahead = Batch::default();
@@ -150,11 +149,11 @@ impl Worker {
         loop {
             if polled.elapsed() >= SETTLED_POLL {
                 polled = Instant::now();
-                self.unhalt_settled(&mut connection).await?;
+                self.unhalt_settled(writer.as_mut()).await?;
             }
-            self.follow_leases(&mut connection, &mut positions, &mut tallies, stop).await?;
-            let all_held = self.held.borrow().len().max(1);
-            cache.memory.hold(positions.keys().copied(), self.config.known_users_bytes_max / all_held);
+            self.follow_leases(writer.as_mut(), &mut positions, &mut tallies, stop).await?;
+            let all_held = self.shared.held.borrow().len().max(1);
+            writer.remember(positions.keys().copied().collect(), self.shared.config.known_users_bytes_max / all_held);
             let draining = stop.is_requested();
             let mut batch = std::mem::take(&mut ahead);
             if batch.len() == 0 {
@@ -182,12 +181,13 @@ impl Worker {
             let unsuspected = self.suspects.unsuspected(positions.keys().copied());
             let began = Instant::now();
             self.suspects.committing(batch.slices.iter().map(|slice| slice.partition));
-            let committing = self.status.committing(self.number);
-            let (stored, next) = tokio::join!(commit::commit(&mut connection, &mut cache, log_id, &batch, &tallies), async {
+            let committing = self.shared.status.committing(self.number);
+            let (stored, next) = tokio::join!(writer.commit(&batch, &tallies), async {
                 if full { self.read(&mut positions, &unsuspected).await } else { Batch::default() }
             });
             drop(committing);
-            self.metrics.users(self.number, cache.memory.take_counts(), cache.memory.bytes());
+            let (counts, bytes) = writer.remembered();
+            self.shared.metrics.users(self.number, counts, bytes);
             let stored = stored?;
             self.suspects.succeeded();
             self.unhalt_stored(&batch);
@@ -201,22 +201,21 @@ impl Worker {
     /// Once a stop is requested nothing is taken up any more: a log that cannot be reached takes seconds to answer each request.
     async fn follow_leases(
         &mut self,
-        connection: &mut PgConnection,
+        writer: &mut dyn Writer,
         positions: &mut Positions,
         tallies: &mut Tallies,
         stop: &mut Stop,
     ) -> Result<(), sqlx::Error> {
-        let mine = |partition: u32| partition % self.config.workers == self.number;
-        let held: Held = self.held.borrow_and_update().iter().map(|(p, e)| (*p, *e)).filter(|(p, _)| mine(*p)).collect();
+        let mine = |partition: u32| partition % self.shared.config.workers == self.number;
+        let held: Held = self.shared.held.borrow_and_update().iter().map(|(p, e)| (*p, *e)).filter(|(p, _)| mine(*p)).collect();
         positions.retain(|partition, position| held.get(partition) == Some(&position.epoch));
-        let log_id = self.log.identity().log_id;
         self.ceilings.retain(|partition, _| held.contains_key(partition));
         self.suspects.retain(|partition| held.contains_key(&partition));
         // A log partition that is another process's is its to halt.
-        let halts = self.status.halts().into_keys();
+        let halts = self.shared.status.halts().into_keys();
         let lost: Vec<u32> = halts.filter(|partition| mine(*partition) && !held.contains_key(partition)).collect();
         lost.into_iter().for_each(|partition| self.unhalt(partition));
-        let halts = self.status.halts();
+        let halts = self.shared.status.halts();
         for (partition, epoch) in held {
             let halted = halts.get(&partition).map(|halt| halt.state);
             // Dead letters that were settled end their halt.
@@ -226,11 +225,11 @@ impl Worker {
             {
                 continue;
             }
-            if !lease::register_writer(connection, log_id, partition, epoch).await? {
+            if !writer.register(partition, epoch).await? {
                 continue; // lost again; the lease manager will tell
             }
-            let checkpoint = checkpoint::read(connection, log_id, partition).await?;
-            self.stored.up_to(partition, checkpoint.next_offset);
+            let checkpoint = writer.checkpoint(partition).await?;
+            self.shared.stored.up_to(partition, checkpoint.next_offset);
             let compared = tokio::select! {
                 biased;
                 () = stop.requested() => return Ok(()),
@@ -240,15 +239,15 @@ impl Worker {
                 Ok(None) => {
                     match halted {
                         // It goes on when its commit succeeds.
-                        Some(COMMIT_REFUSED) => self.suspects.try_again(partition, self.config.commit_tries_max),
+                        Some(COMMIT_REFUSED) => self.suspects.try_again(partition, self.shared.config.commit_tries_max),
                         Some(_) => self.unhalt(partition),
-                        None => self.metrics.halted(partition, false), // shown from now on
+                        None => self.shared.metrics.halted(partition, false), // shown from now on
                     }
                     if self.ceilings.get(&partition).is_some_and(|ceiling| ceiling.offset < checkpoint.next_offset) {
                         self.ceilings.remove(&partition);
                     }
-                    let in_row_max = self.config.dead_letters_in_row_max;
-                    let tally = Tally::load(connection, log_id, partition, checkpoint.next_offset, in_row_max).await?;
+                    let in_row_max = self.shared.config.dead_letters_in_row_max;
+                    let tally = writer.tally(partition, checkpoint.next_offset, in_row_max).await?;
                     tallies.insert(partition, tally);
                     positions.insert(partition, Position { epoch, next: checkpoint.next_offset });
                 }
@@ -260,13 +259,13 @@ impl Worker {
     }
 
     /// Lets log partitions go on whose dead letters an operator replayed or discarded since they were too many.
-    async fn unhalt_settled(&mut self, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
-        let log_id = self.log.identity().log_id;
-        let halts = self.status.halts().into_iter().filter(|(_, halt)| halt.state == TOO_MANY_DEAD_LETTERS);
-        let mine = halts.map(|(partition, _)| partition).filter(|partition| partition % self.config.workers == self.number);
+    async fn unhalt_settled(&mut self, writer: &mut dyn Writer) -> Result<(), sqlx::Error> {
+        let halts = self.shared.status.halts().into_iter().filter(|(_, halt)| halt.state == TOO_MANY_DEAD_LETTERS);
+        let mine =
+            halts.map(|(partition, _)| partition).filter(|partition| partition % self.shared.config.workers == self.number);
         for partition in mine.collect::<Vec<_>>() {
-            let next = checkpoint::read(connection, log_id, partition).await?.next_offset;
-            let tally = Tally::load(connection, log_id, partition, next, self.config.dead_letters_in_row_max).await?;
+            let next = writer.checkpoint(partition).await?.next_offset;
+            let tally = writer.tally(partition, next, self.shared.config.dead_letters_in_row_max).await?;
             if tally.is_full().is_none() {
                 self.ceilings.remove(&partition);
                 self.unhalt(partition);
@@ -276,13 +275,13 @@ impl Worker {
     }
 
     /// Compares a checkpoint with the log, as [`Worker::compare`]; of a halted log partition also whether the next record can be read.
-    async fn look(&self, partition: u32, checkpoint: checkpoint::Checkpoint, is_halted: bool) -> Result<Option<Halt>, ReadError> {
+    async fn look(&self, partition: u32, checkpoint: Checkpoint, is_halted: bool) -> Result<Option<Halt>, ReadError> {
         let found = self.compare(partition, checkpoint).await?;
         if found.is_some() || !is_halted {
             return Ok(found);
         }
         let bound = ReadBound { records_max: 1, bytes_max: 1, wait_max: Duration::ZERO };
-        match self.log.read(partition, checkpoint.next_offset, bound).await {
+        match self.shared.log.read(partition, checkpoint.next_offset, bound).await {
             Ok(records) => {
                 let mut batch = Batch::default();
                 batch.add(partition, 0, records);
@@ -294,7 +293,7 @@ impl Worker {
 
     /// Lets log partitions go on whose commits were refused, and whose records are stored now.
     fn unhalt_stored(&mut self, batch: &Batch) {
-        let halts = self.status.halts();
+        let halts = self.shared.status.halts();
         let was_refused = |partition| halts.get(&partition).is_some_and(|halt| halt.state == COMMIT_REFUSED);
         for slice in batch.slices.iter().filter(|slice| was_refused(slice.partition)) {
             self.unhalt(slice.partition);
@@ -303,8 +302,8 @@ impl Worker {
 
     /// Compares a checkpoint with the log: its place, and the record before it. Where the log begins at the checkpoint
     /// there is no such record, and the log's identity alone decides.
-    async fn compare(&self, partition: u32, checkpoint: checkpoint::Checkpoint) -> Result<Option<Halt>, ReadError> {
-        let offsets = match self.log.offsets(partition).await {
+    async fn compare(&self, partition: u32, checkpoint: Checkpoint) -> Result<Option<Halt>, ReadError> {
+        let offsets = match self.shared.log.offsets(partition).await {
             Ok(offsets) => offsets,
             Err(error) => return halt_of(&error).map_or(Err(error), |halt| Ok(Some(halt))),
         };
@@ -319,7 +318,7 @@ impl Worker {
         }
         let (Some(expected), true) = (checkpoint.last_crc, next > offsets.start) else { return Ok(None) };
         let bound = ReadBound { records_max: 1, bytes_max: 1, wait_max: Duration::ZERO };
-        match self.log.read(partition, next - 1, bound).await {
+        match self.shared.log.read(partition, next - 1, bound).await {
             Ok(records) => {
                 let found = records.first().map(|record| crc32c::crc32c(&record.bytes));
                 let text = format!(
@@ -335,7 +334,7 @@ impl Worker {
     /// Waits until one of the log partitions has a record, and then as long as a batch may grow.
     async fn wait(&mut self, positions: &Positions, stop: &mut Stop) {
         let bound = ReadBound { records_max: 1, bytes_max: 1, wait_max: Duration::from_secs(1) };
-        let log = &self.log;
+        let log = &self.shared.log;
         let suspects = &self.suspects;
         let read = |(partition, position): (&u32, &Position)| {
             let (partition, next) = (*partition, position.next);
@@ -352,14 +351,15 @@ impl Worker {
                 tokio::time::sleep(Duration::from_millis(200)).await;
             } else {
                 select_all(reads).await;
-                tokio::time::sleep(self.config.batch_age_max()).await;
+                tokio::time::sleep(self.shared.config.batch_age_max()).await;
             }
         };
         tokio::select! {
-            () = arrival => {}
-            () = suspects.until_due() => {}
-            _ = self.held.changed() => {}
+            biased;
             () = stop.requested() => {}
+            _ = self.shared.held.changed() => {}
+            () = suspects.until_due() => {}
+            () = arrival => {}
         }
     }
 
@@ -374,7 +374,7 @@ impl Worker {
             let room = self.ceilings.get(partition).map_or(u64::MAX, |ceiling| ceiling.offset - position.next);
             let records_max = records_max.min(usize::try_from(room).unwrap_or(usize::MAX));
             let bound = ReadBound { records_max, bytes_max, wait_max: Duration::ZERO };
-            match self.log.read(*partition, position.next, bound).await {
+            match self.shared.log.read(*partition, position.next, bound).await {
                 Ok(records) => {
                     position.next += records.len() as u64;
                     read.push((*partition, position.epoch, records));
@@ -391,7 +391,7 @@ impl Worker {
                 None => tracing::warn!(partition, %error, "the log cannot be read now; trying again"),
             }
         }
-        // Decoding keeps a processor for milliseconds, on a thread of its own: requests must not wait behind it.
+        let bytes: usize = read.iter().flat_map(|(_, _, records)| records).map(|record| record.bytes.len()).sum();
         let decode = move || {
             let mut batch = Batch::default();
             for (partition, epoch, records) in read {
@@ -399,8 +399,11 @@ impl Worker {
             }
             batch
         };
-        let batch: Batch =
-            tokio::task::spawn_blocking(decode).await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
+        let batch: Batch = if bytes <= INLINE_BYTES_MAX {
+            decode()
+        } else {
+            tokio::task::spawn_blocking(decode).await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
+        };
         for (partition, newer) in &batch.newer {
             positions.remove(partition);
             self.halt(*partition, newer_version(*newer));
@@ -426,47 +429,47 @@ impl Worker {
     /// Tells the log that a batch is stored, and counts.
     async fn acknowledge(&self, batch: &Batch, stored: &Stored, took: Duration) {
         for slice in &batch.slices {
-            self.log.release(slice.partition, slice.to).await;
-            self.stored.up_to(slice.partition, slice.to);
+            self.shared.log.release(slice.partition, slice.to).await;
+            self.shared.stored.up_to(slice.partition, slice.to);
         }
-        self.metrics.read.increment(batch.len() as u64);
-        self.metrics.duplicates.increment(stored.duplicates);
-        self.metrics.unattributed.increment(stored.followed.unattributed);
-        self.metrics.over_active.increment(stored.followed.over_active);
-        self.metrics.commit_seconds.record(took.as_secs_f64());
+        self.shared.metrics.read.increment(batch.len() as u64);
+        self.shared.metrics.duplicates.increment(stored.duplicates);
+        self.shared.metrics.unattributed.increment(stored.followed.unattributed);
+        self.shared.metrics.over_active.increment(stored.followed.over_active);
+        self.shared.metrics.commit_seconds.record(took.as_secs_f64());
         for (kind, count) in &stored.inserted {
-            self.metrics.stored(*kind, *count);
+            self.shared.metrics.stored(*kind, *count);
         }
         if stored.conflicts_passed > 0 {
-            self.metrics.dead_letters(ID_CONFLICT, stored.conflicts_passed);
+            self.shared.metrics.dead_letters(ID_CONFLICT, stored.conflicts_passed);
         }
         // A line for each would be as many as whoever has a public key likes, and keep a processor for as long.
         for (code, DeadOfCode { records, first }) in by_code(&stored.dead) {
-            self.metrics.dead_letters(code, records);
+            self.shared.metrics.dead_letters(code, records);
             let (partition, offset) = (first.partition, first.offset);
             tracing::warn!(code, records, partition, offset, "records became dead letters; the first one's place is named");
         }
         if let Some(oldest) = batch.events.iter().map(|decoded| decoded.event.received_at).min() {
             let age = Micros::now().0.saturating_sub(oldest.0).max(0);
-            self.metrics.stored_age_seconds.record(age as f64 / Micros::SECOND as f64);
+            self.shared.metrics.stored_age_seconds.record(age as f64 / Micros::SECOND as f64);
         }
     }
 
     fn share_of_batch(&self, positions: &Positions) -> usize {
-        (self.config.batch_events_max as usize / positions.len().max(1)).max(1)
+        (self.shared.config.batch_events_max as usize / positions.len().max(1)).max(1)
     }
 
     fn halt(&self, partition: u32, halt: Halt) {
-        self.metrics.halted(partition, true);
-        if self.status.halt(partition, Some(halt.clone())) {
+        self.shared.metrics.halted(partition, true);
+        if self.shared.status.halt(partition, Some(halt.clone())) {
             tracing::error!(partition, state = halt.state, reason = halt.text, "log partition halted; nothing is skipped");
         }
     }
 
     fn unhalt(&mut self, partition: u32) {
         self.looks.forget(partition);
-        self.metrics.halted(partition, false);
-        if self.status.halt(partition, None) {
+        self.shared.metrics.halted(partition, false);
+        if self.shared.status.halt(partition, None) {
             tracing::info!(partition, "log partition is not halted here any more");
         }
     }
@@ -499,6 +502,7 @@ fn by_code(letters: &[DeadLetter]) -> BTreeMap<&'static str, DeadOfCode<'_>> {
 mod tests {
     use super::*;
     use crate::metrics;
+    use crate::store::postgres::Postgres;
     use eventlog::memory::MemoryLog;
     use service::Tasks;
 
@@ -530,7 +534,9 @@ mod tests {
         let (_lease_manager, held) = watch::channel(Held::new());
         let config = Config::new(address, format!("postgres://nobody@{address}/nothing"));
         let metrics = Arc::new(Metrics::new(metrics::meter()));
-        let worker = Worker::new(0, config, Arc::new(MemoryLog::new(8)), held, Arc::default(), metrics, Arc::default());
+        let (log, stored, status) = (Arc::new(MemoryLog::new(8)), Arc::default(), Arc::default());
+        let store = Arc::new(Postgres::new(config.database_url.clone(), log.identity().log_id));
+        let worker = Worker::new(0, Shared { config, log, store, held, stored, metrics, status });
         let tasks = Tasks::new(&metrics::meter());
         tasks.spawn("worker", move |stop| worker.clone().run(stop));
         tokio::time::sleep(Duration::from_secs(2 * 3_600)).await;

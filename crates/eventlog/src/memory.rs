@@ -51,16 +51,20 @@ impl MemoryLog {
     /// # Panics
     /// If `partitions` does not divide 64.
     pub fn new(partitions: u32) -> Self {
+        MemoryLog::with_id(Uuid::new_v4(), partitions)
+    }
+
+    /// Makes an empty log with this id, which no other log has.
+    /// # Panics
+    /// If `partitions` does not divide 64.
+    pub fn with_id(log_id: Uuid, partitions: u32) -> Self {
         assert!(partitions > 0 && BUCKETS.is_multiple_of(partitions), "{partitions} does not divide {BUCKETS}");
         let partition = |_| Partition { kept: Mutex::default(), end: watch::Sender::new(0) };
-        MemoryLog {
-            identity: LogIdentity { log_id: Uuid::new_v4(), partitions },
-            partitions: (0..partitions).map(partition).collect(),
-        }
+        MemoryLog { identity: LogIdentity { log_id, partitions }, partitions: (0..partitions).map(partition).collect() }
     }
 
     /// Returns the offsets that can be read, at once.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "testing"))]
     pub(crate) fn range(&self, partition: u32) -> Range<Offset> {
         let kept = self.partitions[partition as usize].kept();
         kept.start..kept.end()

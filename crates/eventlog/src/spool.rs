@@ -52,6 +52,8 @@ use crate::{Append, AppendError, LogIdentity, Position};
 mod append;
 mod drain;
 mod identity_check;
+#[cfg(any(test, feature = "testing"))]
+pub mod in_memory;
 mod maintenance;
 mod partition;
 mod remembered;

@@ -350,19 +350,8 @@ async fn a_comparison_that_began_before_a_failure_proves_nothing() {
             }
         }
     };
-    let kept = world.kept.clone();
-    let opener: Opener = Box::new(move || {
-        let store = MemoryStore { kept: kept.clone(), steps: Steps::default(), is_stopped: AtomicBool::new(false) };
-        Ok(Arc::new(store))
-    });
-    let spool = Spool::open_with(
-        opener,
-        Arc::new(world.primary.clone()),
-        Arc::new(compare),
-        world.options.clone(),
-        Background::default(),
-    )
-    .expect("opens");
+    let (primary, options) = (Arc::new(world.primary.clone()), world.options.clone());
+    let spool = world.kept.open(Arc::new(Steps::default()), primary, Arc::new(compare), options).expect("opens");
     spool.first_comparison().await;
     eventually("the second comparison", || calls.load(std::sync::atomic::Ordering::Relaxed) == 2).await;
     world.primary.push(Way::Unavailable);

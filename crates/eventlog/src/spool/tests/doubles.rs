@@ -1,19 +1,16 @@
-//! A primary and a store that fail on demand, and count the steps at which the process may end.
+//! A primary that fails on demand, and the steps at which the process may end.
 
 use std::collections::VecDeque;
-use std::io;
-use std::ops::Range;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use events::Record;
 
+use super::super::in_memory::Gate;
 use super::super::partition::lock;
-use super::super::store::Store;
 use crate::memory::MemoryLog;
-use crate::{Append, AppendError, LogIdentity, Offset, Position, Read, ReadBound, ReadError, StoredRecord};
+use crate::{Append, AppendError, LogIdentity, Position};
 
 /// Log partitions of the logs in these tests.
 pub(super) const PARTITIONS: u32 = 4;
@@ -33,8 +30,21 @@ impl Steps {
         steps
     }
 
+    /// Waits until the process has ended.
+    pub(super) async fn crashed(&self) {
+        self.crashed.notified().await;
+        self.crashed.notify_one();
+    }
+
+    pub(super) fn passed(&self) -> u64 {
+        lock(&self.state).0
+    }
+}
+
+#[async_trait]
+impl Gate for Steps {
     /// Passes a step, or never returns.
-    async fn pass(&self) {
+    async fn pass(&self, _: u64) {
         let goes_on = {
             let mut state = lock(&self.state);
             state.0 += 1;
@@ -44,16 +54,6 @@ impl Steps {
             self.crashed.notify_one();
             std::future::pending::<()>().await;
         }
-    }
-
-    /// Waits until the process has ended.
-    pub(super) async fn crashed(&self) {
-        self.crashed.notified().await;
-        self.crashed.notify_one();
-    }
-
-    pub(super) fn passed(&self) -> u64 {
-        lock(&self.state).0
     }
 }
 
@@ -155,7 +155,7 @@ impl Append for Primary {
             state.largest = state.largest.max(batch.len());
             (state.next.pop_front().unwrap_or(state.usual), state.answers.clone().unwrap_or_else(|| self.log.clone()))
         };
-        self.steps.pass().await;
+        self.steps.pass(0).await;
         let appended = match way {
             Way::Works => log.append(batch).await,
             Way::Slow(wait) => {
@@ -182,7 +182,7 @@ impl Append for Primary {
                 Err(AppendError::Unknown("primary: told to".to_owned()))
             }
         };
-        self.steps.pass().await;
+        self.steps.pass(0).await;
         appended
     }
 
@@ -192,187 +192,5 @@ impl Append for Primary {
             Way::Stopped => Err(AppendError::Stopped("primary: told to".to_owned())),
             Way::Hangs | Way::Unavailable => Err(AppendError::Unavailable("primary: told to".to_owned())),
         }
-    }
-}
-
-/// What an append to the store does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Disk {
-    Works,
-    /// Stores at once, and says so after this time.
-    Slow(Duration),
-    Full,
-    /// Fails in doubt; the records are stored, or not.
-    Unknown {
-        stored: bool,
-    },
-    Stopped,
-}
-
-/// What survives the process: the records of the spool, and the note.
-#[derive(Clone)]
-pub(super) struct Kept {
-    pub(super) log: MemoryLog,
-    note: Arc<Mutex<Option<Vec<Offset>>>>,
-    primary: Arc<Mutex<Option<LogIdentity>>>,
-    disk: Arc<Mutex<Disk>>,
-    pub(super) damaged: Arc<Mutex<Vec<(u32, Offset)>>>,
-    /// Records that come back as other bytes.
-    pub(super) garbled: Arc<Mutex<Vec<(u32, Offset)>>>,
-    /// Damaged files cannot be copied.
-    pub(super) keeps_nothing: Arc<AtomicBool>,
-}
-
-impl Kept {
-    pub(super) fn new() -> Self {
-        let log = MemoryLog::new(PARTITIONS);
-        Kept {
-            log,
-            note: Arc::default(),
-            primary: Arc::default(),
-            disk: Arc::new(Mutex::new(Disk::Works)),
-            damaged: Arc::default(),
-            garbled: Arc::default(),
-            keeps_nothing: Arc::default(),
-        }
-    }
-
-    pub(super) fn set(&self, disk: Disk) {
-        *lock(&self.disk) = disk;
-    }
-
-    /// Forgets how far the spool was drained.
-    pub(super) fn lose_note(&self) {
-        *lock(&self.note) = None;
-    }
-}
-
-/// A store over what is kept, until the process ends.
-pub(super) struct MemoryStore {
-    pub(super) kept: Kept,
-    pub(super) steps: Steps,
-    /// Set by the first append that stopped it; only a new store works again.
-    pub(super) is_stopped: AtomicBool,
-}
-
-#[async_trait]
-impl Append for MemoryStore {
-    fn identity(&self) -> LogIdentity {
-        Append::identity(&self.kept.log)
-    }
-
-    async fn append(&self, batch: Vec<Record>) -> Result<Vec<Position>, AppendError> {
-        let stopped = || Err(AppendError::Stopped("store: told to".to_owned()));
-        if self.is_stopped.load(Ordering::Relaxed) {
-            return stopped();
-        }
-        self.steps.pass().await;
-        let disk = *lock(&self.kept.disk);
-        let appended = match disk {
-            Disk::Works => self.kept.log.append(batch).await,
-            Disk::Slow(wait) => {
-                let appended = self.kept.log.append(batch).await;
-                tokio::time::sleep(wait).await;
-                appended
-            }
-            Disk::Full => Err(AppendError::Unavailable("store: told to".to_owned())),
-            Disk::Unknown { stored } => {
-                if stored {
-                    self.kept.log.append(batch).await?;
-                }
-                Err(AppendError::Unknown("store: told to".to_owned()))
-            }
-            Disk::Stopped => {
-                self.is_stopped.store(true, Ordering::Relaxed);
-                stopped()
-            }
-        };
-        self.steps.pass().await;
-        appended
-    }
-
-    fn ready(&self) -> Result<(), AppendError> {
-        match *lock(&self.kept.disk) {
-            Disk::Works | Disk::Slow(_) => Ok(()),
-            _ => Err(AppendError::Unavailable("store: told to".to_owned())),
-        }
-    }
-}
-
-#[async_trait]
-impl Read for MemoryStore {
-    fn identity(&self) -> LogIdentity {
-        Append::identity(&self.kept.log)
-    }
-
-    fn is_exclusive(&self) -> bool {
-        true
-    }
-
-    async fn offsets(&self, partition: u32) -> Result<Range<Offset>, ReadError> {
-        self.kept.log.offsets(partition).await
-    }
-
-    async fn read(&self, partition: u32, from: Offset, bound: ReadBound) -> Result<Vec<StoredRecord>, ReadError> {
-        self.steps.pass().await;
-        let mut read = self.kept.log.read(partition, from, bound).await?;
-        let garbled = lock(&self.kept.garbled);
-        for record in read.iter_mut().filter(|record| garbled.contains(&(partition, record.offset))) {
-            record.bytes = bytes::Bytes::from_static(b"{\"v\":99}");
-        }
-        Ok(read)
-    }
-
-    async fn release(&self, partition: u32, offset: Offset) {
-        self.steps.pass().await;
-        self.kept.log.release(partition, offset).await;
-        self.steps.pass().await;
-    }
-}
-
-#[async_trait]
-impl Store for MemoryStore {
-    fn range(&self, partition: u32) -> Range<Offset> {
-        self.kept.log.range(partition)
-    }
-
-    fn bytes(&self) -> u64 {
-        0
-    }
-
-    fn bytes_from(&self, partition: u32, from: Offset) -> u64 {
-        self.range(partition).end.saturating_sub(from)
-    }
-
-    async fn copy_damaged(&self, partition: u32, offset: Offset) -> io::Result<()> {
-        if self.kept.keeps_nothing.load(Ordering::Relaxed) {
-            return Err(io::ErrorKind::StorageFull.into());
-        }
-        lock(&self.kept.damaged).push((partition, offset));
-        Ok(())
-    }
-
-    fn damaged_files(&self) -> u64 {
-        lock(&self.kept.damaged).len() as u64
-    }
-
-    async fn note_drained(&self, drained: Vec<Offset>) -> io::Result<()> {
-        self.steps.pass().await;
-        *lock(&self.kept.note) = Some(drained);
-        self.steps.pass().await;
-        Ok(())
-    }
-
-    fn noted_drained(&self) -> io::Result<Option<Vec<Offset>>> {
-        Ok(lock(&self.kept.note).clone())
-    }
-
-    fn note_primary(&self, primary: LogIdentity) -> io::Result<()> {
-        *lock(&self.kept.primary) = Some(primary);
-        Ok(())
-    }
-
-    fn noted_primary(&self) -> io::Result<Option<LogIdentity>> {
-        Ok(*lock(&self.kept.primary))
     }
 }

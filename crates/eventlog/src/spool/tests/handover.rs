@@ -1,5 +1,7 @@
 //! Under a load that never pauses the spool becomes empty all the same.
 
+use std::sync::atomic::AtomicBool;
+
 use super::*;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

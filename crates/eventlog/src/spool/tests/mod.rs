@@ -1,7 +1,6 @@
 //! Tests of the spool, over a primary and a store that fail on demand.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::atomic::AtomicBool;
 
 use super::*;
 use crate::Offset;
@@ -16,7 +15,8 @@ mod histories;
 mod outages;
 mod panics;
 
-use doubles::{Disk, Kept, MemoryStore, PARTITIONS, Primary, Steps, Way};
+use doubles::{PARTITIONS, Primary, Steps, Way};
+use in_memory::{Disk, Kept};
 
 /// Options with which a failure costs milliseconds.
 fn quick() -> Options {
@@ -48,7 +48,7 @@ impl World {
     }
 
     fn crashing(steps: Steps) -> Self {
-        World { primary: Primary::new(steps.clone()), kept: Kept::new(), steps, options: quick() }
+        World { primary: Primary::new(steps.clone()), kept: Kept::new(PARTITIONS), steps, options: quick() }
     }
 
     /// The same logs in the next process.
@@ -58,18 +58,13 @@ impl World {
     }
 
     fn open(&self) -> Spool {
-        let (kept, steps) = (self.kept.clone(), self.steps.clone());
-        let opener: Opener = Box::new(move || {
-            let store = MemoryStore { kept: kept.clone(), steps: steps.clone(), is_stopped: AtomicBool::new(false) };
-            Ok(Arc::new(store))
-        });
         let comparing = self.primary.clone();
         let compare = move |agreed| {
             let found = comparing.compare(agreed);
             async move { found }
         };
         let (primary, options) = (Arc::new(self.primary.clone()), self.options.clone());
-        Spool::open_with(opener, primary, Arc::new(compare), options, Background::default()).expect("opens")
+        self.kept.open(Arc::new(self.steps.clone()), primary, Arc::new(compare), options).expect("opens")
     }
 
     /// A spool that has found its primary.
