@@ -24,8 +24,9 @@ use tokio::time::{Instant, timeout};
 use uuid::Uuid;
 
 use crate::config::Config;
+use crate::silence::{self, Backend};
 use crate::status::Status;
-use crate::{SCHEMA, StartError, database};
+use crate::{SCHEMA, StartError};
 
 /// How often a process reads the leases of all.
 const TICK_INTERVAL: Duration = Duration::from_secs(1);
@@ -169,7 +170,7 @@ struct LeaseManager {
 
 impl LeaseManager {
     async fn run(mut self, mut stop: Stop) {
-        let mut connection: Option<PgConnection> = None;
+        let mut connection: Option<(PgConnection, Backend)> = None;
         let mut back_off = BackOff::new(PAUSES.0, PAUSES.1);
         loop {
             let outcome = {
@@ -178,7 +179,7 @@ impl LeaseManager {
                 match timeout(ANSWER_MAX, &mut renewal).await {
                     Ok(outcome) => outcome,
                     Err(_) => {
-                        // Not given up: what a statement has done that nobody waits for is unknown.
+                        // Not given up as long as Postgres is at it: another statement would only wait behind this one.
                         let seconds = ANSWER_MAX.as_secs();
                         tracing::warn!(seconds, "postgres does not answer; leases are not renewed until it does");
                         status.postgres(Some(format!("no answer for {seconds} s")));
@@ -210,7 +211,7 @@ impl LeaseManager {
                 () = self.held.closed(), if draining => true,
             };
             if workers_ended {
-                if let Some(mut open) = connection {
+                if let Some((mut open, _)) = connection {
                     self.release_all(&mut open).await;
                 }
                 return;
@@ -218,20 +219,21 @@ impl LeaseManager {
         }
     }
 
-    async fn renew(&mut self, connection: Option<PgConnection>) -> Result<PgConnection, sqlx::Error> {
-        let mut open = match connection {
+    async fn renew(&mut self, connection: Option<(PgConnection, Backend)>) -> Result<(PgConnection, Backend), sqlx::Error> {
+        let (mut open, backend) = match connection {
             Some(open) => open,
             None => self.connect().await?,
         };
-        self.tick(&mut open).await?;
-        Ok(open)
+        // Whatever a tick had done when it was given up, the next one reads.
+        backend.answers(self.tick(&mut open)).await?;
+        Ok((open, backend))
     }
 
     /// A heartbeat never waits long: whoever holds a lease's row longer than this is not one of us.
-    async fn connect(&self) -> Result<PgConnection, sqlx::Error> {
-        let mut connection = database::connect(&self.url, "leases").await?;
-        sqlx::raw_sql("SET lock_timeout = '6s'").execute(&mut connection).await?;
-        Ok(connection)
+    async fn connect(&self) -> Result<(PgConnection, Backend), sqlx::Error> {
+        let (mut connection, backend) = silence::connect(&self.url, "leases").await?;
+        backend.answers(sqlx::raw_sql("SET lock_timeout = '6s'").execute(&mut connection)).await?;
+        Ok((connection, backend))
     }
 
     async fn tick(&mut self, connection: &mut PgConnection) -> Result<(), sqlx::Error> {

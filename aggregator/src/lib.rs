@@ -17,6 +17,7 @@ mod partitions;
 pub mod recompute;
 mod retention;
 mod run;
+mod silence;
 mod status;
 
 use std::net::SocketAddr;

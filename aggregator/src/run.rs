@@ -17,12 +17,14 @@ use tokio::time::Instant;
 
 use crate::batch::{Batch, DeadLetter, ID_CONFLICT};
 use crate::commit::limit::{Tallies, Tally, TooMany};
+use crate::commit::memory::Memory;
 use crate::commit::{self, CommitError, Stored, WorkerCache};
 use crate::config::Config;
 use crate::database::Fault;
 use crate::lag;
 use crate::lease::{self, Held};
 use crate::metrics::Metrics;
+use crate::silence::{self, Backend};
 use crate::status::{Halt, Status};
 use crate::{commit::checkpoint, commit::copy, database};
 
@@ -140,9 +142,10 @@ impl Worker {
 
     async fn work(&mut self, stop: &mut Stop) -> Result<(), CommitError> {
         let log_id = self.log.identity().log_id;
-        let mut connection = database::connect(&self.config.database_url, "writer").await?;
-        copy::make_table(&mut connection).await?;
-        let mut cache = WorkerCache::default();
+        let (mut connection, backend) = silence::connect(&self.config.database_url, "writer").await?;
+        backend.answers(copy::make_table(&mut connection)).await?;
+        let memory = Memory::new(self.config.known_users_bytes_max, self.config.known_users_compared_one_in);
+        let mut cache = WorkerCache { memory, ..WorkerCache::default() };
         let mut positions = Positions::new();
         let mut tallies = Tallies::new();
         let mut ahead = Batch::default();
@@ -150,9 +153,9 @@ impl Worker {
         loop {
             if polled.elapsed() >= SETTLED_POLL {
                 polled = Instant::now();
-                self.unhalt_settled(&mut connection).await?;
+                backend.answers(self.unhalt_settled(&mut connection)).await?;
             }
-            self.follow_leases(&mut connection, &mut positions, &mut tallies, stop).await?;
+            self.follow_leases(&mut connection, &backend, &mut positions, &mut tallies, stop).await?;
             let all_held = self.held.borrow().len().max(1);
             cache.memory.hold(positions.keys().copied(), self.config.known_users_bytes_max / all_held);
             let draining = stop.is_requested();
@@ -183,7 +186,8 @@ impl Worker {
             let began = Instant::now();
             self.suspects.committing(batch.slices.iter().map(|slice| slice.partition));
             let committing = self.status.committing(self.number);
-            let (stored, next) = tokio::join!(commit::commit(&mut connection, &mut cache, log_id, &batch, &tallies), async {
+            let commit = backend.answers(commit::commit(&mut connection, &mut cache, log_id, &batch, &tallies));
+            let (stored, next) = tokio::join!(commit, async {
                 if full { self.read(&mut positions, &unsuspected).await } else { Batch::default() }
             });
             drop(committing);
@@ -202,6 +206,7 @@ impl Worker {
     async fn follow_leases(
         &mut self,
         connection: &mut PgConnection,
+        backend: &Backend,
         positions: &mut Positions,
         tallies: &mut Tallies,
         stop: &mut Stop,
@@ -226,10 +231,10 @@ impl Worker {
             {
                 continue;
             }
-            if !lease::register_writer(connection, log_id, partition, epoch).await? {
+            if !backend.answers(lease::register_writer(connection, log_id, partition, epoch)).await? {
                 continue; // lost again; the lease manager will tell
             }
-            let checkpoint = checkpoint::read(connection, log_id, partition).await?;
+            let checkpoint = backend.answers(checkpoint::read(connection, log_id, partition)).await?;
             self.stored.up_to(partition, checkpoint.next_offset);
             let compared = tokio::select! {
                 biased;
@@ -248,7 +253,8 @@ impl Worker {
                         self.ceilings.remove(&partition);
                     }
                     let in_row_max = self.config.dead_letters_in_row_max;
-                    let tally = Tally::load(connection, log_id, partition, checkpoint.next_offset, in_row_max).await?;
+                    let tally = Tally::load(connection, log_id, partition, checkpoint.next_offset, in_row_max);
+                    let tally = backend.answers(tally).await?;
                     tallies.insert(partition, tally);
                     positions.insert(partition, Position { epoch, next: checkpoint.next_offset });
                 }

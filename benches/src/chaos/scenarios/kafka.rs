@@ -1,14 +1,16 @@
 //! Faults of Kafka, and of aggregators that share its log.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Signal, kill_process};
+use uuid::Uuid;
 
 use super::{moment, tests, why_no_kafka};
 use crate::chaos::Outcome;
 use crate::chaos::client::Pace;
 use crate::chaos::disk::{self, Disk};
-use crate::chaos::scene::{Scene, Settings, metric};
+use crate::chaos::scene::{Scene, Settings, connect, metric};
 use crate::chaos::services::{Broker, Deployment, kill_broker};
 
 /// How long the leases of those who left may lie until others have taken them.
@@ -102,14 +104,15 @@ pub(super) async fn power_of_broker_cut(settings: Settings) -> anyhow::Result<Ou
     Ok(Outcome::Judged(verdicts))
 }
 
-/// K7: three aggregators, of which one joins or leaves every two seconds, by SIGKILL or in order; then one that freezes for a minute, inside of a COPY.
+/// K7: three aggregators, of which one joins or leaves every two seconds, by SIGKILL or in order, and each tenth time one freezes until it was replaced;
+/// then one that freezes for a minute, inside of a COPY.
 pub(super) async fn owners_change(settings: Settings) -> anyhow::Result<Outcome> {
     if let Some(why) = why_no_kafka() {
         return Ok(Outcome::Skipped(why));
     }
     let mut deployment = Deployment::start(&settings, None, 3).await?;
     let before = epochs(&deployment).await?;
-    let mut changes = 0;
+    let (mut changes, mut replaced) = (0, 0);
     for change in 0..settings.times {
         deployment.scene.clients.go_on(1).await?;
         if change % 2 == 0 {
@@ -126,6 +129,9 @@ pub(super) async fn owners_change(settings: Settings) -> anyhow::Result<Outcome>
         }
         changes += 1;
         tokio::time::sleep(Duration::from_secs(2)).await;
+        if change % 10 == 9 {
+            replaced += u64::from(freeze_until_replaced(&mut deployment).await?);
+        }
     }
     if deployment.aggregators.len() < 3 {
         let joining = deployment.aggregator()?;
@@ -140,12 +146,41 @@ pub(super) async fn owners_change(settings: Settings) -> anyhow::Result<Outcome>
     }
     deployment.scene.claim("an aggregator joins or leaves", settings.times, changes);
     deployment.scene.claim("leases taken over", wanted, taken);
+    if settings.times >= 10 {
+        deployment.scene.claim("frozen until it was replaced", settings.times / 10, replaced);
+    }
     Ok(Outcome::Judged(deployment.judge().await?).and(tests::owner_frozen().await?))
+}
+
+/// Stops the aggregator that has lived for longest, and lets it go on when all leases are others'. Returns whether they came to be.
+async fn freeze_until_replaced(deployment: &mut Deployment) -> anyhow::Result<bool> {
+    let frozen = deployment.aggregators[0].pid()?;
+    kill_process(frozen, Signal::STOP)?;
+    let begun = Instant::now();
+    let before = owners(deployment).await?;
+    let mut is_replaced = false;
+    while !is_replaced && begun.elapsed() < TAKEN_MAX {
+        deployment.scene.clients.go_on(1).await?;
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        // What is frozen beats no more.
+        is_replaced =
+            owners(deployment).await?.iter().all(|(owner, beats)| before.get(owner).is_none_or(|before| beats > before));
+    }
+    kill_process(frozen, Signal::CONT)?;
+    Ok(is_replaced)
+}
+
+/// Who owns leases, and the heartbeats of each.
+async fn owners(deployment: &Deployment) -> anyhow::Result<BTreeMap<Uuid, i64>> {
+    let mut connection = connect(&deployment.database_url).await?;
+    let owners = "SELECT owner, coalesce(max(a.counter), 0) FROM leases LEFT JOIN aggregators a USING (log_id, owner) WHERE owner IS NOT NULL GROUP BY owner";
+    let rows: Vec<(Uuid, i64)> = sqlx::query_as(owners).fetch_all(&mut connection).await?;
+    Ok(rows.into_iter().collect())
 }
 
 /// How often a lease was taken so far, of all log partitions together.
 async fn epochs(deployment: &Deployment) -> anyhow::Result<u64> {
-    let mut connection = crate::chaos::scene::connect(&deployment.database_url).await?;
+    let mut connection = connect(&deployment.database_url).await?;
     let sum: i64 = sqlx::query_scalar("SELECT coalesce(sum(epoch), 0)::bigint FROM leases").fetch_one(&mut connection).await?;
     Ok(sum.unsigned_abs())
 }
