@@ -22,9 +22,10 @@ const CUT_MAX: Duration = Duration::from_secs(30);
 const TOLD_MAX: Duration = Duration::from_secs(120);
 
 /// A machine whose Postgres is reached through a proxy, and which has stored something, so that the next commits are of rows alone.
-async fn behind_a_proxy(settings: &Settings, database: &TestDatabase) -> anyhow::Result<(Proxy, Stand)> {
+async fn behind_a_proxy(settings: &Settings, database: &TestDatabase, workers: u32) -> anyhow::Result<(Proxy, Stand)> {
     let proxy = Proxy::before(&database.url).await;
-    let mut stand = Stand::new(settings)?.with_database(&proxy.url, &database.url);
+    let stand = Stand::new(settings)?.with_database(&proxy.url, &database.url);
+    let mut stand = stand.with_variable("WEIR_WORKERS", &workers.to_string());
     stand.start().await?;
     stores_more(&mut stand).await?;
     Ok((proxy, stand))
@@ -55,7 +56,7 @@ pub(super) async fn stores_more(stand: &mut Stand) -> anyhow::Result<()> {
 pub(super) async fn aggregator_killed(settings: Settings) -> anyhow::Result<Outcome> {
     const STEPS: [Option<Cut>; 4] = [Some(Cut::MidCopy), Some(Cut::BeforeCommit), Some(Cut::ReplyToCommit), None];
     let database = TestDatabase::create().await;
-    let (proxy, mut stand) = behind_a_proxy(&settings, &database).await?;
+    let (proxy, mut stand) = behind_a_proxy(&settings, &database, 2).await?;
     let (mut kills, mut at_steps) = (0, 0);
     for kill in 0..settings.times {
         stand.scene.clients.go_on(1).await?;
@@ -72,10 +73,10 @@ pub(super) async fn aggregator_killed(settings: Settings) -> anyhow::Result<Outc
     Ok(Outcome::Judged(stand.judge().await?))
 }
 
-/// P2: each second time COMMIT is only on its way, so that both outcomes happen.
+/// P2: each second time COMMIT is only on its way, so that both outcomes happen. Of eight workers, so that others commit while those that were cut pause.
 pub(super) async fn commit_without_reply(settings: Settings) -> anyhow::Result<Outcome> {
     let database = TestDatabase::create().await;
-    let (proxy, mut stand) = behind_a_proxy(&settings, &database).await?;
+    let (proxy, mut stand) = behind_a_proxy(&settings, &database, 8).await?;
     let (mut committed, mut perhaps) = (0, 0);
     for time in 0..settings.times {
         stand.scene.clients.go_on(1).await?;
@@ -95,7 +96,7 @@ pub(super) async fn commit_without_reply(settings: Settings) -> anyhow::Result<O
 /// P3: cut before COMMIT, in a COPY, away, frozen, slow, silent until Postgres' own timeout, in turn.
 pub(super) async fn cut_elsewhere(settings: Settings) -> anyhow::Result<Outcome> {
     let database = TestDatabase::create().await;
-    let (proxy, mut stand) = behind_a_proxy(&settings, &database).await?;
+    let (proxy, mut stand) = behind_a_proxy(&settings, &database, 2).await?;
     stand.scene.is_undisturbed = true;
     let (mut before_commit, mut in_copy, mut away, mut frozen, mut slow, mut swallowed) = (0, 0, 0, 0, 0, 0);
     for time in 0..settings.times {
@@ -155,7 +156,7 @@ pub(super) async fn black_holes(settings: Settings) -> anyhow::Result<Outcome> {
         (Cut::Late(LATE), "COMMIT late"),
     ];
     let database = TestDatabase::create().await;
-    let (proxy, mut stand) = behind_a_proxy(&settings, &database).await?;
+    let (proxy, mut stand) = behind_a_proxy(&settings, &database, 2).await?;
     stand.scene.is_undisturbed = true;
     let (mut seen, mut left) = ([0; 4], 0);
     for time in 0..settings.times {
