@@ -212,11 +212,11 @@ pub(super) async fn power_cut(settings: Settings) -> anyhow::Result<Outcome> {
         stand.scene.clients.go_on(100).await?;
         tokio::time::sleep(moment(settings.seed, cut, Duration::from_secs(2))).await;
         let postmaster = stand.postmaster()?;
-        let children = crate::chaos::server::children(postmaster);
-        disk.cut_power()?;
-        // Whoever was answered so far was answered before the cut, or from what was synced.
+        let mut processes = crate::chaos::server::children(postmaster);
+        processes.extend([postmaster, stand.pid()?]);
+        disk.cut_power(&processes)?;
         stand.kill()?;
-        for pid in std::iter::once(postmaster).chain(children) {
+        for pid in processes {
             let _ = kill_process(pid, Signal::KILL);
             until_gone(pid, Duration::from_secs(20)).await?;
         }

@@ -91,7 +91,7 @@ pub(super) async fn power_of_broker_cut(settings: Settings) -> anyhow::Result<Ou
         deployment.scene.clients.go_on(100).await?;
         tokio::time::sleep(moment(settings.seed, cut, Duration::from_secs(2))).await;
         let broker = deployment.broker.pid()?;
-        disk.cut_power()?;
+        disk.cut_power(&[broker])?;
         kill_broker(broker).await?;
         disk.restore_power().await?;
         deployment.broker.start_again()?;

@@ -267,7 +267,7 @@ pub(super) async fn power_of_postgres_cut(settings: Settings) -> anyhow::Result<
     for cut in 0..settings.times {
         stores_more(&mut stand).await?;
         tokio::time::sleep(moment(settings.seed, cut, Duration::from_secs(2))).await;
-        disk.cut_power()?;
+        disk.cut_power(&server.processes()?)?;
         server.kill().await?;
         disk.restore_power().await?;
         server.run_again().await?;
