@@ -22,7 +22,7 @@ use crate::machine;
 /// How long after the last fault until all that was acknowledged is stored.
 const SETTLED_MAX: Duration = Duration::from_secs(240);
 /// How long Postgres may take to answer after a fault.
-const ANSWER_MAX: Duration = Duration::from_secs(60);
+const ANSWER_MAX: Duration = Duration::from_secs(180);
 /// How long SIGTERM may take: ten seconds by contract, and some for a busy machine.
 pub(super) const END_MAX: Duration = Duration::from_secs(12);
 

@@ -104,7 +104,7 @@ pub(super) async fn power_of_broker_cut(settings: Settings) -> anyhow::Result<Ou
     Ok(Outcome::Judged(verdicts))
 }
 
-/// K7: three aggregators, of which one joins or leaves every two seconds, by SIGKILL or in order, and each tenth time one freezes until it was replaced;
+/// K7: log partitions that go from an aggregator to others and come back to it; then three aggregators, of which one joins or leaves every two seconds, by SIGKILL or in order, and each tenth time one freezes until it was replaced;
 /// then one that freezes for a minute, inside of a COPY.
 pub(super) async fn owners_change(settings: Settings) -> anyhow::Result<Outcome> {
     if let Some(why) = why_no_kafka() {
@@ -112,6 +112,15 @@ pub(super) async fn owners_change(settings: Settings) -> anyhow::Result<Outcome>
     }
     let mut deployment = Deployment::start(&settings, None, 3).await?;
     let before = epochs(&deployment).await?;
+    let rounds = settings.times.div_ceil(10);
+    let mut returned = 0;
+    for _ in 0..rounds {
+        returned += u64::from(to_and_fro(&mut deployment).await?);
+    }
+    while deployment.aggregators.len() < 3 {
+        let joining = deployment.aggregator()?;
+        deployment.aggregators.push(joining);
+    }
     let (mut changes, mut replaced) = (0, 0);
     for change in 0..settings.times {
         deployment.scene.clients.go_on(1).await?;
@@ -146,10 +155,54 @@ pub(super) async fn owners_change(settings: Settings) -> anyhow::Result<Outcome>
     }
     deployment.scene.claim("an aggregator joins or leaves", settings.times, changes);
     deployment.scene.claim("leases taken over", wanted, taken);
+    deployment.scene.claim("log partitions stored by others and then again by who had them before", rounds, returned);
     if settings.times >= 10 {
         deployment.scene.claim("frozen until it was replaced", settings.times / 10, replaced);
     }
     Ok(Outcome::Judged(deployment.judge().await?).and(tests::owner_frozen().await?))
+}
+
+/// Lets one aggregator have all log partitions, share them with two others that store of the same users, and have them back when these have left in
+/// order: it has met no error, and what it knew is no longer so. Returns whether that came about.
+async fn to_and_fro(deployment: &mut Deployment) -> anyhow::Result<bool> {
+    leave(deployment, 1).await;
+    let Some(owner) = until_owned(deployment, |owners| owners.len() == 1).await? else { return Ok(false) };
+    deployment.scene.clients.go_on(2_000).await?;
+    for _ in 0..2 {
+        let joining = deployment.aggregator()?;
+        deployment.aggregators.push(joining);
+    }
+    let is_shared =
+        until_owned(deployment, |owners| owners.len() == 3 && owners.get(&owner).is_some_and(|count| *count <= 3)).await?;
+    deployment.scene.clients.go_on(5_000).await?;
+    leave(deployment, 1).await;
+    let is_back = until_owned(deployment, |owners| owners.get(&owner) == Some(&8)).await?;
+    deployment.scene.clients.go_on(2_000).await?;
+    Ok(is_shared.is_some() && is_back.is_some())
+}
+
+/// Ends all aggregators but the first so many, in order.
+async fn leave(deployment: &mut Deployment, stay: usize) {
+    for mut leaving in deployment.aggregators.split_off(stay) {
+        let ended = leaving.end().await;
+        deployment.scene.ends.push(ended);
+    }
+}
+
+/// Waits until all leases are owned, and their owners, with how many each has, are as expected. Returns one of them; none if that does not come about.
+async fn until_owned(deployment: &Deployment, expected: impl Fn(&BTreeMap<Uuid, i64>) -> bool) -> anyhow::Result<Option<Uuid>> {
+    let mut connection = connect(&deployment.database_url).await?;
+    let begun = Instant::now();
+    while begun.elapsed() < TAKEN_MAX {
+        let owners = "SELECT owner, count(*) FROM leases WHERE owner IS NOT NULL GROUP BY owner";
+        let owners: Vec<(Uuid, i64)> = sqlx::query_as(owners).fetch_all(&mut connection).await?;
+        let owners: BTreeMap<Uuid, i64> = owners.into_iter().collect();
+        if owners.values().sum::<i64>() == 8 && expected(&owners) {
+            return Ok(owners.into_keys().next());
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    Ok(None)
 }
 
 /// Stops the aggregator that has lived for longest, and lets it go on when all leases are others'. Returns whether they came to be.
