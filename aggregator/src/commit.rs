@@ -50,6 +50,7 @@ use participation::Followed;
 use crate::batch::{Batch, DeadLetter, Decoded};
 use crate::database::{Fault, fault, is_duplicate_key};
 use crate::partitions::Months;
+use crate::silence::Silent;
 
 /// An event with its ids, on its way into its table.
 #[derive(Clone, Copy, Debug)]
@@ -113,8 +114,8 @@ pub(crate) enum CommitError {
     /// The database has a schema that this build does not know. Nothing was changed, and nothing may be stored.
     #[error(transparent)]
     Schema(#[from] UnsupportedSchema),
-    /// The reply to COMMIT was lost; the checkpoint tells whether it happened.
-    #[error("the reply to COMMIT was lost: {0}")]
+    /// The reply to COMMIT was lost, or the connection died in silence; the checkpoint tells whether it happened.
+    #[error("whether the batch was committed is not known: {0}")]
     Unknown(sqlx::Error),
     /// Anything else; nothing was changed. The connection is not to be used again.
     #[error(transparent)]
@@ -130,6 +131,12 @@ pub(crate) enum CommitError {
         /// Expected.
         sent: usize,
     },
+}
+
+impl From<Silent> for CommitError {
+    fn from(silent: Silent) -> Self {
+        CommitError::Unknown(silent.into())
+    }
 }
 
 /// How one attempt ended.

@@ -35,6 +35,11 @@ pub struct Config {
     #[arg(long, env = "WEIR_KNOWN_USERS_BYTES_MAX", default_value_t = Config::KNOWN_USERS_BYTES_MAX, value_name = "BYTES")]
     pub known_users_bytes_max: usize,
 
+    /// Of so many remembered users of a batch one is read again, and compared
+    #[arg(long, env = "WEIR_KNOWN_USERS_COMPARED_ONE_IN", default_value_t = 1_000, value_name = "USERS",
+          value_parser = clap::value_parser!(u32).range(1..))]
+    pub known_users_compared_one_in: u32,
+
     /// Impressions of experiments and conversions, together, that a user may have; who has more takes part in no experiment. Kept in the
     /// database and true of all aggregators; without this flag it stays as it is, 10,000 at first
     #[arg(long, env = "WEIR_USER_ROWS_MAX", value_name = "ROWS", value_parser = clap::value_parser!(u32).range(1..))]
@@ -85,6 +90,7 @@ impl Config {
             batch_age_ms_max: 50,
             dead_letters_in_row_max: 1_000,
             known_users_bytes_max: Config::KNOWN_USERS_BYTES_MAX,
+            known_users_compared_one_in: 1_000,
             user_rows_max: None,
             archive: None,
             adopt_log: false,

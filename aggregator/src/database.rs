@@ -1,10 +1,15 @@
 //! Connections. Each one has one owner and is closed on any error; there is no pool.
 
 use std::str::FromStr;
+use std::time::Duration;
 
 pub(crate) use catalogue::Timestamp;
 use sqlx::postgres::{PgConnectOptions, PgDatabaseError};
 use sqlx::{Connection, PgConnection};
+use tokio::time::timeout;
+
+/// How long a connection may take to open.
+const CONNECT_MAX: Duration = Duration::from_secs(20);
 
 /// Opens a connection for one purpose, which `pg_stat_activity` shows.
 /// # Errors
@@ -17,11 +22,17 @@ pub(crate) async fn connect(url: &str, purpose: &str) -> Result<PgConnection, sq
         ("client_connection_check_interval", "5s"),
         ("idle_in_transaction_session_timeout", "60s"),
         ("tcp_keepalives_idle", "10"),
+        ("tcp_keepalives_interval", "5"),
+        ("tcp_keepalives_count", "4"),
+        ("tcp_user_timeout", "30s"),
         ("TimeZone", "UTC"),
         // Batches are short; compiling their plans costs more than it saves.
         ("jit", "off"),
     ]);
-    PgConnection::connect_with(&options).await
+    timeout(CONNECT_MAX, PgConnection::connect_with(&options)).await.unwrap_or_else(|_| {
+        let text = format!("no connection to postgres within {} s", CONNECT_MAX.as_secs());
+        Err(sqlx::Error::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, text)))
+    })
 }
 
 /// What an error of Postgres is the fault of.

@@ -166,7 +166,7 @@ impl LeaseManager {
                 match timeout(ANSWER_MAX, &mut renewal).await {
                     Ok(outcome) => outcome,
                     Err(_) => {
-                        // Not given up: what a statement has done that nobody waits for is unknown.
+                        // Not given up as long as Postgres is at it: another statement would only wait behind this one.
                         let seconds = ANSWER_MAX.as_secs();
                         tracing::warn!(seconds, "postgres does not answer; leases are not renewed until it does");
                         status.postgres(Some(format!("no answer for {seconds} s")));

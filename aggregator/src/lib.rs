@@ -17,6 +17,7 @@ mod partitions;
 pub mod recompute;
 mod retention;
 mod run;
+mod silence;
 #[cfg(test)]
 mod simulation;
 mod status;
@@ -111,7 +112,7 @@ impl Aggregator {
         let metrics = Arc::new(Metrics::new(Arc::clone(&meter)));
         let status = Arc::new(Status::default());
         let tasks = Tasks::new(&meter);
-        let store: Arc<dyn Store> = Arc::new(Postgres::new(config.database_url.clone(), read.identity().log_id));
+        let store: Arc<dyn Store> = Arc::new(Postgres::new(&config, read.identity().log_id));
         let held = lease::spawn(&tasks, Uuid::new_v4(), Arc::clone(&store), read.as_ref(), Arc::clone(&status));
         let stored = Arc::new(lag::Stored::default());
         let shared = run::Shared {

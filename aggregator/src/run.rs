@@ -535,7 +535,7 @@ mod tests {
         let config = Config::new(address, format!("postgres://nobody@{address}/nothing"));
         let metrics = Arc::new(Metrics::new(metrics::meter()));
         let (log, stored, status) = (Arc::new(MemoryLog::new(8)), Arc::default(), Arc::default());
-        let store = Arc::new(Postgres::new(config.database_url.clone(), log.identity().log_id));
+        let store = Arc::new(Postgres::new(&config, log.identity().log_id));
         let worker = Worker::new(0, Shared { config, log, store, held, stored, metrics, status });
         let tasks = Tasks::new(&metrics::meter());
         tasks.spawn("worker", move |stop| worker.clone().run(stop));

@@ -13,7 +13,6 @@ mod groups;
 mod judge;
 mod ledger;
 mod plan;
-mod proxy;
 mod scenarios;
 mod scene;
 mod server;

@@ -53,6 +53,11 @@ fn p4_kills_of_postgres_lose_and_repeat_nothing() {
     holds("P4", 2, 17);
 }
 
+#[test]
+fn p9_black_holes_are_left() {
+    holds("P9", 2, 17);
+}
+
 /// What is no name of a scenario is told, with those that are.
 #[test]
 fn a_name_that_is_none_is_refused() {

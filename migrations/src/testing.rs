@@ -3,6 +3,8 @@
 //! The server belongs to a shell that reads from this process. When the process ends, in whatever way, the shell reads
 //! the end of its input, ends the server and removes its folder.
 
+pub mod proxy;
+
 use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::os::unix::process::CommandExt;

@@ -160,7 +160,10 @@ impl SupervisedChild {
                 Ok(first) => break first,
                 Err(_) if Instant::now() < until && program.may_succeed_later() => {
                     tokio::time::sleep(BACKOFF_MIN).await;
-                    process = program.start()?;
+                    process = match program.adopt().await {
+                        Some(process) => process,
+                        None => program.start()?,
+                    };
                 }
                 Err(reason) => {
                     let words = program.last_words();

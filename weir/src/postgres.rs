@@ -192,7 +192,10 @@ impl Program for Server {
             }
             return None;
         }
-        self.socket.clone_from(&pid_file.socket);
+        if self.socket != pid_file.socket {
+            // Of a start of ours that came too late; empty, if there is one.
+            let _ = std::fs::remove_dir(std::mem::replace(&mut self.socket, pid_file.socket.clone()));
+        }
         let process = Process::Adopted(pid_file.pid);
         if tokio::time::timeout(ADOPT_MAX, self.connect_when_up()).await.is_ok() {
             tracing::info!(pid = process.pid(), "adopted the Postgres server that still runs on the data folder");
@@ -270,9 +273,10 @@ impl Program for Server {
         process.signal(Signal::QUIT);
     }
 
-    /// Sessions of a server that was killed hold its memory for a moment longer.
+    /// Sessions of a server that was killed hold its memory for a moment longer; one that a killed process had just started has not said yet where it is.
     fn may_succeed_later(&self) -> bool {
-        self.last_words().contains("pre-existing shared memory block")
+        let words = self.last_words();
+        words.contains("pre-existing shared memory block") || words.contains("lock file \"postmaster.pid\"")
     }
 
     fn last_words(&self) -> String {

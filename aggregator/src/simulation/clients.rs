@@ -61,7 +61,7 @@ impl Clients {
         let mut drafts = drafts.to_vec();
         // A bug of the client: the same id with something else in it.
         if self.run.chance(0.02) {
-            drafts[0].value = Some("1000".to_owned());
+            drafts[0].value = Some("1000".into());
         }
         let events: Vec<_> = drafts.iter().map(|draft| admitted(&self.run, draft.clone())).collect();
         events.iter().for_each(|event| self.judge.sent(event));

@@ -19,6 +19,7 @@ use super::wire::{Weather, Wire};
 use crate::batch::Batch;
 use crate::commit::limit::{Tallies, Tally};
 use crate::commit::{CommitError, Stored};
+use crate::config::Config;
 use crate::store::postgres::Postgres;
 use crate::store::{Lease, Leases, Store, Writer};
 use crate::{database, lease};
@@ -219,7 +220,7 @@ async fn the_model_says_what_postgres_says() {
         let model = Model::new(&run, &Judge::new(&run, PARTITIONS), PARTITIONS);
         let weather = Arc::new(Mutex::new(Weather::FAIR));
         let mut modelled = Side::new(Arc::new(Wire::new(&model, &weather)));
-        let mut real = Side::new(Arc::new(Postgres::new(database.url.clone(), log_id)));
+        let mut real = Side::new(Arc::new(Postgres::new(&Config::new(([127, 0, 0, 1], 0).into(), database.url.clone()), log_id)));
         let mut before = Vec::new();
         for _ in 0..CALLS {
             let of = run.number(0..OWNERS as u64) as usize;

@@ -9,4 +9,5 @@ mod outages;
 mod phases;
 mod pipeline;
 mod schema;
+mod silence;
 mod users;

@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
+use rustix::process::{Pid, Signal, kill_process};
 
 /// Shuts a file system down as a loss of power does: EXT4_IOC_SHUTDOWN with EXT4_GOING_FLAGS_NOLOGFLUSH. Source: Linux, fs/ext4/ext4.h.
 const SHUT_DOWN: &str = r#"my $how = pack("I", 2); open(my $folder, "<", $ARGV[0]) or die "$ARGV[0]: $!\n"; ioctl($folder, 0x8004587d, $how) or die "ioctl: $!\n";"#;
@@ -58,8 +59,13 @@ impl Disk {
         run(Command::new("sync").arg("-f").arg(&self.folder))
     }
 
-    /// Cuts the power: from now on nothing is written any more.
-    pub(super) fn cut_power(&self) -> anyhow::Result<()> {
+    /// Cuts the power: from now on nothing is written any more, and none of these processes does another step, so that a sync which the cut meets cannot be
+    /// answered. That must be so, since ext4 reports such a sync as done, now and then, to whoever still runs.
+    pub(super) fn cut_power(&self, processes: &[Pid]) -> anyhow::Result<()> {
+        for process in processes {
+            // One may have ended by itself.
+            let _ = kill_process(*process, Signal::STOP);
+        }
         run(Command::new("perl").args(["-e", SHUT_DOWN]).arg(&self.folder))
     }
 
@@ -90,7 +96,7 @@ pub(super) async fn why_not() -> Option<String> {
     let tried = async {
         let folder = tempfile::tempdir()?;
         let disk = Disk::of_file(&folder.path().join("disk"), 8)?;
-        disk.cut_power()?;
+        disk.cut_power(&[])?;
         disk.restore_power().await
     };
     tried.await.err().map(|error| format!("no ext4 on a loop device whose power can be cut: {error:#}"))

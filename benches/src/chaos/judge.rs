@@ -6,7 +6,7 @@
 //! | I2 | no identity is stored twice, over all tables |
 //! | I3 | nothing is stored that was not sent or was rejected, and everything says what was sent |
 //! | I4 | acknowledged means durable: I1 after power cuts, or after deaths inside of the system calls between request and answer |
-//! | I5 | of each log partition: next offset - start = rows + dead letters + duplicates, each row at the first record of its identity |
+//! | I5 | of each log partition: next offset - start = rows + dead letters + duplicates, each row at the first record of its identity; and next offset = events passed + rejected events + records that are neither |
 //! | I6 | of each request: sent = accepted + rejected |
 //! | I7 | neither a next offset nor an epoch ever goes back |
 //! | I8 | participation is a function of the raw rows: by arithmetic over the ledger, and by Weir's own recomputation |
@@ -20,6 +20,7 @@
 //! | I18 | a recovered log recovers to itself; a death inside of a recovery is harmless |
 //! | I19 | SIGTERM ends every process in order and in time |
 //! | I22 | each fault that the scenario claims was seen to happen |
+//! | I23 | what an aggregator remembers of users is what is stored: of those that it compared none differed |
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -67,6 +68,8 @@ pub(super) struct Evidence<'a> {
     pub claims: &'a [Claim],
     /// What Weir's own recomputation says; empty if nothing differed.
     pub recomputation: Result<(), String>,
+    /// How many remembered users were compared with their stored rows by the processes that live at the end, and how often any of them all differed.
+    pub remembered: (u64, u64),
     /// The most memory that a process of Weir's had resident, and may have, MiB.
     pub memory: (u64, u64),
     /// From the end of the last fault until all was stored and a new event too; or why it was not.
@@ -328,6 +331,13 @@ fn log(evidence: &Evidence<'_>, verdicts: &mut Vec<Verdict>) {
             }
         }
         total += counted;
+        let neither = stored.dead.iter().filter(|((of, _), code)| of == partition && *code == "undecodable").count() as i64;
+        let passed = stored.passed.get(partition).copied().unwrap_or(0);
+        if i64::try_from(next) != Ok(passed + neither) {
+            uneven.push(format!(
+                "log partition {partition}: next offset {next}, but {passed} events passed and {neither} records are none"
+            ));
+        }
         if records.start.max(next) - records.start != counted {
             uneven.push(format!("log partition {partition}: next offset {next}, records {} to {}", records.start, records.end));
         }
@@ -353,7 +363,7 @@ fn log(evidence: &Evidence<'_>, verdicts: &mut Vec<Verdict>) {
     });
 }
 
-/// I7, I12, I17, I19 and I22.
+/// I7, I12, I17, I19, I22 and I23.
 fn machine(evidence: &Evidence<'_>, verdicts: &mut Vec<Verdict>) {
     let stored = evidence.stored;
     let seen = json!({ "moves": stored.moves, "back": stored.moves_back });
@@ -372,6 +382,15 @@ fn machine(evidence: &Evidence<'_>, verdicts: &mut Vec<Verdict>) {
     let longest = evidence.ends.iter().flatten().max().copied().unwrap_or_default();
     let seen = json!({ "ends": evidence.ends.len(), "longest s": longest.as_secs_f64(), "bad": some(&bad) });
     verdicts.push(verdict("I19", bad.is_empty() && !evidence.ends.is_empty(), seen));
+    let (compared, differed) = evidence.remembered;
+    verdicts.push(match (compared, differed) {
+        (0, 0) => not_judged("I23", "no process that lived to the end has compared anything"),
+        _ => verdict(
+            "I23",
+            differed == 0,
+            json!({ "compared by those that live at the end": compared, "differed in all": differed }),
+        ),
+    });
     let unseen: Vec<&str> =
         evidence.claims.iter().filter(|claim| claim.seen < claim.wanted.max(1)).map(|claim| claim.fault).collect();
     let claims: BTreeMap<&str, Value> =

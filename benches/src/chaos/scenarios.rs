@@ -52,6 +52,7 @@ scenarios! {
     "P4" 5 postgres::postgres_killed, "SIGKILL of Postgres, its immediate end, a writer's backend that freezes";
     "P5" 3 postgres::power_of_postgres_cut, "power cut of the disk of Postgres";
     "P6" 1 postgres::disk_of_postgres_full, "the disk of Postgres is full";
+    "P9" 8 postgres::black_holes, "no byte passes any more between Postgres and a writer, from COMMIT on or in a COPY, or the leases; or COMMIT comes late";
     "P8" 1 postgres::deadlocks, "eight workers beside locks in another order, for a minute";
     "T1" 1 collector::clock_jumps, "the clock jumps by an hour, days and minutes, to and fro";
     "H1" 20 collector::hot_key, "so many thousand users beside one with nine tenths of all events, and 10,000 names";
@@ -66,7 +67,7 @@ scenarios! {
     #[cfg(feature = "kafka")]
     "K4" 1 kafka::power_of_broker_cut, "power cut of the broker's disk, with a sync of each record";
     #[cfg(feature = "kafka")]
-    "K7" 20 kafka::owners_change, "aggregators that join, leave, die and freeze";
+    "K7" 20 kafka::owners_change, "aggregators that join, leave, die and freeze until they are replaced";
 }
 
 /// A moment that follows from the seed and a number.

@@ -22,9 +22,14 @@ use crate::machine;
 /// How long after the last fault until all that was acknowledged is stored.
 const SETTLED_MAX: Duration = Duration::from_secs(240);
 /// How long Postgres may take to answer after a fault.
-const ANSWER_MAX: Duration = Duration::from_secs(60);
+const ANSWER_MAX: Duration = Duration::from_secs(180);
 /// How long SIGTERM may take: ten seconds by contract, and some for a busy machine.
 pub(super) const END_MAX: Duration = Duration::from_secs(12);
+
+/// What an aggregator says of a log partition whose users it remembers otherwise than they are stored.
+const DIFFERS: &str = "what is remembered of users differs";
+/// Of so many remembered users one is compared, more than usual.
+pub(super) const COMPARED_ONE_IN: (&str, &str) = ("WEIR_KNOWN_USERS_COMPARED_ONE_IN", "4");
 
 /// How a scenario is run.
 #[derive(Clone, Debug)]
@@ -70,6 +75,8 @@ pub(super) struct Scene {
     pub nested_deaths: u64,
     /// Whether the fault is none of the collector's: every request is answered at its first try.
     pub is_undisturbed: bool,
+    /// Remembered users that living aggregators have compared.
+    pub compared: u64,
     memory: u64,
     ledger: Arc<Ledger>,
     folder: TempDir,
@@ -107,6 +114,7 @@ impl Scene {
             durability: None,
             nested_deaths: 0,
             is_undisturbed: false,
+            compared: 0,
             memory: 0,
             ledger,
             folder,
@@ -182,6 +190,14 @@ impl Scene {
         Ok(if output.status.success() && said.contains("nothing differed") { Ok(()) } else { Err(said.trim().to_owned()) })
     }
 
+    /// How often the processes of this scenario said something, in all their lives.
+    fn said(&self, text: &str) -> u64 {
+        let files = std::fs::read_dir(self.folder()).into_iter().flatten().flatten();
+        let logs =
+            files.filter(|file| file.file_name() == "stderr" || file.path().extension().is_some_and(|ending| ending == "log"));
+        logs.map(|file| std::fs::read_to_string(file.path()).unwrap_or_default().matches(text).count() as u64).sum()
+    }
+
     /// Pronounces. `records` of the log, if it can be read, and its ends when it was opened once more.
     pub(super) fn judge(
         &self,
@@ -197,6 +213,7 @@ impl Scene {
             recovered_again,
             claims: &self.claims,
             recomputation: rest.recomputation.clone(),
+            remembered: (self.compared, self.said(DIFFERS)),
             memory: (self.memory, self.settings.memory_max),
             settled: rest.settled.clone(),
             ends: &self.ends,

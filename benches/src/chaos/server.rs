@@ -118,15 +118,20 @@ impl Server {
         Ok(())
     }
 
+    /// Its processes.
+    pub(super) fn processes(&self) -> anyhow::Result<Vec<Pid>> {
+        let postmaster = self.running.as_ref().context("postgres does not run")?.postmaster;
+        Ok(std::iter::once(postmaster).chain(children(postmaster)).collect())
+    }
+
     /// Kills all of its processes, and waits until they are gone.
     pub(super) async fn kill(&mut self) -> anyhow::Result<()> {
-        let postmaster = self.running.as_ref().context("postgres does not run")?.postmaster;
-        let children = children(postmaster);
-        for pid in std::iter::once(postmaster).chain(children.iter().copied()) {
+        let processes = self.processes()?;
+        for pid in &processes {
             // One may have ended meanwhile.
-            let _ = kill_process(pid, Signal::KILL);
+            let _ = kill_process(*pid, Signal::KILL);
         }
-        for pid in std::iter::once(postmaster).chain(children) {
+        for pid in processes {
             until_gone(pid, Duration::from_secs(20)).await?;
         }
         self.running = None;

@@ -14,8 +14,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use super::client::Pace;
 use super::disk::run;
 use super::judge::Verdict;
-use super::scene::{self, END_MAX, Scene, Settings, page};
-use super::stand::until_gone;
+use super::scene::{self, COMPARED_ONE_IN, END_MAX, Scene, Settings, page};
+use super::stand::{COMPARED, until_gone};
 use super::stored::records;
 
 /// The script that starts brokers; this program runs from a checkout.
@@ -199,7 +199,11 @@ impl Deployment {
         let log = File::options().create(true).append(true).open(&log_path)?;
         let mut command = self.scene.settings.weir();
         command.args(arguments).args(["--database-url", &self.database_url, "--kafka", &self.broker.servers, "--topic", TOPIC]);
-        command.env("WEIR_KEY_BYTES_PER_SECOND_MAX", "0").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
+        command
+            .envs([("WEIR_KEY_BYTES_PER_SECOND_MAX", "0"), COMPARED_ONE_IN])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(log);
         let mut child = command.spawn().with_context(|| format!("{command:?}"))?;
         let output = child.stdout.take().context("was piped")?;
         let mut service = Service { child, url: String::new() };
@@ -228,6 +232,9 @@ impl Deployment {
             Ok(behind)
         };
         let rest = self.scene.rest(&self.database_url, lag).await?;
+        for aggregator in &aggregators {
+            self.scene.compared += scene::metric(aggregator, COMPARED).await? as u64;
+        }
         for service in self.collector.iter().chain(&self.aggregators) {
             self.scene.note_memory(service.pid()?.as_raw_pid().cast_unsigned());
         }

@@ -11,9 +11,12 @@ use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 
 use super::client::Pace;
 use super::judge::Verdict;
-use super::scene::{self, END_MAX, Scene, Settings, without_settings};
+use super::scene::{self, COMPARED_ONE_IN, END_MAX, Scene, Settings, without_settings};
 use super::stored::{Records, records};
 use crate::up::{Starting, Up};
+
+/// Remembered users that were compared.
+pub(super) const COMPARED: &str = "weir_aggregator_users_compared_total";
 
 /// A machine under a scenario. What a killed `weir up` left running on it ends with this value.
 pub(super) struct Stand {
@@ -37,7 +40,8 @@ impl Stand {
     pub(super) fn of(scene: Scene) -> anyhow::Result<Self> {
         let data = scene.folder().join("data");
         // Of clients that are all one key's nobody is refused for being fast.
-        let environment = vec![("WEIR_KEY_BYTES_PER_SECOND_MAX".to_owned(), "0".to_owned())];
+        let environment = [("WEIR_KEY_BYTES_PER_SECOND_MAX", "0"), COMPARED_ONE_IN];
+        let environment = environment.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
         Ok(Stand { scene, database_url: None, data, arguments: Vec::new(), environment, up: None, is_watched: false })
     }
 
@@ -164,6 +168,7 @@ impl Stand {
         let (url, aggregator) = (self.database_url()?, self.up()?.line("aggregator")?.to_owned());
         let lag = async || scene::metric(&aggregator, "weir_aggregator_lag_records").await;
         let rest = self.scene.rest(&url, lag).await?;
+        self.scene.compared = self.metric("aggregator", COMPARED).await? as u64;
         self.end()?;
         let folder = self.data.join("log");
         let first = opened(&folder).await?;

@@ -43,6 +43,9 @@ pub(super) struct Stored {
     pub next: BTreeMap<u32, u64>,
     /// Places of dead letters, with their codes.
     pub dead: BTreeMap<(u32, u64), String>,
+    /// Of each log partition, how many records were passed: events, by the projects' progress, and rejected ones, by their counts. Of all that is stored
+    /// these alone would grow by a record that is applied twice.
+    pub passed: BTreeMap<u32, i64>,
     /// By the user's id.
     pub participations: BTreeMap<Uuid, Participation>,
     /// Attributed conversions: user and conversion's id.
@@ -110,6 +113,12 @@ impl Stored {
         for row in sqlx::query("SELECT log_partition, log_offset, code FROM dead_letters").fetch_all(&mut *connection).await? {
             let place = (u32::try_from(row.try_get::<i32, _>(0)?)?, u64::try_from(row.try_get::<i64, _>(1)?)?);
             stored.dead.insert(place, row.try_get(2)?);
+        }
+        let passed = "SELECT log_partition, sum(records)::bigint FROM
+                          (SELECT log_partition, records FROM project_progress UNION ALL SELECT log_partition, events FROM rejected_counts) AS passed
+                      GROUP BY 1";
+        for row in sqlx::query(passed).fetch_all(&mut *connection).await? {
+            stored.passed.insert(u32::try_from(row.try_get::<i32, _>(0)?)?, row.try_get(1)?);
         }
         let participations =
             "SELECT user_id, (extract(epoch FROM first_exposure_date) * 1000000)::bigint, first_impression_id, total_impressions,

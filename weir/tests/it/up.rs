@@ -145,6 +145,29 @@ async fn a_killed_one_loses_nothing_and_its_postgres_is_adopted() {
     assert!(!is_running(postgres), "an adopted one is ended too");
 }
 
+/// The start before this one was killed as it had just begun a Postgres, whose file does not say yet where its socket is.
+#[tokio::test]
+async fn a_postgres_that_has_just_begun_is_waited_for_and_adopted() {
+    let folder = Folder::new();
+    let up = Up::start(&folder);
+    up.accepted(purchases(10)).await;
+    let postgres = folder.postmaster().expect("runs");
+    up.kill();
+    let file = folder.path().join("postgres/postmaster.pid");
+    let whole = std::fs::read_to_string(&file).expect("is there");
+    let begun: String = whole.split_inclusive('\n').take(2).collect();
+    std::fs::write(&file, begun).expect("writes");
+    let going_on = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_secs(2));
+        std::fs::write(&file, whole).expect("writes");
+    });
+    let up = Up::start(&folder);
+    going_on.join().expect("no panic");
+    assert_eq!(folder.postmaster(), Some(postgres), "{}", folder.log());
+    up.until_stored(10).await;
+    assert!(up.end(Signal::TERM).success());
+}
+
 #[tokio::test]
 async fn after_the_death_of_all_a_stale_pid_file_is_no_obstacle() {
     let folder = Folder::new();

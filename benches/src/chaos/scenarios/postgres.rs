@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::bail;
 use migrations::testing::TestDatabase;
+use migrations::testing::proxy::{Cut, Proxy, Seems};
 use rustix::process::{Signal, kill_process};
 use sqlx::{Connection as _, PgConnection};
 
@@ -11,7 +12,6 @@ use super::moment;
 use crate::chaos::Outcome;
 use crate::chaos::client::Pace;
 use crate::chaos::disk::{self, Disk};
-use crate::chaos::proxy::{Cut, Proxy, Seems};
 use crate::chaos::scene::{Scene, Settings, connect};
 use crate::chaos::server::Server;
 use crate::chaos::stand::{Stand, until_gone};
@@ -22,9 +22,10 @@ const CUT_MAX: Duration = Duration::from_secs(30);
 const TOLD_MAX: Duration = Duration::from_secs(120);
 
 /// A machine whose Postgres is reached through a proxy, and which has stored something, so that the next commits are of rows alone.
-async fn behind_a_proxy(settings: &Settings, database: &TestDatabase) -> anyhow::Result<(Proxy, Stand)> {
-    let proxy = Proxy::before(&database.url).await?;
-    let mut stand = Stand::new(settings)?.with_database(&proxy.url, &database.url);
+async fn behind_a_proxy(settings: &Settings, database: &TestDatabase, workers: u32) -> anyhow::Result<(Proxy, Stand)> {
+    let proxy = Proxy::before(&database.url).await;
+    let stand = Stand::new(settings)?.with_database(&proxy.url, &database.url);
+    let mut stand = stand.with_variable("WEIR_WORKERS", &workers.to_string());
     stand.start().await?;
     stores_more(&mut stand).await?;
     Ok((proxy, stand))
@@ -55,7 +56,7 @@ pub(super) async fn stores_more(stand: &mut Stand) -> anyhow::Result<()> {
 pub(super) async fn aggregator_killed(settings: Settings) -> anyhow::Result<Outcome> {
     const STEPS: [Option<Cut>; 4] = [Some(Cut::MidCopy), Some(Cut::BeforeCommit), Some(Cut::ReplyToCommit), None];
     let database = TestDatabase::create().await;
-    let (proxy, mut stand) = behind_a_proxy(&settings, &database).await?;
+    let (proxy, mut stand) = behind_a_proxy(&settings, &database, 2).await?;
     let (mut kills, mut at_steps) = (0, 0);
     for kill in 0..settings.times {
         stand.scene.clients.go_on(1).await?;
@@ -72,10 +73,10 @@ pub(super) async fn aggregator_killed(settings: Settings) -> anyhow::Result<Outc
     Ok(Outcome::Judged(stand.judge().await?))
 }
 
-/// P2: each second time COMMIT is only on its way, so that both outcomes happen.
+/// P2: each second time COMMIT is only on its way, so that both outcomes happen. Of eight workers, so that others commit while those that were cut pause.
 pub(super) async fn commit_without_reply(settings: Settings) -> anyhow::Result<Outcome> {
     let database = TestDatabase::create().await;
-    let (proxy, mut stand) = behind_a_proxy(&settings, &database).await?;
+    let (proxy, mut stand) = behind_a_proxy(&settings, &database, 8).await?;
     let (mut committed, mut perhaps) = (0, 0);
     for time in 0..settings.times {
         stand.scene.clients.go_on(1).await?;
@@ -85,7 +86,7 @@ pub(super) async fn commit_without_reply(settings: Settings) -> anyhow::Result<O
         }
     }
     stores_more(&mut stand).await?;
-    let unknown = stand.metric("aggregator", "weir_aggregator_unknown_commits_total").await? as u64;
+    let unknown = stand.metric("aggregator", UNKNOWN).await? as u64;
     stand.scene.claim("committed, and no reply", settings.times.div_ceil(2), committed);
     stand.scene.claim("COMMIT sent, and cut", settings.times / 2, perhaps);
     stand.scene.claim("unknown commits, by the aggregator's count", settings.times, unknown);
@@ -95,7 +96,7 @@ pub(super) async fn commit_without_reply(settings: Settings) -> anyhow::Result<O
 /// P3: cut before COMMIT, in a COPY, away, frozen, slow, silent until Postgres' own timeout, in turn.
 pub(super) async fn cut_elsewhere(settings: Settings) -> anyhow::Result<Outcome> {
     let database = TestDatabase::create().await;
-    let (proxy, mut stand) = behind_a_proxy(&settings, &database).await?;
+    let (proxy, mut stand) = behind_a_proxy(&settings, &database, 2).await?;
     stand.scene.is_undisturbed = true;
     let (mut before_commit, mut in_copy, mut away, mut frozen, mut slow, mut swallowed) = (0, 0, 0, 0, 0, 0);
     for time in 0..settings.times {
@@ -142,6 +143,60 @@ pub(super) async fn cut_elsewhere(settings: Settings) -> anyhow::Result<Outcome>
         }
     }
     Ok(Outcome::Judged(stand.judge().await?))
+}
+
+/// P9: black holes, in turn: of a writer from COMMIT on and in a COPY, of the lease manager, and one that gives back what it took when nobody waits for
+/// it any more.
+pub(super) async fn black_holes(settings: Settings) -> anyhow::Result<Outcome> {
+    const LATE: Duration = Duration::from_secs(25);
+    const HOLES: [(Cut, &str); 4] = [
+        (Cut::Silence, "silent from COMMIT on"),
+        (Cut::SilenceInCopy, "silent in a COPY"),
+        (Cut::SilenceOfLeases, "leases silent"),
+        (Cut::Late(LATE), "COMMIT late"),
+    ];
+    let database = TestDatabase::create().await;
+    let (proxy, mut stand) = behind_a_proxy(&settings, &database, 2).await?;
+    stand.scene.is_undisturbed = true;
+    let (mut seen, mut left) = ([0; 4], 0);
+    for time in 0..settings.times {
+        stand.scene.clients.go_on(1).await?;
+        let place = (time % 4) as usize;
+        let unknown = stand.metric("aggregator", UNKNOWN).await?;
+        seen[place] += u64::from(proxy.cut(HOLES[place].0, CUT_MAX).await);
+        let (begun, beats) = (Instant::now(), heartbeats(&database).await?);
+        let is_left = async || {
+            anyhow::Ok(match HOLES[place].0 {
+                Cut::SilenceOfLeases => heartbeats(&database).await? > beats,
+                _ => stand.metric("aggregator", UNKNOWN).await? > unknown,
+            })
+        };
+        while !is_left().await? && begun.elapsed() < LATE {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        left += u64::from(begun.elapsed() < LATE);
+        if place == 3 {
+            tokio::time::sleep(LATE.saturating_sub(begun.elapsed())).await;
+        }
+        stores_more(&mut stand).await?;
+    }
+    for (place, (_, fault)) in HOLES.iter().enumerate() {
+        let wanted = settings.times / 4 + u64::from(settings.times % 4 > place as u64);
+        if wanted > 0 {
+            stand.scene.claim(fault, wanted, seen[place]);
+        }
+    }
+    stand.scene.claim("left before anybody's timeout", settings.times, left);
+    Ok(Outcome::Judged(stand.judge().await?))
+}
+
+/// Commits whose end an aggregator did not learn.
+const UNKNOWN: &str = "weir_aggregator_unknown_commits_total";
+
+/// How often leases were renewed so far.
+async fn heartbeats(database: &TestDatabase) -> anyhow::Result<i64> {
+    let mut connection = connect(&database.url).await?;
+    Ok(sqlx::query_scalar("SELECT coalesce(sum(counter), 0)::bigint FROM leases").fetch_one(&mut connection).await?)
 }
 
 /// P4: the machine's own Postgres; killed, ended at once, and a backend that is frozen while it holds the checkpoints' locks, in turn.
@@ -212,7 +267,7 @@ pub(super) async fn power_of_postgres_cut(settings: Settings) -> anyhow::Result<
     for cut in 0..settings.times {
         stores_more(&mut stand).await?;
         tokio::time::sleep(moment(settings.seed, cut, Duration::from_secs(2))).await;
-        disk.cut_power()?;
+        disk.cut_power(&server.processes()?)?;
         server.kill().await?;
         disk.restore_power().await?;
         server.run_again().await?;

@@ -1,4 +1,4 @@
-//! A proxy before a Postgres that reads the frames of its protocol, so that it can cut a connection at a point that a scenario names: when COMMIT was
+//! A proxy before a Postgres that reads the frames of its protocol, so that it can cut a connection at a point that a test names: when COMMIT was
 //! sent and its reply has not come, for one. It can also seem away, frozen or slow as a whole.
 //!
 //! Source of the framing: PostgreSQL's documentation, "Message Formats": after the first message, which has no type, each has a byte of type and a
@@ -9,20 +9,21 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use anyhow::Context as _;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream, UnixStream, tcp, unix};
-use tokio::sync::watch;
+use tokio::sync::{Barrier, watch};
 use tokio::task::JoinSet;
 
-/// The connections that are cut: a worker's, which stores.
+/// The connections that are cut: a worker's, which stores ..
 const WRITER: &[u8] = b"weir aggregator, writer\0";
+/// .. and that of the lease manager.
+const LEASES: &[u8] = b"weir aggregator, leases\0";
 /// The code of a request for TLS, in the place of a version; the first message comes after it.
 const SSL_REQUEST: u32 = 80_877_103;
 
 /// How Postgres seems from outside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Seems {
+pub enum Seems {
     /// As it is.
     Well,
     /// Its connections are broken, and new ones are closed at once.
@@ -33,9 +34,9 @@ pub(super) enum Seems {
     Slow(Duration),
 }
 
-/// Where a writer's connection is cut, once.
+/// Where a connection is cut, once. It is a writer's, where nothing else is said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Cut {
+pub enum Cut {
     /// Postgres has committed, and its reply comes as far as the proxy.
     ReplyToCommit,
     /// COMMIT is on its way to Postgres. Whether it arrives before the end of the connection is not known.
@@ -46,10 +47,18 @@ pub(super) enum Cut {
     MidCopy,
     /// From COMMIT on nothing comes to Postgres, until it ends what it takes for an idle transaction. That end is passed on.
     Swallow,
+    /// From COMMIT on no byte passes, whichever way, and neither side is told of the other's end.
+    Silence,
+    /// The same from the middle of rows that are copied on.
+    SilenceInCopy,
+    /// The same from the lease manager's next question on.
+    SilenceOfLeases,
+    /// COMMIT is on its way for so long, and then comes.
+    Late(Duration),
 }
 
 /// A running proxy.
-pub(super) struct Proxy {
+pub struct Proxy {
     /// What to connect to.
     pub url: String,
     shared: Arc<Shared>,
@@ -66,12 +75,14 @@ struct Shared {
 
 impl Proxy {
     /// Stands in front of the database of a URL whose host is the folder of its socket.
-    pub(super) async fn before(url: &str) -> anyhow::Result<Self> {
+    /// # Panics
+    /// If the URL is another one.
+    pub async fn before(url: &str) -> Self {
         let place = url.rsplit_once('@').and_then(|(_, place)| place.split_once('/'));
-        let (host, database) = place.with_context(|| format!("{url:?}: postgresql://weir@FOLDER/DATABASE is accepted"))?;
+        let (host, database) = place.unwrap_or_else(|| panic!("{url:?}: postgresql://weir@FOLDER/DATABASE is accepted"));
         let folder = host.split(':').next().unwrap_or(host).replace("%2F", "/");
-        let listener = TcpListener::bind("127.0.0.1:0").await.context("a free port")?;
-        let url = format!("postgresql://weir@{}/{database}", listener.local_addr()?);
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let url = format!("postgresql://weir@{}/{database}", listener.local_addr().expect("bound"));
         let shared = Arc::new(Shared {
             socket: PathBuf::from(folder).join(".s.PGSQL.5432"),
             seems: watch::Sender::new(Seems::Well),
@@ -88,15 +99,16 @@ impl Proxy {
                 while connections.try_join_next().is_some() {}
             }
         });
-        Ok(Proxy { url, shared, _connections: connections })
+        Proxy { url, shared, _connections: connections }
     }
 
-    pub(super) fn seems(&self, seems: Seems) {
+    /// Lets Postgres seem so from now on.
+    pub fn seems(&self, seems: Seems) {
         self.shared.seems.send_replace(seems);
     }
 
-    /// Cuts the next writer's connection that comes to this point. False if none came there in time.
-    pub(super) async fn cut(&self, cut: Cut, max: Duration) -> bool {
+    /// Cuts the next connection that comes to this point. False if none came there in time.
+    pub async fn cut(&self, cut: Cut, max: Duration) -> bool {
         let mut made = self.shared.made.subscribe();
         let before = *made.borrow_and_update();
         *self.shared.armed.lock().unwrap_or_else(PoisonError::into_inner) = Some(cut);
@@ -108,9 +120,9 @@ impl Proxy {
 
 impl Shared {
     /// Takes the cut that is armed, if it is one of these.
-    fn take(&self, of: &[Cut]) -> Option<Cut> {
+    fn take(&self, of: impl Fn(Cut) -> bool) -> Option<Cut> {
         let mut armed = self.armed.lock().unwrap_or_else(PoisonError::into_inner);
-        if armed.is_some_and(|cut| of.contains(&cut)) { armed.take() } else { None }
+        armed.take_if(|cut| of(*cut))
     }
 
     fn note_cut(&self) {
@@ -126,7 +138,8 @@ async fn carry(client: TcpStream, shared: &Shared) -> std::io::Result<()> {
     }
     let server = UnixStream::connect(&shared.socket).await?;
     let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
-    let pair = Pair { shared, hold_reply: AtomicBool::new(false), is_answered: AtomicBool::new(true) };
+    let (hold_reply, is_silent, is_answered) = (AtomicBool::new(false), AtomicBool::new(false), AtomicBool::new(true));
+    let pair = Pair { shared, hold_reply, is_silent, ended: Barrier::new(2), is_answered };
     tokio::select! {
         ended = pair.statements(from_client, to_server) => ended,
         ended = pair.answers(from_server, to_client) => ended,
@@ -138,13 +151,17 @@ struct Pair<'a> {
     shared: &'a Shared,
     /// The reply to COMMIT goes no further.
     hold_reply: AtomicBool,
+    /// No byte passes any more.
+    is_silent: AtomicBool,
+    /// Of a silent one each side ends by itself.
+    ended: Barrier,
     is_answered: AtomicBool,
 }
 
 impl Pair<'_> {
     async fn statements(&self, from: tcp::OwnedReadHalf, mut to: unix::OwnedWriteHalf) -> std::io::Result<()> {
         let mut from = BufReader::with_capacity(1 << 16, from);
-        let is_writer = first_message(&mut from, &mut to).await?;
+        let whose = first_message(&mut from, &mut to).await?;
         let mut copied = 0_u32;
         loop {
             let mut frame = vec![0; 5];
@@ -155,13 +172,12 @@ impl Pair<'_> {
             self.wait_as_it_seems().await?;
             let is_commit = frame[0] == b'Q' && frame[5..].starts_with(b"COMMIT\0");
             copied = if frame[0] == b'd' { copied + 1 } else { 0 };
-            let here: &[Cut] = match (is_writer, is_commit, copied) {
-                (false, ..) | (_, false, 0 | 2..) => &[],
-                (_, true, _) => &[Cut::ReplyToCommit, Cut::CommitOnItsWay, Cut::BeforeCommit, Cut::Swallow],
-                (_, _, 1) => &[Cut::MidCopy],
+            let is_here = |cut| match cut {
+                Cut::SilenceOfLeases => whose == Whose::Leases,
+                Cut::MidCopy | Cut::SilenceInCopy => whose == Whose::Writer && copied == 1,
+                _ => whose == Whose::Writer && is_commit,
             };
-            let cut = if here.is_empty() { None } else { self.shared.take(here) };
-            match cut {
+            match self.shared.take(is_here) {
                 None => {}
                 Some(Cut::ReplyToCommit) => self.hold_reply.store(true, Ordering::SeqCst),
                 Some(Cut::CommitOnItsWay) => {
@@ -180,9 +196,21 @@ impl Pair<'_> {
                 }
                 Some(Cut::Swallow) => {
                     self.shared.note_cut();
-                    let mut swallowed = vec![0; 1 << 12];
-                    while from.read(&mut swallowed).await? > 0 {}
+                    return swallow(&mut from).await;
+                }
+                Some(cut @ (Cut::Silence | Cut::SilenceInCopy | Cut::SilenceOfLeases)) => {
+                    self.is_silent.store(true, Ordering::SeqCst);
+                    if cut == Cut::SilenceInCopy {
+                        to.write_all(&frame[..frame.len() / 2]).await?;
+                    }
+                    self.shared.note_cut();
+                    let _ = swallow(&mut from).await;
+                    self.ended.wait().await;
                     return Ok(());
+                }
+                Some(Cut::Late(wait)) => {
+                    self.shared.note_cut();
+                    tokio::time::sleep(wait).await;
                 }
             }
             to.write_all(&frame).await?;
@@ -193,6 +221,10 @@ impl Pair<'_> {
         let mut bytes = vec![0; 1 << 16];
         loop {
             let read = from.read(&mut bytes).await?;
+            if self.is_silent.load(Ordering::SeqCst) {
+                let _ = swallow(&mut from).await;
+                self.ended.wait().await;
+            }
             if read == 0 {
                 return Ok(());
             }
@@ -224,8 +256,23 @@ impl Pair<'_> {
     }
 }
 
-/// Passes on the first message, and what asks for TLS before it. Returns whether a writer begins here.
-async fn first_message(from: &mut BufReader<tcp::OwnedReadHalf>, to: &mut unix::OwnedWriteHalf) -> std::io::Result<bool> {
+/// Reads until the end, and drops what it reads.
+async fn swallow(from: &mut (impl AsyncRead + Unpin)) -> std::io::Result<()> {
+    let mut swallowed = vec![0; 1 << 12];
+    while from.read(&mut swallowed).await? > 0 {}
+    Ok(())
+}
+
+/// Whose a connection is, by its application's name.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Whose {
+    Writer,
+    Leases,
+    Other,
+}
+
+/// Passes on the first message, and what asks for TLS before it. Returns whose connection begins here.
+async fn first_message(from: &mut BufReader<tcp::OwnedReadHalf>, to: &mut unix::OwnedWriteHalf) -> std::io::Result<Whose> {
     loop {
         let mut message = vec![0; 8];
         from.read_exact(&mut message).await?;
@@ -235,7 +282,14 @@ async fn first_message(from: &mut BufReader<tcp::OwnedReadHalf>, to: &mut unix::
         from.read_exact(&mut message[8..]).await?;
         to.write_all(&message).await?;
         if code != SSL_REQUEST {
-            return Ok(message.windows(WRITER.len()).any(|window| window == WRITER));
+            let has = |name: &[u8]| message.windows(name.len()).any(|window| window == name);
+            return Ok(if has(WRITER) {
+                Whose::Writer
+            } else if has(LEASES) {
+                Whose::Leases
+            } else {
+                Whose::Other
+            });
         }
     }
 }
@@ -246,6 +300,7 @@ mod tests {
     use sqlx::{Connection as _, PgConnection};
 
     use super::*;
+    use crate::testing::TestDatabase;
 
     async fn writer(url: &str) -> PgConnection {
         let options: PgConnectOptions = url.parse().expect("a URL of ours");
@@ -255,8 +310,8 @@ mod tests {
     /// What each cut leaves behind in Postgres.
     #[tokio::test(flavor = "multi_thread")]
     async fn a_cut_is_where_it_says() {
-        let database = migrations::testing::TestDatabase::create().await;
-        let proxy = Proxy::before(&database.url).await.expect("stands");
+        let database = TestDatabase::create().await;
+        let proxy = Proxy::before(&database.url).await;
         let mut direct = database.connect().await;
         sqlx::raw_sql("CREATE TABLE t (n int)").execute(&mut direct).await.expect("makes a table");
         for (n, cut, stored) in
