@@ -94,8 +94,6 @@ type Key = (User, Uuid);
 #[derive(Debug, Default)]
 pub(crate) struct Changes {
     new_participations: Vec<(Key, Participation)>,
-    /// Known ones of which nothing but the count of impressions has changed: nearly all that are written.
-    counted: Vec<(Key, Participation)>,
     participations: Vec<(Key, Participation)>,
     no_participations: Vec<Key>,
     new_attributions: Vec<(Key, ConversionId, Attribution)>,
@@ -106,10 +104,10 @@ pub(crate) struct Changes {
 /// How rows are written that are not there as far as the state before them tells.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum NewRows {
-    /// Copied, which costs less. One that is there already fails all of it with 23505. Known ones are taken for there.
+    /// Copied, which costs less. One that is there already fails all of it with 23505.
     #[default]
     Copied,
-    /// Inserted, or updated if they are there; so are known ones.
+    /// Inserted, or updated if they are there.
     Upserted,
 }
 
@@ -128,12 +126,7 @@ impl Changes {
         }
         match (&before.participation, after.participation) {
             (None, Some(found)) => self.new_participations.push((key, found)),
-            (Some(known), Some(found)) if known.is_same_but_for_impressions(&found) => {
-                if known.impressions != found.impressions {
-                    self.counted.push((key, found));
-                }
-            }
-            (Some(_), Some(found)) => self.participations.push((key, found)),
+            (Some(known), Some(found)) if *known != found => self.participations.push((key, found)),
             (Some(_), None) => self.no_participations.push(key),
             _ => {}
         }
@@ -143,10 +136,9 @@ impl Changes {
     pub(crate) async fn write(mut self, connection: &mut PgConnection, new: NewRows) -> Result<Differences, sqlx::Error> {
         if new == NewRows::Upserted {
             self.participations.append(&mut self.new_participations);
-            self.participations.append(&mut self.counted);
             self.attributions.append(&mut self.new_attributions);
         }
-        for rows in [&mut self.new_participations, &mut self.counted, &mut self.participations] {
+        for rows in [&mut self.new_participations, &mut self.participations] {
             rows.sort_unstable_by_key(|(key, _)| in_table(key));
         }
         for rows in [&mut self.new_attributions, &mut self.attributions] {
@@ -164,18 +156,13 @@ impl Changes {
         if !self.no_participations.is_empty() {
             remove_participations(connection, &self.no_participations).await?;
         }
-        if !self.counted.is_empty() && count_impressions(connection, &self.counted).await? < self.counted.len() as u64 {
-            tracing::info!("participation is missing that earlier rows give; it is written again");
-            write_participations(connection, &self.counted).await?;
-        }
         if !self.participations.is_empty() {
             write_participations(connection, &self.participations).await?;
         }
         if !self.new_participations.is_empty() {
             copy_participations(connection, &self.new_participations).await?;
         }
-        let written = self.new_participations.len() + self.counted.len() + self.participations.len();
-        let participation = written + self.no_participations.len();
+        let participation = self.new_participations.len() + self.participations.len() + self.no_participations.len();
         let attribution = self.new_attributions.len() + self.attributions.len() + self.no_attributions.len();
         Ok(Differences { participation: participation as u64, attribution: attribution as u64 })
     }
@@ -266,30 +253,6 @@ async fn copy_attributions(connection: &mut PgConnection, rows: &[(Key, Conversi
                          conversion_value_attributed, currency)
                      FROM STDIN (FORMAT BINARY)";
     copy(connection, statement, encoded).await
-}
-
-/// Sets the counts of rows that are there, and returns how many are. It costs Postgres a third less than [`write_participations`], which has to
-/// form each row, and to lock each before it writes it. The settings keep it a lookup for each row, as `LIMIT` does in `history.rs`.
-async fn count_impressions(connection: &mut PgConnection, rows: &[(Key, Participation)]) -> Result<u64, sqlx::Error> {
-    let (projects, users, experiments) = columns(rows.iter().map(|(key, _)| key));
-    sqlx::raw_sql("SET LOCAL enable_seqscan = off; SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off")
-        .execute(&mut *connection)
-        .await?;
-    let counted = sqlx::query(
-        "UPDATE user_experiment_participation p SET total_impressions = n.impressions, updated_at = now()
-         FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::bigint[]) AS n (project_id, user_id, experiment_id, impressions)
-         WHERE p.project_id = n.project_id AND p.experiment_id = n.experiment_id AND p.user_id = n.user_id",
-    )
-    .bind(projects)
-    .bind(users)
-    .bind(experiments)
-    .bind(rows.iter().map(|(_, found)| found.impressions).collect::<Vec<_>>())
-    .execute(&mut *connection)
-    .await?;
-    sqlx::raw_sql("SET LOCAL enable_seqscan = on; SET LOCAL enable_hashjoin = on; SET LOCAL enable_mergejoin = on")
-        .execute(connection)
-        .await?;
-    Ok(counted.rows_affected())
 }
 
 async fn write_participations(connection: &mut PgConnection, rows: &[(Key, Participation)]) -> Result<(), sqlx::Error> {

@@ -372,15 +372,3 @@ async fn derived_rows_that_nobody_expects_are_written_over() {
     case.store(vec![see("8", 9, 7)]).await;
     assert_eq!(case.cache.new_rows, crate::commit::changes::NewRows::Copied);
 }
-
-/// Participation that earlier rows give is not there, as after a change by hand: it is written again, though only its count would have changed.
-#[tokio::test]
-async fn participation_that_is_missing_is_written_again() {
-    let database = database().await;
-    let mut case = Case::new(&database).await;
-    case.store(vec![see("1", 1, 1), see("2", 1, 3)]).await;
-    case.execute(&format!("DELETE FROM user_experiment_participation WHERE user_id = '{}'", user(1))).await;
-    case.store(vec![see("3", 2, 1), see("4", 2, 3)]).await;
-    assert_eq!(case.derived().await, case.expected().await);
-    assert_eq!(case.cache.new_rows, crate::commit::changes::NewRows::Copied);
-}
