@@ -176,7 +176,8 @@ impl Default for Limits {
             append_wait_max: Duration::from_secs(60),
             geo_look_every: Duration::from_secs(5),
             linger: Duration::from_millis(250),
-            stop_wait_max: Duration::from_secs(8),
+            // Before it comes `linger`, after it up to 2 s in which the client of Kafka drains; together less than the 10 s that a stop may take.
+            stop_wait_max: Duration::from_secs(7),
         }
     }
 }
