@@ -184,9 +184,9 @@ fn with_eligible(query: &str) -> String {
                    ELSE i.event_time >= coalesce(e.started_at, '-infinity') AND i.event_time < coalesce(e.ended_at, 'infinity') END
                AND NOT EXISTS (SELECT 1 FROM over_active o WHERE o.user_id = i.user_id)
          ), first AS (
-             SELECT f.* FROM eligible f WHERE NOT EXISTS (
-                 SELECT 1 FROM eligible b WHERE b.user_id = f.user_id AND b.experiment_id = f.experiment_id
-                 AND (b.event_time, b.id, b.claimed_at) < (f.event_time, f.id, f.claimed_at))
+             -- Events of two kinds may have one id and one time.
+             SELECT DISTINCT ON (user_id, experiment_id) * FROM eligible
+             ORDER BY user_id, experiment_id, event_time, id, claimed_at, variant_id
          ), counted_eligible AS (
              SELECT l.* FROM eligible l JOIN first f ON f.user_id = l.user_id AND f.experiment_id = l.experiment_id
              WHERE NOT EXISTS (

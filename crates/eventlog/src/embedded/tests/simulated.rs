@@ -330,8 +330,9 @@ impl Disk for SimulatedDisk {
     fn lock(&self, path: &Path) -> io::Result<Option<Lock>> {
         let mut state = lock(&self.state);
         state.check()?;
-        let held = Held { disk: self.clone(), path: path.to_owned() };
-        Ok(state.locked.insert(path.to_owned()).then(|| Box::new(held) as Lock))
+        // Made only if nobody has it: to drop one frees the path.
+        let is_free = state.locked.insert(path.to_owned());
+        Ok(is_free.then(|| Box::new(Held { disk: self.clone(), path: path.to_owned() }) as Lock))
     }
 
     fn free_bytes(&self, _: &Path) -> io::Result<u64> {
