@@ -50,7 +50,7 @@ impl Config {
             partitions_if_new: PARTITIONS_DEFAULT,
             open_wait_max: Duration::from_secs(20),
             append_wait_max: Duration::from_secs(10),
-            linger: Duration::from_millis(5),
+            linger: Duration::from_millis(2),
             in_flight_bytes_max: 64 * 1024 * 1024,
         }
     }
