@@ -82,7 +82,7 @@ fn whatever_goes_wrong_the_invariants_hold() {
     let mut seen: BTreeMap<Seen, u64> = BTreeMap::new();
     reports.values().flat_map(|report| &report.seen).for_each(|(what, times)| *seen.entry(*what).or_default() += times);
     let hash = reports.values().fold(0, |hash: u64, report| hash.rotate_left(1) ^ report.hash);
-    println!("{seeds} seeds from {first} on: trace {hash:016x}, seen {seen:?}");
+    eprintln!("{seeds} seeds from {first} on: trace {hash:016x}, seen {seen:?}");
     // Fewer may not have seen all.
     if seeds >= 100 {
         let unseen: Vec<Seen> = Seen::ALL.into_iter().filter(|what| !seen.contains_key(what)).collect();

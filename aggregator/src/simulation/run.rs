@@ -226,7 +226,7 @@ impl Run {
         let micros = self.elapsed().as_micros();
         let line = format!("{:>4}.{:06} {what}", micros / 1_000_000, micros % 1_000_000);
         if self.0.is_printed {
-            println!("{line}");
+            eprintln!("{line}");
         }
         self.trace(|trace| {
             // FNV-1a, 64 bits.

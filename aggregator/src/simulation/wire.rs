@@ -237,7 +237,12 @@ impl Leases for WireLeases {
 
     async fn heartbeat(&mut self) -> Result<(), sqlx::Error> {
         let owner = self.owner;
-        self.connection.ask(move |model, _| async move { Ok(model.heartbeat(owner)) }).await
+        self.connection
+            .ask(move |model, _| async move {
+                model.heartbeat(owner);
+                Ok(())
+            })
+            .await
     }
 
     async fn peers(&mut self) -> Result<Vec<(Uuid, i64)>, sqlx::Error> {
@@ -247,7 +252,12 @@ impl Leases for WireLeases {
 
     async fn remove(&mut self, owners: &[Uuid]) -> Result<(), sqlx::Error> {
         let owners = owners.to_vec();
-        self.connection.ask(move |model, _| async move { Ok(model.remove(&owners)) }).await
+        self.connection
+            .ask(move |model, _| async move {
+                model.remove(&owners);
+                Ok(())
+            })
+            .await
     }
 
     async fn leases(&mut self) -> Result<Vec<Lease>, sqlx::Error> {
@@ -256,7 +266,12 @@ impl Leases for WireLeases {
 
     async fn take(&mut self, seen: Lease) -> Result<Option<i64>, sqlx::Error> {
         if seen.owner.is_some() {
-            self.connection.ask(move |model, _| async move { Ok(model.end_writer(seen)) }).await?;
+            self.connection
+                .ask(move |model, _| async move {
+                    model.end_writer(seen);
+                    Ok(())
+                })
+                .await?;
         }
         let owner = self.owner;
         self.connection.ask(move |model, pid| async move { model.take(pid, owner, seen).await }).await
@@ -264,6 +279,11 @@ impl Leases for WireLeases {
 
     async fn release(&mut self, partitions: &BTreeSet<u32>) -> Result<(), sqlx::Error> {
         let (owner, partitions) = (self.owner, partitions.clone());
-        self.connection.ask(move |model, _| async move { Ok(model.release(owner, &partitions)) }).await
+        self.connection
+            .ask(move |model, _| async move {
+                model.release(owner, &partitions);
+                Ok(())
+            })
+            .await
     }
 }
