@@ -24,7 +24,8 @@
 //! ```
 //!
 //! The bytes are those of `format.rs`. Of a log partition's files only the last one is written. Its records end where the
-//! next file's begin: what a file holds beyond that was never acknowledged. A file is made under another name, synced,
+//! next file's begin: what a file holds beyond that was never acknowledged. Behind the records of the file that is written lie up to 256 KiB of zeros,
+//! its padding, which a clean end cuts off. A file is made under another name, synced,
 //! renamed, and its folder synced, before it is used; none is ever used again. Files `*.damaged` are copies of what a torn
 //! write left at the beginning of a file; the log never reads them; neither does it read the copies `*.corrupt` that a spool asks for. Folders have mode 0700, files 0600, and symbolic links are not followed.
 //!
@@ -32,7 +33,8 @@
 //!
 //! - **Append** (`writer.rs`): jobs queue; one thread takes all there are, gives offsets, writes and syncs the touched files
 //!   side by side, moves the ends, answers. The next group is what queued meanwhile, so the size of a group follows the load;
-//!   where that is much, it waits up to 3 ms for more.
+//!   where that is much, it waits up to 3 ms for more. A small group that makes a file longer adds padding, so that those after it
+//!   are written inside of the file, which a sync is cheaper for.
 //! - **Rotation**: a file that would grow beyond [`Options::file_bytes_max`] is synced and closed, and the next one made.
 //! - **Errors**: a failed sync or write answers [`AppendError::Unknown`], and a new file continues before the first record that was not
 //!   synced; a second failure in a row stops the log. A full disk or quota answers [`AppendError::Unavailable`], after the file was cut
@@ -90,7 +92,8 @@ pub struct Options {
     pub partitions: Option<u32>,
     /// Bytes of one file at most, unless a single record is larger. Smaller where `bytes_max` asks for it.
     pub file_bytes_max: u64,
-    /// Bytes of all files together. The headers of new files, 44 bytes each, may come on top.
+    /// Bytes of all files together. The headers of new files, 44 bytes each, and the padding of the files that are written, up to 256 KiB each, may
+    /// come on top.
     pub bytes_max: u64,
     /// Bytes of records that are on their way to the disk; further appends wait.
     pub in_flight_bytes_max: u32,

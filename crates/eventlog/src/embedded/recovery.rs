@@ -6,6 +6,7 @@
 //! | Found | Means | Done |
 //! |---|---|---|
 //! | valid records to the end | a clean end, or a crash between groups | synced, since a killed process may have left records unsynced; continued |
+//! | nothing but zeros behind the records | padding; the process was killed, or lost its power | cut off, synced; continued |
 //! | bad bytes, no valid record after them | a torn write | cut off, synced, counted; continued |
 //! | bad bytes, then valid records that were all written by the last sync's group | a torn write whose sectors reached the disk out of order | counted; kept as it is, and a new file begins at the first bad record |
 //! | bad bytes, then a record that was written after a later sync | acknowledged records are damaged | counted and logged; kept as it is, a new file begins after it; reading the damage is an error |

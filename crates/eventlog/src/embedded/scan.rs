@@ -158,6 +158,22 @@ impl Scanner {
         Ok(Step::Record { at, first_after_sync: head.is_first_after_sync(), bytes: frame.slice(FRAME_BYTES..) })
     }
 
+    /// Returns whether nothing but zeros lies from the present place on, as behind the records of a file that was written when its process
+    /// ended: padding, and nothing that was acknowledged. Does not move.
+    /// # Errors
+    /// The file cannot be read.
+    pub(super) fn only_padding_follows(&mut self) -> io::Result<bool> {
+        let mut at = self.at;
+        while at < self.limit {
+            let window = self.window(at, self.chunk)?;
+            if window.is_empty() || window.iter().any(|byte| *byte != 0) {
+                return Ok(false);
+            }
+            at += window.len() as u64;
+        }
+        Ok(true)
+    }
+
     /// Searches from the present place on, byte by byte, for a valid record that is not older than the one expected.
     /// Does not move.
     /// # Errors
@@ -244,6 +260,7 @@ pub(super) fn survey(file: Arc<dyn DiskFile>, salt: Salt, base: Offset, bytes: u
                 }
             }
             Step::End => break None,
+            Step::Bad(_) if scanner.only_padding_follows()? => break None,
             Step::Bad(reason) => match scanner.find_next()? {
                 Next::Record { at, offset: found } => {
                     damage.push(Damage { at: scanner.at(), from: offset, to: found, reason });

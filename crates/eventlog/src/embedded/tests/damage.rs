@@ -69,7 +69,7 @@ impl Written {
 
     fn check_disk(&self, disk: &SimulatedDisk, what: &str) -> (Contents, Stats) {
         runtime().block_on(async {
-            let log = open_one(disk, 1 << 20).unwrap_or_else(|error| panic!("{what}: {error}"));
+            let log = open_one(disk, 1 << 14).unwrap_or_else(|error| panic!("{what}: {error}"));
             let found = contents(&log, 0).await;
             let stats = log.stats();
             for (offset, bytes) in &found.records {
@@ -79,7 +79,7 @@ impl Written {
             }
             drop(log);
             let disk = disk.after_power_cut();
-            let log = open_one(&disk, 1 << 20).unwrap_or_else(|error| panic!("{what}, again: {error}"));
+            let log = open_one(&disk, 1 << 14).unwrap_or_else(|error| panic!("{what}, again: {error}"));
             assert_eq!(contents(&log, 0).await, found, "{what}: opened again");
             assert_eq!(log.stats().torn_tails, 0, "{what}: opened again");
             let appended = record(1_000, 10);
@@ -87,7 +87,7 @@ impl Written {
             assert_eq!(position.offset, Some(found.end), "{what}");
             drop(log);
             let disk = disk.after_power_cut();
-            let log = open_one(&disk, 1 << 20).unwrap_or_else(|error| panic!("{what}, a third time: {error}"));
+            let log = open_one(&disk, 1 << 14).unwrap_or_else(|error| panic!("{what}, a third time: {error}"));
             let mut after = contents(&log, 0).await;
             assert_eq!(after.records.pop(), Some((found.end, appended.bytes().clone())), "{what}");
             assert_eq!((after.records, after.damaged), (found.records.clone(), found.damaged.clone()), "{what}: after an append");
@@ -129,7 +129,7 @@ impl Written {
 
 #[test]
 fn a_last_file_cut_at_any_byte_keeps_every_whole_record() {
-    let log = written(1 << 20, 0);
+    let log = written(1 << 14, 0);
     for cut in log.last_bytes(4096) {
         let whole = log.records.iter().filter(|(_, _, range)| range.end <= cut).count() as u64;
         let is_clean = cut == FILE_HEADER_BYTES || log.records.iter().any(|(_, _, range)| range.end == cut);
@@ -141,7 +141,7 @@ fn a_last_file_cut_at_any_byte_keeps_every_whole_record() {
 
 #[test]
 fn a_last_file_with_any_byte_flipped_loses_that_record_alone() {
-    let log = written(1 << 20, 0);
+    let log = written(1 << 14, 0);
     for byte in log.last_bytes(4096) {
         let mut bytes = log.bytes.clone();
         bytes[byte] ^= 1 << (byte % 8);
@@ -152,29 +152,35 @@ fn a_last_file_with_any_byte_flipped_loses_that_record_alone() {
 
 #[test]
 fn a_last_file_that_ends_in_zeros_or_noise_is_cut_there() {
-    let log = written(1 << 20, 0);
+    let log = written(1 << 14, 0);
     for from in log.last_bytes(4096).step_by(61) {
         let whole = log.records.iter().filter(|(_, _, range)| range.end <= from).count() as u64;
-        let expected = || Expected { readable: (0..whole).collect(), damaged: Vec::new(), end: whole, torn_tails: 1 };
+        let expected = |torn: bool| Expected {
+            readable: (0..whole).collect(),
+            damaged: Vec::new(),
+            end: whole,
+            torn_tails: u64::from(torn),
+        };
+        let begun = log.records[whole as usize].2.start;
         let mut zeros = log.bytes.clone();
         zeros[from..].fill(0);
-        log.check(zeros, &format!("zeros from {from}"), expected());
+        log.check(zeros, &format!("zeros from {from}"), expected(log.bytes[begun..from].iter().any(|byte| *byte != 0)));
         let mut noise = log.bytes.clone();
         let mut state = from as u32 | 1;
         for byte in &mut noise[from..] {
             state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
             *byte = (state >> 24) as u8;
         }
-        log.check(noise, &format!("noise from {from}"), expected());
-        let mut longer = log.bytes[..log.records[whole as usize].2.start].to_vec();
+        log.check(noise, &format!("noise from {from}"), expected(true));
+        let mut longer = log.bytes[..begun].to_vec();
         longer.resize(longer.len() + from, 0);
-        log.check(longer, &format!("{from} zeros after record {whole}"), expected());
+        log.check(longer, &format!("{from} zeros after record {whole}"), expected(false));
     }
 }
 
 #[test]
 fn a_length_that_cannot_be_is_damage_and_costs_nothing() {
-    let log = written(1 << 20, 0);
+    let log = written(1 << 14, 0);
     let last = log.records.len() as u64 - 1;
     for length in [0, 1, 100_000, RECORD_BYTES_MAX as u32, RECORD_BYTES_MAX as u32 + 1, 0x7fff_ffff, 0x8000_0000, u32::MAX] {
         for offset in [0, 5, last - 1, last] {
@@ -188,7 +194,7 @@ fn a_length_that_cannot_be_is_damage_and_costs_nothing() {
 
 #[test]
 fn sectors_that_are_swapped_or_written_twice_give_no_wrong_record() {
-    let log = written(1 << 20, 0);
+    let log = written(1 << 14, 0);
     let sectors = log.bytes.len() / 512;
     for first in 0..sectors {
         for second in first + 1..sectors {
@@ -215,7 +221,7 @@ fn sectors_that_are_swapped_or_written_twice_give_no_wrong_record() {
 
 #[test]
 fn a_damaged_header_of_a_last_file_gives_its_offsets_up() {
-    let log = written(1 << 20, 0);
+    let log = written(1 << 14, 0);
     for byte in 0..FILE_HEADER_BYTES {
         let mut bytes = log.bytes.clone();
         bytes[byte] ^= 0x10;
@@ -292,4 +298,53 @@ fn opening_reads_the_last_file_only() {
     let read = log.disk.bytes_read() - before;
     // The last file, its last group and its header once more, and the log's own header.
     assert!(read <= 2 * log.bytes.len() as u64 + 100, "{read} bytes read, the last file has {}", log.bytes.len());
+}
+
+/// A killed process and a power cut leave padding, which is no torn write; a clean end leaves none, and neither does a group that is large.
+#[test]
+fn padding_is_neither_damage_nor_left_at_a_clean_end() {
+    runtime().block_on(async {
+        let path = folder().join("partition-00").join("00000000000000000000.log");
+        let disk = SimulatedDisk::new(1);
+        let log = open_one(&disk, 4 << 20).expect("opens");
+        log.append(vec![record(0, 100)]).await.expect("appends");
+        let padded = disk.contents(&path);
+        let records = FILE_HEADER_BYTES + FRAME_BYTES + record(0, 100).bytes().len();
+        assert_eq!(padded.len(), records + 256 * 1024);
+        assert!(padded[records..].iter().all(|byte| *byte == 0));
+        log.append(vec![record(1, 100)]).await.expect("appends");
+        assert_eq!(disk.contents(&path).len(), padded.len(), "written inside of the padding");
+        for (killed, what) in [(disk.after_kill(), "killed"), (disk.after_power_cut(), "without power")] {
+            let log = open_one(&killed, 4 << 20).expect("opens");
+            assert_eq!((contents(&log, 0).await.end, log.stats().torn_tails), (2, 0), "{what}");
+            let large: Vec<_> = (2..130).map(|number| record(number, 1_024)).collect();
+            log.append(large).await.expect("appends");
+            let written = killed.contents(&path);
+            assert_eq!(frames(&written).len(), 130, "{what}: a large group is not padded");
+            log.append(vec![record(130, 100)]).await.expect("appends");
+            assert!(killed.contents(&path).len() > written.len() + 200_000, "{what}: a small one is");
+            drop(log);
+            assert_eq!(frames(&killed.contents(&path)).len(), 131, "{what}: a clean end");
+        }
+    });
+}
+
+/// A disk that has room for a record, and none for padding, takes the record.
+#[test]
+fn a_disk_without_room_for_padding_takes_records() {
+    runtime().block_on(async {
+        let disk = SimulatedDisk::new(1);
+        let log = open_one(&disk, 4 << 20).expect("opens");
+        let before = disk.used();
+        disk.set(|faults| faults.capacity = Some(before + 10_000));
+        let mut written = 0;
+        for number in 0..10 {
+            written += (FRAME_BYTES + record(number, 50).bytes().len()) as u64;
+            log.append(vec![record(number, 50)]).await.expect("there is room");
+            assert_eq!(disk.used(), before + written, "what there was no room for is given back");
+        }
+        let killed = disk.after_kill();
+        let log = open_one(&killed, 4 << 20).expect("opens");
+        assert_eq!((contents(&log, 0).await.end, log.stats().torn_tails), (10, 0));
+    });
 }
