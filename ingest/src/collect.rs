@@ -411,7 +411,7 @@ fn check_rules(
     generated_id: impl FnOnce() -> EventId,
     objection: Option<Signal>,
     name: impl Fn(&str) -> Option<Cow<'static, str>>,
-) -> Result<(Event, Vec<Repair>), Vec<Rejection>> {
+) -> Result<(Box<Event>, Vec<Repair>), Vec<Rejection>> {
     let ParsedEvent { draft, sent_at, is_clock_right, mut faults, .. } = parsed;
     let sent_at = sent_at.or(request.sent_at).filter(|_| !is_clock_right);
     let request = RequestContext { sent_at, ..*request };

@@ -199,7 +199,7 @@ pub(crate) enum EnvelopeFault {
 #[derive(Debug)]
 pub(crate) struct ParsedEvent {
     /// What was read; fields at fault are left out.
-    pub(crate) draft: Draft,
+    pub(crate) draft: Box<Draft>,
     /// The event's own `sent_at`, which takes precedence over the envelope's.
     pub(crate) sent_at: Option<Micros>,
     /// The address of the visitor, where the client says it in a field of its own.
@@ -215,7 +215,14 @@ pub(crate) struct ParsedEvent {
 impl ParsedEvent {
     /// Begins with a draft.
     pub(crate) fn new(draft: Draft) -> Self {
-        ParsedEvent { draft, sent_at: None, address: None, is_bot: None, is_clock_right: false, faults: Vec::new() }
+        ParsedEvent {
+            draft: Box::new(draft),
+            sent_at: None,
+            address: None,
+            is_bot: None,
+            is_clock_right: false,
+            faults: Vec::new(),
+        }
     }
 }
 
@@ -423,7 +430,7 @@ mod tests {
                         let _ = (envelope.place(index), envelope.id(index), envelope.client_name(index, "value"));
                         let parsed = read(envelope.as_ref(), text, index, &[], route.dialect().is_strict());
                         let Ok(parsed) = parsed.map(|parsed| parsed.draft) else { continue };
-                        if let Ok(event) = rules::admit(parsed, &context, generated_id) {
+                        if let Ok(event) = rules::admit(*parsed, &context, generated_id) {
                             let record = String::from_utf8(events::Record::encode(&event).bytes().to_vec());
                             prop_assert!(!record.expect("JSON").contains("\\u0000"));
                             if let Some(metadata) = event.metadata {

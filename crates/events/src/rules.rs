@@ -102,17 +102,18 @@ pub struct RequestContext {
 /// # Errors
 /// Every fault found, at least one, each with its field.
 pub fn admit(draft: Draft, request: &RequestContext, generated_id: impl FnOnce() -> EventId) -> Result<Event, Vec<Rejection>> {
-    admit_repaired(draft, request, generated_id).map(|(event, _)| event)
+    admit_repaired(Box::new(draft), request, generated_id).map(|(event, _)| *event)
 }
 
-/// The same, and returns what was repaired in the event, which its metadata names as well.
+/// The same, and returns what was repaired in the event, which its metadata names as well. Both are boxed: each takes a kilobyte, which would be
+/// copied from one caller to the next.
 /// # Errors
 /// Those of [`admit`].
 pub fn admit_repaired(
-    draft: Draft,
+    draft: Box<Draft>,
     request: &RequestContext,
     generated_id: impl FnOnce() -> EventId,
-) -> Result<(Event, Vec<Repair>), Vec<Rejection>> {
+) -> Result<(Box<Event>, Vec<Repair>), Vec<Rejection>> {
     let mut check = Check::new(draft.repairs, request.dialect.is_strict());
     let kind = draft.details.kind();
 
@@ -139,7 +140,7 @@ pub fn admit_repaired(
     if !check.faults.is_empty() {
         return Err(check.faults);
     }
-    let event = Event {
+    let event = Box::new(Event {
         project_id: request.project,
         event_id: event_id.as_deref().map_or_else(generated_id, |text| identity::event_id(request.dialect, text)),
         id_from_client: event_id.is_some(),
@@ -164,7 +165,7 @@ pub fn admit_repaired(
         context,
         details,
         metadata,
-    };
+    });
     Ok((event, check.repairs))
 }
 

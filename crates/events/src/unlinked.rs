@@ -24,11 +24,11 @@ pub const SIGNALS: [&str; 3] = ["gpc", "dnt", "sp_anonymous"];
 /// # Errors
 /// Those of [`rules::admit`]; none concerns a user.
 pub fn admit(
-    mut draft: Draft,
+    mut draft: Box<Draft>,
     request: &RequestContext,
     generated_id: impl FnOnce() -> EventId,
     signal: &str,
-) -> Result<(Event, Vec<Repair>), Vec<Rejection>> {
+) -> Result<(Box<Event>, Vec<Repair>), Vec<Rejection>> {
     let own = [draft.user_id.take(), draft.anonymous_id.take(), draft.session_id.take()];
     let mut ids = Ids(own.into_iter().flatten().filter(|id| !id.is_empty()).map(String::from).collect());
     // The rules ask for a user; the one that it gets follows from what they make of the event's id.
@@ -225,7 +225,7 @@ mod tests {
     use crate::testing::{self, generated_id, request_context};
 
     fn unlinked(draft: Draft) -> Event {
-        admit(draft, &request_context(), generated_id, "gpc").expect("a valid event").0
+        *admit(Box::new(draft), &request_context(), generated_id, "gpc").expect("a valid event").0
     }
 
     fn with_properties(properties: &str) -> Draft {

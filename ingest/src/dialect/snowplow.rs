@@ -364,7 +364,7 @@ mod tests {
     fn draft(event: &str) -> Draft {
         let raw: &RawValue = serde_json::from_str(event).expect("a constant");
         let device = Device { known: None, fresh: "fresh" };
-        parse(&Item::new(raw).expect("an object"), device, &["signup".to_owned()]).expect("can be read").draft
+        *parse(&Item::new(raw).expect("an object"), device, &["signup".to_owned()]).expect("can be read").draft
     }
 
     #[test]

@@ -174,7 +174,8 @@ async fn who_objects_takes_part_in_no_experiment() {
     let mut case = Case::with_checkout(&database).await;
     let unlinked = |case: &mut Case, draft: Draft| {
         let request = RequestContext { project: ProjectId(case.project), ..request_context() };
-        let event = events::unlinked::admit(draft, &request, || EventId(Uuid::new_v4()), "gpc").expect("a valid event").0;
+        let event =
+            events::unlinked::admit(Box::new(draft), &request, || EventId(Uuid::new_v4()), "gpc").expect("a valid event").0;
         Record::encode(&event)
     };
     let everybody = "SELECT user_id FROM user_experiment_participation WHERE project_id = $project ORDER BY 1";

@@ -204,8 +204,8 @@ fn repaired(draft: Draft) -> Result<(Vec<String>, Event), Vec<String>> {
         let from = repair.from.as_ref().map_or(String::new(), |from| format!("={from}"));
         format!("{} {}{from}", repair.reason.as_str(), repair.field)
     };
-    admit_repaired(draft, &request, generated_id)
-        .map(|(event, repairs)| (repairs.iter().map(shown).collect(), event))
+    admit_repaired(Box::new(draft), &request, generated_id)
+        .map(|(event, repairs)| (repairs.iter().map(shown).collect(), *event))
         .map_err(|faults| faults.iter().map(|fault| format!("{} {}", fault.code.as_str(), fault.field)).collect())
 }
 
@@ -259,7 +259,7 @@ fn a_placeholder_is_no_id() {
         for dialect in [Dialect::Native, Dialect::Segment] {
             let draft = Draft { user_id: user.map(Into::into), anonymous_id: anonymous.map(Into::into), ..conversion() };
             let request = RequestContext { dialect, ..request_context() };
-            let found = admit_repaired(draft, &request, generated_id);
+            let found = admit_repaired(Box::new(draft), &request, generated_id);
             let found = found.as_ref().map(|(event, repairs)| (event.external_id.as_deref().unwrap_or_default(), repairs.len()));
             assert_eq!(found.map_err(|faults| faults[0].code.as_str()), expected, "{user:?} {anonymous:?}");
         }
