@@ -47,6 +47,7 @@ enum Call {
     Register(u32, i64),
     Checkpoint(u32),
     Commit(Batch),
+    Ping,
     /// The connection for batches is closed, and another one opened.
     Reconnect,
 }
@@ -106,6 +107,7 @@ impl Side {
                 let tallies: Tallies = (0..PARTITIONS).map(|partition| (partition, Tally::new(100))).collect();
                 told_of_commit(writer.commit(batch, &tallies).await)
             }
+            Call::Ping => told(writer.ping().await),
             Call::Reconnect => Some(String::new()),
         };
         if said.is_none() {
@@ -140,7 +142,7 @@ fn draw(run: &Run, model: &Model, project: Uuid) -> Call {
     let partition = run.number(0..u64::from(PARTITIONS)) as u32;
     let (seen, standing) = model.look(|tables| (tables.leases[partition as usize], tables.standings[partition as usize]));
     let late = i64::from(run.chance(0.3));
-    match run.number(0..20) {
+    match run.number(0..22) {
         0 => Call::Heartbeat,
         1 => Call::Peers,
         2 => Call::Remove(run.number(0..OWNERS as u64) as usize),
@@ -151,6 +153,7 @@ fn draw(run: &Run, model: &Model, project: Uuid) -> Call {
         8..=10 => Call::Register(partition, standing.epoch - late),
         11 => Call::Checkpoint(partition),
         12 => Call::Reconnect,
+        13 | 14 => Call::Ping,
         _ => {
             let mut batch = Batch::default();
             for partition in (0..PARTITIONS).filter(|of| *of == partition || run.chance(0.3)) {
@@ -236,7 +239,9 @@ async fn the_model_says_what_postgres_says() {
         assert_eq!(left_in_model(&model), left_in_postgres(&mut connection, log_id, project).await, "sequence {seed}");
     }
     // They were asked what matters: each of these was said at least once.
-    for said in ["Register true", "Register false", "Register an error", "Take None", "Take Some()", "Commit an error"] {
+    for said in
+        ["Register true", "Register false", "Register an error", "Take None", "Take Some()", "Commit an error", "Ping an error"]
+    {
         assert!(said_by_both.contains(said), "never {said}: {said_by_both:#?}");
     }
     for part in ["Commit not the owner", "id_conflict", "Commit {Conversion:"] {
