@@ -17,7 +17,7 @@ use uuid::Uuid;
 use crate::commit::rollups::{Slotted, add_to};
 use crate::commit::{self, CommitError};
 use crate::config::Config;
-use crate::database;
+use crate::silence::{self, Backend, Silent};
 
 /// How often it is looked whether there is something to fill.
 const EVERY: Duration = Duration::from_secs(1);
@@ -39,10 +39,16 @@ pub(crate) enum FillError {
     Catalogue(#[from] CatalogueError),
 }
 
+impl From<Silent> for FillError {
+    fn from(silent: Silent) -> Self {
+        FillError::Postgres(silent.into())
+    }
+}
+
 /// Runs for ever; may be dropped at any point.
 pub(crate) async fn run(config: Config) {
     let mut back_off = BackOff::new(EVERY, PAUSE_MAX);
-    let mut connection: Option<PgConnection> = None;
+    let mut connection: Option<(PgConnection, Backend)> = None;
     loop {
         let pause = match fill_with(&config, &mut connection).await {
             Ok(()) => {
@@ -59,12 +65,12 @@ pub(crate) async fn run(config: Config) {
     }
 }
 
-async fn fill_with(config: &Config, connection: &mut Option<PgConnection>) -> Result<(), FillError> {
-    let open = match connection {
+async fn fill_with(config: &Config, connection: &mut Option<(PgConnection, Backend)>) -> Result<(), FillError> {
+    let (open, backend) = match connection {
         Some(open) => open,
-        None => connection.insert(database::connect(&config.database_url, "rollups").await?),
+        None => connection.insert(silence::connect(&config.database_url, "rollups").await?),
     };
-    fill_all(open).await
+    backend.answers(fill_all(open)).await
 }
 
 /// Fills in all that is missing and no other process is at, and lets go of versions that others have taken the place of.

@@ -14,8 +14,9 @@ use uuid::Uuid;
 use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::recompute::{Behind, catch_up_all};
+use crate::silence::{self, Backend};
 use crate::status::Status;
-use crate::{SCHEMA, database, partitions};
+use crate::{SCHEMA, partitions};
 
 const MONTHS_EVERY: Duration = Duration::from_secs(3_600);
 const REPLAYS_EVERY: Duration = Duration::from_secs(1);
@@ -26,7 +27,7 @@ const PAUSE_MAX: Duration = Duration::from_secs(10);
 
 /// Runs until a stop.
 pub(crate) async fn run(config: Config, log: Arc<dyn Append>, mut stop: Stop) {
-    let mut connection: Option<PgConnection> = None;
+    let mut connection: Option<(PgConnection, Backend)> = None;
     let mut months_at = Instant::now() + MONTHS_EVERY;
     let mut back_off = BackOff::new(REPLAYS_EVERY, PAUSE_MAX);
     while !stop.is_requested() {
@@ -50,33 +51,34 @@ pub(crate) async fn run(config: Config, log: Arc<dyn Append>, mut stop: Stop) {
 
 async fn maintain(
     config: &Config,
-    connection: &mut Option<PgConnection>,
+    connection: &mut Option<(PgConnection, Backend)>,
     log: &dyn Append,
     months_at: &mut Instant,
 ) -> Result<(), sqlx::Error> {
-    let open = match connection {
+    let (open, backend) = match connection {
         Some(open) => open,
-        None => connection.insert(database::connect(&config.database_url, "maintenance").await?),
+        None => connection.insert(silence::connect(&config.database_url, "maintenance").await?),
     };
     if Instant::now() >= *months_at {
-        partitions::make_usual_months(open).await?;
-        sqlx::query("DELETE FROM rejected_events WHERE received_at < now() - interval '30 days'").execute(&mut *open).await?;
+        backend.answers(partitions::make_usual_months(open)).await?;
+        let old = sqlx::query("DELETE FROM rejected_events WHERE received_at < now() - interval '30 days'").execute(&mut *open);
+        backend.answers(old).await?;
         *months_at = Instant::now() + MONTHS_EVERY;
     }
-    while replay(open, log).await? == REPLAYS_AT_ONCE as usize {}
+    while replay(open, backend, log).await? == REPLAYS_AT_ONCE as usize {}
     Ok(())
 }
 
 /// Appends the original bytes of dead letters marked `replay` to the log again, and marks them `replayed`. A crash in
 /// between appends them twice, which deduplication absorbs. Returns how many there were.
-async fn replay(connection: &mut PgConnection, log: &dyn Append) -> Result<usize, sqlx::Error> {
-    let mut transaction = connection.begin().await?;
-    let rows = sqlx::query(
+async fn replay(connection: &mut PgConnection, backend: &Backend, log: &dyn Append) -> Result<usize, sqlx::Error> {
+    let mut transaction = backend.answers(connection.begin()).await?;
+    let marked = sqlx::query(
         "SELECT id, bytes FROM dead_letters WHERE status = 'replay' ORDER BY created_at, id LIMIT $1 FOR UPDATE SKIP LOCKED",
     )
     .bind(REPLAYS_AT_ONCE)
-    .fetch_all(&mut *transaction)
-    .await?;
+    .fetch_all(&mut *transaction);
+    let rows = backend.answers(marked).await?;
     let mut records = Vec::new();
     let mut replayed: Vec<Uuid> = Vec::new();
     let mut refused: Vec<Uuid> = Vec::new();
@@ -94,14 +96,18 @@ async fn replay(connection: &mut PgConnection, log: &dyn Append) -> Result<usize
         && let Err(error) = log.append(records).await
     {
         tracing::warn!(%error, letters = replayed.len(), "dead letters are not replayed yet");
-        transaction.rollback().await?;
+        backend.answers(transaction.rollback()).await?;
         return Ok(0);
     }
-    let mark = "UPDATE dead_letters SET status = $2, changed_at = now() WHERE id = ANY ($1)";
-    sqlx::query(mark).bind(&replayed).bind("replayed").execute(&mut *transaction).await?;
-    sqlx::query(mark).bind(&refused).bind("open").execute(&mut *transaction).await?;
-    transaction.commit().await?;
-    Ok(rows.len())
+    let count = rows.len();
+    let marking = async {
+        let mark = "UPDATE dead_letters SET status = $2, changed_at = now() WHERE id = ANY ($1)";
+        sqlx::query(mark).bind(&replayed).bind("replayed").execute(&mut *transaction).await?;
+        sqlx::query(mark).bind(&refused).bind("open").execute(&mut *transaction).await?;
+        transaction.commit().await
+    };
+    backend.answers(marking).await?;
+    Ok(count)
 }
 
 /// Brings experiments up to date that are marked as behind, and tells which ones this build cannot. May be dropped at any point: a
@@ -128,16 +134,19 @@ pub(crate) async fn recompute(config: Config, status: Arc<Status>, metrics: Arc<
     }
 }
 
-async fn catch_up(config: &Config, connection: &mut Option<PgConnection>) -> Result<(usize, Vec<Behind>), sqlx::Error> {
-    let open = match connection {
+async fn catch_up(
+    config: &Config,
+    connection: &mut Option<(PgConnection, Backend)>,
+) -> Result<(usize, Vec<Behind>), sqlx::Error> {
+    let (open, backend) = match connection {
         Some(open) => open,
-        None => connection.insert(database::connect(&config.database_url, "recomputations").await?),
+        None => connection.insert(silence::connect(&config.database_url, "recomputations").await?),
     };
     // Beside another schema nothing is touched; the lease manager says so.
-    if SCHEMA.check(schema::version(open).await?).is_err() {
+    if SCHEMA.check(backend.answers(schema::version(open)).await?).is_err() {
         return Ok((0, Vec::new()));
     }
-    catch_up_all(open).await
+    backend.answers(catch_up_all(open)).await
 }
 
 fn text(behind: &Behind) -> String {

@@ -29,8 +29,10 @@ use crate::store::{Store, Writer};
 use halted::{COMMIT_REFUSED, LOG_DIFFERS, LOG_VERSION_UNKNOWN, Looks, TOO_MANY_DEAD_LETTERS, halt_of};
 use suspects::{Failed, Suspects};
 
-/// The first and the longest wait of a worker before it restarts after an error.
-const PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(2));
+/// The first and the longest wait of a worker before it restarts after an error; each is lengthened by up to itself.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from_millis(700));
+/// How often a worker that has nothing to store looks whether its connection lives, so that it has another one before the next event comes.
+const PING_EVERY: Duration = Duration::from_secs(1);
 /// After so long without an error the next pause is the shortest again.
 const STEADY: Duration = Duration::from_secs(30);
 /// How long a worker waits for a log partition that cannot be read now, unless another one has records.
@@ -64,6 +66,8 @@ pub(crate) struct Worker {
     ceilings: BTreeMap<u32, TooMany>,
     suspects: Suspects,
     looks: Looks,
+    /// Nothing was left to store, and the connection lived.
+    was_well: bool,
 }
 
 /// Where a worker stands in a log partition.
@@ -78,7 +82,14 @@ type Positions = BTreeMap<u32, Position>;
 impl Worker {
     /// Makes one that has read nothing yet.
     pub(crate) fn new(number: u32, shared: Shared) -> Self {
-        Worker { number, shared, ceilings: BTreeMap::new(), suspects: Suspects::default(), looks: Looks::default() }
+        Worker {
+            number,
+            shared,
+            ceilings: BTreeMap::new(),
+            suspects: Suspects::default(),
+            looks: Looks::default(),
+            was_well: false,
+        }
     }
 
     /// Works until a stop, and then until the log's end. After any error the connection is closed, and everything that
@@ -98,7 +109,7 @@ impl Worker {
             if stop.is_requested() {
                 return; // what is left stays in the log
             }
-            if began.elapsed() > STEADY {
+            if began.elapsed() > STEADY || std::mem::take(&mut self.was_well) {
                 back_off.reset();
             }
             if failed.is_alone {
@@ -145,7 +156,7 @@ impl Worker {
         let mut positions = Positions::new();
         let mut tallies = Tallies::new();
         let mut ahead = Batch::default();
-        let mut polled = Instant::now();
+        let (mut polled, mut answered) = (Instant::now(), Instant::now());
         loop {
             if polled.elapsed() >= SETTLED_POLL {
                 polled = Instant::now();
@@ -174,6 +185,11 @@ impl Worker {
                 if draining {
                     return Ok(());
                 }
+                if answered.elapsed() >= PING_EVERY {
+                    writer.ping().await?;
+                    answered = Instant::now();
+                    self.was_well = true;
+                }
                 continue;
             }
             // Behind a full batch there is more: it is read and decoded while Postgres works on this one.
@@ -189,6 +205,7 @@ impl Worker {
             let (counts, bytes) = writer.remembered();
             self.shared.metrics.users(self.number, counts, bytes);
             let stored = stored?;
+            answered = Instant::now();
             self.suspects.succeeded();
             self.unhalt_stored(&batch);
             self.acknowledge(&batch, &stored, began.elapsed()).await;

@@ -44,6 +44,9 @@ pub(crate) trait Writer: Send {
     /// Stores a batch and moves its checkpoints, or does neither.
     async fn commit(&mut self, batch: &Batch, tallies: &Tallies) -> Result<Stored, CommitError>;
 
+    /// Asks for nothing, to learn whether the connection is alive.
+    async fn ping(&mut self) -> Result<(), sqlx::Error>;
+
     /// Says whose users may be remembered from commit to commit, and in how many bytes for each log partition.
     fn remember(&mut self, partitions: BTreeSet<u32>, bytes_max: usize);
 

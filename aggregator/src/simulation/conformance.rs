@@ -47,6 +47,7 @@ enum Call {
     Register(u32, i64),
     Checkpoint(u32),
     Commit(Batch),
+    Ping,
     /// The connection for batches is closed, and another one opened.
     Reconnect,
 }
@@ -106,6 +107,7 @@ impl Side {
                 let tallies: Tallies = (0..PARTITIONS).map(|partition| (partition, Tally::new(100))).collect();
                 told_of_commit(writer.commit(batch, &tallies).await)
             }
+            Call::Ping => told(writer.ping().await),
             Call::Reconnect => Some(String::new()),
         };
         if said.is_none() {
@@ -222,9 +224,12 @@ async fn the_model_says_what_postgres_says() {
         let mut modelled = Side::new(Arc::new(Wire::new(&model, &weather)));
         let mut real = Side::new(Arc::new(Postgres::new(&Config::new(([127, 0, 0, 1], 0).into(), database.url.clone()), log_id)));
         let mut before = Vec::new();
-        for _ in 0..CALLS {
-            let of = run.number(0..OWNERS as u64) as usize;
-            let call = draw(&run, &model, project);
+        for number in 0..CALLS + OWNERS {
+            // At last each is asked whether its connection lives.
+            let (of, call) = match number.checked_sub(CALLS) {
+                None => (run.number(0..OWNERS as u64) as usize, draw(&run, &model, project)),
+                Some(of) => (of, Call::Ping),
+            };
             let (expected, found) = (real.call(of, &call).await, modelled.call(of, &call).await);
             let line = format!("{of}: {call:?}: {expected:?}");
             assert_eq!(found, expected, "sequence {seed}, after {before:#?}\nthe model differs: {line}");

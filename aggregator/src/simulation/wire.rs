@@ -203,6 +203,10 @@ impl Writer for WireWriter {
         })
     }
 
+    async fn ping(&mut self) -> Result<(), sqlx::Error> {
+        self.0.ask(|_, _| async { Ok(()) }).await
+    }
+
     fn remember(&mut self, _: BTreeSet<u32>, _: usize) {}
 
     fn remembered(&mut self) -> (Counts, usize) {

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use async_trait::async_trait;
 use catalogue::schema::{self, UnsupportedSchema};
 use eventlog::Offset;
-use sqlx::{PgConnection, Row};
+use sqlx::{Connection as _, PgConnection, Row};
 use uuid::Uuid;
 
 use super::{Lease, Leases, Store, Writer};
@@ -89,6 +89,10 @@ impl Writer for PostgresWriter {
     async fn commit(&mut self, batch: &Batch, tallies: &Tallies) -> Result<Stored, CommitError> {
         let committed = commit::commit(&mut self.connection, &mut self.cache, self.log_id, batch, tallies);
         self.backend.answers(committed).await
+    }
+
+    async fn ping(&mut self) -> Result<(), sqlx::Error> {
+        self.backend.answers(self.connection.ping()).await
     }
 
     fn remember(&mut self, partitions: BTreeSet<u32>, bytes_max: usize) {

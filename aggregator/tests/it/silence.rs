@@ -126,7 +126,7 @@ async fn what_waits_for_a_lock_is_waited_for() {
 async fn leases_in_a_black_hole_are_renewed_over_another_connection() {
     let mut behind = Behind::start(false).await;
     ready(&behind.aggregator).await;
-    assert!(behind.proxy.cut(Cut::SilenceOfLeases, CUT_MAX).await);
+    assert!(behind.proxy.cut(Cut::SilenceOf("leases"), CUT_MAX).await);
     behind.buy().await;
     behind.stored().await;
     unready(&behind.aggregator, "postgres: no answer for 7 s").await;
@@ -149,7 +149,7 @@ async fn who_is_in_a_black_hole_is_replaced_and_comes_back() {
     };
     let epochs = behind.epochs().await;
     let owner: uuid::Uuid = behind.pipeline.scalar("SELECT owner FROM leases LIMIT 1").await;
-    assert!(behind.proxy.cut(Cut::SilenceOfLeases, CUT_MAX).await);
+    assert!(behind.proxy.cut(Cut::SilenceOf("leases"), CUT_MAX).await);
     unready(&behind.aggregator, "postgres: no answer for 7 s").await;
     ready(&behind.aggregator).await;
     assert_eq!(behind.epochs().await, epochs);
@@ -165,4 +165,20 @@ async fn who_is_in_a_black_hole_is_replaced_and_comes_back() {
     behind.stored().await;
     behind.aggregator.stop().await;
     other.stop().await;
+}
+
+/// What runs beside the flow, and may hold the locks of an experiment, of a rollup or of dead letters meanwhile, goes on over another connection.
+#[tokio::test]
+async fn what_runs_beside_the_flow_leaves_a_black_hole() {
+    let mut behind = Behind::start(false).await;
+    for purpose in ["maintenance", "recomputations", "rollups"] {
+        let open = format!(
+            "SELECT coalesce(max(pid), 0) FROM pg_stat_activity WHERE datname = current_database()
+             AND application_name = 'weir aggregator, {purpose}'"
+        );
+        let before: i32 = behind.pipeline.scalar(&open).await;
+        assert!(behind.proxy.cut(Cut::SilenceOf(purpose), CUT_MAX).await, "{purpose}: it asked for nothing");
+        behind.pipeline.until(&format!("SELECT ({open}) NOT IN (0, {before})"), GIVEN_UP_MAX).await;
+    }
+    behind.aggregator.stop().await;
 }

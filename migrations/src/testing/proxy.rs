@@ -14,10 +14,10 @@ use tokio::net::{TcpListener, TcpStream, UnixStream, tcp, unix};
 use tokio::sync::{Barrier, watch};
 use tokio::task::JoinSet;
 
-/// The connections that are cut: a worker's, which stores ..
-const WRITER: &[u8] = b"weir aggregator, writer\0";
-/// .. and that of the lease manager.
-const LEASES: &[u8] = b"weir aggregator, leases\0";
+/// What the application's name of an aggregator's connection begins with; its purpose follows.
+const AGGREGATOR: &str = "weir aggregator, ";
+/// The purpose of the connections that store.
+const WRITER: &str = "writer";
 /// The code of a request for TLS, in the place of a version; the first message comes after it.
 const SSL_REQUEST: u32 = 80_877_103;
 
@@ -51,8 +51,8 @@ pub enum Cut {
     Silence,
     /// The same from the middle of rows that are copied on.
     SilenceInCopy,
-    /// The same from the lease manager's next question on.
-    SilenceOfLeases,
+    /// The same from the next question of one that is open for this purpose, as its application's name says after "weir aggregator, ".
+    SilenceOf(&'static str),
     /// COMMIT is on its way for so long, and then comes.
     Late(Duration),
 }
@@ -173,9 +173,9 @@ impl Pair<'_> {
             let is_commit = frame[0] == b'Q' && frame[5..].starts_with(b"COMMIT\0");
             copied = if frame[0] == b'd' { copied + 1 } else { 0 };
             let is_here = |cut| match cut {
-                Cut::SilenceOfLeases => whose == Whose::Leases,
-                Cut::MidCopy | Cut::SilenceInCopy => whose == Whose::Writer && copied == 1,
-                _ => whose == Whose::Writer && is_commit,
+                Cut::SilenceOf(purpose) => whose == purpose,
+                Cut::MidCopy | Cut::SilenceInCopy => whose == WRITER && copied == 1,
+                _ => whose == WRITER && is_commit,
             };
             match self.shared.take(is_here) {
                 None => {}
@@ -198,7 +198,7 @@ impl Pair<'_> {
                     self.shared.note_cut();
                     return swallow(&mut from).await;
                 }
-                Some(cut @ (Cut::Silence | Cut::SilenceInCopy | Cut::SilenceOfLeases)) => {
+                Some(cut @ (Cut::Silence | Cut::SilenceInCopy | Cut::SilenceOf(_))) => {
                     self.is_silent.store(true, Ordering::SeqCst);
                     if cut == Cut::SilenceInCopy {
                         to.write_all(&frame[..frame.len() / 2]).await?;
@@ -263,16 +263,9 @@ async fn swallow(from: &mut (impl AsyncRead + Unpin)) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Whose a connection is, by its application's name.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Whose {
-    Writer,
-    Leases,
-    Other,
-}
-
-/// Passes on the first message, and what asks for TLS before it. Returns whose connection begins here.
-async fn first_message(from: &mut BufReader<tcp::OwnedReadHalf>, to: &mut unix::OwnedWriteHalf) -> std::io::Result<Whose> {
+/// Passes on the first message, and what asks for TLS before it. Returns for which purpose of the aggregator's the connection is, empty for
+/// none.
+async fn first_message(from: &mut BufReader<tcp::OwnedReadHalf>, to: &mut unix::OwnedWriteHalf) -> std::io::Result<String> {
     loop {
         let mut message = vec![0; 8];
         from.read_exact(&mut message).await?;
@@ -282,14 +275,8 @@ async fn first_message(from: &mut BufReader<tcp::OwnedReadHalf>, to: &mut unix::
         from.read_exact(&mut message[8..]).await?;
         to.write_all(&message).await?;
         if code != SSL_REQUEST {
-            let has = |name: &[u8]| message.windows(name.len()).any(|window| window == name);
-            return Ok(if has(WRITER) {
-                Whose::Writer
-            } else if has(LEASES) {
-                Whose::Leases
-            } else {
-                Whose::Other
-            });
+            let mut texts = message.split(|byte| *byte == 0).filter_map(|text| std::str::from_utf8(text).ok());
+            return Ok(texts.find_map(|text| text.strip_prefix(AGGREGATOR)).unwrap_or_default().to_owned());
         }
     }
 }

@@ -152,7 +152,7 @@ pub(super) async fn black_holes(settings: Settings) -> anyhow::Result<Outcome> {
     const HOLES: [(Cut, &str); 4] = [
         (Cut::Silence, "silent from COMMIT on"),
         (Cut::SilenceInCopy, "silent in a COPY"),
-        (Cut::SilenceOfLeases, "leases silent"),
+        (Cut::SilenceOf("leases"), "leases silent"),
         (Cut::Late(LATE), "COMMIT late"),
     ];
     let database = TestDatabase::create().await;
@@ -167,7 +167,7 @@ pub(super) async fn black_holes(settings: Settings) -> anyhow::Result<Outcome> {
         let (begun, beats) = (Instant::now(), heartbeats(&database).await?);
         let is_left = async || {
             anyhow::Ok(match HOLES[place].0 {
-                Cut::SilenceOfLeases => heartbeats(&database).await? > beats,
+                Cut::SilenceOf("leases") => heartbeats(&database).await? > beats,
                 _ => stand.metric("aggregator", UNKNOWN).await? > unknown,
             })
         };

@@ -102,9 +102,8 @@ async fn tests(tests: &[Test], variables: &[(&str, &str)]) -> anyhow::Result<Out
         }
         let passed = passed(&said);
         let holds = output.status.success() && passed > 0;
-        let last: Vec<&str> = said.lines().rev().take(12).collect();
-        let last = if holds { Vec::new() } else { last.into_iter().rev().collect() };
-        let seen = json!({ "test": test.filter, "passed": passed, "last words": last });
+        let why = if holds { Vec::new() } else { why_failed(&said) };
+        let seen = json!({ "test": test.filter, "passed": passed, "why": why });
         verdicts.extend(test.proves.iter().chain(&["I22"]).map(|invariant| Verdict {
             invariant,
             holds: Some(holds),
@@ -122,8 +121,23 @@ fn passed(said: &str) -> u64 {
     counts.sum()
 }
 
+/// What a test said of its failure: each panic with the two lines after it, or else its last words.
+fn why_failed(said: &str) -> Vec<&str> {
+    let lines: Vec<&str> = said.lines().collect();
+    let panics = (0..lines.len()).filter(|place| lines[*place].contains("panicked at"));
+    let why: Vec<&str> = panics.flat_map(|place| lines[place..].iter().take(3).copied()).take(30).collect();
+    if why.is_empty() { lines[lines.len().saturating_sub(12)..].to_vec() } else { why }
+}
+
 #[cfg(test)]
 mod unit {
+    #[test]
+    fn a_panic_is_told_however_much_follows() {
+        let said = format!("running\nthread 'a' panicked at a.rs:1:2:\nnot 3\nnote: more\n{}", "noise\n".repeat(50));
+        assert_eq!(super::why_failed(&said), ["thread 'a' panicked at a.rs:1:2:", "not 3", "note: more"]);
+        assert_eq!(super::why_failed("one\ntwo"), ["one", "two"]);
+    }
+
     #[test]
     fn passed_tests_are_counted() {
         let said = "running 1 test\ntest result: ok. 3 passed; 0 failed; 0 ignored\ntest result: ok. 0 passed; 0 failed\n";

@@ -30,7 +30,7 @@
 use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use events::Record;
@@ -97,6 +97,8 @@ pub struct Stats {
     pub unknown: u64,
     /// Producers that gave up and were replaced.
     pub rebuilds: u64,
+    /// Readers that heard nothing from brokers that were well, and were replaced.
+    pub readers_replaced: u64,
 }
 
 /// The log. Clones share it; when the last one is dropped, appends that wait get their answers first, for two seconds at most.
@@ -113,11 +115,13 @@ struct Shared {
     asker: Arc<Asker>,
     /// What the last comparisons said.
     agreement: Mutex<Agreement>,
+    /// Since when each comparison was answered, and each partition had a leader.
+    well_since: Mutex<Option<Instant>>,
     /// Made at first use: a collector reads nothing, and an aggregator appends nothing.
     producer: OnceLock<Producer>,
-    reader: OnceLock<Reader>,
-    /// Held while one of the two is made.
+    /// Held while the producer is made.
     making: Mutex<()>,
+    reader: Mutex<Option<Arc<Reader>>>,
     background: Background,
 }
 
@@ -127,17 +131,29 @@ const CLOSE_MAX: Duration = Duration::from_secs(2);
 
 impl Drop for Shared {
     fn drop(&mut self) {
-        let Some(reader) = self.reader.take() else { return };
-        let (closed, until_closed) = std::sync::mpsc::channel::<()>();
-        let close = move || {
-            drop(reader);
-            drop(closed);
-        };
-        // Beyond that it closes beside whatever comes, or ends with the process. Without a thread it is closed here.
-        if std::thread::Builder::new().name("kafka-close".to_owned()).spawn(close).is_ok() {
-            let _ = until_closed.recv_timeout(CLOSE_MAX);
-        }
+        let Some(reader) = lock(&self.reader).take() else { return };
+        let closing = close(reader);
+        // Beyond that it closes beside whatever comes, or ends with the process.
+        let _ = closing.recv_timeout(CLOSE_MAX);
     }
+}
+
+/// Closes a reader beside whatever comes, when the last read that has it is over; without a thread it is closed here. What is returned
+/// tells when it is closed, by hanging up.
+fn close(reader: Arc<Reader>) -> std::sync::mpsc::Receiver<()> {
+    let (closed, until_closed) = std::sync::mpsc::channel::<()>();
+    let close = move || {
+        let mut shared = Some(reader);
+        while let Some(reader) = shared.take() {
+            shared = Arc::try_unwrap(reader).err();
+            if shared.is_some() {
+                std::thread::sleep(Duration::from_millis(100));
+            }
+        }
+        drop(closed);
+    };
+    let _ = std::thread::Builder::new().name("kafka-close".to_owned()).spawn(close);
+    until_closed
 }
 
 #[derive(Clone, Debug)]
@@ -191,9 +207,10 @@ impl KafkaLog {
             counters: Arc::default(),
             asker,
             agreement: Mutex::new(agreement),
+            well_since: Mutex::new(None),
             producer: OnceLock::new(),
-            reader: OnceLock::new(),
             making: Mutex::new(()),
+            reader: Mutex::new(None),
             background: Background::default(),
         };
         KafkaLog { shared: Arc::new(shared) }
@@ -212,6 +229,7 @@ impl KafkaLog {
             Ok(compared) => compared,
             Err(refused) => Compared::Unreachable(refused.text),
         };
+        self.shared.replace_if_deaf(compared == Compared::Same && self.shared.asker.is_all_led());
         let mut agreement = lock(&self.shared.agreement);
         match (&compared, &*agreement) {
             (_, Agreement::Differs(difference)) => return Compared::Different(*difference),
@@ -253,6 +271,7 @@ impl KafkaLog {
             unavailable: counters.unavailable.load(Ordering::Relaxed),
             unknown: counters.unknown.load(Ordering::Relaxed),
             rebuilds: counters.rebuilds.load(Ordering::Relaxed),
+            readers_replaced: counters.readers_replaced.load(Ordering::Relaxed),
         }
     }
 }
@@ -281,12 +300,37 @@ impl Shared {
         made(&self.producer, &self.making, start).map_err(|error| AppendError::Unavailable(error.to_string()))
     }
 
-    fn reader(&self) -> Result<&Reader, ReadError> {
-        let start = || Reader::start(&self.checked, &self.connection, self.identity.partitions, &self.background);
-        made(&self.reader, &self.making, start).map_err(|error| ReadError::Unavailable(error.to_string()))
+    fn reader(&self) -> Result<Arc<Reader>, ReadError> {
+        let mut reader = lock(&self.reader);
+        if let Some(reader) = &*reader {
+            return Ok(Arc::clone(reader));
+        }
+        let start = Reader::start(&self.checked, &self.connection, self.identity.partitions, &self.background);
+        let new = Arc::new(start.map_err(|error| ReadError::Unavailable(error.to_string()))?);
+        *reader = Some(Arc::clone(&new));
+        Ok(new)
+    }
+
+    /// Drops a reader that has heard nothing for long, while another client of the library was answered all the time: the next read makes
+    /// a new one, and begins at its own offset.
+    fn replace_if_deaf(&self, are_brokers_well: bool) {
+        let mut well_since = lock(&self.well_since);
+        *well_since = well_since.filter(|_| are_brokers_well).or_else(|| are_brokers_well.then(Instant::now));
+        let well_for = well_since.map_or(Duration::ZERO, |since| since.elapsed());
+        let mut reader = lock(&self.reader);
+        if reader.as_ref().is_some_and(|reader| reader.deaf_for().min(well_for) >= DEAF_MAX) {
+            tracing::warn!(
+                topic = self.checked.config.topic,
+                "the Kafka client reads nothing, although the brokers are well; it is replaced"
+            );
+            self.counters.readers_replaced.fetch_add(1, Ordering::Relaxed);
+            reader.take().map(close);
+        }
     }
 }
 
+/// How long a reader may hear nothing from brokers that are well, before it is replaced.
+const DEAF_MAX: Duration = Duration::from_secs(30);
 /// How often a log is compared with what it was when it was opened.
 const COMPARE_EVERY: Duration = Duration::from_secs(10);
 const COMPARE_TASK: &str = "kafka-compare";
@@ -326,7 +370,7 @@ impl Append for KafkaLog {
             return Ok(Vec::new());
         }
         let positions = self.shared.producer()?.append(batch, self.shared.identity.partitions).await?;
-        if let Some(reader) = self.shared.reader.get() {
+        if let Some(reader) = &*lock(&self.shared.reader) {
             for (partition, offset) in positions.iter().filter_map(|position| Some((position.partition, position.offset?))) {
                 reader.note(partition, offset);
             }
@@ -374,7 +418,7 @@ impl Read for KafkaLog {
 
     async fn release(&self, partition: u32, offset: Offset) {
         // Who has read nothing has nothing to release.
-        if let Some(reader) = self.shared.reader.get() {
+        if let Some(reader) = &*lock(&self.shared.reader) {
             reader.release(partition, offset);
         }
     }

@@ -44,6 +44,7 @@ pub(super) struct Counters {
     pub(super) unavailable: AtomicU64,
     pub(super) unknown: AtomicU64,
     pub(super) rebuilds: AtomicU64,
+    pub(super) readers_replaced: AtomicU64,
 }
 
 /// What is known of an append's records so far.

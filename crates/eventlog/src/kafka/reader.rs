@@ -1,6 +1,9 @@
 //! Reading. One consumer for all log partitions, which joins no group; each log partition has a queue of its own in it and a
 //! place, the next offset that the queue will give. A read at that place takes what has come; any other read moves the place first,
 //! after asking for the log partition's ends, so that an offset outside of them is named and never answered with other records.
+//!
+//! The library may lose a log partition, as when it was told that a broker is gone. A record that is known to be there and does not come
+//! is asked for anew, from its own offset; where that does not help, the log replaces the whole reader ([`Reader::deaf_for`]).
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
@@ -27,12 +30,12 @@ use super::{OpenError, lock};
 use crate::background::Background;
 use crate::{Offset, ReadBound, ReadError, StoredRecord};
 
-/// How long a record that is known to be there may take to come.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a record that is known to be there may take to come, until it is asked for anew.
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 /// How often a waiting read polls without being woken.
 const POLL_EVERY: Duration = Duration::from_secs(1);
 /// How often released offsets are committed to Kafka.
-const COMMIT_EVERY: Duration = Duration::from_secs(1);
+pub(super) const COMMIT_EVERY: Duration = Duration::from_secs(1);
 /// How long a poll of the consumer waits; also how long its thread takes to notice that it should end.
 const POLL: Duration = Duration::from_millis(100);
 /// What one read returns at most, whatever its bound says.
@@ -52,8 +55,44 @@ struct Partition {
     arrived: Arc<Notify>,
     /// Held by the read that moves the cursor until it has its records, so that two reads in different places both come on.
     turn: tokio::sync::Mutex<()>,
-    /// The end, as far as it is known.
+    /// The end, as far as it is known to reads: what lies before it they wait for.
     end: AtomicU64,
+    /// The end, as far as anybody was told.
+    told: AtomicU64,
+    /// The ends are asked for in vain.
+    unanswered: Trouble,
+    /// A record that is there is read in vain.
+    unserved: Trouble,
+}
+
+/// Something that fails whenever it is tried.
+#[derive(Default)]
+struct Trouble(Mutex<Option<Troubled>>);
+
+#[derive(Clone, Copy)]
+struct Troubled {
+    since: Instant,
+    last: Instant,
+}
+
+impl Trouble {
+    fn goes_on(&self) {
+        let now = Instant::now();
+        let mut trouble = lock(&self.0);
+        // Who has not tried for long begins anew.
+        let before = trouble.filter(|before| before.last.elapsed() < 2 * PATIENCE);
+        *trouble = Some(Troubled { since: before.map_or(now, |before| before.since), last: now });
+    }
+
+    fn is_over(&self) {
+        *lock(&self.0) = None;
+    }
+
+    /// Returns for how long it has failed, as far as it is still tried.
+    fn lasts(&self) -> Duration {
+        let trouble = lock(&self.0).filter(|trouble| trouble.last.elapsed() < 2 * PATIENCE);
+        trouble.map_or(Duration::ZERO, |trouble| trouble.since.elapsed())
+    }
 }
 
 /// Where a log partition is being read.
@@ -63,6 +102,8 @@ struct Cursor {
     window: VecDeque<StoredRecord>,
     /// The next offset that the queue gives; none: nowhere.
     next: Option<Offset>,
+    /// When the cursor was moved to where it is.
+    moved_at: Instant,
     /// Whether the consumer may have the log partition assigned.
     is_assigned: bool,
     chunk: BytesMut,
@@ -89,16 +130,21 @@ pub(super) struct Reader {
 }
 
 impl Reader {
-    /// Makes the consumer; connects in the background, and fetches nothing before something is read.
+    /// Makes the consumer, and a second one that tells Kafka what was released: the library (2.12.1) begins to read no further log
+    /// partition while offsets that the same consumer has told wait for an answer, which they do as long as the group has no coordinator.
+    /// Connects in the background, and fetches nothing before something is read.
     pub(super) fn start(
         checked: &Checked,
         connection: &Arc<Connection>,
         partitions: u32,
         background: &Background,
     ) -> Result<Self, OpenError> {
-        let context = Context { connection: Arc::clone(connection), brokers: Brokers::default() };
-        let consumer = LogConsumer::from_config_and_context(&checked.client(Role::Consumer), context);
-        let consumer = Arc::new(consumer.map_err(|error| OpenError::Config(error.to_string()))?);
+        let make = || {
+            let context = Context { connection: Arc::clone(connection), brokers: Brokers::default() };
+            let consumer = LogConsumer::from_config_and_context(&checked.client(Role::Consumer), context);
+            consumer.map_err(|error| OpenError::Config(error.to_string()))
+        };
+        let (consumer, teller) = (Arc::new(make()?), make()?);
         let topic = checked.config.topic.clone();
         let partition = |number: u32| {
             let queue = consumer.split_partition_queue(&topic, number as i32);
@@ -108,13 +154,17 @@ impl Reader {
                 let arrived = Arc::clone(&arrived);
                 move || arrived.notify_waiters()
             });
-            let cursor = Cursor { queue, window: VecDeque::new(), next: None, is_assigned: false, chunk: BytesMut::new() };
+            let (window, chunk) = (VecDeque::new(), BytesMut::new());
+            let cursor = Cursor { queue, window, next: None, moved_at: Instant::now(), is_assigned: false, chunk };
             Ok(Arc::new(Partition {
                 number,
                 cursor: Mutex::new(cursor),
                 arrived,
                 turn: tokio::sync::Mutex::new(()),
                 end: AtomicU64::new(0),
+                told: AtomicU64::new(0),
+                unanswered: Trouble::default(),
+                unserved: Trouble::default(),
             }))
         };
         let partitions = (0..partitions).map(partition).collect::<Result<Vec<_>, OpenError>>()?;
@@ -125,7 +175,7 @@ impl Reader {
             let (released, is_ended) = (Arc::clone(&released), Arc::clone(&is_ended));
             let servers = checked.config.brokers.clone();
             let background = background.clone();
-            move || serve(&consumer, &servers, &topic, &released, &is_ended, &background)
+            move || serve([&consumer, &teller], &servers, &topic, &released, &is_ended, &background)
         };
         let thread = background.thread(THREAD, serve);
         let thread = thread.map_err(|error| OpenError::Config(format!("a thread cannot be started: {error}")))?;
@@ -144,6 +194,17 @@ impl Reader {
         if (partition as usize) < self.partitions.len() {
             lock(&self.released).insert(partition, offset);
         }
+    }
+
+    /// Returns for how long a log partition has been read, or asked for its ends, in vain. Whether the brokers are well, it does not know.
+    pub(super) fn deaf_for(&self) -> Duration {
+        let deaf = self.partitions.iter().map(|log| log.unserved.lasts().max(log.unanswered.lasts()));
+        deaf.max().unwrap_or_default()
+    }
+
+    #[cfg(test)]
+    pub(super) fn consumer(&self) -> &BaseConsumer<Context> {
+        &self.consumer
     }
 
     /// See [`crate::Read::offsets`].
@@ -173,6 +234,14 @@ impl Reader {
             arrived.as_mut().enable();
             match log.try_read(from, bound)? {
                 Found::Records(records) => return Ok(records),
+                Found::Nothing if log.is_overdue(from) => {
+                    tracing::warn!(
+                        partition,
+                        offset = from,
+                        "a record that is there has not come within {PATIENCE:?}; it is asked for anew"
+                    );
+                    continue;
+                }
                 Found::Nothing => {}
                 Found::Elsewhere if turn.is_none() => {
                     turn = Some(log.turn.lock().await);
@@ -236,7 +305,7 @@ pub(super) const THREAD: &str = "kafka-consumer";
 
 /// Serves the consumer's own events, and tells Kafka what was released.
 fn serve(
-    consumer: &LogConsumer,
+    [consumer, teller]: [&LogConsumer; 2],
     servers: &str,
     topic: &str,
     released: &Mutex<BTreeMap<u32, Offset>>,
@@ -251,7 +320,7 @@ fn serve(
             told = std::time::Instant::now();
             let offsets = std::mem::take(&mut *lock(released));
             if !offsets.is_empty()
-                && let Err(error) = commit(consumer, topic, &offsets)
+                && let Err(error) = commit(teller, topic, &offsets)
             {
                 tracing::debug!(topic, "Kafka does not take the released offsets: {error}");
             }
@@ -260,10 +329,12 @@ fn serve(
             return;
         }
         // Records come through the queues of the log partitions; what comes here are errors, which the context has noted.
-        if let Some(Err(error)) = consumer.poll(POLL) {
-            tracing::debug!(topic, "the consumer reports: {error}");
+        for (client, wait_max) in [(consumer, POLL), (teller, Duration::ZERO)] {
+            if let Some(Err(error)) = client.poll(wait_max) {
+                tracing::debug!(topic, "the consumer reports: {error}");
+            }
+            client.context().brokers.bring_back(client.client(), servers);
         }
-        consumer.context().brokers.bring_back(consumer.client(), servers);
     }
 }
 
@@ -297,13 +368,19 @@ impl Partition {
                 Err(error) if is_passing(&error) && std::time::Instant::now() < deadline => {
                     std::thread::sleep(Duration::from_millis(50));
                 }
-                ends => break ends.map_err(|error| self.unavailable(&error))?,
+                Err(error) => {
+                    self.unanswered.goes_on();
+                    return Err(self.unavailable(&error));
+                }
+                Ok(ends) => break ends,
             }
         };
+        self.unanswered.is_over();
         consumer.context().connection.works();
         let (Ok(start), Ok(end)) = (Offset::try_from(ends.0), Offset::try_from(ends.1)) else {
             return Err(ReadError::Unavailable(format!("log partition {}: its ends are {} and {}", self.number, ends.0, ends.1)));
         };
+        self.told.store(end, Ordering::Relaxed);
         Ok(start..end)
     }
 
@@ -333,7 +410,26 @@ impl Partition {
         let assigned = list(Seek::Offset(from as i64)).and_then(|list| consumer.incremental_assign(&list));
         assigned.map_err(|error| self.unavailable(&error))?;
         cursor.next = Some(from);
+        cursor.moved_at = Instant::now();
         Ok(())
+    }
+
+    /// Notes that nothing has come at an offset. Returns whether the record there should have come by now, and forgets the place then,
+    /// so that it is asked for anew.
+    fn is_overdue(&self, from: Offset) -> bool {
+        if from >= self.told.load(Ordering::Relaxed).max(self.end.load(Ordering::Relaxed)) {
+            self.unserved.is_over();
+            return false;
+        }
+        self.unserved.goes_on();
+        let mut cursor = lock(&self.cursor);
+        let is_overdue = self.unserved.lasts() >= PATIENCE && cursor.moved_at.elapsed() >= PATIENCE;
+        // Another read may have moved it, or have got the record.
+        if !is_overdue || cursor.next != Some(from) || !cursor.window.is_empty() {
+            return false;
+        }
+        cursor.next = None;
+        true
     }
 
     /// Returns what lies at an offset, if the cursor is there, and what has come after it.
@@ -403,6 +499,7 @@ impl Partition {
                     let length = payload.len();
                     drop(message);
                     cursor.next = Some(next + 1);
+                    self.unserved.is_over();
                     return Ok(Some(length));
                 }
                 let reason = format!(

@@ -161,6 +161,8 @@ pub(super) struct Asker {
     checked: Checked,
     connection: Arc<Connection>,
     client: Mutex<AdminOfNow>,
+    /// By the last answer.
+    is_all_led: AtomicBool,
 }
 
 /// The client that asks, until it got no answer for too long: it may have lost its brokers, as `brokers.rs` tells.
@@ -174,7 +176,7 @@ impl Asker {
     pub(super) fn new(checked: &Checked, connection: &Arc<Connection>) -> Result<Self, OpenError> {
         let admin = make_admin(checked, connection)?;
         let client = Mutex::new(AdminOfNow { admin, silent_since: None });
-        Ok(Asker { checked: checked.clone(), connection: Arc::clone(connection), client })
+        Ok(Asker { checked: checked.clone(), connection: Arc::clone(connection), client, is_all_led: AtomicBool::new(false) })
     }
 
     /// Returns the client, a new one if the last one is silent.
@@ -205,7 +207,14 @@ impl Asker {
         let described = native::describe_topic(admin.inner(), self.topic(), wait_max)
             .and_then(|topic| Ok((topic, native::cluster_id(admin.inner(), wait_max)?)));
         self.heard(described.is_ok());
+        let is_all_led = described.as_ref().is_ok_and(|(topic, _)| topic.leaderless == 0);
+        self.is_all_led.store(is_all_led, Ordering::Relaxed);
         described
+    }
+
+    /// Returns whether each partition had a leader when the brokers were asked last, and they answered.
+    pub(super) fn is_all_led(&self) -> bool {
+        self.is_all_led.load(Ordering::Relaxed)
     }
 
     /// Compares the log with what it was. Blocks, for twice [`ASK_MAX`] and a little more at most.

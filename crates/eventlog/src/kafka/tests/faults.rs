@@ -140,3 +140,69 @@ async fn a_frozen_broker_delays_answers_and_loses_nothing() {
     assert!(ledger.unknown.load(Ordering::Relaxed) > 0, "the freeze was not felt: {:?}", log.stats());
     compare(&log, &ledger).await;
 }
+
+/// Reads a log partition as an aggregator does, and says how far it came: asks for the ends until they are known, then reads and releases.
+async fn follow(log: KafkaLog, partition: u32, next: Arc<AtomicU64>) {
+    while log.offsets(partition).await.is_err() {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    let bound = ReadBound { records_max: 100, bytes_max: 1 << 20, wait_max: Duration::from_secs(1) };
+    loop {
+        let from = next.load(Ordering::Relaxed);
+        match log.read(partition, from, bound).await {
+            Ok(records) if records.is_empty() => {}
+            Ok(records) => {
+                let to = from + records.len() as u64;
+                next.store(to, Ordering::Relaxed);
+                log.release(partition, to).await;
+            }
+            Err(ReadError::Unavailable(_)) => tokio::time::sleep(Duration::from_millis(200)).await,
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+/// Readers that had begun, and readers that begin while it is frozen.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn readers_come_on_after_the_broker_was_frozen() {
+    const READERS: usize = 8;
+    let Some(broker) = Broker::start() else { return };
+    let config = Config { append_wait_max: Duration::from_secs(4), ..new_topic(&broker.address) };
+    let log = KafkaLog::open(config.clone()).await.expect("opens");
+    works_again(&log).await;
+    let batch = |number: u64| (0..64).map(|n| record(&format!("user-{n}"), number, 200)).collect::<Vec<Record>>();
+    log.append(batch(0)).await.expect("appends");
+    let mut readers = Vec::new();
+    let mut begin = |log: &KafkaLog| {
+        for partition in 0..log.identity().partitions {
+            let next = Arc::new(AtomicU64::new(0));
+            readers.push((partition as usize, Arc::clone(&next)));
+            tokio::spawn(follow(log.clone(), partition, next));
+        }
+    };
+    let mut late = Vec::new();
+    for reader in 0..READERS {
+        let log = KafkaLog::open(config.clone()).await.expect("opens");
+        if reader % 2 == 0 { begin(&log) } else { late.push(log) }
+    }
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    broker.freeze();
+    late.iter().for_each(begin);
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    broker.thaw();
+    works_again(&log).await;
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while log.append(batch(1)).await.is_err() {
+        assert!(Instant::now() < deadline, "appends do not succeed again");
+    }
+    let mut ends = Vec::new();
+    for partition in 0..log.identity().partitions {
+        ends.push(log.offsets(partition).await.expect("the ends").end);
+    }
+    let is_behind = |(partition, next): &&(usize, Arc<AtomicU64>)| next.load(Ordering::Relaxed) < ends[*partition];
+    while readers.iter().any(|reader| is_behind(&reader)) {
+        let behind: Vec<_> = readers.iter().filter(is_behind).collect();
+        assert!(Instant::now() < deadline, "log partitions are not read: {behind:?} of {ends:?}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}

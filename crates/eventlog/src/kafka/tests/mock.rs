@@ -3,6 +3,8 @@
 
 use std::time::{Duration, Instant};
 
+use rdkafka::TopicPartitionList;
+use rdkafka::consumer::Consumer as _;
 use rdkafka::mocking::MockCluster;
 use rdkafka::producer::DefaultProducerContext;
 use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
@@ -273,4 +275,73 @@ async fn an_end_does_not_wait_for_brokers_that_are_gone() {
     let begun = Instant::now();
     tokio::task::spawn_blocking(move || drop(log)).await.expect("no panic");
     assert!(begun.elapsed() < CLOSE_MAX + Duration::from_secs(3), "{:?}", begun.elapsed());
+}
+
+/// Offsets in Kafka are a hint. Where nobody takes them, as while the group's coordinator is away, the other log partitions are read
+/// all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn offsets_that_nobody_takes_hold_no_reader_back() {
+    let cluster = cluster();
+    cluster.request_errors(
+        RDKafkaApiKey::FindCoordinator,
+        &vec![RDKafkaRespErr::RD_KAFKA_RESP_ERR_COORDINATOR_NOT_AVAILABLE; ALWAYS],
+    );
+    let log = open(config(&cluster));
+    first(&log).await;
+    log.append(vec![record_in(log.identity(), 1, 0, 10)]).await.expect("is stored");
+    let bound = ReadBound { records_max: 1, bytes_max: 1, wait_max: Duration::from_secs(5) };
+    assert_eq!(log.read(0, 0, bound).await.expect("it reads").len(), 1);
+    log.release(0, 1).await;
+    tokio::time::sleep(2 * reader::COMMIT_EVERY).await;
+    assert_eq!(log.read(1, 0, bound).await.expect("it reads").len(), 1);
+}
+
+/// Appends a record to the first log partition, and reads it at its offset as often as need be.
+async fn append_and_read(log: &KafkaLog, offset: Offset, deadline: Instant) {
+    let stored = log.append(vec![record_in(log.identity(), 0, offset, 10)]).await.expect("is stored");
+    assert_eq!(stored[0].offset, Some(offset));
+    let bound = ReadBound { records_max: 10, bytes_max: 1024, wait_max: Duration::ZERO };
+    loop {
+        // What an aggregator asks for every second.
+        log.end(0).await.expect("the end");
+        match log.read(0, offset, bound).await {
+            Ok(records) if records.is_empty() => {}
+            Ok(records) => return assert_eq!(records.iter().map(|record| record.offset).collect::<Vec<_>>(), [offset]),
+            Err(ReadError::Unavailable(reason)) => eprintln!("{reason}"),
+            Err(error) => panic!("{error}"),
+        }
+        log.shared.replace_if_deaf(true);
+        assert!(Instant::now() < deadline, "offset {offset} is not read");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+fn first_partition() -> TopicPartitionList {
+    let mut list = TopicPartitionList::new();
+    list.add_partition(TOPIC, 0);
+    list
+}
+
+/// A log partition that the library lost without a word is read on, where it was, by the same reader.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_library_lost_is_asked_for_anew() {
+    let cluster = cluster();
+    let log = open(config(&cluster));
+    first(&log).await;
+    append_and_read(&log, 2, Instant::now() + Duration::from_secs(20)).await;
+    log.shared.reader().expect("a reader").consumer().incremental_unassign(&first_partition()).expect("loses it");
+    append_and_read(&log, 3, Instant::now() + 3 * reader::PATIENCE).await;
+    assert_eq!(log.stats().readers_replaced, 0);
+}
+
+/// One that the library has, and does not read whatever is asked of it, is read on by another reader.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reader_that_is_deaf_is_replaced() {
+    let cluster = cluster();
+    let log = open(config(&cluster));
+    first(&log).await;
+    append_and_read(&log, 2, Instant::now() + Duration::from_secs(20)).await;
+    log.shared.reader().expect("a reader").consumer().pause(&first_partition()).expect("pauses");
+    append_and_read(&log, 3, Instant::now() + 3 * DEAF_MAX).await;
+    assert_eq!(log.stats().readers_replaced, 1);
 }
