@@ -340,25 +340,36 @@ async fn attempt(
             return Ok(Attempt::MemoryDiffered);
         }
     };
-    let (new, not_stored) = match straight {
-        Some(tables) => match facts::copy(connection, &tables).await {
-            Ok(()) => (rows.to_vec(), Vec::new()),
-            Err(CommitError::Postgres(error)) if is_duplicate_key(&error) => {
-                sqlx::raw_sql("ROLLBACK").execute(&mut *connection).await?;
-                cache.memory.give_back(histories, &partition_of);
-                return Ok(Attempt::DuplicateKey);
+    let (new, not_stored, pending) = match straight {
+        Some(tables) => {
+            // All of them are new, or nothing of this is committed. So what follows from them is derived while Postgres stores them.
+            histories.add(rows, &exposures_of);
+            let left = participation::listed_for_good(connection, &cache.catalogue, &histories).await?;
+            let derived = participation::derive(&cache.catalogue, &histories, &left, cache.new_rows);
+            match tokio::join!(facts::copy(connection, &tables), derived) {
+                (Ok(()), pending) => (rows.to_vec(), Vec::new(), pending),
+                (Err(CommitError::Postgres(error)), _) if is_duplicate_key(&error) => {
+                    sqlx::raw_sql("ROLLBACK").execute(&mut *connection).await?;
+                    histories.take_back();
+                    cache.memory.give_back(histories, &partition_of);
+                    return Ok(Attempt::DuplicateKey);
+                }
+                (Err(error), _) => return Err(error),
             }
-            Err(error) => return Err(error),
-        },
+        }
         None => {
             if rows.iter().any(|row| row.event().is_known_by_id_alone()) {
                 facts::drop_known_ids(connection).await?;
             }
             let places = facts::insert(connection, &kinds(rows)).await?;
-            facts::split(rows, &places)
+            let (new, not_stored) = facts::split(rows, &places);
+            histories.add(&new, &exposures_of);
+            let left = participation::listed_for_good(connection, &cache.catalogue, &histories).await?;
+            let pending = participation::derive(&cache.catalogue, &histories, &left, cache.new_rows).await;
+            (new, not_stored, pending)
         }
     };
-    let followed = match participation::update(connection, &cache.catalogue, &mut histories, &new, cache.new_rows).await {
+    let followed = match participation::write(connection, &cache.catalogue, histories.rows_max, pending).await {
         Ok(followed) => followed,
         Err(error) if cache.new_rows == NewRows::Copied && is_duplicate_key(&error) => {
             sqlx::raw_sql("ROLLBACK").execute(&mut *connection).await?;

@@ -411,6 +411,7 @@ impl Worker {
         let bytes: usize = read.iter().flat_map(|(_, _, records)| records).map(|record| record.bytes.len()).sum();
         let decode = move || {
             let mut batch = Batch::default();
+            batch.events.reserve(read.iter().map(|(_, _, records)| records.len()).sum());
             for (partition, epoch, records) in read {
                 batch.add(partition, epoch, records);
             }

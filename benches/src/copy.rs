@@ -25,7 +25,7 @@ use uuid::Uuid;
 
 use crate::database::{Counted, Database, Databases, count, project, stored};
 use crate::machine;
-use crate::payload::{Mix, Plan};
+use crate::payload::{Mix, Plan, Random};
 use crate::report::{Figures, Page};
 
 /// Settings of the comparison.
@@ -40,9 +40,18 @@ pub struct Options {
     /// How many in 100 events are conversions, where there are any
     #[arg(long, default_value_t = 5)]
     pub conversions_percent: u64,
+    /// How many in 100 events are sent a second time, up to 100,000 events later
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u64).range(0..=100))]
+    pub duplicates_percent: u64,
+    /// How many in 100 events are late, by one to twenty days
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u64).range(0..=100))]
+    pub late_percent: u64,
     /// Workers of the aggregator
     #[arg(long, default_value_t = 1)]
     pub workers: u32,
+    /// Events in one transaction of the aggregator, at most
+    #[arg(long, default_value_t = 20_000)]
+    pub batch_events_max: u32,
     /// How often each side runs
     #[arg(long, default_value_t = 3)]
     pub rounds: u32,
@@ -62,7 +71,7 @@ pub struct Options {
 }
 
 /// What one side of one round took.
-struct Cost {
+pub(crate) struct Cost {
     seconds: f64,
     own_cpu: f64,
     postgres_cpu: f64,
@@ -129,11 +138,11 @@ pub async fn run(options: &Options) -> anyhow::Result<String> {
     };
     let mut page = Page::new(name, title, folder.path(), facts);
     page.say(&format!(
-        "{} events of {} users in each round, {} worker(s), from {log}. All sides use the same server, begin with \
+        "{} events of {} users in each round, {} in 100 of them sent twice, {} in 100 late by days, {} worker(s), from {log}. All sides use the same server, begin with \
          an empty database of the same schema and end with the same fact rows; their order turns round each time, \
          with a CHECKPOINT before each. Own CPU is that of this process, the server's not included.{bare} \
          Least / **median** / most of {} rounds.",
-        options.events, options.users, options.workers, options.rounds
+        options.events, options.users, options.duplicates_percent, options.late_percent, options.workers, options.rounds
     ));
     let parts = [
         ("Rows alone (engagement)", Mix::Engagement),
@@ -166,8 +175,9 @@ pub async fn run(options: &Options) -> anyhow::Result<String> {
 async fn compare(options: &Options, databases: &mut Databases, plan: Plan, log: Log) -> anyhow::Result<Vec<(Who, Side)>> {
     let template = databases.create(None).await?;
     let mut connection = template.connect().await?;
-    let expected = fill(&log, plan, options.events, project(&mut connection).await?).await?;
-    store(options, databases, &template, &log).await?;
+    let mess = Mess { duplicates_percent: options.duplicates_percent, late_percent: options.late_percent };
+    let expected = fill(&log, plan, options.events, mess, project(&mut connection).await?).await?;
+    store(options.events, (options.workers, options.batch_events_max), databases, &template, &log).await?;
     check(&mut connection, expected).await?;
     let rows = Rows::read(&mut connection).await?;
     sqlx::raw_sql(AssertSqlSafe(format!("TRUNCATE {}", EMPTIED.join(", ")))).execute(&mut connection).await?;
@@ -188,7 +198,9 @@ async fn compare(options: &Options, databases: &mut Databases, plan: Plan, log: 
             databases.settle().await?;
             let cost = match who {
                 Who::Copy => rows.write(databases, &database).await?,
-                Who::Aggregator => store(options, databases, &database, &log).await?,
+                Who::Aggregator => {
+                    store(options.events, (options.workers, options.batch_events_max), databases, &database, &log).await?
+                }
                 Who::Loop => bare_loop(options, databases, &database, &log).await?,
             };
             side.push(options.events, &cost);
@@ -252,8 +264,41 @@ async fn check(connection: &mut PgConnection, expected: Counted) -> anyhow::Resu
     Ok(())
 }
 
-/// Appends the plan's events as the collector would: admitted by the same rules, encoded by the same code.
-async fn fill(log: &Log, plan: Plan, events: u64, project: Uuid) -> anyhow::Result<Counted> {
+/// What of a stream is not as it should be.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Mess {
+    /// Of all records those that were there before.
+    duplicates_percent: u64,
+    /// Of all events those that come days after they happened.
+    late_percent: u64,
+}
+
+impl Mess {
+    const DUPLICATES_WITHIN: u64 = 100_000;
+    const LATE_DAYS_MAX: u64 = 20;
+
+    /// Returns which event the record of a number holds, and whether it is that for the second time.
+    fn event(&self, plan: &Plan, number: u64) -> (u64, bool) {
+        let mut random = Random::new(plan.seed ^ 0x6475_706c, number);
+        let is_duplicate = random.next() % 100 < self.duplicates_percent;
+        let back = random.next() % Self::DUPLICATES_WITHIN + 1;
+        match number.checked_sub(back) {
+            Some(earlier) if is_duplicate => (self.event(plan, earlier).0, true),
+            _ => (number, false),
+        }
+    }
+
+    /// Returns by how much an event is late, in microseconds.
+    fn late_us(&self, plan: &Plan, number: u64) -> i64 {
+        let mut random = Random::new(plan.seed ^ 0x6c61_7465, number);
+        let is_late = random.next() % 100 < self.late_percent;
+        let days = random.next() % Self::LATE_DAYS_MAX + 1;
+        if is_late { days as i64 * 86_400 * Micros::SECOND } else { 0 }
+    }
+}
+
+/// Appends the plan's events as the collector would: admitted by the same rules, encoded by the same code. Returns what is to be stored.
+pub(crate) async fn fill(log: &Log, plan: Plan, events: u64, mess: Mess, project: Uuid) -> anyhow::Result<Counted> {
     let received_at = Micros::now();
     let request = RequestContext {
         project: ProjectId(project),
@@ -264,38 +309,48 @@ async fn fill(log: &Log, plan: Plan, events: u64, project: Uuid) -> anyhow::Resu
         received_at,
         sent_at: None,
     };
-    let mut weight = 0;
+    let mut expected = Counted { rows: 0, weight: 0 };
     let mut batch = Vec::with_capacity(5_000);
     for number in 0..events {
+        let (event, is_duplicate) = mess.event(&plan, number);
         // A steady stream that ends now.
-        let at = Micros(received_at.0 - (events - number) as i64 * 50);
-        let event = rules::admit(plan.draft(number, at), &request, || EventId(Uuid::now_v7()))
+        let at = Micros(received_at.0 - (events - event) as i64 * 50 - mess.late_us(&plan, event));
+        if !is_duplicate {
+            expected.rows += 1;
+            expected.weight += u128::from(plan.facts(event).weight);
+        }
+        let event = rules::admit(plan.draft(event, at), &request, || EventId(Uuid::now_v7()))
             .map_err(|rejections| anyhow::anyhow!("event {number} is refused: {rejections:?}"))?;
         batch.push(Record::encode(&event));
-        weight += u128::from(plan.facts(number).weight);
         if batch.len() == 5_000 || number + 1 == events {
             log.append.append(std::mem::replace(&mut batch, Vec::with_capacity(5_000))).await?;
         }
     }
-    Ok(Counted { rows: events, weight })
+    Ok(expected)
 }
 
 /// Runs the aggregator over the log until all of it is stored.
-async fn store(options: &Options, databases: &Databases, database: &Database, log: &Log) -> anyhow::Result<Cost> {
+pub(crate) async fn store(
+    events: u64,
+    (workers, batch_events_max): (u32, u32),
+    databases: &Databases,
+    database: &Database,
+    log: &Log,
+) -> anyhow::Result<Cost> {
     let mut connection = database.connect().await?;
     let address = SocketAddr::from(([127, 0, 0, 1], 0));
-    let config = aggregator::Config { workers: options.workers, ..aggregator::Config::new(address, database.url.clone()) };
+    let config = aggregator::Config { workers, batch_events_max, ..aggregator::Config::new(address, database.url.clone()) };
     let (own, postgres) = (machine::own_cpu_seconds(), databases.cpu_seconds());
     let began = Instant::now();
     let aggregator = aggregator::Aggregator::start(config, Arc::clone(&log.read), Arc::clone(&log.append)).await?;
     let mut last = (0, began);
-    while last.0 < options.events {
+    while last.0 < events {
         tokio::time::sleep(Duration::from_millis(10)).await;
         let now = stored(&mut connection).await?;
         if now > last.0 {
             last = (now, Instant::now());
         } else if last.1.elapsed() > Duration::from_secs(60) {
-            bail!("stored {now} of {} events, and nothing more for a minute", options.events);
+            bail!("stored {now} of {events} events, and nothing more for a minute");
         }
     }
     let cost = Cost {
@@ -313,7 +368,8 @@ struct Rows(Vec<(&'static str, Vec<Vec<u8>>)>);
 
 impl Rows {
     async fn read(connection: &mut PgConnection) -> anyhow::Result<Self> {
-        const CHUNK_BYTES: usize = 1 << 20;
+        // As the aggregator sends them: Postgres holds a message whole before it reads its first row.
+        const CHUNK_BYTES: usize = 64 << 10;
         let mut tables = Vec::new();
         for table in ["conversions", "engagement_events", "impressions"] {
             let statement = format!("COPY (SELECT * FROM {table} ORDER BY log_offset, log_partition) TO STDOUT (FORMAT BINARY)");
@@ -356,7 +412,7 @@ impl Rows {
 }
 
 /// A filled log that is read again in each round.
-struct Log {
+pub(crate) struct Log {
     read: Arc<dyn Read>,
     append: Arc<dyn Append>,
     /// Over Kafka.
@@ -374,7 +430,12 @@ impl Log {
             return Ok(Log { read: Arc::new(log.clone()), append: Arc::new(log), topic: Some(topic) });
         }
         let _ = options;
-        let log = EmbeddedLog::open(&folder.join(format!("log-{number}")), LogOptions::default()).context("the log")?;
+        Self::open_embedded(&folder.join(format!("log-{number}")))
+    }
+
+    /// Opens an embedded log in a folder of its own.
+    pub(crate) fn open_embedded(folder: &Path) -> anyhow::Result<Self> {
+        let log = EmbeddedLog::open(folder, LogOptions::default()).context("the log")?;
         Ok(Log {
             read: Arc::new(Kept(log.clone())),
             append: Arc::new(log),

@@ -10,6 +10,7 @@
 //! - [`bare_kafka_server`] is its limit over Kafka: it appends each event as it came.
 //! - [`door`] compares the collector with them, over the embedded log or over Kafka.
 //! - [`copy`] compares the aggregator with COPY of the same rows into the same tables, and over Kafka with a bare loop.
+//! - [`costs`] leaves out one index or column after another, and says what each costs.
 //! - [`results`] asks the query service about an experiment, and says where the time goes.
 //! - [`abuse`] attacks the whole of it, and watches a client that does nothing wrong.
 //! - [`chaos`] breaks it on purpose, in ways with names, and judges what became of the events.
@@ -26,6 +27,7 @@ pub mod bare_server;
 pub mod chaos;
 mod child;
 pub mod copy;
+pub mod costs;
 mod database;
 pub mod door;
 mod histogram;

@@ -5,7 +5,7 @@ use std::io::Write as _;
 use anyhow::Context as _;
 #[cfg(feature = "kafka")]
 use benches::bare_kafka_server;
-use benches::{abuse, bare_server, chaos, copy, door, load, pipeline, results, serve};
+use benches::{abuse, bare_server, chaos, copy, costs, door, load, pipeline, results, serve};
 use clap::Parser;
 use tokio::net::TcpListener;
 
@@ -25,6 +25,8 @@ enum Command {
     Door(door::Options),
     /// Measure the aggregator against COPY of the same rows
     Copy(copy::Options),
+    /// Measure what each index and column of the tables costs
+    Costs(costs::Options),
     /// Measure the whole path, and how soon an accepted event can be queried
     Pipeline(pipeline::Options),
     /// Measure answers about an experiment, and where their time goes
@@ -63,6 +65,7 @@ fn main() -> anyhow::Result<()> {
             Command::Serve(options) => serve::serve(options).await,
             Command::Door(options) => say(&door::run(&options).await?),
             Command::Copy(options) => say(&copy::run(&options).await?),
+            Command::Costs(options) => say(&costs::run(&options).await?),
             Command::Pipeline(options) => say(&pipeline::run(&options).await?),
             Command::Results(options) => say(&results::run(&options).await?),
             Command::Abuse(options) => say(&abuse::run(&options).await?),

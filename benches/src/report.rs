@@ -21,14 +21,28 @@ impl Figures {
         Figures(self.0.iter().zip(&other.0).map(|(figure, other)| figure / other).collect())
     }
 
+    /// Returns the median; of an even number the mean of the two in the middle; 0 of none.
+    pub(crate) fn median(&self) -> f64 {
+        let sorted = self.sorted();
+        let middle = sorted.len() / 2;
+        match sorted.len() {
+            0 => 0.0,
+            length if length % 2 == 1 => sorted[middle],
+            _ => (sorted[middle - 1] + sorted[middle]) / 2.0,
+        }
+    }
+
     /// Writes `least / **median** / most` with so many decimals, thousands apart.
     pub(crate) fn spread(&self, decimals: usize) -> String {
+        let sorted = self.sorted();
+        let Some((least, most)) = sorted.first().zip(sorted.last()) else { return "-".to_owned() };
+        format!("{} / **{}** / {}", number(*least, decimals), number(self.median(), decimals), number(*most, decimals))
+    }
+
+    fn sorted(&self) -> Vec<f64> {
         let mut sorted = self.0.clone();
         sorted.sort_by(f64::total_cmp);
-        let Some((least, most)) = sorted.first().zip(sorted.last()) else { return "-".to_owned() };
-        let middle = sorted.len() / 2;
-        let median = if sorted.len() % 2 == 1 { sorted[middle] } else { (sorted[middle - 1] + sorted[middle]) / 2.0 };
-        format!("{} / **{}** / {}", number(*least, decimals), number(median, decimals), number(*most, decimals))
+        sorted
     }
 }
 

@@ -95,6 +95,8 @@ type Key = (User, Uuid);
 pub(crate) struct Changes {
     new_participations: Vec<(Key, Participation)>,
     participations: Vec<(Key, Participation)>,
+    /// Those of which only the count of impressions changes, as nearly all do.
+    recounted: Vec<(Key, Participation)>,
     no_participations: Vec<Key>,
     new_attributions: Vec<(Key, ConversionId, Attribution)>,
     attributions: Vec<(Key, ConversionId, Attribution)>,
@@ -126,44 +128,69 @@ impl Changes {
         }
         match (&before.participation, after.participation) {
             (None, Some(found)) => self.new_participations.push((key, found)),
-            (Some(known), Some(found)) if *known != found => self.participations.push((key, found)),
+            (Some(known), Some(found)) if *known == found => {}
+            (Some(known), Some(found)) if known.is_same_but_for_count(&found) => self.recounted.push((key, found)),
+            (Some(_), Some(found)) => self.participations.push((key, found)),
             (Some(_), None) => self.no_participations.push(key),
-            _ => {}
+            (None, None) => {}
         }
     }
 
-    /// Writes them, ordered by the tables' keys, and returns how many there were.
-    pub(crate) async fn write(mut self, connection: &mut PgConnection, new: NewRows) -> Result<Differences, sqlx::Error> {
+    /// Orders them by the tables' keys, and encodes the rows that will be copied. Asks nothing of the database.
+    pub(crate) fn prepare(mut self, new: NewRows) -> Prepared {
         if new == NewRows::Upserted {
+            self.participations.append(&mut self.recounted);
             self.participations.append(&mut self.new_participations);
             self.attributions.append(&mut self.new_attributions);
         }
-        for rows in [&mut self.new_participations, &mut self.participations] {
+        for rows in [&mut self.new_participations, &mut self.participations, &mut self.recounted] {
             rows.sort_unstable_by_key(|(key, _)| in_table(key));
         }
         for rows in [&mut self.new_attributions, &mut self.attributions] {
             rows.sort_unstable_by_key(|(key, conversion, _)| (in_table(key), *conversion));
         }
-        if !self.no_attributions.is_empty() {
-            remove_attributions(connection, &self.no_attributions).await?;
+        let new_participations = encode_participations(&self.new_participations);
+        let new_attributions = encode_attributions(&self.new_attributions);
+        Prepared { changes: self, new_participations, new_attributions }
+    }
+}
+
+/// Changes that are ready to be written.
+pub(crate) struct Prepared {
+    changes: Changes,
+    new_participations: Encoded,
+    new_attributions: Encoded,
+}
+
+impl Prepared {
+    /// Writes them, and returns how many there were.
+    pub(crate) async fn write(self, connection: &mut PgConnection) -> Result<Differences, sqlx::Error> {
+        let Prepared { changes, new_participations, new_attributions } = self;
+        if !changes.no_attributions.is_empty() {
+            remove_attributions(connection, &changes.no_attributions).await?;
         }
-        if !self.attributions.is_empty() {
-            write_attributions(connection, &self.attributions).await?;
+        if !changes.attributions.is_empty() {
+            write_attributions(connection, &changes.attributions).await?;
         }
-        if !self.new_attributions.is_empty() {
-            copy_attributions(connection, &self.new_attributions).await?;
+        if !changes.new_attributions.is_empty() {
+            copy(connection, COPY_ATTRIBUTIONS, new_attributions).await?;
         }
-        if !self.no_participations.is_empty() {
-            remove_participations(connection, &self.no_participations).await?;
+        if !changes.no_participations.is_empty() {
+            remove_participations(connection, &changes.no_participations).await?;
         }
-        if !self.participations.is_empty() {
-            write_participations(connection, &self.participations).await?;
+        if !changes.participations.is_empty() {
+            write_participations(connection, &changes.participations).await?;
         }
-        if !self.new_participations.is_empty() {
-            copy_participations(connection, &self.new_participations).await?;
+        if !changes.recounted.is_empty() && recount(connection, &changes.recounted).await? != changes.recounted.len() as u64 {
+            tracing::info!("participation is missing that earlier rows give; it is written");
+            write_participations(connection, &changes.recounted).await?;
         }
-        let participation = self.new_participations.len() + self.participations.len() + self.no_participations.len();
-        let attribution = self.new_attributions.len() + self.attributions.len() + self.no_attributions.len();
+        if !changes.new_participations.is_empty() {
+            copy(connection, COPY_PARTICIPATIONS, new_participations).await?;
+        }
+        let updated = changes.participations.len() + changes.recounted.len();
+        let participation = changes.new_participations.len() + updated + changes.no_participations.len();
+        let attribution = changes.new_attributions.len() + changes.attributions.len() + changes.no_attributions.len();
         Ok(Differences { participation: participation as u64, attribution: attribution as u64 })
     }
 }
@@ -199,12 +226,21 @@ fn attribution_id(((project, user), experiment): &Key, (id, claimed_at): &Conver
 
 async fn copy(connection: &mut PgConnection, statement: &str, rows: Encoded) -> Result<(), sqlx::Error> {
     let mut copy = connection.copy_in_raw(statement).await?;
-    copy.send(rows.end().as_slice()).await?;
+    for chunk in rows.end() {
+        copy.send(chunk).await?;
+    }
     copy.finish().await?;
     Ok(())
 }
 
-async fn copy_participations(connection: &mut PgConnection, rows: &[(Key, Participation)]) -> Result<(), sqlx::Error> {
+const COPY_PARTICIPATIONS: &str = "
+    COPY user_experiment_participation (
+        project_id, user_id, experiment_id, id, variant_id, first_exposure_date, first_impression_id, total_impressions, variants_seen,
+        has_converted, first_conversion_date, conversion_within_window)
+    FROM STDIN (FORMAT BINARY)";
+
+/// As [`COPY_PARTICIPATIONS`] takes them.
+fn encode_participations(rows: &[(Key, Participation)]) -> Encoded {
     let mut encoded = Encoded::begin();
     for (key, found) in rows {
         let ((project, user), experiment) = key;
@@ -220,14 +256,17 @@ async fn copy_participations(connection: &mut PgConnection, rows: &[(Key, Partic
         encoded.value(found.first_conversion.map_or(Value::Null, Value::Timestamp));
         encoded.value(Value::Boolean(found.converted_within_window));
     }
-    let statement = "COPY user_experiment_participation (
-                         project_id, user_id, experiment_id, id, variant_id, first_exposure_date, first_impression_id,
-                         total_impressions, variants_seen, has_converted, first_conversion_date, conversion_within_window)
-                     FROM STDIN (FORMAT BINARY)";
-    copy(connection, statement, encoded).await
+    encoded
 }
 
-async fn copy_attributions(connection: &mut PgConnection, rows: &[(Key, ConversionId, Attribution)]) -> Result<(), sqlx::Error> {
+const COPY_ATTRIBUTIONS: &str = "
+    COPY conversion_attribution (
+        project_id, user_id, experiment_id, id, conversion_id, conversion_claimed_at, conversion_time, conversion_type, variant_id,
+        attribution_method, attribution_confidence, time_to_conversion_hours, conversion_value_attributed, currency)
+    FROM STDIN (FORMAT BINARY)";
+
+/// As [`COPY_ATTRIBUTIONS`] takes them.
+fn encode_attributions(rows: &[(Key, ConversionId, Attribution)]) -> Encoded {
     let mut encoded = Encoded::begin();
     for (key, conversion, found) in rows {
         let ((project, user), experiment) = key;
@@ -247,12 +286,29 @@ async fn copy_attributions(connection: &mut PgConnection, rows: &[(Key, Conversi
         encoded.value(found.value.map_or(Value::Null, Value::Money));
         encoded.value(found.currency.as_deref().map_or(Value::Null, Value::Text));
     }
-    let statement = "COPY conversion_attribution (
-                         project_id, user_id, experiment_id, id, conversion_id, conversion_claimed_at, conversion_time,
-                         conversion_type, variant_id, attribution_method, attribution_confidence, time_to_conversion_hours,
-                         conversion_value_attributed, currency)
-                     FROM STDIN (FORMAT BINARY)";
-    copy(connection, statement, encoded).await
+    encoded
+}
+
+/// Updates the count of impressions alone, and returns of how many rows: a fraction of what an upsert of the whole row takes.
+///
+/// Each row is looked up by its key. The planner's notion of the table is old, as that of facts is, and by it the whole table is read
+/// now and then for a join.
+async fn recount(connection: &mut PgConnection, rows: &[(Key, Participation)]) -> Result<u64, sqlx::Error> {
+    let (projects, users, experiments) = columns(rows.iter().map(|(key, _)| key));
+    sqlx::raw_sql("SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off").execute(&mut *connection).await?;
+    let updated = sqlx::query(
+        "UPDATE user_experiment_participation p SET total_impressions = n.impressions, updated_at = now()
+         FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::bigint[]) AS n (project_id, user_id, experiment_id, impressions)
+         WHERE p.project_id = n.project_id AND p.experiment_id = n.experiment_id AND p.user_id = n.user_id",
+    )
+    .bind(projects)
+    .bind(users)
+    .bind(experiments)
+    .bind(rows.iter().map(|(_, found)| found.impressions).collect::<Vec<_>>())
+    .execute(&mut *connection)
+    .await?;
+    sqlx::raw_sql("SET LOCAL enable_hashjoin = on; SET LOCAL enable_mergejoin = on").execute(connection).await?;
+    Ok(updated.rows_affected())
 }
 
 async fn write_participations(connection: &mut PgConnection, rows: &[(Key, Participation)]) -> Result<(), sqlx::Error> {

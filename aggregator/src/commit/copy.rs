@@ -38,28 +38,39 @@ pub(crate) async fn send(connection: &mut PgConnection, rows: &[StagedRow<'_>]) 
     let mut bytes = Encoded::begin();
     for row in rows {
         bytes.staged(row);
-        if bytes.0.len() >= Encoded::CHUNK_BYTES {
-            copy.send(bytes.0.as_slice()).await?;
-            bytes.0.clear();
+        for chunk in bytes.full.drain(..) {
+            copy.send(chunk).await?;
         }
     }
-    copy.send(bytes.end().as_slice()).await?;
+    for chunk in bytes.end() {
+        copy.send(chunk).await?;
+    }
     copy.finish().await?;
     Ok(())
 }
 
-/// Rows as binary COPY has them: the number of columns, then each value with its length, -1 for null.
-pub(crate) struct Encoded(Vec<u8>);
+/// Rows as binary COPY has them: the number of columns, then each value with its length, -1 for null. In chunks, each a message of its own:
+/// Postgres holds a message whole before it reads its first row.
+pub(crate) struct Encoded {
+    full: Vec<Vec<u8>>,
+    last: Vec<u8>,
+}
 
 impl Encoded {
-    const CHUNK_BYTES: usize = 1 << 20;
+    const CHUNK_BYTES: usize = 64 * 1024;
+    /// Room for the row that fills a chunk; a longer one makes it grow.
+    const ROW_BYTES: usize = 4 * 1024;
 
     /// Begins without rows.
     pub(crate) fn begin() -> Self {
-        let mut buffer = Vec::with_capacity(Self::CHUNK_BYTES + 64 * 1024);
-        buffer.extend_from_slice(b"PGCOPY\n\xff\r\n\0");
-        buffer.extend_from_slice(&[0; 8]); // no flags, no extension
-        Encoded(buffer)
+        let mut last = Self::chunk();
+        last.extend_from_slice(b"PGCOPY\n\xff\r\n\0");
+        last.extend_from_slice(&[0; 8]); // no flags, no extension
+        Encoded { full: Vec::new(), last }
+    }
+
+    fn chunk() -> Vec<u8> {
+        Vec::with_capacity(Self::CHUNK_BYTES + Self::ROW_BYTES)
     }
 
     /// Adds a row of its fact table's columns.
@@ -90,13 +101,16 @@ impl Encoded {
 
     /// Begins a row of so many columns.
     pub(crate) fn columns(&mut self, count: usize) {
-        self.0.extend_from_slice(&(count as i16).to_be_bytes());
+        if self.last.len() >= Self::CHUNK_BYTES {
+            self.full.push(std::mem::replace(&mut self.last, Self::chunk()));
+        }
+        self.last.extend_from_slice(&(count as i16).to_be_bytes());
     }
 
     /// Adds a value: its length and its bytes, or -1.
     pub(crate) fn value(&mut self, value: Value<'_>) {
         match value {
-            Value::Null => self.0.extend_from_slice(&(-1i32).to_be_bytes()),
+            Value::Null => self.last.extend_from_slice(&(-1i32).to_be_bytes()),
             Value::Uuid(id) => self.bytes(id.as_bytes()),
             Value::Text(text) => self.bytes(text.as_bytes()),
             Value::Timestamp(time) => self.bytes(&Timestamp(time).to_bytes()),
@@ -112,9 +126,9 @@ impl Encoded {
     pub(crate) fn uuids<'a>(&mut self, ids: impl ExactSizeIterator<Item = &'a Uuid>) {
         const UUID_OID: i32 = 2950;
         let length = ids.len() as i32;
-        self.0.extend_from_slice(&(20 + 20 * length).to_be_bytes());
+        self.last.extend_from_slice(&(20 + 20 * length).to_be_bytes());
         for word in [1, 0, UUID_OID, length, 1] {
-            self.0.extend_from_slice(&word.to_be_bytes());
+            self.last.extend_from_slice(&word.to_be_bytes());
         }
         for id in ids {
             self.bytes(id.as_bytes());
@@ -122,16 +136,16 @@ impl Encoded {
     }
 
     fn bytes(&mut self, bytes: &[u8]) {
-        self.0.extend_from_slice(&(bytes.len() as i32).to_be_bytes());
-        self.0.extend_from_slice(bytes);
+        self.last.extend_from_slice(&(bytes.len() as i32).to_be_bytes());
+        self.last.extend_from_slice(bytes);
     }
 
     /// One byte of version, then the text.
     fn json(&mut self, object: &JsonObject) {
         let text = object.get().as_bytes();
-        self.0.extend_from_slice(&(text.len() as i32 + 1).to_be_bytes());
-        self.0.push(1);
-        self.0.extend_from_slice(text);
+        self.last.extend_from_slice(&(text.len() as i32 + 1).to_be_bytes());
+        self.last.push(1);
+        self.last.extend_from_slice(text);
     }
 
     /// Digits to the base 10,000, most significant first: their number, the weight of the first, the sign, the number
@@ -146,20 +160,21 @@ impl Encoded {
         let leading = digits.iter().take_while(|digit| **digit == 0).count();
         let digits = &digits[leading..];
         let sign: u16 = if value.millionths() < 0 { 0x4000 } else { 0 };
-        self.0.extend_from_slice(&(8 + 2 * digits.len() as i32).to_be_bytes());
-        self.0.extend_from_slice(&(digits.len() as i16).to_be_bytes());
-        self.0.extend_from_slice(&(digits.len() as i16 - 3).to_be_bytes());
-        self.0.extend_from_slice(&sign.to_be_bytes());
-        self.0.extend_from_slice(&6u16.to_be_bytes());
+        self.last.extend_from_slice(&(8 + 2 * digits.len() as i32).to_be_bytes());
+        self.last.extend_from_slice(&(digits.len() as i16).to_be_bytes());
+        self.last.extend_from_slice(&(digits.len() as i16 - 3).to_be_bytes());
+        self.last.extend_from_slice(&sign.to_be_bytes());
+        self.last.extend_from_slice(&6u16.to_be_bytes());
         for digit in digits {
-            self.0.extend_from_slice(&digit.to_be_bytes());
+            self.last.extend_from_slice(&digit.to_be_bytes());
         }
     }
 
-    /// Ends, and returns the bytes.
-    pub(crate) fn end(mut self) -> Vec<u8> {
-        self.0.extend_from_slice(&(-1i16).to_be_bytes());
-        self.0
+    /// Ends, and returns the chunks that were not taken.
+    pub(crate) fn end(mut self) -> Vec<Vec<u8>> {
+        self.last.extend_from_slice(&(-1i16).to_be_bytes());
+        self.full.push(self.last);
+        self.full
     }
 }
 

@@ -58,6 +58,24 @@ pub(crate) struct Participation {
     pub converted_within_window: bool,
 }
 
+impl Participation {
+    /// Returns whether both differ in their counts of impressions at most.
+    pub(crate) fn is_same_but_for_count(&self, other: &Participation) -> bool {
+        let Participation {
+            variant,
+            first_time,
+            first_id,
+            impressions: _,
+            variants_seen,
+            first_conversion,
+            converted_within_window,
+        } = self;
+        (variant, first_time, first_id) == (&other.variant, &other.first_time, &other.first_id)
+            && variants_seen == &other.variants_seen
+            && (first_conversion, converted_within_window) == (&other.first_conversion, &other.converted_within_window)
+    }
+}
+
 /// A conversion's row in `conversion_attribution`, without its key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Attribution {

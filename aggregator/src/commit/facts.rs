@@ -64,7 +64,7 @@ pub(crate) fn split<'a>(rows: &[StagedRow<'a>], inserted: &BTreeSet<(u32, u64)>)
 pub(crate) struct EncodedTable {
     statement: &'static str,
     rows: u64,
-    bytes: Vec<u8>,
+    chunks: Vec<Vec<u8>>,
 }
 
 /// Encodes rows for their tables, if they may go there straight: none is known by its id alone, and no identity is twice
@@ -86,7 +86,7 @@ pub(crate) fn encode(rows: &[StagedRow<'_>]) -> Option<Vec<EncodedTable>> {
         for row in &of_kind {
             bytes.row(row);
         }
-        tables.push(EncodedTable { statement: &table.copy, rows: of_kind.len() as u64, bytes: bytes.end() });
+        tables.push(EncodedTable { statement: &table.copy, rows: of_kind.len() as u64, chunks: bytes.end() });
     }
     Some(tables)
 }
@@ -95,7 +95,9 @@ pub(crate) fn encode(rows: &[StagedRow<'_>]) -> Option<Vec<EncodedTable>> {
 pub(crate) async fn copy(connection: &mut PgConnection, tables: &[EncodedTable]) -> Result<(), CommitError> {
     for table in tables {
         let mut copy = connection.copy_in_raw(table.statement).await?;
-        copy.send(table.bytes.as_slice()).await?;
+        for chunk in &table.chunks {
+            copy.send(chunk.as_slice()).await?;
+        }
         let copied = copy.finish().await?;
         if copied != table.rows {
             return Err(CommitError::Staging { staged: copied as i64, sent: table.rows as usize });

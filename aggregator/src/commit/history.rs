@@ -113,6 +113,19 @@ impl<T> Rows<T> {
         self.stored = self.rows.len();
     }
 
+    /// Adds a row of the commit. Most users have few rows, and their lists are to take no more room than that.
+    fn push(&mut self, row: T) {
+        if self.rows.len() < 8 {
+            self.rows.reserve_exact(1);
+        }
+        self.rows.push(row);
+    }
+
+    /// The rows of the commit are not stored after all.
+    fn take_back(&mut self) {
+        self.rows.truncate(self.stored);
+    }
+
     /// The rows of the commit are stored now. The list takes no more than it needs.
     fn settle(&mut self) {
         self.stored = self.rows.len();
@@ -251,7 +264,7 @@ impl Histories {
                 }
             }
             match (event.kind(), row.ids.experiment, row.ids.variant) {
-                (Kind::Conversion, experiment, _) => history.conversions.rows.push(Conversion {
+                (Kind::Conversion, experiment, _) => history.conversions.push(Conversion {
                     id: event.event_id.0,
                     claimed_at: event.claimed_at,
                     event_time: event.event_time,
@@ -262,7 +275,7 @@ impl Histories {
                     currency: event.currency.clone(),
                 }),
                 (Kind::Impression, Some(experiment), Some(variant)) if exposed::may_expose(row) => {
-                    history.exposures_of(experiment).rows.push(exposure(variant));
+                    history.exposures_of(experiment).push(exposure(variant));
                 }
                 _ => {}
             }
@@ -282,6 +295,11 @@ impl Histories {
     /// Returns what a user did.
     pub(crate) fn get(&self, user: &User) -> Option<&History> {
         self.users.get(user)
+    }
+
+    /// The rows that were added are not stored after all.
+    pub(crate) fn take_back(&mut self) {
+        self.users.values_mut().for_each(History::take_back);
     }
 
     /// The rows that were added are stored now.
@@ -347,6 +365,7 @@ impl History {
         let place = match self.exposures.binary_search_by_key(&experiment, |(experiment, _)| *experiment) {
             Ok(place) => place,
             Err(place) => {
+                self.exposures.reserve_exact(1); // one or two, as a rule
                 self.exposures.insert(place, (experiment, Rows::default()));
                 place
             }
@@ -387,6 +406,17 @@ impl History {
             Some(mark) if mark.rows_max < rows_max || self.exposed().any(|new| !mark.experiments.contains(&new)) => None,
             Some(_) => Some(History { mark: self.mark, ..History::default() }),
         }
+    }
+
+    fn take_back(&mut self) {
+        self.exposures.iter_mut().for_each(|(_, exposures)| exposures.take_back());
+        self.exposures.retain(|(_, exposures)| exposures.stored > 0);
+        self.defined.iter_mut().for_each(|(_, defined)| {
+            defined.looked_at.1 = defined.looked_at.0;
+            defined.exposures.take_back();
+        });
+        self.defined.retain(|(_, defined)| defined.looked_at.0 > 0);
+        self.conversions.take_back();
     }
 
     fn settle(&mut self, rows_max: usize) {

@@ -15,7 +15,7 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use crate::commit::StagedRow;
-use crate::commit::changes::{Changes, NewRows, read_derived};
+use crate::commit::changes::{Changes, NewRows, Prepared, read_derived};
 use crate::commit::derive::{Conversion, ConversionId, Derived};
 use crate::commit::history::{Histories, User};
 use crate::commit::over_active::{self, Marks, Verdict};
@@ -31,6 +31,18 @@ pub(crate) struct Followed {
     pub over_active: u64,
 }
 
+/// What new facts change in both tables.
+pub(crate) struct Pending {
+    changes: Prepared,
+    marks: Marks,
+    listed: BTreeSet<(Uuid, Uuid, Uuid)>,
+    marked: BTreeSet<(Uuid, Uuid)>,
+    followed: Followed,
+}
+
+/// Users are derived so many at a time, and then others of this task go on: a COPY whose bytes are to be sent waits no longer.
+const DERIVED_AT_ONCE: usize = 200;
+
 /// Brings both tables up to date with new facts, and adds these to `histories`, which was read before they were stored, for at least their
 /// users.
 pub(crate) async fn update(
@@ -40,14 +52,28 @@ pub(crate) async fn update(
     new: &[StagedRow<'_>],
     new_rows: NewRows,
 ) -> Result<Followed, sqlx::Error> {
-    let exposures_of = |project| catalogue.exposures(project);
-    histories.add(new, &exposures_of);
+    histories.add(new, &|project| catalogue.exposures(project));
+    let left = listed_for_good(connection, catalogue, histories).await?;
+    let pending = derive(catalogue, histories, &left, new_rows).await;
+    write(connection, catalogue, histories.rows_max, pending).await
+}
+
+/// Derives what changes with the new facts in `histories`. Asks nothing of the database, so that it can run while Postgres stores them.
+/// `left` are the users of [`listed_for_good`].
+pub(crate) async fn derive(
+    catalogue: &Catalogue,
+    histories: &Histories,
+    left: &BTreeSet<(Uuid, Uuid, Uuid)>,
+    new_rows: NewRows,
+) -> Pending {
     let mut changes = Changes::default();
     let mut followed = Followed::default();
     let mut marks = Marks::default();
     let (mut listed, mut marked) = (BTreeSet::new(), BTreeSet::new());
-    let left = listed_for_good(connection, catalogue, histories).await?;
-    for (user, history) in histories.iter() {
+    for (number, (user, history)) in histories.iter().enumerate() {
+        if number % DERIVED_AT_ONCE == DERIVED_AT_ONCE - 1 {
+            tokio::task::yield_now().await;
+        }
         let verdict = marks.judge(user, history, histories.rows_max);
         let mut attributed: BTreeSet<ConversionId> = BTreeSet::new();
         for experiment in history.experiments().filter(|_| verdict != Verdict::LeftOut) {
@@ -76,10 +102,21 @@ pub(crate) async fn update(
         let is_left = |conversion: &&Conversion| !attributed.contains(&conversion.identity());
         followed.unattributed += history.new_conversions().iter().filter(is_left).count() as u64;
     }
-    changes.write(connection, new_rows).await?;
-    for (project, user) in marks.write(connection, histories.rows_max).await? {
+    Pending { changes: changes.prepare(new_rows), marks, listed, marked, followed }
+}
+
+/// Writes it, once the facts are stored.
+pub(crate) async fn write(
+    connection: &mut PgConnection,
+    catalogue: &Catalogue,
+    rows_max: usize,
+    pending: Pending,
+) -> Result<Followed, sqlx::Error> {
+    let Pending { changes, mut marks, mut listed, mut marked, mut followed } = pending;
+    changes.write(connection).await?;
+    for (project, user) in marks.write(connection, rows_max).await? {
         followed.over_active += 1;
-        tracing::warn!(%project, %user, rows_max = histories.rows_max, "a user has more rows than take part in experiments, and is left out");
+        tracing::warn!(%project, %user, rows_max, "a user has more rows than take part in experiments, and is left out");
     }
     for (user, experiment) in marks.behind {
         // A recomputation that goes on may have passed the user under the limit of before.
@@ -115,7 +152,7 @@ pub(crate) async fn mark(connection: &mut PgConnection, experiments: &BTreeSet<(
 
 /// Returns which users are on closed lists, by project, experiment and user, and keeps them there until the commit: the recomputation then sees
 /// its facts. Waits for one that is computing some of them; whom it has computed is not on the list any more. In order, as [`list`].
-async fn listed_for_good(
+pub(crate) async fn listed_for_good(
     connection: &mut PgConnection,
     catalogue: &Catalogue,
     histories: &Histories,
@@ -182,5 +219,5 @@ pub(crate) async fn follow_users(
             if history.is_over_active(rows_max) { Derived::default() } else { history.after(experiment, rules, rows_max) };
         changes.record(user, experiment, &stored.remove(&user).unwrap_or_default(), after);
     }
-    changes.write(connection, NewRows::Upserted).await
+    changes.prepare(NewRows::Upserted).write(connection).await
 }

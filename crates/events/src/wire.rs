@@ -183,7 +183,9 @@ pub enum DecodeError {
 /// [`DecodeError`]; the bytes are untrusted, other programs may write to a Kafka topic.
 pub fn read(bytes: &[u8]) -> Result<Entry, DecodeError> {
     let bad = |reason: &str| DecodeError::NotAnEvent(serde::de::Error::custom(reason));
-    match serde_json::from_slice::<Read>(bytes) {
+    // Of a text whose bytes are known to be UTF-8 no string is looked at for that again.
+    let parsed = std::str::from_utf8(bytes).map_or_else(|_| serde_json::from_slice::<Read>(bytes), serde_json::from_str);
+    match parsed {
         Ok(Read { v: EVENT, event, .. }) => event.map(Entry::Event).ok_or_else(|| bad("missing field `event`")),
         Ok(Read { v: REJECTED, rejected, .. }) => match rejected {
             Some(rejected) if rejected.is_sound() => Ok(Entry::Rejected(rejected)),

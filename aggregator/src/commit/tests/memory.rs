@@ -372,3 +372,34 @@ async fn derived_rows_that_nobody_expects_are_written_over() {
     case.store(vec![see("8", 9, 7)]).await;
     assert_eq!(case.cache.new_rows, crate::commit::changes::NewRows::Copied);
 }
+
+/// Participation that is gone, though earlier rows give it: it is written whole where its count alone would have changed.
+#[tokio::test]
+async fn participation_that_is_missing_is_written() {
+    let database = database().await;
+    let mut case = Case::new(&database).await;
+    case.store(vec![see("1", 1, 1), see("2", 2, 1), buy("3", 2, 2)]).await;
+    case.execute(&format!("DELETE FROM user_experiment_participation WHERE user_id = '{}'", user(2))).await;
+    case.store(vec![see("4", 1, 7), see("5", 2, 7)]).await;
+    assert_eq!(case.derived().await, case.expected().await);
+}
+
+/// What a batch would have added to the memory goes again if it meets a duplicate: it is not there twice when the batch is stored otherwise.
+#[tokio::test]
+async fn a_batch_with_a_duplicate_leaves_nothing_in_the_memory() {
+    let database = database().await;
+    let mut case = Case::new(&database).await;
+    case.cache.memory = Memory::new(1 << 20, 1);
+    case.store(vec![see("1", 1, 1), see("2", 2, 1)]).await;
+    case.store(vec![see("3", 1, 2), see("4", 2, 2)]).await;
+    case.counts();
+    let drafts = vec![see("1", 1, 1), see("5", 1, 3), buy("6", 1, 4), see("7", 2, 3), see("8", 3, 3)];
+    let stored = case.store(drafts).await;
+    assert_eq!((stored.inserted.values().sum::<u64>(), stored.duplicates), (4, 1));
+    // Two of the users were known, and all three are when the batch begins anew.
+    let found = case.counts();
+    assert_eq!((found.known, found.read, found.different), (5, 1, 0));
+    case.store(vec![see("9", 1, 5), see("10", 3, 5)]).await;
+    assert_eq!(case.counts().different, 0);
+    assert_eq!(case.derived().await, case.expected().await);
+}
